@@ -1,0 +1,1 @@
+"""pixellm: answers about pictures in which every object named carries its mask (PixelLM)."""

@@ -1,0 +1,46 @@
+"""What a drawn scene is: a picture, and every object in it with its exact visible mask.
+
+The drawing writes it, the question writer reads it. It knows nothing of how either is done.
+Frame: pixels of the picture, origin top left, x to the right, y down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixellm.types import RLE
+
+
+@dataclass(frozen=True, slots=True)
+class SceneObject:
+    """One sticker in the picture.
+
+    Attributes:
+        concept: key of its row in the concept table.
+        mask: the visible part.
+        box: (x, y, width, height) of the visible part, in pixels.
+        area: visible pixels.
+        center: (x, y) centroid of the visible part, in pixels.
+    """
+
+    concept: str
+    mask: RLE
+    box: tuple[int, int, int, int]
+    area: int
+    center: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A picture, (H, W, 3) uint8 RGB, and its objects, back to front."""
+
+    image: NDArray[np.uint8]
+    objects: tuple[SceneObject, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.image.shape[0], self.image.shape[1]

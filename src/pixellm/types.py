@@ -1,0 +1,152 @@
+"""The contracts that data passes through: Sample in, Prediction out.
+
+Plain frozen dataclasses over NumPy and the standard library. This module knows nothing of
+models, tokenizers, files or tensors. Every dataset yields :class:`Sample`, the MUSE generator
+writes it, the evaluator scores it; every engine answers with :class:`Prediction`.
+
+Frames: masks, boxes and areas are in pixels of the original picture, sizes are
+``(height, width)``, boxes ``(x, y, width, height)`` with the origin in the top left corner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+SEG_MARK = "{seg}"
+"""Stands in an answer's text right behind each phrase that carries a mask."""
+
+BoolMask = NDArray[np.bool_]
+
+
+class RLE(TypedDict):
+    """A mask as COCO compressed run lengths: ``size`` is [height, width], ``counts`` ASCII."""
+
+    size: list[int]
+    counts: str
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One object of a picture.
+
+    Attributes:
+        name: what the object is called, for people and for the auxiliary class loss.
+        mask: its mask over the original picture.
+        ignore: optional second mask of pixels that a score leaves out (ReasonSeg).
+    """
+
+    name: str
+    mask: RLE
+    ignore: RLE | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question with its answer.
+
+    Attributes:
+        question: as a person types it.
+        answer: the text, with exactly one ``{seg}`` behind the phrase of each target.
+        targets: the objects, in the order of their ``{seg}``.
+        kind: a free label for reports, such as "use" or "left_right".
+
+    Raises:
+        ValueError: the question is empty, or the marks and the targets differ in number.
+    """
+
+    question: str
+    answer: str
+    targets: tuple[Target, ...] = ()
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.question.strip():
+            raise ValueError("A turn needs a question; this one is empty.")
+        marks = self.answer.count(SEG_MARK)
+        if marks != len(self.targets):
+            raise ValueError(
+                f"The answer holds {marks} {SEG_MARK} marks but the turn has "
+                f"{len(self.targets)} targets: {self.answer!r}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One dialogue about one picture: what every dataset yields.
+
+    Attributes:
+        image: path of the picture, or its pixels as (H, W, 3) uint8 RGB.
+        size: (height, width) of the picture in pixels.
+        turns: at least one; later turns may refer to earlier ones.
+        id: names the sample in logs and reports.
+        objects: everything annotated in the picture, asked for or not; () where unknown.
+
+    Raises:
+        ValueError: no turns, a size that is not positive, or a mask of another size.
+    """
+
+    image: Path | NDArray[np.uint8]
+    size: tuple[int, int]
+    turns: tuple[Turn, ...]
+    id: str = ""
+    objects: tuple[Target, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.turns:
+            raise ValueError(f"Sample {self.id!r} has no turns.")
+        if min(self.size) < 1:
+            raise ValueError(f"Sample {self.id!r} has size {self.size}; both sides must be >= 1.")
+        for target in self.all_targets():
+            if tuple(target.mask["size"]) != tuple(self.size):
+                raise ValueError(
+                    f"Sample {self.id!r}: the mask of {target.name!r} is "
+                    f"{tuple(target.mask['size'])}, the picture {tuple(self.size)}."
+                )
+
+    def all_targets(self) -> Iterator[Target]:
+        """Every target of every turn, in order, then the other annotated objects."""
+        for turn in self.turns:
+            yield from turn.targets
+        yield from self.objects
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One mask of an answer.
+
+    Attributes:
+        label: the phrase that the mask grounds, ``text[span[0]:span[1]]``.
+        mask: (H, W) bool over the original picture.
+        score: mean probability over the mask's pixels, 0 for an empty mask.
+        span: [start, end) of the phrase in the answer's text, in characters.
+    """
+
+    label: str
+    mask: BoolMask
+    score: float
+    span: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """An answer: text without special tokens, and its segments in order of mention.
+
+    Attributes:
+        text: the answer.
+        segments: one per complete codebook group.
+        question: the question, as typed.
+        size: (height, width) of the original picture.
+        info: figures of the run (tokens, seconds), for reports; never part of the answer.
+    """
+
+    text: str
+    segments: tuple[Segment, ...]
+    question: str
+    size: tuple[int, int]
+    info: dict[str, Any] = field(default_factory=dict, compare=False)
