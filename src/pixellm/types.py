@@ -150,3 +150,26 @@ class Prediction:
     question: str
     size: tuple[int, int]
     info: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """One question to an engine: what :class:`Prediction` answers.
+
+    Attributes:
+        image: path of the picture, or its pixels as (H, W, 3) uint8 RGB; requests about the same
+            picture may share the object, so that an engine can encode it once.
+        question: as a person types it.
+        history: the earlier (question, answer text) pairs of the dialogue, oldest first.
+
+    Raises:
+        ValueError: the question is empty.
+    """
+
+    image: Path | NDArray[np.uint8]
+    question: str
+    history: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.question.strip():
+            raise ValueError("A request needs a question; this one is empty.")
