@@ -1,0 +1,310 @@
+"""Masks as pixels, run lengths and polygons; boxes; overlap; the geometry of the letterbox.
+
+NumPy and pycocotools only. This module knows nothing of models, tensors, files or colours.
+
+Frames: a mask is (H, W) bool, sizes are ``(height, width)``. Points are ``(x, y)`` in continuous
+pixel coordinates: pixel ``i`` covers ``[i, i + 1)``, its centre lies at ``i + 0.5``. Boxes are
+``(x, y, width, height)`` with the origin in the top left corner.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pycocotools import mask as coco_mask
+
+from pixellm.types import RLE, BoolMask
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+# Five bits a character, "0".."O" ends a number, "P".."o" says that it goes on.
+_COMPRESSED_COUNTS = re.compile(r"(?:[P-o]{0,6}[0-O])+")
+_FARTHEST_COORDINATE = 1e6
+_PIXELS_AT_ONCE = 1 << 20
+
+
+def encode_mask(mask: BoolMask) -> RLE:
+    """Compress a mask to COCO run lengths.
+
+    Args:
+        mask: (H, W) bool, both sides at least 1.
+
+    Returns:
+        ``size`` [H, W] and ``counts`` as ASCII text.
+
+    Raises:
+        ValueError: the array is not a two-dimensional bool mask, or is empty.
+    """
+    if mask.dtype != np.bool_ or mask.ndim != 2 or mask.size == 0:
+        raise ValueError(
+            f"A mask is a non-empty (H, W) bool array, but this one is {mask.shape} {mask.dtype}; "
+            "threshold it first."
+        )
+    encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return _to_text(encoded)
+
+
+def decode_mask(rle: RLE | Mapping[str, Any]) -> BoolMask:
+    """Expand COCO run lengths, compressed (text or bytes) or not (a list of numbers).
+
+    Returns:
+        (H, W) bool, C-contiguous.
+
+    Raises:
+        ValueError: a key is missing, or the run lengths are malformed or don't fill the picture.
+    """
+    (height, width), runs = _checked_runs(rle)
+    columns = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height)
+    return np.ascontiguousarray(columns.T)
+
+
+def polygons_to_mask(polygons: Sequence[Sequence[float]], size: Size) -> BoolMask:
+    """Fill the union of polygons, as COCO does it.
+
+    Args:
+        polygons: each ``[x0, y0, x1, y1, ...]`` in pixels; those of fewer than three points
+            have no area and are skipped.
+        size: (height, width) of the picture.
+
+    Returns:
+        (H, W) bool; parts outside the picture are cut off.
+
+    Raises:
+        ValueError: an odd number of coordinates, or one that is not a finite, sane number.
+    """
+    return decode_mask(_polygons_to_rle(polygons, size))
+
+
+def segmentation_to_rle(segmentation: Sequence[Any] | Mapping[str, Any], size: Size) -> RLE:
+    """Bring any COCO ``segmentation`` into the one form used here.
+
+    Args:
+        segmentation: a list of polygons, or run lengths, compressed or not.
+        size: (height, width) of the picture.
+
+    Returns:
+        Compressed run lengths of exactly ``size``.
+
+    Raises:
+        ValueError: malformed, or run lengths of another size.
+    """
+    if not isinstance(segmentation, Mapping):
+        return _polygons_to_rle(segmentation, size)
+    own_size, runs = _checked_runs(segmentation)
+    if own_size != tuple(size):
+        raise ValueError(
+            f"The mask is {own_size} but its picture is {tuple(size)} (height, width); "
+            "fix the annotation."
+        )
+    uncompressed = {"size": list(own_size), "counts": runs.tolist()}
+    return _to_text(coco_mask.frPyObjects(uncompressed, *own_size))
+
+
+def mask_to_box(mask: BoolMask) -> tuple[int, int, int, int]:
+    """The tight box ``(x, y, width, height)`` around a mask; all zeros for an empty mask."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
+        return (0, 0, 0, 0)
+    x, y = int(columns[0]), int(rows[0])
+    return (x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1)
+
+
+def mask_iou(first: BoolMask, second: BoolMask) -> float:
+    """Intersection over union of two (H, W) masks; two empty masks agree, which is 1.
+
+    Raises:
+        ValueError: the masks differ in size.
+    """
+    return float(pairwise_iou(first[None], second[None])[0, 0])
+
+
+def pairwise_iou(predictions: BoolMask, truths: BoolMask) -> NDArray[np.float64]:
+    """Intersection over union of every prediction with every truth.
+
+    Args:
+        predictions: (P, H, W) bool.
+        truths: (G, H, W) bool.
+
+    Returns:
+        (P, G) float64 in 0..1; 1 where both masks are empty.
+
+    Raises:
+        ValueError: the masks differ in size.
+    """
+    if predictions.shape[1:] != truths.shape[1:]:
+        raise ValueError(
+            f"Masks of {predictions.shape[1:]} and {truths.shape[1:]} can't be compared; "
+            "bring both to the size of the picture."
+        )
+    flat_p = predictions.reshape(len(predictions), -1)
+    flat_g = truths.reshape(len(truths), -1)
+    intersection = np.zeros((len(flat_p), len(flat_g)))
+    for start in range(0, flat_p.shape[1], _PIXELS_AT_ONCE):  # float32 counts exactly to 2**24
+        part = slice(start, start + _PIXELS_AT_ONCE)
+        intersection += flat_p[:, part].astype(np.float32) @ flat_g[:, part].astype(np.float32).T
+    union = flat_p.sum(axis=1)[:, None] + flat_g.sum(axis=1)[None] - intersection
+    return np.where(union > 0, intersection / np.maximum(union, 1), 1.0)
+
+
+def resize_mask(mask: BoolMask, size: Size) -> BoolMask:
+    """Resize a mask by the nearest pixel centre.
+
+    Args:
+        mask: (H, W) bool.
+        size: the new (height, width), both at least 1.
+
+    Returns:
+        (height, width) bool.
+    """
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.intp)
+        for new, old in zip(size, mask.shape, strict=True)
+    )
+    return mask[rows[:, None], columns[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Letterbox:
+    """How a picture lies in a square canvas: resized whole, in the top left corner.
+
+    Padding fills the right and the bottom (the release's layout; Ren et al., CVPR 2024).
+
+    Attributes:
+        original: (H, W) of the picture.
+        resized: (h, w) that the picture takes up in the canvas.
+        canvas: (S, S).
+    """
+
+    original: Size
+    resized: Size
+    canvas: Size
+
+    @classmethod
+    def fit(cls, original: Size, canvas_side: int) -> Letterbox:
+        """Scale the long side of a picture to the side of the canvas.
+
+        Raises:
+            ValueError: a side is below 1.
+        """
+        if min(*original, canvas_side) < 1:
+            raise ValueError(f"A picture of {original} can't lie in a canvas of {canvas_side}.")
+        scale = canvas_side / max(original)
+        height, width = (max(1, int(side * scale + 0.5)) for side in original)
+        return cls(original, (height, width), (canvas_side, canvas_side))
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """(x, y) factors from the original to the canvas; they differ by rounding only."""
+        return self.resized[1] / self.original[1], self.resized[0] / self.original[0]
+
+    def points_to_canvas(self, points: ArrayLike) -> NDArray[np.float64]:
+        """(..., 2) points ``(x, y)`` of the original, in the canvas."""
+        return np.asarray(points, dtype=np.float64) * self.scale
+
+    def points_to_original(self, points: ArrayLike) -> NDArray[np.float64]:
+        """(..., 2) points ``(x, y)`` of the canvas, in the original; padding lies beyond it."""
+        return np.asarray(points, dtype=np.float64) / self.scale
+
+    def boxes_to_canvas(self, boxes: ArrayLike) -> NDArray[np.float64]:
+        """(..., 4) boxes ``(x, y, width, height)`` of the original, in the canvas."""
+        return np.asarray(boxes, dtype=np.float64) * (self.scale * 2)
+
+    def boxes_to_original(self, boxes: ArrayLike) -> NDArray[np.float64]:
+        """(..., 4) boxes ``(x, y, width, height)`` of the canvas, in the original."""
+        return np.asarray(boxes, dtype=np.float64) / (self.scale * 2)
+
+    def mask_to_canvas(self, mask: BoolMask) -> BoolMask:
+        """(H, W) mask of the original as (S, S); False in the padding.
+
+        Raises:
+            ValueError: the mask has another size than the original.
+        """
+        self._check_size(mask, self.original)
+        canvas = np.zeros(self.canvas, dtype=np.bool_)
+        canvas[: self.resized[0], : self.resized[1]] = resize_mask(mask, self.resized)
+        return canvas
+
+    def mask_to_original(self, mask: BoolMask) -> BoolMask:
+        """(S, S) mask of the canvas as (H, W); the padding is dropped.
+
+        Raises:
+            ValueError: the mask has another size than the canvas.
+        """
+        self._check_size(mask, self.canvas)
+        return resize_mask(mask[: self.resized[0], : self.resized[1]], self.original)
+
+    @staticmethod
+    def _check_size(mask: BoolMask, size: Size) -> None:
+        if mask.shape != tuple(size):
+            raise ValueError(f"The mask is {mask.shape} where {tuple(size)} is needed.")
+
+
+def _to_text(rle: Mapping[str, Any]) -> RLE:
+    height, width = rle["size"]
+    return {"size": [int(height), int(width)], "counts": rle["counts"].decode("ascii")}
+
+
+def _checked_runs(rle: RLE | Mapping[str, Any]) -> tuple[Size, NDArray[np.int64]]:
+    """Size and run lengths, background first, column by column; they fill the picture exactly.
+
+    pycocotools reads past the end of damaged counts and leaves unfilled pixels uninitialised,
+    so nothing unchecked reaches it.
+    """
+    try:
+        (height, width), counts = rle["size"], rle["counts"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            "Run lengths need 'size' [height, width] and 'counts', as in COCO annotations."
+        ) from None
+    if not all(isinstance(side, int | np.integer) and side > 0 for side in (height, width)):
+        raise ValueError(f"The size of a mask is two positive whole numbers, not {rle['size']}.")
+    if isinstance(counts, bytes):
+        counts = counts.decode("ascii", errors="replace")
+    runs = _uncompress(counts) if isinstance(counts, str) else np.asarray(counts)
+    whole = runs.ndim == 1 and runs.size > 0 and np.issubdtype(runs.dtype, np.integer)
+    if not whole or runs.min() < 0 or runs.sum() != height * width:
+        raise ValueError(f"The run lengths of a mask don't fill its {height} x {width} pixels.")
+    return (int(height), int(width)), runs.astype(np.int64)
+
+
+def _uncompress(counts: str) -> NDArray[np.int64]:
+    """COCO's compressed counts as run lengths.
+
+    Numbers are little-endian groups of five bits, the last group signed; from the fourth on,
+    each is the difference to the number two places before.
+    """
+    if not _COMPRESSED_COUNTS.fullmatch(counts):
+        raise ValueError("The compressed run lengths of a mask are damaged; export it again.")
+    groups = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(groups < 32)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    place = 5 * (np.arange(len(groups)) - np.repeat(starts, ends - starts + 1))
+    runs = np.add.reduceat((groups & 31) << place, starts)
+    runs -= np.where(groups[ends] & 16, np.int64(32) << place[ends], 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
+
+
+def _polygons_to_rle(polygons: Sequence[Sequence[float]], size: Size) -> RLE:
+    height, width = size
+    usable = []
+    for polygon in polygons:
+        points = np.asarray(polygon, dtype=np.float64)
+        if points.ndim != 1 or points.size % 2:
+            raise ValueError("A polygon is a flat list [x0, y0, x1, y1, ...] of even length.")
+        # Also catches NaN; pycocotools would take memory in proportion to the coordinates.
+        if not (np.abs(points) < _FARTHEST_COORDINATE).all():
+            raise ValueError("A polygon has coordinates far outside any picture, or not numbers.")
+        if points.size >= 6:  # pycocotools takes four numbers for a box
+            usable.append(points.tolist())
+    if not usable:
+        return encode_mask(np.zeros(size, dtype=np.bool_))
+    return _to_text(coco_mask.merge(coco_mask.frPyObjects(usable, height, width)))
