@@ -1,0 +1,195 @@
+"""The shape of a PixelLM model, as a transformers configuration.
+
+One class describes the 5 M-parameter embedded model and the 13 B one; what the released weights
+do differently from the paper is a named value here, never a branch on where weights came from.
+It knows nothing of files, tokenizers or pictures beyond token ids and sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
+
+TokenFusion = Literal["linear", "mean", "first", "fixed"]
+CodebookStates = Literal["own", "predicting"]
+
+
+def _as_config(value: PreTrainedConfig | dict[str, Any] | None, default: type) -> Any:
+    if value is None:
+        return default()
+    if isinstance(value, dict):
+        values = dict(value)
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    return value
+
+
+class PixelLMConfig(PreTrainedConfig):
+    """Configuration of :class:`PixelLMForConditionalGeneration`.
+
+    Scales are ordered coarse to fine: scale 0 is the paper's scale ``L``, decoded first.
+
+    Args:
+        vision_config: any transformers vision encoder whose hidden states are patch grids or
+            feature maps. CLIP by default.
+        text_config: any Hugging Face causal language model. LLaMA by default.
+        image_size: side of the square canvas in pixels.
+        image_token_id: id of the image placeholder; one placeholder per image token.
+        codebook_token_ids: the ``num_scales * tokens_per_scale`` ids, scale by scale.
+        num_scales: ``L`` of the paper.
+        tokens_per_scale: ``N`` of the paper.
+        vision_depths: index into the encoder's hidden states for each scale; entry 0 also feeds
+            the language model.
+        mask_padding: leave patches of padding out of the encoder's attention keys (needs an
+            encoder that takes an attention mask).
+        freeze_batch_norm: keep the encoder's batch norms in evaluation mode while training.
+        llm_grid: (height, width) of the grid of image tokens in the language model.
+        llm_projector_size: inner width of the projection into the language model; 0 makes it a
+            single linear layer.
+        llm_positions: add a learned position to each image token.
+        shared_projector: one projection into the decoder for all scales, as in the release;
+            otherwise one per scale, needed where scales differ in width.
+        decoder_projector_sizes: [inner, output] widths of the projection into the decoder before
+            the neck; empty where the neck reads the encoder's features directly.
+        neck_top_down: add the upsampled coarser scale to each finer one in the neck.
+        decoder_size: width ``C`` of the pixel decoder.
+        decoder_layers: two-way layers per attention block.
+        decoder_heads: attention heads.
+        decoder_mlp_size: inner width of the blocks' perceptron.
+        decoder_context_tokens: learned query tokens beside the mask token and the target.
+        decoder_upsampling: per scale, by what factor (1 or 2) features grow before attention.
+        decoder_mask_size: channels of the map that the mask is read from.
+        decoder_output_upsampling: number of x2 steps from a block's grid to its mask logits.
+        decoder_similarity: add the direct embedding-feature similarity to each block; absent in
+            converted released models.
+        scale_weights: "learned" keeps gamma on the simplex and trains it, "fixed" keeps the
+            uniform ``1 / L``.
+        token_fusion: "linear" is the paper's phi, "mean" and "first" are baselines, "fixed"
+            multiplies the sum of a scale's tokens by ``fusion_constant``.
+        fusion_constant: see above; the release uses 1/6.
+        codebook_states: "own" reads a codebook token's own hidden state, "predicting" the state
+            of the position before it, as the release does.
+        target_refinement_alpha: alpha of the target refinement loss; 1 switches it off.
+        text_loss_weight: weight of the text cross-entropy.
+        mask_loss_weight: lambda_ref.
+        dice_loss_weight: lambda_dice.
+    """
+
+    model_type = "pixellm"
+    sub_configs: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "vision_config": AutoConfig,
+        "text_config": AutoConfig,
+    }
+
+    def __init__(
+        self,
+        vision_config: PreTrainedConfig | dict[str, Any] | None = None,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        image_size: int = 448,
+        image_token_id: int = 32000,
+        codebook_token_ids: list[int] | None = None,
+        num_scales: int = 2,
+        tokens_per_scale: int = 3,
+        vision_depths: list[int] | None = None,
+        mask_padding: bool = True,
+        freeze_batch_norm: bool = True,
+        llm_grid: list[int] | None = None,
+        llm_projector_size: int = 8192,
+        llm_positions: bool = False,
+        shared_projector: bool = False,
+        decoder_projector_sizes: list[int] | None = None,
+        neck_top_down: bool = False,
+        decoder_size: int = 256,
+        decoder_layers: int = 2,
+        decoder_heads: int = 8,
+        decoder_mlp_size: int = 2048,
+        decoder_context_tokens: int = 4,
+        decoder_upsampling: list[int] | None = None,
+        decoder_mask_size: int = 32,
+        decoder_output_upsampling: int = 1,
+        decoder_similarity: bool = False,
+        scale_weights: Literal["learned", "fixed"] = "learned",
+        token_fusion: TokenFusion = "linear",
+        fusion_constant: float = 1.0,
+        codebook_states: CodebookStates = "own",
+        target_refinement_alpha: float = 2.0,
+        text_loss_weight: float = 1.0,
+        mask_loss_weight: float = 2.0,
+        dice_loss_weight: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        self.vision_config = _as_config(vision_config, CLIPVisionConfig)
+        self.text_config = _as_config(text_config, LlamaConfig)
+        self.image_size = image_size
+        self.image_token_id = image_token_id
+        self.num_scales = num_scales
+        self.tokens_per_scale = tokens_per_scale
+        group = num_scales * tokens_per_scale
+        first = image_token_id + 1
+        self.codebook_token_ids = list(codebook_token_ids or range(first, first + group))
+        self.vision_depths = list(vision_depths or [-2, -11][:num_scales])
+        self.mask_padding = mask_padding
+        self.freeze_batch_norm = freeze_batch_norm
+        self.llm_grid = list(llm_grid or (16, 16))
+        self.llm_projector_size = llm_projector_size
+        self.llm_positions = llm_positions
+        self.shared_projector = shared_projector
+        self.decoder_projector_sizes = list(decoder_projector_sizes or ())
+        self.neck_top_down = neck_top_down
+        self.decoder_size = decoder_size
+        self.decoder_layers = decoder_layers
+        self.decoder_heads = decoder_heads
+        self.decoder_mlp_size = decoder_mlp_size
+        self.decoder_context_tokens = decoder_context_tokens
+        self.decoder_upsampling = list(decoder_upsampling or [1, 2, 2, 2][:num_scales])
+        self.decoder_mask_size = decoder_mask_size
+        self.decoder_output_upsampling = decoder_output_upsampling
+        self.decoder_similarity = decoder_similarity
+        self.scale_weights = scale_weights
+        self.token_fusion = token_fusion
+        self.fusion_constant = fusion_constant
+        self.codebook_states = codebook_states
+        self.target_refinement_alpha = target_refinement_alpha
+        self.text_loss_weight = text_loss_weight
+        self.mask_loss_weight = mask_loss_weight
+        self.dice_loss_weight = dice_loss_weight
+        kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
+        super().__init__(**kwargs)
+        self._check()
+
+    @property
+    def group_size(self) -> int:
+        """Tokens of one codebook group, ``L * N``."""
+        return self.num_scales * self.tokens_per_scale
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Placeholders that one picture takes in the language model."""
+        return self.llm_grid[0] * self.llm_grid[1]
+
+    def _check(self) -> None:
+        """Refuse shapes that cannot work, one sentence a rule."""
+        rules = {
+            f"codebook_token_ids holds {len(self.codebook_token_ids)} ids, but num_scales x "
+            f"tokens_per_scale is {self.group_size}.": len(self.codebook_token_ids)
+            == self.group_size,
+            "codebook_token_ids repeats an id.": len(set(self.codebook_token_ids))
+            == len(self.codebook_token_ids),
+            f"vision_depths holds {len(self.vision_depths)} entries for {self.num_scales} "
+            "scales.": len(self.vision_depths) == self.num_scales,
+            f"decoder_upsampling holds {len(self.decoder_upsampling)} entries for "
+            f"{self.num_scales} scales.": len(self.decoder_upsampling) == self.num_scales,
+            "decoder_upsampling entries must be 1 or 2.": set(self.decoder_upsampling) <= {1, 2},
+            "decoder_projector_sizes must be empty or [inner, output].": len(
+                self.decoder_projector_sizes
+            )
+            in (0, 2),
+            f"decoder_size {self.decoder_size} must be a multiple of 2 x decoder_heads "
+            f"({self.decoder_heads}).": self.decoder_size % (2 * self.decoder_heads) == 0,
+            f"target_refinement_alpha is {self.target_refinement_alpha}; it must be at least 1.": (
+                self.target_refinement_alpha >= 1
+            ),
+        }
+        for message, holds in rules.items():
+            if not holds:
+                raise ValueError(message)

@@ -1,0 +1,504 @@
+"""PixelLM as transformers classes: encode pictures, run the language model, decode masks.
+
+Knows token ids and tensors; it knows no tokenizer, no files and no device. Source: PixelLM,
+section 3. Shape legend: B rows, T tokens, D text width, S image tokens, C decoder width,
+L scales, N tokens per scale, M targets, H W the canvas, h w a grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from pixellm.model.codebook import SegmentationCodebook, find_groups
+from pixellm.model.config import PixelLMConfig
+from pixellm.model.decoder import ChannelNorm, PixelDecoder
+from pixellm.model.losses import dice_loss_sum, target_refinement_loss_sum, text_loss_sum
+from pixellm.model.vision import VisionTower, feature_shapes
+
+
+@dataclass
+class EncodedImages:
+    """What a picture is to the rest of the model; reused over questions and turns.
+
+    Attributes:
+        tokens: (B, S, D) inputs of the language model.
+        features: per scale (B, C, h_l, w_l) inputs of the pixel decoder.
+        deepest: (B, C_v, h_0, w_0) encoder features of scale 0, before any projection.
+    """
+
+    tokens: Tensor
+    features: list[Tensor]
+    deepest: Tensor
+
+    def select(self, rows: Tensor) -> EncodedImages:
+        """The pictures of ``rows`` (R,), in that order, repeats allowed."""
+        return EncodedImages(
+            self.tokens[rows], [f[rows] for f in self.features], self.deepest[rows]
+        )
+
+
+@dataclass
+class PixelLMOutput(ModelOutput):
+    """Output of :class:`PixelLMForConditionalGeneration`.
+
+    Attributes:
+        loss: weighted sum of the parts below, where labels are given.
+        text_loss: summed cross-entropy over the number of labelled tokens.
+        mask_loss: target refinement loss over the number of targets.
+        dice_loss: DICE over the number of targets.
+        logits: (B, T, V); None while training, where only labelled positions are needed.
+        hidden_states: (B, T, D) after the final norm.
+        mask_logits: (M, h, w) in the canvas frame, where ``target_rows`` are given.
+        feature_maps: per scale the encoder's (B, C_l, h_l, w_l) maps.
+        past_key_values: the language model's cache.
+    """
+
+    loss: Tensor | None = None
+    text_loss: Tensor | None = None
+    mask_loss: Tensor | None = None
+    dice_loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: Tensor | None = None
+    mask_logits: Tensor | None = None
+    feature_maps: list[Tensor] | None = None
+    past_key_values: Any = None
+
+
+def packed_attention_mask(attention_mask: Tensor, dialogue_ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """Attention of dialogues that share one picture but not each other.
+
+    A token sees earlier tokens of its own dialogue and of the shared prefix (id 0).
+
+    Args:
+        attention_mask: (B, T), 1 where a token may be attended to.
+        dialogue_ids: (B, T), 0 for the shared prefix.
+        dtype: floating type of the result.
+
+    Returns:
+        Additive (B, 1, T, T) mask.
+    """
+    length = attention_mask.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+    keys, queries = dialogue_ids[:, None, :], dialogue_ids[:, :, None]
+    allowed = causal & ((keys == 0) | (keys == queries)) & attention_mask[:, None, :].bool()
+    allowed |= torch.eye(length, dtype=torch.bool, device=causal.device)
+    bias = torch.zeros(allowed.shape, dtype=dtype, device=causal.device)
+    return bias.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def positions_from_mask(attention_mask: Tensor, num_new: int) -> Tensor:
+    """Position ids (B, num_new) of the last tokens: plain 0, 1, 2, ... from a row's first token.
+
+    Masked image tokens (padding of the canvas) keep their positions, left padding does not count.
+    """
+    starts = attention_mask.bool().int().argmax(1, keepdim=True)
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)[None] - starts
+    return positions.clamp_min(0)[:, -num_new:]
+
+
+class ImageProjector(nn.Module):
+    """``p_{V->T}``: the deepest features, pooled to the language model's grid and projected."""
+
+    def __init__(self, config: PixelLMConfig, vision_size: int) -> None:
+        super().__init__()
+        text_size, inner = config.text_config.hidden_size, config.llm_projector_size
+        self.grid = (config.llm_grid[0], config.llm_grid[1])
+        if inner:
+            self.projection: nn.Module = nn.Sequential(
+                nn.Linear(vision_size, inner), nn.GELU(), nn.Linear(inner, text_size)
+            )
+        else:
+            self.projection = nn.Linear(vision_size, text_size)
+        if config.llm_positions:
+            self.positions = nn.Parameter(torch.randn(config.num_image_tokens, text_size) * 0.02)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C_v, h, w) features to (B, S, D) image tokens, row by row of the grid."""
+        if features.shape[-2:] != self.grid:
+            features = F.interpolate(features, size=self.grid, mode="bilinear")
+        tokens = self.projection(features.flatten(2).transpose(1, 2))
+        return tokens + self.positions if hasattr(self, "positions") else tokens
+
+
+class FeatureProjector(nn.Module):
+    """``p_{V->D}`` and the neck: encoder features of every scale into the decoder's width."""
+
+    def __init__(self, config: PixelLMConfig, vision_sizes: list[int]) -> None:
+        super().__init__()
+        sizes = config.decoder_projector_sizes
+        self.top_down = config.neck_top_down
+        self.shared = config.shared_projector
+        if self.shared and len(set(vision_sizes)) > 1:
+            raise ValueError(f"A shared projector needs scales of one width, not {vision_sizes}.")
+        count = 1 if self.shared else config.num_scales
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.Linear(c, sizes[0]), nn.GELU(), nn.Linear(sizes[0], sizes[1]))
+            if sizes
+            else nn.Identity()
+            for c in vision_sizes[:count]
+        )
+        self.necks = nn.ModuleList(
+            self._build_neck(sizes[1] if sizes else c, config.decoder_size)
+            for c in vision_sizes[:count]
+        )
+
+    @staticmethod
+    def _build_neck(size_in: int, size: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(size_in, size, kernel_size=1, bias=False),
+            ChannelNorm(size, eps=1e-6),
+            nn.Conv2d(size, size, kernel_size=3, padding=1, bias=False),
+            ChannelNorm(size, eps=1e-6),
+        )
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Per scale (B, C_l, h_l, w_l) to (B, C, h_l, w_l)."""
+        features: list[Tensor] = []
+        for scale, feature_map in enumerate(maps):
+            index = 0 if self.shared else scale
+            tokens = self.projections[index](feature_map.permute(0, 2, 3, 1))
+            feature = self.necks[index](tokens.permute(0, 3, 1, 2))
+            if self.top_down and features:
+                feature = feature + F.interpolate(
+                    features[-1], size=feature.shape[-2:], mode="bilinear"
+                )
+            features.append(feature)
+        return features
+
+
+class PixelLMPreTrainedModel(PreTrainedModel):
+    """What every PixelLM class shares with transformers."""
+
+    config_class = PixelLMConfig
+    config: PixelLMConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ("past_key_values",)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise what is PixelLM's own; the parts of transformers know their own rules."""
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.xavier_uniform_(module.weight) if module.weight.ndim == 2 else (
+                nn.init.kaiming_uniform_(module.weight, a=5**0.5)
+            )
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class PixelLMModel(PixelLMPreTrainedModel):
+    """Everything but the language model's head: towers, projections, codebook, decoder."""
+
+    def __init__(self, config: PixelLMConfig) -> None:
+        super().__init__(config)
+        shapes = feature_shapes(config.vision_config, config.image_size, config.vision_depths)
+        channels = [shape[0] for shape in shapes]
+        self.vision_tower = VisionTower(
+            config.vision_config,
+            config.vision_depths,
+            mask_padding=config.mask_padding,
+            freeze_batch_norm=config.freeze_batch_norm,
+        )
+        self.image_projector = ImageProjector(config, channels[0])
+        self.feature_projector = FeatureProjector(config, channels)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.codebook = SegmentationCodebook(config)
+        self.pixel_decoder = PixelDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token table, codebook rows included."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token table."""
+        self.language_model.set_input_embeddings(value)
+
+    def encode_images(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None = None
+    ) -> tuple[EncodedImages, list[Tensor]]:
+        """Encode (B, 3, H, W) canvases with their (B, H, W) bool masks, once per picture.
+
+        Returns:
+            The encoded pictures and the encoder's raw feature maps per scale.
+        """
+        maps = self.vision_tower(pixel_values, pixel_mask)
+        tokens = self.image_projector(maps[0])
+        return EncodedImages(tokens, self.feature_projector(maps), maps[0]), maps
+
+    def embed(self, input_ids: Tensor, image_tokens: Tensor | None) -> Tensor:
+        """Token embeddings (B, T, D), image placeholders filled by one scatter.
+
+        Args:
+            input_ids: (B, T).
+            image_tokens: (B, S, D), one picture per row; None where none is placed.
+
+        Raises:
+            ValueError: the number of placeholders is not the number of image tokens.
+        """
+        embeddings = self.get_input_embeddings()(input_ids)
+        if image_tokens is None:
+            return embeddings
+        placed = input_ids == self.config.image_token_id
+        wanted, found = image_tokens.shape[:2].numel(), int(placed.sum())
+        if wanted != found:
+            raise ValueError(
+                f"The text holds {found} image placeholders, the pictures give {wanted} image "
+                "tokens; build inputs with the model's own processor."
+            )
+        return embeddings.masked_scatter(placed[..., None], image_tokens.to(embeddings.dtype))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        image_tokens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        dialogue_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+    ) -> Any:
+        """Run the language model over (B, T) ids; returns its output, states after the norm."""
+        embeddings = self.embed(input_ids, image_tokens)
+        if attention_mask is None and past_key_values is None:
+            attention_mask = torch.ones_like(input_ids)
+        if position_ids is None and attention_mask is not None:
+            position_ids = positions_from_mask(attention_mask, input_ids.shape[1])
+        if dialogue_ids is not None and attention_mask is not None:
+            attention_mask = packed_attention_mask(attention_mask, dialogue_ids, embeddings.dtype)
+        return self.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+
+
+class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
+    """PixelLM with its language-model head, losses and mask decoding."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: PixelLMConfig) -> None:
+        super().__init__(config)
+        self.model = PixelLMModel(config)
+        text = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token table."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token table."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replace the head."""
+        self.lm_head = value
+
+    def target_embeddings(self, hidden_states: Tensor, rows: Tensor, starts: Tensor) -> Tensor:
+        """Fused embeddings (M, L, C) of the groups that start at ``starts`` (M,) of ``rows``."""
+        states = self.model.codebook.gather_states(hidden_states, rows, starts)
+        return self.model.codebook(states)
+
+    def decode_masks(
+        self, target_embeddings: Tensor, features: list[Tensor], rows: Tensor, chunk: int = 256
+    ) -> Tensor:
+        """Mask logits (M, h, w) of M targets, ``chunk`` at a time to bound memory."""
+        pieces = [
+            self.model.pixel_decoder(t, features, r)
+            for t, r in zip(target_embeddings.split(chunk), rows.split(chunk), strict=True)
+        ]
+        return torch.cat(pieces)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        dialogue_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        target_masks: Tensor | None = None,
+        target_rows: Tensor | None = None,
+        target_answers: Tensor | None = None,
+        num_label_tokens: Tensor | int | None = None,
+        num_targets: Tensor | int | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> PixelLMOutput:
+        """Run the model; with labels, compute the losses of the paper's section 3.
+
+        Args:
+            input_ids: (B, T) ids, one picture's placeholders per row.
+            pixel_values: (B, 3, H, W) canvases; None in steps after the first.
+            pixel_mask: (B, H, W) bool, false in the canvas's padding.
+            attention_mask: (B, T), zero at padding and at image tokens in the canvas's padding.
+            position_ids: (B, T); computed from the mask where None.
+            dialogue_ids: (B, T) for several dialogues about one picture in a row, see
+                :func:`packed_attention_mask`.
+            labels: (B, T) ids to predict, -100 elsewhere, not shifted.
+            target_masks: (M, h, w) 0/1 truth in the canvas frame, in the order of the codebook
+                groups of ``input_ids``.
+            target_rows: (M,) row of each target.
+            target_answers: (M,) id of the answer that each target belongs to.
+            num_label_tokens: divisor of the text loss; this batch's count where None.
+            num_targets: divisor of the mask losses; this batch's count where None.
+            past_key_values: cache of earlier tokens.
+            use_cache: return a cache.
+            **kwargs: only what transformers' generation adds; anything else is an error.
+
+        Raises:
+            TypeError: an unknown argument.
+            ValueError: codebook groups and target masks differ in number.
+        """
+        unknown = set(kwargs) - {"cache_position", "return_dict", "logits_to_keep", "output_attentions", "output_hidden_states"}
+        if unknown:
+            raise TypeError(f"Unknown arguments: {sorted(unknown)}.")
+        encoded, maps = None, None
+        if pixel_values is not None:
+            encoded, maps = self.model.encode_images(pixel_values, pixel_mask)
+        outputs = self.model(
+            input_ids,
+            image_tokens=encoded.tokens if encoded else None,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            dialogue_ids=dialogue_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+        result = PixelLMOutput(
+            hidden_states=outputs.last_hidden_state,
+            feature_maps=maps,
+            past_key_values=outputs.past_key_values,
+        )
+        if labels is None:
+            keep = kwargs.get("logits_to_keep", 0)
+            result.logits = self.lm_head(outputs.last_hidden_state[:, -keep if keep else 0 :])
+            return result
+        return self._add_losses(
+            result, input_ids, encoded, pixel_mask, labels, target_masks, target_rows,
+            target_answers, num_label_tokens, num_targets,
+        )  # fmt: skip
+
+    def _add_losses(
+        self,
+        result: PixelLMOutput,
+        input_ids: Tensor,
+        encoded: EncodedImages | None,
+        pixel_mask: Tensor | None,
+        labels: Tensor,
+        target_masks: Tensor | None,
+        target_rows: Tensor | None,
+        target_answers: Tensor | None,
+        num_label_tokens: Tensor | int | None,
+        num_targets: Tensor | int | None,
+    ) -> PixelLMOutput:
+        """Text loss over labelled positions only, mask losses over all groups in one call."""
+        hidden = result.hidden_states
+        assert hidden is not None
+        labelled = labels[:, 1:] != -100
+        count = num_label_tokens if num_label_tokens is not None else labelled.sum().clamp_min(1)
+        logits = self.lm_head(hidden[:, :-1][labelled])
+        result.text_loss = text_loss_sum(logits, labels[:, 1:][labelled]) / count
+        result.mask_loss = result.dice_loss = result.text_loss.new_zeros(())
+        if target_masks is not None and encoded is not None and len(target_masks):
+            ids = torch.tensor(self.config.codebook_token_ids, device=input_ids.device)
+            rows, starts = find_groups(input_ids, ids)
+            if len(rows) != len(target_masks) or (
+                target_rows is not None and not torch.equal(rows, target_rows)
+            ):
+                raise ValueError(
+                    f"The text holds {len(rows)} codebook groups, the batch {len(target_masks)} "
+                    "target masks; each group needs its mask, in order."
+                )
+            embeddings = self.target_embeddings(hidden, rows, starts)
+            result.mask_logits = self.decode_masks(embeddings, encoded.features, rows)
+            answers = target_answers if target_answers is not None else rows
+            self._add_mask_losses(result, target_masks, answers, rows, pixel_mask, num_targets)
+        config = self.config
+        result.loss = (
+            config.text_loss_weight * result.text_loss
+            + config.mask_loss_weight * result.mask_loss
+            + config.dice_loss_weight * result.dice_loss
+        )
+        return result
+
+    def _add_mask_losses(
+        self,
+        result: PixelLMOutput,
+        target_masks: Tensor,
+        answers: Tensor,
+        rows: Tensor,
+        pixel_mask: Tensor | None,
+        num_targets: Tensor | int | None,
+    ) -> None:
+        """Refinement and DICE losses at the resolution of ``target_masks``."""
+        assert result.mask_logits is not None
+        size = target_masks.shape[-2:]
+        logits = result.mask_logits.float()
+        if logits.shape[-2:] != size:
+            logits = F.interpolate(logits[:, None], size=size, mode="bilinear")[:, 0]
+        logits, targets = logits.flatten(1), target_masks.flatten(1).float()
+        if pixel_mask is None:
+            valid = torch.ones_like(targets)
+        else:
+            shown = F.interpolate(pixel_mask[:, None].float(), size=size, mode="nearest")
+            valid = shown.flatten(1)[rows]
+        count = num_targets if num_targets is not None else len(targets)
+        alpha = self.config.target_refinement_alpha
+        result.mask_loss = (
+            target_refinement_loss_sum(logits, targets, answers, valid, alpha) / count
+        )
+        result.dice_loss = dice_loss_sum(logits, targets, valid) / count
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Inputs of one step of transformers' ``generate``: pictures go in at the first only."""
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        inputs = {
+            "input_ids": input_ids[:, seen:],
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+            "use_cache": kwargs.get("use_cache"),
+        }
+        if seen == 0:
+            inputs.update(pixel_values=pixel_values, pixel_mask=pixel_mask)
+        return inputs
+
+
+def register() -> None:
+    """Make the Auto classes of transformers know PixelLM; safe to call twice."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    AutoConfig.register("pixellm", PixelLMConfig, exist_ok=True)
+    AutoModel.register(PixelLMConfig, PixelLMModel, exist_ok=True)
+    AutoModelForImageTextToText.register(
+        PixelLMConfig, PixelLMForConditionalGeneration, exist_ok=True
+    )
+    AutoModelForCausalLM.register(PixelLMConfig, PixelLMForConditionalGeneration, exist_ok=True)

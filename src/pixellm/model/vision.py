@@ -1,0 +1,138 @@
+"""Pictures to feature maps: a transformers vision encoder read at several depths.
+
+Knows tensors only: no files, no pictures, no normalisation. Shape legend: B rows, T tokens,
+C channels, H W the canvas in pixels, h w a feature grid.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig
+
+
+def resize_position_table(
+    table: Tensor,
+    grid: tuple[int, int],
+    *,
+    layout: Literal["class_first", "class_last"] = "class_first",
+    mode: str = "bicubic",
+) -> Tensor:
+    """Resize a ViT's position table to another patch grid.
+
+    Args:
+        table: (1 + n * n, C), a class row and a square grid of patches.
+        grid: (height, width) of the new grid in patches.
+        layout: where the class row is taken to be. "class_first" is CLIP's own order;
+            "class_last" reads the first n * n rows as the grid, off by one, as the released
+            PixelLM does and as its weights were trained.
+        mode: interpolation, as in ``torch.nn.functional.interpolate``.
+
+    Returns:
+        (1 + height * width, C), with the class row where ``layout`` says.
+
+    Raises:
+        ValueError: the table does not hold a class row and a square grid.
+    """
+    side = round((table.shape[0] - 1) ** 0.5)
+    if side * side + 1 != table.shape[0]:
+        raise ValueError(f"A position table of {table.shape[0]} rows is no class row and square.")
+    first = layout == "class_first"
+    class_row, patches = (table[:1], table[1:]) if first else (table[-1:], table[:-1])
+    if (side, side) != tuple(grid):
+        maps = patches.float().T.reshape(1, -1, side, side)
+        maps = F.interpolate(maps, size=grid, mode=mode, align_corners=False)
+        patches = maps.flatten(2)[0].T.to(table.dtype)
+    return torch.cat([class_row, patches] if first else [patches, class_row])
+
+
+def feature_shapes(
+    vision_config: PreTrainedConfig, image_size: int, depths: list[int]
+) -> list[tuple[int, int, int]]:
+    """(channels, height, width) of the features at each depth, found on meta tensors."""
+    with torch.device("meta"):
+        tower = VisionTower(copy.deepcopy(vision_config), depths, mask_padding=False)
+        maps = tower(torch.zeros(1, 3, image_size, image_size))
+    return [(int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in maps]
+
+
+class VisionTower(nn.Module):
+    """Any transformers vision encoder, read at the depths that the scales need."""
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        depths: list[int],
+        *,
+        mask_padding: bool,
+        freeze_batch_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder = AutoModel.from_config(config)
+        self.depths = depths
+        self.freeze_batch_norm = freeze_batch_norm
+        self.patch_size = getattr(config, "patch_size", None)
+        self.mask_padding = mask_padding and self.patch_size is not None
+        layers = getattr(self.encoder, "encoder", None)
+        if self.mask_padding and "attention_mask" not in inspect.signature(layers.forward).parameters:
+            raise ValueError(
+                f"A {config.model_type} encoder takes no attention mask; set mask_padding to false."
+            )
+
+    def train(self, mode: bool = True) -> VisionTower:
+        """Switch mode; batch norms keep their running statistics where they are frozen."""
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> list[Tensor]:
+        """Encode canvases.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalised pixels.
+            pixel_mask: (B, H, W) bool, false in the padding; None where nothing is padded.
+
+        Returns:
+            One (B, C_l, h_l, w_l) map per depth, coarse scale first.
+        """
+        extra = {}
+        if self.mask_padding and pixel_mask is not None:
+            extra["attention_mask"] = self._key_mask(pixel_values, pixel_mask)
+        pixel_values = pixel_values.to(self.encoder.dtype)
+        output = self.encoder(pixel_values, output_hidden_states=True, return_dict=True, **extra)
+        height, width = pixel_values.shape[-2:]
+        states = output.hidden_states
+        return [self._to_map(states[depth], height, width) for depth in self.depths]
+
+    def _to_map(self, states: Tensor, height: int, width: int) -> Tensor:
+        """(B, T, C) tokens or (B, C, h, w) maps to (B, C, h, w), prefix tokens dropped."""
+        if states.ndim == 4:
+            return states
+        grid = (height // self.patch_size, width // self.patch_size)
+        patches = states[:, states.shape[1] - grid[0] * grid[1] :]
+        return patches.transpose(1, 2).unflatten(2, grid)
+
+    def _key_mask(self, pixel_values: Tensor, pixel_mask: Tensor) -> Tensor:
+        """Additive (B, 1, T, T) attention mask that hides the patches of the padding."""
+        height, width = pixel_values.shape[-2:]
+        grid = (height // self.patch_size, width // self.patch_size)
+        visible = F.interpolate(pixel_mask[:, None].float(), size=grid, mode="nearest")
+        visible = visible.flatten(1) > 0.5
+        num_prefix = self._num_prefix_tokens(grid)
+        visible = F.pad(visible, (num_prefix, 0), value=True)
+        dtype = self.encoder.dtype
+        bias = torch.zeros(visible.shape, dtype=dtype, device=pixel_values.device)
+        bias = bias.masked_fill(~visible, torch.finfo(dtype).min)
+        return bias[:, None, None, :].expand(-1, 1, visible.shape[1], -1)
+
+    def _num_prefix_tokens(self, grid: tuple[int, int]) -> int:
+        embeddings = self.encoder.embeddings
+        return int(embeddings.num_positions) - grid[0] * grid[1]
