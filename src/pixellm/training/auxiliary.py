@@ -1,0 +1,70 @@
+"""The auxiliary patch-class loss: what is where, asked of the vision tower's deepest features.
+
+A linear head on each cell predicts the share of every class in the cell's area. The head belongs
+to training alone and is thrown away afterwards; it knows nothing of text, targets or the model.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IGNORED = -100
+
+
+def count_cell_classes(patch_classes: Tensor, grid: tuple[int, int], num_classes: int) -> Tensor:
+    """Counts the pixels of each class inside every cell of a coarser grid.
+
+    Args:
+        patch_classes: (B, h, w) int64 classes, 0 the background, -100 ignored.
+        grid: (rows, columns) of cells; sides need not divide h and w.
+        num_classes: K, background included.
+
+    Returns:
+        (B, rows, columns, K) float32 counts.
+    """
+    batch, height, width = patch_classes.shape
+    rows, columns = grid
+    device = patch_classes.device
+    row_of = torch.arange(height, device=device) * rows // height
+    column_of = torch.arange(width, device=device) * columns // width
+    cells = row_of[:, None] * columns + column_of
+    offsets = torch.arange(batch, device=device)[:, None, None] * (rows * columns)
+    keys = (offsets + cells) * num_classes + patch_classes
+    counts = torch.bincount(
+        keys[patch_classes != IGNORED], minlength=batch * rows * columns * num_classes
+    )
+    return counts.view(batch, rows, columns, num_classes).float()
+
+
+class PatchClassHead(nn.Module):
+    """Linear classifier on every cell of a feature map.
+
+    Args:
+        channels: C, width of the deepest feature map.
+        num_classes: K, background included.
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.classifier = nn.Linear(channels, num_classes)
+
+    def forward(self, features: Tensor, patch_classes: Tensor) -> Tensor:
+        """Sum over annotated pixels of the cross-entropy of their cell's prediction.
+
+        Equals, cell by cell, the cross-entropy against the class distribution of the cell times
+        its annotated pixels. Divide by the number of annotated pixels.
+
+        Args:
+            features: (B, C, h', w') deepest feature map.
+            patch_classes: (B, h, w) int64 dense classes, 0 background, -100 ignored.
+
+        Returns:
+            Scalar float32 sum.
+        """
+        grid = (features.shape[2], features.shape[3])
+        counts = count_cell_classes(patch_classes, grid, self.num_classes)
+        logits = self.classifier(features.permute(0, 2, 3, 1)).float()
+        return -(counts * F.log_softmax(logits, dim=-1)).sum()

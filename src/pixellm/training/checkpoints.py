@@ -1,0 +1,177 @@
+"""Checkpoints of a run: written aside and renamed, the last few kept, read without unpickling code.
+
+A checkpoint folder `step_00001000` holds `model/` (the standard format, usable on its own),
+`trainer.pt` (exact weights, optimizer, average and random states; tensors and plain values
+only), `state.json` (position in the run) and `config.yaml`. Knows nothing of how a step is made.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(slots=True)
+class TrainState:
+    """Where a run is; together with the recipe this decides all that follows.
+
+    Attributes:
+        step: optimizer steps done in the run.
+        samples: pictures seen in the run, over all processes; position in the data.
+        stage: index of the current stage.
+        stage_step: optimizer steps done in it.
+        stage_end: its last step where `max_minutes` has brought the end forward.
+        stage_seconds: time spent in it.
+    """
+
+    step: int = 0
+    samples: int = 0
+    stage: int = 0
+    stage_step: int = 0
+    stage_end: int | None = None
+    stage_seconds: float = 0.0
+
+    def enter_next_stage(self) -> None:
+        """Moves to the start of the next stage."""
+        self.stage += 1
+        self.stage_step = 0
+        self.stage_end = None
+        self.stage_seconds = 0.0
+
+
+def random_states() -> dict[str, Any]:
+    """States of all random generators, as tensors and plain values."""
+    numpy_state: Any = np.random.get_state(legacy=False)
+    numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": numpy_state,
+        "python": random.getstate(),
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Puts all random generators back to what :func:`random_states` gave."""
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    numpy_state = states["numpy"]
+    numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+    np.random.set_state(numpy_state)
+    random.setstate(states["python"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds torch (all devices), NumPy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def write_checkpoint(
+    folder: Path,
+    state: TrainState,
+    trainer: dict[str, Any],
+    config_yaml: str,
+    save_model: Callable[[Path], None],
+    keep_last: int,
+) -> Path:
+    """Writes one checkpoint and removes those that are too old.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        state: position in the run.
+        trainer: weights, optimizer, average and random states.
+        config_yaml: resolved recipe.
+        save_model: writes the model in the standard format into a folder.
+        keep_last: how many checkpoints stay.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    final = folder / f"step_{state.step:08d}"
+
+    def write(partial: Path) -> None:
+        save_model(partial / "model")
+        torch.save(trainer, partial / "trainer.pt")
+        (partial / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        (partial / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+
+    replace_folder(final, write)
+    for old in list_checkpoints(folder)[:-keep_last]:
+        _remove_folder(old)
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step_*") if (path / "state.json").is_file())
+
+
+def read_checkpoint(path: Path) -> tuple[TrainState, dict[str, Any]]:
+    """Reads what :func:`write_checkpoint` wrote, save the model folder.
+
+    Raises:
+        FileNotFoundError: not a checkpoint.
+        ValueError: a file of it is damaged.
+    """
+    if not (path / "state.json").is_file():
+        raise FileNotFoundError(f"{path} is no checkpoint: it has no state.json.")
+    try:
+        state = TrainState(**json.loads((path / "state.json").read_text(encoding="utf-8")))
+        trainer = torch.load(path / "trainer.pt", map_location="cpu", weights_only=True)
+    except (TypeError, ValueError, RuntimeError, EOFError) as error:
+        raise ValueError(f"Checkpoint {path} is damaged; resume from an older one.") from error
+    return state, trainer
+
+
+def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
+    """Writes a folder aside and renames it into place; leftovers of a killed try are cleared."""
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    if final.exists():
+        _remove_folder(final)
+    partial.replace(final)
+
+
+def _remove_folder(path: Path) -> None:
+    """Renames before removing, so that a kill half-way leaves no broken checkpoint in sight."""
+    doomed = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.replace(doomed)
+    shutil.rmtree(doomed)
+
+
+class RunLog:
+    """The run's JSONL file: one object a line, appended; a resumed run repeats lost steps.
+
+    Where steps repeat after a resume, the later lines count.
+
+    Args:
+        path: file, created with its folder at the first line. A last line that a kill has cut
+            short is dropped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.is_file():
+            whole, newline, _ = path.read_bytes().rpartition(b"\n")
+            with path.open("r+b") as file:
+                file.truncate(len(whole) + len(newline))
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Appends one line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")

@@ -1,0 +1,307 @@
+"""What a training run is: one YAML file, parsed strictly into frozen, documented settings.
+
+Every key of a recipe is a field below, with its meaning under it. Unknown keys fail and name the
+nearest known one. This module knows no tensors: it can be imported, and a recipe checked, before
+any model or data is touched.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, every key known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataSource(Section):
+    """One data set of the mixture."""
+
+    name: str
+    """Which data set: a key of `pixellm.training.stream.DATASETS`."""
+    weight: float = Field(default=1.0, gt=0)
+    """Its share of the samples, relative to the other sources."""
+    args: dict[str, Any] = {}
+    """Passed to the data set's constructor by name."""
+
+
+class LossWeights(Section):
+    """What each loss counts for in a stage; a loss of weight 0 is not computed where possible."""
+
+    text: float = Field(default=1.0, ge=0)
+    """Cross-entropy of the answers' text, per label token."""
+    mask: float = Field(default=2.0, ge=0)
+    """Mask cross-entropy with refinement weights (PAPER.md 3), per target."""
+    dice: float = Field(default=0.5, ge=0)
+    """DICE loss, per target."""
+    patch_class: float = Field(default=0.0, ge=0)
+    """Soft class of every cell of the deepest feature map, per annotated pixel."""
+
+    @property
+    def encoder_only(self) -> bool:
+        """Whether nothing but the vision tower and the auxiliary head is needed."""
+        return self.text == self.mask == self.dice == 0
+
+
+class ParameterRule(Section):
+    """How the parameters whose names match are trained; the first rule that matches counts."""
+
+    pattern: str
+    """Shell pattern over parameter names (`*` spans dots); it also matches a module's name."""
+    learning_rate: float = Field(default=1.0, ge=0)
+    """Multiple of the stage's learning rate."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """Replaces the optimizer's weight decay; matrices only, vectors never decay."""
+    frozen: bool = False
+    """Leave these parameters as they are."""
+
+
+class OptimizerConfig(Section):
+    """The optimizer; defaults are the paper's (PAPER.md 3)."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """`muon` moves the matrices named by `muon_patterns` with Muon and all else with AdamW."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averaging factors."""
+    eps: float = Field(default=1e-8, gt=0)
+    """AdamW's denominator term."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of matrices."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this total norm."""
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Muon's momentum."""
+    muon_patterns: tuple[str, ...] = ("*language_model*.layers.*", "*decoder*")
+    """Two-dimensional weights under these names are Muon's where `kind` is `muon`."""
+    rules: tuple[ParameterRule, ...] = ()
+    """Exceptions by parameter name."""
+
+
+class Stage(Section):
+    """A stretch of the run with its own losses, sizes and schedule, and a fresh optimizer."""
+
+    name: str
+    """For the log."""
+    steps: int = Field(gt=0)
+    """Optimizer steps."""
+    batch_size: int = Field(gt=0)
+    """Pictures per micro-batch and process."""
+    accumulation: int = Field(default=1, gt=0)
+    """Micro-batches per optimizer step."""
+    loss: LossWeights = LossWeights()
+    """Weights of the losses. Text, mask and dice all 0: only the vision tower runs."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(default=100, ge=0)
+    """Steps over which the learning rate rises linearly."""
+    decay_fraction: float = Field(default=1.0, ge=0, le=1)
+    """Last share of the stage over which the rate falls linearly to 0; 1 falls from the start."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of parameter or module names that stay as they are during this stage."""
+    data_args: dict[str, Any] = {}
+    """Replace or add constructor arguments of every data source during this stage."""
+    max_minutes: float | None = Field(default=None, gt=0)
+    """Plan to end within this time: the decay is brought forward. Not reproducible to the bit."""
+
+
+class CollateConfig(Section):
+    """How samples become rows of tokens and masks."""
+
+    mask_size: int = Field(default=128, gt=0)
+    """Side of the square grid over the canvas at which target masks are compared."""
+    max_length: int = Field(default=2048, gt=0)
+    """Longest row in tokens; dialogues are cut at a turn boundary."""
+
+
+class CheckpointConfig(Section):
+    """When the run is saved."""
+
+    every_steps: int = Field(default=500, gt=0)
+    """Steps between checkpoints; one is always written at the end of a stage."""
+    keep_last: int = Field(default=2, gt=0)
+    """Older checkpoints are removed."""
+
+
+class EvaluationConfig(Section):
+    """Evaluation during the run."""
+
+    every_steps: int = Field(default=0, ge=0)
+    """Steps between evaluations; 0 for none."""
+    num_scenes: int = Field(default=100, gt=0)
+    """Samples looked at each time."""
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """Name of the run folder inside `output_dir`."""
+    seed: int = Field(default=0, ge=0)
+    """Seeds initial weights and dropout; data sources take theirs from `args`."""
+    output_dir: Path = Path("runs")
+    """Where run folders live."""
+    model: dict[str, Any]
+    """Either `checkpoint: DIR_OR_ID`, or a new model's parts (see `pixellm.checkpoint.build`)."""
+    data: tuple[DataSource, ...] = Field(min_length=1)
+    """The mixture."""
+    collate: CollateConfig = CollateConfig()
+    """Sizes of a batch."""
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    """In the order in which they run."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Shared by all stages."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When the run is saved."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """When the run is evaluated."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Exponential average of the weights, saved as the result in place of the last; 0 for none."""
+    channels_last: bool = False
+    """Memory layout of the vision tower; often faster for convolutions."""
+    precision: Literal["no", "bf16"] = "no"
+    """Autocast type; weights are always float32."""
+    threads: int | None = Field(default=None, gt=0)
+    """CPU threads of the main process; None leaves torch's choice."""
+    num_workers: int = Field(default=0, ge=0)
+    """Processes that prepare data, per training process."""
+    log_every: int = Field(default=10, gt=0)
+    """Steps that one line of the log averages over."""
+    vocabulary_samples: int = Field(default=2000, gt=0)
+    """Samples whose text a new model's tokenizer is trained on."""
+
+    @model_validator(mode="after")
+    def _stage_names_differ(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stages need different names, these are {names}")
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        """Where everything the run writes goes."""
+        return self.output_dir / self.name
+
+    def to_yaml(self) -> str:
+        """The complete settings, defaults included, as a recipe that parses to the same run."""
+        import yaml
+
+        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: `a.b=value` with the value in YAML; list items by index (`stages.0.steps=5`).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML, an unknown key, a value of the wrong kind, or a bad override.
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No recipe at {path}; pass the path of a YAML file.")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} must hold a mapping of settings at its top level.")
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_config(raw, source=str(path))
+
+
+def parse_config(raw: Mapping[str, Any], source: str = "The configuration") -> RunConfig:
+    """Checks plain nested settings; `source` names them in messages.
+
+    Raises:
+        ValueError: one sentence with the first rule that is broken.
+    """
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError(f"{source}: {_describe(error.errors()[0])}") from error
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    """Sets one `a.b=value` in nested mappings and lists, in place."""
+    import yaml
+
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"Override {override!r} must look like key.inner=value.")
+    *parents, last = key.split(".")
+    node: Any = raw
+    for name in parents:
+        if isinstance(node, dict):
+            node = node.setdefault(name, {})
+        else:
+            node = _list_item(node, name, override)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"Override {override!r}: the value is not valid YAML.") from error
+    if isinstance(node, dict):
+        node[last] = value
+    else:
+        _list_item(node, last, override)
+        node[int(last)] = value
+
+
+def _list_item(node: Any, name: str, override: str) -> Any:
+    """Item `name` of a list, or a message that says which index would do."""
+    if not isinstance(node, list):
+        raise ValueError(f"Override {override!r}: there is nothing below {name!r}'s parent to set.")
+    if not name.isdigit() or int(name) >= len(node):
+        raise ValueError(
+            f"Override {override!r}: {name!r} must be an index from 0 to {len(node) - 1}."
+        )
+    return node[int(name)]
+
+
+def _describe(error: ErrorDetails) -> str:
+    """One sentence for one broken rule."""
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}."
+        return f"unknown key {where!r}; {hint}"
+    if error["type"] == "missing":
+        return f"key {where!r} is missing."
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}." if where else f"{message}."
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Field names of the section at a location such as ("stages", 0, "loss")."""
+    section: Any = RunConfig
+    for part in location:
+        if isinstance(part, str):
+            section = _section_in(section.model_fields[part].annotation)
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> Any:
+    """The Section class inside an annotation such as `tuple[Stage, ...]`."""
+    if typing.get_origin(annotation) in (tuple, types.UnionType):
+        return next(
+            inner
+            for inner in map(_section_in, typing.get_args(annotation))
+            if isinstance(inner, type) and issubclass(inner, Section)
+        )
+    return annotation

@@ -1,0 +1,112 @@
+"""What a stage minimises: the weighted losses of one micro-batch, normalised globally.
+
+Every loss is a sum over this micro-batch divided by a count over the whole optimizer step (all
+micro-batches of all processes), so that adding up micro-batches equals one large batch. Knows
+the model's call and its losses; nothing of optimizers, files or schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pixellm.training.auxiliary import IGNORED, PatchClassHead
+from pixellm.training.config import LossWeights
+
+LOSS_NAMES = ("text", "mask", "dice", "patch_class")
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisers:
+    """What one optimizer step holds, over all its micro-batches and processes; at least 1 each.
+
+    Attributes:
+        label_tokens: tokens whose prediction is scored.
+        targets: masks.
+        pixels: pixels with a known patch class.
+    """
+
+    label_tokens: int
+    targets: int
+    pixels: int
+
+
+def count_batch(batch: Mapping[str, Tensor]) -> Tensor:
+    """(3,) int64: label tokens that have a predecessor, targets, pixels with a known class."""
+    pixels = batch.get("patch_classes")
+    return torch.tensor(
+        [
+            int((batch["labels"][:, 1:] != -100).sum()),
+            len(batch["target_rows"]),
+            0 if pixels is None else int((pixels != IGNORED).sum()),
+        ]
+    )
+
+
+def normalisers_of(total: Tensor) -> Normalisers:
+    """Normalisers of a step from the summed counts of its micro-batches."""
+    return Normalisers(*(max(1, int(value)) for value in total))
+
+
+class Objective(nn.Module):
+    """The model together with its auxiliary head, as one module whose forward gives the losses.
+
+    One module, so that distributed wrappers see every parameter that trains.
+
+    Args:
+        model: PixelLM for conditional generation.
+        patch_class_head: present where some stage uses the patch-class loss.
+    """
+
+    def __init__(self, model: Any, patch_class_head: PatchClassHead | None) -> None:
+        super().__init__()
+        self.model = model
+        self.patch_class_head = patch_class_head
+
+    def parameters_by_name(self) -> dict[str, nn.Parameter]:
+        """All parameters; those of the model under the names of its checkpoints."""
+        return {name.removeprefix("model."): value for name, value in self.named_parameters()}
+
+    def forward(
+        self, batch: Mapping[str, Tensor], weights: LossWeights, counts: Normalisers
+    ) -> dict[str, Tensor]:
+        """Losses of one micro-batch.
+
+        Args:
+            batch: what the collator gave, on the model's device.
+            weights: of the stage.
+            counts: of the whole optimizer step.
+
+        Returns:
+            Scalars by name: those of LOSS_NAMES that are computed, unweighted, and "total", the
+            weighted sum to go backward from.
+        """
+        inputs = {key: value for key, value in batch.items() if key != "patch_classes"}
+        if weights.encoder_only:
+            losses: dict[str, Tensor] = {}
+            vision_tower = self.model.model.vision_tower
+            deepest = vision_tower(inputs["pixel_values"], inputs["pixel_mask"])[0]
+        else:
+            output = self.model(
+                **inputs, num_label_tokens=counts.label_tokens, num_targets=counts.targets
+            )
+            losses = {
+                "text": output.text_loss,
+                "mask": output.mask_loss,
+                "dice": output.dice_loss,
+            }
+            deepest = output.feature_maps[0]
+        if weights.patch_class > 0:
+            if self.patch_class_head is None:
+                raise ValueError("A patch-class loss needs data with class names.")
+            total_pixels = self.patch_class_head(deepest, batch["patch_classes"])
+            losses["patch_class"] = total_pixels / counts.pixels
+        losses = {name: value for name, value in losses.items() if value is not None}
+        losses["total"] = torch.stack(
+            [getattr(weights, name) * value for name, value in losses.items()]
+        ).sum()
+        return losses

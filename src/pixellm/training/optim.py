@@ -1,0 +1,257 @@
+"""Which parameters train, how fast, and with which optimizer.
+
+Turns names into groups by the rules of a recipe, builds AdamW (and Muon for hidden matrices), and
+gives the learning rate of every step. Knows nothing of losses, data or the training loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pixellm.training.config import OptimizerConfig, ParameterRule, Stage
+
+ENCODER_PATTERNS = ("*vision_tower*", "patch_class_head*")
+"""What an encoder-only stage may move."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterGroup:
+    """Parameters that share an optimizer, a learning rate and a weight decay.
+
+    Attributes:
+        optimizer: "adamw", "muon", or "" where the parameters stay frozen.
+        learning_rate: peak learning rate; 0 where frozen.
+        weight_decay: decoupled weight decay.
+        names: parameter names, in the model's order.
+        sizes: how many numbers each of them holds.
+    """
+
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The group by module, as plain rows for a table and the log."""
+        values: dict[str, int] = {}
+        for name, size in zip(self.names, self.sizes, strict=True):
+            module = ".".join(name.split(".")[:2])
+            values[module] = values.get(module, 0) + size
+        return [
+            {
+                "module": module,
+                "optimizer": self.optimizer or "frozen",
+                "learning_rate": self.learning_rate,
+                "weight_decay": self.weight_decay,
+                "parameters": count,
+            }
+            for module, count in values.items()
+        ]
+
+
+def learning_rate_factor(step: int, steps: int, warmup_steps: int, decay_fraction: float) -> float:
+    """Trapezoid: linear rise, constant, linear fall to 0 at the end of the stage.
+
+    Args:
+        step: steps done so far in the stage, from 0.
+        steps: length of the stage.
+        warmup_steps: length of the rise.
+        decay_fraction: share of `steps` over which the rate falls.
+
+    Returns:
+        Factor in (0, 1] for the step about to be made.
+    """
+    rise = (step + 1) / warmup_steps if step < warmup_steps else 1.0
+    decay_steps = decay_fraction * steps
+    fall = (steps - step) / decay_steps if decay_steps > 0 else 1.0
+    return min(1.0, rise, max(fall, 0.0))
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a pattern names a parameter or a module that it lies in."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
+def group_parameters(
+    parameters: Mapping[str, Tensor], stage: Stage, optimizer: OptimizerConfig
+) -> list[ParameterGroup]:
+    """Sorts all parameters into groups and freezes those that don't train in this stage.
+
+    Args:
+        parameters: everything that could train, by name; their `requires_grad` is set.
+        stage: gives learning rate, frozen names and whether only the encoder runs.
+        optimizer: gives rules, weight decay and what Muon takes.
+
+    Returns:
+        Groups in order of first appearance; this is the table to show before training.
+
+    Raises:
+        ValueError: a pattern matches no parameter, or nothing is left to train.
+    """
+    patterns = [*stage.freeze, *(rule.pattern for rule in optimizer.rules)]
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in parameters):
+            raise ValueError(
+                f"Stage {stage.name!r}: pattern {pattern!r} matches no parameter; "
+                f"names look like {next(iter(parameters))!r}."
+            )
+    members: dict[tuple[str, float, float], list[str]] = {}
+    for name, parameter in parameters.items():
+        key = _group_of(name, parameter, stage, optimizer)
+        parameter.requires_grad_(bool(key[0]))
+        members.setdefault(key, []).append(name)
+    if not any(key[0] for key in members):
+        raise ValueError(f"Stage {stage.name!r} leaves nothing to train; loosen its `freeze`.")
+    return [
+        ParameterGroup(*key, tuple(names), tuple(parameters[name].numel() for name in names))
+        for key, names in members.items()
+    ]
+
+
+def _group_of(
+    name: str, parameter: Tensor, stage: Stage, config: OptimizerConfig
+) -> tuple[str, float, float]:
+    """(optimizer, peak learning rate, weight decay) of one parameter."""
+    rule = next((rule for rule in config.rules if matches(name, rule.pattern)), None)
+    rule = rule or ParameterRule(pattern=name)
+    outside = stage.loss.encoder_only and not _matches_any(name, ENCODER_PATTERNS)
+    idle_head = stage.loss.patch_class == 0 and matches(name, "patch_class_head")
+    frozen = rule.frozen or rule.learning_rate == 0
+    if frozen or outside or idle_head or _matches_any(name, stage.freeze):
+        return ("", 0.0, 0.0)
+    decay = config.weight_decay if rule.weight_decay is None else rule.weight_decay
+    muon = (
+        config.kind == "muon" and parameter.ndim == 2 and _matches_any(name, config.muon_patterns)
+    )
+    return (
+        "muon" if muon else "adamw",
+        stage.learning_rate * rule.learning_rate,
+        decay if parameter.ndim >= 2 else 0.0,
+    )
+
+
+def _matches_any(name: str, patterns: Iterable[str]) -> bool:
+    return any(matches(name, pattern) for pattern in patterns)
+
+
+class StageOptimizer:
+    """One or two optimizers over the groups of a stage, driven by one schedule.
+
+    Args:
+        parameters: by name, as the groups name them.
+        groups: from :func:`group_parameters`; frozen ones are left out.
+        config: betas, momentum and clipping.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        groups: Iterable[ParameterGroup],
+        config: OptimizerConfig,
+    ) -> None:
+        self.groups = [group for group in groups if group.optimizer]
+        self.parameters = [parameters[name] for group in self.groups for name in group.names]
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        for kind in ("adamw", "muon"):
+            chosen = [
+                {
+                    "params": [parameters[name] for name in group.names],
+                    "weight_decay": group.weight_decay,
+                    "peak_lr": group.learning_rate,
+                }
+                for group in self.groups
+                if group.optimizer == kind
+            ]
+            if chosen:
+                self.optimizers[kind] = _build_optimizer(kind, chosen, config)
+
+    def step(self, factor: float) -> None:
+        """Moves the parameters at `factor` times their peak rates and clears the gradients."""
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments and step counts; rates and decays belong to the recipe."""
+        return {kind: optimizer.state_dict() for kind, optimizer in self.optimizers.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes moments and step counts over; rates and decays stay as the recipe says.
+
+        Raises:
+            ValueError: the state belongs to other groups of parameters.
+        """
+        if set(state) != set(self.optimizers):
+            raise ValueError(
+                f"The checkpoint holds the state of {sorted(state)}, the recipe asks for "
+                f"{sorted(self.optimizers)}; resume with the optimizer that was saved."
+            )
+        for kind, optimizer in self.optimizers.items():
+            ours = [
+                {key: value for key, value in group.items() if key != "params"}
+                for group in optimizer.param_groups
+            ]
+            optimizer.load_state_dict(state[kind])
+            for group, settings in zip(optimizer.param_groups, ours, strict=True):
+                group.update(settings)
+
+
+def _build_optimizer(
+    kind: str, groups: list[dict[str, Any]], config: OptimizerConfig
+) -> torch.optim.Optimizer:
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
+    return torch.optim.Muon(groups, momentum=config.muon_momentum, adjust_lr_fn="match_rms_adamw")
+
+
+class WeightAverage:
+    """Exponential moving average of a module's parameters.
+
+    The average warms up: early on it follows the weights closely, so that it never carries the
+    initial ones for long.
+
+    Args:
+        model: module to follow.
+        decay: long-run share of the old average kept at every step.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.num_updates = 0
+        self.parameters = list(model.parameters())
+        self.average = [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the average towards the present weights."""
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges average and weights, in place; a second call undoes it."""
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            held = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(held)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and how many updates it has seen."""
+        return {"num_updates": self.num_updates, "average": self.average}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave."""
+        self.num_updates = state["num_updates"]
+        for average, saved in zip(self.average, state["average"], strict=True):
+            average.copy_(saved)

@@ -1,0 +1,165 @@
+"""From a count of samples to batches: which sample comes when, on which process and worker.
+
+The order is a pure function of the recipe: sample number n of the run is always the same one,
+so a run resumes exactly from one integer. Knows data sets by their constructor's path; it knows
+no losses and no optimizer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader
+
+from pixellm.training.config import DataSource, Stage
+from pixellm.types import Sample
+
+DATASETS: dict[str, str] = {"scenes": "pixellm.data.scenes.dataset:ScenesDataset"}
+"""Name in a recipe -> `module:class`."""
+
+PERIOD = 1000
+"""Samples after which the interleaving of sources repeats; shares are exact to 1 / PERIOD."""
+
+
+class SampleDataset(Protocol):
+    """Map-style data: an index gives the dialogues about one picture, always the same."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Sample, ...]: ...
+
+
+Batch = dict[str, Any]
+"""Tensors of one micro-batch by name, and `sample_ids`, a list of strings."""
+
+CollateFn = Callable[[list[tuple[Sample, ...]]], Batch]
+
+
+def build_sources(sources: Sequence[DataSource], stage: Stage) -> list[SampleDataset]:
+    """Constructs the data sets of a stage, in the recipe's order.
+
+    Raises:
+        ValueError: an unknown name, or arguments that the data set does not take.
+    """
+    built = []
+    for source in sources:
+        if source.name not in DATASETS:
+            raise ValueError(
+                f"Unknown data set {source.name!r} in the recipe; known: {', '.join(DATASETS)}."
+            )
+        module, _, name = DATASETS[source.name].partition(":")
+        constructor = getattr(import_module(module), name)
+        try:
+            built.append(constructor(**{**source.args, **stage.data_args}))
+        except TypeError as error:
+            raise ValueError(f"Arguments of data set {source.name!r}: {error}.") from error
+    return built
+
+
+class Mixture:
+    """Several data sets as one endless sequence in fixed shares.
+
+    Sources take turns by largest deficit, so that every stretch holds them in their shares. A
+    finite source starts over at its end.
+
+    Args:
+        sources: data sets.
+        weights: shares, any positive scale.
+    """
+
+    def __init__(self, sources: Sequence[SampleDataset], weights: Sequence[float]) -> None:
+        self.sources = sources
+        self.pattern = _interleave(weights) if len(sources) > 1 else [0]
+        self.in_period = [self.pattern.count(index) for index in range(len(sources))]
+        seen = [0] * len(sources)
+        self.rank = []
+        for source in self.pattern:
+            self.rank.append(seen[source])
+            seen[source] += 1
+
+    def __getitem__(self, index: int) -> tuple[Sample, ...]:
+        cycle, position = divmod(index, len(self.pattern))
+        which = self.pattern[position]
+        inner = cycle * self.in_period[which] + self.rank[position]
+        source = self.sources[which]
+        return source[inner % len(source)]
+
+
+def _interleave(weights: Sequence[float]) -> list[int]:
+    """Source of each of PERIOD positions."""
+    shares = [weight / sum(weights) for weight in weights]
+    counts = [0] * len(shares)
+    pattern = []
+    for position in range(1, PERIOD + 1):
+        due = [share * position - count for share, count in zip(shares, counts, strict=True)]
+        chosen = due.index(max(due))
+        counts[chosen] += 1
+        pattern.append(chosen)
+    return pattern
+
+
+class _IndexBatches:
+    """Index lists of one process: its slice of every micro-batch, from `start` on."""
+
+    def __init__(self, start: int, size: int, rank: int, num_processes: int, count: int) -> None:
+        self.first = start + rank * size
+        self.size = size
+        self.stride = size * num_processes
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(self.count):
+            first = self.first + batch * self.stride
+            yield list(range(first, first + self.size))
+
+
+def batch_stream(
+    mixture: Mixture,
+    collate: CollateFn,
+    *,
+    start: int,
+    batch_size: int,
+    num_batches: int,
+    rank: int = 0,
+    num_processes: int = 1,
+    num_workers: int = 0,
+) -> Iterator[Batch]:
+    """Micro-batches of one process, in order.
+
+    Args:
+        mixture: the data.
+        collate: samples to tensors; runs in the workers.
+        start: number of the first sample, over all processes.
+        batch_size: pictures per micro-batch and process.
+        num_batches: how many to prepare.
+        rank: this process.
+        num_processes: all processes; they never see the same sample.
+        num_workers: processes that prepare data.
+    """
+    options: dict[str, Any] = {"prefetch_factor": 4} if num_workers else {}
+    loader: DataLoader[Batch] = DataLoader(
+        mixture,  # type: ignore[arg-type]
+        batch_sampler=_IndexBatches(start, batch_size, rank, num_processes, num_batches),
+        collate_fn=collate,
+        num_workers=num_workers,
+        generator=torch.Generator(),  # its own: the global one must not move when a run resumes
+        **options,
+    )
+    return iter(loader)
+
+
+def question_texts(sources: Sequence[SampleDataset], limit: int) -> Iterator[str]:
+    """Questions and answers of the first samples, for a new model's tokenizer."""
+    for source in sources:
+        for index in range(min(limit, len(source))):
+            turns = itertools.chain.from_iterable(sample.turns for sample in source[index])
+            for turn in turns:
+                yield turn.question
+                yield turn.answer

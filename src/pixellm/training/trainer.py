@@ -1,0 +1,456 @@
+"""The training loop: stages, steps, checkpoints, log. It reads from top to bottom.
+
+Reports through events and a log file and never prints. How parameters are grouped, what is
+minimised, where data come from and how state is stored live in the modules next to it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pixellm.data.collate import Collator
+from pixellm.training import checkpoints
+from pixellm.training.auxiliary import PatchClassHead
+from pixellm.training.checkpoints import RunLog, TrainState
+from pixellm.training.config import RunConfig, Stage
+from pixellm.training.objective import Objective, count_batch, normalisers_of
+from pixellm.training.optim import (
+    StageOptimizer,
+    WeightAverage,
+    group_parameters,
+    learning_rate_factor,
+)
+from pixellm.training.stream import (
+    Batch,
+    Mixture,
+    SampleDataset,
+    batch_stream,
+    build_sources,
+    question_texts,
+)
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss or gradient was not finite; raised before the optimizer moved anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainEvent:
+    """What happened, for a progress display.
+
+    Attributes:
+        kind: "resume", "stage" (values: `groups`, what trains), "step" (losses, rates, time left
+            in the stage), "time_limit", "evaluation", "checkpoint" or "end".
+        step: optimizer steps done in the run.
+        total_steps: of the whole run, as now planned.
+        stage: name of the stage.
+        values: figures of the event; losses are means over the steps since the last one.
+    """
+
+    kind: str
+    step: int
+    total_steps: int
+    stage: str
+    values: Mapping[str, Any]
+
+
+EventCallback = Callable[[TrainEvent], None]
+Evaluate = Callable[[nn.Module, Any], Mapping[str, float]]
+
+
+def train(
+    config: RunConfig,
+    on_event: EventCallback | None = None,
+    resume: bool | Path = False,
+    evaluate: Evaluate | None = None,
+) -> Path:
+    """Runs a recipe to its end.
+
+    The result is in `<run>/model` in the standard format (averaged weights where the recipe asks
+    for an average), next to `config.yaml`, `train_log.jsonl` and `checkpoints/`.
+
+    Args:
+        config: the recipe.
+        on_event: called on the main process, about every `log_every` steps.
+        resume: True continues from the newest checkpoint (or starts, where there is none), a
+            path from that one. One process continues to the bit.
+        evaluate: (model, processor) -> scores, called as `config.evaluation` says.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ValueError: the run folder holds a run and `resume` is False, or the recipe does not fit.
+        NonFiniteLossError: with the ids of the samples of the step.
+    """
+    run = _Run(config, on_event or (lambda event: None), evaluate)
+    run.set_up(_checkpoint_to_resume(config, resume))
+    while run.state.stage < len(config.stages):
+        run.train_stage()
+        run.state.enter_next_stage()
+    run.save_result()
+    return config.run_folder
+
+
+def _checkpoint_to_resume(config: RunConfig, resume: bool | Path) -> Path | None:
+    if not isinstance(resume, bool):
+        return Path(resume)
+    if resume:
+        found = checkpoints.list_checkpoints(config.run_folder / "checkpoints")
+        return found[-1] if found else None
+    if (config.run_folder / "train_log.jsonl").exists():
+        raise ValueError(
+            f"{config.run_folder} already holds a run; resume it, or choose another name."
+        )
+    return None
+
+
+def _differences(saved: Any, now: Any, path: str = "") -> dict[str, list[Any]]:
+    """{dotted key: [saved, now]} of two nested settings."""
+    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
+        saved, now = dict(enumerate(saved)), dict(enumerate(now))
+    if isinstance(saved, dict) and isinstance(now, dict):
+        found: dict[str, list[Any]] = {}
+        for key in dict.fromkeys([*saved, *now]):
+            found |= _differences(saved.get(key), now.get(key), f"{path}.{key}".lstrip("."))
+        return found
+    return {} if saved == now else {path: [saved, now]}
+
+
+def _class_names(config: RunConfig, sources: Sequence[Any]) -> tuple[str, ...]:
+    """Names behind the dense class maps, where some stage asks for them."""
+    if all(stage.loss.patch_class == 0 for stage in config.stages):
+        return ()
+    named = [source.class_names for source in sources if hasattr(source, "class_names")]
+    if not named:
+        raise ValueError("A stage weighs `patch_class`, but no data set has class names.")
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(named)))
+
+
+@dataclass
+class _Meter:
+    """Means of losses and speed since the last log line."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    images: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, losses: Mapping[str, Tensor], images: int) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.steps += 1
+        self.images += images
+
+
+class _Run:
+    """All state of a run in one object."""
+
+    def __init__(
+        self, config: RunConfig, on_event: EventCallback, evaluate: Evaluate | None
+    ) -> None:
+        self.config = config
+        self.on_event = on_event
+        self.evaluate = evaluate
+        self.state = TrainState()
+        self.folder = config.run_folder
+        self.log = RunLog(self.folder / "train_log.jsonl")
+        self.accelerator = Accelerator(mixed_precision=config.precision)
+
+    @property
+    def stage(self) -> Stage:
+        """The present stage."""
+        return self.config.stages[self.state.stage]
+
+    @property
+    def stage_end(self) -> int:
+        """Steps that the present stage will have at its end."""
+        return self.state.stage_end or self.stage.steps
+
+    # Once, before the first step: model, processor, head, average; state of a checkpoint.
+
+    def set_up(self, checkpoint: Path | None) -> None:
+        """Builds or loads everything that lives as long as the run."""
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+        checkpoints.seed_everything(self.config.seed)
+        sources = build_sources(self.config.data, self.config.stages[0])
+        self.restored: dict[str, Any] | None = None
+        if checkpoint is not None:
+            self.state, self.restored = checkpoints.read_checkpoint(checkpoint)
+        self.model, self.processor = self._load_or_build_model(checkpoint, sources)
+        self.class_names = _class_names(self.config, sources)
+        head = self._build_head(sources[0]) if self.class_names else None
+        self.objective = Objective(self.model, head).to(self.accelerator.device)
+        if self.config.channels_last:
+            self.model.model.vision_tower.to(memory_format=torch.channels_last)
+        if self.restored is not None:
+            self.objective.load_state_dict(self.restored["weights"])
+        decay = self.config.ema_decay
+        self.average = WeightAverage(self.model, decay) if decay > 0 else None
+        if self.average and self.restored and self.restored["average"] is not None:
+            self.average.load_state_dict(self.restored["average"])
+        self._open_run_folder(checkpoint)
+
+    def _load_or_build_model(
+        self, checkpoint: Path | None, sources: Sequence[SampleDataset]
+    ) -> tuple[Any, Any]:
+        from pixellm.checkpoint.build import build_model
+        from pixellm.checkpoint.io import load_model_and_processor
+
+        section = self.config.model
+        if checkpoint is not None:
+            model, processor = load_model_and_processor(checkpoint / "model")
+        elif "checkpoint" in section:
+            model, processor = load_model_and_processor(section["checkpoint"])
+        else:
+            texts = question_texts(sources, self.config.vocabulary_samples)
+            model, processor = build_model(section, texts=texts)
+        return model.float(), processor
+
+    def _build_head(self, source: SampleDataset) -> PatchClassHead:
+        """Head for the deepest map, whose width is read off one sample."""
+        probe = self._collator()([source[0]])
+        tower = self.model.model.vision_tower.eval()
+        with torch.no_grad():
+            deepest = tower(probe["pixel_values"], probe["pixel_mask"])[0]
+        return PatchClassHead(deepest.shape[1], len(self.class_names) + 1)
+
+    def _collator(self) -> Collator:
+        sizes = self.config.collate
+        return Collator(self.processor, sizes.mask_size, self.class_names, sizes.max_length)
+
+    def _open_run_folder(self, checkpoint: Path | None) -> None:
+        """Writes the resolved recipe; a resume records what differs from the saved one."""
+        resolved = self.config.to_yaml()
+        if checkpoint is not None:
+            saved = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))
+            changes = _differences(saved, yaml.safe_load(resolved))
+            fixed = [key for key in changes if key.split(".")[0] in ("model", "seed")]
+            if fixed:
+                raise ValueError(f"A resumed run cannot change {fixed[0]!r}; start a new run.")
+            self._report("resume", {"checkpoint": checkpoint.name, "changes": changes})
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(resolved, encoding="utf-8")
+
+    # Once per stage: what trains, a fresh optimizer, the stage's data.
+
+    def train_stage(self) -> None:
+        """Trains from the present step of the present stage to its end."""
+        parameters = self.objective.parameters_by_name()
+        groups = group_parameters(parameters, self.stage, self.config.optimizer)
+        module = self.accelerator.prepare(self.objective)
+        parameters = self.objective.parameters_by_name()  # preparing may have replaced them
+        self.optimizer = StageOptimizer(parameters, groups, self.config.optimizer)
+        if self.restored is not None:
+            if self.state.stage_step > 0:
+                self.optimizer.load_state_dict(self.restored["optimizer"])
+            checkpoints.restore_random_states(self.restored["random"])
+            self.restored = None
+        rows = list(itertools.chain.from_iterable(group.rows() for group in groups))
+        self._report("stage", {"steps": self.stage_end, "groups": rows})
+        self.objective.train()
+        self.meter = _Meter()
+        self.clock = time.monotonic()
+        for batches in self._steps():
+            self._step(module, batches)
+            self._after_step()
+        self.accelerator.free_memory()
+
+    def _steps(self) -> Iterator[list[Batch]]:
+        """The micro-batches of each remaining optimizer step of the stage."""
+        stage = self.stage
+        sources = build_sources(self.config.data, stage)
+        stream = batch_stream(
+            Mixture(sources, [source.weight for source in self.config.data]),
+            self._collator(),
+            start=self.state.samples,
+            batch_size=stage.batch_size,
+            num_batches=max(0, self.stage_end - self.state.stage_step) * stage.accumulation,
+            rank=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            num_workers=self.config.num_workers,
+        )
+        while self.state.stage_step < self.stage_end:
+            yield list(itertools.islice(stream, stage.accumulation))
+
+    # Every step: forward and backward over its micro-batches, then the optimizer.
+
+    def _step(self, module: nn.Module, batches: list[Batch]) -> None:
+        """One optimizer step; nothing moves where a loss or gradient is not finite."""
+        accelerator = self.accelerator
+        local = torch.stack([count_batch(batch) for batch in batches]).sum(0)
+        counts = normalisers_of(accelerator.reduce(local.to(accelerator.device), "sum"))
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            last = batch is batches[-1]
+            with nullcontext() if last else accelerator.no_sync(module):
+                with accelerator.autocast():
+                    losses = module(self._to_device(batch), self.stage.loss, counts)
+                _refuse_non_finite(losses["total"], "loss", self.state.step, [batch])
+                # Processes average their gradients, while each loss is a share of one sum.
+                accelerator.backward(losses["total"] * accelerator.num_processes)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
+        clip = self.config.optimizer.clip_norm
+        norm = nn.utils.clip_grad_norm_(self.optimizer.parameters, clip, foreach=True)
+        _refuse_non_finite(norm, "gradient", self.state.step, batches)
+        self.optimizer.step(self._learning_rate_factor())
+        if self.average is not None:
+            self.average.update()
+        images = sum(len(batch["pixel_values"]) for batch in batches) * accelerator.num_processes
+        self.meter.add({**sums, "grad_norm": norm / accelerator.num_processes}, images)
+        self.state.step += 1
+        self.state.stage_step += 1
+        self.state.samples += images
+
+    def _to_device(self, batch: Batch) -> dict[str, Tensor]:
+        device = self.accelerator.device
+        moved = {key: value.to(device) for key, value in batch.items() if key != "sample_ids"}
+        if self.config.channels_last:
+            pixels = moved["pixel_values"]
+            moved["pixel_values"] = pixels.contiguous(memory_format=torch.channels_last)
+        return moved
+
+    def _learning_rate_factor(self) -> float:
+        stage = self.stage
+        return learning_rate_factor(
+            self.state.stage_step, self.stage_end, stage.warmup_steps, stage.decay_fraction
+        )
+
+    # After each step: time, log, evaluation, checkpoint; each when its turn comes.
+
+    def _after_step(self) -> None:
+        state, config = self.state, self.config
+        now = time.monotonic()
+        state.stage_seconds += now - self.clock
+        self.clock = now
+        self._plan_end()
+        ends = state.stage_step >= self.stage_end
+        if ends or state.step % config.log_every == 0:
+            self._report_step()
+        every = config.evaluation.every_steps
+        if self.evaluate is not None and every and (ends or state.step % every == 0):
+            self._evaluate()
+        if ends or state.step % config.checkpoint.every_steps == 0:
+            self._write_checkpoint()
+
+    def _plan_end(self) -> None:
+        """Brings the decay forward when the stage's time runs out; later steps follow from it."""
+        limit, state = self.stage.max_minutes, self.state
+        if limit is None or state.stage_end is not None:
+            return
+        constant = 1 - self.stage.decay_fraction
+        if state.stage_seconds < limit * 60 * (constant or 1):
+            return
+        end = math.ceil(state.stage_step / constant) if constant else state.stage_step
+        if end < self.stage.steps:
+            state.stage_end = end
+            self._report("time_limit", {"minutes": limit, "stage_ends_after": end})
+
+    def _report_step(self) -> None:
+        meter, state = self.meter, self.state
+        seconds = max(time.monotonic() - meter.started, 1e-9)
+        names = list(meter.sums)
+        totals = torch.stack([meter.sums[name].float() for name in names])
+        totals = self.accelerator.reduce(totals, "sum") / meter.steps
+        values: dict[str, Any] = dict(zip(names, totals.tolist(), strict=True))
+        values["learning_rate"] = self.stage.learning_rate * self._learning_rate_factor()
+        values["images_per_second"] = round(meter.images / seconds, 2)
+        left = (self.stage_end - state.stage_step) * seconds / meter.steps
+        values["seconds_left"] = round(left, 1)
+        self._report("step", values)
+        self.meter = _Meter()
+
+    def _evaluate(self) -> None:
+        """Scores the (averaged) weights; random states stay as they were."""
+        assert self.evaluate is not None
+        states = checkpoints.random_states()
+        self.objective.eval()
+        with self._averaged_weights(), torch.no_grad():
+            scores = self.evaluate(self.model, self.processor)
+        self.objective.train()
+        checkpoints.restore_random_states(states)
+        self._report("evaluation", dict(scores))
+
+    def _write_checkpoint(self) -> None:
+        if self.accelerator.is_main_process:
+            trainer = {
+                "weights": self.objective.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": self.average.state_dict() if self.average else None,
+                "random": checkpoints.random_states(),
+            }
+            path = checkpoints.write_checkpoint(
+                self.folder / "checkpoints",
+                self.state,
+                trainer,
+                self.config.to_yaml(),
+                self._save_model,
+                self.config.checkpoint.keep_last,
+            )
+            self._report("checkpoint", {"path": path.name})
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        """The model holds the average inside, where the run keeps one."""
+        if self.average is None:
+            yield
+            return
+        self.average.swap()
+        try:
+            yield
+        finally:
+            self.average.swap()
+
+    def _save_model(self, folder: Path) -> None:
+        from pixellm.checkpoint.io import save_model
+
+        with self._averaged_weights():
+            save_model(folder, self.model, self.processor)
+
+    # Once, after the last step.
+
+    def save_result(self) -> None:
+        """Writes `<run>/model`."""
+        if self.accelerator.is_main_process:
+            checkpoints.replace_folder(self.folder / "model", self._save_model)
+        self.state.stage -= 1
+        self._report("end", {"samples": self.state.samples})
+        self.accelerator.wait_for_everyone()
+
+    def _report(self, kind: str, values: dict[str, Any]) -> None:
+        """Log line and event, on the main process."""
+        if not self.accelerator.is_main_process:
+            return
+        state = self.state
+        later = self.config.stages[state.stage + 1 :]
+        planned = sum(stage.steps for stage in later)
+        total = state.step - state.stage_step + self.stage_end + planned
+        event = TrainEvent(kind, state.step, total, self.stage.name, values)
+        self.log.write({"event": kind, "step": state.step, "stage": event.stage, **values})
+        self.on_event(event)
+
+
+def _refuse_non_finite(value: Tensor, what: str, step: int, batches: Sequence[Batch]) -> None:
+    """Raises where `value` is NaN or infinite, naming the samples that led to it."""
+    if not bool(torch.isfinite(value).all()):
+        ids = ", ".join(repr(name) for batch in batches for name in batch["sample_ids"])
+        raise NonFiniteLossError(
+            f"The {what} of step {step + 1} is not finite ({float(value)}); no weight was moved. "
+            f"Samples: {ids}."
+        )

@@ -1,0 +1,28 @@
+import torch
+from torch.nn import functional as F
+
+from pixellm.training.auxiliary import PatchClassHead, count_cell_classes
+
+
+def test_counts_are_area_per_cell_without_ignored_pixels() -> None:
+    classes = torch.tensor([[[0, 0, 1, 1], [0, 2, 1, -100], [2, 2, 0, 0], [2, 2, 0, 1]]])
+    counts = count_cell_classes(classes, (2, 2), 3)
+    expected = torch.tensor([[[3, 0, 1], [0, 3, 0]], [[0, 0, 4], [3, 1, 0]]]).float()
+    assert torch.equal(counts[0], expected)
+
+
+def test_grid_that_does_not_divide_the_map_still_counts_every_pixel() -> None:
+    classes = torch.randint(0, 5, (2, 7, 10))
+    assert count_cell_classes(classes, (3, 4), 5).sum() == 140
+
+
+def test_loss_equals_pixelwise_cross_entropy_of_the_cells_prediction() -> None:
+    torch.manual_seed(0)
+    head = PatchClassHead(6, 4)
+    features = torch.randn(2, 6, 3, 3)
+    classes = torch.randint(0, 4, (2, 9, 9))
+    classes[0, :2] = -100
+    logits = head.classifier(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    dense = F.interpolate(logits, size=(9, 9), mode="nearest")
+    expected = F.cross_entropy(dense, classes, ignore_index=-100, reduction="sum")
+    torch.testing.assert_close(head(features, classes), expected)

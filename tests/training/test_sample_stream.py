@@ -1,0 +1,62 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pixellm.training.config import DataSource, Stage
+from pixellm.training.stream import Mixture, batch_stream, build_sources
+from pixellm.types import Sample, Turn
+
+
+class Numbers:
+    def __init__(self, name: str, length: int) -> None:
+        self.name, self.length = name, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Sample, ...]:
+        if index >= self.length:
+            raise IndexError(index)
+        pixels = np.zeros((2, 2, 3), np.uint8)
+        return (Sample(pixels, (2, 2), (Turn("?", "."),), f"{self.name}{index}"),)
+
+
+def names(rows: list[tuple[Sample, ...]]) -> dict[str, Any]:
+    return {"sample_ids": [row[0].id for row in rows]}
+
+
+def read(start: int, count: int, **options: Any) -> list[str]:
+    mixture = Mixture([Numbers("a", 10**6)], [1.0])
+    stream = batch_stream(mixture, names, start=start, batch_size=2, num_batches=count, **options)
+    return [name for batch in stream for name in batch["sample_ids"]]
+
+
+def test_position_is_one_integer_and_workers_change_nothing() -> None:
+    whole = read(0, 6)
+    assert whole == [f"a{index}" for index in range(12)]
+    assert read(8, 2) == whole[8:]
+    assert read(0, 6, num_workers=2) == whole
+
+
+def test_processes_share_the_samples_without_repeats() -> None:
+    parts = [read(0, 3, rank=rank, num_processes=2) for rank in (0, 1)]
+    assert sorted(parts[0] + parts[1], key=lambda name: int(name[1:])) == read(0, 6)
+
+
+def test_mixture_keeps_shares_and_visits_each_source_in_order() -> None:
+    sources = [Numbers("a", 10**6), Numbers("b", 10**6), Numbers("c", 5)]
+    mixture = Mixture(sources, [2, 9, 1])
+    drawn = [mixture[index][0].id for index in range(2400)]
+    for letter, share in (("a", 2 / 12), ("b", 9 / 12)):
+        ours = [name for name in drawn if name[0] == letter]
+        assert ours == [f"{letter}{index}" for index in range(len(ours))]
+        assert len(ours) == pytest.approx(2400 * share, abs=4)
+    finite = [name for name in drawn if name[0] == "c"]
+    assert finite[:6] == ["c0", "c1", "c2", "c3", "c4", "c0"]
+
+
+def test_unknown_data_set_is_named() -> None:
+    stage = Stage(name="s", steps=1, batch_size=1)
+    with pytest.raises(ValueError, match="Unknown data set 'scnes'"):
+        build_sources([DataSource(name="scnes")], stage)

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pixellm.training.config import load_config, parse_config
+
+MINIMAL = {
+    "name": "run",
+    "model": {"checkpoint": "somewhere"},
+    "data": [{"name": "scenes"}],
+    "stages": [{"name": "joint", "steps": 10, "batch_size": 2}],
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    return path
+
+
+def test_overrides_reach_nested_keys_and_list_items(recipe: Path) -> None:
+    config = load_config(
+        recipe,
+        [
+            "seed=7",
+            "stages.0.loss.text=0.5",
+            "stages.0.freeze=['*head']",
+            "data.0.args.split=train",
+            "optimizer.betas=[0.8, 0.9]",
+        ],
+    )
+    assert config.seed == 7
+    assert config.stages[0].loss.text == 0.5
+    assert config.stages[0].freeze == ("*head",)
+    assert config.data[0].args == {"split": "train"}
+    assert config.optimizer.betas == (0.8, 0.9)
+
+
+def test_resolved_config_parses_to_itself(recipe: Path) -> None:
+    config = load_config(recipe)
+    assert parse_config(yaml.safe_load(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sed=3", r"unknown key 'sed'; did you mean 'seed'\?"),
+        ("stages.0.learning_rat=1", "unknown key 'stages.0.learning_rat'.*'learning_rate'"),
+        ("stages.0.loss.txt=1", "unknown key 'stages.0.loss.txt'.*'text'"),
+        ("checkpoint.zzz=1", "known keys: every_steps, keep_last"),
+        ("stages.0.steps=0", "stages.0.steps: .*greater than 0"),
+        ("stages.4.steps=1", "index from 0 to 0"),
+        ("seed.inner=1", "nothing below"),
+        ("seed", "key.inner=value"),
+        ("stages.0.steps=[", "not valid YAML"),
+        ("stages=[]", "at least 1"),
+    ],
+)
+def test_bad_overrides_name_the_key(recipe: Path, override: str, message: str) -> None:
+    raw = {**MINIMAL, "seed": 1}
+    recipe.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ValueError, match=message):
+        load_config(recipe, [override])
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="No recipe"):
+        load_config(tmp_path / "missing.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ValueError, match="mapping"):
+        load_config(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match=r"broken.yaml is not valid YAML"):
+        load_config(tmp_path / "broken.yaml")
+
+
+def test_missing_key_and_equal_stage_names() -> None:
+    with pytest.raises(ValueError, match="key 'model' is missing"):
+        parse_config({key: value for key, value in MINIMAL.items() if key != "model"})
+    with pytest.raises(ValueError, match="different names"):
+        parse_config({**MINIMAL, "stages": MINIMAL["stages"] * 2})
