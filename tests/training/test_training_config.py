@@ -81,3 +81,11 @@ def test_missing_key_and_equal_stage_names() -> None:
         parse_config({key: value for key, value in MINIMAL.items() if key != "model"})
     with pytest.raises(ValueError, match="different names"):
         parse_config({**MINIMAL, "stages": MINIMAL["stages"] * 2})
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_parses(path: Path) -> None:
+    assert load_config(path).name

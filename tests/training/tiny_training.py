@@ -160,6 +160,7 @@ def tiny_config(folder: Path, **changes: Any) -> RunConfig:
         "checkpoint": {"every_steps": 3, "keep_last": 2},
         "ema_decay": 0.9,
         "log_every": 1,
+        "threads": 1,
     }
     return parse_config({**raw, **changes})
 
@@ -172,7 +173,6 @@ def final_weights(run: Path) -> dict[str, Tensor]:
 if __name__ == "__main__":
     sys.modules["tiny_training"] = sys.modules["__main__"]
     use_tiny_parts()
-    torch.set_num_threads(1)
     trainer.train(
         tiny_config(Path(sys.argv[1])), resume=True, on_event=lambda e: print(e.step, flush=True)
     )

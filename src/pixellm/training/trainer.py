@@ -451,6 +451,6 @@ def _refuse_non_finite(value: Tensor, what: str, step: int, batches: Sequence[Ba
     if not bool(torch.isfinite(value).all()):
         ids = ", ".join(repr(name) for batch in batches for name in batch["sample_ids"])
         raise NonFiniteLossError(
-            f"The {what} of step {step + 1} is not finite ({float(value)}); no weight was moved. "
+            f"The {what} of step {step + 1} is not finite ({value.item()}); no weight was moved. "
             f"Samples: {ids}."
         )
