@@ -112,6 +112,22 @@ class VisionTower(nn.Module):
         states = output.hidden_states
         return [self._to_map(states[depth], height, width) for depth in self.depths]
 
+    def load_encoder(self, state: dict[str, Tensor]) -> None:
+        """Fill the encoder from another of its kind, resizing a ViT's position table.
+
+        Raises:
+            RuntimeError: weights missing, left over, or of another shape.
+        """
+        own = self.encoder.state_dict()
+        fitted = {}
+        for name, value in state.items():
+            resized = name.endswith("position_embedding.weight") and name in own
+            if resized and own[name].shape != value.shape:
+                side = round((own[name].shape[0] - 1) ** 0.5)
+                value = resize_position_table(value, (side, side))
+            fitted[name] = value
+        self.encoder.load_state_dict(fitted)
+
     def _to_map(self, states: Tensor, height: int, width: int) -> Tensor:
         """(B, T, C) tokens or (B, C, h, w) maps to (B, C, h, w), prefix tokens dropped."""
         if states.ndim == 4:

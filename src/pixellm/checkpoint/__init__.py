@@ -1,0 +1,1 @@
+"""Models on disk: building, loading, saving and converting them."""

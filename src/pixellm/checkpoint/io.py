@@ -1,0 +1,182 @@
+"""Models to and from disk, strictly: every weight and every setting is accounted for.
+
+A checkpoint is a directory as transformers writes it: ``config.json``, safetensors shards, the
+processor and ``tokenizer.json``. Pickles are refused here. Names resolve in this order: the
+embedded "nano", a directory, a training run's folder, a hub id.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from pixellm.model.config import PixelLMConfig
+from pixellm.model.modeling import PixelLMForConditionalGeneration
+from pixellm.processing.processor import PixelLMProcessor
+
+EMBEDDED_DIR = Path(__file__).parent.parent / "weights"
+"""Where the models that the package carries lie, one directory a name."""
+
+
+def embedded_models() -> list[str]:
+    """Names of the models inside the package."""
+    return sorted(p.parent.name for p in EMBEDDED_DIR.glob("*/config.json"))
+
+
+def resolve_source(source: str | Path) -> str:
+    """Turn a name into a directory, or leave it as a hub id.
+
+    Raises:
+        FileNotFoundError: neither an embedded model, a model directory, nor shaped like a hub id.
+        ValueError: a directory without a model.
+    """
+    name = str(source)
+    if name in embedded_models():
+        return str(EMBEDDED_DIR / name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        for candidate in (path, path / "model"):
+            if (candidate / "config.json").is_file():
+                return str(candidate)
+        raise ValueError(f"{path} holds no model: config.json is missing.")
+    is_hub_id = name.count("/") == 1 and not path.is_absolute() and not name.startswith((".", "~"))
+    if not is_hub_id:
+        known = ", ".join(embedded_models()) or "none"
+        raise FileNotFoundError(
+            f"There is no model {name!r}: it is no embedded model ({known}), no directory, and "
+            "no hub id of the form owner/name."
+        )
+    return name
+
+
+def load_model_and_processor(
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+) -> tuple[PixelLMForConditionalGeneration, PixelLMProcessor]:
+    """Load a model and its processor, ready for evaluation.
+
+    Args:
+        source: an embedded name, a directory, a run's folder, or a hub id.
+        dtype: floating type of the weights in memory.
+        device: where the weights go.
+        revision: commit, tag or branch on the hub.
+
+    Raises:
+        FileNotFoundError: no such model, or a file of it is missing.
+        ValueError: a damaged shard, unknown settings, or weights that do not fit.
+    """
+    resolved = resolve_source(source)
+    is_local = Path(resolved).is_dir()
+    if is_local:
+        check_files(Path(resolved))
+    try:
+        model, report = PixelLMForConditionalGeneration.from_pretrained(
+            resolved,
+            dtype=dtype,
+            revision=revision,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        processor = PixelLMProcessor.from_pretrained(resolved, revision=revision)
+    except SafetensorError as error:
+        raise ValueError(
+            f"A weight file of {source} is damaged or cut short ({error}); copy it again."
+        ) from error
+    except OSError as error:
+        first = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"The model {str(source)!r} cannot be loaded: {first}") from error
+    _check_report(source, report)
+    return model.eval().to(device), processor
+
+
+def save_model(
+    directory: Path | str,
+    model: PixelLMForConditionalGeneration,
+    processor: PixelLMProcessor,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a checkpoint into ``directory``.
+
+    Args:
+        directory: created where needed. Callers that must not leave half a checkpoint write
+            aside and rename, as the trainer does.
+        model: any device and type.
+        processor: the model's own.
+        dtype: floating type on disk; the model's own where None.
+    """
+    state = None
+    if dtype is not None:
+        state = {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in model.state_dict().items()
+        }
+        model.config.dtype = dtype
+    model.save_pretrained(directory, state_dict=state, safe_serialization=True)
+    processor.save_pretrained(directory)
+
+
+def check_files(directory: Path) -> None:
+    """Refuse a directory whose configuration or weights cannot be right.
+
+    Raises:
+        FileNotFoundError: a shard or the index is missing.
+        ValueError: unknown settings, a damaged index, or only pickled weights.
+    """
+    _check_config(directory / "config.json")
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    elif (directory / "model.safetensors").is_file():
+        names = ["model.safetensors"]
+    elif any(directory.glob("*.bin")):
+        raise ValueError(
+            f"{directory} holds pickled weights only; convert it with: "
+            f"pixellm convert {directory} --out DIR"
+        )
+    else:
+        raise FileNotFoundError(f"{directory} holds no weights: model.safetensors is missing.")
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{directory} lacks the weight files {', '.join(missing)}.")
+
+
+def _check_config(path: Path) -> None:
+    values = _read_json(path)
+    if values.get("model_type") != "pixellm":
+        raise ValueError(
+            f"{path} describes a {values.get('model_type')!r} model, not a pixellm one; "
+            "see `pixellm convert --help`."
+        )
+    own = set(inspect.signature(PixelLMConfig.__init__).parameters)
+    known = own | set(PixelLMConfig().to_dict()) | {"auto_map", "dtype", "torch_dtype"}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"{path} holds unknown settings: {', '.join(unknown)}.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object.")
+    return values
+
+
+def _check_report(source: str | Path, report: dict[str, Any]) -> None:
+    """Every weight must have been found, used and fitted."""
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(str(key) for key in report.get(problem) or ())
+        if keys:
+            shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+            raise ValueError(f"The weights of {source} do not fit ({problem}): {shown}.")

@@ -1,0 +1,245 @@
+"""Pictures and dialogues to model inputs: the processor of PixelLM.
+
+A real transformers processor (``AutoProcessor``, ``save_pretrained``, ``apply_chat_template``).
+It knows the tokenizer and the picture geometry, and nothing of the network or of devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from pixellm.processing.image import PixelLMImageProcessor, load_image
+from pixellm.processing.prompts import EncodedDialogue, Message, PromptCodec
+
+
+def visible_image_tokens(
+    resized: tuple[int, int], canvas: int, grid: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Which image tokens lie on the picture rather than on the canvas's padding.
+
+    Args:
+        resized: (height, width) of the picture on the canvas, in pixels.
+        canvas: side of the canvas in pixels.
+        grid: (height, width) of the language model's image grid.
+
+    Returns:
+        (grid height * grid width,) bool, row by row: nearest resize of the pixel mask.
+    """
+    rows = np.arange(grid[0]) * canvas // grid[0] < resized[0]
+    columns = np.arange(grid[1]) * canvas // grid[1] < resized[1]
+    return (rows[:, None] & columns[None, :]).ravel()
+
+
+def pad_sequences(sequences: Sequence[Sequence[int]], fill: int, side: str) -> Tensor:
+    """Stack integer sequences to (B, T) long, filled on ``side`` ("left" or "right")."""
+    length = max(map(len, sequences))
+    rows = [
+        [fill] * (length - len(s)) + list(s)
+        if side == "left"
+        else list(s) + [fill] * (length - len(s))
+        for s in sequences
+    ]
+    return torch.tensor(rows, dtype=torch.long)
+
+
+class PixelLMProcessor(ProcessorMixin):
+    """Joins the image processor, the tokenizer and the codebook.
+
+    Args:
+        image_processor: resizes, pads and normalises pictures.
+        tokenizer: a fast tokenizer that knows the control tokens.
+        chat_template: Jinja template of a dialogue; the tokenizer's own where None.
+        image_token: text of the image placeholder.
+        codebook_tokens: text of the codebook's tokens, in order.
+        llm_grid: (height, width) of the language model's image grid.
+    """
+
+    def __init__(
+        self,
+        image_processor: PixelLMImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str | None = None,
+        image_token: str = "<image>",
+        codebook_tokens: Sequence[str] = (),
+        llm_grid: Sequence[int] = (16, 16),
+        **kwargs: Any,
+    ) -> None:
+        template = chat_template or tokenizer.chat_template
+        if template is None:
+            raise ValueError("The tokenizer carries no chat template; pass chat_template.")
+        super().__init__(image_processor, tokenizer, chat_template=template, **kwargs)
+        self.image_token = image_token
+        self.codebook_tokens = list(codebook_tokens)
+        self.llm_grid = list(llm_grid)
+        self.codec = PromptCodec(
+            tokenizer, template, image_token, self.codebook_tokens, llm_grid[0] * llm_grid[1]
+        )
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """What ``processor_config.json`` holds; the codec is rebuilt from it."""
+        values = super().to_dict(**kwargs)
+        values.pop("codec", None)
+        return values
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        padding_side: str = "left",
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Build a batch from rendered prompts, as transformers pipelines do.
+
+        ``text`` is a rendered chat template: control tokens in it count. For text that people
+        type use :meth:`apply_chat_template` with ``tokenize=True``, or :meth:`encode_batch`.
+
+        Args:
+            images: one picture per prompt; None for text alone.
+            text: one rendered prompt or several.
+            padding_side: "left" for generation, "right" for training.
+            return_tensors: "pt".
+            **kwargs: refused; named so that a typo is an error.
+        """
+        if kwargs.keys() - {"padding", "truncation", "add_special_tokens"}:
+            raise TypeError(f"Unknown arguments: {sorted(kwargs)}.")
+        prompts = [text] if isinstance(text, str) else list(text or ())
+        dialogues = [self._encode_rendered(prompt) for prompt in prompts]
+        pictures = None if images is None else self.image_processor(self._as_list(images))
+        return self._batch(dialogues, pictures, padding_side, return_tensors)
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: list[Any],
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Render one conversation or several, or turn them into model inputs.
+
+        With ``tokenize=True`` pictures are taken from the image parts (``{"type": "image",
+        "image": PIL | array | path}``, also "path" or "url" with a local path) and text that
+        people typed can never become a control token.
+
+        Returns:
+            Text; with ``tokenize``, (B, T) ids, or the whole batch with ``return_dict``.
+        """
+        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        conversations = list(conversation) if batched else [conversation]
+        if not tokenize:
+            rendered = [
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=chat_template or self.chat_template,
+                    add_generation_prompt=add_generation_prompt,
+                    tokenize=False,
+                )
+                for messages in conversations
+            ]
+            return rendered if batched else rendered[0]
+        pictures = [image for messages in conversations for image in self._pictures(messages)]
+        batch = self.encode_batch(conversations, pictures, add_generation_prompt)
+        return batch if return_dict else batch["input_ids"]
+
+    def encode_batch(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        images: Sequence[Any] = (),
+        add_generation_prompt: bool = True,
+        padding_side: str = "left",
+    ) -> BatchFeature:
+        """Model inputs for several conversations, each about its picture.
+
+        Args:
+            conversations: messages of each row.
+            images: one picture per row, or none at all.
+            add_generation_prompt: end each row where the answer begins.
+            padding_side: "left" for generation, "right" for training.
+
+        Returns:
+            input_ids and attention_mask (B, T), and with pictures pixel_values
+            (B, 3, S, S), pixel_mask (B, S, S), original_sizes and resized_sizes (B, 2).
+        """
+        dialogues = [
+            self.codec.encode(messages, add_generation_prompt=add_generation_prompt)
+            for messages in conversations
+        ]
+        pictures = self.image_processor([load_image(i) for i in images]) if images else None
+        return self._batch(dialogues, pictures, padding_side, "pt")
+
+    def image_token_mask(self, resized: Sequence[int]) -> NDArray[np.bool_]:
+        """Which image tokens of a picture of ``resized`` (height, width) are not padding."""
+        return visible_image_tokens(
+            (int(resized[0]), int(resized[1])),
+            self.image_processor.image_size,
+            (self.llm_grid[0], self.llm_grid[1]),
+        )
+
+    def _batch(
+        self,
+        dialogues: Sequence[EncodedDialogue],
+        pictures: BatchFeature | None,
+        padding_side: str,
+        return_tensors: str | None,
+    ) -> BatchFeature:
+        """Pad rows and mask padding, in the text and among the image tokens."""
+        masks = [[1] * len(d.ids) for d in dialogues]
+        if pictures is not None:
+            sizes = pictures["resized_sizes"]
+            for dialogue, mask, size in zip(dialogues, masks, sizes, strict=True):
+                shown = self.image_token_mask(size.tolist())
+                mask[dialogue.prefix - len(shown) : dialogue.prefix] = shown.astype(int).tolist()
+        pad = self.tokenizer.pad_token_id
+        data: dict[str, Any] = {
+            "input_ids": pad_sequences([d.ids for d in dialogues], pad, padding_side),
+            "attention_mask": pad_sequences(masks, 0, padding_side),
+        }
+        return BatchFeature({**data, **(pictures or {})}, tensor_type=return_tensors)
+
+    def _encode_rendered(self, prompt: str) -> EncodedDialogue:
+        """Ids of a rendered prompt, placeholders expanded."""
+        codec, ids, prefix = self.codec, list[int](), 0
+        for token in self.tokenizer(prompt, add_special_tokens=False)["input_ids"]:
+            ids += [token] * (codec.num_image_tokens if token == codec.image_id else 1)
+            prefix = len(ids) if token == codec.image_id else prefix
+        return EncodedDialogue(tuple(ids), (False,) * len(ids), prefix)
+
+    @staticmethod
+    def _as_list(images: Any) -> list[Any]:
+        several = isinstance(images, (list, tuple))
+        return [load_image(i) for i in (images if several else [images])]
+
+    @staticmethod
+    def _pictures(messages: Sequence[Message]) -> list[Any]:
+        """The pictures of a conversation's image parts."""
+        parts = [p for m in messages if not isinstance(m["content"], str) for p in m["content"]]
+        found = []
+        for part in parts:
+            if part.get("type") == "image":
+                source = next((part[k] for k in ("image", "path", "url") if k in part), None)
+                if source is None:
+                    raise ValueError('An image part needs its picture under "image" or "path".')
+                found.append(source)
+        return found
+
+
+def register() -> None:
+    """Make the Auto classes of transformers know the processor; safe to call twice."""
+    from transformers import AutoImageProcessor, AutoProcessor
+
+    from pixellm.model.config import PixelLMConfig
+
+    AutoProcessor.register(PixelLMConfig, PixelLMProcessor, exist_ok=True)
+    AutoImageProcessor.register(
+        PixelLMConfig, slow_image_processor_class=PixelLMImageProcessor, exist_ok=True
+    )
