@@ -160,7 +160,8 @@ class Request:
         image: path of the picture, or its pixels as (H, W, 3) uint8 RGB; requests about the same
             picture may share the object, so that an engine can encode it once.
         question: as a person types it.
-        history: the earlier (question, answer text) pairs of the dialogue, oldest first.
+        history: the earlier (question, answer) pairs of the dialogue, oldest first; an answer
+            holds ``{seg}`` behind each phrase that had a mask.
 
     Raises:
         ValueError: the question is empty.

@@ -1,0 +1,143 @@
+"""Puts the questions of dialogues to a predictor, turn by turn, in full batches.
+
+Anything with ``predict_batch`` can be evaluated: the engine, a remote model, a baseline. It knows
+nothing of scores, and never shows a predictor an answer from the data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pixellm.types import SEG_MARK, Prediction, Request, Sample
+
+
+class Predictor(Protocol):
+    """What an engine offers to an evaluation."""
+
+    def predict_batch(self, requests: Sequence[Request]) -> list[Prediction]:
+        """Answer every request, in order, each on its own.
+
+        Masks are (H, W) bool in pixels of the request's picture.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredDialogue:
+    """A dialogue with the answers it got.
+
+    Attributes:
+        index: its place in the input.
+        sample: the dialogue.
+        predictions: one per turn.
+        seconds: per turn, its share of the batch it was answered in.
+    """
+
+    index: int
+    sample: Sample
+    predictions: tuple[Prediction, ...]
+    seconds: tuple[float, ...]
+
+
+@dataclass(slots=True)
+class _OpenDialogue:
+    index: int
+    sample: Sample
+    predictions: list[Prediction] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def next_request(self) -> Request:
+        """The next question; the history is what the predictor itself answered before."""
+        earlier = zip(self.sample.turns, self.predictions, strict=False)
+        history = tuple((turn.question, mark_answer(answer)) for turn, answer in earlier)
+        question = self.sample.turns[len(self.predictions)].question
+        return Request(self.sample.image, question, history)
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.predictions) == len(self.sample.turns)
+
+    def close(self) -> AnsweredDialogue:
+        return AnsweredDialogue(
+            self.index, self.sample, tuple(self.predictions), tuple(self.seconds)
+        )
+
+
+def mark_answer(prediction: Prediction) -> str:
+    """An answer's text with ``{seg}`` behind each grounded phrase, as a dialogue's history has it.
+
+    A literal ``{seg}`` in the text is dropped: in a history it would stand for a mask.
+    """
+    pieces, start = [], 0
+    for segment in prediction.segments:
+        pieces.append(prediction.text[start : segment.span[1]])
+        start = segment.span[1]
+    pieces.append(prediction.text[start:])
+    return f" {SEG_MARK}".join(piece.replace(SEG_MARK, "") for piece in pieces)
+
+
+def answer_dialogues(
+    predictor: Predictor, samples: Iterable[Sample], batch_size: int
+) -> Iterator[AnsweredDialogue]:
+    """Run dialogues by free generation.
+
+    A later turn is asked with the predictor's own earlier answers as its history, never with the
+    true ones: an early mistake may cost a later answer, as it does in use. Dialogues about one
+    picture should follow each other; their requests then share a batch and the picture's array.
+
+    Args:
+        predictor: answers the questions.
+        samples: dialogues, read only as fast as they are answered.
+        batch_size: requests per call, at least 1; only the last calls may hold fewer.
+
+    Yields:
+        Each dialogue once it is complete, not necessarily in the order of the input.
+
+    Raises:
+        ValueError: ``batch_size`` is below 1, the predictor returns another number of answers
+            than it got requests, or a mask that doesn't fit its picture.
+    """
+    if batch_size < 1:
+        raise ValueError(f"The batch size must be at least 1, not {batch_size}.")
+    arriving = enumerate(samples)
+    waiting: deque[_OpenDialogue] = deque()
+    while True:
+        while len(waiting) < batch_size and (arrival := next(arriving, None)):
+            waiting.append(_OpenDialogue(*arrival))
+        if not waiting:
+            return
+        batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
+        _ask(predictor, batch)
+        yield from (dialogue.close() for dialogue in batch if dialogue.is_complete)
+        waiting.extendleft(d for d in reversed(batch) if not d.is_complete)
+
+
+def _ask(predictor: Predictor, batch: Sequence[_OpenDialogue]) -> None:
+    """Answer the next turn of every dialogue of a batch."""
+    requests = [dialogue.next_request() for dialogue in batch]
+    start = time.perf_counter()
+    predictions = predictor.predict_batch(requests)
+    seconds = (time.perf_counter() - start) / len(batch)
+    if len(predictions) != len(requests):
+        raise ValueError(
+            f"The predictor gave {len(predictions)} answers to {len(requests)} requests; "
+            "predict_batch must answer each one, in order."
+        )
+    for dialogue, prediction in zip(batch, predictions, strict=True):
+        _check_masks(prediction, dialogue.sample)
+        dialogue.predictions.append(prediction)
+        dialogue.seconds.append(seconds)
+
+
+def _check_masks(prediction: Prediction, sample: Sample) -> None:
+    for segment in prediction.segments:
+        if segment.mask.shape != tuple(sample.size):
+            raise ValueError(
+                f"Sample {sample.id!r}: the predicted mask of {segment.label!r} is "
+                f"{segment.mask.shape}, the picture {tuple(sample.size)}; masks belong in "
+                "pixels of the original picture."
+            )
