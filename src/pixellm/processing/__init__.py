@@ -1,0 +1,1 @@
+"""From pictures and text to tensors, and from tensors back to masks and phrases."""
