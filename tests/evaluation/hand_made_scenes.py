@@ -35,8 +35,8 @@ def make_scene(number: int) -> tuple[Sample, ...]:
         return Turn(f"{number}: {text}", answer, targets, kind)
 
     naming = ask("fruit?", "The apple {seg} and the pear {seg}.", (APPLE, PEAR), "category")
-    absent = ask("a dog?", "There is no dog.", (), "absent")
-    count = ask("how many cups?", "One.", (), "count")
+    absent = ask("a dog?", "There is no dog.", (), "negative")
+    count = ask("how many cups?", "There is one.", (), "counting")
     first = ask("the left fruit?", "The apple {seg} is on the left.", (APPLE,), "half")
     follow_up = ask("and the others?", "A pear {seg} and a cup {seg}.", (PEAR, CUP), "follow_up")
     dialogues = ((naming,), (absent, count), (first, follow_up))

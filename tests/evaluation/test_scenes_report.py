@@ -15,13 +15,9 @@ from hand_made_scenes import (
     with_segments,
 )
 
-from pixellm.evaluation.scenes import (
-    DEFINITIONS,
-    ScenesReport,
-    build_report,
-    score_dialogues,
-)
-from pixellm.types import Prediction
+from pixellm.evaluation.scenes import score_answer, score_dialogues
+from pixellm.evaluation.scenes_report import DEFINITIONS, ScenesReport, build_report
+from pixellm.types import Prediction, Turn
 
 SCENES = [make_scene(i) for i in range(4)]
 
@@ -95,6 +91,24 @@ def test_a_concept_must_be_named_as_often_as_asked():
     assert scores["set_accuracy"] == pytest.approx(1 / 3)  # only the single-target question
 
 
+@pytest.mark.parametrize(
+    "kind, answer, is_right",
+    [
+        ("counting", "I count one.", True),
+        ("counting", "1", True),
+        ("counting", "There are two.", False),
+        ("counting", "One, or two.", False),
+        ("counting", "", False),
+        ("plain", "there is ONE", True),
+        ("plain", "I count one.", False),
+    ],
+)
+def test_counting_needs_the_number_and_plain_questions_the_words(kind, answer, is_right):
+    turn = Turn("how many cups?", "There is one.", (), kind)
+    score = score_answer(0, turn, Prediction(answer, (), turn.question, (16, 24)), 0.1, name_object)
+    assert score.ratios()["text_accuracy"] == (is_right, 1)
+
+
 def test_text_is_compared_without_case_and_punctuation():
     class Shouter(Oracle):
         def change(self, prediction: Prediction) -> Prediction:
@@ -109,11 +123,11 @@ def test_groups_by_kind_and_number_of_targets():
     assert list(report.groups) == [
         "overall",
         "space and size",
-        "kind absent",
         "kind category",
-        "kind count",
+        "kind counting",
         "kind follow_up",
         "kind half",
+        "kind negative",
         "targets 0",
         "targets 1",
         "targets 2",
@@ -124,7 +138,7 @@ def test_groups_by_kind_and_number_of_targets():
     assert values(report, "targets 1")["giou"] == pytest.approx(1 / 2)
     assert values(report, "kind category")["giou"] == pytest.approx(2 / 3)
     assert report.headline()["space_and_size_giou"].value == pytest.approx(1 / 2)
-    assert values(report, "kind absent")["giou"] is None
+    assert values(report, "kind negative")["giou"] is None
 
 
 def test_scores_do_not_depend_on_the_batch_size():
@@ -149,8 +163,8 @@ def test_the_table_has_a_row_for_every_group():
     overall = dict(zip(header, rows[0], strict=True))
     assert overall["gIoU"] == "0.625 [0.625, 0.625]"
     assert overall["recall"] == "1.000"
-    absent = dict(zip(header, rows[2], strict=True))
-    assert absent["gIoU"] == "-"
+    negative = dict(zip(header, rows[list(report.groups).index("kind negative")], strict=True))
+    assert (negative["gIoU"], negative["N-acc"]) == ("-", "0.000")
 
 
 def test_progress_counts_scenes_up_to_the_last():

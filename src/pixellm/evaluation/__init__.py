@@ -7,7 +7,8 @@ prints. Which model made the predictions, and how, it does not know.
 from pixellm.evaluation.intervals import Estimate, estimate_ratios
 from pixellm.evaluation.metrics import MuseScorer, QuestionScore, score_masks
 from pixellm.evaluation.runner import Predictor, answer_dialogues
-from pixellm.evaluation.scenes import ScenesReport, evaluate_scenes
+from pixellm.evaluation.scenes import evaluate_scenes
+from pixellm.evaluation.scenes_report import ScenesReport
 
 __all__ = [
     "Estimate",

@@ -2,22 +2,19 @@
 
 Masks are scored by the strict protocol; a missing or a spurious mask is an IoU of 0. It draws
 nothing and runs no model: scenes come from the data set, answers from the predictor. It never
-prints; :class:`ScenesReport` hands out plain values and table rows.
+prints; the report that it returns hands out plain values and table rows.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
-from pixellm.evaluation.intervals import Estimate, estimate_ratios
-from pixellm.evaluation.metrics import QuestionScore, Ratio, score_masks, strict_ratios
+from pixellm.evaluation.metrics import score_masks
 from pixellm.evaluation.runner import Predictor, answer_dialogues
+from pixellm.evaluation.scenes_report import AnswerScore, ScenesReport, build_report
 from pixellm.masks import decode_mask
 from pixellm.types import SEG_MARK, BoolMask, Prediction, Sample, Turn
 
@@ -26,152 +23,6 @@ NameObject = Callable[[str], str | None]
 
 Progress = Callable[[int, int, float | None], None]
 """Called with scenes done, scenes in all, and the gIoU over targets so far."""
-
-SPACE_AND_SIZE_KINDS = frozenset({"half", "relative", "nearest", "size", "instance"})
-NEGATIVE_KIND = "absent"
-TEXT_KINDS = frozenset({"count", "plain"})
-
-DEFINITIONS = {
-    "giou": "mean IoU over the max(predicted, true) slots of questions that have targets; "
-    "missing and spurious masks are 0",
-    "ciou": "summed intersection over summed union of the same slots",
-    "set_accuracy": "questions with targets whose answer grounds exactly the right concepts, "
-    "each as often as asked for",
-    "mask_set_accuracy": "questions with targets in which every target is matched at IoU >= 0.5 "
-    "and no mask is spurious",
-    "precision": "masks that match a target at IoU >= 0.5, of all masks shown",
-    "recall": "targets matched at IoU >= 0.5, of all targets",
-    "n_acc": "questions without targets that are answered without masks",
-    "t_acc": "questions with targets that are answered with at least one mask",
-    "text_accuracy": "counting and plain questions answered word for word, case and "
-    "punctuation aside",
-    "giou_with_no_target": "giou over all questions; one without targets counts 1 when answered "
-    "without masks, and each mask shown there is a 0",
-    "ciou_with_no_target": "ciou over all questions",
-}
-"""What each score of a report means."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerScore:
-    """One answer and what it is worth.
-
-    Attributes:
-        picture: number of the scene; answers of a scene are resampled together.
-        kind: of the question.
-        question: as asked.
-        expected: the true answer, without marks.
-        answer: the predicted one.
-        masks: slots of the strict protocol.
-        expected_names: concepts of the targets.
-        given_names: concepts of the predicted segments' phrases; None for any other phrase.
-        seconds: share of the batch's time.
-    """
-
-    picture: int
-    kind: str
-    question: str
-    expected: str
-    answer: str
-    masks: QuestionScore
-    expected_names: tuple[str, ...]
-    given_names: tuple[str | None, ...]
-    seconds: float
-
-    def ratios(self) -> dict[str, Ratio]:
-        """What the answer adds to each score of :data:`DEFINITIONS`."""
-        strict, nothing = strict_ratios(self.masks), (0.0, 0.0)
-        names_right = Counter(self.expected_names) == Counter(self.given_names)
-        text_right = _normalise(self.expected) == _normalise(self.answer)
-        return {
-            "giou": strict["giou_targets"],
-            "ciou": strict["ciou_targets"],
-            "set_accuracy": (float(names_right), 1.0) if self.expected_names else nothing,
-            "mask_set_accuracy": strict["set_accuracy_targets"],
-            "precision": strict["precision"],
-            "recall": strict["recall"],
-            "n_acc": strict["n_acc"],
-            "t_acc": strict["t_acc"],
-            "text_accuracy": (float(text_right), 1.0) if self.kind in TEXT_KINDS else nothing,
-            "giou_with_no_target": strict["giou"],
-            "ciou_with_no_target": strict["ciou"],
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class GroupReport:
-    """The scores of a group of questions, by the names of :data:`DEFINITIONS`."""
-
-    num_questions: int
-    scores: dict[str, Estimate]
-
-
-@dataclass(frozen=True, slots=True)
-class ScenesReport:
-    """An evaluation on scenes.
-
-    Attributes:
-        split: of the data set.
-        seed: of the data set.
-        num_scenes: pictures.
-        num_concepts: different concepts asked for.
-        seconds_per_answer: wall time of the predictor, mean over answers.
-        groups: by name: "overall", "space and size", "kind KIND", "targets N".
-        answers: every answer, for a closer look; not part of :meth:`to_dict`.
-    """
-
-    split: str
-    seed: int
-    num_scenes: int
-    num_concepts: int
-    seconds_per_answer: float
-    groups: dict[str, GroupReport]
-    answers: tuple[AnswerScore, ...]
-
-    def headline(self) -> dict[str, Estimate]:
-        """The scores a model is judged by."""
-        overall = self.groups["overall"].scores
-        space = self.groups.get("space and size")
-        absent = self.groups.get(f"kind {NEGATIVE_KIND}")
-        unknown = Estimate(None, None, None, 0.0)
-        return {
-            "giou": overall["giou"],
-            "ciou": overall["ciou"],
-            "set_accuracy": overall["set_accuracy"],
-            "space_and_size_giou": space.scores["giou"] if space else unknown,
-            "negatives_without_masks": absent.scores["n_acc"] if absent else unknown,
-            "giou_with_no_target": overall["giou_with_no_target"],
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the single answers, as values that JSON knows."""
-        groups = {
-            name: {
-                "num_questions": group.num_questions,
-                "scores": {key: asdict(estimate) for key, estimate in group.scores.items()},
-            }
-            for name, group in self.groups.items()
-        }
-        return {
-            "benchmark": "scenes",
-            "mode": "free",
-            "protocol": "strict",
-            "split": self.split,
-            "seed": self.seed,
-            "num_scenes": self.num_scenes,
-            "num_questions": len(self.answers),
-            "num_concepts": self.num_concepts,
-            "seconds_per_answer": self.seconds_per_answer,
-            "headline": {name: asdict(estimate) for name, estimate in self.headline().items()},
-            "groups": groups,
-            "definitions": DEFINITIONS,
-        }
-
-    def table(self) -> list[tuple[str, ...]]:
-        """Rows of text, the header first; gIoU and set accuracy with their 95 % intervals."""
-        header = ("questions", "number", "gIoU", "cIoU", "set accuracy", "mask set accuracy")
-        rest = ("precision", "recall", "N-acc", "T-acc", "text", "gIoU with no-target")
-        return [(*header, *rest), *(_table_row(*item) for item in self.groups.items())]
 
 
 def evaluate_scenes(
@@ -202,10 +53,12 @@ def evaluate_scenes(
     """
     from pixellm.data.scenes.dataset import ScenesDataset
     from pixellm.data.scenes.knowledge import load_knowledge
-    from pixellm.data.scenes.questions import concept_of_phrase
+    from pixellm.data.scenes.phrasing import concept_of_phrase
 
     knowledge = load_knowledge()
-    dataset = ScenesDataset(split, seed, num_scenes, dialogues_per_image)
+    dataset = ScenesDataset(
+        split=split, seed=seed, length=num_scenes, dialogues_per_image=dialogues_per_image
+    )
     answers = score_dialogues(
         predictor,
         (dataset[i] for i in range(num_scenes)),
@@ -283,31 +136,6 @@ def score_answer(
     )
 
 
-def build_report(answers: Sequence[AnswerScore], split: str, seed: int) -> ScenesReport:
-    """Group scores and compute intervals, resampling whole pictures."""
-    pictures = sorted({answer.picture for answer in answers})
-    row_of = {picture: row for row, picture in enumerate(pictures)}
-    members: dict[str, list[AnswerScore]] = {"overall": []}
-    for answer in answers:
-        for group in _groups_of(answer):
-            members.setdefault(group, []).append(answer)
-    ordered = sorted(members, key=_group_order)
-    table = np.zeros((len(pictures), len(ordered), len(DEFINITIONS), 2))
-    for column, group in enumerate(ordered):
-        for answer in members[group]:
-            ratios = answer.ratios()
-            table[row_of[answer.picture], column] += [ratios[name] for name in DEFINITIONS]
-    flat = table.reshape(len(pictures), len(ordered) * len(DEFINITIONS), 2)
-    estimates = iter(estimate_ratios(flat[..., 0], flat[..., 1]))
-    groups = {
-        group: GroupReport(len(members[group]), {name: next(estimates) for name in DEFINITIONS})
-        for group in ordered
-    }
-    concepts = {name for answer in answers for name in answer.expected_names}
-    seconds = sum(answer.seconds for answer in answers) / max(len(answers), 1)
-    return ScenesReport(split, seed, len(pictures), len(concepts), seconds, groups, tuple(answers))
-
-
 def _flatten(scenes: Iterable[Sequence[Sample]], picture_of: list[int]) -> Iterator[Sample]:
     """All dialogues in order; notes the picture of each."""
     for picture, dialogues in enumerate(scenes):
@@ -322,37 +150,3 @@ def _stack(masks: Sequence[BoolMask], size: tuple[int, int]) -> BoolMask:
 
 def _without_marks(answer: str) -> str:
     return re.sub(rf"\s*{re.escape(SEG_MARK)}", "", answer)
-
-
-def _normalise(text: str) -> str:
-    """Lower-case words only."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
-
-
-def _groups_of(answer: AnswerScore) -> list[str]:
-    groups = ["overall", f"kind {answer.kind}", f"targets {_bin(answer.masks.num_truths)}"]
-    if answer.kind in SPACE_AND_SIZE_KINDS:
-        groups.append("space and size")
-    return groups
-
-
-def _bin(num_targets: int) -> str:
-    if num_targets <= 3:
-        return str(num_targets)
-    return "4-5" if num_targets <= 5 else "6+"
-
-
-def _group_order(group: str) -> tuple[int, str]:
-    ranks = {"overall": 0, "space": 1, "kind": 2, "targets": 3}
-    return ranks[group.partition(" ")[0]], group
-
-
-def _table_row(name: str, group: GroupReport) -> tuple[str, ...]:
-    with_interval = ("giou", "set_accuracy")
-    columns = [key for key in DEFINITIONS if key != "ciou_with_no_target"]
-    cells = []
-    for key in columns:
-        estimate = group.scores[key]
-        plain = "-" if estimate.value is None else f"{estimate.value:.3f}"
-        cells.append(str(estimate) if key in with_interval else plain)
-    return (name, str(group.num_questions), *cells)
