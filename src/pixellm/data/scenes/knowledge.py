@@ -87,10 +87,17 @@ class Category:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A purpose: its key, and wordings that fit behind "something to"."""
+    """A purpose.
+
+    Attributes:
+        key: names the row.
+        wordings: what fits behind "something to", in the first person: "brush my teeth".
+        is_instrument: whether "What could I ... with?" is natural too.
+    """
 
     key: str
     wordings: tuple[str, ...]
+    is_instrument: bool
 
 
 @dataclass(frozen=True)
@@ -192,8 +199,8 @@ def read_knowledge(directory: Path) -> Knowledge:
         for row in _read_rows(directory / "categories.csv", _CATEGORY_COLUMNS)
     ]
     uses = [
-        Use(row["key"], _split(row["wordings"]))
-        for row in _read_rows(directory / "uses.csv", ("key", "wordings"))
+        Use(row["key"], _split(row["wordings"]), row["instrument"] == "yes")
+        for row in _read_rows(directory / "uses.csv", _USE_COLUMNS)
     ]
     return Knowledge(
         MappingProxyType({concept.key: concept for concept in concepts}),
@@ -208,6 +215,7 @@ _CONCEPT_COLUMNS = (
     *("categories", "color", "uses", "borderline", "openmoji"),
 )
 _CATEGORY_COLUMNS = ("key", "one", "many", "counted", "number")
+_USE_COLUMNS = ("key", "wordings", "instrument")
 
 
 def _concept(row: Mapping[str, str]) -> Concept:

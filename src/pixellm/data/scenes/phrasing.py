@@ -26,6 +26,7 @@ BARE_END_SHARE = 0.15
 """Share of the questions that lose their last full stop or question mark."""
 
 _WORD = re.compile(r"[a-z0-9]+(?:[-'][a-z0-9]+)*")
+_MY = re.compile(r"\bmy(?=self\b|\b)")
 _MAX_NAME_WORDS = 6
 
 
@@ -87,6 +88,11 @@ def grammar_words(concept: Concept, it: str) -> dict[str, str]:
         "them": "them" if plural else "it",
         "they": "they" if plural else "it",
     }
+
+
+def purpose_words(wording: str, slot: str = "use") -> dict[str, str]:
+    """A purpose as the asker says it, in ``slot``, and as it is said to them, in ``your_slot``."""
+    return {slot: wording, f"your_{slot}": _MY.sub("your", wording)}
 
 
 def with_article(words: str) -> str:

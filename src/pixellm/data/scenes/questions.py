@@ -148,7 +148,7 @@ def _identities(drafts: Sequence[Draft]) -> list[object]:
     marks: list[object] = [" | ".join(draft.question.lower() for draft in drafts)]
     last = drafts[-1]
     if last.things and len(drafts) == 1:
-        marks.append((last.kind, last.things))
+        marks.append((last.kind, frozenset(last.things)))
     return marks
 
 

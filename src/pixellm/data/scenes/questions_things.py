@@ -16,6 +16,7 @@ from pixellm.data.scenes.phrasing import (
     ask,
     grammar_words,
     mark_phrases,
+    purpose_words,
     say,
     with_article,
 )
@@ -24,6 +25,9 @@ from pixellm.data.scenes.scene_view import SceneView, Thing
 
 MAX_TARGETS = 5
 """More things than this are never asked for at once."""
+
+WITH_SHARE = 0.3
+"""Share of the questions for an instrument that are asked as "What could I ... with?"."""
 
 SYNONYM_SHARE = 0.25
 """Share of the questions by name that use a synonym, where the concept has one."""
@@ -123,7 +127,7 @@ def ask_by_use(view: SceneView, rng: random.Random) -> Draft | None:
         return None
     key = rng.choice(keys)
     things = view.serving(key)
-    question = ask(rng, "use", use=rng.choice(view.knowledge.uses[key].wordings))
+    question = _ask_use(view, rng, key, _purpose(view, rng, key))
     answer = answer_with(rng, "use", things, conjunction="or")
     return Draft("use", question, answer, tuple(things))
 
@@ -138,10 +142,7 @@ def ask_activity(view: SceneView, rng: random.Random) -> Draft | None:
     things = [*parts[0], *parts[1]]
     if len(set(things)) < len(things) or len(things) > MAX_TARGETS:
         return None
-    words = {
-        "first": rng.choice(view.knowledge.uses[first].wordings),
-        "second": rng.choice(view.knowledge.uses[second].wordings),
-    }
+    words = _purpose(view, rng, first, "first") | _purpose(view, rng, second, "second")
     question = ask(rng, "activity", **words)
     answer = say(
         rng,
@@ -172,9 +173,8 @@ def ask_for_absent(view: SceneView, rng: random.Random) -> Draft | None:
         words = category_words(view, key)
         answer = say(rng, "negative_category", **words)
         return Draft("negative", ask(rng, "category", **words), answer)
-    wording = rng.choice(view.knowledge.uses[key].wordings)
-    answer = say(rng, "negative_use", use=wording)
-    return Draft("negative", ask(rng, "use", use=wording), answer)
+    words = _purpose(view, rng, key)
+    return Draft("negative", _ask_use(view, rng, key, words), say(rng, "negative_use", **words))
 
 
 def ask_number(view: SceneView, rng: random.Random) -> Draft | None:
@@ -218,7 +218,9 @@ def ask_if_there(view: SceneView, rng: random.Random) -> Draft | None:
     if concept is None or f"name:{concept.key}" in view.borderline:
         return None
     words = grammar_words(concept, concept.name)
-    words |= {"name": concept.name, "indefinite": concept.indefinite}
+    indefinite = concept.indefinite
+    any_one = f"any {concept.name}" if indefinite.startswith("some ") else indefinite
+    words |= {"name": concept.name, "indefinite": indefinite, "any_one": any_one}
     answer = say(rng, "plain_exists", "yes" if present else "no", **words)
     return Draft("plain", ask(rng, "plain_exists", **words), answer)
 
@@ -295,3 +297,12 @@ def answer_with(
     return say(
         rng, section, **words, objects=mark_phrases([one.phrase for one in things], conjunction)
     )
+
+
+def _purpose(view: SceneView, rng: random.Random, use: str, slot: str = "use") -> dict[str, str]:
+    return purpose_words(rng.choice(view.knowledge.uses[use].wordings), slot)
+
+
+def _ask_use(view: SceneView, rng: random.Random, use: str, words: dict[str, str]) -> str:
+    with_it = view.knowledge.uses[use].is_instrument and rng.random() < WITH_SHARE
+    return ask(rng, "use_with" if with_it else "use", **words)
