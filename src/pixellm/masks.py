@@ -9,6 +9,7 @@ pixel coordinates: pixel ``i`` covers ``[i, i + 1)``, its centre lies at ``i + 0
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -143,10 +144,11 @@ def pairwise_iou(predictions: BoolMask, truths: BoolMask) -> NDArray[np.float64]
             f"Masks of {predictions.shape[1:]} and {truths.shape[1:]} can't be compared; "
             "bring both to the size of the picture."
         )
-    flat_p = predictions.reshape(len(predictions), -1)
-    flat_g = truths.reshape(len(truths), -1)
+    num_pixels = math.prod(truths.shape[1:])  # -1 would be ambiguous without any masks
+    flat_p = predictions.reshape(len(predictions), num_pixels)
+    flat_g = truths.reshape(len(truths), num_pixels)
     intersection = np.zeros((len(flat_p), len(flat_g)))
-    for start in range(0, flat_p.shape[1], _PIXELS_AT_ONCE):  # float32 counts exactly to 2**24
+    for start in range(0, num_pixels, _PIXELS_AT_ONCE):  # float32 counts exactly to 2**24
         part = slice(start, start + _PIXELS_AT_ONCE)
         intersection += flat_p[:, part].astype(np.float32) @ flat_g[:, part].astype(np.float32).T
     union = flat_p.sum(axis=1)[:, None] + flat_g.sum(axis=1)[None] - intersection
