@@ -1,0 +1,436 @@
+"""Reading pictures, the model's frame, and the way back."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from pixellm.masks import Letterbox, encode_mask
+from pixellm.processing import image as image_module
+from pixellm.processing.image import (
+    PixelLMImageProcessor,
+    letterbox_masks,
+    load_image,
+    restore_masks,
+)
+
+PARITY = (
+    Path(os.environ.get("PIXELLM_PARITY_DIR", Path(__file__).parents[3] / "shared" / "parity"))
+    / "official_a"
+)
+needs_parity = pytest.mark.skipif(
+    not PARITY.is_dir(), reason="The released code's tensors (PIXELLM_PARITY_DIR) are not here."
+)
+
+RAMP = np.add.outer(np.arange(24) * 4, np.arange(32) * 5).astype(np.uint8)
+COLORS = np.stack([RAMP, 255 - RAMP, RAMP // 2], axis=-1)
+
+
+def read(path):
+    picture = load_image(path)
+    assert picture.mode == "RGB"
+    return np.asarray(picture)
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp", "ppm"])
+def test_lossless_files_read_exactly(tmp_path, suffix):
+    path = tmp_path / f"picture.{suffix}"
+    Image.fromarray(COLORS).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    np.testing.assert_array_equal(read(path), COLORS)
+    np.testing.assert_array_equal(read(str(path)), COLORS)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
+def test_16_bit_grey_is_scaled(tmp_path, suffix):
+    path = tmp_path / f"deep.{suffix}"
+    deep = np.linspace(0, 65535, 24 * 32).reshape(24, 32).astype(np.uint16)
+    if suffix == "pgm":
+        path.write_bytes(b"P5 32 24 65535\n" + deep.astype(">u2").tobytes())
+    else:
+        Image.fromarray(deep).save(path)
+    expected = np.rint(deep / 257)[..., None].repeat(3, axis=2)
+    np.testing.assert_array_equal(read(path), expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif", "tiff"])
+def test_palette_colors_are_looked_up(tmp_path, suffix):
+    path = tmp_path / f"palette.{suffix}"
+    blocks = np.array([[0, 1], [2, 1]], dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    picture = Image.fromarray(blocks).convert("P")
+    picture.putpalette([200, 10, 20, 0, 90, 30, 5, 6, 250])
+    picture.save(path)
+    palette = np.array([[200, 10, 20], [0, 90, 30], [5, 6, 250]])
+    np.testing.assert_array_equal(read(path), palette[blocks])
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif"])
+def test_a_transparent_palette_entry_is_white(tmp_path, suffix):
+    path = tmp_path / f"hole.{suffix}"
+    blocks = np.array([[0, 1]], dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    picture = Image.fromarray(blocks).convert("P")
+    picture.putpalette([200, 10, 20, 0, 90, 30])
+    picture.save(path, transparency=1)
+    pixels = read(path)
+    assert (pixels[:, :8] == (200, 10, 20)).all()
+    assert (pixels[:, 8:] == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_lies_on_white(tmp_path, mode):
+    path = tmp_path / "alpha.png"
+    picture = Image.new("RGBA", (3, 1), (100, 100, 100, 255))
+    picture.putpixel((1, 0), (100, 100, 100, 0))
+    picture.putpixel((2, 0), (100, 100, 100, 51))
+    picture.convert(mode).save(path)
+    np.testing.assert_array_equal(read(path)[0, :, 0], [100, 255, 224])
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    path = tmp_path / "print.jpg"
+    Image.fromarray(COLORS).convert("CMYK").save(path, quality=100, subsampling=0)
+    assert Image.open(path).mode == "CMYK"
+    assert np.abs(read(path).astype(int) - COLORS).max() <= 6
+
+
+@pytest.mark.parametrize("mode", ["1", "L"])
+def test_grey_has_three_equal_channels(tmp_path, mode):
+    path = tmp_path / "grey.png"
+    picture = Image.fromarray(RAMP).convert(mode)
+    picture.save(path)
+    expected = np.asarray(picture.convert("L"))
+    np.testing.assert_array_equal(read(path), expected[..., None].repeat(3, axis=2))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "webp", "tiff"])
+def test_exif_rotation_is_applied(tmp_path, suffix, orientation):
+    path = tmp_path / f"camera.{suffix}"
+    # How the upright picture has to be stored for each value of the EXIF tag.
+    stored = {
+        1: COLORS,
+        2: COLORS[:, ::-1],
+        3: COLORS[::-1, ::-1],
+        4: COLORS[::-1],
+        5: COLORS.swapaxes(0, 1),
+        6: COLORS.swapaxes(0, 1)[::-1],
+        7: COLORS.swapaxes(0, 1)[::-1, ::-1],
+        8: COLORS.swapaxes(0, 1)[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if suffix == "webp" else {}
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **options)
+    np.testing.assert_array_equal(read(path), COLORS)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_the_first_frame_of_an_animation(tmp_path, suffix):
+    path = tmp_path / f"moving.{suffix}"
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
+    options = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+    assert Image.open(path).n_frames == 3
+    assert (read(path) == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("array", "first"),
+    [
+        (COLORS, COLORS[0, 0]),
+        (RAMP, RAMP[0, 0]),
+        (RAMP[..., None], RAMP[0, 0]),
+        (np.dstack([COLORS, np.zeros_like(RAMP)]), 255),
+        (np.full((3, 4), 65535, np.uint16), 255),
+        (np.full((3, 4), 257, np.uint16), 1),
+    ],
+)
+def test_arrays_are_pictures_too(array, first):
+    pixels = read(array)
+    assert pixels.shape == (*array.shape[:2], 3)
+    assert (pixels[0, 0] == first).all()
+
+
+def test_a_pillow_image_is_read_but_not_changed():
+    picture = Image.new("RGBA", (5, 4), (0, 0, 0, 0))
+    assert (read(picture) == 255).all()
+    assert picture.mode == "RGBA"
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4, 3)),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((2, 4, 4, 3), np.uint8),
+        np.zeros((4, 4, 3), np.uint16),
+    ],
+)
+def test_arrays_that_are_no_pictures(array):
+    with pytest.raises(ValueError, match="array"):
+        load_image(array)
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_without_a_known_range_are_refused(mode):
+    with pytest.raises(ValueError, match="32-bit"):
+        load_image(Image.fromarray(np.full((3, 3), 1e6, np.float32)).convert(mode))
+
+
+def one_sentence(error, path):
+    text = str(error.value)
+    assert str(path) in text and "\n" not in text and text.endswith(".")
+    return True
+
+
+def test_missing_empty_folder_and_foreign_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no picture") as error:
+        load_image(tmp_path / "missing.png")
+    assert one_sentence(error, "missing.png")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("not a picture, whatever its name says")
+    for name, message in (("", "folder"), ("empty.png", "empty"), ("text.png", "not a picture")):
+        with pytest.raises(ValueError, match=message) as error:
+            load_image(tmp_path / name)
+        assert one_sentence(error, tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tiff", "bmp"])
+@pytest.mark.parametrize("part", [0.3, 0.7, 0.95])
+def test_truncated_files(tmp_path, suffix, part):
+    path = tmp_path / f"cut.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * part)])
+    with pytest.raises(ValueError, match=r"truncated|not a picture") as error:
+        load_image(path)
+    assert one_sentence(error, path)
+
+
+@pytest.mark.parametrize("limit", [40, 99])  # Pillow itself refuses above twice its limit only
+def test_pictures_past_the_bomb_limit(tmp_path, monkeypatch, limit):
+    path = tmp_path / "bomb.png"
+    Image.new("RGB", (10, 10)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(ValueError, match=f"more than {limit} pixels") as error:
+        load_image(path)
+    assert one_sentence(error, path)
+
+
+# --- the processor ---------------------------------------------------------------------------
+
+
+@needs_parity
+@pytest.mark.parametrize(
+    ("case", "tolerance"), [(0, 1e-5), (1, 1e-5), (2, 1e-5), (3, 1e-5), (4, 0.02)]
+)
+def test_equals_the_released_code(case, tolerance):
+    golden = load_file(PARITY / "golden.safetensors")
+    facts = json.loads((PARITY / "golden.json").read_text())["cases"][case]
+    batch = PixelLMImageProcessor()(PARITY / facts["image"])
+    assert batch["original_sizes"].tolist() == [facts["original_hw"]]
+    assert batch["resized_sizes"].tolist() == [facts["resized_hw"]]
+    torch.testing.assert_close(
+        batch["pixel_values"][0, :, ::7, ::7],
+        golden[f"case{case}.pixel_values_sub7"],
+        atol=tolerance,
+        rtol=0,
+    )
+
+
+@needs_parity
+@pytest.mark.parametrize("case", range(5))
+def test_restored_masks_equal_the_released_code(case):
+    golden = load_file(PARITY / "golden.safetensors")
+    facts = json.loads((PARITY / "golden.json").read_text())["cases"][case]
+    logits = restore_masks(
+        golden[f"case{case}.generated.low_res_masks"],
+        tuple(facts["resized_hw"]),
+        tuple(facts["original_hw"]),
+        448,
+    )
+    expected = golden[f"case{case}.generated.mask_logits_sub4"]
+    torch.testing.assert_close(logits[:, ::4, ::4], expected, atol=1e-4, rtol=1e-5)
+    assert [int((mask > 0).sum()) for mask in logits] == facts["mask_areas"]
+
+
+def test_shapes_types_and_padding_of_a_batch():
+    processor = PixelLMImageProcessor(image_size=64)
+    sources = [COLORS, np.full((4000, 1, 3), 255, np.uint8), Image.new("L", (1, 1))]
+    batch = processor(sources)
+    assert batch["pixel_values"].shape == (3, 3, 64, 64)
+    assert batch["pixel_values"].dtype == torch.float32
+    assert batch["pixel_mask"].dtype == torch.bool
+    assert batch["original_sizes"].tolist() == [[24, 32], [4000, 1], [1, 1]]
+    assert batch["resized_sizes"].tolist() == [[48, 64], [64, 1], [64, 64]]
+    for pixels, mask, (height, width) in zip(
+        batch["pixel_values"], batch["pixel_mask"], batch["resized_sizes"].tolist(), strict=True
+    ):
+        assert mask[:height, :width].all() and mask.sum() == height * width
+        assert (pixels[:, ~mask] == 0).all()
+        assert (pixels[:, mask] != 0).any()
+
+
+def test_a_batch_equals_its_pictures_one_by_one():
+    processor = PixelLMImageProcessor(image_size=32)
+    sources = [COLORS, COLORS[:, :7], RAMP]
+    batch = processor(sources)
+    for row, source in enumerate(sources):
+        for key, value in processor(source).items():
+            assert torch.equal(value[0], batch[key][row])
+
+
+def test_normalisation_in_both_units():
+    white = np.full((8, 8, 3), 255, np.uint8)
+    released = PixelLMImageProcessor(image_size=8)(white)["pixel_values"]
+    clip = PixelLMImageProcessor(
+        image_size=8,
+        rescale_factor=1 / 255,
+        image_mean=[0.48145466, 0.4578275, 0.40821073],
+        image_std=[0.26862954, 0.26130258, 0.27577711],
+    )(white)["pixel_values"]
+    red = [(255 - 123.675) / 58.395, (1 - 0.48145466) / 0.26862954]
+    assert released[0, 0, 0, 0].item() == pytest.approx(red[0], abs=1e-5)
+    assert clip[0, 0, 0, 0].item() == pytest.approx(red[1], abs=1e-5)
+
+
+def test_numpy_output_is_the_same():
+    processor = PixelLMImageProcessor(image_size=16)
+    tensors, arrays = processor(COLORS), processor(COLORS, return_tensors="np")
+    for key, array in arrays.items():
+        assert isinstance(array, np.ndarray)
+        np.testing.assert_array_equal(array, tensors[key].numpy())
+
+
+def test_saved_and_loaded_settings_are_the_same(tmp_path):
+    processor = PixelLMImageProcessor(96, "bicubic", 1 / 255, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    processor.save_pretrained(tmp_path)
+    assert (tmp_path / "preprocessor_config.json").is_file()
+    loaded = PixelLMImageProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == processor.to_dict()
+    assert torch.equal(loaded(COLORS)["pixel_values"], processor(COLORS)["pixel_values"])
+    assert PixelLMImageProcessor.from_pretrained(tmp_path, image_size=32).image_size == 32
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_size": 0}, "image_size"),
+        ({"resample": "magic"}, "magic"),
+        ({"image_std": [1, 0, 1]}, "image_std"),
+        ({"image_mean": [1]}, "image_mean"),
+        ({"imgae_size": 3}, "imgae_size"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PixelLMImageProcessor(**settings)
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(ValueError, match="no pictures"):
+        PixelLMImageProcessor()([])
+
+
+# --- masks out of and into the model's frame -------------------------------------------------
+
+
+def test_restored_logits_follow_the_definition():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 16, 16, generator=generator)
+    canvas = F.interpolate(logits[None], (64, 64), mode="bilinear", align_corners=False)
+    expected = F.interpolate(canvas[..., :48, :64], (30, 40), mode="bilinear", align_corners=False)[
+        0
+    ]
+    torch.testing.assert_close(restore_masks(logits, (48, 64), (30, 40), 64), expected)
+
+
+def test_restoring_in_portions_changes_nothing(monkeypatch):
+    logits = torch.randn(5, 8, 8, generator=torch.Generator().manual_seed(1))
+    whole = restore_masks(logits, (24, 32), (60, 80), 32)
+    monkeypatch.setattr(image_module, "_LOGITS_AT_ONCE", 2 * 60 * 80)
+    assert torch.equal(restore_masks(logits, (24, 32), (60, 80), 32), whole)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1)])
+def test_odd_sizes_are_restored(size):
+    box = Letterbox.fit(size, 64)
+    restored = restore_masks(torch.ones(2, 16, 16, dtype=torch.bfloat16), box.resized, size, 64)
+    assert restored.shape == (2, *size)
+    assert restored.dtype == torch.float32
+    assert (restored == 1).all()
+
+
+def test_no_masks_to_restore():
+    assert restore_masks(torch.zeros(0, 8, 8), (6, 8), (30, 40), 8).shape == (0, 30, 40)
+
+
+def test_target_masks_by_hand():
+    mask = np.zeros((4, 8), dtype=np.bool_)
+    mask[:2, :4] = True  # two whole cells of the 4 x 4 grid
+    mask[2, 4:6] = True  # half of a cell
+    mask[3, 7] = True  # a quarter of a cell
+    target = letterbox_masks([encode_mask(mask)], (4, 8), canvas=16, grid=4)
+    assert target.dtype == torch.uint8
+    assert target.tolist() == [[[1, 1, 0, 0], [0, 0, 1, 0], [0] * 4, [0] * 4]]
+
+
+@pytest.mark.parametrize("size", [(300, 400), (400, 300), (37, 91)])
+def test_target_masks_agree_with_pillow_averages(size):
+    rng = np.random.default_rng(5)
+    coarse = rng.random((6, 6)) < 0.5
+    mask = np.kron(coarse, np.ones((80, 80), dtype=bool))[: size[0], : size[1]]
+    box = Letterbox.fit(size, 240)
+    target = letterbox_masks([encode_mask(mask)], size, canvas=240, grid=24)[0].numpy()
+    canvas = Image.fromarray((box.mask_to_canvas(mask) * 255).astype(np.uint8))
+    average = np.asarray(canvas.resize((24, 24), Image.Resampling.BOX)) / 255
+    clear = np.abs(average - 0.5) > 0.12  # nearest resizing shifts edges by half a pixel
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(target[clear], average[clear] > 0.5)
+
+
+def test_thin_and_tiny_targets_never_vanish():
+    size = (480, 640)
+    line, dot, corner, diagonal = (np.zeros(size, dtype=np.bool_) for _ in range(4))
+    line[100, 50:600] = True
+    dot[200, 300] = True
+    corner[479, 639] = True
+    diagonal[np.arange(480), np.arange(480)] = True
+    rles = [encode_mask(mask) for mask in (line, dot, corner, diagonal)]
+    targets = letterbox_masks(rles, size, canvas=448, grid=32)
+    areas = targets.sum(dim=(1, 2)).tolist()
+    assert areas[1:3] == [1, 1]
+    assert areas[0] >= 26 and targets[0].any(dim=1).sum() == 1  # 550 of 640 pixels: 27.5 cells
+    assert areas[3] >= 24
+    assert targets[2, 23, 31] == 1
+
+
+def test_empty_targets_stay_empty_and_padding_is_never_target():
+    empty = encode_mask(np.zeros((10, 40), dtype=np.bool_))
+    full = encode_mask(np.ones((10, 40), dtype=np.bool_))
+    targets = letterbox_masks([empty, full], (10, 40), canvas=64, grid=16)
+    assert not targets[0].any()
+    assert targets[1, :4].all() and not targets[1, 4:].any()
+    assert letterbox_masks([], (10, 40), canvas=64, grid=16).shape == (0, 16, 16)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1)])
+def test_odd_pictures_have_targets(size):
+    target = letterbox_masks([encode_mask(np.ones(size, dtype=np.bool_))], size, 64, 16)
+    assert target.any()
+    assert target[0, 0, 0] == 1
+
+
+def test_targets_of_another_picture_are_refused():
+    with pytest.raises(ValueError, match="target mask"):
+        letterbox_masks([encode_mask(np.ones((4, 5), dtype=np.bool_))], (5, 4), 64, 16)
