@@ -184,7 +184,8 @@ def test_time_limit_brings_the_decay_forward(tmp_path: Path) -> None:
 
 
 def test_evaluation_is_called_and_changes_nothing(tmp_path: Path) -> None:
-    def evaluate(model: Any, processor: Any) -> dict[str, float]:
+    def evaluate(model: Any, processor: Any, settings: Any) -> dict[str, float]:
+        assert settings.num_scenes == 100
         assert not model.training
         return {"giou": float(torch.rand(()))}
 

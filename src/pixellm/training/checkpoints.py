@@ -151,27 +151,3 @@ def _remove_folder(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     path.replace(doomed)
     shutil.rmtree(doomed)
-
-
-class RunLog:
-    """The run's JSONL file: one object a line, appended; a resumed run repeats lost steps.
-
-    Where steps repeat after a resume, the later lines count.
-
-    Args:
-        path: file, created with its folder at the first line. A last line that a kill has cut
-            short is dropped.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if path.is_file():
-            whole, newline, _ = path.read_bytes().rpartition(b"\n")
-            with path.open("r+b") as file:
-                file.truncate(len(whole) + len(newline))
-
-    def write(self, entry: dict[str, Any]) -> None:
-        """Appends one line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")

@@ -133,12 +133,16 @@ class CheckpointConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Evaluation during the run."""
+    """Evaluation on scenes during the run."""
 
     every_steps: int = Field(default=0, ge=0)
     """Steps between evaluations; 0 for none."""
     num_scenes: int = Field(default=100, gt=0)
-    """Samples looked at each time."""
+    """Scenes looked at each time."""
+    split: str = "val"
+    """Split of the scenes."""
+    max_new_tokens: int = Field(default=96, gt=0)
+    """Longest answer; early in a run answers may not end by themselves."""
 
 
 class RunConfig(Section):
@@ -235,6 +239,18 @@ def parse_config(raw: Mapping[str, Any], source: str = "The configuration") -> R
         return RunConfig.model_validate(raw)
     except ValidationError as error:
         raise ValueError(f"{source}: {_describe(error.errors()[0])}") from error
+
+
+def differences(saved: Any, now: Any, path: str = "") -> dict[str, list[Any]]:
+    """{dotted key: [saved, now]} of two nested settings."""
+    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
+        saved, now = dict(enumerate(saved)), dict(enumerate(now))
+    if isinstance(saved, dict) and isinstance(now, dict):
+        found: dict[str, list[Any]] = {}
+        for key in dict.fromkeys([*saved, *now]):
+            found |= differences(saved.get(key), now.get(key), f"{path}.{key}".lstrip("."))
+        return found
+    return {} if saved == now else {path: [saved, now]}
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ from torch import Tensor, nn
 from pixellm.data.collate import Collator
 from pixellm.training import checkpoints
 from pixellm.training.auxiliary import PatchClassHead
-from pixellm.training.checkpoints import RunLog, TrainState
-from pixellm.training.config import RunConfig, Stage
+from pixellm.training.checkpoints import TrainState
+from pixellm.training.config import EvaluationConfig, RunConfig, Stage, differences
 from pixellm.training.objective import Objective, count_batch, normalisers_of
 from pixellm.training.optim import (
     StageOptimizer,
@@ -32,6 +31,7 @@ from pixellm.training.optim import (
     group_parameters,
     learning_rate_factor,
 )
+from pixellm.training.progress import EventCallback, Meter, RunLog, TrainEvent
 from pixellm.training.stream import (
     Batch,
     Mixture,
@@ -40,41 +40,21 @@ from pixellm.training.stream import (
     build_sources,
     question_texts,
 )
+from pixellm.training.validation import evaluate_on_scenes
 
 
 class NonFiniteLossError(RuntimeError):
     """A loss or gradient was not finite; raised before the optimizer moved anything."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrainEvent:
-    """What happened, for a progress display.
-
-    Attributes:
-        kind: "resume", "stage" (values: `groups`, what trains), "step" (losses, rates, time left
-            in the stage), "time_limit", "evaluation", "checkpoint" or "end".
-        step: optimizer steps done in the run.
-        total_steps: of the whole run, as now planned.
-        stage: name of the stage.
-        values: figures of the event; losses are means over the steps since the last one.
-    """
-
-    kind: str
-    step: int
-    total_steps: int
-    stage: str
-    values: Mapping[str, Any]
-
-
-EventCallback = Callable[[TrainEvent], None]
-Evaluate = Callable[[nn.Module, Any], Mapping[str, float]]
+Evaluate = Callable[[Any, Any, EvaluationConfig], Mapping[str, float]]
 
 
 def train(
     config: RunConfig,
     on_event: EventCallback | None = None,
     resume: bool | Path = False,
-    evaluate: Evaluate | None = None,
+    evaluate: Evaluate = evaluate_on_scenes,
 ) -> Path:
     """Runs a recipe to its end.
 
@@ -86,7 +66,7 @@ def train(
         on_event: called on the main process, about every `log_every` steps.
         resume: True continues from the newest checkpoint (or starts, where there is none), a
             path from that one. One process continues to the bit.
-        evaluate: (model, processor) -> scores, called as `config.evaluation` says.
+        evaluate: (model, processor, settings) -> scores, called as `config.evaluation` says.
 
     Returns:
         The run folder.
@@ -117,18 +97,6 @@ def _checkpoint_to_resume(config: RunConfig, resume: bool | Path) -> Path | None
     return None
 
 
-def _differences(saved: Any, now: Any, path: str = "") -> dict[str, list[Any]]:
-    """{dotted key: [saved, now]} of two nested settings."""
-    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
-        saved, now = dict(enumerate(saved)), dict(enumerate(now))
-    if isinstance(saved, dict) and isinstance(now, dict):
-        found: dict[str, list[Any]] = {}
-        for key in dict.fromkeys([*saved, *now]):
-            found |= _differences(saved.get(key), now.get(key), f"{path}.{key}".lstrip("."))
-        return found
-    return {} if saved == now else {path: [saved, now]}
-
-
 def _class_names(config: RunConfig, sources: Sequence[Any]) -> tuple[str, ...]:
     """Names behind the dense class maps, where some stage asks for them."""
     if all(stage.loss.patch_class == 0 for stage in config.stages):
@@ -139,28 +107,10 @@ def _class_names(config: RunConfig, sources: Sequence[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(itertools.chain.from_iterable(named)))
 
 
-@dataclass
-class _Meter:
-    """Means of losses and speed since the last log line."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-    images: int = 0
-    started: float = field(default_factory=time.monotonic)
-
-    def add(self, losses: Mapping[str, Tensor], images: int) -> None:
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
-        self.steps += 1
-        self.images += images
-
-
 class _Run:
     """All state of a run in one object."""
 
-    def __init__(
-        self, config: RunConfig, on_event: EventCallback, evaluate: Evaluate | None
-    ) -> None:
+    def __init__(self, config: RunConfig, on_event: EventCallback, evaluate: Evaluate) -> None:
         self.config = config
         self.on_event = on_event
         self.evaluate = evaluate
@@ -237,7 +187,7 @@ class _Run:
         resolved = self.config.to_yaml()
         if checkpoint is not None:
             saved = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))
-            changes = _differences(saved, yaml.safe_load(resolved))
+            changes = differences(saved, yaml.safe_load(resolved))
             fixed = [key for key in changes if key.split(".")[0] in ("model", "seed")]
             if fixed:
                 raise ValueError(f"A resumed run cannot change {fixed[0]!r}; start a new run.")
@@ -263,7 +213,7 @@ class _Run:
         rows = list(itertools.chain.from_iterable(group.rows() for group in groups))
         self._report("stage", {"steps": self.stage_end, "groups": rows})
         self.objective.train()
-        self.meter = _Meter()
+        self.meter = Meter()
         self.clock = time.monotonic()
         for batches in self._steps():
             self._step(module, batches)
@@ -343,7 +293,7 @@ class _Run:
         if ends or state.step % config.log_every == 0:
             self._report_step()
         every = config.evaluation.every_steps
-        if self.evaluate is not None and every and (ends or state.step % every == 0):
+        if every and (ends or state.step % every == 0):
             self._evaluate()
         if ends or state.step % config.checkpoint.every_steps == 0:
             self._write_checkpoint()
@@ -363,28 +313,30 @@ class _Run:
 
     def _report_step(self) -> None:
         meter, state = self.meter, self.state
-        seconds = max(time.monotonic() - meter.started, 1e-9)
-        names = list(meter.sums)
-        totals = torch.stack([meter.sums[name].float() for name in names])
-        totals = self.accelerator.reduce(totals, "sum") / meter.steps
-        values: dict[str, Any] = dict(zip(names, totals.tolist(), strict=True))
+        seconds = meter.seconds()
+        names, means = meter.means()
+        means = self.accelerator.reduce(means, "sum")
+        values: dict[str, Any] = dict(zip(names, means.tolist(), strict=True))
         values["learning_rate"] = self.stage.learning_rate * self._learning_rate_factor()
         values["images_per_second"] = round(meter.images / seconds, 2)
         left = (self.stage_end - state.stage_step) * seconds / meter.steps
         values["seconds_left"] = round(left, 1)
         self._report("step", values)
-        self.meter = _Meter()
+        self.meter = Meter()
 
     def _evaluate(self) -> None:
         """Scores the (averaged) weights; random states stay as they were."""
-        assert self.evaluate is not None
+        if not self.accelerator.is_main_process:
+            self.accelerator.wait_for_everyone()
+            return
         states = checkpoints.random_states()
         self.objective.eval()
         with self._averaged_weights(), torch.no_grad():
-            scores = self.evaluate(self.model, self.processor)
+            scores = self.evaluate(self.model, self.processor, self.config.evaluation)
         self.objective.train()
         checkpoints.restore_random_states(states)
         self._report("evaluation", dict(scores))
+        self.accelerator.wait_for_everyone()
 
     def _write_checkpoint(self) -> None:
         if self.accelerator.is_main_process:
