@@ -116,7 +116,7 @@ class Knowledge:
 
     def __post_init__(self) -> None:
         for problem in self._problems():
-            raise ValueError(f"In {self._source}: {problem}")
+            raise ValueError(f"In {self._source}, {problem}")
 
     @cached_property
     def concepts_by_category(self) -> Mapping[str, tuple[str, ...]]:
@@ -150,6 +150,9 @@ class Knowledge:
                 other = owners.setdefault(phrase.lower(), concept.key)
                 if other != concept.key:
                     yield f"{phrase!r} names both {other!r} and {concept.key!r}; keep one reading."
+        for use in self.uses.values():
+            if not use.wordings:
+                yield f"use {use.key!r} has no wording; give it one."
         for key, members in self.concepts_by_use.items():
             if not 1 <= len(members) <= MAX_CONCEPTS_PER_USE:
                 yield f"use {key!r} serves {len(members)} concepts; it must be 1 to 8."
@@ -159,6 +162,8 @@ class Knowledge:
 
     def _problems_of(self, concept: Concept) -> Iterator[str]:
         where = f"concept {concept.key!r}"
+        if not concept.name or not concept.plural:
+            yield f"{where} lacks a name or a plural."
         if concept.grammar not in GRAMMARS:
             yield f"{where} has grammar {concept.grammar!r}; use one of {', '.join(GRAMMARS)}."
         if not _HEX.fullmatch(concept.openmoji):
@@ -195,11 +200,11 @@ def read_knowledge(directory: Path) -> Knowledge:
     """
     concepts = [_concept(row) for row in _read_rows(directory / "concepts.csv", _CONCEPT_COLUMNS)]
     categories = [
-        Category(row["key"], row["one"], row["many"], row["counted"], row["number"] == "mass")
+        Category(row["key"], row["one"], row["many"], row["counted"], _is(row, "number", _NUMBERS))
         for row in _read_rows(directory / "categories.csv", _CATEGORY_COLUMNS)
     ]
     uses = [
-        Use(row["key"], _split(row["wordings"]), row["instrument"] == "yes")
+        Use(row["key"], _split(row["wordings"]), _is(row, "instrument", _ANSWERS))
         for row in _read_rows(directory / "uses.csv", _USE_COLUMNS)
     ]
     return Knowledge(
@@ -216,6 +221,8 @@ _CONCEPT_COLUMNS = (
 )
 _CATEGORY_COLUMNS = ("key", "one", "many", "counted", "number")
 _USE_COLUMNS = ("key", "wordings", "instrument")
+_NUMBERS = ("mass", "count")
+_ANSWERS = ("yes", "no")
 
 
 def _concept(row: Mapping[str, str]) -> Concept:
@@ -231,6 +238,15 @@ def _concept(row: Mapping[str, str]) -> Concept:
         borderline=frozenset(_split(row["borderline"])),
         openmoji=row["openmoji"],
     )
+
+
+def _is(row: Mapping[str, str], column: str, words: tuple[str, str]) -> bool:
+    """Whether a cell holds the first of two words; anything but the two is an error."""
+    if row[column] not in words:
+        raise ValueError(
+            f"Row {row['key']!r} has {column} {row[column]!r}; use {words[0]} or {words[1]}."
+        )
+    return row[column] == words[0]
 
 
 def _split(cell: str) -> tuple[str, ...]:
