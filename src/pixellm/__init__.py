@@ -1,11 +1,17 @@
 """pixellm: answers about pictures in which every object named carries its mask (PixelLM).
 
-The public names are loaded on first use, so that ``import pixellm`` is quick.
+The public names are loaded on first use, so that ``import pixellm`` is quick. The Auto classes of
+transformers learn of PixelLM as soon as both packages are imported, in either order.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -46,3 +52,50 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """The public names."""
     return sorted(__all__)
+
+
+_AUTO_MODULES = {
+    "transformers.models.auto.configuration_auto": "pixellm.model.registry:register_config",
+    "transformers.models.auto.modeling_auto": "pixellm.model.registry:register_models",
+    "transformers.models.auto.image_processing_auto": (
+        "pixellm.processing.registry:register_image_processor"
+    ),
+    "transformers.models.auto.processing_auto": "pixellm.processing.registry:register_processor",
+}
+"""Module of transformers -> what registers PixelLM with it."""
+
+
+def _register_with(module: str) -> None:
+    home, _, function = _AUTO_MODULES[module].partition(":")
+    getattr(importlib.import_module(home), function)()
+
+
+class _RegisterAfterImport(importlib.abc.MetaPathFinder):
+    """Lets transformers load its Auto modules as ever, then registers PixelLM with them.
+
+    Importing transformers here instead would cost every ``pixellm --help`` a second.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Find one of the Auto modules with the finders behind this one."""
+        if fullname not in _AUTO_MODULES:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            _register_with(fullname)
+
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+for _module in _AUTO_MODULES:
+    if _module in sys.modules:
+        _register_with(_module)
+sys.meta_path.insert(0, _RegisterAfterImport())

@@ -157,7 +157,14 @@ def _check_config(path: Path) -> None:
             "see `pixellm convert --help`."
         )
     own = set(inspect.signature(PixelLMConfig.__init__).parameters)
-    known = own | set(PixelLMConfig().to_dict()) | {"auto_map", "dtype", "torch_dtype"}
+    known = own | set(PixelLMConfig().to_dict()) | {
+        "auto_map",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "pad_token_id",
+        "torch_dtype",
+    }
     unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(f"{path} holds unknown settings: {', '.join(unknown)}.")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from pixellm.model.codebook import SegmentationCodebook, find_groups
@@ -490,15 +490,3 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         if seen == 0:
             inputs.update(pixel_values=pixel_values, pixel_mask=pixel_mask)
         return inputs
-
-
-def register() -> None:
-    """Make the Auto classes of transformers know PixelLM; safe to call twice."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    AutoConfig.register("pixellm", PixelLMConfig, exist_ok=True)
-    AutoModel.register(PixelLMConfig, PixelLMModel, exist_ok=True)
-    AutoModelForImageTextToText.register(
-        PixelLMConfig, PixelLMForConditionalGeneration, exist_ok=True
-    )
-    AutoModelForCausalLM.register(PixelLMConfig, PixelLMForConditionalGeneration, exist_ok=True)

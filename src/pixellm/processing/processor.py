@@ -231,15 +231,3 @@ class PixelLMProcessor(ProcessorMixin):
                     raise ValueError('An image part needs its picture under "image" or "path".')
                 found.append(source)
         return found
-
-
-def register() -> None:
-    """Make the Auto classes of transformers know the processor; safe to call twice."""
-    from transformers import AutoImageProcessor, AutoProcessor
-
-    from pixellm.model.config import PixelLMConfig
-
-    AutoProcessor.register(PixelLMConfig, PixelLMProcessor, exist_ok=True)
-    AutoImageProcessor.register(
-        PixelLMConfig, slow_image_processor_class=PixelLMImageProcessor, exist_ok=True
-    )
