@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 Picture = NDArray[np.uint8]
-Colour = NDArray[np.float32]
+Colour = NDArray[np.float64]
+Field = NDArray[np.float32]
 
 PLAIN_PHOTOS = {
     "brick.png": None,
@@ -29,7 +30,6 @@ PLAIN_PHOTOS = {
     "retina.jpg": (350, 350, 1060, 1060),
     "hubble_deep_field.jpg": None,
     "coffee.png": (0, 0, 150, 150),
-    "rocket.jpg": (110, 0, 300, 190),
 }
 """Pictures without any everyday object, with the box (left, top, right, bottom) that is used."""
 
@@ -55,22 +55,20 @@ def draw_background(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
     if kind == "blurred":
         return _crop_photo(rng, size, _blurred_pool())
     if kind == "gradient":
-        return _to_picture(_gradient(rng, size))
+        return _blend(_slope(rng, size), _colour(rng), _colour(rng))
     if kind == "clouds":
         return _clouds(rng, size)
     if kind == "wood":
-        return _to_picture(_blend(_wood_field(rng, size), *_close_pair(rng)))
+        return _blend(_wood_field(rng, size), *_close_pair(rng))
     if kind == "flat":
-        return _to_picture(_colour(rng) + _grain(rng, size, float(rng.uniform(1, 10))))
-    return _to_picture(_blend(_pattern(rng, size, kind), *_close_pair(rng)))
+        return _grainy(rng, size)
+    return _blend(_pattern(rng, size, kind), *_close_pair(rng))
 
 
 def _colour(rng: np.random.Generator) -> Colour:
-    """A colour that is neither black nor fully saturated."""
-    value = rng.uniform(80, 250)
-    tint = rng.uniform(0.45, 1.0, 3)
-    grey = rng.uniform(0, 1)
-    return (value * (grey + (1 - grey) * tint)).astype(np.float32)
+    """A colour that is neither black nor fully saturated, (3,) in 0..255."""
+    value, grey = rng.uniform(80, 250), rng.uniform(0, 1)
+    return value * (grey + (1 - grey) * rng.uniform(0.45, 1.0, 3))
 
 
 def _close_pair(rng: np.random.Generator) -> tuple[Colour, Colour]:
@@ -78,98 +76,106 @@ def _close_pair(rng: np.random.Generator) -> tuple[Colour, Colour]:
     first = _colour(rng)
     away = rng.normal(size=3)
     away *= rng.uniform(15, 45) / max(float(np.abs(away).max()), 1e-6)
-    return first, np.clip(first + away, 40, 255).astype(np.float32)
+    return first, np.clip(first + away, 40, 255)
 
 
-def _grid(size: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _grid(size: tuple[int, int]) -> tuple[Field, Field]:
     """Rows (H, 1) and columns (1, W) in units of the short side."""
-    short = min(size)
-    rows = (np.arange(size[0], dtype=np.float32) / short)[:, None]
-    return rows, (np.arange(size[1], dtype=np.float32) / short)[None, :]
+    rows, columns = (np.arange(side, dtype=np.float32) / np.float32(min(size)) for side in size)
+    return rows[:, None], columns[None, :]
 
 
-def _slanted(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float32]:
+def _blend(field: Field, first: Colour, second: Colour) -> Picture:
+    """Colours between two, by a field in 0..1, in 256 steps."""
+    steps = np.linspace(first, second, 256).astype(np.uint8)
+    index = (field * 255).astype(np.uint8)
+    return _look_up(np.broadcast_to(index[..., None], (*field.shape, 3)), steps)
+
+
+def _look_up(index: NDArray[np.uint8], table: NDArray[np.uint8]) -> Picture:
+    """Replace every channel's values, (H, W, 3), by its column of the table, (256, 3)."""
+    picture = np.empty(index.shape, dtype=np.uint8)
+    for channel in range(3):
+        picture[..., channel] = table[:, channel][index[..., channel]]
+    return picture
+
+
+def _slanted(rng: np.random.Generator, size: tuple[int, int]) -> Field:
     """Distance along a random direction, (H, W), in units of the short side."""
     rows, columns = _grid(size)
-    angle = np.float32(rng.uniform(0, 2 * np.pi))
-    return np.cos(angle) * columns + np.sin(angle) * rows
+    angle = rng.uniform(0, 2 * np.pi)
+    return np.float32(np.cos(angle)) * columns + np.float32(np.sin(angle)) * rows
 
 
-def _blend(field: NDArray[np.float32], first: Colour, second: Colour) -> NDArray[np.float32]:
-    return first + field[..., None] * (second - first)
-
-
-def _gradient(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float32]:
+def _slope(rng: np.random.Generator, size: tuple[int, int]) -> Field:
+    """A ramp in a random direction, or rings around a random point, in 0..1."""
     if rng.random() < 0.5:
         field = _slanted(rng, size)
     else:
         rows, columns = _grid(size)
-        field = np.hypot(rows - rng.uniform(0, 1), columns - rng.uniform(0, 1)).astype(np.float32)
-    field = field - field.min()
-    return _blend(field / max(float(field.max()), 1e-6), _colour(rng), _colour(rng))
+        middle = rng.uniform(0, 1, 2).astype(np.float32)
+        field = np.hypot(rows - middle[0], columns - middle[1])
+    field -= field.min()
+    field /= max(float(field.max()), 1e-6)
+    return field
 
 
-def _pattern(rng: np.random.Generator, size: tuple[int, int], kind: str) -> NDArray[np.float32]:
+def _pattern(rng: np.random.Generator, size: tuple[int, int], kind: str) -> Field:
     """Stripes, checks or dots as a field of 0 and 1."""
-    period = float(rng.uniform(0.06, 0.25))
-    along = _slanted(rng, size) / period
+    period = np.float32(rng.uniform(0.06, 0.25))
     if kind == "stripes":
-        return (along % 1 < rng.uniform(0.3, 0.7)).astype(np.float32)
+        return (_slanted(rng, size) / period % 1 < rng.uniform(0.3, 0.7)).astype(np.float32)
     rows, columns = _grid(size)
     if kind == "checks":
-        return ((rows // period + columns // period) % 2).astype(np.float32)
+        return (rows // period + columns // period) % 2
     radius = rng.uniform(0.15, 0.4)
     inside = np.hypot(rows / period % 1 - 0.5, columns / period % 1 - 0.5) < radius
     return inside.astype(np.float32)
 
 
-def _wood_field(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float32]:
+def _wood_field(rng: np.random.Generator, size: tuple[int, int]) -> Field:
     """Wavy lines, as planed wood shows them, in 0..1."""
-    rows, columns = _grid(size)
+    along, across = _grid(size)
     if rng.random() < 0.5:
-        rows, columns = columns, rows
-    waves = rng.uniform(0.02, 0.12) * np.sin(columns * rng.uniform(1, 4) + rng.uniform(0, 6))
-    phase = (rows + waves + _smooth_noise(rng, size, 3, 1)[..., 0] * 0.12) * rng.uniform(30, 90)
-    return (0.5 + 0.5 * np.sin(phase)).astype(np.float32)
+        along, across = across, along
+    bend, rate, shift = rng.uniform((0.02, 1, 0), (0.12, 4, 6)).astype(np.float32)
+    wobble = _smooth_noise(rng, size, cells=3) * np.float32(0.12)
+    phase = (along + bend * np.sin(across * rate + shift) + wobble) * np.float32(
+        rng.uniform(30, 90)
+    )
+    return np.float32(0.5) + np.float32(0.5) * np.sin(phase)
 
 
-def _smooth_noise(
-    rng: np.random.Generator, size: tuple[int, int], cells: int, channels: int
-) -> NDArray[np.float32]:
-    """Noise in 0..1 with ``cells`` knots a side, (H, W, channels)."""
-    knots = rng.integers(0, 256, (cells, cells, channels), dtype=np.uint8)
-    layers = [
-        np.asarray(Image.fromarray(knots[..., c]).resize(size[::-1], Image.Resampling.BICUBIC))
-        for c in range(channels)
-    ]
-    return np.stack(layers, axis=-1).astype(np.float32) / 255
+def _smooth_noise(rng: np.random.Generator, size: tuple[int, int], cells: int) -> Field:
+    """Noise in 0..1 with ``cells`` knots a side, (H, W)."""
+    knots = Image.fromarray(rng.random((cells, cells), dtype=np.float32))
+    return np.asarray(knots.resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def _clouds(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
     """Low-frequency colour noise."""
     cells = int(rng.integers(3, 12))
-    spread = rng.uniform(20, 80)
+    spread = rng.uniform(20, 60)
     knots = _colour(rng) + rng.uniform(-spread, spread, (cells, cells, 3))
     small = Image.fromarray(np.clip(knots, 40, 255).astype(np.uint8))
     return np.asarray(small.resize(size[::-1], Image.Resampling.BICUBIC))
 
 
-def _grain(rng: np.random.Generator, size: tuple[int, int], strength: float) -> NDArray[np.float32]:
-    """Noise of one grey channel, cut from a fixed sheet, (H, W, 1)."""
+def _grainy(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
+    """One colour with grey noise, cut from a fixed sheet."""
     sheet = _grain_sheet()
-    top, left = rng.integers(0, 256, 2)
-    rows = (np.arange(size[0]) + top) % sheet.shape[0]
-    columns = (np.arange(size[1]) + left) % sheet.shape[1]
-    return np.float32(strength) * sheet[rows[:, None], columns[None, :], None]
+    rows, columns = (
+        (np.arange(side) + int(rng.integers(edge))) % edge
+        for side, edge in zip(size, sheet.shape, strict=True)
+    )
+    noise = sheet.take(rows, axis=0).take(columns, axis=1) * np.float32(rng.uniform(1, 10))
+    values = noise[..., None] + _colour(rng).astype(np.float32)
+    return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
 @lru_cache(maxsize=1)
-def _grain_sheet() -> NDArray[np.float32]:
+def _grain_sheet() -> Field:
     return np.random.default_rng(0).standard_normal((512, 512), dtype=np.float32)
-
-
-def _to_picture(values: NDArray[np.float32]) -> Picture:
-    return np.clip(values, 0, 255).astype(np.uint8)
 
 
 def _crop_photo(
@@ -186,9 +192,8 @@ def _crop_photo(
     if rng.random() < 0.5:
         crop = crop[:, ::-1]
     gain = rng.uniform(0.5, 0.9, 3) if rng.random() < 0.5 else np.full(3, rng.uniform(0.5, 0.9))
-    lift = rng.uniform(30, 90)
-    table = np.clip(np.arange(256)[:, None] * gain + lift, 0, 255).astype(np.uint8)
-    return np.stack([table[:, c][crop[..., c]] for c in range(3)], axis=-1)
+    tones = np.arange(256)[:, None] * gain + rng.uniform(30, 90)
+    return _look_up(crop, np.clip(tones, 0, 255).astype(np.uint8))
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,8 @@
 
 Joins drawing and questions. Splits differ by their random stream, so that no picture of one is in
 another; ``test_combination`` asks only (concept, kind of question) pairs that training never
-asks, ``test_style`` draws with artwork that training never sees.
+asks, ``test_style`` draws with artwork that training never sees. This module knows nothing of
+models, tokens or batches.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from functools import cache
 
 import numpy as np
 
-from pixellm.data.scenes.artwork import StickerStyle, load_style
+from pixellm.data.scenes.artwork import load_style
 from pixellm.data.scenes.draw import choose_concepts, choose_object_count, choose_size, draw_scene
-from pixellm.data.scenes.knowledge import Concept, Knowledge, load_knowledge
+from pixellm.data.scenes.knowledge import Concept, load_knowledge
 from pixellm.data.scenes.questions import DEFAULT_WEIGHTS, compose_dialogues
 from pixellm.data.scenes.scene import Scene
 from pixellm.types import Sample, Target, Turn
@@ -32,6 +33,7 @@ HELD_OUT_SHARE = 0.05
 _NEVER_HELD_OUT = frozenset({"naming", "follow_up", "negative", "counting", "plain"})
 _THEMES = ("any", "category", "use")
 _THEME_SHARES = (0.5, 0.2, 0.3)
+_ATTEMPTS = 100
 
 
 def is_held_out(concept: str, kind: str) -> bool:
@@ -53,20 +55,23 @@ def _is_trained(concept: str, kind: str) -> bool:
 class ScenesDataset:
     """Drawn scenes with dialogues, a map-style data set.
 
-    Everything follows from ``(split, seed, index)``: not from the order of access, the process
-    or the number of dialogues asked for in another picture.
+    Everything follows from ``(split, seed, index)`` and the arguments below: not from the order
+    of access, the process or the worker. Cheap to build and to pickle; stickers are kept once
+    per process.
 
     Args:
         split: one of :data:`SPLITS`.
         seed: another seed gives other scenes.
         length: how many pictures the set pretends to hold.
-        dialogues_per_image: dialogues about each picture, at most.
+        dialogues_per_image: dialogues about each picture, at most; a poor scene allows fewer.
+            Tests of 500 scenes with 2 dialogues each are the rule.
         style: artwork; the split's own where None.
         kinds: weight of each kind of question; the default weights where None.
         long_side: of the pictures, in pixels.
+        num_objects: in every scene; 2 to 6 at random where None.
 
     Raises:
-        ValueError: an unknown split.
+        ValueError: an unknown split, or a number that is too small.
     """
 
     def __init__(
@@ -78,9 +83,14 @@ class ScenesDataset:
         style: str | None = None,
         kinds: Mapping[str, float] | None = None,
         long_side: int = 256,
+        num_objects: int | None = None,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"There is no split {split!r} of the scenes; use {', '.join(SPLITS)}.")
+        counts = {"length": length, "dialogues_per_image": dialogues_per_image}
+        for name, count in {**counts, "num_objects": num_objects or 1}.items():
+            if count < 1:
+                raise ValueError(f"Scenes with {name} {count} are not possible; give at least 1.")
         self.split = split
         self.seed = seed
         self.length = length
@@ -88,6 +98,7 @@ class ScenesDataset:
         self.style = style or (UNSEEN_STYLE if split == "test_style" else TRAINING_STYLE)
         self.kinds = _held_out_kinds(kinds) if split == "test_combination" else kinds
         self.long_side = long_side
+        self.num_objects = num_objects
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -102,54 +113,72 @@ class ScenesDataset:
 
         Raises:
             IndexError: past the length, so that plain iteration ends.
+            ValueError: no question of the kinds asked for fits any of many scenes.
+            ImportError: the packages of the extra ``scenes`` are missing.
+            FileNotFoundError: the artwork of the style has to be fetched first.
         """
         if not 0 <= index < self.length:
             raise IndexError(f"Scene {index} of {self.length}.")
-        knowledge = load_knowledge()
-        allowed = is_held_out if self.split == "test_combination" else _is_trained
-        for attempt in range(100):
+        for attempt in range(_ATTEMPTS):
             scene = self.scene(index, attempt)
-            dialogues = compose_dialogues(
-                scene,
-                knowledge,
-                random.Random(self._entropy(index, attempt)),
-                self.dialogues_per_image,
-                kinds=self.kinds,
-                allowed=allowed,
-            )
+            dialogues = self._compose(index, attempt, scene)
             if dialogues:
-                return self._to_samples(index, scene, dialogues, knowledge)
-        raise ValueError(f"No question of the kinds {self.kinds} fits the scenes of {self.split}.")
+                return self._to_samples(index, scene, dialogues)
+        raise ValueError(
+            f"No question of the kinds {', '.join(self.kinds or DEFAULT_WEIGHTS)} fits the scenes "
+            f"of {self.split}; allow more kinds or more objects."
+        )
 
     def scene(self, index: int, attempt: int = 0) -> Scene:
-        """The drawing of picture ``index``; a later attempt replaces one that allows no question."""
+        """The drawing of picture ``index``; a later attempt replaces one that allows no question.
+
+        Raises:
+            ValueError: pictures of this size hold no scene.
+        """
         rng = np.random.default_rng(self._entropy(index, attempt))
         style = load_style(self.style)
-        known = _drawable(self.style)
-        concepts = _choose_themed(rng, known, choose_object_count(rng))
-        for count in range(len(concepts), 0, -1):
+        known = drawable_concepts(self.style)
+        count = self.num_objects or choose_object_count(rng)
+        if self.split == "test_combination":
+            kind = self._kind_of_attempt(index, attempt)
+            theme = _shuffled(rng, [c for c in known if is_held_out(c.key, kind)])[:count]
+        else:
+            theme = _choose_theme(rng, known)
+        concepts = choose_concepts(rng, known, count, theme)
+        size = choose_size(rng, self.long_side)
+        for fewer in range(count):  # a crowd that finds no room is drawn with one thing less
             try:
-                return draw_scene(
-                    rng, concepts[:count], style, size=choose_size(rng, self.long_side)
-                )
+                return draw_scene(rng, concepts[: count - fewer], style, size=size)
             except ValueError:
-                continue  # a crowd that found no room: the same scene with one thing less
+                continue
         raise ValueError(f"A picture of {self.long_side} pixels is too small for a scene.")
+
+    def _compose(self, index: int, attempt: int, scene: Scene) -> list[tuple[Turn, ...]]:
+        combination = self.split == "test_combination"
+        return compose_dialogues(
+            scene,
+            load_knowledge(),
+            random.Random(self._entropy(index, attempt)),
+            self.dialogues_per_image,
+            kinds={self._kind_of_attempt(index, attempt): 1.0} if combination else self.kinds,
+            allowed=is_held_out if combination else _is_trained,
+        )
+
+    def _kind_of_attempt(self, index: int, attempt: int) -> str:
+        """The kind that a scene of ``test_combination`` is drawn for."""
+        weights = self.kinds or {}
+        draw = random.Random(self._entropy(index, attempt) + 1)
+        return draw.choices(list(weights), list(weights.values()))[0]
 
     def _entropy(self, index: int, attempt: int) -> int:
         key = f"{self.split}/{self.seed}/{index}/{attempt}"
         return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "big")
 
     def _to_samples(
-        self,
-        index: int,
-        scene: Scene,
-        dialogues: list[tuple[Turn, ...]],
-        knowledge: Knowledge,
+        self, index: int, scene: Scene, dialogues: list[tuple[Turn, ...]]
     ) -> tuple[Sample, ...]:
-        objects = tuple(
-            Target(knowledge.concepts[thing.concept].name, thing.mask) for thing in scene.objects
-        )
+        concepts = load_knowledge().concepts
+        objects = tuple(Target(concepts[one.concept].name, one.mask) for one in scene.objects)
         name = f"{self.split}-{self.seed}-{index:06d}"
         return tuple(
             Sample(scene.image, scene.size, turns, id=f"{name}-{number}", objects=objects)
@@ -157,40 +186,52 @@ class ScenesDataset:
         )
 
 
-def _held_out_kinds(kinds: Mapping[str, float] | None) -> dict[str, float]:
-    """The weights, without kinds of which no pair is held out."""
-    weights = DEFAULT_WEIGHTS if kinds is None else kinds
-    return {kind: weight for kind, weight in weights.items() if kind not in _NEVER_HELD_OUT}
-
-
 @cache
-def _drawable(style: str) -> tuple[Concept, ...]:
-    """The concepts that a style has a sticker for."""
-    artwork: StickerStyle = load_style(style)
-    return tuple(c for c in load_knowledge().concepts.values() if artwork.covers(c.openmoji))
+def drawable_concepts(style: str) -> tuple[Concept, ...]:
+    """The concepts that a style has a sticker for, in the order of their table.
+
+    Raises:
+        ValueError: there are none.
+    """
+    artwork = load_style(style)
+    concepts = load_knowledge().concepts.values()
+    known = tuple(concept for concept in concepts if artwork.covers(concept.openmoji))
+    if not known:
+        raise ValueError(f"The style {style!r} has no sticker of any concept; fetch it anew.")
+    return known
 
 
-def _choose_themed(
-    rng: np.random.Generator, known: tuple[Concept, ...], num_objects: int
-) -> list[Concept]:
-    """Concepts of a scene: any, or two that share a category, or two that are good for something.
+def _held_out_kinds(kinds: Mapping[str, float] | None) -> dict[str, float]:
+    """The weights, without kinds of which no pair is held out.
+
+    Raises:
+        ValueError: no kind is left.
+    """
+    weights = DEFAULT_WEIGHTS if kinds is None else kinds
+    left = {kind: weight for kind, weight in weights.items() if kind not in _NEVER_HELD_OUT}
+    if not any(left.values()):
+        raise ValueError(
+            f"The split test_combination has no questions of the kinds {', '.join(weights)}; "
+            "allow others."
+        )
+    return left
+
+
+def _choose_theme(rng: np.random.Generator, known: tuple[Concept, ...]) -> list[Concept]:
+    """What a scene shows on purpose: nothing, two of one category, or two that serve two uses.
 
     Themes make questions about categories, uses and activities as common as they should be among
     hundreds of concepts.
     """
     theme = str(rng.choice(_THEMES, p=_THEME_SHARES))
-    chosen = choose_concepts(rng, known, num_objects)
     if theme == "any":
-        return chosen
-    if theme == "category":
-        names = sorted({name for concept in known for name in concept.categories})
-        name = names[int(rng.integers(len(names)))]
-        pool = [c for c in known if name in c.categories]
-    else:
-        pool = [c for c in known if c.uses]
-    picked = rng.choice(len(pool), size=min(2, len(pool)), replace=False)
-    themed = [pool[int(i)] for i in picked]
-    for place, concept in zip(rng.permutation(len(chosen)), themed, strict=False):
-        if concept not in chosen:
-            chosen[int(place)] = concept
-    return chosen
+        return []
+    if theme == "use":
+        return _shuffled(rng, [concept for concept in known if concept.uses])[:2]
+    names = sorted({name for concept in known for name in concept.categories})
+    name = names[int(rng.integers(len(names)))]
+    return _shuffled(rng, [concept for concept in known if name in concept.categories])[:2]
+
+
+def _shuffled(rng: np.random.Generator, concepts: list[Concept]) -> list[Concept]:
+    return [concepts[int(i)] for i in rng.permutation(len(concepts))]

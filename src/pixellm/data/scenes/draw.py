@@ -22,6 +22,7 @@ from pixellm.data.scenes.artwork import STICKER_SIDE, StickerStyle, load_style
 from pixellm.data.scenes.backgrounds import draw_background
 from pixellm.data.scenes.scene import Scene, SceneObject
 from pixellm.masks import encode_mask
+from pixellm.types import BoolMask
 
 if TYPE_CHECKING:
     from pixellm.data.scenes.knowledge import Concept
@@ -38,59 +39,63 @@ REPEAT_SHARE = 0.3
 LONG_SIDE = (0.18, 0.42)
 """Range of a sticker's long side, in short sides of the picture."""
 
-_TRIES = 14
+Plane = NDArray[np.float32]
+
+_REPEATS_WHERE_POSSIBLE = REPEAT_SHARE / (1 - OBJECT_COUNTS[2])
+_SIZES = 6
+_PLACES = 14
+_ALONE = 0.98
 _MIN_CONTRAST = 24.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Placed:
-    """A sticker ready to be laid: premultiplied colours (h, w, 3), alpha (h, w) in 0..1."""
+class _Sticker:
+    """A sticker ready to be laid.
 
-    colours: NDArray[np.float32]
-    alpha: NDArray[np.float32]
+    Attributes:
+        colours: (h, w, 3) in 0..255, premultiplied with alpha.
+        alpha: (h, w) in 0..1.
+        solid: (h, w), where alpha is at least one half.
+    """
 
-    @property
-    def solid(self) -> NDArray[np.bool_]:
-        return self.alpha >= 0.5
+    colours: Plane
+    alpha: Plane
+    solid: BoolMask
 
 
 class _Canvas:
     """The picture in the making, with the owner of every pixel: -1 or an object's number."""
 
     def __init__(self, background: NDArray[np.uint8]) -> None:
-        self.pixels = background.astype(np.float32)
-        self.owner = np.full(background.shape[:2], -1, dtype=np.int8)
-        self.full: list[int] = []
-        self.visible: list[int] = []
+        self.pixels: Plane = background.astype(np.float32)
+        self.owner: NDArray[np.int8] = np.full(self.pixels.shape[:2], -1, dtype=np.int8)
+        self.windows: list[tuple[slice, slice]] = []
+        self.full: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self.visible: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
-    def fits(self, sticker: _Placed, top: int, left: int, min_visible: float) -> bool:
+    def fits(self, sticker: _Sticker, window: tuple[slice, slice], min_visible: float) -> bool:
         """Whether every object below keeps ``min_visible`` of itself, and contrast is enough."""
-        solid = sticker.solid
-        window = self._window(solid.shape, top, left)
-        below = self.owner[window][solid]
-        hidden = np.bincount(below[below >= 0], minlength=len(self.full))
-        kept = np.array(self.visible) - hidden
-        if (kept < min_visible * np.array(self.full)).any():
+        kept = self.visible - self._hidden_by(sticker, window)
+        if (kept < min_visible * self.full).any():
             return False
-        change = np.abs(sticker.colours - self.pixels[window])[solid].max(axis=-1)
-        return float(np.median(change)) >= _MIN_CONTRAST
+        step = (slice(None, None, 3), slice(None, None, 3))
+        change = np.abs(sticker.colours[step] - self.pixels[window][step])[sticker.solid[step]]
+        return change.size > 0 and float(np.median(change.max(axis=-1))) >= _MIN_CONTRAST
 
-    def lay(self, sticker: _Placed, top: int, left: int) -> None:
-        """Paint the sticker with its top left corner at (left, top)."""
-        solid = sticker.solid
-        window = self._window(solid.shape, top, left)
-        below = self.owner[window][solid]
-        hidden = np.bincount(below[below >= 0], minlength=len(self.full))
-        self.visible = [before - int(now) for before, now in zip(self.visible, hidden, strict=True)]
+    def lay(self, sticker: _Sticker, window: tuple[slice, slice]) -> None:
+        """Paint the sticker there and make its solid pixels its own."""
+        self.visible -= self._hidden_by(sticker, window)
         self.pixels[window] *= 1 - sticker.alpha[..., None]
         self.pixels[window] += sticker.colours
-        self.owner[window][solid] = len(self.full)
-        self.full.append(int(solid.sum()))
-        self.visible.append(self.full[-1])
+        self.owner[window][sticker.solid] = len(self.windows)
+        self.windows.append(window)
+        self.full = np.append(self.full, np.count_nonzero(sticker.solid))
+        self.visible = np.append(self.visible, self.full[-1])
 
-    @staticmethod
-    def _window(shape: tuple[int, ...], top: int, left: int) -> tuple[slice, slice]:
-        return slice(top, top + shape[0]), slice(left, left + shape[1])
+    def _hidden_by(self, sticker: _Sticker, window: tuple[slice, slice]) -> NDArray[np.int64]:
+        """How many pixels of each object the sticker would hide."""
+        below = self.owner[window][sticker.solid]
+        return np.bincount(below[below >= 0], minlength=len(self.windows))
 
 
 def draw_scene(
@@ -124,27 +129,38 @@ def draw_scene(
                 f"{len(concepts)} stickers find no room in a picture of {size[0]} x {size[1]} "
                 "pixels; ask for fewer objects or a larger picture."
             )
-    image = np.clip(np.rint(canvas.pixels), 0, 255).astype(np.uint8)
-    objects = [
-        _describe(concept.key, canvas.owner == number) for number, concept in enumerate(concepts)
-    ]
+    image = (canvas.pixels + np.float32(0.5)).astype(np.uint8)
+    objects = (_describe(concept.key, canvas, i) for i, concept in enumerate(concepts))
     return Scene(image=image, objects=tuple(objects))
 
 
 def choose_concepts(
-    rng: np.random.Generator, concepts: Sequence[Concept], num_objects: int
+    rng: np.random.Generator,
+    concepts: Sequence[Concept],
+    num_objects: int,
+    include: Sequence[Concept] = (),
 ) -> list[Concept]:
-    """Pick what a scene shows: distinct concepts, in some scenes one of them two or three times."""
+    """Pick what a scene shows: distinct concepts, in some scenes one of them two or three times.
+
+    Args:
+        rng: the only source of chance.
+        concepts: what may be drawn.
+        num_objects: how many objects the scene has.
+        include: distinct concepts that it shows in any case, as far as there is room for them.
+
+    Returns:
+        ``num_objects`` concepts in random order; the one repeated is of ``include``, if any.
+    """
     repeats = 0
-    if num_objects > 2 and rng.random() < REPEAT_SHARE * 1.18:
-        repeats = min(int(rng.choice([1, 1, 2])), num_objects - 1)
-    picked = rng.choice(
-        len(concepts), size=min(num_objects - repeats, len(concepts)), replace=False
-    )
-    chosen = [concepts[int(i)] for i in picked]
+    if num_objects > 2 and rng.random() < _REPEATS_WHERE_POSSIBLE:
+        repeats = min(int(rng.choice([1, 1, 2])), num_objects - 2)
+    chosen = list(include[: num_objects - repeats])
+    taken = {concept.key for concept in chosen}
+    for i in rng.choice(len(concepts), size=min(num_objects, len(concepts)), replace=False):
+        if len(chosen) < num_objects - repeats and concepts[int(i)].key not in taken:
+            chosen.append(concepts[int(i)])
     chosen += [chosen[0]] * (num_objects - len(chosen))
-    order = rng.permutation(len(chosen))
-    return [chosen[int(i)] for i in order]
+    return [chosen[int(i)] for i in rng.permutation(num_objects)]
 
 
 def choose_object_count(rng: np.random.Generator) -> int:
@@ -166,35 +182,41 @@ def _place(
 ) -> bool:
     """Lay one sticker; tries many places, then smaller sizes. False where none was found."""
     height, width = canvas.owner.shape
-    long_side = rng.uniform(*LONG_SIDE) * min(height, width)
-    for attempt in range(5 * _TRIES):
-        if attempt % _TRIES == 0:
-            smallest = LONG_SIDE[0] * min(height, width)
-            sticker = _prepare(
-                rng, style, code, max(long_side * 0.85 ** (attempt // _TRIES), smallest)
-            )
-        rows, columns = height - sticker.alpha.shape[0], width - sticker.alpha.shape[1]
-        top, left = int(rng.integers(rows + 1)), int(rng.integers(columns + 1))
-        alone = not crowded and attempt < 3 * _TRIES
-        if canvas.fits(sticker, top, left, 0.98 if alone else MIN_VISIBLE):
-            canvas.lay(sticker, top, left)
-            return True
+    short = min(height, width)
+    long_side = rng.uniform(*LONG_SIDE)
+    for shrunk in range(_SIZES):
+        sticker = _prepare(rng, style, code, short * max(long_side * 0.85**shrunk, LONG_SIDE[0]))
+        min_visible = MIN_VISIBLE if crowded or shrunk > 2 else _ALONE
+        for _ in range(_PLACES):
+            window = _choose_window(rng, (height, width), sticker.solid.shape)
+            if canvas.fits(sticker, window, min_visible):
+                canvas.lay(sticker, window)
+                return True
     return False
 
 
-def _prepare(rng: np.random.Generator, style: StickerStyle, code: str, long_side: float) -> _Placed:
-    """Scale, turn, mirror and tint one sticker; cropped to its solid part."""
+def _choose_window(
+    rng: np.random.Generator, picture: tuple[int, ...], sticker: tuple[int, ...]
+) -> tuple[slice, slice]:
+    top, left = (int(rng.integers(p - s + 1)) for p, s in zip(picture, sticker, strict=True))
+    return slice(top, top + sticker[0]), slice(left, left + sticker[1])
+
+
+def _prepare(
+    rng: np.random.Generator, style: StickerStyle, code: str, long_side: float
+) -> _Sticker:
+    """Scale, turn, mirror and tint one sticker; cut to its solid part."""
     limit = 40 if rng.random() < 0.15 else 15
-    angle = np.deg2rad(rng.uniform(-limit, limit))
+    angle = float(np.deg2rad(rng.uniform(-limit, limit)))
     levels = _sticker_levels(style.name, code)
     level = next((one for one in levels if max(one.size) < 2 * long_side), levels[-1])
-    scale = long_side / max(level.size)
-    turned = _turn(level, scale, angle, mirror=rng.random() < 0.15)
-    values = np.asarray(turned, dtype=np.float32) / 255
-    alpha, colours = values[..., 3], _tint(rng, values)
-    rows, columns = np.flatnonzero((alpha >= 0.5).any(1)), np.flatnonzero((alpha >= 0.5).any(0))
+    turned = _turn(level, long_side / max(level.size), angle, mirror=rng.random() < 0.15)
+    values = np.asarray(turned)
+    solid = values[..., 3] >= 128
+    rows, columns = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
     window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    return _Placed(colours[window], alpha[window])
+    colours, alpha = _tint(rng, values[window])
+    return _Sticker(colours, alpha, solid[window])
 
 
 def _turn(level: Image.Image, scale: float, angle: float, *, mirror: bool) -> Image.Image:
@@ -202,7 +224,7 @@ def _turn(level: Image.Image, scale: float, angle: float, *, mirror: bool) -> Im
     cos, sin = abs(np.cos(angle)) * scale, abs(np.sin(angle)) * scale
     width = int(np.ceil(level.width * cos + level.height * sin)) + 1
     height = int(np.ceil(level.width * sin + level.height * cos)) + 1
-    a, b = np.cos(angle) / scale, np.sin(angle) / scale
+    a, b = float(np.cos(angle)) / scale, float(np.sin(angle)) / scale
     flip = -1 if mirror else 1
     x0 = level.width / 2 - flip * (a * width / 2 + b * height / 2)
     y0 = level.height / 2 + b * width / 2 - a * height / 2
@@ -212,33 +234,40 @@ def _turn(level: Image.Image, scale: float, angle: float, *, mirror: bool) -> Im
     )
 
 
-def _tint(rng: np.random.Generator, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Jitter saturation and brightness; (h, w, 4) premultiplied in 0..1 to (h, w, 3) in 0..255."""
-    alpha, colours = values[..., 3:], values[..., :3]
-    grey = colours.mean(axis=-1, keepdims=True)
+def _tint(rng: np.random.Generator, values: NDArray[np.uint8]) -> tuple[Plane, Plane]:
+    """Jitter saturation and brightness of (h, w, 4) premultiplied RGBA.
+
+    Returns:
+        Colours (h, w, 3) in 0..255, premultiplied, and alpha (h, w) in 0..1.
+    """
     saturation, brightness = rng.uniform(0.8, 1.15), rng.uniform(0.85, 1.1)
-    mixed = np.float32(brightness) * (grey + np.float32(saturation) * (colours - grey))
-    return 255 * np.clip(mixed, 0, alpha)
+    mix = brightness * (saturation * np.eye(3) + (1 - saturation) / 3)
+    rgba = values.astype(np.float32)
+    colours, alpha = rgba[..., :3] @ mix.astype(np.float32), rgba[..., 3]
+    np.clip(colours, 0, alpha[..., None], out=colours)
+    return colours, alpha / np.float32(255)
 
 
 @lru_cache(maxsize=1024)
 def _sticker_levels(style: str, code: str) -> tuple[Image.Image, ...]:
     """A sticker with premultiplied alpha at full, half, quarter size: at most 0.14 MB each."""
-    full = load_style(style).render(code).convert("RGBa")
-    levels = [full]
+    levels = [load_style(style).render(code).convert("RGBa")]
     while max(levels[-1].size) > STICKER_SIDE // 4 and min(levels[-1].size) > 8:
         levels.append(levels[-1].reduce(2))
     return tuple(levels)
 
 
-def _describe(key: str, mask: NDArray[np.bool_]) -> SceneObject:
+def _describe(key: str, canvas: _Canvas, number: int) -> SceneObject:
     """Mask, box, area and centroid of an object's visible part."""
-    rows, columns = np.nonzero(mask)
-    left, top = int(columns.min()), int(rows.min())
+    window = canvas.windows[number]
+    mask = np.zeros(canvas.owner.shape, dtype=np.bool_)
+    mask[window] = canvas.owner[window] == number
+    rows, columns = np.nonzero(mask[window])
+    top, left = rows.min() + window[0].start, columns.min() + window[1].start
     return SceneObject(
         concept=key,
         mask=encode_mask(mask),
-        box=(left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top),
+        box=(int(left), int(top), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1),
         area=len(rows),
-        center=(float(columns.mean()), float(rows.mean())),
+        center=(float(columns.mean()) + window[1].start, float(rows.mean()) + window[0].start),
     )
