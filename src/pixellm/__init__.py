@@ -55,19 +55,12 @@ def __dir__() -> list[str]:
 
 
 _AUTO_MODULES = {
-    "transformers.models.auto.configuration_auto": "pixellm.model.registry:register_config",
-    "transformers.models.auto.modeling_auto": "pixellm.model.registry:register_models",
-    "transformers.models.auto.image_processing_auto": (
-        "pixellm.processing.registry:register_image_processor"
-    ),
-    "transformers.models.auto.processing_auto": "pixellm.processing.registry:register_processor",
+    "transformers.models.auto.configuration_auto": "pixellm.model.config",
+    "transformers.models.auto.modeling_auto": "pixellm.model.modeling",
+    "transformers.models.auto.image_processing_auto": "pixellm.processing.processor",
+    "transformers.models.auto.processing_auto": "pixellm.processing.processor",
 }
-"""Module of transformers -> what registers PixelLM with it."""
-
-
-def _register_with(module: str) -> None:
-    home, _, function = _AUTO_MODULES[module].partition(":")
-    getattr(importlib.import_module(home), function)()
+"""Module of transformers -> the module here that registers its classes with it when imported."""
 
 
 class _RegisterAfterImport(importlib.abc.MetaPathFinder):
@@ -89,13 +82,13 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
-            _register_with(fullname)
+            importlib.import_module(_AUTO_MODULES[fullname])
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 
 
-for _module in _AUTO_MODULES:
+for _module, _home in _AUTO_MODULES.items():
     if _module in sys.modules:
-        _register_with(_module)
+        importlib.import_module(_home)
 sys.meta_path.insert(0, _RegisterAfterImport())

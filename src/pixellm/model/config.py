@@ -193,3 +193,6 @@ class PixelLMConfig(PreTrainedConfig):
         for message, holds in rules.items():
             if not holds:
                 raise ValueError(message)
+
+
+AutoConfig.register(PixelLMConfig.model_type, PixelLMConfig, exist_ok=True)

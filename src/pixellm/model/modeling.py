@@ -13,7 +13,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.utils import ModelOutput
 
 from pixellm.model.codebook import SegmentationCodebook, find_groups
@@ -490,3 +495,7 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         if seen == 0:
             inputs.update(pixel_values=pixel_values, pixel_mask=pixel_mask)
         return inputs
+
+
+AutoModel.register(PixelLMConfig, PixelLMModel, exist_ok=True)
+AutoModelForImageTextToText.register(PixelLMConfig, PixelLMForConditionalGeneration, exist_ok=True)

@@ -13,8 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
+from pixellm.model.config import PixelLMConfig
 from pixellm.processing.image import PixelLMImageProcessor, load_image
 from pixellm.processing.prompts import EncodedDialogue, Message, PromptCodec
 
@@ -231,3 +238,9 @@ class PixelLMProcessor(ProcessorMixin):
                     raise ValueError('An image part needs its picture under "image" or "path".')
                 found.append(source)
         return found
+
+
+AutoImageProcessor.register(
+    PixelLMConfig, slow_image_processor_class=PixelLMImageProcessor, exist_ok=True
+)
+AutoProcessor.register(PixelLMConfig, PixelLMProcessor, exist_ok=True)
