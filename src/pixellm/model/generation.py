@@ -70,7 +70,8 @@ class _Rows:
         """Drop every row but those at ``positions``."""
         if len(positions) == len(self.index):
             return
-        chosen = torch.tensor(positions, device=self.attention_mask.device)
+        device = self.attention_mask.device
+        chosen = torch.tensor(positions, dtype=torch.long, device=device)
         self.cache.batch_select_indices(chosen)  # type: ignore[attr-defined]
         self.attention_mask = self.attention_mask[chosen]
         self.next_position = self.next_position[chosen]
@@ -110,7 +111,9 @@ def generate_steps(
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
     codebook = model.config.codebook_token_ids
     # Only the first id of a group is a choice; the others follow it and nothing else.
-    banned = torch.tensor([*codebook[1:], *forbidden_ids], device=input_ids.device)
+    vocab_size = model.config.text_config.vocab_size
+    unwanted = [i for i in (*codebook[1:], *forbidden_ids) if i < vocab_size]
+    banned = torch.tensor(unwanted, dtype=torch.long, device=input_ids.device)
     rows = _prefill(model, input_ids, attention_mask, encoded, max_new_tokens)
     pending: dict[int, list[Tensor]] = {}
     own = model.config.codebook_states == "own"
@@ -202,9 +205,7 @@ def _next_feeds(
     return feeds
 
 
-def _feed(
-    model: PixelLMForConditionalGeneration, rows: _Rows, feeds: list[list[int]]
-) -> Tensor:
+def _feed(model: PixelLMForConditionalGeneration, rows: _Rows, feeds: list[list[int]]) -> Tensor:
     """One forward pass over every row's new ids; returns (B, F, D) states, right-aligned."""
     width, device = max(map(len, feeds)), rows.attention_mask.device
     padded = [[feed[0]] * (width - len(feed)) + feed for feed in feeds]

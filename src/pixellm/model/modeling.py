@@ -76,7 +76,9 @@ class PixelLMOutput(ModelOutput):
     past_key_values: Any = None
 
 
-def packed_attention_mask(attention_mask: Tensor, dialogue_ids: Tensor, dtype: torch.dtype) -> Tensor:
+def packed_attention_mask(
+    attention_mask: Tensor, dialogue_ids: Tensor, dtype: torch.dtype
+) -> Tensor:
     """Attention of dialogues that share one picture but not each other.
 
     A token sees earlier tokens of its own dialogue and of the shared prefix (id 0).
@@ -250,10 +252,11 @@ class PixelLMModel(PixelLMPreTrainedModel):
         Raises:
             ValueError: the number of placeholders is not the number of image tokens.
         """
-        embeddings = self.get_input_embeddings()(input_ids)
+        placed = input_ids == self.config.image_token_id
+        # The placeholder may lie behind the table's last row, as in converted released models.
+        embeddings = self.get_input_embeddings()(input_ids.masked_fill(placed, 0))
         if image_tokens is None:
             return embeddings
-        placed = input_ids == self.config.image_token_id
         wanted, found = image_tokens.shape[:2].numel(), int(placed.sum())
         if wanted != found:
             raise ValueError(
@@ -375,7 +378,13 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
             TypeError: an unknown argument.
             ValueError: codebook groups and target masks differ in number.
         """
-        unknown = set(kwargs) - {"cache_position", "return_dict", "logits_to_keep", "output_attentions", "output_hidden_states"}
+        unknown = set(kwargs) - {
+            "cache_position",
+            "return_dict",
+            "logits_to_keep",
+            "output_attentions",
+            "output_hidden_states",
+        }
         if unknown:
             raise TypeError(f"Unknown arguments: {sorted(unknown)}.")
         encoded, maps = None, None

@@ -66,6 +66,7 @@ class PixelLMProcessor(ProcessorMixin):
         image_token: text of the image placeholder.
         codebook_tokens: text of the codebook's tokens, in order.
         llm_grid: (height, width) of the language model's image grid.
+        label_lead: ids in front of each answer that are labelled with it, see ``PromptCodec``.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class PixelLMProcessor(ProcessorMixin):
         image_token: str = "<image>",
         codebook_tokens: Sequence[str] = (),
         llm_grid: Sequence[int] = (16, 16),
+        label_lead: int = 0,
         **kwargs: Any,
     ) -> None:
         template = chat_template or tokenizer.chat_template
@@ -85,8 +87,10 @@ class PixelLMProcessor(ProcessorMixin):
         self.image_token = image_token
         self.codebook_tokens = list(codebook_tokens)
         self.llm_grid = list(llm_grid)
+        self.label_lead = label_lead
+        num_image_tokens = llm_grid[0] * llm_grid[1]
         self.codec = PromptCodec(
-            tokenizer, template, image_token, self.codebook_tokens, llm_grid[0] * llm_grid[1]
+            tokenizer, template, image_token, self.codebook_tokens, num_image_tokens, label_lead
         )
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:

@@ -115,8 +115,18 @@ class PromptCodec:
         image_token: str,
         codebook_tokens: Sequence[str],
         num_image_tokens: int,
+        label_lead: int = 0,
     ) -> None:
         """Prepare a codec.
+
+        Args:
+            tokenizer: a fast tokenizer that knows the control tokens.
+            chat_template: Jinja template of a dialogue.
+            image_token: text of the image placeholder.
+            codebook_tokens: texts of the codebook's tokens, in order.
+            num_image_tokens: ids that one placeholder becomes.
+            label_lead: ids in front of each answer that are labelled with it; the released model
+                learns to write the colon of "ASSISTANT:", 1.
 
         Raises:
             ValueError: the tokenizer lacks one of the named control tokens.
@@ -124,6 +134,7 @@ class PromptCodec:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.num_image_tokens = num_image_tokens
+        self.label_lead = label_lead
         vocabulary = tokenizer.get_vocab()
         missing = [t for t in (image_token, *codebook_tokens) if t not in vocabulary]
         if missing:
@@ -132,6 +143,10 @@ class PromptCodec:
         self.codebook_ids = tuple(vocabulary[t] for t in codebook_tokens)
         self._control = {
             token.content: index for index, token in tokenizer.added_tokens_decoder.items()
+        }
+        self._swallows = {
+            token.content: (token.lstrip, token.rstrip)
+            for token in tokenizer.added_tokens_decoder.values()
         }
         by_length = sorted(self._control, key=len, reverse=True)
         self._control_pattern = re.compile("(" + "|".join(map(re.escape, by_length)) + ")")
@@ -156,7 +171,9 @@ class PromptCodec:
         ids: list[int] = []
         labelled: list[bool] = []
         prefix, after_answer = 0, False
-        for piece in self._control_pattern.split(rendered):
+        pieces = self._control_pattern.split(rendered)
+        neighbours = zip([None, *pieces], pieces, [*pieces[1:], None], strict=False)
+        for before, piece, behind in neighbours:
             if not piece:
                 continue
             if piece in self._control:
@@ -170,8 +187,12 @@ class PromptCodec:
                     prefix = len(ids)
                 after_answer = False
             else:
-                after_answer = self._encode_text(piece, slots, ids, labelled)
-        return EncodedDialogue(tuple(ids), tuple(labelled), prefix)
+                trim = (
+                    self._swallows.get(before or "", (False, False))[1],
+                    self._swallows.get(behind or "", (False, False))[0],
+                )
+                after_answer = self._encode_text(piece, slots, ids, labelled, trim)
+        return EncodedDialogue(tuple(ids), self._add_lead(labelled), prefix)
 
     def decode_answer(self, ids: Sequence[int]) -> DecodedAnswer:
         """Read an answer: plain text, and where each complete group's phrase ends.
@@ -222,10 +243,28 @@ class PromptCodec:
             replaced.append(part)
         return {"role": message["role"], "content": replaced}
 
+    def _add_lead(self, labelled: list[bool]) -> tuple[bool, ...]:
+        """Label the ids in front of each answer too, :attr:`label_lead` of them."""
+        starts = [i for i, label in enumerate(labelled) if label and not (i and labelled[i - 1])]
+        for start in starts:
+            first = max(0, start - self.label_lead)
+            labelled[first:start] = [True] * (start - first)
+        return tuple(labelled)
+
     def _encode_text(
-        self, piece: str, slots: list[tuple[str, str]], ids: list[int], labelled: list[bool]
+        self,
+        piece: str,
+        slots: list[tuple[str, str]],
+        ids: list[int],
+        labelled: list[bool],
+        trim: tuple[bool, bool],
     ) -> bool:
-        """Encode text between control tokens; returns whether it ends in an answer."""
+        """Encode text between control tokens; returns whether it ends in an answer.
+
+        ``trim`` says whether the control token on the left and the one on the right swallow the
+        whitespace beside them.
+        """
+        trim_left, trim_right = trim
         run, answer_spans = "", list[tuple[int, int]]()
         ends_in_answer, position = False, 0
         for match in _SLOT.finditer(piece):
@@ -241,12 +280,15 @@ class PromptCodec:
             answer_spans.append((len(run), len(run) + len(first)))
             run += first
             for follower in rest:
+                run, answer_spans = _trimmed(run, answer_spans, trim_left, right=False)
                 self._encode_run(run, answer_spans, ids, labelled)
+                trim_left = False
                 ids += self.codebook_ids
                 labelled += [True] * len(self.codebook_ids)
                 run = follower.strip()
                 answer_spans = [(0, len(run))]
         run += piece[position:]
+        run, answer_spans = _trimmed(run, answer_spans, trim_left, trim_right)
         self._encode_run(run, answer_spans, ids, labelled)
         return ends_in_answer
 
@@ -262,3 +304,12 @@ class PromptCodec:
             any(start < high and end > low for low, high in answer_spans)
             for start, end in encoding.offsets
         ]
+
+
+def _trimmed(
+    run: str, spans: list[tuple[int, int]], left: bool, right: bool
+) -> tuple[str, list[tuple[int, int]]]:
+    """Drop whitespace at the ends of a run; spans keep pointing at the same characters."""
+    start = len(run) - len(run.lstrip()) if left else 0
+    kept = run[start:].rstrip() if right else run[start:]
+    return kept, [(low - start, high - start) for low, high in spans]
