@@ -1,0 +1,148 @@
+"""A tiny trained model for every test that needs one; no network, one thread.
+
+The model knows two pictures by heart: about the one with the red square it answers a question
+with two codebook groups, about the other without any.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pixellm.engine import Engine
+    from pixellm.types import Sample
+
+TINY_QUESTION = "Which squares are there?"
+TINY_QUESTION_WITHOUT_MASKS = "Is there a green one?"
+
+
+def tiny_parts(**changes: Any) -> dict[str, Any]:
+    """Parts of a CLIP and LLaMA model of about 30,000 parameters, as `build_model` takes them."""
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": 8,
+        "image_size": 32,
+    }
+    text = {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+    }
+    settings = {
+        "image_size": 32,
+        "tokens_per_scale": 2,
+        "vision_depths": [-1, -2],
+        "llm_grid": [2, 2],
+        "llm_projector_size": 0,
+        "decoder_size": 16,
+        "decoder_heads": 2,
+        "decoder_mlp_size": 32,
+        "decoder_context_tokens": 1,
+        "decoder_mask_size": 8,
+    }
+    parts: dict[str, Any] = {
+        "vision": {"config": vision},
+        "text": {"config": text},
+        "tokenizer": {"vocab_size": 340},
+        "template": "compact",
+        "settings": settings,
+    }
+    for name, value in changes.items():
+        parts[name] = {**parts[name], **value} if isinstance(value, dict) else value
+    return parts
+
+
+def tiny_texts() -> list[str]:
+    """What the tiny tokenizer is trained on."""
+    return [
+        "Which squares are there? There is a red square and a blue square on the left.",
+        "Is there a green one? No, there is none in this picture.",
+    ] * 4
+
+
+def square_picture(red: tuple[int, int], size: tuple[int, int] = (32, 24)) -> NDArray[np.uint8]:
+    """(H, W, 3) grey picture with an 8 x 8 red square at ``red`` = (y, x), a blue one below."""
+    pixels = np.full((*size, 3), 200, np.uint8)
+    y, x = red
+    pixels[y : y + 8, x : x + 8] = (255, 0, 0)
+    pixels[y + 12 : y + 20, x : x + 8] = (0, 0, 255)
+    return pixels
+
+
+def square_sample(red: tuple[int, int] = (2, 3)) -> Sample:
+    """The squares of :func:`square_picture` in a dialogue of two turns."""
+    from pixellm.masks import encode_mask
+    from pixellm.types import Sample, Target, Turn
+
+    pixels = square_picture(red)
+    objects = []
+    for name, channel in (("red square", 0), ("blue square", 2)):
+        mask = (pixels[..., channel] == 255) & (pixels[..., 1] == 0)
+        objects.append(Target(name, encode_mask(mask)))
+    answer = "There is a red square {seg} and a blue square {seg}."
+    turns = (
+        Turn(TINY_QUESTION, answer, tuple(objects)),
+        Turn(TINY_QUESTION_WITHOUT_MASKS, "No, there is none."),
+    )
+    return Sample(pixels, pixels.shape[:2], turns, "squares", tuple(objects))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """More threads than cores make tiny tensors slow, and results depend on their number."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny model that answers TINY_QUESTION with two groups; don't write into it."""
+    import torch
+
+    from pixellm.checkpoint.build import build_model
+    from pixellm.checkpoint.io import save_model
+    from pixellm.data.collate import Collator
+    from pixellm.types import Sample
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, processor = build_model(tiny_parts(), tiny_texts())
+        sample = square_sample()
+        alone = Sample(sample.image, sample.size, sample.turns[1:], "no masks")
+        batch = Collator(processor, mask_size=16)([[sample], [alone]])
+        del batch["sample_ids"]
+        optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.01)
+        for _ in range(60):
+            optimizer.zero_grad()
+            model(**batch).loss.backward()
+            optimizer.step()
+    directory = tmp_path_factory.mktemp("tiny") / "model"
+    save_model(directory, model.eval(), processor)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_model_dir: Path) -> Engine:
+    """The tiny model behind an engine."""
+    from pixellm.engine import load
+
+    return load(tiny_model_dir, device="cpu", dtype="float32", max_new_tokens=48)
