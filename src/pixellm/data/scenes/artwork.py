@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +39,8 @@ class PublishedArtwork:
     author: str
     member: str
     """Folder of the pictures inside the package."""
+    unlike: frozenset[str] = frozenset()
+    """Codes that this artwork draws as something else than OpenMoji does."""
 
 
 FETCHED_ARTWORK = {
@@ -48,6 +50,7 @@ FETCHED_ARTWORK = {
         licence="MIT",
         author="Microsoft (artwork), LobeHub (package)",
         member="package/assets",
+        unlike=frozenset({"1F3BE"}),  # a racket with its ball, not the ball alone
     )
 }
 """Styles that :func:`fetch_style` can bring, by name."""
@@ -56,7 +59,7 @@ STYLES = ("openmoji", *FETCHED_ARTWORK)
 """Every style's name; the first is what training draws with."""
 
 
-class StickerStyle(Protocol):
+class StickerStyle(Hashable, Protocol):
     """A set of stickers by code point, such as "1F34E" or "2702-FE0F"."""
 
     name: str
@@ -113,9 +116,10 @@ class OpenMojiStyle:
 class FolderStyle:
     """Stickers read from a folder of pictures named by code point, such as ``1f34e.webp``."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        """Raises FileNotFoundError where the folder is not there."""
+    def __init__(self, name: str, folder: Path, unlike: frozenset[str] = frozenset()) -> None:
+        """Takes the codes that it shall not cover; FileNotFoundError where no folder is."""
         self.name = name
+        self._unlike = unlike
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"The sticker style {name!r} is not in {folder}; "
@@ -125,15 +129,20 @@ class FolderStyle:
 
     def covers(self, code: str) -> bool:
         """Whether the folder has this code."""
-        return _find_picture(self._folder, code, (".webp", ".png"), str.lower) is not None
+        return self._find(code) is not None
 
     def render(self, code: str) -> Image.Image:
         """The sticker as :class:`StickerStyle` asks."""
-        path = _find_picture(self._folder, code, (".webp", ".png"), str.lower)
+        path = self._find(code)
         if path is None:
             raise FileNotFoundError(f"{self._folder} has no picture for the code {code!r}.")
         with Image.open(path) as picture:
             return trim_sticker(picture)
+
+    def _find(self, code: str) -> Path | None:
+        if code in self._unlike:
+            return None
+        return _find_picture(self._folder, code, (".webp", ".png"), str.lower)
 
 
 @lru_cache(maxsize=len(STYLES))
@@ -148,7 +157,7 @@ def load_style(name: str) -> StickerStyle:
     if name == OpenMojiStyle.name:
         return OpenMojiStyle()
     if name in FETCHED_ARTWORK:
-        return FolderStyle(name, style_folder(name))
+        return FolderStyle(name, style_folder(name), FETCHED_ARTWORK[name].unlike)
     raise ValueError(f"There is no sticker style {name!r}; choose one of {', '.join(STYLES)}.")
 
 

@@ -25,7 +25,6 @@ PLAIN_PHOTOS = {
     "brick.png": None,
     "grass.png": None,
     "gravel.png": None,
-    "moon.png": None,
     "ihc.png": None,
     "retina.jpg": (350, 350, 1060, 1060),
     "hubble_deep_field.jpg": None,
@@ -33,7 +32,7 @@ PLAIN_PHOTOS = {
 }
 """Pictures without any everyday object, with the box (left, top, right, bottom) that is used."""
 
-BLURRED_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+BLURRED_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 """Pictures that show objects: used only after a blur that leaves nothing but soft colour."""
 
 _KINDS = ("gradient", "flat", "stripes", "checks", "dots", "wood", "clouds", "photo", "blurred")

@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 
 from pixellm.data.scenes.artwork import load_style
 from pixellm.data.scenes.draw import choose_concepts, choose_object_count, choose_size, draw_scene
-from pixellm.data.scenes.knowledge import Concept, load_knowledge
+from pixellm.data.scenes.knowledge import Concept, Knowledge, load_knowledge
 from pixellm.data.scenes.questions import DEFAULT_WEIGHTS, compose_dialogues
 from pixellm.data.scenes.scene import Scene
 from pixellm.types import Sample, Target, Turn
@@ -157,7 +158,7 @@ class ScenesDataset:
         combination = self.split == "test_combination"
         return compose_dialogues(
             scene,
-            load_knowledge(),
+            knowledge_of_style(self.style),
             random.Random(self._entropy(index, attempt)),
             self.dialogues_per_image,
             kinds={self._kind_of_attempt(index, attempt): 1.0} if combination else self.kinds,
@@ -184,6 +185,16 @@ class ScenesDataset:
             Sample(scene.image, scene.size, turns, id=f"{name}-{number}", objects=objects)
             for number, turns in enumerate(dialogues)
         )
+
+
+@cache
+def knowledge_of_style(style: str) -> Knowledge:
+    """What is true of the things as a style draws them: colours are known for OpenMoji alone."""
+    knowledge = load_knowledge()
+    if style == TRAINING_STYLE:
+        return knowledge
+    concepts = {key: replace(one, color="") for key, one in knowledge.concepts.items()}
+    return replace(knowledge, concepts=concepts)
 
 
 @cache

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixellm.data.scenes.artwork import STICKER_SIDE, StickerStyle, load_style
+from pixellm.data.scenes.artwork import STICKER_SIDE, StickerStyle
 from pixellm.data.scenes.backgrounds import draw_background
 from pixellm.data.scenes.scene import Scene, SceneObject
 from pixellm.masks import encode_mask
@@ -208,7 +208,7 @@ def _prepare(
     """Scale, turn, mirror and tint one sticker; cut to its solid part."""
     limit = 40 if rng.random() < 0.15 else 15
     angle = float(np.deg2rad(rng.uniform(-limit, limit)))
-    levels = _sticker_levels(style.name, code)
+    levels = _sticker_levels(style, code)
     level = next((one for one in levels if max(one.size) < 2 * long_side), levels[-1])
     turned = _turn(level, long_side / max(level.size), angle, mirror=rng.random() < 0.15)
     values = np.asarray(turned)
@@ -249,9 +249,9 @@ def _tint(rng: np.random.Generator, values: NDArray[np.uint8]) -> tuple[Plane, P
 
 
 @lru_cache(maxsize=1024)
-def _sticker_levels(style: str, code: str) -> tuple[Image.Image, ...]:
+def _sticker_levels(style: StickerStyle, code: str) -> tuple[Image.Image, ...]:
     """A sticker with premultiplied alpha at full, half, quarter size: at most 0.14 MB each."""
-    levels = [load_style(style).render(code).convert("RGBa")]
+    levels = [style.render(code).convert("RGBa")]
     while max(levels[-1].size) > STICKER_SIDE // 4 and min(levels[-1].size) > 8:
         levels.append(levels[-1].reduce(2))
     return tuple(levels)
