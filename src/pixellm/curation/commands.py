@@ -1,0 +1,315 @@
+"""``pixellm curate``: the generator on the command line.
+
+Thin: every command reads its options, calls one function of this package and says what came of
+it. Bad input ends in one sentence and exit code 2, an unfinished run in exit code 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pixellm.curation.client import Client, Price
+    from pixellm.curation.ledger import Ledger
+    from pixellm.curation.pipeline import Pace, Progress, Source
+    from pixellm.curation.proposal import Writing
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Make multi-target reasoning data (MUSE format) from annotated photos.",
+)
+
+_Dir = Annotated[Path, typer.Argument(help="A run's folder, or one with MUSE files.")]
+_Images = Annotated[Path | None, typer.Option(help="Folder of the photos.")]
+_RUN_EXAMPLES = """Example without a model:\n
+    pixellm curate run --annotations instances_train.json --images train/images --out muse
+      --model template\n
+Example with a local server:\n
+    pixellm curate run --annotations instances.json --images photos --captions captions.json
+      --out muse --model Qwen2.5-VL-7B-Instruct --base-url http://localhost:8000/v1\n
+Stop it any way you like; the same command goes on where it stood."""
+
+
+@app.command(epilog=_RUN_EXAMPLES)
+def run(
+    annotations: Annotated[Path, typer.Option(help="COCO or LVIS instances JSON.")],
+    images: Annotated[Path, typer.Option(help="Folder of the photos.")],
+    out: Annotated[Path, typer.Option(help="Folder for the ledger and the set.")],
+    model: Annotated[str, typer.Option(help="Name at the server; 'template' needs no model.")],
+    captions: Annotated[Path | None, typer.Option(help="COCO captions JSON.")] = None,
+    base_url: Annotated[str | None, typer.Option(envvar="OPENAI_BASE_URL")] = None,
+    key_env: Annotated[str, typer.Option(help="Variable with the API key.")] = "OPENAI_API_KEY",
+    text_only: Annotated[bool, typer.Option(help="Send captions, no photo.")] = False,
+    check_model: Annotated[str, typer.Option(help="Model that checks descriptions.")] = "",
+    questions: Annotated[int, typer.Option(min=1, max=6, help="Asked for per photo.")] = 2,
+    max_images: Annotated[int | None, typer.Option(min=1, help="Best so many photos.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 16,
+    max_cost: Annotated[float, typer.Option(min=0, help="Hard stop, in USD.")] = 25.0,
+    price: Annotated[str, typer.Option(help="INPUT,OUTPUT in USD per million tokens.")] = "",
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds per attempt.")] = 120.0,
+    batch: Annotated[bool, typer.Option(help="Use the Batch API, at half the price.")] = False,
+    ray: Annotated[bool, typer.Option(help="Work on a Ray cluster.")] = False,
+    split: Annotated[str, typer.Option(help="Shares TRAIN,VAL; the rest is test.")] = "0.97,0.012",
+    max_repeats: Annotated[int, typer.Option(min=1, help="Of one question in the set.")] = 3,
+    seed: Annotated[int, typer.Option(help="For choice, styles and splits.")] = 0,
+) -> None:
+    """Generate a set: select, propose, verify, repair, deduplicate, split, write."""
+    from pixellm.curation.photos import SelectSettings
+    from pixellm.curation.pipeline import Pace, Source
+
+    chosen = SelectSettings(seed=seed)
+    source = Source(annotations, images, model, captions, check_model, text_only, questions, chosen)
+    server = {"base_url": base_url, "timeout": timeout, "key_variable": key_env}
+    with _one_sentence():
+        shares = _numbers(split, "--split")
+        work = _Work(source, server, price, Pace(workers, max_cost), batch, ray)
+        layout = {"train": shares[0], "val": shares[1], "max_repeats": max_repeats, "seed": seed}
+        stopped = work.finish(out, max_images, layout)
+    if stopped:
+        typer.echo(stopped, err=True)
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example:\n\n    pixellm curate write muse --split 1,0")
+def write(
+    folder: _Dir,
+    split: Annotated[str, typer.Option(help="Shares TRAIN,VAL; as before where not given.")] = "",
+    marks: Annotated[Path | None, typer.Option(help="marks.json saved from a gallery.")] = None,
+) -> None:
+    """Write the set of a run again, without the rows that reviewers rejected."""
+    from pixellm.curation.ledger import Ledger
+    from pixellm.curation.write import save_marks
+
+    with _one_sentence():
+        ledger = Ledger(folder)
+        if marks is not None:
+            save_marks(folder, json.loads(marks.read_text("utf-8")))
+        settings = dict(ledger.get("layout") or {})
+        if split:
+            settings["train"], settings["val"] = _numbers(split, "--split")
+        _write(ledger, folder, settings)
+
+
+@app.command(epilog="Example:\n\n    pixellm curate stats muse --out plots")
+def stats(
+    folder: _Dir,
+    out: Annotated[Path | None, typer.Option(help="Folder of the plots; DIR/plots.")] = None,
+) -> None:
+    """Print the figures of a set and draw them."""
+    from pixellm.curation.statistics import gather, plot
+
+    with _one_sentence():
+        figures = gather(folder)
+        target = out or (folder if folder.is_dir() else folder.parent) / "plots"
+        pictures = plot(figures, target)
+    for name, value in figures.summary().items():
+        typer.echo(f"{name:28} {value:,.6g}")
+    typer.echo(f"Plots: {', '.join(picture.name for picture in pictures)} in {target}")
+
+
+@app.command(epilog="Example:\n\n    pixellm curate view muse --serve")
+def view(
+    folder: _Dir,
+    images: _Images = None,
+    out: Annotated[Path | None, typer.Option(help="The page; DIR/gallery.html.")] = None,
+    num: Annotated[int, typer.Option(min=1, help="Rows to show, a seeded choice.")] = 300,
+    seed: Annotated[int, typer.Option(help="For the choice.")] = 0,
+    serve: Annotated[bool, typer.Option(help="Open a review that saves every mark.")] = False,
+) -> None:
+    """Make a gallery with masks, search, and marks to accept or reject rows."""
+    from pixellm.curation.gallery import ReviewServer, write_gallery
+
+    with _one_sentence():
+        photos = images or _images_of(folder)
+        if not serve:
+            page = out or folder / "gallery.html"
+            shown = write_gallery(folder, photos, page, num, seed)
+            typer.echo(f"{shown} rows in {page}")
+            return
+        server = ReviewServer(folder, photos, num, seed=seed)
+        typer.echo(f"Review at {server.url} until Ctrl-C; `pixellm curate write` respects marks.")
+        with server:
+            server.serve_forever()
+
+
+@app.command(epilog="Example:\n\n    pixellm curate validate muse_train.json --images coco")
+def validate(
+    folder: Annotated[Path, typer.Argument(help="A MUSE file, or a folder of them.")],
+    images: _Images = None,
+    limit: Annotated[int, typer.Option(min=1, help="Problems to print.")] = 100,
+) -> None:
+    """Check any MUSE file; exit code 1 if anything is wrong."""
+    from collections import Counter
+
+    from pixellm.curation.muse import validate as find_problems
+
+    checks: Counter[str] = Counter()
+    with _one_sentence():
+        for problem in find_problems(folder, images):
+            checks[problem.check] += 1
+            if checks.total() <= limit:
+                typer.echo(str(problem))
+    typer.echo(", ".join(f"{n} {check}" for check, n in checks.items()) or "No problems found.")
+    if checks:
+        raise typer.Exit(1)
+
+
+class _Work:
+    """One sitting of ``run``: builds the parts from the options and sees the run through."""
+
+    def __init__(
+        self,
+        source: Source,
+        server: dict[str, Any],
+        price: str,
+        pace: Pace,
+        batch: bool,
+        ray: bool,
+    ) -> None:
+        if batch and (ray or source.model == "template"):
+            raise ValueError("--batch goes with a hosted model, and not with --ray.")
+        self.source, self.server, self.price, self.pace = source, server, price, pace
+        self.batch, self.ray = batch, ray
+
+    def finish(self, out: Path, max_images: int | None, layout: dict[str, Any]) -> str:
+        """All stages; returns why the run stopped early, or ""."""
+        from pixellm.curation.ledger import Ledger
+        from pixellm.curation.pipeline import select
+        from pixellm.curation.write import WriteSettings
+
+        WriteSettings(**layout)  # refused before anything is done
+        prices, clients = self._prices(), self._clients()
+        ledger = Ledger(out, create=True)
+        writing = select(ledger, self.source, max_images)
+        ledger.put("run", self.source.identity())
+        ledger.put("layout", layout)
+        ledger.put("images", str(self.source.images.resolve()))
+        try:
+            with _progress_bar() as progress:
+                stopped = self._propose(ledger, writing, clients, prices, progress)
+        finally:
+            ledger.close()
+        _write(Ledger(out), out, layout)
+        return stopped
+
+    def _propose(
+        self,
+        ledger: Ledger,
+        writing: Writing,
+        clients: dict[str, Client],
+        prices: dict[str, Price],
+        progress: Progress,
+    ) -> str:
+        if self.batch:
+            from pixellm.curation.batch import Office, run_batches
+
+            office = Office(ledger, clients, prices, self.pace.max_cost)  # type: ignore[arg-type]
+            return run_batches(office, writing, progress)
+        if self.ray:
+            from pixellm.curation.cluster import work_on_ray
+
+            ledger.close()
+            folder = ledger.path.parent
+            return work_on_ray(folder, writing, self._clients, prices, self.pace, progress)
+        from pixellm.curation.pipeline import Desk, work_all
+
+        desk = Desk(ledger, clients, prices, self.pace)
+        return work_all(ledger, writing, desk, self.pace.workers, progress)
+
+    def _clients(self) -> dict[str, Client]:
+        clients = {"": self._client(self.source.model)}
+        if self.source.check_model:
+            clients["fit"] = self._client(self.source.check_model)
+        return clients
+
+    def _client(self, model: str) -> Client:
+        if model == "template":
+            from pixellm.curation.template import TemplateWriter
+
+            return TemplateWriter(self.source.select.seed)
+        from pixellm.curation.client import OpenAIClient
+
+        images, text_only = self.source.images.resolve(), self.source.text_only
+        return OpenAIClient(model, images, text_only=text_only, **self.server)
+
+    def _prices(self) -> dict[str, Price]:
+        from pixellm.curation.client import Price, price_of
+
+        given = Price(*_numbers(self.price, "--price")) if self.price else None
+        models = {self.source.model, self.source.check_model} - {"", "template"}
+        url = self.server["base_url"]
+        return {model: given or price_of(model, url) for model in models}
+
+
+def _write(ledger: Ledger, folder: Path, layout: dict[str, Any]) -> None:
+    from pixellm.curation.write import WriteSettings, write_set
+
+    try:
+        summary = write_set(ledger, folder, WriteSettings(**layout))
+    finally:
+        ledger.close()
+    questions = {name: counts["questions"] for name, counts in summary["splits"].items()}
+    for title in ("photos", "tasks", "first", "final", "dropped"):
+        row = ", ".join(f"{count} {name}" for name, count in summary[title].items())
+        typer.echo(f"{title:8} {row or 'none'}")
+    written = ", ".join(f"{count} {name}" for name, count in questions.items())
+    typer.echo(f"Written to {folder}: {written} questions.")
+
+
+def _images_of(folder: Path) -> Path:
+    from pixellm.curation.ledger import LEDGER_NAME, Ledger
+
+    if not (folder / LEDGER_NAME).is_file():
+        raise ValueError(f"{folder} doesn't say where its photos are; give --images.")
+    ledger = Ledger(folder, writing=False)
+    try:
+        return Path(ledger.get("images") or "")
+    finally:
+        ledger.close()
+
+
+def _numbers(text: str, option: str) -> tuple[float, float]:
+    try:
+        first, second = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} takes two numbers with a comma, not {text!r}.") from None
+    return first, second
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[cost]}"))
+    bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    with bar:
+        task = bar.add_task("questions", total=None, cost="")
+
+        def show(done: int, total: int, cost: float) -> None:
+            bar.update(task, completed=done, total=total, cost=f"{cost:.3f} USD")
+
+        yield show
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turn expected errors into one sentence and exit code 2."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        typer.echo(f"{error.name} is missing; install pixellm[curate].", err=True)
+        raise typer.Exit(2) from None
+    except (ValueError, OSError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("Stopped; the same command goes on from here.", err=True)
+        raise typer.Exit(130) from None

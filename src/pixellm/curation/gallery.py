@@ -1,0 +1,226 @@
+"""A gallery of a set: one HTML file with photos, masks, search, and marks to accept or reject.
+
+The page holds everything it needs and loads nothing. Opened as a file it keeps marks in the
+browser and hands them out as ``marks.json``; opened through :class:`ReviewServer` every click is
+saved into the set's folder at once. Text of the set is shown as text, never as HTML.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pixellm.curation.ledger import LEDGER_NAME, Ledger
+from pixellm.curation.muse import MuseRow, muse_files, read_entries, rows_of
+from pixellm.curation.photos import jpeg_data_url, seeded_fraction
+from pixellm.curation.write import read_marks, save_marks
+from pixellm.masks import decode_mask, segmentation_to_rle
+from pixellm.types import SEG_MARK
+
+SIDE = 480
+"""Long side of the pictures in the page, in pixels."""
+
+_COLOURS = (
+    "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008f95", "#f032e6", "#9a6324",
+    "#808000", "#000075", "#d4a900", "#800000", "#2f9e6e", "#c2185b", "#5e35b1", "#546e7a",
+)  # fmt: skip
+
+
+def review_rows(folder: Path) -> Iterator[MuseRow]:
+    """The rows to look at: all accepted ones of a ledger, else those of the MUSE files.
+
+    Raises:
+        FileNotFoundError: the folder has neither.
+    """
+    if not (folder / LEDGER_NAME).is_file():
+        for file in muse_files(folder):
+            for entry in read_entries(file):
+                yield from rows_of(entry)
+        return
+    ledger = Ledger(folder, writing=False)
+    try:
+        for task, row in ledger.accepted():
+            known = task.photo.by_id()
+            targets = tuple(
+                {"rephrased_name": text, "category_name": known[n].category}
+                | {"segmentation": known[n].mask}
+                for n, text in row.targets
+            )
+            photo = task.photo
+            yield MuseRow(photo.file_name, photo.size, row.question, row.answer, targets)
+    finally:
+        ledger.close()
+
+
+def write_gallery(folder: Path, images: Path, path: Path, num: int, seed: int = 0) -> int:
+    """Write the page as one file.
+
+    Args:
+        folder: the set.
+        images: folder of the photos.
+        path: the HTML file.
+        num: most rows to show, a seeded choice.
+        seed: for the choice.
+
+    Returns:
+        How many rows it shows.
+
+    Raises:
+        FileNotFoundError: no rows, or their photos are not below ``images``.
+    """
+    cards = [_card(row, images) for row in _choose(review_rows(folder), num, seed)]
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(page(cards, read_marks(folder), save_at=""), "utf-8")
+    aside.replace(path)
+    return len(cards)
+
+
+def page(cards: list[dict[str, Any]], marks: Mapping[str, str], save_at: str) -> str:
+    """The HTML of a gallery; ``save_at`` is where a click is posted, "" for a plain file."""
+    template = resources.files(__package__).joinpath("gallery.html").read_text("utf-8")
+    data = json.dumps({"cards": cards, "marks": dict(marks), "saveAt": save_at})
+    # "<" as an escape: text of the set can't end the script element that carries it.
+    return template.replace("/*DATA*/null", data.replace("<", "\\u003c"))
+
+
+class ReviewServer(ThreadingHTTPServer):
+    """Serves a gallery on this machine only, and saves marks as they are set.
+
+    Args:
+        folder: the set; marks go to its ``marks.json``.
+        images: folder of the photos.
+        num: most rows to show.
+        port: 0 for a free one.
+        seed: for the choice of rows.
+
+    Attributes:
+        url: address to open; its token keeps other pages in the browser from posting marks.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, images: Path, num: int, port: int = 0, seed: int = 0) -> None:
+        self.cards = [_card(row, images) for row in _choose(review_rows(folder), num, seed)]
+        self.keys = {card["key"] for card in self.cards}
+        self.folder = folder
+        self.token = secrets.token_urlsafe(16)
+        super().__init__(("127.0.0.1", port), _ReviewHandler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/{self.token}"
+
+    def mark(self, key: str, mark: str) -> None:
+        """Save one mark; "" takes it back.
+
+        Raises:
+            ValueError: the row or the mark is unknown.
+        """
+        if key not in self.keys or mark not in ("accept", "reject", ""):
+            raise ValueError("Unknown row or mark.")
+        marks = read_marks(self.folder)
+        marks.pop(key, None)
+        save_marks(self.folder, {**marks, key: mark} if mark else marks)
+
+
+class _ReviewHandler(BaseHTTPRequestHandler):
+    server: ReviewServer
+
+    def do_GET(self) -> None:
+        """The page."""
+        if not self._allowed():
+            return
+        marks = read_marks(self.server.folder)
+        html = page(self.server.cards, marks, f"/{self.server.token}").encode()
+        self._reply(200, "text/html; charset=utf-8", html)
+
+    def do_POST(self) -> None:
+        """One mark, as JSON ``{"key": ..., "mark": ...}``."""
+        if not self._allowed():
+            return
+        try:
+            length = min(int(self.headers.get("Content-Length", 0)), 10_000)
+            wanted = json.loads(self.rfile.read(length))
+            self.server.mark(str(wanted["key"]), str(wanted["mark"]))
+        except (KeyError, TypeError, ValueError):
+            self._reply(400, "text/plain", b"bad mark")
+        else:
+            self._reply(200, "text/plain", b"saved")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: only the command line prints."""
+
+    def _allowed(self) -> bool:
+        known = self.path == f"/{self.server.token}"
+        if not known:
+            self._reply(404, "text/plain", b"not here")
+        return known
+
+    def _reply(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _choose(rows: Iterable[MuseRow], num: int, seed: int) -> list[MuseRow]:
+    """A seeded choice of at most ``num`` rows, in their own order; holds twice that many."""
+    kept: list[tuple[float, int, MuseRow]] = []
+    for position, row in enumerate(rows):
+        kept.append((seeded_fraction(seed, row.key), position, row))
+        if len(kept) >= 2 * num:
+            kept = sorted(kept, key=lambda item: item[:2])[:num]
+    chosen = sorted(kept, key=lambda item: item[:2])[:num]
+    return [row for _, _, row in sorted(chosen, key=lambda item: item[1])]
+
+
+def _card(row: MuseRow, images: Path) -> dict[str, Any]:
+    try:
+        photo = jpeg_data_url(images / row.photo, SIDE)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The photo {row.photo} can't be read below {images} ({error}); check --images."
+        ) from None
+    return {
+        "key": row.key,
+        "photo": row.photo,
+        "image": photo,
+        "question": row.question,
+        "parts": _parts(row),
+        "categories": [str(target.get("category_name", "")) for target in row.targets],
+        "masks": [_mask_layer(t, row.size, n) for n, t in enumerate(row.targets)],
+    }
+
+
+def _parts(row: MuseRow) -> list[list[Any]]:
+    """The answer as [text, -1] and, for a phrase that carries a mask, [text, target, colour]."""
+    parts: list[list[Any]] = []
+    *pieces, rest = row.answer.split(SEG_MARK)
+    for number, (piece, target) in enumerate(zip(pieces, row.targets, strict=True)):
+        phrase = str(target.get("rephrased_name", ""))
+        cut = len(piece.rstrip()) - len(phrase)
+        if not phrase or piece.rstrip()[max(0, cut) :].casefold() != phrase.casefold():
+            cut = 0
+        parts += [[piece[:cut], -1], [piece[cut:], number, _COLOURS[number % len(_COLOURS)]]]
+    return [*parts, [rest, -1]]
+
+
+def _mask_layer(target: Mapping[str, Any], size: tuple[int, int], number: int) -> str:
+    """One target's mask as a transparent PNG of the size of the picture in the page."""
+    mask = decode_mask(segmentation_to_rle(target["segmentation"], size))
+    layer = Image.fromarray(mask.astype("uint8") * 255)
+    layer.thumbnail((SIDE, SIDE), Image.Resampling.NEAREST)
+    layer = layer.point([0] * 128 + [1] * 128)
+    colour = _COLOURS[number % len(_COLOURS)]
+    rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    layer.putpalette([0, 0, 0, *rgb], "RGB")
+    buffer = io.BytesIO()
+    layer.save(buffer, "PNG", transparency=0, optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

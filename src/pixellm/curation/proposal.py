@@ -1,0 +1,265 @@
+"""From a task and the replies so far to what comes next: another request, or a verdict.
+
+:func:`next_step` is a pure function of what the ledger keeps, which is why a run can be killed at
+any point and goes on as if nothing had happened. No state, no clock, no network here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from itertools import islice
+from string import Template
+from typing import Any
+
+from pixellm.curation.client import IMAGE_SIDE, Reply, Request, schema_of
+from pixellm.curation.photos import Photo
+from pixellm.curation.rules import (
+    MARK,
+    Draft,
+    Fault,
+    Row,
+    Scene,
+    Vocabulary,
+    row_from_draft,
+    verify,
+)
+
+PROPOSAL_SCHEMA = schema_of(
+    {
+        "question": {"type": "string"},
+        "answer": {"type": "string"},
+        "objects": {
+            "type": "array",
+            "items": schema_of({"id": {"type": "integer"}, "description": {"type": "string"}}),
+        },
+    }
+)
+FIT_SCHEMA = schema_of({"fits": {"type": "array", "items": {"type": "boolean"}}})
+
+_TRAILING_COMMA = re.compile(r",\s*(?=[}\]])")
+_MAY_NAME_CLASSES = "comparison"
+
+
+@cache
+def prompt(name: str) -> str:
+    """The text of a file of ``prompts/``."""
+    folder = resources.files("pixellm.curation").joinpath("prompts")
+    return folder.joinpath(name).read_text("utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One question to be written.
+
+    Attributes:
+        id: its number in the ledger.
+        photo: the photo.
+        style: the kind of question, a key of ``prompts/styles.json``.
+        number: 0, 1, ... for the questions about one photo.
+    """
+
+    id: int
+    photo: Photo
+    style: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The end of a task.
+
+    Attributes:
+        status: ``accepted``, ``rejected`` or ``failed`` (no reply could be had).
+        row: the question, when accepted.
+        faults: why it was not accepted.
+        first_faults: the broken rules of the first draft, mended since or not.
+    """
+
+    status: str
+    row: Row | None = None
+    faults: tuple[Fault, ...] = ()
+    first_faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How tasks are turned into requests; the same for a whole run.
+
+    Attributes:
+        vocabulary: categories of the whole data set.
+        text_only: the model sees captions, no picture.
+        check_fit: a second model looks at the crop of every described object.
+    """
+
+    vocabulary: Vocabulary
+    text_only: bool = False
+    check_fit: bool = False
+    styles: Mapping[str, str] = field(default_factory=lambda: json.loads(prompt("styles.json")))
+
+    def next_step(self, task: Task, replies: Mapping[str, Reply]) -> Request | Verdict:
+        """What comes next for a task.
+
+        Args:
+            task: the task.
+            replies: the replies so far by kind of request.
+        """
+        if "propose" not in replies:
+            return self._request(task, "propose", (("user", self._propose(task)),))
+        row, faults = self._judge(task, replies["propose"])
+        first = faults
+        if row is None and "repair" not in replies:
+            if faults[0].rule in ("refusal", "nothing_to_ask"):
+                return Verdict("rejected", faults=faults, first_faults=first)
+            return self._repair(task, replies["propose"], faults)
+        if row is None:
+            row, faults = self._judge(task, replies["repair"])
+        if row is None:
+            return Verdict("rejected", faults=faults, first_faults=first)
+        if not self.check_fit:
+            return Verdict("accepted", row, first_faults=first)
+        if "fit" not in replies:
+            return self._ask_fit(task, row)
+        unfit = _read_fit(replies["fit"], row)
+        status = "rejected" if unfit else "accepted"
+        return Verdict(status, None if unfit else row, unfit, first)
+
+    def _judge(self, task: Task, reply: Reply) -> tuple[Row | None, tuple[Fault, ...]]:
+        parsed = parse_draft(reply)
+        if isinstance(parsed, Fault):
+            return None, (parsed,)
+        named = task.style == _MAY_NAME_CLASSES
+        faults = verify(parsed, Scene(task.photo, self.vocabulary, may_name_classes=named))
+        return (None, tuple(faults)) if faults else (row_from_draft(parsed), ())
+
+    def _propose(self, task: Task) -> str:
+        photo = task.photo
+        scale = 1.0 if self.text_only else min(1.0, IMAGE_SIDE / max(photo.size))
+        lines = []
+        for instance in photo.instances:
+            x, y, w, h = instance.box
+            box = [round(value * scale) for value in (x, y, x + w, y + h)]
+            lines.append(json.dumps({"id": instance.id, "class": instance.category, "box": box}))
+        view = ""
+        if self.text_only:
+            view = (
+                " You can't see it: the boxes and the captions are all that is known. Describe "
+                "objects by place and size, and invent no looks."
+            )
+        captions = [json.dumps(c[:300]) for c in photo.captions[:5]]
+        return Template(prompt("propose.txt")).substitute(
+            style=self.styles[task.style],
+            height=round(photo.size[0] * scale),
+            width=round(photo.size[1] * scale),
+            view=view,
+            objects="\n".join(lines),
+            captions="\n".join(["\nCaptions of the photo:", *captions] if captions else []),
+        )
+
+    def _repair(self, task: Task, first: Reply, faults: Sequence[Fault]) -> Request:
+        says = "\n".join(f"- {fault.says}" for fault in faults)
+        text = Template(prompt("repair.txt")).substitute(faults=says)
+        earlier = (("user", self._propose(task)), ("assistant", first.text[:6000]))
+        return self._request(task, "repair", (*earlier, ("user", text)))
+
+    def _ask_fit(self, task: Task, row: Row) -> Request:
+        known = task.photo.by_id()
+        lines = "\n".join(json.dumps(text) for _, text in row.targets)
+        text = Template(prompt("fit.txt")).substitute(count=len(row.targets), descriptions=lines)
+        crops = tuple(known[number].box for number, _ in row.targets)
+        return self._request(task, "fit", (("user", text),), crops)
+
+    def _request(
+        self,
+        task: Task,
+        kind: str,
+        turns: tuple[tuple[str, str], ...],
+        crops: tuple[tuple[float, float, float, float] | None, ...] | None = None,
+    ) -> Request:
+        fit = kind == "fit"
+        return Request(
+            task=task.id,
+            kind=kind,
+            system="" if fit else prompt("system.txt"),
+            turns=turns,
+            crops=crops if crops is not None else () if self.text_only else (None,),
+            schema=FIT_SCHEMA if fit else PROPOSAL_SCHEMA,
+            photo=task.photo,
+            style=task.style,
+        )
+
+
+def parse_draft(reply: Reply) -> Draft | Fault:
+    """Read a proposal, forgiving about the wrapping, strict about the content.
+
+    Returns:
+        The draft, or one of the faults ``refusal``, ``truncated``, ``bad_json``,
+        ``nothing_to_ask``.
+    """
+    if reply.finish == "refusal":
+        return Fault("refusal", "The model refused.")
+    data = _find_object(reply.text, "question")
+    if data is None:
+        if reply.finish == "length":
+            return Fault("truncated", "The reply was cut off; use fewer words.")
+        return Fault("bad_json", "The reply is no JSON object of the wanted form.")
+    question, answer = data.get("question"), data.get("answer")
+    objects: Any = data.get("objects")
+    if not question and not objects:
+        return Fault("nothing_to_ask", "The writer found no good question of this kind.")
+    try:
+        if not isinstance(question, str) or not isinstance(answer, str):
+            raise TypeError
+        pairs = tuple((_read_id(item["id"]), _read_text(item["description"])) for item in objects)
+    except (KeyError, TypeError, ValueError):
+        return Fault("bad_json", "Use the keys question, answer, objects, id and description.")
+    return Draft(question, answer, pairs)
+
+
+def prompts_fingerprint() -> str:
+    """A short hash of all prompts: rows written under other prompts are told apart by it."""
+    names = ("system.txt", "propose.txt", "repair.txt", "fit.txt", "styles.json")
+    return hashlib.sha256("\0".join(prompt(name) for name in names).encode()).hexdigest()[:16]
+
+
+def _find_object(text: str, key: str) -> dict[str, Any] | None:
+    """The first JSON object with a key, in a text that may wrap it in prose or a code fence."""
+    decoder = json.JSONDecoder()
+    braces = re.finditer(r"\{(?!\s*seg)", text, re.IGNORECASE)
+    for start in [match.start() for match in islice(braces, 20)]:
+        for candidate in (text[start:], _TRAILING_COMMA.sub("", text[start:])):
+            try:
+                found, _ = decoder.raw_decode(candidate)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(found, dict) and key in found:
+                return found
+    return None
+
+
+def _read_fit(reply: Reply, row: Row) -> tuple[Fault, ...]:
+    data = _find_object(reply.text, "fits") or {}
+    fits = data.get("fits")
+    if not isinstance(fits, list) or len(fits) != len(row.targets):
+        return (Fault("fit_unreadable", "The second model gave no clear verdict."),)
+    if not all(fit is True for fit in fits):
+        return (Fault("unfit", "A description doesn't fit its object."),)
+    return ()
+
+
+def _read_id(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError("An id is a whole number.")
+    mark = MARK.fullmatch(str(value))
+    return int(mark[1] if mark else value)
+
+
+def _read_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("A description is text.")
+    return value.strip()

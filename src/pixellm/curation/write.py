@@ -1,0 +1,278 @@
+"""From accepted questions to a data set: deduplicate, split, MUSE JSON, Parquet, licences, card.
+
+A pure function of the ledger and of the reviewers' marks, so it can be repeated at will: files are
+written aside and take the place of the old ones at the end. Asks no model.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pixellm.curation.card import write_card
+from pixellm.curation.deduplicate import near_duplicates
+from pixellm.curation.ledger import Ledger
+from pixellm.curation.muse import row_key
+from pixellm.curation.photos import Instance, Photo, seeded_fraction
+from pixellm.curation.proposal import Task
+from pixellm.curation.rules import Row
+
+MARKS_NAME = "marks.json"
+SPLITS = ("train", "val", "test_less", "test_many")
+"""The files of a set; test is parted by the number of targets, as the paper's is."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteSettings:
+    """How the set is laid out.
+
+    Attributes:
+        train: share of the photos for training.
+        val: share for validation; the rest is for testing.
+        few_targets: most targets of a question in ``test_less``.
+        shard_photos: photos per file.
+        threshold: similarity from which two questions are near-equal.
+        max_repeats: how often near-equal questions may be asked over the set.
+        seed: decides which photo goes where.
+    """
+
+    train: float = 0.97
+    val: float = 0.012
+    few_targets: int = 3
+    shard_photos: int = 10_000
+    threshold: float = 0.8
+    max_repeats: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.train >= 0 and self.val >= 0 and self.train + self.val <= 1 + 1e-9):
+            raise ValueError(
+                f"Shares of {self.train} and {self.val} can't be; train and val lie between 0 and "
+                "1 and add up to at most 1, the rest is for testing."
+            )
+
+
+def write_set(ledger: Ledger, folder: Path, settings: WriteSettings) -> dict[str, Any]:
+    """Write the whole data set of a ledger into a folder, in place of an earlier one.
+
+    Returns:
+        The summary that the card shows: counts by stage, split and licence.
+
+    Raises:
+        ValueError: ``marks.json`` is damaged.
+        OSError: the folder can't be written or the disk is full; the earlier set stays.
+    """
+    for left_over in folder.glob(".writing-*"):  # of a run that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    rows, dropped = _kept_rows(ledger, folder, settings)
+    aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    try:
+        summary: dict[str, Any] = {"dropped": dropped, **ledger.counts()}
+        splits, licenses = _write_splits(ledger, rows, aside, settings)
+        summary |= {"splits": splits, "licenses": licenses}
+        summary["models"] = ledger.models()
+        summary["run"] = ledger.get("run") or {}
+        # How often the network failed is no property of the set: the same rows, the same files.
+        lasting = {key: value for key, value in summary.items() if key != "exchanges"}
+        (aside / "summary.json").write_text(json.dumps(lasting, indent=1), "utf-8")
+        write_card(summary, aside / "README.md")
+        _take_place(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return summary
+
+
+def read_marks(folder: Path) -> dict[str, str]:
+    """The reviewers' marks: ``accept`` or ``reject`` by the key of the row.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / MARKS_NAME
+    if not path.is_file():
+        return {}
+    try:
+        marks = json.loads(path.read_text("utf-8"))
+        if not isinstance(marks, dict) or set(marks.values()) - {"accept", "reject"}:
+            raise ValueError("only accept and reject are known")
+    except ValueError as error:
+        raise ValueError(f"{path} can't be read ({error}); mend or remove it.") from None
+    return {str(key): str(value) for key, value in marks.items()}
+
+
+def save_marks(folder: Path, marks: Mapping[str, str]) -> None:
+    """Keep the reviewers' marks; the old file is replaced at once or not at all."""
+    aside = folder / f".{MARKS_NAME}.part"
+    aside.write_text(json.dumps(dict(sorted(marks.items())), indent=1), "utf-8")
+    aside.replace(folder / MARKS_NAME)
+
+
+def _kept_rows(
+    ledger: Ledger, folder: Path, settings: WriteSettings
+) -> tuple[set[int], dict[str, int]]:
+    """Numbers of the tasks to write, and how many fell to reviewers and to repetition."""
+    marks = read_marks(folder)
+    candidates: list[tuple[bool, int, int, str, Row]] = []
+    dropped: Counter[str] = Counter()
+    for task, row in ledger.accepted():
+        mark = marks.get(row_key(task.photo.file_name, row.question, row.answer), "")
+        if mark == "reject":
+            dropped["rejected by a reviewer"] += 1
+        else:
+            candidates.append((mark != "accept", len(candidates), task.id, task.photo.id, row))
+    candidates.sort(key=lambda item: item[:2])  # rows that a reviewer accepted come first
+    questions = [(photo, row.question) for *_, photo, row in candidates]
+    repeated = near_duplicates(questions, settings.threshold, settings.max_repeats)
+    repeated = {n for n in repeated if candidates[n][0]}
+    if repeated:
+        dropped["near-equal question"] = len(repeated)
+    kept = {task for n, (_, _, task, _, _) in enumerate(candidates) if n not in repeated}
+    return kept, dict(dropped)
+
+
+def _split_of(photo: Photo, row: Row, settings: WriteSettings) -> str:
+    """All questions about a photo go to one part, so that no photo is both seen and tested."""
+    place = seeded_fraction(settings.seed, "split", photo.id)
+    if place < settings.train:
+        return "train"
+    if place < settings.train + settings.val:
+        return "val"
+    return "test_less" if len(row.targets) <= settings.few_targets else "test_many"
+
+
+class _SplitWriter:
+    """One split as shards of JSON and Parquet; holds one shard in memory."""
+
+    def __init__(self, folder: Path, split: str, shard_photos: int) -> None:
+        self._folder, self._split, self._most = folder, split, shard_photos
+        self._entries: list[dict[str, Any]] = []
+        self._flat: list[dict[str, Any]] = []
+        self._shards: list[Path] = []
+        self.counts = {"photos": 0, "questions": 0, "targets": 0}
+
+    def add(self, rows: list[tuple[Task, Row]]) -> None:
+        """Take all rows about one photo."""
+        if not rows:
+            return
+        photo = rows[0][0].photo
+        entry = _empty_entry(photo)
+        for task, row in rows:
+            _add_question(entry, photo, row)
+            self._flat.append(_flat_row(task, row))
+            self.counts["targets"] += len(row.targets)
+        self._entries.append(entry)
+        self.counts["photos"] += 1
+        self.counts["questions"] += len(rows)
+        if len(self._entries) >= self._most:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left and give the files their names; a single file has no number."""
+        if self._entries:
+            self._flush()
+        total = len(self._shards)
+        for number, shard in enumerate(self._shards):
+            end = f"-{number:05d}-of-{total:05d}" if total > 1 else ""
+            name = f"muse_{self._split}{end}"
+            shard.rename(self._folder / f"{name}.json")
+            parquet = self._folder / "parquet"
+            shard.with_suffix(".parquet").rename(parquet / f"{name}.parquet")
+
+    def _flush(self) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        shard = self._folder / f"{self._split}.{len(self._shards)}.json"
+        with shard.open("w", encoding="utf-8") as file:
+            json.dump(self._entries, file, ensure_ascii=False)
+        parquet.write_table(pyarrow.Table.from_pylist(self._flat), shard.with_suffix(".parquet"))
+        self._shards.append(shard)
+        self._entries, self._flat = [], []
+
+
+def _write_splits(
+    ledger: Ledger, kept: set[int], folder: Path, settings: WriteSettings
+) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
+    """Write all splits and the licences; returns counts by split and photos by licence."""
+    (folder / "parquet").mkdir()
+    writers = {split: _SplitWriter(folder, split, settings.shard_photos) for split in SPLITS}
+    licenses: Counter[str] = Counter()
+    with (folder / "licenses.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file_name", "license", "license_url", "source"])
+        rows = ((task, row) for task, row in ledger.accepted() if task.id in kept)
+        for _, group in groupby(rows, key=lambda pair: pair[0].photo.id):
+            about_photo = list(group)
+            photo = about_photo[0][0].photo
+            for split, writer in writers.items():
+                writer.add([p for p in about_photo if _split_of(photo, p[1], settings) == split])
+            terms = [photo.license.get(key, "") for key in ("name", "url", "source")]
+            table.writerow([photo.file_name, *terms])
+            licenses[terms[0] or "not stated"] += 1
+    for writer in writers.values():
+        writer.close()
+    counts = {split: writer.counts for split, writer in writers.items()}
+    return counts, dict(sorted(licenses.items()))
+
+
+def _empty_entry(photo: Photo) -> dict[str, Any]:
+    return {
+        "file_name": photo.file_name,
+        "height": photo.size[0],
+        "width": photo.size[1],
+        "ann_list": [_instance(i, i.category) for i in photo.instances],
+        "questions": [],
+        "answers": [],
+        "text_answers": [],
+    }
+
+
+def _add_question(entry: dict[str, Any], photo: Photo, row: Row) -> None:
+    known = photo.by_id()
+    entry["questions"].append(row.question)
+    entry["answers"].append([_instance(known[number], text) for number, text in row.targets])
+    entry["text_answers"].append(row.answer)
+
+
+def _instance(instance: Instance, description: str) -> dict[str, Any]:
+    return {
+        "category_id": instance.category_id,
+        "category_name": instance.category,
+        "rephrased_name": description,
+        "bbox": list(instance.box),
+        "segmentation": instance.mask,
+    }
+
+
+def _flat_row(task: Task, row: Row) -> dict[str, Any]:
+    known = task.photo.by_id()
+    return {
+        "key": row_key(task.photo.file_name, row.question, row.answer),
+        "file_name": task.photo.file_name,
+        "height": task.photo.size[0],
+        "width": task.photo.size[1],
+        "license": task.photo.license.get("name", ""),
+        "style": task.style,
+        "question": row.question,
+        "answer": row.answer,
+        "targets": [_instance(known[number], text) for number, text in row.targets],
+    }
+
+
+def _take_place(aside: Path, folder: Path) -> None:
+    """Move the new files into place and remove those of an earlier set that it no longer has."""
+    new = {path.relative_to(aside) for path in aside.rglob("*") if path.is_file()}
+    (folder / "parquet").mkdir(exist_ok=True)
+    for path in sorted(new):
+        (aside / path).replace(folder / path)
+    for old in (*folder.glob("muse_*.json"), *(folder / "parquet").glob("muse_*.parquet")):
+        if old.relative_to(folder) not in new:
+            old.unlink()

@@ -1,0 +1,48 @@
+"""Runs the generator in fresh processes that can be killed, without importing everything again.
+
+Started as a script: for a line on standard input (a folder, an address) it forks a child that sees
+a whole run through, and prints the child's number; at the next line it prints how the child ended.
+Until then a child that has ended keeps its number, so that a kill can't hit anybody else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import matplotlib.figure
+import openai.resources.chat
+import pyarrow.parquet
+from curation_runs import client_of, run_all, source_of
+
+from pixellm.curation.pipeline import Pace
+
+WORKERS = 3
+PRELOADED = (matplotlib.figure, openai.resources.chat, pyarrow.parquet)
+
+
+def run(folder: Path, url: str) -> None:
+    source = source_of(folder, questions=3)
+    _, stopped = run_all(
+        source, folder / "out", {"": client_of(source, url)}, Pace(workers=WORKERS, wait=0.01)
+    )
+    os._exit(1 if stopped else 0)
+
+
+def main() -> None:
+    while line := sys.stdin.readline():
+        folder, url = line.split()
+        child = os.fork()
+        if child == 0:
+            try:
+                run(Path(folder), url)
+            finally:
+                os._exit(3)
+        print(child, flush=True)
+        sys.stdin.readline()
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""`pixellm curate` on the command line: what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from chat_server import Answer, ChatServer
+from curation_runs import make_photos
+from typer.testing import CliRunner, Result
+
+from pixellm.curation.commands import app
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def run_options(folder: Path, **changes: object) -> list[object]:
+    values = {"annotations": folder / "instances.json", "images": folder / "images"}
+    values |= {"out": folder / "out", "model": "template", **changes}
+    return [part for name, v in values.items() for part in (f"--{name.replace('_', '-')}", v)]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    make_photos(folder, 10)
+    return folder
+
+
+def test_the_whole_path_without_a_model(photos: Path) -> None:
+    done = call("run", *run_options(photos, questions=6, split="0.5,0.2"))
+    assert done.exit_code == 0, done.output
+    assert "Written to" in done.stdout
+    stats = call("stats", photos / "out")
+    assert "targets per question, mean" in stats.stdout
+    assert (photos / "out/plots/categories.png").is_file()
+    assert "rows in" in call("view", photos / "out", "--num", 4).stdout
+    assert call("validate", photos / "out", "--images", photos / "images").exit_code == 0
+    again = call("write", photos / "out", "--split", "1,0")
+    assert again.exit_code == 0
+    assert not (photos / "out/muse_val.json").exists()
+
+
+def test_validate_ends_with_one_when_something_is_wrong(photos: Path, tmp_path: Path) -> None:
+    call("run", *run_options(photos, questions=6, split="0.5,0.2"))
+    entries = json.loads((photos / "out/muse_train.json").read_text())
+    entries[0]["text_answers"][0] = "Nothing."
+    (tmp_path / "muse_bad.json").write_text(json.dumps(entries))
+    result = call("validate", tmp_path / "muse_bad.json")
+    assert result.exit_code == 1
+    assert "seg_count" in result.stdout
+
+
+def test_a_run_that_stops_early_says_why_and_ends_with_one(tmp_path: Path) -> None:
+    make_photos(tmp_path, 12)
+    with ChatServer() as server:
+        options = run_options(tmp_path, model="m", base_url=server.url, workers=1)
+        stopped = call("run", *options, "--text-only", "--price", "1,10", "--max-cost", 0.005)
+        assert stopped.exit_code == 1
+        assert "higher --max-cost goes on from here" in stopped.stderr
+        assert len(server.bodies) == 3
+        done = call("run", *options, "--text-only", "--price", "1,10")
+        assert done.exit_code == 0
+        assert server.repeats() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"annotations": "/nowhere/a.json"}, "no annotation file"),
+        ({"images": "/nowhere/b"}, "no folder of images"),
+        ({"split": "0.9"}, "--split takes two numbers"),
+        ({"split": "0.9,0.9"}, "add up to at most 1"),
+        ({"model": "m"}, "--price"),
+        ({"model": "m", "price": "1,2"}, "OPENAI_API_KEY"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], says: str
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    make_photos(tmp_path, 3)
+    result = call("run", *run_options(tmp_path, **changes))
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert "Traceback" not in result.output
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("not json", "is no JSON file"),
+        ('{"images": []}', "has no 'annotations'"),
+        ("[1, 2]", "COCO format"),
+    ],
+)
+def test_files_that_are_no_annotations_are_named(tmp_path: Path, content: str, says: str) -> None:
+    make_photos(tmp_path, 1)
+    (tmp_path / "instances.json").write_text(content)
+    result = call("run", *run_options(tmp_path))
+    assert (result.exit_code, says in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["stats", "view", "validate", "write"])
+def test_folders_without_a_set_are_named(tmp_path: Path, command: str) -> None:
+    result = call(command, tmp_path)
+    assert result.exit_code == 2
+    assert str(tmp_path) in result.stderr
+
+
+def test_a_wrong_key_ends_with_two_and_one_sentence(tmp_path: Path) -> None:
+    make_photos(tmp_path, 3)
+    with ChatServer(lambda number, body: Answer("no such key", status=401)) as server:
+        result = call("run", *run_options(tmp_path, model="m", base_url=server.url))
+    assert result.exit_code == 2
+    assert "check the key, --model and --base-url" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "stats", "view", "validate", "write"])
+def test_help_shows_an_example(command: str) -> None:
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert f"pixellm curate {command}" in result.stdout

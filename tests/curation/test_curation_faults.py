@@ -1,0 +1,303 @@
+"""Whole runs against a server that misbehaves in one way at a time."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_server import Answer, ChatServer, good, listed, proposal
+from curation_runs import KEY, QUICK, client_of, files_of, make_photos, run_all, source_of
+
+from pixellm.curation.client import ClientError
+from pixellm.curation.ledger import Ledger
+from pixellm.curation.muse import validate
+from pixellm.curation.pipeline import Pace
+
+PHOTOS = 6
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    make_photos(tmp_path, PHOTOS)
+    return tmp_path
+
+
+def is_repair(body: dict[str, Any]) -> bool:
+    return len(body["messages"]) > 2
+
+
+def reply_with(**changes: Any) -> Any:
+    return lambda body: Answer(json.dumps({**proposal(body), **changes}))
+
+
+def wrong_id(body: dict[str, Any]) -> Answer:
+    return Answer(json.dumps(proposal(body)).replace("{seg:2}", "{seg:77}"))
+
+
+def missing_seg(body: dict[str, Any]) -> Answer:
+    return Answer(json.dumps(proposal(body)).replace(" {seg:2}", ""))
+
+
+def extra_object(body: dict[str, Any]) -> Answer:
+    here = {o["class"] for o in listed(body)}
+    absent = next(n for n in ("cup", "bowl", "spoon", "dog", "chair", "laptop") if n not in here)
+    good_one = proposal(body)
+    return Answer(
+        json.dumps({**good_one, "answer": f"{good_one['answer']} Mind the {absent} too."})
+    )
+
+
+def broken_json(body: dict[str, Any]) -> Answer:
+    return Answer(json.dumps(proposal(body))[:-9])
+
+
+def truncated(body: dict[str, Any]) -> Answer:
+    return Answer(json.dumps(proposal(body))[:60], finish="length")
+
+
+def refusal(body: dict[str, Any]) -> Answer:
+    return Answer(message={"refusal": "I can't help with that.", "content": None})
+
+
+@pytest.mark.parametrize(
+    ("bad", "rule"),
+    [
+        (wrong_id, "unknown_id"),
+        (missing_seg, "object_without_mark"),
+        (extra_object, "absent_object"),
+        (broken_json, "bad_json"),
+        (truncated, "truncated"),
+        (reply_with(question="What is at [12, 30, 44, 50] that one could use?"), "leak"),
+        (reply_with(question="What is it? And where is the rest of it?"), "several_questions"),
+        (reply_with(answer="Nichts {seg:1} und nichts {seg:2}."), "phrase_differs"),
+    ],
+)
+def test_a_bad_draft_is_repaired_once_and_counted(photos: Path, bad: Any, rule: str) -> None:
+    def first_bad(number: int, body: dict[str, Any]) -> Answer:
+        return good(number, body) if is_repair(body) else bad(body)
+
+    with ChatServer(first_bad) as server:
+        summary, stopped = run_all(source_of(photos), photos / "out", server.url)
+    assert stopped == ""
+    assert summary["tasks"] == {"accepted": PHOTOS}
+    assert summary["first"][rule] == PHOTOS
+    assert len(server.bodies) == 2 * PHOTOS
+    assert list(validate(photos / "out")) == []
+
+
+@pytest.mark.parametrize("bad", [wrong_id, missing_seg, extra_object, broken_json, truncated])
+def test_a_draft_that_stays_bad_is_rejected_after_one_repair(photos: Path, bad: Any) -> None:
+    with ChatServer(lambda number, body: bad(body)) as server:
+        summary, _ = run_all(source_of(photos), photos / "out", server.url)
+    assert summary["tasks"] == {"rejected": PHOTOS}
+    assert sum(summary["final"].values()) >= PHOTOS
+    assert len(server.bodies) == 2 * PHOTOS
+    assert not list((photos / "out").glob("muse_*.json"))
+
+
+def test_a_refusal_is_final(photos: Path) -> None:
+    with ChatServer(lambda number, body: refusal(body)) as server:
+        summary, _ = run_all(source_of(photos), photos / "out", server.url)
+    assert summary["final"] == {"refusal": PHOTOS}
+    assert len(server.bodies) == PHOTOS
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Answer("slow down", status=429, headers={"Retry-After": "0.05"}),
+        Answer("oops", status=500),
+        Answer("overloaded", status=503),
+        Answer(reset=True),
+        Answer(raw=b"<html>proxy error</html>"),
+        Answer(raw=b'{"choices": []}'),
+    ],
+    ids=["429", "500", "503", "reset", "html", "no choices"],
+)
+def test_a_failed_attempt_is_tried_again(photos: Path, fault: Answer) -> None:
+    def every_other(number: int, body: dict[str, Any]) -> Answer:
+        return fault if number % 2 == 0 else good(number, body)
+
+    one_at_a_time = Pace(workers=1, wait=0.01)
+    with ChatServer(every_other) as server:
+        summary, _ = run_all(source_of(photos), photos / "out", server.url, one_at_a_time)
+    assert summary["tasks"] == {"accepted": PHOTOS}
+    assert summary["exchanges"] == {"propose answered": PHOTOS, "propose error": PHOTOS}
+
+
+def test_a_hanging_server_costs_one_timeout(photos: Path) -> None:
+    def hang_once(number: int, body: dict[str, Any]) -> Answer:
+        answer = good(number, body)
+        answer.delay = 3.5 if number == 0 else 0.0
+        return answer
+
+    source = source_of(photos)
+    with ChatServer(hang_once) as server:
+        clients = {"": client_of(source, server.url, timeout=1.5)}
+        summary, _ = run_all(source, photos / "out", clients)
+    assert summary["tasks"] == {"accepted": PHOTOS}
+    assert summary["exchanges"]["propose error"] >= 1
+
+
+def test_all_workers_keep_to_retry_after(photos: Path) -> None:
+    times: list[float] = []
+
+    def first_429(number: int, body: dict[str, Any]) -> Answer:
+        times.append(time.monotonic())
+        if number == 0:
+            return Answer("slow down", status=429, headers={"Retry-After": "0.4"})
+        return Answer(json.dumps(proposal(body)), delay=0.15)
+
+    with ChatServer(first_429) as server:
+        run_all(source_of(photos), photos / "out", server.url, Pace(workers=2, wait=0.01))
+    late = [t - times[0] for t in times[2:]]  # the second worker's first request was under way
+    assert min(late) >= 0.39
+
+
+def test_objects_in_another_order_follow_their_marks(photos: Path) -> None:
+    def shuffled(number: int, body: dict[str, Any]) -> Answer:
+        draft = proposal(body)
+        text = json.dumps(dict(reversed({**draft, "objects": draft["objects"][::-1]}.items())))
+        return Answer(f"Here you are:\n```json\n{text}\n```\nEnjoy!")
+
+    with ChatServer(shuffled) as server:
+        summary, _ = run_all(source_of(photos), photos / "out", server.url)
+    assert summary["tasks"] == {"accepted": PHOTOS}
+    for file in (photos / "out").glob("muse_*.json"):
+        for entry in json.loads(file.read_text()):
+            for text, targets in zip(entry["text_answers"], entry["answers"], strict=True):
+                places = [text.index(f"{t['rephrased_name']}{{seg}}") for t in targets]
+                assert places == sorted(places)
+
+
+def test_a_tenth_of_all_faults_and_every_photo_accounted_for(tmp_path: Path) -> None:
+    num = 40
+    make_photos(tmp_path, num)
+    faults = [
+        lambda body: Answer("slow down", status=429, headers={"Retry-After": "0.01"}),
+        lambda body: Answer("oops", status=500),
+        lambda body: Answer(reset=True),
+        wrong_id,
+        missing_seg,
+        broken_json,
+        truncated,
+        refusal,
+    ]
+
+    def sometimes(number: int, body: dict[str, Any]) -> Answer:
+        return faults[number // 10 % len(faults)](body) if number % 10 == 3 else good(number, body)
+
+    with ChatServer(sometimes) as server:
+        summary, stopped = run_all(source_of(tmp_path, questions=2), tmp_path / "out", server.url)
+    assert stopped == ""
+    assert sum(summary["photos"].values()) == num
+    assert set(summary["tasks"]) <= {"accepted", "rejected"}
+    assert sum(summary["tasks"].values()) == 2 * num
+    assert summary["tasks"]["rejected"] == sum(1 for _ in range(summary["final"].get("refusal", 0)))
+    assert summary["exchanges"]["propose error"] >= 3
+
+
+def test_a_server_that_is_gone_stops_the_run_and_nothing_is_lost(photos: Path) -> None:
+    source, pace = source_of(photos, questions=3), Pace(workers=2, attempts=2, wait=0.001)
+    with ChatServer() as server:
+        url = server.url
+    _, stopped = run_all(source, photos / "out", url, pace)
+    assert "no reply" in stopped
+    with ChatServer() as server:
+        summary, stopped = run_all(source, photos / "out", server.url)
+    assert stopped == ""
+    assert summary["tasks"] == {"accepted": 3 * PHOTOS}
+    assert server.repeats() == 0
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refused_key_or_model_ends_the_run_at_once(photos: Path, status: int) -> None:
+    wrong = Answer(f"Incorrect API key provided: {KEY}", status=status)
+    with (
+        ChatServer(lambda number, body: wrong) as server,
+        pytest.raises(ClientError, match="check the key") as caught,
+    ):
+        run_all(source_of(photos), photos / "out", server.url, Pace(workers=1))
+    assert KEY not in str(caught.value)
+    assert len(server.bodies) == 1
+
+
+def test_servers_without_structured_output_are_asked_without_it(photos: Path) -> None:
+    def old_server(number: int, body: dict[str, Any]) -> Answer:
+        if "max_completion_tokens" in body:
+            return Answer("unknown parameter max_completion_tokens", status=400)
+        if "response_format" in body:
+            return Answer("response_format json_schema is not supported", status=400)
+        return good(number, body)
+
+    with ChatServer(old_server) as server:
+        summary, _ = run_all(source_of(photos), photos / "out", server.url, Pace(workers=1))
+    assert summary["tasks"] == {"accepted": PHOTOS}
+    assert "response_format" not in server.bodies[-1]
+    assert len(server.bodies) == PHOTOS + 2
+
+
+def test_the_photo_and_its_boxes_are_sent(photos: Path) -> None:
+    with ChatServer() as server:
+        run_all(source_of(photos, text_only=False), photos / "out", server.url)
+    picture, text = server.bodies[0]["messages"][1]["content"]
+    assert picture["image_url"]["url"].startswith("data:image/jpeg;base64,")
+    assert "96 pixels wide and 64 pixels high" in text["text"]
+    assert all(len(o["box"]) == 4 for o in listed(server.bodies[0]))
+
+
+def test_a_second_model_can_reject_descriptions(photos: Path) -> None:
+    def judge(number: int, body: dict[str, Any]) -> Answer:
+        if "You check descriptions" not in json.dumps(body):
+            return good(number, body)
+        pictures = sum(part["type"] == "image_url" for part in body["messages"][1]["content"])
+        return Answer(json.dumps({"fits": [True] * (pictures - 1) + [body["model"] == "kind"]}))
+
+    for model, status in (("kind", "accepted"), ("strict", "rejected")):
+        source = source_of(photos, check_model=model)
+        with ChatServer(judge) as server:
+            checker = client_of(source_of(photos, model=model), server.url)
+            clients = {"": client_of(source, server.url), "fit": checker}
+            summary, _ = run_all(source, photos / model, clients)
+        assert summary["tasks"] == {status: PHOTOS}
+
+
+def test_the_key_is_nowhere(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def tattle(number: int, body: dict[str, Any]) -> Answer:
+        if number % 3 == 0:
+            return Answer(f"bad gateway for Bearer {KEY}", status=502)
+        if number % 3 == 1:
+            return Answer(f"your key is {KEY}")
+        return good(number, body)
+
+    with ChatServer(tattle) as server:
+        run_all(source_of(photos), photos / "out", server.url)
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    for path in (photos / "out").rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes()
+    assert KEY not in "".join(capfd.readouterr())
+    assert "[key]" in json.dumps(
+        sqlite3.connect(photos / "out" / "ledger.sqlite")
+        .execute("SELECT reply, error FROM exchanges")
+        .fetchall()
+    )
+
+
+def test_a_damaged_photo_is_rejected_alone(photos: Path) -> None:
+    source = source_of(photos, text_only=False)
+    ledger = Ledger(photos / "out", create=True)
+    from pixellm.curation.pipeline import select
+
+    select(ledger, source, None)
+    ledger.close()
+    (photos / "images" / "0002.jpg").write_bytes(b"gone bad")
+    with ChatServer() as server:
+        summary, _ = run_all(source, photos / "out", server.url, QUICK)
+    assert summary["tasks"] == {"accepted": PHOTOS - 1, "rejected": 1}
+    assert summary["final"] == {"unanswerable": 1}
+    assert files_of(photos / "out")
