@@ -1,0 +1,47 @@
+# Every target does its own set-up: Python >= 3.11, make and a package index are all it needs.
+PYTHON ?= python3
+# torch goes in first and by itself, so that no other package chooses a build of it.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+OUT := out
+
+.PHONY: demo test lint format clean
+.DEFAULT_GOAL := demo
+
+$(VENV)/.torch:
+	$(PYTHON) -c 'import sys; sys.exit("pixellm needs Python 3.11 to 3.13; run: make PYTHON=python3.12 ..." if not (3, 11) <= sys.version_info[:2] <= (3, 13) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	touch $@
+
+$(VENV)/.core: pyproject.toml $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@ $(VENV)/.core
+
+# One question about the bundled picture, answered by the embedded model.
+demo: $(VENV)/.core
+	@mkdir -p $(OUT)
+	@$(BIN)/pixellm segment examples/scene.png "$$(cat examples/question.txt)" \
+	  --out $(OUT)/demo.png --json $(OUT)/demo.json
+	@echo "The picture with its masks lies in $(OUT)/demo.png, the answer with run lengths in $(OUT)/demo.json."
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format src tests benchmarks examples
+	$(BIN)/ruff check --fix src tests benchmarks examples
+
+clean:
+	rm -rf $(OUT) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
