@@ -9,17 +9,21 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 TokenFusion = Literal["linear", "mean", "first", "fixed"]
 CodebookStates = Literal["own", "predicting"]
 
 
-def _as_config(value: PreTrainedConfig | dict[str, Any] | None, default: type) -> Any:
+def _as_config(value: PreTrainedConfig | dict[str, Any] | None, default: str) -> Any:
+    # By name, not by class: transformers may be in the middle of importing that very class when
+    # it first asks for this module.
     if value is None:
-        return default()
+        return AutoConfig.for_model(default)
     if isinstance(value, dict):
         values = dict(value)
+        if "model_type" not in values:
+            raise ValueError("vision_config and text_config need a model_type each.")
         return AutoConfig.for_model(values.pop("model_type"), **values)
     return value
 
@@ -40,8 +44,8 @@ class PixelLMConfig(PreTrainedConfig):
         tokens_per_scale: ``N`` of the paper.
         vision_depths: index into the encoder's hidden states for each scale; entry 0 also feeds
             the language model.
-        mask_padding: leave patches of padding out of the encoder's attention keys (needs an
-            encoder that takes an attention mask).
+        mask_padding: leave patches of padding out of the encoder's attention keys (needs a ViT
+            that takes an attention mask; convolutional encoders have no keys to leave out).
         freeze_batch_norm: keep the encoder's batch norms in evaluation mode while training.
         llm_grid: (height, width) of the grid of image tokens in the language model.
         llm_projector_size: inner width of the projection into the language model; 0 makes it a
@@ -118,8 +122,8 @@ class PixelLMConfig(PreTrainedConfig):
         dice_loss_weight: float = 0.5,
         **kwargs: Any,
     ) -> None:
-        self.vision_config = _as_config(vision_config, CLIPVisionConfig)
-        self.text_config = _as_config(text_config, LlamaConfig)
+        self.vision_config = _as_config(vision_config, "clip_vision_model")
+        self.text_config = _as_config(text_config, "llama")
         self.image_size = image_size
         self.image_token_id = image_token_id
         self.num_scales = num_scales
