@@ -8,6 +8,7 @@ it knows no files but pictures, no terminal and no network.
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -119,14 +120,22 @@ class Engine:
         encoded = self.processor.codec.encode(
             dialogue_messages(request.history, request.question), add_generation_prompt=True
         )
-        limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
-        room = None if limit is None else limit - len(encoded.ids)
-        if room is not None and room < 1 + self.model.config.group_size:
+        if self._context_left(encoded) < 1 + self.model.config.group_size:
             raise ValueError(
                 f"The question takes {len(encoded.ids)} tokens with its picture and history; the "
-                f"model's context holds {limit}. Ask something shorter."
+                f"model's context holds {self._context_length}. Ask something shorter."
             )
         return encoded
+
+    @property
+    def _context_length(self) -> int | None:
+        """Tokens that the language model can hold; None where its positions have no end."""
+        return getattr(self.model.config.text_config, "max_position_embeddings", None)
+
+    def _context_left(self, prompt: EncodedDialogue) -> int:
+        """Tokens that the context holds behind a prompt."""
+        limit = self._context_length
+        return sys.maxsize if limit is None else limit - len(prompt.ids)
 
     def _prepare_images(self, images: Sequence[Any]) -> list[PreparedImage]:
         """Encode the pictures that are not cached, in one batch; each content once."""
@@ -157,7 +166,9 @@ class Engine:
                 inputs["pixel_values"].to(device), inputs["pixel_mask"].to(device)
             )
         rows = torch.arange(len(images), device=device)
-        sizes = zip(inputs["original_sizes"].tolist(), inputs["resized_sizes"].tolist(), strict=True)
+        sizes = zip(
+            inputs["original_sizes"].tolist(), inputs["resized_sizes"].tolist(), strict=True
+        )
         return [
             PreparedImage(encoded.select(rows[i : i + 1]), tuple(original), tuple(resized))
             for i, (original, resized) in enumerate(sizes)
@@ -174,16 +185,13 @@ class Engine:
             mask[prompt.prefix - len(shown) : prompt.prefix] = shown
             masks.append(mask.tolist())
         device, pad = self.model.device, self.processor.tokenizer.pad_token_id
-        limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
-        longest = max(len(prompt.ids) for prompt in prompts)
-        room = self.max_new_tokens if limit is None else min(self.max_new_tokens, limit - longest)
         return generate_answers(
             self.model,
             pad_sequences([p.ids for p in prompts], pad, "left").to(device),
             pad_sequences(masks, 0, "left").to(device),
             _join([picture.encoded for picture in pictures]),
             eos_ids=self._eos_ids,
-            max_new_tokens=room,
+            max_new_tokens=[min(self.max_new_tokens, self._context_left(p)) for p in prompts],
             forbidden_ids=(self.model.config.image_token_id,),
         )
 
@@ -230,9 +238,7 @@ class Engine:
             "seconds": seconds,
             "marked_answer": self.processor.codec.mark_answer(decoded),
         }
-        return Prediction(
-            decoded.text, tuple(segments), request.question, picture.original, info
-        )
+        return Prediction(decoded.text, tuple(segments), request.question, picture.original, info)
 
 
 @dataclass

@@ -8,7 +8,7 @@ Shape legend: B rows, T tokens, D text width, V vocabulary, G tokens of a group,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -65,6 +65,7 @@ class _Rows:
     last_hidden: Tensor
     remaining: list[int]
     forced: list[list[int]]
+    gathered: list[list[Tensor]]
 
     def keep(self, positions: list[int]) -> None:
         """Drop every row but those at ``positions``."""
@@ -79,6 +80,7 @@ class _Rows:
         self.index = [self.index[p] for p in positions]
         self.remaining = [self.remaining[p] for p in positions]
         self.forced = [self.forced[p] for p in positions]
+        self.gathered = [self.gathered[p] for p in positions]
 
 
 @torch.inference_mode()
@@ -89,7 +91,7 @@ def generate_steps(
     encoded: EncodedImages | None,
     *,
     eos_ids: frozenset[int],
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     choose: Chooser = choose_greedily,
     group_at_once: bool = True,
     forbidden_ids: tuple[int, ...] = (),
@@ -102,45 +104,31 @@ def generate_steps(
         attention_mask: (B, T), zero at padding.
         encoded: the rows' pictures; None for text alone.
         eos_ids: ids that end an answer.
-        max_new_tokens: limit per row; a group that does not fit is cut and leaves no mask.
+        max_new_tokens: limit of every row, or of each; a group that does not fit is cut and
+            leaves no mask.
         choose: picks the next ids.
         group_at_once: feed groups whole; otherwise token by token, for comparison.
         forbidden_ids: ids that may never be written, such as the image placeholder.
+
+    Raises:
+        ValueError: a limit below 1, or not one limit per row.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+    count = len(input_ids)
+    limits = [max_new_tokens] * count if isinstance(max_new_tokens, int) else [*max_new_tokens]
+    if len(limits) != count or min(limits) < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; each row's must be at least 1.")
     codebook = model.config.codebook_token_ids
     # Only the first id of a group is a choice; the others follow it and nothing else.
     vocab_size = model.config.text_config.vocab_size
     unwanted = [i for i in (*codebook[1:], *forbidden_ids) if i < vocab_size]
     banned = torch.tensor(unwanted, dtype=torch.long, device=input_ids.device)
-    rows = _prefill(model, input_ids, attention_mask, encoded, max_new_tokens)
-    pending: dict[int, list[Tensor]] = {}
-    own = model.config.codebook_states == "own"
+    rows = _prefill(model, input_ids, attention_mask, encoded, limits)
     while rows.index:
         logits = model.lm_head(rows.last_hidden).float()
         logits[:, banned] = -torch.inf
         feeds = _next_feeds(choose(logits).tolist(), rows, codebook, group_at_once)
-        previous = rows.last_hidden
-        stopped = [
-            len(feed) >= left or feed[-1] in eos_ids
-            for feed, left in zip(feeds, rows.remaining, strict=True)
-        ]
-        # A row that ends with a whole group still needs that group's states.
-        completes = [
-            feed[-1] == codebook[-1] and len(feed) <= left
-            for feed, left in zip(feeds, rows.remaining, strict=True)
-        ]
-        hidden = _feed(model, rows, feeds) if any(completes) or not all(stopped) else None
-        steps = []
-        for r, feed in enumerate(feeds):
-            fed = None if hidden is None else hidden[r, -len(feed) :]
-            states = _group_states(pending, rows.index[r], feed, fed, previous[r], codebook, own)
-            kept = feed[: rows.remaining[r]]
-            complete = states if len(kept) == len(feed) else None
-            steps.append(Step(rows.index[r], tuple(kept), complete, stopped[r]))
-            rows.remaining[r] -= len(kept)
-        rows.keep([r for r, stop in enumerate(stopped) if not stop])
+        steps = _take(model, rows, feeds, eos_ids)
+        rows.keep([r for r, step in enumerate(steps) if not step.finished])
         yield from steps
 
 
@@ -165,7 +153,7 @@ def _prefill(
     input_ids: Tensor,
     attention_mask: Tensor,
     encoded: EncodedImages | None,
-    max_new_tokens: int,
+    limits: list[int],
 ) -> _Rows:
     """Run the prompts once and set up the rows."""
     positions = positions_from_mask(attention_mask, input_ids.shape[1])
@@ -183,8 +171,9 @@ def _prefill(
         attention_mask=attention_mask,
         next_position=positions[:, -1] + 1,
         last_hidden=output.last_hidden_state[:, -1],
-        remaining=[max_new_tokens] * count,
+        remaining=limits,
         forced=[[] for _ in range(count)],
+        gathered=[[] for _ in range(count)],
     )
 
 
@@ -205,6 +194,35 @@ def _next_feeds(
     return feeds
 
 
+def _take(
+    model: PixelLMForConditionalGeneration,
+    rows: _Rows,
+    feeds: list[list[int]],
+    eos_ids: frozenset[int],
+) -> list[Step]:
+    """Write the new ids of every row, run the model over them where anything depends on it."""
+    config = model.config
+    limited = list(zip(feeds, rows.remaining, strict=True))
+    stopped = [len(feed) >= left or feed[-1] in eos_ids for feed, left in limited]
+    # A row that ends with a whole group still needs that group's states.
+    last = config.codebook_token_ids[-1]
+    completes = [feed[-1] == last and len(feed) <= left for feed, left in limited]
+    previous = rows.last_hidden
+    hidden = _feed(model, rows, feeds) if any(completes) or not all(stopped) else None
+    steps = []
+    for r, (feed, left) in enumerate(limited):
+        if hidden is not None and feed[0] in config.codebook_token_ids:
+            states = torch.cat([previous[r : r + 1], hidden[r, -len(feed) :]])
+            own = config.codebook_states == "own"
+            rows.gathered[r] += [*(states[1:] if own else states[:-1])]
+        group = torch.stack(rows.gathered[r]) if completes[r] else None
+        if completes[r]:
+            rows.gathered[r] = []
+        steps.append(Step(rows.index[r], tuple(feed[:left]), group, stopped[r]))
+        rows.remaining[r] -= min(len(feed), left)
+    return steps
+
+
 def _feed(model: PixelLMForConditionalGeneration, rows: _Rows, feeds: list[list[int]]) -> Tensor:
     """One forward pass over every row's new ids; returns (B, F, D) states, right-aligned."""
     width, device = max(map(len, feeds)), rows.attention_mask.device
@@ -223,27 +241,3 @@ def _feed(model: PixelLMForConditionalGeneration, rows: _Rows, feeds: list[list[
     rows.next_position = rows.next_position + lengths
     rows.last_hidden = output.last_hidden_state[:, -1]
     return output.last_hidden_state
-
-
-def _group_states(
-    pending: dict[int, list[Tensor]],
-    row: int,
-    feed: list[int],
-    fed: Tensor | None,
-    previous: Tensor,
-    codebook: list[int],
-    own: bool,
-) -> Tensor | None:
-    """States of a group that this step completes; single tokens are gathered on the way."""
-    if feed[0] not in codebook:
-        return None
-    if own:
-        gained = [] if fed is None else list(fed)
-    else:
-        gained = [previous] + ([] if fed is None else list(fed[:-1]))
-    collected = pending.setdefault(row, [])
-    collected += gained
-    if feed[-1] != codebook[-1]:
-        return None
-    del pending[row]
-    return torch.stack(collected) if len(collected) == len(codebook) else None
