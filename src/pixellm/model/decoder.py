@@ -8,6 +8,8 @@ h w a grid; scale 0 is the coarsest.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -162,9 +164,7 @@ class PixelDecoder(nn.Module):
         )
         steps = config.decoder_output_upsampling
         widths = [size] + [mask_size * 2 ** (steps - 1 - i) for i in range(steps)]
-        self.output_upsampler = nn.Sequential(
-            *(_upsampler(a, b) for a, b in zip(widths, widths[1:], strict=False))
-        )
+        self.output_upsampler = nn.Sequential(*(_upsampler(a, b) for a, b in pairwise(widths)))
         self.mask_mlp = nn.Sequential(
             nn.Linear(size, size),
             nn.ReLU(),
@@ -172,10 +172,9 @@ class PixelDecoder(nn.Module):
             nn.ReLU(),
             nn.Linear(size, widths[-1]),
         )
+        self.num_scales = config.num_scales
         if config.scale_weights == "learned":
             self.scale_logits = nn.Parameter(torch.zeros(config.num_scales))
-        else:
-            self.register_buffer("scale_logits", torch.zeros(config.num_scales), persistent=False)
 
     def forward(self, target_embeddings: Tensor, features: list[Tensor], rows: Tensor) -> Tensor:
         """Decode every target of a batch.
@@ -195,11 +194,16 @@ class PixelDecoder(nn.Module):
                 self._decode_scale(scale, target_embeddings[:, scale], maps, rows, previous)
             )
         finest = scale_masks[-1].shape[-2:]
-        weights = self.scale_logits.softmax(0)
         return sum(
             weight * F.interpolate(m[:, None], size=finest, mode="bilinear")[:, 0]
-            for weight, m in zip(weights, scale_masks, strict=True)
+            for weight, m in zip(self.scale_weights(), scale_masks, strict=True)
         )  # type: ignore[return-value]
+
+    def scale_weights(self) -> Tensor:
+        """Gamma, (L,): at least 0, adding up to 1."""
+        if hasattr(self, "scale_logits"):
+            return self.scale_logits.softmax(0)
+        return torch.full_like(self.scale_embedding[:, 0], 1 / self.num_scales)
 
     def _decode_scale(
         self, scale: int, target: Tensor, maps: Tensor, rows: Tensor, previous: Tensor | None

@@ -76,6 +76,32 @@ class PixelLMOutput(ModelOutput):
     past_key_values: Any = None
 
 
+@dataclass(frozen=True)
+class Truth:
+    """What a batch is scored against, see :meth:`PixelLMForConditionalGeneration.forward`."""
+
+    labels: Tensor
+    masks: Tensor | None
+    rows: Tensor | None
+    answers: Tensor | None
+    num_label_tokens: Tensor | int | None
+    num_targets: Tensor | int | None
+
+
+_TOLERATED_ARGUMENTS = frozenset(
+    [
+        "cache_position",
+        "logits_to_keep",
+        "original_sizes",
+        "output_attentions",
+        "output_hidden_states",
+        "resized_sizes",
+        "return_dict",
+    ]
+)
+"""What transformers' ``generate`` and the processor's batches hold beside forward's own."""
+
+
 def packed_attention_mask(
     attention_mask: Tensor, dialogue_ids: Tensor, dtype: torch.dtype
 ) -> Tensor:
@@ -250,18 +276,19 @@ class PixelLMModel(PixelLMPreTrainedModel):
             image_tokens: (B, S, D), one picture per row; None where none is placed.
 
         Raises:
-            ValueError: the number of placeholders is not the number of image tokens.
+            ValueError: a row's placeholders are not as many as its picture's image tokens.
         """
         placed = input_ids == self.config.image_token_id
         # The placeholder may lie behind the table's last row, as in converted released models.
         embeddings = self.get_input_embeddings()(input_ids.masked_fill(placed, 0))
         if image_tokens is None:
             return embeddings
-        wanted, found = image_tokens.shape[:2].numel(), int(placed.sum())
-        if wanted != found:
+        wanted, found = image_tokens.shape[1], placed.sum(1).tolist()
+        if found != [wanted] * len(image_tokens):
             raise ValueError(
-                f"The text holds {found} image placeholders, the pictures give {wanted} image "
-                "tokens; build inputs with the model's own processor."
+                f"The rows of text hold {found} image placeholders, but {len(image_tokens)} "
+                f"pictures give {wanted} image tokens each; build inputs with the model's own "
+                "processor."
             )
         return embeddings.masked_scatter(placed[..., None], image_tokens.to(embeddings.dtype))
 
@@ -295,13 +322,15 @@ class PixelLMModel(PixelLMPreTrainedModel):
 class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
     """PixelLM with its language-model head, losses and mask decoding."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
-
     def __init__(self, config: PixelLMConfig) -> None:
         super().__init__(config)
         self.model = PixelLMModel(config)
         text = config.text_config
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        # Families differ in the name of their token table, which the head may be tied to.
+        table = self.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is table)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -361,57 +390,37 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
             pixel_mask: (B, H, W) bool, false in the canvas's padding.
             attention_mask: (B, T), zero at padding and at image tokens in the canvas's padding.
             position_ids: (B, T); computed from the mask where None.
-            dialogue_ids: (B, T) for several dialogues about one picture in a row, see
-                :func:`packed_attention_mask`.
+            dialogue_ids: (B, T), see :func:`packed_attention_mask`.
             labels: (B, T) ids to predict, -100 elsewhere, not shifted.
-            target_masks: (M, h, w) 0/1 truth in the canvas frame, in the order of the codebook
-                groups of ``input_ids``.
+            target_masks: (M, h, w) 0/1 truth in the canvas frame, in the order of the groups.
             target_rows: (M,) row of each target.
             target_answers: (M,) id of the answer that each target belongs to.
             num_label_tokens: divisor of the text loss; this batch's count where None.
             num_targets: divisor of the mask losses; this batch's count where None.
             past_key_values: cache of earlier tokens.
             use_cache: return a cache.
-            **kwargs: only what transformers' generation adds; anything else is an error.
+            **kwargs: only what transformers' generation and the processor add.
 
         Raises:
             TypeError: an unknown argument.
             ValueError: codebook groups and target masks differ in number.
         """
-        unknown = set(kwargs) - {
-            "cache_position",
-            "return_dict",
-            "logits_to_keep",
-            "output_attentions",
-            "output_hidden_states",
-        }
-        if unknown:
+        if unknown := kwargs.keys() - _TOLERATED_ARGUMENTS:
             raise TypeError(f"Unknown arguments: {sorted(unknown)}.")
         encoded, maps = None, None
         if pixel_values is not None:
             encoded, maps = self.model.encode_images(pixel_values, pixel_mask)
-        outputs = self.model(
-            input_ids,
-            image_tokens=encoded.tokens if encoded else None,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            dialogue_ids=dialogue_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-        )
-        result = PixelLMOutput(
-            hidden_states=outputs.last_hidden_state,
-            feature_maps=maps,
-            past_key_values=outputs.past_key_values,
-        )
+        image_tokens = None if encoded is None else encoded.tokens
+        text = (attention_mask, position_ids, dialogue_ids, past_key_values, use_cache)
+        outputs = self.model(input_ids, image_tokens, *text)
+        hidden, cache = outputs.last_hidden_state, outputs.past_key_values
+        result = PixelLMOutput(hidden_states=hidden, feature_maps=maps, past_key_values=cache)
         if labels is None:
-            keep = kwargs.get("logits_to_keep", 0)
-            result.logits = self.lm_head(outputs.last_hidden_state[:, -keep if keep else 0 :])
+            result.logits = self.lm_head(hidden[:, -kwargs.get("logits_to_keep", 0) :])
             return result
-        return self._add_losses(
-            result, input_ids, encoded, pixel_mask, labels, target_masks, target_rows,
-            target_answers, num_label_tokens, num_targets,
-        )  # fmt: skip
+        counts = (num_label_tokens, num_targets)
+        truth = Truth(labels, target_masks, target_rows, target_answers, *counts)
+        return self._add_losses(result, input_ids, encoded, pixel_mask, truth)
 
     def _add_losses(
         self,
@@ -419,35 +428,24 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         encoded: EncodedImages | None,
         pixel_mask: Tensor | None,
-        labels: Tensor,
-        target_masks: Tensor | None,
-        target_rows: Tensor | None,
-        target_answers: Tensor | None,
-        num_label_tokens: Tensor | int | None,
-        num_targets: Tensor | int | None,
+        truth: Truth,
     ) -> PixelLMOutput:
         """Text loss over labelled positions only, mask losses over all groups in one call."""
         hidden = result.hidden_states
         assert hidden is not None
-        labelled = labels[:, 1:] != -100
-        count = num_label_tokens if num_label_tokens is not None else labelled.sum().clamp_min(1)
+        labels = truth.labels[:, 1:]
+        labelled = labels != -100
+        count = truth.num_label_tokens
+        count = count if count is not None else labelled.sum().clamp_min(1)
         logits = self.lm_head(hidden[:, :-1][labelled])
-        result.text_loss = text_loss_sum(logits, labels[:, 1:][labelled]) / count
+        result.text_loss = text_loss_sum(logits, labels[labelled]) / count
         result.mask_loss = result.dice_loss = result.text_loss.new_zeros(())
-        if target_masks is not None and encoded is not None and len(target_masks):
-            ids = torch.tensor(self.config.codebook_token_ids, device=input_ids.device)
-            rows, starts = find_groups(input_ids, ids)
-            if len(rows) != len(target_masks) or (
-                target_rows is not None and not torch.equal(rows, target_rows)
-            ):
-                raise ValueError(
-                    f"The text holds {len(rows)} codebook groups, the batch {len(target_masks)} "
-                    "target masks; each group needs its mask, in order."
-                )
-            embeddings = self.target_embeddings(hidden, rows, starts)
-            result.mask_logits = self.decode_masks(embeddings, encoded.features, rows)
-            answers = target_answers if target_answers is not None else rows
-            self._add_mask_losses(result, target_masks, answers, rows, pixel_mask, num_targets)
+        if truth.masks is not None and encoded is not None:
+            rows, starts = self._find_targets(input_ids, truth)
+            if len(rows):
+                embeddings = self.target_embeddings(hidden, rows, starts)
+                result.mask_logits = self.decode_masks(embeddings, encoded.features, rows)
+                self._add_mask_losses(result, truth, rows, pixel_mask)
         config = self.config
         result.loss = (
             config.text_loss_weight * result.text_loss
@@ -456,32 +454,39 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         )
         return result
 
+    def _find_targets(self, input_ids: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
+        """Rows and starts (M,) of the groups; each must have its mask."""
+        assert truth.masks is not None
+        ids = torch.tensor(self.config.codebook_token_ids, device=input_ids.device)
+        rows, starts = find_groups(input_ids, ids)
+        told = truth.rows is None or torch.equal(rows, truth.rows)
+        if len(rows) != len(truth.masks) or not told:
+            raise ValueError(
+                f"The text holds {len(rows)} codebook groups, the batch {len(truth.masks)} "
+                "target masks; each group needs its mask, in order."
+            )
+        return rows, starts
+
     def _add_mask_losses(
-        self,
-        result: PixelLMOutput,
-        target_masks: Tensor,
-        answers: Tensor,
-        rows: Tensor,
-        pixel_mask: Tensor | None,
-        num_targets: Tensor | int | None,
+        self, result: PixelLMOutput, truth: Truth, rows: Tensor, pixel_mask: Tensor | None
     ) -> None:
-        """Refinement and DICE losses at the resolution of ``target_masks``."""
-        assert result.mask_logits is not None
-        size = target_masks.shape[-2:]
+        """Refinement and DICE losses at the resolution of the true masks."""
+        assert result.mask_logits is not None and truth.masks is not None
+        size = truth.masks.shape[-2:]
         logits = result.mask_logits.float()
         if logits.shape[-2:] != size:
             logits = F.interpolate(logits[:, None], size=size, mode="bilinear")[:, 0]
-        logits, targets = logits.flatten(1), target_masks.flatten(1).float()
+        logits, targets = logits.flatten(1), truth.masks.flatten(1).float()
         if pixel_mask is None:
             valid = torch.ones_like(targets)
         else:
             shown = F.interpolate(pixel_mask[:, None].float(), size=size, mode="nearest")
             valid = shown.flatten(1)[rows]
-        count = num_targets if num_targets is not None else len(targets)
+        count = truth.num_targets if truth.num_targets is not None else len(targets)
+        answers = truth.answers if truth.answers is not None else rows
         alpha = self.config.target_refinement_alpha
-        result.mask_loss = (
-            target_refinement_loss_sum(logits, targets, answers, valid, alpha) / count
-        )
+        refinement = target_refinement_loss_sum(logits, targets, answers, valid, alpha)
+        result.mask_loss = refinement / count
         result.dice_loss = dice_loss_sum(logits, targets, valid) / count
 
     def prepare_inputs_for_generation(
@@ -491,9 +496,14 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         pixel_mask: Tensor | None = None,
+        original_sizes: Tensor | None = None,
+        resized_sizes: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Inputs of one step of transformers' ``generate``: pictures go in at the first only."""
+        """Inputs of one step of transformers' ``generate``: pictures go in at the first only.
+
+        The pictures' sizes are for whoever restores masks; the network does without them.
+        """
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         inputs = {
             "input_ids": input_ids[:, seen:],
