@@ -20,35 +20,41 @@ def resize_position_table(
     table: Tensor,
     grid: tuple[int, int],
     *,
-    layout: Literal["class_first", "class_last"] = "class_first",
+    layout: Literal["class_first", "class_last", "grid_only"] = "class_first",
     mode: str = "bicubic",
 ) -> Tensor:
     """Resize a ViT's position table to another patch grid.
 
     Args:
-        table: (1 + n * n, C), a class row and a square grid of patches.
+        table: (1 + n * n, C), a class row and a square grid of patches; (n * n, C) for a grid
+            only.
         grid: (height, width) of the new grid in patches.
         layout: where the class row is taken to be. "class_first" is CLIP's own order;
             "class_last" reads the first n * n rows as the grid, off by one, as the released
-            PixelLM does and as its weights were trained.
+            PixelLM does and as its weights were trained. "grid_only" has none, as in SigLIP.
         mode: interpolation, as in ``torch.nn.functional.interpolate``.
 
     Returns:
-        (1 + height * width, C), with the class row where ``layout`` says.
+        (1 + height * width, C), with the class row where ``layout`` says; or (height * width, C).
 
     Raises:
         ValueError: the table does not hold a class row and a square grid.
     """
-    side = round((table.shape[0] - 1) ** 0.5)
-    if side * side + 1 != table.shape[0]:
-        raise ValueError(f"A position table of {table.shape[0]} rows is no class row and square.")
-    first = layout == "class_first"
-    class_row, patches = (table[:1], table[1:]) if first else (table[-1:], table[:-1])
+    num_class_rows = int(layout != "grid_only")
+    side = round((table.shape[0] - num_class_rows) ** 0.5)
+    if side * side + num_class_rows != table.shape[0]:
+        raise ValueError(
+            f"A position table of {table.shape[0]} rows is no square grid with {num_class_rows} "
+            "class rows."
+        )
+    last = layout == "class_last"
+    class_row = table[-1:] if last else table[:num_class_rows]
+    patches = table[:-1] if last else table[num_class_rows:]
     if (side, side) != tuple(grid):
         maps = patches.float().T.reshape(1, -1, side, side)
         maps = F.interpolate(maps, size=grid, mode=mode, align_corners=False)
         patches = maps.flatten(2)[0].T.to(table.dtype)
-    return torch.cat([class_row, patches] if first else [patches, class_row])
+    return torch.cat([patches, class_row] if last else [class_row, patches])
 
 
 def feature_shapes(
@@ -77,12 +83,16 @@ class VisionTower(nn.Module):
         self.depths = depths
         self.freeze_batch_norm = freeze_batch_norm
         self.patch_size = getattr(config, "patch_size", None)
-        self.mask_padding = mask_padding and self.patch_size is not None
-        layers = getattr(self.encoder, "encoder", None)
-        if self.mask_padding and "attention_mask" not in inspect.signature(layers.forward).parameters:
+        # A convolution has no attention keys to leave out.
+        self.mask_padding = mask_padding and hasattr(config, "num_attention_heads")
+        if self.mask_padding and not self._takes_attention_mask():
             raise ValueError(
                 f"A {config.model_type} encoder takes no attention mask; set mask_padding to false."
             )
+
+    def _takes_attention_mask(self) -> bool:
+        layers = getattr(self.encoder, "encoder", self.encoder)
+        return "attention_mask" in inspect.signature(layers.forward).parameters
 
     def train(self, mode: bool = True) -> VisionTower:
         """Switch mode; batch norms keep their running statistics where they are frozen."""
@@ -121,12 +131,25 @@ class VisionTower(nn.Module):
         own = self.encoder.state_dict()
         fitted = {}
         for name, value in state.items():
-            resized = name.endswith("position_embedding.weight") and name in own
-            if resized and own[name].shape != value.shape:
-                side = round((own[name].shape[0] - 1) ** 0.5)
-                value = resize_position_table(value, (side, side))
+            is_table = "position_embedding" in name and name in own
+            if is_table and own[name].shape != value.shape:
+                value = self._resize_table(value, own[name].shape)
             fitted[name] = value
         self.encoder.load_state_dict(fitted)
+
+    def _resize_table(self, table: Tensor, shape: torch.Size) -> Tensor:
+        """Fit a position table, (rows, C) or (1, rows, C), to another one's ``shape``."""
+        num_class_rows = int(self._has_class_token())
+        side = round((shape[-2] - num_class_rows) ** 0.5)
+        layout: Literal["class_first", "grid_only"] = (
+            "class_first" if num_class_rows else "grid_only"
+        )
+        resized = resize_position_table(table.flatten(0, -2), (side, side), layout=layout)
+        return resized.reshape(shape)
+
+    def _has_class_token(self) -> bool:
+        names = ("class_embedding", "cls_token")
+        return any(getattr(self.encoder.embeddings, name, None) is not None for name in names)
 
     def _to_map(self, states: Tensor, height: int, width: int) -> Tensor:
         """(B, T, C) tokens or (B, C, h, w) maps to (B, C, h, w), prefix tokens dropped."""
@@ -142,13 +165,13 @@ class VisionTower(nn.Module):
         grid = (height // self.patch_size, width // self.patch_size)
         visible = F.interpolate(pixel_mask[:, None].float(), size=grid, mode="nearest")
         visible = visible.flatten(1) > 0.5
-        num_prefix = self._num_prefix_tokens(grid)
-        visible = F.pad(visible, (num_prefix, 0), value=True)
+        visible = F.pad(visible, (self._num_prefix_tokens(), 0), value=True)
         dtype = self.encoder.dtype
         bias = torch.zeros(visible.shape, dtype=dtype, device=pixel_values.device)
         bias = bias.masked_fill(~visible, torch.finfo(dtype).min)
         return bias[:, None, None, :].expand(-1, 1, visible.shape[1], -1)
 
-    def _num_prefix_tokens(self, grid: tuple[int, int]) -> int:
-        embeddings = self.encoder.embeddings
-        return int(embeddings.num_positions) - grid[0] * grid[1]
+    def _num_prefix_tokens(self) -> int:
+        """Class and register tokens in front of the patches."""
+        registers = getattr(self.encoder.embeddings, "register_tokens", None)
+        return int(self._has_class_token()) + (0 if registers is None else registers.shape[1])
