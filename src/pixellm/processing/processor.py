@@ -119,8 +119,8 @@ class PixelLMProcessor(ProcessorMixin):
             return_tensors: "pt".
             **kwargs: refused; named so that a typo is an error.
         """
-        if kwargs.keys() - {"padding", "truncation", "add_special_tokens"}:
-            raise TypeError(f"Unknown arguments: {sorted(kwargs)}.")
+        if unknown := kwargs.keys() - {"padding", "truncation", "add_special_tokens"}:
+            raise TypeError(f"Unknown arguments: {sorted(unknown)}.")
         prompts = [text] if isinstance(text, str) else list(text or ())
         dialogues = [self._encode_rendered(prompt) for prompt in prompts]
         pictures = None if images is None else self.image_processor(self._as_list(images))
@@ -144,7 +144,13 @@ class PixelLMProcessor(ProcessorMixin):
 
         Returns:
             Text; with ``tokenize``, (B, T) ids, or the whole batch with ``return_dict``.
+
+        Raises:
+            TypeError: an unknown argument.
+            ValueError: another template than the processor's with ``tokenize``.
         """
+        if unknown := kwargs.keys() - {"padding", "truncation", "processor_kwargs"}:
+            raise TypeError(f"Unknown arguments: {sorted(unknown)}.")
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
         conversations = list(conversation) if batched else [conversation]
         if not tokenize:
@@ -158,6 +164,8 @@ class PixelLMProcessor(ProcessorMixin):
                 for messages in conversations
             ]
             return rendered if batched else rendered[0]
+        if chat_template not in (None, self.chat_template):
+            raise ValueError("Inputs are built with the processor's own chat template only.")
         pictures = [image for messages in conversations for image in self._pictures(messages)]
         batch = self.encode_batch(conversations, pictures, add_generation_prompt)
         return batch if return_dict else batch["input_ids"]
@@ -205,8 +213,14 @@ class PixelLMProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Pad rows and mask padding, in the text and among the image tokens."""
         masks = [[1] * len(d.ids) for d in dialogues]
+        sizes = () if pictures is None else pictures["resized_sizes"]
+        placed = sum(dialogue.prefix > 0 for dialogue in dialogues)
+        if placed != len(sizes) or (len(sizes) and placed != len(dialogues)):
+            raise ValueError(
+                f"{len(dialogues)} dialogues place {placed} pictures, but {len(sizes)} are given; "
+                "each dialogue needs its own, or none has any."
+            )
         if pictures is not None:
-            sizes = pictures["resized_sizes"]
             for dialogue, mask, size in zip(dialogues, masks, sizes, strict=True):
                 shown = self.image_token_mask(size.tolist())
                 mask[dialogue.prefix - len(shown) : dialogue.prefix] = shown.astype(int).tolist()

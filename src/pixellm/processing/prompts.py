@@ -8,8 +8,9 @@ of which becomes one codebook group. This module knows no pictures and no tensor
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,8 +151,8 @@ class PromptCodec:
         }
         by_length = sorted(self._control, key=len, reverse=True)
         self._control_pattern = re.compile("(" + "|".join(map(re.escape, by_length)) + ")")
-        self._plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._plain.encode_special_tokens = True
+        self._plain = _without_control_tokens(tokenizer)
+        self._control_ids = set(self._control.values()) - {tokenizer.unk_token_id}
 
     def encode(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False
@@ -159,7 +160,7 @@ class PromptCodec:
         """Encode messages of roles "user" and "assistant" with text and image parts.
 
         Raises:
-            ValueError: the dialogue holds more than one picture.
+            ValueError: the dialogue holds more than one picture, or a message of another role.
         """
         slots: list[tuple[str, str]] = []
         rendered = self.tokenizer.apply_chat_template(
@@ -233,6 +234,8 @@ class PromptCodec:
 
     def _with_slots(self, message: Message, slots: list[tuple[str, str]]) -> Message:
         """Replace a message's texts by numbered slots, so that the template cannot read them."""
+        if message["role"] not in ("user", "assistant"):
+            raise ValueError(f"A message is by the user or the assistant, not {message['role']!r}.")
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         replaced = []
@@ -298,12 +301,31 @@ class PromptCodec:
         """Tokenise plain text; a token is labelled where it overlaps an answer."""
         if not run:
             return
+        for token, (start, end) in self._plain_tokens(run):
+            ids.append(token)
+            labelled.append(any(start < high and end > low for low, high in answer_spans))
+
+    def _plain_tokens(self, run: str, shift: int = 0) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Ids of a text and their [start, end) in characters; never a control token's id."""
         encoding = self._plain.encode(run, add_special_tokens=False)
-        ids += encoding.ids
-        labelled += [
-            any(start < high and end > low for low, high in answer_spans)
-            for start, end in encoding.offsets
-        ]
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token in self._control_ids and end - start > 1:
+                # Merges of ordinary pieces spell a control token: cut the text inside it.
+                yield from self._plain_tokens(run[: start + 1], shift)
+                yield from self._plain_tokens(run[start + 1 :], shift + start + 1)
+                return
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            yield token, (start + shift, end + shift)
+
+
+def _without_control_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The same tokenizer, to which every added token is a text like any other."""
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in values["added_tokens"]:
+        token["special"] = True
+    plain = Tokenizer.from_str(json.dumps(values))
+    plain.encode_special_tokens = True
+    return plain
 
 
 def _trimmed(
