@@ -7,6 +7,7 @@ tokenizer and the processor; it knows no data set (text to train a tokenizer on 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,14 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
@@ -171,10 +178,10 @@ def train_tokenizer(
 
 
 def _settings(parts: ModelParts) -> dict[str, Any]:
-    try:
-        PixelLMConfig(**parts.settings)
-    except TypeError as error:
-        raise ValueError(f"model.settings: {error}.") from error
+    parameters = inspect.signature(PixelLMConfig.__init__).parameters.keys()
+    own = parameters - {"self", "kwargs", "image_token_id", "codebook_token_ids"}
+    if unknown := sorted(parts.settings.keys() - (own - {"vision_config", "text_config"})):
+        raise ValueError(f"model.settings has no {', '.join(unknown)}; see PixelLMConfig.")
     return dict(parts.settings)
 
 

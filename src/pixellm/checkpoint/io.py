@@ -7,7 +7,6 @@ embedded "nano", a directory, a training run's folder, a hub id.
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,14 @@ from safetensors import SafetensorError
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.processor import PixelLMProcessor
+
+PROCESSOR_FILES = ("processor_config.json", "tokenizer.json")
+"""What a model directory holds beside its configuration and weights."""
+
+_SETTINGS_OF_TRANSFORMERS = frozenset(
+    ["auto_map", "bos_token_id", "dtype", "eos_token_id", "pad_token_id", "torch_dtype"]
+)
+"""Settings that a configuration may hold and a fresh one does not write."""
 
 EMBEDDED_DIR = Path(__file__).parent.parent / "weights"
 """Where the models that the package carries lie, one directory a name."""
@@ -128,13 +135,13 @@ def check_files(directory: Path) -> None:
     """Refuse a directory whose configuration or weights cannot be right.
 
     Raises:
-        FileNotFoundError: a shard or the index is missing.
+        FileNotFoundError: a shard, the index, or a file of the processor is missing.
         ValueError: unknown settings, a damaged index, or only pickled weights.
     """
     _check_config(directory / "config.json")
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        names = _shard_names(index)
     elif (directory / "model.safetensors").is_file():
         names = ["model.safetensors"]
     elif any(directory.glob("*.bin")):
@@ -144,9 +151,16 @@ def check_files(directory: Path) -> None:
         )
     else:
         raise FileNotFoundError(f"{directory} holds no weights: model.safetensors is missing.")
-    missing = [name for name in names if not (directory / name).is_file()]
+    missing = [n for n in (*names, *PROCESSOR_FILES) if not (directory / n).is_file()]
     if missing:
-        raise FileNotFoundError(f"{directory} lacks the weight files {', '.join(missing)}.")
+        raise FileNotFoundError(f"{directory} lacks {', '.join(missing)}; copy the model again.")
+
+
+def _shard_names(index: Path) -> list[str]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} names no weight files; copy the model again.")
+    return sorted({str(name) for name in weight_map.values()})
 
 
 def _check_config(path: Path) -> None:
@@ -156,16 +170,8 @@ def _check_config(path: Path) -> None:
             f"{path} describes a {values.get('model_type')!r} model, not a pixellm one; "
             "see `pixellm convert --help`."
         )
-    own = set(inspect.signature(PixelLMConfig.__init__).parameters)
-    known = own | set(PixelLMConfig().to_dict()) | {
-        "auto_map",
-        "bos_token_id",
-        "dtype",
-        "eos_token_id",
-        "pad_token_id",
-        "torch_dtype",
-    }
-    unknown = sorted(set(values) - known)
+    known = PixelLMConfig().to_dict().keys() | _SETTINGS_OF_TRANSFORMERS
+    unknown = sorted(values.keys() - known)
     if unknown:
         raise ValueError(f"{path} holds unknown settings: {', '.join(unknown)}.")
 
