@@ -31,7 +31,22 @@ _HOMES = {
     "PixelLMForConditionalGeneration": "pixellm.model.modeling",
     "PixelLMProcessor": "pixellm.processing.processor",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "Engine",
+    "MuseScorer",
+    "PixelLMConfig",
+    "PixelLMForConditionalGeneration",
+    "PixelLMModel",
+    "PixelLMProcessor",
+    "Prediction",
+    "Request",
+    "Sample",
+    "Segment",
+    "Target",
+    "Turn",
+    "__version__",
+    "load",
+]
 
 if TYPE_CHECKING:
     from pixellm.engine import Engine, load

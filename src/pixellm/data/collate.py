@@ -116,7 +116,8 @@ class Collator:
             kept.append((sample, count))
         if not kept:
             raise ValueError(
-                f"Sample {row[0].id!r} does not fit into {self.max_length} tokens; raise max_length."
+                f"Sample {row[0].id!r} does not fit into {self.max_length} tokens; raise "
+                "max_length."
             )
         return out, kept
 
