@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TINY_QUESTION, TINY_QUESTION_WITHOUT_MASKS, square_picture
+from pixellm.engine import Engine, load, pick_device, pick_dtype
+from pixellm.processing.prompts import dialogue_messages
+from pixellm.types import Prediction, Request
+
+KNOWN = square_picture((2, 3))
+
+
+def assert_same(first: Prediction, second: Prediction) -> None:
+    assert (first.text, first.question, first.size) == (second.text, second.question, second.size)
+    assert len(first.segments) == len(second.segments)
+    for one, other in zip(first.segments, second.segments, strict=True):
+        assert (one.label, one.span) == (other.label, other.span)
+        assert one.score == pytest.approx(other.score, abs=1e-4)
+        assert np.array_equal(one.mask, other.mask)
+
+
+def test_an_answer_grounds_each_phrase_in_a_mask_of_original_pixels(tiny_engine: Engine) -> None:
+    answer = tiny_engine.predict(KNOWN, TINY_QUESTION)
+    assert answer.text == "There is a red square and a blue square."
+    assert answer.question == TINY_QUESTION and answer.size == (32, 24)
+    assert [segment.label for segment in answer.segments] == ["a red square", "a blue square"]
+    red = (KNOWN == (255, 0, 0)).all(-1)
+    for segment in answer.segments:
+        assert answer.text[slice(*segment.span)] == segment.label
+        assert segment.mask.shape == (32, 24) and segment.mask.dtype == bool
+        assert 0.5 < segment.score <= 1
+    found = answer.segments[0].mask
+    assert (found & red).sum() / (found | red).sum() > 0.6
+
+
+def test_an_answer_may_hold_no_mask(tiny_engine: Engine) -> None:
+    answer = tiny_engine.predict(KNOWN, TINY_QUESTION_WITHOUT_MASKS)
+    assert answer.text == "No, there is none." and answer.segments == ()
+
+
+def test_a_batch_equals_single_questions(tiny_engine: Engine) -> None:
+    wide = np.full((8, 40, 3), 90, np.uint8)
+    requests = [
+        Request(KNOWN, TINY_QUESTION),
+        Request(wide, "Is there a green one on the left of the blue square? " * 3),
+        Request(KNOWN, TINY_QUESTION_WITHOUT_MASKS),
+        Request(wide, TINY_QUESTION, ((TINY_QUESTION, "A red square {seg}."),)),
+        Request(square_picture((1, 1), (24, 32)), TINY_QUESTION),
+    ]
+    for request, answer in zip(requests, tiny_engine.predict_batch(requests), strict=True):
+        alone = tiny_engine.predict(request.image, request.question, request.history)
+        assert_same(answer, alone)
+    assert tiny_engine.predict_batch([]) == []
+
+
+def test_a_row_near_the_end_of_the_context_does_not_shorten_its_neighbours(
+    tiny_engine: Engine,
+) -> None:
+    def length(question: str) -> int:
+        messages = dialogue_messages((), question)
+        return len(tiny_engine.processor.codec.encode(messages, add_generation_prompt=True).ids)
+
+    long = next(q for n in range(256, 0, -1) if length(q := "red " * n) <= 250)
+    answers = tiny_engine.predict_batch([Request(KNOWN, TINY_QUESTION), Request(KNOWN, long)])
+    assert_same(answers[0], tiny_engine.predict(KNOWN, TINY_QUESTION))
+
+
+def test_a_limit_inside_a_group_leaves_no_half_mask(tiny_model_dir: Path) -> None:
+    engine = load(tiny_model_dir, device="cpu")
+    whole = engine.predict(KNOWN, TINY_QUESTION)
+    for limit in range(1, whole.info["num_tokens"] + 1):
+        engine.max_new_tokens = limit
+        answer = engine.predict(KNOWN, TINY_QUESTION)
+        assert answer.info["num_tokens"] == limit
+        assert whole.text.startswith(answer.text)
+        assert "SEG" not in answer.text
+        for got, expected in zip(answer.segments, whole.segments, strict=False):
+            assert got.label == expected.label
+    assert len(answer.segments) == 2
+
+
+def test_a_picture_is_encoded_once_over_questions_and_turns(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower, calls = tiny_engine.model.model.vision_tower, list[int]()
+    forward = tower.forward
+
+    def counted(pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> list[torch.Tensor]:
+        calls.append(len(pixel_values))
+        return forward(pixel_values, pixel_mask)
+
+    monkeypatch.setattr(tower, "forward", counted)
+    fresh = square_picture((7, 9))
+    chat = tiny_engine.chat(fresh)
+    chat.ask(TINY_QUESTION)
+    chat.ask(TINY_QUESTION_WITHOUT_MASKS)
+    tiny_engine.predict_batch([Request(fresh.copy(), "And what else?")] * 3)
+    assert calls == [1]
+
+
+def test_a_chat_hands_earlier_turns_on_with_their_marks(tiny_engine: Engine) -> None:
+    chat = tiny_engine.chat(KNOWN)
+    first = chat.ask(TINY_QUESTION)
+    assert chat.history == [(TINY_QUESTION, "There is a red square {seg} and a blue square {seg}.")]
+    second = chat.ask(TINY_QUESTION_WITHOUT_MASKS)
+    assert chat.last is second and len(chat.history) == 2
+    direct = tiny_engine.predict(KNOWN, TINY_QUESTION_WITHOUT_MASKS, chat.history[:1])
+    assert_same(second, direct)
+    assert len(first.segments) == 2
+
+
+def test_only_the_last_pictures_stay_encoded(tiny_model_dir: Path) -> None:
+    engine = load(tiny_model_dir, device="cpu", cached_images=2, max_new_tokens=1)
+    for shade in (0, 80, 160):
+        engine.predict(np.full((8, 8, 3), shade, np.uint8), "What is it?")
+    assert len(engine._cache) == 2
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [("  ", "question"), ("word " * 400, "context holds 256")],
+    ids=["empty", "too long"],
+)
+def test_what_cannot_be_asked_is_refused(tiny_engine: Engine, question: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_engine.predict(KNOWN, question)
+
+
+def test_devices_and_types_go_by_name() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_dtype("auto", torch.device("cpu")) is torch.float32
+    assert pick_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
+    with pytest.raises(ValueError, match="no device 'abacus'"):
+        pick_device("abacus")
+    for name in ("int64", "float33"):
+        with pytest.raises(ValueError, match="floating type"):
+            pick_dtype(name, torch.device("cpu"))
