@@ -1,0 +1,90 @@
+"""What the repository promises outside its code: README commands, recipes, versions, notices."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import pixellm
+
+ROOT = Path(__file__).parent.parent
+
+
+def shell_commands(text: str) -> list[list[str]]:
+    """Words of each `pixellm ...` line of a Markdown text."""
+    lines = re.findall(r"^    pixellm (.+)$", text, flags=re.MULTILINE)
+    return [re.sub(r'"[^"]*"', "TEXT", line).split() for line in lines]
+
+
+def subcommand(words: list[str]) -> list[str]:
+    """The leading words of a command that name it: `eval scenes`, `segment`."""
+    groups = {"eval": 2, "data": 2, "curate": 2}
+    return words[: groups.get(words[0], 1)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    shell_commands((ROOT / "README.md").read_text(encoding="utf-8")),
+    ids=" ".join,
+)
+def test_every_readme_command_exists_with_the_options_it_uses(words: list[str]) -> None:
+    from pixellm.cli import app
+
+    result = CliRunner().invoke(app, [*subcommand(words), "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", result.output)
+    for option in (word for word in words if word.startswith("--")):
+        assert option in shown, f"{option} is not an option of {' '.join(subcommand(words))}"
+
+
+def test_files_that_the_readme_links_to_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_parses_and_survives_a_round_trip(recipe: Path, tmp_path: Path) -> None:
+    from pixellm.training.config import load_config
+
+    config = load_config(recipe)
+    again = tmp_path / "again.yaml"
+    again.write_text(config.to_yaml(), encoding="utf-8")
+    assert load_config(again) == config
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert project["version"] == pixellm.__version__
+    assert f"version: {pixellm.__version__}" in citation
+
+
+def test_tracked_files_hold_no_machine_paths_and_no_large_files() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
+    )
+    files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    assert files
+    parent = str(ROOT.parent) + "/"
+    for path in (file for file in files if file.is_file()):
+        assert path.stat().st_size < 20 * 2**20, path
+        if path.suffix in {".py", ".md", ".toml", ".yaml", ".csv", ".cff", ".jsonl"}:
+            assert parent not in path.read_text(encoding="utf-8"), path
+
+
+def test_every_embedded_model_and_bundled_picture_has_its_notice() -> None:
+    from pixellm.checkpoint.io import embedded_models
+
+    notices = (ROOT / "THIRD_PARTY.md").read_text(encoding="utf-8")
+    names = embedded_models()
+    assert "nano" in names
+    for name in names:
+        assert f"weights/{name}/" in notices
+    for picture in (ROOT / "examples").glob("*.png"):
+        assert f"examples/{picture.name}" in notices
