@@ -11,7 +11,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,12 +184,10 @@ def write_files(files: Mapping[Path, bytes], new_folder: Path | None = None) -> 
             target.write_bytes(content)
         for target, path in aside.items():
             target.replace(path)
-    except OSError as error:
-        for target in aside:
-            target.unlink(missing_ok=True)
-        if makes_folder and new_folder is not None and new_folder.is_dir():
-            with suppress(OSError):  # not empty: someone else has written there
-                new_folder.rmdir()
+    except BaseException as error:
+        _clear(aside, new_folder if makes_folder else None)
+        if not isinstance(error, OSError):
+            raise
         reason = error.strerror or str(error)
         raise type(error)(f"{path} cannot be written ({reason}); choose another place.") from error
 
@@ -204,6 +202,16 @@ def _place_aside(path: Path, number: int, aside: dict[Path, Path]) -> Path:
     target = final.with_name(f".writing-{os.getpid()}-{number}")
     aside[target] = final
     return target
+
+
+def _clear(files: Iterable[Path], folder: Path | None) -> None:
+    """Remove what a failed attempt has left behind, as far as it is there."""
+    for path in files:
+        with suppress(OSError):
+            path.unlink()
+    if folder is not None:
+        with suppress(OSError):  # never made, or someone else has written there
+            folder.rmdir()
 
 
 def _encode(image: Image.Image, suffix: str) -> bytes:
