@@ -153,10 +153,11 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer; any text can be encoded, digits one by one."""
     tokenizer = Tokenizer(models.BPE())
+    # In this order: the byte level puts a space in front of every piece that it is handed.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=True),
+            pre_tokenizers.Digits(individual_digits=True),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
