@@ -279,14 +279,19 @@ def load(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    vision_tower: str | Path | None = None,
     **options: Any,
 ) -> Engine:
     """Load a model, ready to answer.
 
     Args:
-        source: "nano", a directory, a run's folder, or a hub id.
+        source: "nano", a directory, a run's folder, or a hub id; a released PixelLM is converted
+            once into the Hugging Face cache.
         device: "auto" takes a GPU where there is one.
         dtype: "auto" is bfloat16 on a GPU and float32 elsewhere.
+        revision: commit, tag or branch on the hub.
+        vision_tower: CLIP of a released PixelLM; the one that it names where None.
         **options: arguments of :class:`Engine`.
 
     Raises:
@@ -294,7 +299,9 @@ def load(
     """
     chosen = pick_device(device)
     floating = pick_dtype(dtype, chosen)
-    model, processor = load_model_and_processor(source, dtype=floating, device=chosen)
+    model, processor = load_model_and_processor(
+        source, dtype=floating, device=chosen, revision=revision, vision_tower=vision_tower
+    )
     return Engine(model, processor, **options)
 
 

@@ -67,6 +67,7 @@ def load_model_and_processor(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     revision: str | None = None,
+    vision_tower: str | Path | None = None,
 ) -> tuple[PixelLMForConditionalGeneration, PixelLMProcessor]:
     """Load a model and its processor, ready for evaluation.
 
@@ -75,12 +76,16 @@ def load_model_and_processor(
         dtype: floating type of the weights in memory.
         device: where the weights go.
         revision: commit, tag or branch on the hub.
+        vision_tower: CLIP of a released PixelLM, which is converted once into the cache; the one
+            that it names where None.
 
     Raises:
         FileNotFoundError: no such model, or a file of it is missing.
         ValueError: a damaged shard, unknown settings, or weights that do not fit.
     """
-    resolved = resolve_source(source)
+    from pixellm.checkpoint.convert_cache import usable_checkpoint  # which reads this module
+
+    resolved = usable_checkpoint(resolve_source(source), vision_tower, revision)
     is_local = Path(resolved).is_dir()
     if is_local:
         check_files(Path(resolved))

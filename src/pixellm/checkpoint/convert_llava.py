@@ -1,0 +1,284 @@
+"""Untrained PixelLM models that start from LLaVA, or from a language model and a vision encoder.
+
+LLaVA fills the language model and the projection into it (``p_V->T``); the codebook, the decoder
+and the projection into it are fresh. Both layouts are read: transformers' own and that of
+LLaVA-v1. It knows no released PixelLM and no training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    CLIPVisionConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerBase,
+)
+
+from pixellm.checkpoint.build import CONTROL_TOKENS, build_model, codebook_token_names
+from pixellm.checkpoint.hub import fetch_directory
+from pixellm.checkpoint.io import save_model
+from pixellm.checkpoint.released_config import llama_config, read_config, released_tower_config
+from pixellm.checkpoint.released_keys import language_layers
+from pixellm.checkpoint.sentencepiece_tokenizer import build_fast_tokenizer
+from pixellm.checkpoint.weight_files import WeightFiles, written_aside
+from pixellm.model.config import PixelLMConfig
+from pixellm.model.modeling import PixelLMForConditionalGeneration
+from pixellm.processing.image import PixelLMImageProcessor
+from pixellm.processing.processor import PixelLMProcessor
+from pixellm.processing.prompts import VICUNA_TEMPLATE
+
+CANVAS = 448
+CODEBOOK_SIZE = 6
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_UNIT = 1 / 255
+
+
+@dataclass(frozen=True, slots=True)
+class LlavaParts:
+    """What a LLaVA brings along.
+
+    Attributes:
+        text_config: of its language model.
+        vision_config: of its encoder.
+        text: tensors of the language model, named as in its transformers class.
+        head: (V, D) rows of the language model's head.
+        projector: tensors of the projection, named "0.weight" to "2.bias".
+        vision: tensors of the encoder.
+        tokenizer: its own.
+    """
+
+    text_config: Any
+    vision_config: Any
+    text: dict[str, Tensor]
+    head: Tensor
+    projector: dict[str, Tensor]
+    vision: dict[str, Tensor]
+    tokenizer: PreTrainedTokenizerBase
+
+
+def init_from_llava(
+    source: str | Path,
+    out: str | Path,
+    vision_tower: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    seed: int = 0,
+) -> Path:
+    """Make an untrained PixelLM from a LLaVA, in its floating type.
+
+    Args:
+        source: directory or hub id, of transformers' layout or of LLaVA-v1's.
+        out: directory to write; it must not exist or be empty.
+        vision_tower: the CLIP of a LLaVA-v1 model; the one that it names where None.
+        revision: commit, tag or branch on the hub.
+        seed: of the fresh parts.
+
+    Raises:
+        FileNotFoundError: a file, repository or revision is missing.
+        ValueError: no LLaVA, a damaged file, or tensors that do not fit.
+    """
+    directory, out = fetch_directory(source, revision), Path(out)
+    values = read_config(directory)
+    if values.get("model_type") not in ("llava", "llava_llama"):
+        raise ValueError(f"{directory} holds a {values.get('model_type')!r} model, not a LLaVA.")
+    parts = (
+        _read_transformers_layout(directory)
+        if "text_config" in values
+        else _read_original_layout(directory, values, vision_tower)
+    )
+    torch.manual_seed(seed)
+    control = [*CONTROL_TOKENS["vicuna"], "<image>", *codebook_token_names(CODEBOOK_SIZE)]
+    known = parts.tokenizer.get_vocab()
+    parts.tokenizer.add_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in control if t not in known]
+    )
+    model = PixelLMForConditionalGeneration(_config(parts))
+    _fill(model, parts, str(directory))
+    with written_aside(out) as partial:
+        save_model(partial, model, _processor(parts, model.config), dtype=parts.head.dtype)
+    return out
+
+
+def init_from_parts(
+    llm: str, vision: str, out: str | Path, *, template: str = "vicuna", seed: int = 0
+) -> Path:
+    """Make an untrained PixelLM from any causal language model and vision encoder.
+
+    Args:
+        llm: directory or hub id of the language model, with its tokenizer.
+        vision: directory or hub id of a ViT or a CLIP.
+        out: directory to write; it must not exist or be empty.
+        template: dialogue template, "vicuna" or "compact".
+        seed: of the fresh parts.
+
+    Raises:
+        FileNotFoundError: a file or repository is missing.
+        ValueError: parts that do not fit together.
+    """
+    text_dir, vision_dir = fetch_directory(llm), fetch_directory(vision)
+    encoder = AutoConfig.from_pretrained(vision_dir)
+    encoder = getattr(encoder, "vision_config", encoder)
+    torch.manual_seed(seed)
+    text = AutoConfig.from_pretrained(text_dir)
+    model, processor = build_model(
+        {
+            "vision": {"source": str(vision_dir)},
+            "text": {"source": str(text_dir)},
+            "tokenizer": {"source": str(text_dir)},
+            "image": {"rescale_factor": _UNIT, "mean": _CLIP_MEAN, "std": _CLIP_STD},
+            "template": template,
+            "settings": {
+                "image_size": CANVAS // encoder.patch_size * encoder.patch_size,
+                "vision_depths": _depths(encoder),
+                "mask_padding": "clip" in encoder.model_type,
+                "llm_projector_size": 2 * text.hidden_size,
+            },
+        }
+    )
+    with written_aside(Path(out)) as partial:
+        save_model(partial, model, processor)
+    return Path(out)
+
+
+def _read_transformers_layout(directory: Path) -> LlavaParts:
+    model = LlavaForConditionalGeneration.from_pretrained(directory, dtype="auto")
+    inner = model.model
+    names = {"linear_1": "0", "linear_2": "2"}
+    projector = {
+        f"{names[key.split('.')[0]]}.{key.split('.')[1]}": value
+        for key, value in inner.multi_modal_projector.state_dict().items()
+    }
+    tower = inner.vision_tower
+    return LlavaParts(
+        text_config=model.config.text_config,
+        vision_config=model.config.vision_config,
+        text=inner.language_model.state_dict(),
+        head=model.lm_head.weight.detach(),
+        projector=projector,
+        vision=getattr(tower, "vision_model", tower).state_dict(),
+        tokenizer=AutoTokenizer.from_pretrained(directory),
+    )
+
+
+def _read_original_layout(
+    directory: Path, values: dict[str, Any], vision_tower: str | Path | None
+) -> LlavaParts:
+    text_config = llama_config(values, directory)
+    tower_dir = fetch_directory(vision_tower or values.get("mm_vision_tower", "missing"))
+    tower: CLIPVisionConfig = released_tower_config(read_config(tower_dir))
+    state: dict[str, Tensor] = {}
+    for _, tensors in WeightFiles(directory).shards():
+        state |= {k: v.clone() for k, v in tensors.items() if "vision_tower" not in k}
+    moves = {
+        move.sources[0]: move.targets[0].removeprefix("model.language_model.")
+        for move in language_layers(text_config.num_hidden_layers, "model.")
+    }
+    moves |= {
+        "model.embed_tokens.weight": "embed_tokens.weight",
+        "model.norm.weight": "norm.weight",
+    }
+    projector_prefix = "model.mm_projector."
+    known = (*moves, "lm_head.weight")
+    missing = [name for name in known if name not in state]
+    unknown = [
+        name
+        for name in state
+        if name not in known and not name.startswith(projector_prefix) and "inv_freq" not in name
+    ]
+    if missing or unknown:
+        raise ValueError(
+            f"{directory} is no LLaVA-v1: it {'lacks' if missing else 'adds'} "
+            f"{', '.join((missing or unknown)[:5])}."
+        )
+    vision: dict[str, Tensor] = {}
+    for _, tensors in WeightFiles(tower_dir).shards():
+        vision |= {
+            k.removeprefix("vision_model."): v.clone()
+            for k, v in tensors.items()
+            if k.startswith("vision_model.") and not k.endswith("position_ids")
+        }
+    return LlavaParts(
+        text_config=text_config,
+        vision_config=tower,
+        text={target: state[source] for source, target in moves.items()},
+        head=state["lm_head.weight"],
+        projector={
+            k.removeprefix(projector_prefix): v
+            for k, v in state.items()
+            if k.startswith(projector_prefix)
+        },
+        vision=vision,
+        tokenizer=build_fast_tokenizer(directory, ()),
+    )
+
+
+def _depths(vision: Any) -> list[int]:
+    """The release's depths, or the same share of a shallower encoder."""
+    layers = int(vision.num_hidden_layers)
+    return [-2, -11] if layers >= 11 else [-2, -max(3, layers // 2 + 1)]
+
+
+def _config(parts: LlavaParts) -> PixelLMConfig:
+    tokenizer, text, vision = parts.tokenizer, parts.text_config, parts.vision_config
+    vision.image_size = CANVAS // vision.patch_size * vision.patch_size
+    text.vocab_size = max(parts.text["embed_tokens.weight"].shape[0], len(tokenizer))
+    text.tie_word_embeddings = False
+    inner = parts.projector["0.weight"].shape[0] if "0.weight" in parts.projector else 0
+    config = PixelLMConfig(
+        vision_config=vision,
+        text_config=text,
+        image_size=vision.image_size,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        codebook_token_ids=tokenizer.convert_tokens_to_ids(codebook_token_names(CODEBOOK_SIZE)),
+        vision_depths=_depths(vision),
+        llm_projector_size=inner,
+    )
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    return config
+
+
+def _fill(model: PixelLMForConditionalGeneration, parts: LlavaParts, place: str) -> None:
+    """Copy LLaVA's tensors; rows of new tokens start at the mean of the old ones."""
+    count = model.config.text_config.vocab_size
+    text = dict(parts.text)
+    text["embed_tokens.weight"] = _grow(text["embed_tokens.weight"], count)
+    try:
+        model.model.language_model.load_state_dict(text)
+        model.lm_head.load_state_dict({"weight": _grow(parts.head, count)})
+        model.model.image_projector.projection.load_state_dict(parts.projector)
+        model.model.vision_tower.load_encoder(parts.vision)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"The weights of {place} do not fit its config.json: {reason}") from error
+
+
+def _grow(rows: Tensor, count: int) -> Tensor:
+    new = rows.float().mean(0, keepdim=True).to(rows.dtype).expand(count - len(rows), -1)
+    return torch.cat([rows, new])
+
+
+def _processor(parts: LlavaParts, config: PixelLMConfig) -> PixelLMProcessor:
+    if parts.tokenizer.pad_token is None:
+        parts.tokenizer.pad_token = parts.tokenizer.unk_token
+    return PixelLMProcessor(
+        PixelLMImageProcessor(
+            image_size=config.image_size,
+            rescale_factor=_UNIT,
+            image_mean=_CLIP_MEAN,
+            image_std=_CLIP_STD,
+        ),
+        parts.tokenizer,
+        chat_template=VICUNA_TEMPLATE,
+        codebook_tokens=codebook_token_names(config.group_size),
+        llm_grid=config.llm_grid,
+    )

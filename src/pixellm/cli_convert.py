@@ -1,0 +1,90 @@
+"""The commands ``pixellm convert`` and ``pixellm init``: foreign weights in, released layout out.
+
+Reads options, shows a progress bar and calls :mod:`pixellm.checkpoint`; how weights move is not
+its business. :func:`add_commands` puts the commands into the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+_Out = Annotated[Path, typer.Option(help="Folder to write; new or empty.")]
+_Tower = Annotated[
+    str | None, typer.Option(help="Folder or hub id of the model's CLIP; by default as it names.")
+]
+_Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch on the hub.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add ``convert`` and ``init`` to a command line."""
+    app.command(
+        epilog="Examples:\n\n    pixellm convert PixelLM-7B --vision-tower "
+        "openai/clip-vit-large-patch14-336 --out pixellm-7b"
+        "\n\n    pixellm convert pixellm-7b --to released --out PixelLM-7B-again"
+    )(convert)
+    app.command(
+        epilog="Examples:\n\n    pixellm init --llava llava-hf/llava-1.5-7b-hf --out start"
+        "\n\n    pixellm init --llm HuggingFaceTB/SmolLM2-135M --vision "
+        "openai/clip-vit-base-patch16 --out start"
+    )(init)
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder or hub id of a released PixelLM.")],
+    out: _Out,
+    vision_tower: _Tower = None,
+    to: Annotated[str, typer.Option(help="pixellm, or released for the way back.")] = "pixellm",
+    revision: _Revision = None,
+) -> None:
+    """Turn released PixelLM weights into a checkpoint, or such a checkpoint back."""
+    from pixellm.checkpoint.convert import convert_released, convert_to_released
+
+    if to not in ("pixellm", "released"):
+        raise ValueError(f"--to is pixellm or released, not {to!r}.")
+    with _progress_bar() as show:
+        if to == "released":
+            convert_to_released(source, out, progress=show)
+        else:
+            convert_released(source, out, vision_tower, revision=revision, progress=show)
+    typer.echo(f"Wrote {out}")
+
+
+def init(
+    out: _Out,
+    llava: Annotated[str | None, typer.Option(help="Folder or hub id of a LLaVA.")] = None,
+    llm: Annotated[str | None, typer.Option(help="Folder or hub id of a language model.")] = None,
+    vision: Annotated[str | None, typer.Option(help="Folder or hub id of a ViT.")] = None,
+    vision_tower: _Tower = None,
+    revision: _Revision = None,
+    seed: Annotated[int, typer.Option(help="Of the fresh parts.")] = 0,
+) -> None:
+    """Make an untrained PixelLM from a LLaVA, or from a language model and a vision encoder."""
+    if (llava is None) == (llm is None) or (llm is None) != (vision is None):
+        raise ValueError("Pass either --llava, or --llm together with --vision.")
+    from pixellm.checkpoint.convert_llava import init_from_llava, init_from_parts
+
+    if llava is not None:
+        init_from_llava(llava, out, vision_tower, revision=revision, seed=seed)
+    else:
+        init_from_parts(str(llm), str(vision), out, seed=seed)
+    typer.echo(f"Wrote {out}")
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar over bytes on standard error; gives the function that moves it."""
+    columns = (TextColumn("Converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield show
