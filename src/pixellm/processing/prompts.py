@@ -280,7 +280,8 @@ class PromptCodec:
                 continue
             first, *rest = text.split(SEG_MARK)
             first = first.rstrip() if rest else first
-            answer_spans.append((len(run), len(run) + len(first)))
+            # The space that a prompt ends before is the answer's own, where it is a token.
+            answer_spans.append((len(run.rstrip()), len(run) + len(first)))
             run += first
             for follower in rest:
                 run, answer_spans = _trimmed(run, answer_spans, trim_left, right=False)
