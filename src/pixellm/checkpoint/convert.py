@@ -368,14 +368,19 @@ def _write_shards(
     for name, tensors in files.shards():
         stream.check_source_names(tensors, complete=len(files.files) == 1)
         layout[name] = list(tensors)
-        for key in list(tensors):
-            for target, value in stream.take(key, tensors.pop(key)):
-                writer.add(target, value)
-        writer.flush()
+        _convert_shard(tensors, stream, writer)
         done += (files.directory / name).stat().st_size
         if progress is not None:
             progress(done, total)
     return layout
+
+
+def _convert_shard(tensors: dict[str, Tensor], stream: MoveStream, writer: ShardWriter) -> None:
+    """Move one file's tensors over; none is referred to any more when this returns."""
+    for key in list(tensors):
+        for target, value in stream.take(key, tensors.pop(key)):
+            writer.add(target, value)
+    writer.flush()
 
 
 def _keep_rest(

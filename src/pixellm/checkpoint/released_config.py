@@ -138,9 +138,10 @@ def released_pixellm_config(
     inner = int(values.get("mm_projector_hidden_dim", 2)) * text.hidden_size
     output = int(values.get("mm_projector_out_dim", 1)) * text.hidden_size
     size = int(values.get("out_dim", 256))
-    if len(tokenizer) - 1 > text.vocab_size:
+    last = max(i for token, i in tokenizer.get_vocab().items() if token != "<image>")
+    if last >= text.vocab_size:
         raise ValueError(
-            f"The tokenizer of {directory} knows {len(tokenizer) - 1} ids but vocab_size is "
+            f"The tokenizer of {directory} gives ids up to {last} but vocab_size is "
             f"{text.vocab_size}; config.json and the tokenizer are of different models."
         )
     config = PixelLMConfig(

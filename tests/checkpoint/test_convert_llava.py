@@ -1,0 +1,118 @@
+"""Untrained PixelLM models from LLaVA in both layouts, and from plain parts."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from released_models import write_sentencepiece, write_tower
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+
+from pixellm.checkpoint.convert_llava import init_from_llava, init_from_parts
+from pixellm.checkpoint.io import load_model_and_processor
+from pixellm.checkpoint.sentencepiece_tokenizer import build_fast_tokenizer
+from pixellm.engine import Engine
+
+
+@pytest.fixture
+def tower(tmp_path):
+    return write_tower(tmp_path / "tower")
+
+
+def text_config(vocab_size):
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=600,
+    )
+
+
+def write_original_llava(directory, tower):
+    directory.mkdir()
+    count = write_sentencepiece(directory / "tokenizer.model")
+    torch.manual_seed(0)
+    language_model = LlamaForCausalLM(text_config(count))
+    state = {name: value.half() for name, value in language_model.state_dict().items()}
+    state["model.mm_projector.0.weight"] = torch.randn(24, 16).half()
+    state["model.mm_projector.0.bias"] = torch.randn(24).half()
+    state["model.mm_projector.2.weight"] = torch.randn(24, 24).half()
+    state["model.mm_projector.2.bias"] = torch.randn(24).half()
+    torch.save(state, directory / "pytorch_model.bin")
+    values = language_model.config.to_dict() | {
+        "model_type": "llava",
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "mm_vision_tower": str(tower),
+    }
+    (directory / "config.json").write_text(json.dumps(values, default=str))
+    return state
+
+
+def write_transformers_llava(directory, tower):
+    directory.mkdir()
+    count = write_sentencepiece(directory / "tokenizer.model")
+    tokenizer = build_fast_tokenizer(directory, ("<image>",))
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig.from_pretrained(tower),
+        text_config=text_config(count + 1),
+        image_token_index=count,
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).half()
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return model
+
+
+def assert_answers(out):
+    model, processor = load_model_and_processor(out)
+    picture = np.zeros((20, 30, 3), dtype=np.uint8)
+    engine = Engine(model, processor, max_new_tokens=3)
+    assert engine.predict(picture, "what is this?").size == (20, 30)
+    return model
+
+
+def test_an_original_llava_fills_the_language_model_and_its_projection(tmp_path, tower):
+    state = write_original_llava(tmp_path / "llava", tower)
+    model = assert_answers(init_from_llava(tmp_path / "llava", tmp_path / "out"))
+    rows = state["model.embed_tokens.weight"].float()
+    found = model.get_input_embeddings().weight
+    assert torch.equal(found[: len(rows)], rows)
+    assert torch.allclose(found[len(rows) :], rows.mean(0), atol=1e-3)
+    query = model.model.language_model.layers[1].self_attn.q_proj.weight
+    assert torch.equal(query, state["model.layers.1.self_attn.q_proj.weight"].float())
+    projected = model.model.image_projector.projection[2].weight
+    assert torch.equal(projected, state["model.mm_projector.2.weight"].float())
+
+
+def test_a_llava_of_transformers_fills_the_same_parts(tmp_path, tower):
+    llava = write_transformers_llava(tmp_path / "llava", tower)
+    model = assert_answers(init_from_llava(tmp_path / "llava", tmp_path / "out"))
+    wanted = llava.model.multi_modal_projector.linear_1.weight.float()
+    assert torch.equal(model.model.image_projector.projection[0].weight, wanted)
+    norm = model.model.vision_tower.encoder.post_layernorm.weight
+    assert torch.isfinite(norm).all()
+
+
+def test_plain_parts_make_a_model(tmp_path, tower):
+    text = tmp_path / "text"
+    text.mkdir()
+    count = write_sentencepiece(text / "tokenizer.model")
+    LlamaForCausalLM(text_config(count)).save_pretrained(text)
+    build_fast_tokenizer(text, ()).save_pretrained(text)
+    assert_answers(init_from_parts(str(text), str(tower), tmp_path / "out"))
+
+
+def test_another_model_is_refused_by_name(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="'bert' model, not a LLaVA"):
+        init_from_llava(tmp_path, tmp_path / "out")

@@ -1,0 +1,221 @@
+"""Conversion of released models: there and back, and every way in which a source can be wrong."""
+
+import json
+import os
+import pickle
+import shutil
+import weakref
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from released_models import random_released_tensors, write_released, write_tower, write_weights
+
+from pixellm.checkpoint import convert as convert_module
+from pixellm.checkpoint import weight_files
+from pixellm.checkpoint.convert import convert_released, convert_to_released
+from pixellm.checkpoint.convert_cache import cache_dir, usable_checkpoint
+from pixellm.checkpoint.io import load_model_and_processor
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    root = tmp_path_factory.mktemp("originals")
+    tower = write_tower(root / "tower")
+    return write_released(root / "released", tower), tower
+
+
+@pytest.fixture
+def released(originals, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(originals[0], copy)
+    return copy
+
+
+@pytest.fixture
+def tower(originals):
+    return originals[1]
+
+
+@pytest.fixture(scope="module")
+def converted(originals, tmp_path_factory):
+    out = tmp_path_factory.mktemp("converted") / "model"
+    return convert_released(originals[0], out, originals[1])
+
+
+def load_all(directory):
+    tensors = {}
+    for path in sorted(directory.glob("pytorch_model*.bin")):
+        tensors |= torch.load(path, weights_only=True)
+    return tensors
+
+
+def test_a_model_of_other_sizes_converts_and_loads(converted):
+    model, processor = load_model_and_processor(converted)
+    assert model.config.text_config.num_key_value_heads == 2
+    assert model.config.codebook_states == "predicting"
+    assert processor.codec.codebook_ids == tuple(model.config.codebook_token_ids)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    assert model.model.pixel_decoder.scale_logits.tolist() == [0, 0]
+
+
+def test_there_and_back_is_identical_to_the_bit(originals, converted, tmp_path):
+    back = convert_to_released(converted, tmp_path / "back")
+    before, after = load_all(originals[0]), load_all(back)
+    assert list(before) == list(after)
+    for name, value in before.items():
+        assert value.dtype == after[name].dtype
+        assert torch.equal(value, after[name]), name
+    for path in originals[0].glob("*.[jm]*"):
+        assert path.read_bytes() == (back / path.name).read_bytes()
+
+
+def test_one_shard_at_a_time_is_alive(released, tower, tmp_path, monkeypatch):
+    tensors = random_released_tensors(released, tower)
+    write_weights(released, tensors, shards=6)
+    alive, most = [], []
+    load = weight_files.load_shard
+
+    def watch(path):
+        most.append(sum(reference() is not None for reference in alive))
+        loaded = load(path)
+        if path.parent == released:
+            alive.extend(weakref.ref(value) for value in loaded.values())
+        return loaded
+
+    monkeypatch.setattr(weight_files, "load_shard", watch)
+    convert_released(released, tmp_path / "out", tower)
+    assert len(most) == 7
+    assert max(most) == 0
+
+
+def test_progress_ends_at_the_whole(released, tower, tmp_path):
+    seen = []
+    convert_released(released, tmp_path / "out", tower, progress=lambda *a: seen.append(a))
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1]
+
+
+def assert_refused(source, tower, tmp_path, error, *words):
+    out = tmp_path / "out"
+    with pytest.raises(error) as caught:
+        convert_released(source, out, tower)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+    assert not out.exists()
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_a_truncated_shard_is_named(released, tower, tmp_path):
+    path = released / "pytorch_model-00002-of-00002.bin"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert_refused(released, tower, tmp_path, ValueError, path.name, "cut short")
+
+
+def test_a_missing_index_is_named(released, tower, tmp_path):
+    (released / "pytorch_model.bin.index.json").unlink()
+    assert_refused(released, tower, tmp_path, FileNotFoundError, "no index")
+
+
+def test_a_missing_shard_is_named(released, tower, tmp_path):
+    (released / "pytorch_model-00001-of-00002.bin").unlink()
+    assert_refused(released, tower, tmp_path, FileNotFoundError, "00001-of-00002")
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_key_too_many_is_named(released, tower, tmp_path, shards):
+    tensors = load_all(released) | {"model.surprise.weight": torch.zeros(2)}
+    write_weights(released, tensors, shards)
+    assert_refused(released, tower, tmp_path, ValueError, "model.surprise.weight")
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_key_too_few_is_named(released, tower, tmp_path, shards):
+    tensors = load_all(released)
+    del tensors["model.image_feature_neck.2.weight"]
+    write_weights(released, tensors, shards)
+    assert_refused(released, tower, tmp_path, ValueError, "model.image_feature_neck.2.weight")
+
+
+def test_a_wrong_shape_is_named_with_both_shapes(released, tower, tmp_path):
+    tensors = load_all(released)
+    tensors["model.norm.weight"] = torch.zeros(25)
+    write_weights(released, tensors, 2)
+    words = ("language_model.norm.weight", "(25,)", "(24,)")
+    assert_refused(released, tower, tmp_path, ValueError, *words)
+
+
+class _Hostile:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["archive", "plain pickle"])
+def test_a_pickle_that_runs_code_is_refused_and_nothing_ran(released, tower, tmp_path, archive):
+    marker = tmp_path / "ran"
+    write_weights(released, load_all(released), 1)
+    path = released / "pytorch_model.bin"
+    hostile = {"model.norm.weight": _Hostile(marker)}
+    if archive:
+        torch.save(hostile, path)
+    else:
+        path.write_bytes(pickle.dumps(hostile))
+    assert_refused(released, tower, tmp_path, ValueError, "refused", path.name)
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(hostile))
+    assert marker.is_dir(), "the pickle of this test must be one that runs code"
+
+
+def test_a_tower_of_the_wrong_width_is_refused(released, tmp_path):
+    other = write_tower(tmp_path / "other", width=32)
+    assert_refused(released, other, tmp_path, ValueError, "32 wide", "width 16")
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(released, tower, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")(10, 10, 10)
+    monkeypatch.setattr(weight_files.shutil, "disk_usage", lambda path: usage)
+    assert_refused(released, tower, tmp_path, OSError, "free")
+
+
+def test_a_folder_that_exists_is_left_alone(released, tower, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("keep me")
+    with pytest.raises(ValueError, match="exists already"):
+        convert_released(released, out, tower)
+    assert [p.name for p in out.iterdir()] == ["precious"]
+
+
+def test_an_index_cannot_reach_other_folders(released, tower, tmp_path):
+    path = released / "pytorch_model.bin.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.norm.weight"] = "../elsewhere.bin"
+    path.write_text(json.dumps(index))
+    assert_refused(released, tower, tmp_path, ValueError, "../elsewhere.bin")
+
+
+def test_the_way_back_needs_what_the_conversion_kept(converted, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(converted, bare, ignore=shutil.ignore_patterns("released"))
+    with pytest.raises(FileNotFoundError, match="lacks the folder 'released'"):
+        convert_to_released(bare, tmp_path / "back")
+
+
+def test_released_models_are_converted_into_the_cache_once(released, tower, tmp_path, monkeypatch):
+    monkeypatch.setattr("pixellm.checkpoint.convert_cache.constants.HF_HOME", str(tmp_path / "hf"))
+    first = usable_checkpoint(str(released), tower)
+    assert Path(first).parent == cache_dir() == tmp_path / "hf" / "pixellm"
+    monkeypatch.setattr(convert_module, "WeightFiles", None)
+    assert usable_checkpoint(str(released), tower) == first
+    assert usable_checkpoint(first) == first
+
+
+def test_an_unreachable_hub_model_is_told_in_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not in the cache") as caught:
+        convert_released("nobody/no-such-model", tmp_path / "out")
+    assert "\n" not in str(caught.value)
