@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from conftest import square_picture, tiny_parts, tiny_texts
 from torch import Tensor
 
+from conftest import square_picture, tiny_parts, tiny_texts
 from pixellm.checkpoint.build import build_model
 from pixellm.model.codebook import find_groups
 from pixellm.model.generation import GeneratedAnswer, generate_answers

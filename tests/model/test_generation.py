@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_QUESTION, TINY_QUESTION_WITHOUT_MASKS, square_picture
 
+from conftest import TINY_QUESTION, TINY_QUESTION_WITHOUT_MASKS, square_picture
 from pixellm.engine import Engine
 from pixellm.model.generation import generate_answers, generate_steps
 
@@ -64,9 +64,7 @@ def test_a_limit_cuts_at_the_token_and_keeps_only_whole_groups(group_at_once: bo
         each = [limits] * 3 if isinstance(limits, int) else limits
         for answer, full, limit in zip(cut, whole, each, strict=True):
             assert answer.ids == full.ids[:limit]
-            assert len(answer.group_states) == answer.ids.count(
-                model.config.codebook_token_ids[-1]
-            )
+            assert len(answer.group_states) == answer.ids.count(model.config.codebook_token_ids[-1])
             for first, second in zip(answer.group_states, full.group_states, strict=False):
                 torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
 
@@ -119,9 +117,7 @@ def test_generate_of_transformers_gives_the_same_answers(tiny_engine: Engine) ->
     )
     assert [len(answer.group_states) for answer in ours] == [2, 0]
     for use_cache in (True, False):
-        theirs = model.generate(
-            **batch, max_new_tokens=40, do_sample=False, use_cache=use_cache
-        )
+        theirs = model.generate(**batch, max_new_tokens=40, do_sample=False, use_cache=use_cache)
         for row, answer in zip(theirs[:, length:].tolist(), ours, strict=True):
             assert [i for i in row if i != pad] == answer.ids
 
