@@ -73,14 +73,28 @@ class _Canvas:
         self.full: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self.visible: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
-    def fits(self, sticker: _Sticker, window: tuple[slice, slice], min_visible: float) -> bool:
-        """Whether every object below keeps ``min_visible`` of itself, and contrast is enough."""
+    def fits(
+        self,
+        sticker: _Sticker,
+        window: tuple[slice, slice],
+        min_visible: float,
+        min_contrast: float,
+    ) -> bool:
+        """Whether every object below stays visible, and the sticker differs from what is below.
+
+        Args:
+            sticker: what would be laid.
+            window: where.
+            min_visible: share of each object's pixels that must stay uncovered.
+            min_contrast: median change of the sticker's pixels, the largest of the three
+                channels in 0..255.
+        """
         kept = self.visible - self._hidden_by(sticker, window)
         if (kept < min_visible * self.full).any():
             return False
         step = (slice(None, None, 3), slice(None, None, 3))
         change = np.abs(sticker.colours[step] - self.pixels[window][step])[sticker.solid[step]]
-        return change.size > 0 and float(np.median(change.max(axis=-1))) >= _MIN_CONTRAST
+        return change.size > 0 and float(np.median(change.max(axis=-1))) >= min_contrast
 
     def lay(self, sticker: _Sticker, window: tuple[slice, slice]) -> None:
         """Paint the sticker there and make its solid pixels its own."""
@@ -180,16 +194,20 @@ def choose_size(rng: np.random.Generator, long_side: int) -> tuple[int, int]:
 def _place(
     rng: np.random.Generator, canvas: _Canvas, style: StickerStyle, code: str, crowded: bool
 ) -> bool:
-    """Lay one sticker; tries many places, then smaller sizes. False where none was found."""
+    """Lay one sticker; tries many places, then smaller sizes. False where none was found.
+
+    The smaller, the less contrast is asked for: a grey thing on a grey wall has no better place.
+    """
     height, width = canvas.owner.shape
     short = min(height, width)
     long_side = rng.uniform(*LONG_SIDE)
     for shrunk in range(_SIZES):
         sticker = _prepare(rng, style, code, short * max(long_side * 0.85**shrunk, LONG_SIDE[0]))
         min_visible = MIN_VISIBLE if crowded or shrunk > 2 else _ALONE
+        min_contrast = _MIN_CONTRAST * (1 - shrunk / (_SIZES - 1))
         for _ in range(_PLACES):
             window = _choose_window(rng, (height, width), sticker.solid.shape)
-            if canvas.fits(sticker, window, min_visible):
+            if canvas.fits(sticker, window, min_visible, min_contrast):
                 canvas.lay(sticker, window)
                 return True
     return False
