@@ -57,7 +57,7 @@ def test_a_model_of_other_sizes_converts_and_loads(converted):
     assert model.config.codebook_states == "predicting"
     assert processor.codec.codebook_ids == tuple(model.config.codebook_token_ids)
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
-    assert model.model.pixel_decoder.scale_logits.tolist() == [0, 0]
+    assert not hasattr(model.model.pixel_decoder, "scale_logits")
 
 
 def test_there_and_back_is_identical_to_the_bit(originals, converted, tmp_path):
