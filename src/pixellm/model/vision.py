@@ -62,7 +62,7 @@ def feature_shapes(
 ) -> list[tuple[int, int, int]]:
     """(channels, height, width) of the features at each depth, found on meta tensors."""
     with torch.device("meta"):
-        tower = VisionTower(copy.deepcopy(vision_config), depths, mask_padding=False)
+        tower = VisionTower(copy.deepcopy(vision_config), depths, mask_padding=False).eval()
         maps = tower(torch.zeros(1, 3, image_size, image_size))
     return [(int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in maps]
 
