@@ -148,9 +148,11 @@ def segment(
 ) -> None:
     """Answer a question about a picture, with a mask for every object that the answer names."""
     from pixellm.answer_files import prediction_to_json, write_answer
+    from pixellm.types import Request
 
     destinations = _destinations(image, out, json, masks)
-    picture = _read_picture(image, question)
+    Request(image, question)  # refuses an empty one before a model is loaded
+    picture = _read_picture(image)
     prediction = _load_engine(model, device, dtype).predict(picture, question)
     values = prediction_to_json(prediction, str(image), model)
     _show_answer(prediction, values, as_json=json == "-")
@@ -215,8 +217,10 @@ def evaluate_scenes(
     dtype: _Dtype = "auto",
 ) -> None:
     """Score a model on drawn scenes, by free generation and with 95 % intervals."""
+    from pixellm.data.scenes.dataset import ScenesDataset
     from pixellm.terminal import print_scenes_report, scenes_progress
 
+    ScenesDataset(split, seed, num, dialogues)  # refuses what can't be drawn before a model loads
     engine = _load_engine(model, device, dtype)
     scenes = _import_quietly("pixellm.evaluation.scenes")
     with scenes_progress(_console(stderr=True)) as progress:
@@ -258,11 +262,8 @@ def _destinations(image: Path, out: Path | None, json: str, masks: Path | None) 
     return Destinations(overlay, Path(json) if json not in ("", "-") else None, masks)
 
 
-def _read_picture(image: Path, question: str = "?") -> Any:
-    """The picture, upright and in RGB; bad input is refused before a model is loaded."""
-    from pixellm.types import Request
-
-    Request(image, question)
+def _read_picture(image: Path) -> Any:
+    """The picture, upright and in RGB; a bad one is refused before a model is loaded."""
     return _import_quietly("pixellm.processing.image").load_image(image)
 
 

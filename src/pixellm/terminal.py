@@ -81,10 +81,14 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 @contextmanager
 def scenes_progress(console: Console) -> Iterator[ScenesProgress]:
-    """A bar with the gIoU so far, as a callback for an evaluation on scenes."""
+    """A bar with the gIoU so far, as a callback for an evaluation on scenes.
+
+    Nothing is shown where the console is no terminal.
+    """
     figure = TextColumn("gIoU {task.fields[giou]}")
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("scenes"), figure)
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+    hidden = not console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:
         task = bar.add_task("scenes", total=None, giou="-")
 
         def show(done: int, total: int, giou: float | None) -> None:
