@@ -5,6 +5,7 @@ Knows the Hugging Face hub and its cache; it knows no model.
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
@@ -60,6 +61,8 @@ def fetch_directory(
 
 def _explain(error: Exception, name: str, revision: str | None) -> OSError:
     """The error of the hub as one sentence that says what to do."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return OSError(f"The disk is full; {name} needs room in the hub's cache.")
     wanted = name if revision is None else f"{name} at revision {revision}"
     if isinstance(error, GatedRepoError):
         return PermissionError(

@@ -6,7 +6,6 @@ refused before it runs. It knows no model and no names of parameters.
 
 from __future__ import annotations
 
-import errno
 import json
 import pickle
 import shutil
@@ -183,6 +182,7 @@ def written_aside(out: Path) -> Iterator[Path]:
     Raises:
         ValueError: ``out`` exists and is not empty.
     """
+    out = out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists already; name another place or remove it first.")
     partial = out.with_name(f".{out.name}.partial")
@@ -207,7 +207,6 @@ def check_disk_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise OSError(
-            errno.ENOSPC,
             f"Writing {out} takes {needed / _GIGABYTE:.2f} GB but its disk has "
             f"{free / _GIGABYTE:.2f} GB free; make room or name another place.",
         )
