@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from pixellm import __version__
+from pixellm.cli_convert import add_commands
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,6 +93,7 @@ app.add_typer(
     name="curate",
     help="Make multi-target reasoning data (MUSE format) from annotated photos.",
 )
+add_commands(app)
 
 _Image = Annotated[Path, typer.Argument(help="Any picture that Pillow can read.")]
 _Model = Annotated[str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")]
