@@ -93,7 +93,6 @@ app.add_typer(
     name="curate",
     help="Make multi-target reasoning data (MUSE format) from annotated photos.",
 )
-add_commands(app)
 
 _Image = Annotated[Path, typer.Argument(help="Any picture that Pillow can read.")]
 _Model = Annotated[str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")]
@@ -200,6 +199,9 @@ def train(
         again = f"pixellm train {recipe} --resume"
         raise KeyboardInterrupt(f"Stopped; go on from the last checkpoint: {again}") from None
     typer.echo(f"The model is in {folder / 'model'}")
+
+
+add_commands(app)
 
 
 @evaluate_app.command(
