@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pixellm.model.attention import positions_from_mask
 from pixellm.model.modeling import (
     EncodedImages,
     PixelLMForConditionalGeneration,
-    positions_from_mask,
 )
 
 Chooser = Callable[[Tensor], Tensor]

@@ -21,10 +21,12 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
+from pixellm.model.attention import packed_attention_mask, positions_from_mask
 from pixellm.model.codebook import SegmentationCodebook, find_groups
 from pixellm.model.config import PixelLMConfig
-from pixellm.model.decoder import ChannelNorm, PixelDecoder
+from pixellm.model.decoder import PixelDecoder
 from pixellm.model.losses import dice_loss_sum, target_refinement_loss_sum, text_loss_sum
+from pixellm.model.projection import FeatureProjector, ImageProjector
 from pixellm.model.vision import VisionTower, feature_shapes
 
 
@@ -100,110 +102,6 @@ _TOLERATED_ARGUMENTS = frozenset(
     ]
 )
 """What transformers' ``generate`` and the processor's batches hold beside forward's own."""
-
-
-def packed_attention_mask(
-    attention_mask: Tensor, dialogue_ids: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """Attention of dialogues that share one picture but not each other.
-
-    A token sees earlier tokens of its own dialogue and of the shared prefix (id 0).
-
-    Args:
-        attention_mask: (B, T), 1 where a token may be attended to.
-        dialogue_ids: (B, T), 0 for the shared prefix.
-        dtype: floating type of the result.
-
-    Returns:
-        Additive (B, 1, T, T) mask.
-    """
-    length = attention_mask.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
-    keys, queries = dialogue_ids[:, None, :], dialogue_ids[:, :, None]
-    allowed = causal & ((keys == 0) | (keys == queries)) & attention_mask[:, None, :].bool()
-    allowed |= torch.eye(length, dtype=torch.bool, device=causal.device)
-    bias = torch.zeros(allowed.shape, dtype=dtype, device=causal.device)
-    return bias.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
-
-
-def positions_from_mask(attention_mask: Tensor, num_new: int) -> Tensor:
-    """Position ids (B, num_new) of the last tokens: plain 0, 1, 2, ... from a row's first token.
-
-    Masked image tokens (padding of the canvas) keep their positions, left padding does not count.
-    """
-    starts = attention_mask.bool().int().argmax(1, keepdim=True)
-    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)[None] - starts
-    return positions.clamp_min(0)[:, -num_new:]
-
-
-class ImageProjector(nn.Module):
-    """``p_{V->T}``: the deepest features, pooled to the language model's grid and projected."""
-
-    def __init__(self, config: PixelLMConfig, vision_size: int) -> None:
-        super().__init__()
-        text_size, inner = config.text_config.hidden_size, config.llm_projector_size
-        self.grid = (config.llm_grid[0], config.llm_grid[1])
-        if inner:
-            self.projection: nn.Module = nn.Sequential(
-                nn.Linear(vision_size, inner), nn.GELU(), nn.Linear(inner, text_size)
-            )
-        else:
-            self.projection = nn.Linear(vision_size, text_size)
-        if config.llm_positions:
-            self.positions = nn.Parameter(torch.randn(config.num_image_tokens, text_size) * 0.02)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, C_v, h, w) features to (B, S, D) image tokens, row by row of the grid."""
-        if features.shape[-2:] != self.grid:
-            features = F.interpolate(features, size=self.grid, mode="bilinear")
-        tokens = self.projection(features.flatten(2).transpose(1, 2))
-        return tokens + self.positions if hasattr(self, "positions") else tokens
-
-
-class FeatureProjector(nn.Module):
-    """``p_{V->D}`` and the neck: encoder features of every scale into the decoder's width."""
-
-    def __init__(self, config: PixelLMConfig, vision_sizes: list[int]) -> None:
-        super().__init__()
-        sizes = config.decoder_projector_sizes
-        self.top_down = config.neck_top_down
-        self.shared = config.shared_projector
-        if self.shared and len(set(vision_sizes)) > 1:
-            raise ValueError(f"A shared projector needs scales of one width, not {vision_sizes}.")
-        count = 1 if self.shared else config.num_scales
-        self.projections = nn.ModuleList(
-            nn.Sequential(nn.Linear(c, sizes[0]), nn.GELU(), nn.Linear(sizes[0], sizes[1]))
-            if sizes
-            else nn.Identity()
-            for c in vision_sizes[:count]
-        )
-        self.necks = nn.ModuleList(
-            self._build_neck(sizes[1] if sizes else c, config.decoder_size)
-            for c in vision_sizes[:count]
-        )
-
-    @staticmethod
-    def _build_neck(size_in: int, size: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv2d(size_in, size, kernel_size=1, bias=False),
-            ChannelNorm(size, eps=1e-6),
-            nn.Conv2d(size, size, kernel_size=3, padding=1, bias=False),
-            ChannelNorm(size, eps=1e-6),
-        )
-
-    def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Per scale (B, C_l, h_l, w_l) to (B, C, h_l, w_l)."""
-        features: list[Tensor] = []
-        for scale, feature_map in enumerate(maps):
-            index = 0 if self.shared else scale
-            tokens = self.projections[index](feature_map.permute(0, 2, 3, 1))
-            feature = self.necks[index](tokens.permute(0, 3, 1, 2))
-            if self.top_down and features:
-                feature = feature + F.interpolate(
-                    features[-1], size=feature.shape[-2:], mode="bilinear"
-                )
-            features.append(feature)
-        return features
 
 
 class PixelLMPreTrainedModel(PreTrainedModel):
