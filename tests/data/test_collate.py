@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import square_picture, square_sample
+from pixellm.data.collate import IGNORED, Collator
+from pixellm.engine import Engine
+from pixellm.masks import encode_mask
+from pixellm.model.codebook import find_groups
+from pixellm.processing.processor import PixelLMProcessor
+from pixellm.types import Sample, Target, Turn
+
+GRID = 16
+
+
+@pytest.fixture
+def processor(tiny_engine: Engine) -> PixelLMProcessor:
+    return tiny_engine.processor
+
+
+def box_target(name: str, size: tuple[int, int], box: tuple[int, int, int, int]) -> Target:
+    mask = np.zeros(size, bool)
+    x, y, width, height = box
+    mask[y : y + height, x : x + width] = True
+    return Target(name, encode_mask(mask))
+
+
+def test_a_batch_is_flat_and_of_the_shapes_told(processor: PixelLMProcessor) -> None:
+    first, second = square_sample(), square_sample((4, 10))
+    batch = Collator(processor, GRID, ("red square",))([[first, second], [first]])
+    length = batch["input_ids"].shape[1]
+    for name in ("input_ids", "attention_mask", "position_ids", "dialogue_ids", "labels"):
+        assert batch[name].shape == (2, length) and batch[name].dtype == torch.long, name
+    assert batch["pixel_values"].shape == (2, 3, 32, 32)
+    assert batch["pixel_mask"].shape == (2, 32, 32)
+    assert batch["target_masks"].shape == (6, GRID, GRID)
+    assert batch["target_rows"].tolist() == [0, 0, 0, 0, 1, 1]
+    assert batch["target_answers"].tolist() == [0, 0, 2, 2, 4, 4]
+    assert batch["patch_classes"].shape == (2, GRID, GRID)
+    assert batch["sample_ids"] == ["squares"] * 3
+
+
+def test_targets_stand_in_the_order_of_the_groups(processor: PixelLMProcessor) -> None:
+    size = (32, 32)
+    boxes = [(0, 0, 8, 8), (16, 0, 8, 8), (0, 16, 8, 8), (16, 16, 8, 8)]
+    targets = [box_target(str(n), size, box) for n, box in enumerate(boxes)]
+    picture = np.zeros((*size, 3), np.uint8)
+    dialogue = Sample(
+        picture,
+        size,
+        (
+            Turn("One?", "It {seg} and that {seg}.", (targets[2], targets[0])),
+            Turn("None?", "No."),
+            Turn("More?", "Here {seg}.", (targets[3],)),
+        ),
+    )
+    other = Sample(picture, size, (Turn("Last?", "There {seg}.", (targets[1],)),))
+    batch = Collator(processor, GRID)([[dialogue, other], [other]])
+    rows, starts = find_groups(batch["input_ids"], torch.tensor(processor.codec.codebook_ids))
+    assert rows.tolist() == batch["target_rows"].tolist() == [0, 0, 0, 0, 1]
+    assert starts.tolist()[:4] == sorted(starts.tolist()[:4])
+    corners = [mask.nonzero()[0].tolist() for mask in batch["target_masks"]]
+    assert corners == [[8, 0], [0, 0], [8, 8], [0, 8], [0, 8]]
+    assert batch["target_answers"].tolist() == [0, 0, 2, 3, 4]
+
+
+def test_dialogues_share_a_prefix_and_their_positions_start_behind_it(
+    processor: PixelLMProcessor,
+) -> None:
+    sample = square_sample()
+    single = Sample(sample.image, sample.size, sample.turns[1:], "single")
+    batch = Collator(processor, GRID)([[single, single]])
+    dialogue_ids, positions = batch["dialogue_ids"][0], batch["position_ids"][0]
+    prefix = int((dialogue_ids == 0).sum())
+    assert prefix == 4  # the four image tokens of the compact template
+    assert dialogue_ids.tolist() == sorted(dialogue_ids.tolist())
+    for number in (1, 2):
+        own = positions[dialogue_ids == number]
+        assert own.tolist() == list(range(prefix, prefix + len(own)))
+    one, two = (batch["input_ids"][0, dialogue_ids == number] for number in (1, 2))
+    assert torch.equal(one, two)
+
+
+def test_labels_are_the_answers_and_padding_is_ignored(processor: PixelLMProcessor) -> None:
+    sample = square_sample()
+    short = Sample(sample.image, sample.size, sample.turns[1:], "short")
+    batch = Collator(processor, GRID)([[sample], [short]])
+    written = batch["labels"][1][batch["labels"][1] != IGNORED]
+    assert written[-1] == processor.tokenizer.eos_token_id
+    assert processor.codec.decode_answer(written[:-1].tolist()).text == "No, there is none."
+    padding = batch["attention_mask"][1] == 0
+    padding[:4] = False
+    assert padding.any() and bool((batch["labels"][1][padding] == IGNORED).all())
+    # A picture of 32 x 24 covers both columns of the 2 x 2 grid; one of 32 x 16 covers one.
+    assert batch["attention_mask"][0, :4].tolist() == [1, 1, 1, 1]
+    narrow = Sample(square_picture((2, 3), (32, 16)), (32, 16), sample.turns[1:], "narrow")
+    assert Collator(processor, GRID)([[narrow]])["attention_mask"][0, :4].tolist() == [1, 0, 1, 0]
+
+
+def test_turns_that_do_not_fit_are_left_out_whole_and_counted(processor: PixelLMProcessor) -> None:
+    sample = square_sample()
+    longest = Collator(processor, GRID)([[sample, sample]])["input_ids"].shape[1]
+    codebook = torch.tensor(processor.codec.codebook_ids)
+    seen = set()
+    for limit in range(12, longest + 1):
+        collator = Collator(processor, GRID, max_length=limit)
+        try:
+            batch = collator([[sample, sample]])
+        except ValueError as error:
+            assert "'squares' does not fit" in str(error) and "max_length" in str(error)
+            continue
+        ids = batch["input_ids"]
+        assert ids.shape[1] <= limit
+        rows, _ = find_groups(ids, codebook)
+        assert len(rows) == len(batch["target_masks"])
+        assert int(torch.isin(ids, codebook).sum()) == len(rows) * len(codebook)
+        num_answers = int((batch["labels"] == processor.tokenizer.eos_token_id).sum())
+        assert num_answers + collator.num_dropped_turns == 4
+        seen.add(collator.num_dropped_turns)
+    assert seen == {0, 1, 2, 3}
+
+
+def test_masks_lie_where_the_canvas_shows_them(processor: PixelLMProcessor) -> None:
+    size = (8, 16)
+    target = box_target("right half", size, (8, 0, 8, 8))
+    sample = Sample(np.zeros((*size, 3), np.uint8), size, (Turn("It?", "It {seg}.", (target,)),))
+    mask = Collator(processor, GRID)([[sample]])["target_masks"][0]
+    expected = torch.zeros(GRID, GRID, dtype=torch.uint8)
+    expected[:8, 8:] = 1  # the picture fills the upper half of the canvas
+    assert torch.equal(mask, expected)
+
+
+def test_the_class_map_knows_background_padding_and_what_lies_on_top(
+    processor: PixelLMProcessor,
+) -> None:
+    size = (8, 16)
+    objects = (
+        box_target("cup", size, (0, 0, 8, 8)),
+        box_target("pen", size, (4, 0, 4, 8)),
+        box_target("unknown", size, (12, 0, 4, 8)),
+    )
+    sample = Sample(
+        np.zeros((*size, 3), np.uint8), size, (Turn("What?", "Things."),), objects=objects
+    )
+    classes = Collator(processor, GRID, ("cup", "pen"))([[sample]])["patch_classes"][0]
+    assert classes[:8, :4].unique().tolist() == [1]
+    assert classes[:8, 4:8].unique().tolist() == [2]
+    assert classes[:8, 8:].unique().tolist() == [0]
+    assert classes[8:].unique().tolist() == [IGNORED]
+    assert "patch_classes" not in Collator(processor, GRID)([[sample]])
