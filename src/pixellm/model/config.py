@@ -80,7 +80,7 @@ class PixelLMConfig(PreTrainedConfig):
     """
 
     model_type = "pixellm"
-    sub_configs: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+    sub_configs: ClassVar[dict[str, Any]] = {
         "vision_config": AutoConfig,
         "text_config": AutoConfig,
     }

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +29,8 @@ class ChannelNorm(nn.LayerNorm):
 
 class GridPositions(nn.Module):
     """Random Fourier encoding of the cells of a grid (Tancik et al., 2020)."""
+
+    frequencies: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -194,10 +198,11 @@ class PixelDecoder(nn.Module):
                 self._decode_scale(scale, target_embeddings[:, scale], maps, rows, previous)
             )
         finest = scale_masks[-1].shape[-2:]
-        return sum(
-            weight * F.interpolate(m[:, None], size=finest, mode="bilinear")[:, 0]
-            for weight, m in zip(self.scale_weights(), scale_masks, strict=True)
-        )  # type: ignore[return-value]
+        resized = [
+            F.interpolate(masks[:, None], size=finest, mode="bilinear")[:, 0]
+            for masks in scale_masks
+        ]
+        return torch.einsum("l,lmhw->mhw", self.scale_weights(), torch.stack(resized))
 
     def scale_weights(self) -> Tensor:
         """Gamma, (L,): at least 0, adding up to 1."""
@@ -215,7 +220,8 @@ class PixelDecoder(nn.Module):
         if previous is not None:
             seen = F.interpolate(previous[:, None], size=grid, mode="bilinear").flatten(1)
             pixels = pixels * (seen.sigmoid() + 1)[..., None]
-        block, positions = self.blocks[scale], self.positions[scale](grid)
+        block: Any = self.blocks[scale]
+        positions: Tensor = self.positions[scale](grid)
         pixels = pixels + self.pixel_embedding
         similarity = None
         if self.has_similarity:

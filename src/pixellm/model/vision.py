@@ -82,7 +82,7 @@ class VisionTower(nn.Module):
         self.encoder = AutoModel.from_config(config)
         self.depths = depths
         self.freeze_batch_norm = freeze_batch_norm
-        self.patch_size = getattr(config, "patch_size", None)
+        self.patch_size: int | None = getattr(config, "patch_size", None)
         # A convolution has no attention keys to leave out.
         self.mask_padding = mask_padding and hasattr(config, "num_attention_heads")
         if self.mask_padding and not self._takes_attention_mask():
@@ -155,14 +155,20 @@ class VisionTower(nn.Module):
         """(B, T, C) tokens or (B, C, h, w) maps to (B, C, h, w), prefix tokens dropped."""
         if states.ndim == 4:
             return states
-        grid = (height // self.patch_size, width // self.patch_size)
+        grid = self._patch_grid(height, width)
         patches = states[:, states.shape[1] - grid[0] * grid[1] :]
         return patches.transpose(1, 2).unflatten(2, grid)
+
+    def _patch_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches on a canvas."""
+        if self.patch_size is None:
+            raise ValueError("This encoder gives token sequences but names no patch_size.")
+        return height // self.patch_size, width // self.patch_size
 
     def _key_mask(self, pixel_values: Tensor, pixel_mask: Tensor) -> Tensor:
         """Additive (B, 1, T, T) attention mask that hides the patches of the padding."""
         height, width = pixel_values.shape[-2:]
-        grid = (height // self.patch_size, width // self.patch_size)
+        grid = self._patch_grid(height, width)
         visible = F.interpolate(pixel_mask[:, None].float(), size=grid, mode="nearest")
         visible = visible.flatten(1) > 0.5
         visible = F.pad(visible, (self._num_prefix_tokens(), 0), value=True)

@@ -118,7 +118,7 @@ def _scale_deep_grey(image: Image.Image, name: str) -> Image.Image:
     return Image.fromarray(scaled).convert("RGB")
 
 
-class PixelLMImageKwargs(ImagesKwargs, total=False):
+class PixelLMImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """What ``from_pretrained`` may override, beside transformers' own image options."""
 
     image_size: int

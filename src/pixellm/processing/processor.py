@@ -126,7 +126,7 @@ class PixelLMProcessor(ProcessorMixin):
         pictures = None if images is None else self.image_processor(self._as_list(images))
         return self._batch(dialogues, pictures, padding_side, return_tensors)
 
-    def apply_chat_template(  # type: ignore[override]
+    def apply_chat_template(
         self,
         conversation: list[Any],
         chat_template: str | None = None,

@@ -200,7 +200,7 @@ class PromptCodec:
 
         A group that was cut short leaves no mark, and no text.
         """
-        text, ends, chunk = "", [], list[int]()
+        text, ends, chunk = "", list[int](), list[int]()
         position, group = 0, len(self.codebook_ids)
         while position < len(ids):
             if tuple(ids[position : position + group]) == self.codebook_ids:
