@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pixellm.checkpoint.io import load_model_and_processor, resolve_source, save_model
+
+
+@pytest.fixture
+def copy(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may damage."""
+    return Path(shutil.copytree(tiny_model_dir, tmp_path / "copy"))
+
+
+def test_a_model_is_saved_and_loaded_to_the_bit(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model, processor = load_model_and_processor(tiny_model_dir)
+    assert not model.training and model.dtype == torch.float32
+    save_model(tmp_path / "again", model, processor)
+    original = (tiny_model_dir / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == original
+    again, _ = load_model_and_processor(tmp_path / "again")
+    settings, kept = model.config.to_dict(), again.config.to_dict()
+    assert {**kept, "_name_or_path": None} == {**settings, "_name_or_path": None}
+    assert not list((tmp_path / "again").glob("*.bin"))
+
+
+def test_weights_can_be_kept_at_half_precision(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model, processor = load_model_and_processor(tiny_model_dir)
+    save_model(tmp_path / "half", model, processor, dtype=torch.float16)
+    saved = load_file(tmp_path / "half" / "model.safetensors")
+    assert {value.dtype for value in saved.values() if value.is_floating_point()} == {torch.float16}
+    again, _ = load_model_and_processor(tmp_path / "half")
+    assert again.dtype == torch.float32
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value.half().float()), name
+
+
+def test_a_sharded_model_loads_and_a_missing_shard_is_named(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    model, processor = load_model_and_processor(tiny_model_dir)
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    processor.save_pretrained(tmp_path)
+    again, _ = load_model_and_processor(tmp_path)
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=shard.name):
+        load_model_and_processor(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(ValueError, match="names no weight files"):
+        load_model_and_processor(tmp_path)
+
+
+def cut_weights(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def empty_weights(directory: Path) -> None:
+    (directory / "model.safetensors").write_bytes(b"")
+
+
+def remove_weights(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+
+
+def only_pickles(directory: Path) -> None:
+    state = load_file(directory / "model.safetensors")
+    torch.save(state, directory / "pytorch_model.bin")
+    remove_weights(directory)
+
+
+def drop_a_weight(directory: Path) -> None:
+    state = load_file(directory / "model.safetensors")
+    state.pop("model.pixel_decoder.mask_token")
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def add_a_weight(directory: Path) -> None:
+    state = load_file(directory / "model.safetensors")
+    state["model.pixel_decoder.extra"] = torch.zeros(2)
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def reshape_a_weight(directory: Path) -> None:
+    state = load_file(directory / "model.safetensors")
+    state["model.pixel_decoder.mask_token"] = torch.zeros(1, 17)
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_config(**values: object) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        path = directory / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+def break_config(directory: Path) -> None:
+    (directory / "config.json").write_text('{"model_type": "pixellm",')
+
+
+def list_config(directory: Path) -> None:
+    (directory / "config.json").write_text("[]")
+
+
+def remove_tokenizer(directory: Path) -> None:
+    (directory / "tokenizer.json").unlink()
+
+
+DAMAGES = [
+    (cut_weights, ValueError, "damaged or cut short"),
+    (empty_weights, ValueError, "damaged or cut short"),
+    (remove_weights, FileNotFoundError, "model.safetensors"),
+    (only_pickles, ValueError, "pickled weights only; convert it with"),
+    (drop_a_weight, ValueError, "missing_keys.*mask_token"),
+    (add_a_weight, ValueError, "unexpected_keys.*extra"),
+    (reshape_a_weight, ValueError, "mask_token"),
+    (change_config(decoder_sise=16), ValueError, "unknown settings: decoder_sise"),
+    (change_config(model_type="llava"), ValueError, "a 'llava' model, not a pixellm one"),
+    (change_config(num_scales=3), ValueError, "num_scales|scales"),
+    (break_config, ValueError, "config.json is not valid JSON"),
+    (list_config, ValueError, "must hold a JSON object"),
+    (remove_tokenizer, FileNotFoundError, "lacks tokenizer.json"),
+]
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    DAMAGES,
+    ids=[f"{n}-{message.split()[0]}" for n, (_, _, message) in enumerate(DAMAGES)],
+)
+def test_a_damaged_model_is_refused_in_one_sentence(
+    copy: Path, damage: Callable[[Path], None], error: type[Exception], message: str
+) -> None:
+    damage(copy)
+    with pytest.raises(error, match=message) as caught:
+        load_model_and_processor(copy)
+    text = str(caught.value)
+    assert str(copy) in text or "num_scales" in text
+    assert "\n" not in text.strip()
+
+
+def test_names_resolve_to_directories_and_hub_ids(tiny_model_dir: Path, tmp_path: Path) -> None:
+    assert resolve_source(tiny_model_dir) == str(tiny_model_dir)
+    run = tmp_path / "run"
+    shutil.copytree(tiny_model_dir, run / "model")
+    assert resolve_source(run) == str(run / "model")
+    assert resolve_source("somebody/some-model") == "somebody/some-model"
+
+
+def test_unknown_names_are_refused(tmp_path: Path) -> None:
+    for name in ("nanno", str(tmp_path / "nowhere"), "./a/b", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match="no embedded model"):
+            resolve_source(name)
+    with pytest.raises(ValueError, match="holds no model"):
+        resolve_source(tmp_path)
+
+
+def test_a_hub_id_that_cannot_be_reached_is_refused_in_one_sentence() -> None:
+    with pytest.raises(
+        FileNotFoundError, match="'nobody/no-such-model' cannot be loaded"
+    ) as caught:
+        load_model_and_processor("nobody/no-such-model")
+    assert "\n" not in str(caught.value)

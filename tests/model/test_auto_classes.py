@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import TINY_QUESTION, square_picture
+from pixellm.engine import Engine
+
+LOAD_WITH_AUTO_CLASSES = """
+import sys
+{imports}
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+config = AutoConfig.from_pretrained(sys.argv[1])
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])
+processor = AutoProcessor.from_pretrained(sys.argv[1])
+print(type(config).__name__, type(model).__name__, type(processor).__name__)
+"""
+
+
+@pytest.mark.parametrize(
+    "imports",
+    ["import pixellm", "import transformers\nimport pixellm"],
+    ids=["pixellm first", "transformers first"],
+)
+def test_auto_classes_know_pixellm_in_either_import_order(
+    imports: str, tiny_model_dir: Path
+) -> None:
+    source = Path(__file__).parents[2] / "src"
+    finished = subprocess.run(
+        [sys.executable, "-c", LOAD_WITH_AUTO_CLASSES.format(imports=imports), tiny_model_dir],
+        env={**os.environ, "PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.split() == [
+        "PixelLMConfig",
+        "PixelLMForConditionalGeneration",
+        "PixelLMProcessor",
+    ]
+
+
+def test_the_base_model_and_the_image_processor_have_auto_classes_too(
+    tiny_model_dir: Path, tiny_engine: Engine
+) -> None:
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+    base = AutoModel.from_pretrained(tiny_model_dir).eval()
+    whole = tiny_engine.model.model.state_dict()
+    assert base.state_dict().keys() == whole.keys()
+    assert all(torch.equal(value, whole[name]) for name, value in base.state_dict().items())
+    images = AutoImageProcessor.from_pretrained(tiny_model_dir)
+    assert images.to_dict() == tiny_engine.processor.image_processor.to_dict()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    assert tokenizer.chat_template == tiny_engine.processor.chat_template
+
+
+def test_the_transformers_way_from_messages_to_text(tiny_engine: Engine) -> None:
+    model, processor = tiny_engine.model, tiny_engine.processor
+    messages = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": square_picture((2, 3))},
+                {"type": "text", "text": TINY_QUESTION},
+            ],
+        }
+    ]
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    written = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+    answer = written[0, inputs["input_ids"].shape[1] :].tolist()
+    decoded = processor.codec.decode_answer(answer)
+    assert decoded.text == "There is a red square and a blue square."
+    assert [decoded.text[:end] for end in decoded.ends] == [
+        "There is a red square",
+        "There is a red square and a blue square",
+    ]
+
+
+@torch.inference_mode()
+def test_the_cache_changes_no_logits(tiny_engine: Engine) -> None:
+    model = tiny_engine.model
+    ids = torch.tensor([[1, 40, 41, 42, 43, 44]])
+    whole = model(ids).logits
+    first = model(ids[:, :4], use_cache=True)
+    mask = torch.ones_like(ids)
+    second = model(ids[:, 4:], attention_mask=mask, past_key_values=first.past_key_values)
+    stepped = torch.cat([first.logits, second.logits], 1)
+    torch.testing.assert_close(stepped, whole, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model(ids, logits_to_keep=2).logits, whole[:, -2:])
