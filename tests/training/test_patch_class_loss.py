@@ -1,7 +1,7 @@
 import torch
 from torch.nn import functional as F
 
-from pixellm.training.auxiliary import PatchClassHead, count_cell_classes
+from pixellm.training.auxiliary import PatchClassHead, TargetClassHead, count_cell_classes
 
 
 def test_counts_are_area_per_cell_without_ignored_pixels() -> None:
@@ -26,3 +26,18 @@ def test_loss_equals_pixelwise_cross_entropy_of_the_cells_prediction() -> None:
     dense = F.interpolate(logits, size=(9, 9), mode="nearest")
     expected = F.cross_entropy(dense, classes, ignore_index=-100, reduction="sum")
     torch.testing.assert_close(head(features, classes), expected)
+
+
+def test_the_target_class_head_reads_embeddings_and_features_with_the_same_weights() -> None:
+    torch.manual_seed(0)
+    head = TargetClassHead(num_scales=2, size=8, num_classes=5)
+    codes = [patch_head.classifier.weight.detach() * 50 for patch_head in head.patch_heads]
+    classes = torch.tensor([[[1, 1], [3, -100]]])
+    features = [code[[1, 1, 3, 0]].T.reshape(1, 8, 2, 2) for code in codes]
+    targets = torch.tensor([3, 1, -100])
+    embeddings = torch.stack([code[[3, 1, 0]] for code in codes], dim=1)
+    pixel_sum, target_sum = head(features, embeddings, classes, targets)
+    assert pixel_sum.item() < 1e-3
+    assert target_sum.item() < 1e-3
+    _, wrong_sum = head(features, embeddings, classes, torch.tensor([1, 3, -100]))
+    assert wrong_sum.item() > 1

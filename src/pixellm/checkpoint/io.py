@@ -96,6 +96,7 @@ def load_model_and_processor(
             revision=revision,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported with its name below, as all that does not fit
         )
         processor = PixelLMProcessor.from_pretrained(resolved, revision=revision)
     except SafetensorError as error:

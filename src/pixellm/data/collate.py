@@ -53,7 +53,8 @@ class Collator:
         Returns:
             input_ids, attention_mask, position_ids, dialogue_ids, labels (B, T);
             pixel_values (B, 3, S, S), pixel_mask (B, S, S); target_masks (M, g, g) uint8,
-            target_rows, target_answers (M,); patch_classes (B, g, g) with class names given;
+            target_rows, target_answers (M,); patch_classes (B, g, g) and target_classes (M,)
+            with class names given;
             sample_ids, a list of strings.
         """
         pictures = self.processor.image_processor([load_image(row[0].image) for row in rows])
@@ -61,6 +62,7 @@ class Collator:
             k: [] for k in ("input_ids", "attention_mask", "position_ids", "dialogue_ids", "labels")
         }
         masks, target_rows, target_answers = list[Tensor](), list[int](), list[int]()
+        target_classes = list[int]()
         num_answers = 0
         for index, (row, resized) in enumerate(zip(rows, pictures["resized_sizes"], strict=True)):
             packed, kept = self._pack(row, resized.tolist())
@@ -73,6 +75,7 @@ class Collator:
             for turn in turns:
                 target_rows += [index] * len(turn.targets)
                 target_answers += [num_answers] * len(turn.targets)
+                target_classes += [self.class_index.get(t.name, IGNORED) for t in turn.targets]
                 num_answers += 1
         pad = self.processor.tokenizer.pad_token_id
         fill = {"input_ids": pad, "labels": IGNORED}
@@ -88,6 +91,7 @@ class Collator:
         batch["pixel_mask"] = pictures["pixel_mask"]
         batch["sample_ids"] = [sample.id for row in rows for sample in row]
         if self.class_index:
+            batch["target_classes"] = torch.tensor(target_classes, dtype=torch.long)
             batch["patch_classes"] = torch.stack([self._class_map(row[0]) for row in rows])
         return batch
 

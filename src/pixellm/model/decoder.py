@@ -9,7 +9,6 @@ h w a grid; scale 0 is the coarsest.
 from __future__ import annotations
 
 from itertools import pairwise
-
 from typing import Any
 
 import torch

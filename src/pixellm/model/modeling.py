@@ -64,6 +64,8 @@ class PixelLMOutput(ModelOutput):
         hidden_states: (B, T, D) after the final norm.
         mask_logits: (M, h, w) in the canvas frame, where ``target_rows`` are given.
         feature_maps: per scale the encoder's (B, C_l, h_l, w_l) maps.
+        decoder_features: per scale the decoder's (B, C, h_l, w_l) inputs, while training.
+        target_embeddings: (M, L, C), while training.
         past_key_values: the language model's cache.
     """
 
@@ -75,6 +77,8 @@ class PixelLMOutput(ModelOutput):
     hidden_states: Tensor | None = None
     mask_logits: Tensor | None = None
     feature_maps: list[Tensor] | None = None
+    decoder_features: list[Tensor] | None = None
+    target_embeddings: Tensor | None = None
     past_key_values: Any = None
 
 
@@ -343,6 +347,8 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
             if len(rows):
                 embeddings = self.target_embeddings(hidden, rows, starts)
                 result.mask_logits = self.decode_masks(embeddings, encoded.features, rows)
+                result.target_embeddings = embeddings
+                result.decoder_features = encoded.features
                 self._add_mask_losses(result, truth, rows, pixel_mask)
         config = self.config
         result.loss = (

@@ -1,10 +1,13 @@
-"""The auxiliary patch-class loss: what is where, asked of the vision tower's deepest features.
+"""The auxiliary class losses: what is where, and what is meant, asked of inner features.
 
-A linear head on each cell predicts the share of every class in the cell's area. The head belongs
-to training alone and is thrown away afterwards; it knows nothing of text, targets or the model.
+A linear head on each cell predicts the share of every class in the cell's area; another reads the
+class of target embeddings and of the decoder's features with the same weights. Heads belong to
+training alone and are thrown away afterwards; they know nothing of text or of the model.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -68,3 +71,53 @@ class PatchClassHead(nn.Module):
         counts = count_cell_classes(patch_classes, grid, self.num_classes)
         logits = self.classifier(features.permute(0, 2, 3, 1)).float()
         return -(counts * F.log_softmax(logits, dim=-1)).sum()
+
+
+class TargetClassHead(nn.Module):
+    """One linear classifier per scale for target embeddings and decoder features alike.
+
+    A target has to find its pixels by similarity. Left to the mask losses alone, embeddings and
+    features first have to agree on a code for hundreds of classes; a shared classifier gives them
+    one.
+
+    Args:
+        num_scales: L.
+        size: C, width of the decoder.
+        num_classes: K, background included.
+    """
+
+    def __init__(self, num_scales: int, size: int, num_classes: int) -> None:
+        super().__init__()
+        self.patch_heads = nn.ModuleList(
+            PatchClassHead(size, num_classes) for _ in range(num_scales)
+        )
+
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        target_embeddings: Tensor,
+        patch_classes: Tensor,
+        target_classes: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropies, means over the scales.
+
+        Args:
+            features: per scale (B, C, h_l, w_l) inputs of the decoder.
+            target_embeddings: (M, L, C).
+            patch_classes: (B, h, w) int64, see :class:`PatchClassHead`.
+            target_classes: (M,) int64, -100 where unknown.
+
+        Returns:
+            The sum over annotated pixels and the sum over targets, scalars.
+        """
+        pixels = target_embeddings.new_zeros(())
+        targets = target_embeddings.new_zeros(())
+        for scale, head in enumerate(self.patch_heads):
+            pixels = pixels + head(features[scale], patch_classes)
+            assert isinstance(head, PatchClassHead)
+            logits = head.classifier(target_embeddings[:, scale]).float()
+            targets = targets + F.cross_entropy(
+                logits, target_classes, ignore_index=IGNORED, reduction="sum"
+            )
+        count = len(self.patch_heads)
+        return pixels / count, targets / count

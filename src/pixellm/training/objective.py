@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixellm.training.auxiliary import IGNORED, PatchClassHead
+from pixellm.training.auxiliary import IGNORED, PatchClassHead, TargetClassHead
 from pixellm.training.config import LossWeights
 
-LOSS_NAMES = ("text", "mask", "dice", "patch_class")
+LOSS_NAMES = ("text", "mask", "dice", "patch_class", "target_class")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,20 @@ class Objective(nn.Module):
 
     Args:
         model: PixelLM for conditional generation.
-        patch_class_head: present where some stage uses the patch-class loss.
+        patch_class_head: present where the data names its classes.
+        target_class_head: likewise.
     """
 
-    def __init__(self, model: Any, patch_class_head: PatchClassHead | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        patch_class_head: PatchClassHead | None,
+        target_class_head: TargetClassHead | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.patch_class_head = patch_class_head
+        self.target_class_head = target_class_head
 
     def parameters_by_name(self) -> dict[str, nn.Parameter]:
         """All parameters; those of the model under the names of its checkpoints."""
@@ -85,7 +92,9 @@ class Objective(nn.Module):
             Scalars by name: those of LOSS_NAMES that are computed, unweighted, and "total", the
             weighted sum to go backward from.
         """
-        inputs = {key: value for key, value in batch.items() if key != "patch_classes"}
+        classes = ("patch_classes", "target_classes")
+        inputs = {key: value for key, value in batch.items() if key not in classes}
+        output = None
         if weights.encoder_only:
             losses: dict[str, Tensor] = {}
             vision_tower = self.model.model.vision_tower
@@ -105,6 +114,16 @@ class Objective(nn.Module):
                 raise ValueError("A patch-class loss needs data with class names.")
             total_pixels = self.patch_class_head(deepest, batch["patch_classes"])
             losses["patch_class"] = total_pixels / counts.pixels
+        if weights.target_class > 0 and output is not None and output.target_embeddings is not None:
+            if self.target_class_head is None:
+                raise ValueError("A target-class loss needs data with class names.")
+            pixel_sum, target_sum = self.target_class_head(
+                output.decoder_features,
+                output.target_embeddings,
+                batch["patch_classes"],
+                batch["target_classes"],
+            )
+            losses["target_class"] = pixel_sum / counts.pixels + target_sum / counts.targets
         losses = {name: value for name, value in losses.items() if value is not None}
         losses["total"] = torch.stack(
             [getattr(weights, name) * value for name, value in losses.items()]

@@ -122,7 +122,10 @@ def _group_of(
     rule = next((rule for rule in config.rules if matches(name, rule.pattern)), None)
     rule = rule or ParameterRule(pattern=name)
     outside = stage.loss.encoder_only and not _matches_any(name, ENCODER_PATTERNS)
-    idle_head = stage.loss.patch_class == 0 and matches(name, "patch_class_head")
+    idle_head = any(
+        getattr(stage.loss, loss) == 0 and matches(name, f"{loss}_head")
+        for loss in ("patch_class", "target_class")
+    )
     frozen = rule.frozen or rule.learning_rate == 0
     if frozen or outside or idle_head or _matches_any(name, stage.freeze):
         return ("", 0.0, 0.0)

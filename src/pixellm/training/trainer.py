@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pixellm.data.collate import Collator
 from pixellm.training import checkpoints
-from pixellm.training.auxiliary import PatchClassHead
+from pixellm.training.auxiliary import PatchClassHead, TargetClassHead
 from pixellm.training.checkpoints import TrainState
 from pixellm.training.config import EvaluationConfig, RunConfig, Stage, differences
 from pixellm.training.objective import Objective, count_batch, normalisers_of
@@ -99,11 +99,11 @@ def _checkpoint_to_resume(config: RunConfig, resume: bool | Path) -> Path | None
 
 def _class_names(config: RunConfig, sources: Sequence[Any]) -> tuple[str, ...]:
     """Names behind the dense class maps, where some stage asks for them."""
-    if all(stage.loss.patch_class == 0 for stage in config.stages):
+    if not any(stage.loss.needs_classes for stage in config.stages):
         return ()
     named = [source.class_names for source in sources if hasattr(source, "class_names")]
     if not named:
-        raise ValueError("A stage weighs `patch_class`, but no data set has class names.")
+        raise ValueError("A stage weighs classes, but no data set has class names.")
     return tuple(dict.fromkeys(itertools.chain.from_iterable(named)))
 
 
@@ -142,8 +142,8 @@ class _Run:
             self.state, self.restored = checkpoints.read_checkpoint(checkpoint)
         self.model, self.processor = self._load_or_build_model(checkpoint, sources)
         self.class_names = _class_names(self.config, sources)
-        head = self._build_head(sources[0]) if self.class_names else None
-        self.objective = Objective(self.model, head).to(self.accelerator.device)
+        heads = self._build_heads(sources[0]) if self.class_names else (None, None)
+        self.objective = Objective(self.model, *heads).to(self.accelerator.device)
         if self.config.channels_last:
             self.model.model.vision_tower.to(memory_format=torch.channels_last)
         if self.restored is not None:
@@ -170,13 +170,18 @@ class _Run:
             model, processor = build_model(section, texts=texts)
         return model.float(), processor
 
-    def _build_head(self, source: SampleDataset) -> PatchClassHead:
-        """Head for the deepest map, whose width is read off one sample."""
+    def _build_heads(self, source: SampleDataset) -> tuple[PatchClassHead, TargetClassHead]:
+        """Heads of the auxiliary losses; the deepest map's width is read off one sample."""
         probe = self._collator()([source[0]])
         tower = self.model.model.vision_tower.eval()
         with torch.no_grad():
             deepest = tower(probe["pixel_values"], probe["pixel_mask"])[0]
-        return PatchClassHead(deepest.shape[1], len(self.class_names) + 1)
+        sizes = self.model.config
+        num_classes = len(self.class_names) + 1
+        return (
+            PatchClassHead(deepest.shape[1], num_classes),
+            TargetClassHead(sizes.num_scales, sizes.decoder_size, num_classes),
+        )
 
     def _collator(self) -> Collator:
         sizes = self.config.collate
