@@ -171,7 +171,7 @@ def test_objects_in_another_order_follow_their_marks(photos: Path) -> None:
     for file in (photos / "out").glob("muse_*.json"):
         for entry in json.loads(file.read_text()):
             for text, targets in zip(entry["text_answers"], entry["answers"], strict=True):
-                places = [text.index(f"{t['rephrased_name']}{{seg}}") for t in targets]
+                places = [text.index(f"{t['rephrased_name']} {{seg}}") for t in targets]
                 assert places == sorted(places)
 
 
@@ -255,7 +255,7 @@ def test_a_second_model_can_reject_descriptions(photos: Path) -> None:
     def judge(number: int, body: dict[str, Any]) -> Answer:
         if "You check descriptions" not in json.dumps(body):
             return good(number, body)
-        pictures = sum(part["type"] == "image_url" for part in body["messages"][1]["content"])
+        pictures = sum(part["type"] == "image_url" for part in body["messages"][0]["content"])
         return Answer(json.dumps({"fits": [True] * (pictures - 1) + [body["model"] == "kind"]}))
 
     for model, status in (("kind", "accepted"), ("strict", "rejected")):

@@ -41,7 +41,7 @@ def test_a_good_draft_keeps_all_rules_and_becomes_a_row() -> None:
     assert broken_rules() == set()
     row = row_from_draft(GOOD)
     assert row.answer == (
-        "They would take the small cup at the edge{seg} or the tall cup further in{seg}."
+        "They would take the small cup at the edge {seg} or the tall cup further in {seg}."
     )
     assert row.targets == ((1, "the small cup at the edge"), (2, "the tall cup further in"))
 

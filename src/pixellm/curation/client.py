@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 OPENAI_URL = "https://api.openai.com/v1"
 
-MAX_TOKENS = 1200
-"""Longest reply asked for; a question with 34 described objects stays well below."""
+MAX_TOKENS = 4000
+"""Longest reply asked for, the thinking of models that think included."""
 
 IMAGE_SIDE = 1024
 """Long side in pixels of the photo as it is sent; boxes in the prompt are in its frame."""
@@ -222,7 +222,7 @@ class OpenAIClient:
         body: dict[str, Any] = {
             "model": self.name,
             "messages": [
-                {"role": "system", "content": request.system},
+                *([{"role": "system", "content": request.system}] if request.system else []),
                 {"role": "user", "content": content},
                 *({"role": role, "content": text} for role, text in rest),
             ],

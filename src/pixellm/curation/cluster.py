@@ -30,7 +30,8 @@ def work_on_ray(
 ) -> str:
     """Bring all open tasks to their verdicts on a Ray cluster.
 
-    Ray has to be initialised (``ray.init()``), and the photos lie at the same path everywhere.
+    Ray is initialised here where it isn't: locally, or at ``RAY_ADDRESS``. The photos lie at the
+    same path on all machines.
 
     Args:
         folder: the run's folder, whose ledger is closed and has its tasks already.
@@ -51,6 +52,7 @@ def work_on_ray(
     import ray.data
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    ray.init(ignore_reinit_error=True, log_to_driver=False)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     keeper: Any = ray.remote(_Keeper)
     actor = keeper.options(num_cpus=0, scheduling_strategy=here).remote(folder)

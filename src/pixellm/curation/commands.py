@@ -6,7 +6,6 @@ it. Bad input ends in one sentence and exit code 2, an unfinished run in exit co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,12 +83,12 @@ def write(
 ) -> None:
     """Write the set of a run again, without the rows that reviewers rejected."""
     from pixellm.curation.ledger import Ledger
-    from pixellm.curation.write import save_marks
+    from pixellm.curation.write import load_marks, read_marks, save_marks
 
     with _one_sentence():
         ledger = Ledger(folder)
         if marks is not None:
-            save_marks(folder, json.loads(marks.read_text("utf-8")))
+            save_marks(folder, {**read_marks(folder), **load_marks(marks)})
         settings = dict(ledger.get("layout") or {})
         if split:
             settings["train"], settings["val"] = _numbers(split, "--split")
@@ -174,6 +173,8 @@ class _Work:
     ) -> None:
         if batch and (ray or source.model == "template"):
             raise ValueError("--batch goes with a hosted model, and not with --ray.")
+        if source.check_model == "template":
+            raise ValueError("--check-model takes a vision model; templates see no photo.")
         self.source, self.server, self.price, self.pace = source, server, price, pace
         self.batch, self.ray = batch, ray
 
@@ -195,7 +196,9 @@ class _Work:
                 stopped = self._propose(ledger, writing, clients, prices, progress)
         finally:
             ledger.close()
-        _write(Ledger(out), out, layout)
+        failed = _write(Ledger(out), out, layout)["tasks"].get("failed", 0)
+        if failed and not stopped:
+            stopped = f"{failed} questions got no reply; the same command asks them again."
         return stopped
 
     def _propose(
@@ -247,7 +250,7 @@ class _Work:
         return {model: given or price_of(model, url) for model in models}
 
 
-def _write(ledger: Ledger, folder: Path, layout: dict[str, Any]) -> None:
+def _write(ledger: Ledger, folder: Path, layout: dict[str, Any]) -> dict[str, Any]:
     from pixellm.curation.write import WriteSettings, write_set
 
     try:
@@ -260,6 +263,7 @@ def _write(ledger: Ledger, folder: Path, layout: dict[str, Any]) -> None:
         typer.echo(f"{title:8} {row or 'none'}")
     written = ", ".join(f"{count} {name}" for name, count in questions.items())
     typer.echo(f"Written to {folder}: {written} questions.")
+    return summary
 
 
 def _images_of(folder: Path) -> Path:
@@ -308,7 +312,10 @@ def _one_sentence() -> Iterator[None]:
         typer.echo(f"{error.name} is missing; install pixellm[curate].", err=True)
         raise typer.Exit(2) from None
     except (ValueError, OSError) as error:
-        typer.echo(str(error), err=True)
+        says = str(error)
+        if isinstance(error, OSError) and error.filename:
+            says = f"{error.filename}: {error.strerror}; check the path and the disk."
+        typer.echo(says, err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo("Stopped; the same command goes on from here.", err=True)

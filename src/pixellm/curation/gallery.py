@@ -25,14 +25,10 @@ from pixellm.curation.photos import jpeg_data_url, seeded_fraction
 from pixellm.curation.write import read_marks, save_marks
 from pixellm.masks import decode_mask, segmentation_to_rle
 from pixellm.types import SEG_MARK
+from pixellm.visualize import segment_color
 
 SIDE = 480
 """Long side of the pictures in the page, in pixels."""
-
-_COLOURS = (
-    "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008f95", "#f032e6", "#9a6324",
-    "#808000", "#000075", "#d4a900", "#800000", "#2f9e6e", "#c2185b", "#5e35b1", "#546e7a",
-)  # fmt: skip
 
 
 def review_rows(folder: Path) -> Iterator[MuseRow]:
@@ -208,7 +204,8 @@ def _parts(row: MuseRow) -> list[list[Any]]:
         cut = len(piece.rstrip()) - len(phrase)
         if not phrase or piece.rstrip()[max(0, cut) :].casefold() != phrase.casefold():
             cut = 0
-        parts += [[piece[:cut], -1], [piece[cut:], number, _COLOURS[number % len(_COLOURS)]]]
+        colour = "#{:02x}{:02x}{:02x}".format(*segment_color(number))
+        parts += [[piece[:cut], -1], [piece[cut:], number, colour]]
     return [*parts, [rest, -1]]
 
 
@@ -218,9 +215,7 @@ def _mask_layer(target: Mapping[str, Any], size: tuple[int, int], number: int) -
     layer = Image.fromarray(mask.astype("uint8") * 255)
     layer.thumbnail((SIDE, SIDE), Image.Resampling.NEAREST)
     layer = layer.point([0] * 128 + [1] * 128)
-    colour = _COLOURS[number % len(_COLOURS)]
-    rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    layer.putpalette([0, 0, 0, *rgb], "RGB")
+    layer.putpalette([0, 0, 0, *segment_color(number)], "RGB")
     buffer = io.BytesIO()
     layer.save(buffer, "PNG", transparency=0, optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

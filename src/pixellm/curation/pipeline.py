@@ -135,17 +135,13 @@ def select(ledger: Ledger, source: Source, max_images: int | None) -> Writing:
         ledger.put("categories", file.categories)
         rows = file.photos(source.images, source.select)
         ledger.add_photos(rows, lambda usable: order_by_balance(usable, seed))
-    writing = writing_of(ledger, source)
+    writing = Writing(
+        Vocabulary(ledger.get("categories")), source.text_only, check_fit=bool(source.check_model)
+    )
     photos = ledger.usable_photos(max_images)
     ledger.add_tasks(_plan(photos, tuple(writing.styles), source))
     ledger.reopen_failed()
     return writing
-
-
-def writing_of(ledger: Ledger, source: Source) -> Writing:
-    """How the tasks of a ledger are written; the same in every process of a run."""
-    vocabulary = Vocabulary(ledger.get("categories"))
-    return Writing(vocabulary, source.text_only, check_fit=bool(source.check_model))
 
 
 class Desk:
@@ -196,7 +192,8 @@ class Desk:
             except NoReplyError as error:
                 self.book.fail(exchange, str(error))
                 last = error
-                self._put_off(attempt, error.retry_after)
+                if attempt + 1 < self._pace.attempts:
+                    self._put_off(attempt, error.retry_after)
             except (UnanswerableError, OSError) as error:
                 self.book.fail(exchange, str(error))
                 raise

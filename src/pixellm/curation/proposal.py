@@ -213,8 +213,7 @@ def parse_draft(reply: Reply) -> Draft | Fault:
     if not question and not objects:
         return Fault("nothing_to_ask", "The writer found no good question of this kind.")
     try:
-        if not isinstance(question, str) or not isinstance(answer, str):
-            raise TypeError
+        question, answer = _read_text(question), _read_text(answer)
         pairs = tuple((_read_id(item["id"]), _read_text(item["description"])) for item in objects)
     except (KeyError, TypeError, ValueError):
         return Fault("bad_json", "Use the keys question, answer, objects, id and description.")
@@ -261,5 +260,5 @@ def _read_id(value: object) -> int:
 
 def _read_text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError("A description is text.")
-    return value.strip()
+        raise TypeError("Text is wanted here.")
+    return " ".join(value.split())

@@ -107,23 +107,32 @@ class Vocabulary:
     """
 
     def __init__(self, categories: Iterable[str]) -> None:
-        self._names: dict[str, set[str]] = {}
+        self._names: dict[tuple[str, ...], set[str]] = {}
         for category in categories:
             plain = re.sub(r"\s*\(.*?\)", "", category).casefold().strip()
-            for form in {plain, plural(plain)} - {""}:
-                self._names.setdefault(form, set()).add(category)
-        forms = sorted(self._names, key=lambda form: (-len(form), form))
-        self._pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, forms)) + r")\b", re.I)
+            for form in (plain, plural(plain)) if plain else ():
+                self._names.setdefault(tuple(_WORD.findall(form)), set()).add(category)
+        self._longest = max(map(len, self._names), default=0)
 
     def find(self, text: str) -> list[tuple[str, frozenset[str]]]:
-        """The (word, categories it may stand for) of each category named in the text."""
-        found = []
-        for match in self._pattern.finditer(text) if self._names else ():
-            word = match[0].casefold()
-            if word in _EVERYDAY and not _DEFINITE.search(text[: match.start()]):
-                continue
-            found.append((word, frozenset(self._names[word])))
+        """The (words, categories they may stand for) of each category named in the text."""
+        spans = [match.span() for match in _WORD.finditer(text)]
+        words = [text[start:end].casefold() for start, end in spans]
+        found, place = [], 0
+        while place < len(words):
+            for length in range(min(self._longest, len(words) - place), 0, -1):
+                names = self._names.get(tuple(words[place : place + length]))
+                if names and self._names_object(text, words[place], spans[place][0], length):
+                    found.append((" ".join(words[place : place + length]), frozenset(names)))
+                    place += length - 1
+                    break
+            place += 1
         return found
+
+    @staticmethod
+    def _names_object(text: str, word: str, start: int, length: int) -> bool:
+        everyday = length == 1 and word in _EVERYDAY
+        return not everyday or _DEFINITE.search(text[:start]) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +163,8 @@ def row_from_draft(draft: Draft) -> Row:
     """The row of a draft without faults: marks lose their ids, targets follow the marks."""
     descriptions = dict(draft.descriptions)
     targets = tuple((number, descriptions[number]) for number in _marked(draft))
-    answer = re.sub(r"\s+(?=\{\s*seg)", "", draft.answer.strip(), flags=re.IGNORECASE)
-    return Row(draft.question.strip(), MARK.sub(SEG_MARK, answer), targets)
+    answer = re.sub(rf"\s*(?:{MARK.pattern})", f" {SEG_MARK}", draft.answer.strip(), flags=re.I)
+    return Row(draft.question.strip(), answer, targets)
 
 
 def _unknown_id(draft: Draft, scene: Scene) -> str:

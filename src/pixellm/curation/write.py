@@ -97,11 +97,22 @@ def read_marks(folder: Path) -> dict[str, str]:
         ValueError: the file is damaged.
     """
     path = folder / MARKS_NAME
-    if not path.is_file():
-        return {}
+    return load_marks(path) if path.is_file() else {}
+
+
+def load_marks(path: Path) -> dict[str, str]:
+    """Marks from a file, such as the one that a gallery hands out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged.
+    """
     try:
         marks = json.loads(path.read_text("utf-8"))
-        if not isinstance(marks, dict) or set(marks.values()) - {"accept", "reject"}:
+        known = isinstance(marks, dict) and all(
+            mark in ("accept", "reject") for mark in marks.values()
+        )
+        if not known:
             raise ValueError("only accept and reject are known")
     except ValueError as error:
         raise ValueError(f"{path} can't be read ({error}); mend or remove it.") from None
