@@ -72,7 +72,7 @@ def __dir__() -> list[str]:
 _AUTO_MODULES = {
     "transformers.models.auto.configuration_auto": "pixellm.model.config",
     "transformers.models.auto.modeling_auto": "pixellm.model.modeling",
-    "transformers.models.auto.image_processing_auto": "pixellm.processing.processor",
+    "transformers.models.auto.image_processing_auto": "pixellm.processing.image",
     "transformers.models.auto.processing_auto": "pixellm.processing.processor",
 }
 """Module of transformers -> the module here that registers its classes with it when imported."""

@@ -166,8 +166,6 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_hub_id_that_cannot_be_reached_is_refused_in_one_sentence() -> None:
-    with pytest.raises(
-        FileNotFoundError, match="no-such-model"
-    ) as caught:
+    with pytest.raises(FileNotFoundError, match="no-such-model") as caught:
         load_model_and_processor("nobody/no-such-model")
     assert "\n" not in str(caught.value)

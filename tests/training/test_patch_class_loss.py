@@ -31,7 +31,7 @@ def test_loss_equals_pixelwise_cross_entropy_of_the_cells_prediction() -> None:
 def test_the_target_class_head_reads_embeddings_and_features_with_the_same_weights() -> None:
     torch.manual_seed(0)
     head = TargetClassHead(num_scales=2, size=8, num_classes=5)
-    codes = [patch_head.classifier.weight.detach() * 50 for patch_head in head.patch_heads]
+    codes = [patch_head.classifier.weight.detach() * 200 for patch_head in head.patch_heads]
     classes = torch.tensor([[[1, 1], [3, -100]]])
     features = [code[[1, 1, 3, 0]].T.reshape(1, 8, 2, 2) for code in codes]
     targets = torch.tensor([3, 1, -100])

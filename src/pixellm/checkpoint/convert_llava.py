@@ -41,6 +41,9 @@ _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _UNIT = 1 / 255
 
+_VISION_PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
+"""Parts of a CLIP tower; its checkpoints name them with or without "vision_model." in front."""
+
 
 @dataclass(frozen=True, slots=True)
 class LlavaParts:
@@ -204,7 +207,8 @@ def _read_original_layout(
         vision |= {
             k.removeprefix("vision_model."): v.clone()
             for k, v in tensors.items()
-            if k.startswith("vision_model.") and not k.endswith("position_ids")
+            if k.removeprefix("vision_model.").startswith(_VISION_PARTS)
+            and not k.endswith("position_ids")
         }
     return LlavaParts(
         text_config=text_config,

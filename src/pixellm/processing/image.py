@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
 from pixellm.masks import Letterbox, Size, decode_mask, mask_to_box
+from pixellm.model.config import PixelLMConfig
 from pixellm.types import RLE
 
 ImageSource = str | os.PathLike[str] | Image.Image | NDArray[Any]
@@ -304,3 +306,8 @@ def _coverage(edges: NDArray[np.float64], num_pixels: int) -> NDArray[np.float32
     low = np.maximum(edges[:-1, None], pixels)
     high = np.minimum(edges[1:, None], pixels + 1)
     return (np.maximum(high - low, 0) / np.diff(edges)[:, None]).astype(np.float32)
+
+
+AutoImageProcessor.register(
+    PixelLMConfig, slow_image_processor_class=PixelLMImageProcessor, exist_ok=True
+)

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import (
-    AutoImageProcessor,
     AutoProcessor,
     BatchFeature,
     PreTrainedTokenizerBase,
@@ -258,7 +257,4 @@ class PixelLMProcessor(ProcessorMixin):
         return found
 
 
-AutoImageProcessor.register(
-    PixelLMConfig, slow_image_processor_class=PixelLMImageProcessor, exist_ok=True
-)
 AutoProcessor.register(PixelLMConfig, PixelLMProcessor, exist_ok=True)

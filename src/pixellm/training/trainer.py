@@ -170,18 +170,18 @@ class _Run:
             model, processor = build_model(section, texts=texts)
         return model.float(), processor
 
-    def _build_heads(self, source: SampleDataset) -> tuple[PatchClassHead, TargetClassHead]:
+    def _build_heads(self, source: SampleDataset) -> tuple[PatchClassHead, TargetClassHead | None]:
         """Heads of the auxiliary losses; the deepest map's width is read off one sample."""
         probe = self._collator()([source[0]])
         tower = self.model.model.vision_tower.eval()
         with torch.no_grad():
             deepest = tower(probe["pixel_values"], probe["pixel_mask"])[0]
-        sizes = self.model.config
         num_classes = len(self.class_names) + 1
-        return (
-            PatchClassHead(deepest.shape[1], num_classes),
-            TargetClassHead(sizes.num_scales, sizes.decoder_size, num_classes),
-        )
+        target_head = None
+        if any(stage.loss.target_class > 0 for stage in self.config.stages):
+            sizes = self.model.config
+            target_head = TargetClassHead(sizes.num_scales, sizes.decoder_size, num_classes)
+        return PatchClassHead(deepest.shape[1], num_classes), target_head
 
     def _collator(self) -> Collator:
         sizes = self.config.collate

@@ -1,0 +1,53 @@
+"""The embedded model: present, small, quick to describe what it was trained on, and useful."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pixellm
+from pixellm.checkpoint.io import EMBEDDED_DIR
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def nano() -> "pixellm.Engine":
+    return pixellm.load("nano", device="cpu")
+
+
+def test_its_weights_are_between_5_and_20_megabytes() -> None:
+    size = sum(file.stat().st_size for file in (EMBEDDED_DIR / "nano").iterdir())
+    assert 5e6 < size < 20e6
+
+
+def test_it_answers_the_demo_question_with_a_mask_for_each_thing(nano: "pixellm.Engine") -> None:
+    question = (ROOT / "examples" / "question.txt").read_text(encoding="utf-8").strip()
+    prediction = nano.predict(ROOT / "examples" / "scene.png", question)
+    assert len(prediction.segments) >= 2
+    for segment in prediction.segments:
+        assert segment.mask.shape == prediction.size
+        assert segment.mask.any()
+        assert prediction.text[slice(*segment.span)] == segment.label
+    first, second = (segment.mask for segment in prediction.segments[:2])
+    overlap = np.logical_and(first, second).sum() / min(first.sum(), second.sum())
+    assert overlap < 0.5
+
+
+def test_it_scores_on_unseen_scenes_as_its_table_says(nano: "pixellm.Engine") -> None:
+    pytest.importorskip("resvg_py")
+    from pixellm.evaluation.scenes import evaluate_scenes
+
+    report = evaluate_scenes(nano, "test", seed=20251, num_scenes=25, dialogues_per_image=4)
+    scores = report.headline()
+    assert scores["giou"].value > NANO_GIOU_FLOOR
+
+
+NANO_GIOU_FLOOR = 0.12
+"""Well under the measured score, so that 25 scenes cannot fall below it by chance."""
+
+
+def test_its_first_line_in_the_training_log_is_the_start_of_its_recipe() -> None:
+    log = (ROOT / "docs" / "nano" / "train_log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(log) > 20
+    assert '"event": "stage"' in log[0]
