@@ -123,7 +123,8 @@ class FolderStyle:
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"The sticker style {name!r} is not in {folder}; "
-                f"get it with `pixellm data scenes --fetch-style {name}`."
+                "get it with `pixellm data scenes --split test_style "
+                f"--fetch-style {name} --out DIR`."
             )
         self._folder = folder
 
