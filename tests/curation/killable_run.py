@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import matplotlib.figure
@@ -19,10 +20,19 @@ from curation_runs import client_of, run_all, source_of
 from pixellm.curation.pipeline import Pace
 
 WORKERS = 3
+WRITING_TAKES = 0.02
+"""Seconds that each file waits before it takes its place, so that kills can come in between."""
 PRELOADED = (matplotlib.figure, openai.resources.chat, pyarrow.parquet)
 
 
 def run(folder: Path, url: str) -> None:
+    replace = Path.replace
+
+    def replace_late(self: Path, target: Path) -> Path:
+        time.sleep(WRITING_TAKES)
+        return replace(self, target)
+
+    Path.replace = replace_late  # type: ignore[assignment, method-assign]
     source = source_of(folder, questions=3)
     _, stopped = run_all(
         source, folder / "out", {"": client_of(source, url)}, Pace(workers=WORKERS, wait=0.01)
