@@ -131,7 +131,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         batch = Collator(processor, mask_size=16)([[sample], [alone]])
         del batch["sample_ids"]
         optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.01)
-        for _ in range(60):
+        for _ in range(120):
             optimizer.zero_grad()
             model(**batch).loss.backward()
             optimizer.step()

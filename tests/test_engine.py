@@ -34,7 +34,7 @@ def test_an_answer_grounds_each_phrase_in_a_mask_of_original_pixels(tiny_engine:
         assert segment.mask.shape == (32, 24) and segment.mask.dtype == bool
         assert 0.5 < segment.score <= 1
     found = answer.segments[0].mask
-    assert (found & red).sum() / (found | red).sum() > 0.4
+    assert (found & red).sum() / (found | red).sum() > 0.6
 
 
 def test_an_answer_may_hold_no_mask(tiny_engine: Engine) -> None:
