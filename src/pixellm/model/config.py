@@ -51,6 +51,8 @@ class PixelLMConfig(PreTrainedConfig):
         llm_projector_size: inner width of the projection into the language model; 0 makes it a
             single linear layer.
         llm_positions: add a learned position to each image token.
+        llm_normalise: normalise the features of each cell before the projection into the language
+            model, and start positions at the same scale, so that neither drowns the other.
         shared_projector: one projection into the decoder for all scales, as in the release;
             otherwise one per scale, needed where scales differ in width.
         decoder_projector_sizes: [inner, output] widths of the projection into the decoder before
@@ -100,6 +102,7 @@ class PixelLMConfig(PreTrainedConfig):
         llm_grid: list[int] | None = None,
         llm_projector_size: int = 8192,
         llm_positions: bool = False,
+        llm_normalise: bool = False,
         shared_projector: bool = False,
         decoder_projector_sizes: list[int] | None = None,
         neck_top_down: bool = False,
@@ -137,6 +140,7 @@ class PixelLMConfig(PreTrainedConfig):
         self.llm_grid = list(llm_grid or (16, 16))
         self.llm_projector_size = llm_projector_size
         self.llm_positions = llm_positions
+        self.llm_normalise = llm_normalise
         self.shared_projector = shared_projector
         self.decoder_projector_sizes = list(decoder_projector_sizes or ())
         self.neck_top_down = neck_top_down

@@ -294,8 +294,9 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
             position_ids: (B, T); computed from the mask where None.
             dialogue_ids: (B, T), see :func:`packed_attention_mask`.
             labels: (B, T) ids to predict, -100 elsewhere, not shifted.
-            target_masks: (M, h, w) 0/1 truth in the canvas frame, in the order of the groups.
-            target_rows: (M,) row of each target.
+            target_masks: (M, h, w) 0/1 truth in the canvas frame, in the order of the groups;
+                None decodes no masks.
+            target_rows: (M,) row of each target; None computes nothing of targets.
             target_answers: (M,) id of the answer that each target belongs to.
             num_label_tokens: divisor of the text loss; this batch's count where None.
             num_targets: divisor of the mask losses; this batch's count where None.
@@ -342,14 +343,15 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         logits = self.lm_head(hidden[:, :-1][labelled])
         result.text_loss = text_loss_sum(logits, labels[labelled]) / count
         result.mask_loss = result.dice_loss = result.text_loss.new_zeros(())
-        if truth.masks is not None and encoded is not None:
+        if truth.rows is not None and encoded is not None:
             rows, starts = self._find_targets(input_ids, truth)
             if len(rows):
                 embeddings = self.target_embeddings(hidden, rows, starts)
-                result.mask_logits = self.decode_masks(embeddings, encoded.features, rows)
                 result.target_embeddings = embeddings
                 result.decoder_features = encoded.features
-                self._add_mask_losses(result, truth, rows, pixel_mask)
+                if truth.masks is not None:
+                    result.mask_logits = self.decode_masks(embeddings, encoded.features, rows)
+                    self._add_mask_losses(result, truth, rows, pixel_mask)
         config = self.config
         result.loss = (
             config.text_loss_weight * result.text_loss
@@ -359,14 +361,14 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         return result
 
     def _find_targets(self, input_ids: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
-        """Rows and starts (M,) of the groups; each must have its mask."""
-        assert truth.masks is not None
+        """Rows and starts (M,) of the groups; each must be one of the batch's targets."""
+        assert truth.rows is not None
         ids = torch.tensor(self.config.codebook_token_ids, device=input_ids.device)
         rows, starts = find_groups(input_ids, ids)
-        told = truth.rows is None or torch.equal(rows, truth.rows)
-        if len(rows) != len(truth.masks) or not told:
+        count = len(truth.rows if truth.masks is None else truth.masks)
+        if len(rows) != count or not torch.equal(rows, truth.rows):
             raise ValueError(
-                f"The text holds {len(rows)} codebook groups, the batch {len(truth.masks)} "
+                f"The text holds {len(rows)} codebook groups, the batch {count} "
                 "target masks; each group needs its mask, in order."
             )
         return rows, starts

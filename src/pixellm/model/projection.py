@@ -27,14 +27,18 @@ class ImageProjector(nn.Module):
             )
         else:
             self.projection = nn.Linear(vision_size, text_size)
+        if config.llm_normalise:
+            self.norm = nn.LayerNorm(vision_size)
         if config.llm_positions:
-            self.positions = nn.Parameter(torch.randn(config.num_image_tokens, text_size) * 0.02)
+            scale = 1.0 if config.llm_normalise else 0.02
+            self.positions = nn.Parameter(torch.randn(config.num_image_tokens, text_size) * scale)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C_v, h, w) features to (B, S, D) image tokens, row by row of the grid."""
         if features.shape[-2:] != self.grid:
             features = F.interpolate(features, size=self.grid, mode="bilinear")
-        tokens = self.projection(features.flatten(2).transpose(1, 2))
+        cells = features.flatten(2).transpose(1, 2)
+        tokens = self.projection(self.norm(cells) if hasattr(self, "norm") else cells)
         return tokens + self.positions if hasattr(self, "positions") else tokens
 
 

@@ -92,8 +92,12 @@ class Objective(nn.Module):
             Scalars by name: those of LOSS_NAMES that are computed, unweighted, and "total", the
             weighted sum to go backward from.
         """
-        classes = ("patch_classes", "target_classes")
-        inputs = {key: value for key, value in batch.items() if key not in classes}
+        unused = {"patch_classes", "target_classes"}
+        if weights.mask == weights.dice == 0:
+            unused.add("target_masks")
+            if weights.target_class == 0:
+                unused.add("target_rows")
+        inputs = {key: value for key, value in batch.items() if key not in unused}
         output = None
         if weights.encoder_only:
             losses: dict[str, Tensor] = {}
