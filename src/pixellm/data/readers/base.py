@@ -1,0 +1,205 @@
+"""What every reader of a data set promises: same index, same dialogues; bad rows have names.
+
+A reader is a map-style data set: an index gives the dialogues about one picture. Pictures are
+paths, decoded by whoever needs the pixels; masks stay run lengths. This module knows no file
+format, no tokens and no batches.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from pixellm.types import Sample
+
+_ORIENTATION = 0x0112
+"""The EXIF tag; values from 5 on turn a picture on its side."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row of a data set that can't be used.
+
+    Attributes:
+        file: the annotation file, or the picture.
+        row: its place in the file, such as "entry 12, question 3"; "" for the file as a whole.
+        reason: what is wrong, one sentence.
+    """
+
+    file: Path
+    row: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}{', ' if self.row else ''}{self.row}: {self.reason}"
+
+
+class Reader(ABC):
+    """A data set on disk as dialogues about pictures.
+
+    Everything follows from the files and ``(split, seed, epoch, index)``: not from the order of
+    access, the process or the worker. One epoch asks everything annotated exactly once; another
+    one comes in another order and wording. Rows known to be bad are left out and listed in
+    :attr:`bad_rows`; what only shows when a row is decoded raises and names the row.
+
+    Cheap to fork and to pickle: annotations are compact arrays, or are read from the file when
+    asked for (:class:`pixellm.data.readers.json_index.JsonRecords`).
+
+    Args:
+        root: folder that holds all data sets.
+        split: one of :attr:`splits`.
+        seed: another seed gives another order and wording.
+
+    Raises:
+        ValueError: an unknown split, or a file that is damaged.
+        FileNotFoundError: a file is missing; says where to get it.
+    """
+
+    name: ClassVar[str]
+    """As recipes and the command line call it."""
+    title: ClassVar[str]
+    """The data set's own name and what it holds, for people."""
+    splits: ClassVar[tuple[str, ...]]
+    """Known splits, the one to train on first."""
+    obtain: ClassVar[str]
+    """Where to get it: the end of a sentence, such as "download it from ..."."""
+
+    bad_rows: tuple[BadRow, ...] = ()
+    """Rows left out, known since the files were read."""
+
+    def __init__(self, root: Path | str, split: str = "train", seed: int = 0) -> None:
+        self.root = Path(root)
+        self.split = split
+        self.seed = seed
+        if split not in self.splits:
+            raise ValueError(
+                f"{self.name} has no split {split!r}; choose {', '.join(self.splits)}."
+            )
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
+
+    @classmethod
+    @abstractmethod
+    def files(cls, root: Path, split: str) -> tuple[Path, ...]:
+        """The annotation files and folders of pictures that a split needs, there or not."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many items an epoch has."""
+
+    @abstractmethod
+    def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
+        """The dialogues of an item, in the order of the files; they share one picture.
+
+        Args:
+            item: from 0 to ``len(self) - 1``.
+            rng: every choice of wording comes from it.
+
+        Raises:
+            ValueError: the row is bad; names the file and the row.
+        """
+
+    @abstractmethod
+    def where(self, item: int) -> tuple[Path, str]:
+        """The annotation file of an item, and its place in it as in :class:`BadRow`."""
+
+    @abstractmethod
+    def evaluation_samples(self) -> Sequence[Sample]:
+        """The questions that a benchmark asks about this split, one a sample, built when asked for.
+
+        Neither order nor wording depends on the seed. Questions about one picture follow each
+        other.
+        """
+
+    @abstractmethod
+    def counts(self) -> dict[str, int]:
+        """How many pictures, questions and targets the split holds, by those names, and more."""
+
+    def __getitem__(self, index: int) -> tuple[Sample, ...]:
+        """The dialogues of the first epoch's item ``index``.
+
+        Raises:
+            IndexError: past the length, so that plain iteration ends.
+            ValueError: the row is bad.
+        """
+        return self.dialogues(index, epoch=0)
+
+    def dialogues(self, index: int, epoch: int) -> tuple[Sample, ...]:
+        """The dialogues that come at place ``index`` of an epoch, about one picture.
+
+        Raises:
+            IndexError: past the length.
+            ValueError: the row is bad.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"Item {index} of {len(self)} of {self.name} {self.split}.")
+        if self._order[0] != epoch:
+            draw = np.random.default_rng([self.seed, epoch])
+            self._order = (epoch, draw.permutation(len(self)))
+        item = int(self._order[1][index])
+        return self.compose(item, self.random_of(item, epoch))
+
+    def random_of(self, item: int, epoch: int = 0) -> random.Random:
+        """The source of an item's choices."""
+        return random.Random(f"{self.name}/{self.split}/{self.seed}/{epoch}/{item}")
+
+    def check(self) -> Iterator[BadRow]:
+        """Every bad row: those left out, those that can't be decoded, pictures missing or wrong.
+
+        Slow by its nature, since it decodes everything once; pictures are opened, not decoded.
+        """
+        yield from self.bad_rows
+        seen: set[Path] = set()
+        for item in range(len(self)):
+            try:
+                samples = self.compose(item, self.random_of(item))
+            except ValueError as error:
+                yield BadRow(*self.where(item), str(error))
+                continue
+            for sample in samples:
+                if isinstance(sample.image, Path) and sample.image not in seen:
+                    seen.add(sample.image)
+                    yield from _check_picture(sample.image, sample.size)
+
+    def require(self, *paths: Path) -> None:
+        """Check that files or folders are there.
+
+        Raises:
+            FileNotFoundError: one is missing.
+        """
+        for path in paths:
+            if not path.exists():
+                raise FileNotFoundError(
+                    f"{self.name} needs {path}, which is missing; {self.obtain}."
+                )
+
+
+def check_split(reader: type[Reader], root: Path, split: str) -> tuple[Path, ...]:
+    """The files of a split that are missing; () where it can be read."""
+    return tuple(path for path in reader.files(root, split) if not path.exists())
+
+
+def _check_picture(path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
+    """What is wrong with a picture, seen from its header."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            if picture.getexif().get(_ORIENTATION, 1) >= 5:
+                width, height = height, width
+    except FileNotFoundError:
+        yield BadRow(path, "", "The picture is missing.")
+        return
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        yield BadRow(path, "", f"The picture can't be read ({error}).")
+        return
+    if (height, width) != tuple(size):
+        yield BadRow(
+            path, "", f"The picture is {(height, width)}, its annotation says {tuple(size)}."
+        )

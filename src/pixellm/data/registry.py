@@ -1,0 +1,61 @@
+"""The data sets that can be named: in recipes, and on the command line.
+
+A table of names and where their classes are, which are imported when one is opened. Knows no
+format and no split.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pixellm.data.readers.base import Reader
+
+READERS: dict[str, str] = {
+    "refcoco": "pixellm.data.readers.refer:RefCoco",
+    "refcoco+": "pixellm.data.readers.refer:RefCocoPlus",
+    "refcocog": "pixellm.data.readers.refer:RefCocoG",
+    "refclef": "pixellm.data.readers.refer:RefClef",
+    "grefcoco": "pixellm.data.readers.grefer:GRefCoco",
+    "multi-refcoco": "pixellm.data.readers.refer:MultiRefCoco",
+    "multi-refcoco+": "pixellm.data.readers.refer:MultiRefCocoPlus",
+    "multi-refcocog": "pixellm.data.readers.refer:MultiRefCocoG",
+    "reasonseg": "pixellm.data.readers.reasonseg:ReasonSeg",
+    "muse": "pixellm.data.readers.muse:Muse",
+}
+"""Name -> `module:class` of its :class:`pixellm.data.readers.base.Reader`."""
+
+
+def reader_class(name: str) -> type[Reader]:
+    """The class that reads a data set.
+
+    Raises:
+        ValueError: no data set is called so.
+    """
+    if name not in READERS:
+        raise ValueError(f"There is no data set {name!r}; known: {', '.join(READERS)}.")
+    module, _, attribute = READERS[name].partition(":")
+    reader: type[Reader] = getattr(import_module(module), attribute)
+    return reader
+
+
+def open_reader(name: str, root: Path | str, split: str, **options: Any) -> Reader:
+    """Open a split of a data set.
+
+    Args:
+        name: a key of :data:`READERS`.
+        root: folder that holds the data sets.
+        split: one of the reader's splits.
+        options: further arguments of the reader, by name.
+
+    Raises:
+        ValueError: an unknown name, split or option, or a damaged file.
+        FileNotFoundError: a file is missing; says where to get it.
+    """
+    reader = reader_class(name)
+    try:
+        return reader(root, split, **options)
+    except TypeError as error:
+        raise ValueError(f"Options of data set {name!r}: {error}.") from error
