@@ -117,7 +117,7 @@ def test_only_the_last_pictures_stay_encoded(tiny_model_dir: Path) -> None:
     engine = load(tiny_model_dir, device="cpu", cached_images=2, max_new_tokens=1)
     for shade in (0, 80, 160):
         engine.predict(np.full((8, 8, 3), shade, np.uint8), "What is it?")
-    assert len(engine._cache) == 2
+    assert len(engine.images) == 2
 
 
 @pytest.mark.parametrize(

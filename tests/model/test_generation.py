@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def test_the_image_placeholder_is_never_written(tiny_engine: Engine) -> None:
     with torch.inference_mode():
         encoded, _ = model.model.encode_images(batch["pixel_values"], batch["pixel_mask"])
 
-    def prefer_placeholders(logits: torch.Tensor) -> torch.Tensor:
+    def prefer_placeholders(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
         logits = logits.clone()
         logits[:, [image, *model.config.codebook_token_ids[1:]]] += 1000
         return logits.argmax(-1)

@@ -20,8 +20,8 @@ from pixellm.model.modeling import (
     PixelLMForConditionalGeneration,
 )
 
-Chooser = Callable[[Tensor], Tensor]
-"""Picks the next id of each row, (B, V) logits to (B,) ids."""
+Chooser = Callable[[Tensor, Sequence[int]], Tensor]
+"""Picks the next ids: (B, V) logits and the rows' indices in the batch given, to (B,) ids."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,14 @@ class GeneratedAnswer:
     ids: list[int] = field(default_factory=list)
     group_states: list[Tensor] = field(default_factory=list)
 
+    def extend(self, step: Step) -> None:
+        """Add what the row gained in a step."""
+        self.ids.extend(step.ids)
+        if step.group_states is not None:
+            self.group_states.append(step.group_states)
 
-def choose_greedily(logits: Tensor) -> Tensor:
+
+def choose_greedily(logits: Tensor, rows: Sequence[int]) -> Tensor:
     """The most likely id of each row."""
     return logits.argmax(-1)
 
@@ -126,7 +132,7 @@ def generate_steps(
     while rows.index:
         logits = model.lm_head(rows.last_hidden).float()
         logits[:, banned] = -torch.inf
-        feeds = _next_feeds(choose(logits).tolist(), rows, codebook, group_at_once)
+        feeds = _next_feeds(choose(logits, rows.index).tolist(), rows, codebook, group_at_once)
         steps = _take(model, rows, feeds, eos_ids)
         rows.keep([r for r, step in enumerate(steps) if not step.finished])
         yield from steps
@@ -142,9 +148,7 @@ def generate_answers(
     """:func:`generate_steps`, collected: one answer per row."""
     answers = [GeneratedAnswer() for _ in range(len(input_ids))]
     for step in generate_steps(model, input_ids, attention_mask, encoded, **options):  # type: ignore[arg-type]
-        answers[step.row].ids.extend(step.ids)
-        if step.group_states is not None:
-            answers[step.row].group_states.append(step.group_states)
+        answers[step.row].extend(step)
     return answers
 
 

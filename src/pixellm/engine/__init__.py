@@ -1,0 +1,13 @@
+"""The engine: pictures and questions in, Predictions out.
+
+``engine`` answers requests, ``images`` encodes each picture once, ``grounding`` turns finished
+answers into text and masks, ``loading`` finds models and devices. The package knows models and
+processors; it knows no files but pictures, no terminal and no network.
+"""
+
+from pixellm.engine.chat import ChatSession
+from pixellm.engine.engine import Engine
+from pixellm.engine.loading import load, pick_device, pick_dtype
+from pixellm.model.sampling import AnswerOptions
+
+__all__ = ["AnswerOptions", "ChatSession", "Engine", "load", "pick_device", "pick_dtype"]

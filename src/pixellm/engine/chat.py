@@ -1,0 +1,57 @@
+"""A dialogue of several turns about one picture.
+
+Keeps the history and nothing else; the engine answers, and keeps what it has read of the dialogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pixellm.types import Prediction, Segment
+
+if TYPE_CHECKING:
+    from pixellm.engine.engine import Engine
+
+
+@dataclass
+class ChatSession:
+    """Several turns about one picture.
+
+    Attributes:
+        engine: answers.
+        image: the picture.
+        history: (question, answer with ``{seg}`` marks) pairs so far.
+        last: the last prediction.
+    """
+
+    engine: Engine
+    image: Any
+    history: list[tuple[str, str]] = field(default_factory=list)
+    last: Prediction | None = None
+
+    def ask(self, question: str, **options: Any) -> Prediction:
+        """Answer the next question; earlier turns are kept in mind.
+
+        Args:
+            question: as typed.
+            **options: as :meth:`pixellm.engine.Engine.predict` takes them.
+        """
+        prediction = self.engine.predict(self.image, question, self.history, **options)
+        self._remember(prediction)
+        return prediction
+
+    def stream(self, question: str, **options: Any) -> Iterator[str | Segment | Prediction]:
+        """As :meth:`ask`, piece by piece; see :meth:`pixellm.engine.Engine.stream`.
+
+        The turn counts once its Prediction, the last item, was handed out.
+        """
+        for item in self.engine.stream(self.image, question, self.history, **options):
+            if isinstance(item, Prediction):
+                self._remember(item)
+            yield item
+
+    def _remember(self, prediction: Prediction) -> None:
+        self.history.append((prediction.question, prediction.info["marked_answer"]))
+        self.last = prediction

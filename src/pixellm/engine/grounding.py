@@ -1,0 +1,136 @@
+"""Finished answers to Predictions: text, phrases and masks in original pixels.
+
+The masks of all answers given are decoded together, resized on the device and brought back in
+one transfer. Knows nothing of how answers were written.
+Shape legend: K targets of an answer, M of all, G tokens of a group, D text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pixellm.engine.images import PreparedImage
+from pixellm.engine.memory import run_in_portions
+from pixellm.model.generation import GeneratedAnswer
+from pixellm.model.modeling import EncodedImages, PixelLMForConditionalGeneration
+from pixellm.processing.image import restore_masks
+from pixellm.processing.phrases import phrase_before
+from pixellm.processing.processor import PixelLMProcessor
+from pixellm.types import Prediction, Segment
+
+TARGETS_AT_ONCE = 256
+"""Most targets in one call of the pixel decoder."""
+
+Mask = tuple[NDArray[np.bool_], float]
+"""A (H, W) mask over the original picture, and its score."""
+
+
+class Grounder:
+    """Turns answers into Predictions.
+
+    Args:
+        model: on its device.
+        processor: the model's own.
+        eos_ids: ids that end an answer and are no part of its text.
+    """
+
+    def __init__(
+        self,
+        model: PixelLMForConditionalGeneration,
+        processor: PixelLMProcessor,
+        eos_ids: frozenset[int],
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.eos_ids = eos_ids
+
+    def text_of(self, ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+        """The text of ids written so far, and where the phrase of each group ends in it."""
+        decoded = self.processor.codec.decode_answer([i for i in ids if i not in self.eos_ids])
+        return decoded.text, decoded.ends
+
+    def predictions(
+        self,
+        questions: Sequence[str],
+        answers: Sequence[GeneratedAnswer],
+        pictures: Sequence[PreparedImage],
+    ) -> list[Prediction]:
+        """Predictions of whole answers, their masks decoded together."""
+        states = [(s, p) for a, p in zip(answers, pictures, strict=True) for s in a.group_states]
+        masks = iter(self.masks(states))
+        return [
+            self.prediction(question, answer, [next(masks) for _ in answer.group_states], picture)
+            for question, answer, picture in zip(questions, answers, pictures, strict=True)
+        ]
+
+    def prediction(
+        self,
+        question: str,
+        answer: GeneratedAnswer,
+        masks: Sequence[Mask],
+        picture: PreparedImage,
+    ) -> Prediction:
+        """Text, and a segment for each group with the phrase that it grounds."""
+        text, ends = self.text_of(answer.ids)
+        starts = (0, *ends)
+        segments = tuple(
+            segment(text, start, end, mask)
+            for start, end, mask in zip(starts, ends, masks, strict=False)
+        )
+        info: dict[str, Any] = {"num_tokens": len(answer.ids)}
+        return Prediction(text, segments, question, picture.original, info)
+
+    def masks(self, targets: Sequence[tuple[Tensor, PreparedImage]]) -> list[Mask]:
+        """Masks of (G, D) group states, each about its picture."""
+        return run_in_portions(self._decode, targets, TARGETS_AT_ONCE)
+
+    @torch.inference_mode()
+    def _decode(self, targets: Sequence[tuple[Tensor, PreparedImage]]) -> list[Mask]:
+        pictures = {picture.key: picture for _, picture in targets}
+        place = {key: row for row, key in enumerate(pictures)}
+        rows = torch.tensor([place[p.key] for _, p in targets], device=self.model.device)
+        features = _join_features([picture.encoded for picture in pictures.values()])
+        embeddings = self.model.model.codebook(torch.stack([state for state, _ in targets]))
+        logits = self.model.decode_masks(embeddings, features, rows)
+        masks, scores = [], []
+        for one, (_, picture) in zip(logits, targets, strict=True):
+            mask, score = self._restore(one, picture)
+            masks.append(mask)
+            scores.append(score)
+        return list(zip(_to_host(masks), torch.stack(scores).tolist(), strict=True))
+
+    def _restore(self, logits: Tensor, picture: PreparedImage) -> tuple[Tensor, Tensor]:
+        """Bool mask (H, W) in original pixels on the device, and its score ().
+
+        One target at a time: its logits at full size are the largest tensors there are.
+        """
+        canvas = self.processor.image_processor.image_size
+        sizes = (picture.resized, picture.original)
+        restored = restore_masks(logits[None].float(), *sizes, canvas)[0]
+        mask = restored > 0
+        return mask, (restored.sigmoid() * mask).sum() / mask.sum().clamp_min(1)
+
+
+def segment(text: str, start: int, end: int, mask: Mask) -> Segment:
+    """The segment of a group at ``end`` of a text, behind the one before at ``start``."""
+    span = phrase_before(text, end, start)
+    return Segment(text[span[0] : span[1]], mask[0], mask[1], span)
+
+
+def _to_host(masks: Sequence[Tensor]) -> list[NDArray[np.bool_]]:
+    """Masks of any sizes as arrays, brought over in one transfer."""
+    flat = torch.cat([mask.flatten() for mask in masks]).cpu().numpy()
+    ends = np.cumsum([mask.numel() for mask in masks])
+    pieces = np.split(flat, ends[:-1])
+    return [piece.reshape(tuple(mask.shape)) for piece, mask in zip(pieces, masks, strict=True)]
+
+
+def _join_features(images: Sequence[EncodedImages]) -> list[Tensor]:
+    """Decoder features of pictures of one row each, stacked per scale."""
+    return [torch.cat(maps) for maps in zip(*(image.features for image in images), strict=True)]

@@ -1,0 +1,119 @@
+"""Pictures, each encoded once: a bounded cache keyed by content.
+
+Knows the vision half of the model and the geometry of pictures; nothing of questions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from pixellm.engine.memory import run_in_portions
+from pixellm.model.modeling import EncodedImages, PixelLMForConditionalGeneration
+from pixellm.processing.image import load_image
+from pixellm.processing.processor import PixelLMProcessor
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """A picture after encoding: one row of features, and its geometry.
+
+    Attributes:
+        key: digest of the pixels.
+        encoded: the features, a batch of one.
+        original: (height, width) of the picture in pixels.
+        resized: (height, width) of the picture on the canvas.
+        visible: for each image token, whether it lies on the picture and not on padding.
+    """
+
+    key: bytes
+    encoded: EncodedImages
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    visible: tuple[bool, ...]
+
+
+class ImageCache:
+    """Encodes pictures and keeps the last ones.
+
+    Args:
+        model: on its device.
+        processor: the model's own.
+        capacity: encoded pictures to keep.
+        max_batch: most pictures encoded together.
+    """
+
+    def __init__(
+        self,
+        model: PixelLMForConditionalGeneration,
+        processor: PixelLMProcessor,
+        capacity: int,
+        max_batch: int,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.capacity = capacity
+        self.max_batch = max_batch
+        self._kept: OrderedDict[bytes, PreparedImage] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def prepare(self, images: Sequence[Any]) -> list[PreparedImage]:
+        """Encode what is not cached, in as few batches as possible; each content once.
+
+        Args:
+            images: paths, Pillow images, (H, W, 3) uint8 arrays, or pictures prepared before.
+
+        Raises:
+            ValueError, OSError: a picture can't be read.
+        """
+        # Requests about one picture may share the object: it is read and hashed once.
+        by_object = {id(image): image for image in images}
+        known = {i: p for i, p in by_object.items() if isinstance(p, PreparedImage)}
+        loaded = {i: load_image(p) for i, p in by_object.items() if i not in known}
+        keys = {i: known[i].key if i in known else _content_key(loaded[i]) for i in by_object}
+        found = {p.key: p for p in known.values()}
+        found |= {k: self._kept[k] for k in keys.values() if k in self._kept}
+        fresh = {keys[i]: image for i, image in loaded.items() if keys[i] not in found}
+        found |= dict(zip(fresh, self._encode(list(fresh.items())), strict=True))
+        self._keep(found)
+        return [found[keys[id(image)]] for image in images]
+
+    def _keep(self, used: dict[bytes, PreparedImage]) -> None:
+        for key, picture in used.items():
+            self._kept[key] = picture
+            self._kept.move_to_end(key)
+        while len(self._kept) > self.capacity:
+            self._kept.popitem(last=False)
+
+    def _encode(self, pictures: list[tuple[bytes, Image.Image]]) -> list[PreparedImage]:
+        return run_in_portions(self._encode_batch, pictures, self.max_batch)
+
+    def _encode_batch(self, pictures: Sequence[tuple[bytes, Image.Image]]) -> list[PreparedImage]:
+        inputs = self.processor.image_processor([image for _, image in pictures])
+        device = self.model.device
+        with torch.inference_mode():
+            encoded, _ = self.model.model.encode_images(
+                inputs["pixel_values"].to(device), inputs["pixel_mask"].to(device)
+            )
+        prepared = []
+        for row, (key, _) in enumerate(pictures):
+            resized = tuple(inputs["resized_sizes"][row].tolist())
+            own = encoded.select(torch.tensor([row], device=device))
+            visible = tuple(self.processor.image_token_mask(resized).tolist())
+            original = tuple(inputs["original_sizes"][row].tolist())
+            prepared.append(PreparedImage(key, own, original, resized, visible))
+        return prepared
+
+
+def _content_key(image: Image.Image) -> bytes:
+    digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)
+    digest.update(image.tobytes())
+    return digest.digest()

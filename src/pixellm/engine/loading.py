@@ -1,0 +1,70 @@
+"""From a name to an engine on its device.
+
+Knows where models come from only through ``checkpoint.io``; decides device and floating type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pixellm.checkpoint.io import load_model_and_processor
+from pixellm.engine.engine import Engine
+
+
+def load(
+    source: str | Path = "nano",
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    vision_tower: str | Path | None = None,
+    **options: Any,
+) -> Engine:
+    """Load a model, ready to answer.
+
+    Args:
+        source: "nano", a directory, a run's folder, or a hub id; a released PixelLM is converted
+            once into the Hugging Face cache.
+        device: "auto" takes a GPU where there is one.
+        dtype: "auto" is bfloat16 on a GPU and float32 elsewhere.
+        revision: commit, tag or branch on the hub.
+        vision_tower: CLIP of a released PixelLM; the one that it names where None.
+        **options: arguments of :class:`Engine`.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`pixellm.checkpoint.io.load_model_and_processor`.
+    """
+    chosen = pick_device(device)
+    floating = pick_dtype(dtype, chosen)
+    model, processor = load_model_and_processor(
+        source, dtype=floating, device=chosen, revision=revision, vision_tower=vision_tower
+    )
+    return Engine(model, processor, **options)
+
+
+def pick_device(name: str | torch.device) -> torch.device:
+    """A device by name; "auto" is the first GPU, else the CPU."""
+    if str(name) != "auto":
+        try:
+            return torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"There is no device {str(name)!r}; try cpu or cuda.") from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """A floating type by name; "auto" suits the device."""
+    if isinstance(name, torch.dtype):
+        return name
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    found: Callable[..., Any] | torch.dtype | None = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"There is no floating type {name!r}; try float32, bfloat16 or float16.")
+    return found
