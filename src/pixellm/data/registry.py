@@ -24,6 +24,7 @@ READERS: dict[str, str] = {
     "multi-refcocog": "pixellm.data.readers.refer:MultiRefCocoG",
     "reasonseg": "pixellm.data.readers.reasonseg:ReasonSeg",
     "muse": "pixellm.data.readers.muse:Muse",
+    "coco": "pixellm.data.readers.own_coco:OwnCoco",
 }
 """Name -> `module:class` of its :class:`pixellm.data.readers.base.Reader`."""
 

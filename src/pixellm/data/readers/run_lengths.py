@@ -62,9 +62,7 @@ def _as_bytes(mask: RLE) -> Mapping[str, Any]:
     return {"size": mask["size"], "counts": mask["counts"].encode("ascii")}
 
 
-def _runs_to_rle(
-    starts: NDArray[np.int64], ends: NDArray[np.int64], size: tuple[int, int]
-) -> RLE:
+def _runs_to_rle(starts: NDArray[np.int64], ends: NDArray[np.int64], size: tuple[int, int]) -> RLE:
     """The mask whose pixels are the runs [start, end) of the flattened columns."""
     total = size[0] * size[1]
     bounds = np.stack((starts, ends), axis=1).ravel()

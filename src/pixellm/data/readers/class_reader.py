@@ -1,0 +1,290 @@
+"""Pictures annotated with classes, as questions for these classes: what such readers share.
+
+A subclass says which classes a picture shows and with which masks; this module chooses what is
+asked together. It knows no file format, and words nothing itself.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixellm.data.readers.base import BadRow, Reader
+from pixellm.data.readers.class_questions import (
+    NamedMasks,
+    ask_for_absent,
+    ask_for_instances,
+    ask_for_regions,
+    plain_question,
+)
+from pixellm.data.readers.run_lengths import areas_of, boxes_of, union_of
+from pixellm.types import RLE, Sample, Target, Turn
+
+TargetKind = Literal["instances", "regions"]
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedClass:
+    """One class, or part of one, in one picture.
+
+    Attributes:
+        name: what its targets are called.
+        masks: one per instance, or one for the whole region; over the picture.
+        crowds: regions that hold many instances without telling them apart.
+        complete: whether the masks and crowds are all there is of the class; a class with an
+            annotation that can't be used is never asked for.
+        wordings: names that a question may use; the name alone where empty.
+    """
+
+    name: str
+    masks: tuple[RLE, ...]
+    crowds: tuple[RLE, ...] = ()
+    complete: bool = True
+    wordings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedPicture:
+    """One picture with its classes.
+
+    Attributes:
+        image: its file, or its pixels.
+        size: (height, width).
+        id: names it in logs.
+        classes: each name once.
+        faults: what of it can't be used, with its place in the file.
+    """
+
+    image: Path | NDArray[np.uint8]
+    size: tuple[int, int]
+    id: str
+    classes: tuple[AnnotatedClass, ...]
+    faults: tuple[BadRow, ...] = ()
+
+
+class ClassReader(Reader):
+    """A data set that is asked for classes.
+
+    An item is a picture. In an epoch its classes are asked for in random groups, each group a
+    dialogue of its own.
+
+    Args:
+        root: folder that holds all data sets.
+        split: one of :attr:`splits`.
+        seed: another seed gives another order, grouping and wording.
+        targets: ``instances`` gives every instance its own mask, from left to right, and leaves
+            out classes with a crowd; ``regions`` gives each class one mask, its whole region.
+        classes_per_question: at most; each question asks for 1 to so many.
+        questions_per_picture: at most, in one epoch; the classes that are left over come in other
+            epochs. None asks for everything in each.
+        max_instances: a question has no more targets; a class with more is not asked for.
+        min_area: a class that covers less than this share of the picture is not asked for, unless
+            the picture shows nothing larger.
+        negatives: probability of one more question, for a class that the picture does not show;
+            sensible only where every picture is annotated with all classes.
+
+    Raises:
+        ValueError: a number out of its range, an unknown split, or a damaged file.
+        FileNotFoundError: a file is missing; says where to get it.
+    """
+
+    exhaustive: ClassVar[bool] = False
+    """Whether every picture is annotated with all classes that it shows, so that a class without
+    a mask is known to be absent; a picture without any mask is then asked for an absent class."""
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str = "train",
+        seed: int = 0,
+        *,
+        targets: TargetKind = "regions",
+        classes_per_question: int = 3,
+        questions_per_picture: int | None = None,
+        max_instances: int = 20,
+        min_area: float = 0.0,
+        negatives: float = 0.0,
+    ) -> None:
+        super().__init__(root, split, seed)
+        if targets not in ("instances", "regions"):
+            raise ValueError(f"targets of {self.name} is instances or regions, not {targets!r}.")
+        if min(classes_per_question, questions_per_picture or 1, max_instances) < 1:
+            raise ValueError(
+                f"classes_per_question, questions_per_picture and max_instances of {self.name} "
+                "are at least 1."
+            )
+        if not (0 <= min_area <= 1 and 0 <= negatives <= 1):
+            raise ValueError(f"min_area and negatives of {self.name} lie between 0 and 1.")
+        self.targets = targets
+        self.classes_per_question = classes_per_question
+        self.questions_per_picture = questions_per_picture
+        self.max_instances = max_instances
+        self.min_area = min_area
+        self.negatives = negatives
+
+    @property
+    @abstractmethod
+    def class_names(self) -> tuple[str, ...]:
+        """Names of all classes that the set annotates, as its targets carry them."""
+
+    @abstractmethod
+    def picture(self, item: int) -> AnnotatedPicture:
+        """A picture with its classes, in the order of the files.
+
+        Raises:
+            ValueError: nothing of it can be used; names the file and the row.
+        """
+
+    def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
+        """The dialogues of a picture; see :meth:`Reader.compose`."""
+        shown = self.picture(item)
+        askable = [shown.classes[place] for place in self._askable(shown)]
+        if not askable and not (self.negatives or self.exhaustive):
+            raise ValueError(f"No class of picture {shown.id} has masks that can be used.")
+        rng.shuffle(askable)
+        turns = [self._ask(rng, group) for group in self._groups(rng, askable)]
+        if rng.random() < self.negatives or not turns:
+            turns.insert(rng.randint(0, len(turns)), self._ask_absent(rng, shown))
+        objects = _objects(shown.classes)
+        return tuple(
+            Sample(shown.image, shown.size, (turn,), f"{shown.id}-{number}", objects)
+            for number, turn in enumerate(turns)
+        )
+
+    def check(self) -> Iterator[BadRow]:
+        """Every bad row, those among the annotations of a picture with good ones too."""
+        yield from super().check()
+        for item in range(len(self)):
+            try:
+                yield from self.picture(item).faults
+            except ValueError:  # listed by the pass above
+                continue
+
+    def evaluation_samples(self) -> Sequence[Sample]:
+        """One question for each class of each picture, in the plainest wording."""
+        return _Questions(self._class_sample, list(self._askable_places()))
+
+    def counts(self) -> dict[str, int]:
+        """Pictures, questions when each class is asked for alone, targets and classes."""
+        questions = targets = 0
+        for item, place in self._askable_places():
+            questions += 1
+            targets += self._num_targets(self.picture(item).classes[place])
+        return {
+            "pictures": len(self),
+            "questions": questions,
+            "targets": targets,
+            "classes": len(self.class_names),
+        }
+
+    def _askable_places(self) -> Iterator[tuple[int, int]]:
+        """(item, place of the class) of everything that can be asked for."""
+        for item in range(len(self)):
+            try:
+                shown = self.picture(item)
+            except ValueError:
+                continue
+            for place in self._askable(shown):
+                yield item, place
+
+    def _askable(self, shown: AnnotatedPicture) -> list[int]:
+        """The places of the classes that can be asked for."""
+        places = [i for i, one in enumerate(shown.classes) if self._is_answerable(one)]
+        if not self.min_area or not places:
+            return places
+        unions = [union_of((*shown.classes[i].masks, *shown.classes[i].crowds)) for i in places]
+        areas = areas_of(unions)
+        least = min(self.min_area * shown.size[0] * shown.size[1], max(areas))
+        return [place for place, area in zip(places, areas, strict=True) if area >= least]
+
+    def _is_answerable(self, one: AnnotatedClass) -> bool:
+        if not one.complete:
+            return False
+        if self.targets == "instances":
+            return not one.crowds and 1 <= len(one.masks) <= self.max_instances
+        return bool(one.masks or one.crowds)
+
+    def _num_targets(self, one: AnnotatedClass) -> int:
+        return len(one.masks) if self.targets == "instances" else 1
+
+    def _groups(
+        self, rng: random.Random, classes: Sequence[AnnotatedClass]
+    ) -> list[list[AnnotatedClass]]:
+        """Classes that are asked for together."""
+        groups: list[list[AnnotatedClass]] = []
+        room = wanted = 0
+        for one in classes:
+            targets = self._num_targets(one)
+            if not groups or len(groups[-1]) >= wanted or targets > room:
+                if len(groups) == self.questions_per_picture:
+                    break
+                groups.append([])
+                room, wanted = self.max_instances, rng.randint(1, self.classes_per_question)
+            groups[-1].append(one)
+            room -= targets
+        return groups
+
+    def _ask(self, rng: random.Random, group: Sequence[AnnotatedClass]) -> Turn:
+        ask = ask_for_instances if self.targets == "instances" else ask_for_regions
+        things = [
+            NamedMasks(rng.choice(one.wordings or (one.name,)), self._targets_of(one))
+            for one in group
+        ]
+        return ask(rng, things)
+
+    def _targets_of(self, one: AnnotatedClass) -> tuple[Target, ...]:
+        if self.targets == "regions":
+            return (Target(one.name, union_of((*one.masks, *one.crowds))),)
+        boxes = boxes_of(one.masks)
+        middle = {i: (x + width / 2, y) for i, (x, y, width, _) in enumerate(boxes)}
+        return tuple(Target(one.name, one.masks[i]) for i in sorted(middle, key=middle.__getitem__))
+
+    def _ask_absent(self, rng: random.Random, shown: AnnotatedPicture) -> Turn:
+        present = {one.name for one in shown.classes}
+        absent = [name for name in self.class_names if name not in present]
+        if not absent:
+            raise ValueError(f"Nothing can be asked about picture {shown.id}.")
+        return ask_for_absent(rng, rng.choice(absent))
+
+    def _class_sample(self, place: tuple[int, int]) -> Sample:
+        item, number = place
+        shown = self.picture(item)
+        one = shown.classes[number]
+        question = plain_question((one.wordings or (one.name,))[0])
+        turn = self._ask(random.Random(0), [one])
+        turn = Turn(question, turn.answer, turn.targets, turn.kind)
+        return Sample(
+            shown.image, shown.size, (turn,), f"{shown.id}-{one.name}", _objects(shown.classes)
+        )
+
+
+class _Questions(Sequence[Sample]):
+    """Samples built when asked for."""
+
+    def __init__(
+        self, build: Callable[[tuple[int, int]], Sample], places: list[tuple[int, int]]
+    ) -> None:
+        self._build, self._places = build, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self._build(place) for place in self._places[index]]
+        return self._build(self._places[index])
+
+
+def _objects(classes: Sequence[AnnotatedClass]) -> tuple[Target, ...]:
+    """Everything annotated, the largest first, so that small things lie on top."""
+    masks = [(one.name, mask) for one in classes for mask in (*one.crowds, *one.masks)]
+    areas = areas_of([mask for _, mask in masks]) if masks else []
+    order = sorted(range(len(masks)), key=lambda i: -areas[i])
+    return tuple(Target(*masks[i]) for i in order)

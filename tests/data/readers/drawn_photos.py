@@ -1,0 +1,57 @@
+"""Pictures and annotations that tests write: drawn, or cut from a set of photos where present."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+PHOTOS = Path(
+    os.environ.get("PIXELLM_TEST_PHOTOS", Path(__file__).parents[4] / "shared" / "photos")
+)
+"""A small COCO set: train/images, annotations/instances_train.json; most tests do without."""
+
+
+def draw_photo(path: Path, size: tuple[int, int], seed: int = 0, **save: Any) -> Path:
+    """A picture of noise and shapes, (height, width) in pixels."""
+    draw = np.random.default_rng(seed)
+    picture = Image.fromarray(draw.integers(0, 255, (*size, 3), dtype=np.uint8).astype(np.uint8))
+    canvas = ImageDraw.Draw(picture)
+    canvas.ellipse((2, 2, size[1] // 2, size[0] // 2), fill=(200, 40, 40))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, **save)
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return path
+
+
+def fill_polygon(points: list[float], size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool, for corners on pixel borders of rectangles: independent of any mask code."""
+    xs, ys = points[0::2], points[1::2]
+    mask = np.zeros(size, dtype=bool)
+    mask[int(min(ys)) : int(max(ys)), int(min(xs)) : int(max(xs))] = True
+    return mask
+
+
+def rectangle(left: int, top: int, right: int, bottom: int) -> list[float]:
+    """The corners of pixels [left, right) x [top, bottom)."""
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+def expand_runs(rle: dict[str, Any]) -> np.ndarray:
+    """Uncompressed COCO run lengths as (H, W) bool, run by run."""
+    height, width = rle["size"]
+    flat = np.zeros(height * width, dtype=bool)
+    at, value = 0, False
+    for count in rle["counts"]:
+        flat[at : at + count] = value
+        at, value = at + count, not value
+    return flat.reshape(width, height).T
