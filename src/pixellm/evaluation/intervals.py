@@ -75,6 +75,78 @@ def estimate_ratios(
     return [_estimate(top[:, i], bottom[:, i], resampled[:, i], tails) for i in range(top.shape[1])]
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How much a score changes from a first run to a second one.
+
+    Attributes:
+        value: second minus first; None where either has no score.
+        low: lower end of the interval, None where there is no value.
+        high: upper end, likewise.
+        share_not_above: resamples in which the second run is not better; near 0 where it is
+            better beyond chance, near 1 where it is worse.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    share_not_above: float | None
+
+    def __str__(self) -> str:
+        if self.value is None or self.low is None or self.high is None:
+            return "-"
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def estimate_differences(
+    first: tuple[ArrayLike, ArrayLike],
+    second: tuple[ArrayLike, ArrayLike],
+    *,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Difference]:
+    """Differences of scores with paired bootstrap intervals.
+
+    Both runs are resampled together, a picture always with both its answers, so that what makes
+    a picture hard for either run cancels out.
+
+    Args:
+        first: numerators and denominators (U, M) of one run, as for :func:`estimate_ratios`.
+        second: of the other run, the same units in the same order.
+        num_resamples: how often U units are drawn with replacement.
+        seed: the same seed and input give the same intervals.
+        level: share of the resampled differences inside the interval.
+
+    Raises:
+        ValueError: arrays of different shapes.
+    """
+    tables = [np.asarray(part, dtype=np.float64) for run in (first, second) for part in run]
+    if len({table.shape for table in tables}) != 1 or tables[0].ndim != 2:
+        raise ValueError("Both runs need (units, scores) arrays of the same shape.")
+    resampled = [
+        _resample(tables[i], tables[i + 1], num_resamples, np.random.default_rng(seed))
+        for i in (0, 2)
+    ]
+    tails = ((1 - level) / 2, (1 + level) / 2)
+    sums = [table.sum(axis=0) for table in tables]
+    return [
+        _difference([s[m] for s in sums], resampled[1][:, m] - resampled[0][:, m], tails)
+        for m in range(tables[0].shape[1])
+    ]
+
+
+def _difference(
+    sums: list[float], changes: NDArray[np.float64], tails: tuple[float, float]
+) -> Difference:
+    seen = changes[np.isfinite(changes)]
+    if not (sums[1] and sums[3] and seen.size):
+        return Difference(None, None, None, None)
+    low, high = np.quantile(seen, tails)
+    value = float(sums[2] / sums[3] - sums[0] / sums[1])
+    return Difference(value, float(low), float(high), float((seen <= 0).mean()))
+
+
 def _resample(
     top: NDArray[np.float64],
     bottom: NDArray[np.float64],

@@ -1,0 +1,148 @@
+"""The files of an evaluation run: its settings, and every answer as one line, never rewritten.
+
+Each process appends to a file of its own; a dialogue's questions are written together once all
+are answered. A run that was stopped goes on from what its files hold, with any number of
+processes. It knows nothing of models and scores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pixellm.answer_files import json_bytes, write_files
+from pixellm.evaluation.records import AnswerRecord, record_from_json, record_to_json
+
+SETTINGS_FILE = "run.json"
+_ANSWER_FILES = "answers-*.jsonl"
+
+
+class AnswerLog:
+    """Appends answers to a run's folder.
+
+    Args:
+        folder: of the run; must exist.
+        process: number of this process; each writes its own file.
+    """
+
+    def __init__(self, folder: Path, process: int = 0) -> None:
+        self.path = folder / f"answers-{process:03d}.jsonl"
+        _drop_torn_line(self.path)
+        self._file = self.path.open("ab")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def append(self, records: Iterable[AnswerRecord]) -> None:
+        """Write the questions of one dialogue; on disk when this returns."""
+        lines = [json.dumps(record_to_json(record)) + "\n" for record in records]
+        self._file.write("".join(lines).encode("ascii"))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def read_answers(folder: Path) -> list[AnswerRecord]:
+    """All complete dialogues of a run, in the order of the benchmark.
+
+    A last line that was cut short and a dialogue that lacks a turn are passed over: they will be
+    asked again. Of a dialogue that two processes answered the first one read counts.
+
+    Raises:
+        ValueError: a line in the middle of a file is damaged.
+    """
+    dialogues: dict[int, dict[int, AnswerRecord]] = {}
+    for path in sorted(folder.glob(_ANSWER_FILES)):
+        for record in _read_file(path):
+            dialogues.setdefault(record.index, {}).setdefault(record.turn, record)
+    return [
+        turns[turn]
+        for index, turns in sorted(dialogues.items())
+        if len(turns) == next(iter(turns.values())).num_turns
+        for turn in sorted(turns)
+    ]
+
+
+def open_run(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Start a run's folder, or make sure that the one there holds the same run.
+
+    Args:
+        folder: made where missing.
+        settings: what decides the answers and their scores; values that JSON knows.
+
+    Raises:
+        ValueError: the folder holds a run with other settings, or answers without settings.
+    """
+    path = folder / SETTINGS_FILE
+    if path.exists():
+        _compare(read_settings(folder), json.loads(json.dumps(settings)), folder)
+        return
+    if any(folder.glob(_ANSWER_FILES)):
+        raise ValueError(f"{folder} holds answers without their {SETTINGS_FILE}; choose another.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_files({path: json_bytes(settings)})
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What :func:`open_run` wrote.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: the file is damaged.
+    """
+    path = folder / SETTINGS_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{folder} holds no evaluation ({SETTINGS_FILE} is missing); make one with "
+            "`pixellm eval ... --out`."
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged; start anew in another folder.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged; start anew in another folder.")
+    return values
+
+
+def _compare(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> None:
+    for name in dict.fromkeys((*old, *new)):
+        if old.get(name) != new.get(name):
+            raise ValueError(
+                f"{folder} holds a run with {name} {old.get(name)!r}, not {new.get(name)!r}; "
+                "choose another folder for --out."
+            )
+
+
+def _read_file(path: Path) -> Iterable[AnswerRecord]:
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], start=1):  # behind the last break: nothing, or torn
+        try:
+            yield record_from_json(json.loads(line))
+        except ValueError as error:
+            raise ValueError(
+                f"Line {number} of {path} is damaged; delete that line, and its question is "
+                "asked again."
+            ) from error
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what a killed process wrote of its last line."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole != len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)

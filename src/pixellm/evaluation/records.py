@@ -1,0 +1,221 @@
+"""One answered and scored question as a value that can be kept: in JSON, without the model.
+
+A record holds what was asked, answered and true, all masks as run lengths, and the slots that
+every score is computed from. It knows nothing of files, models or data sets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pixellm.evaluation.matching import Pairs
+from pixellm.evaluation.metrics import Protocol, QuestionScore, score_masks_as_released
+from pixellm.evaluation.slots import Slot, score_slots, score_union
+from pixellm.masks import decode_mask, encode_mask
+from pixellm.types import RLE, SEG_MARK, BoolMask, Prediction, Target, Turn
+
+MASK_LOGITS = "mask_logits"
+"""Key of a prediction's ``info`` with its (P, H, W) mask logits, for the released protocol."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownMask:
+    """A mask of an answer: :class:`~pixellm.types.Segment` with run lengths."""
+
+    label: str
+    score: float
+    span: tuple[int, int]
+    mask: RLE
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRecord:
+    """One question with its answer and what the answer is worth.
+
+    Attributes:
+        index: the dialogue's place in the benchmark.
+        turn: the question's place in its dialogue, from 0.
+        num_turns: of the dialogue.
+        sample: id of the dialogue.
+        picture: names the picture; questions about one picture are resampled together.
+        kind: of the question.
+        question: as asked.
+        expected: the true answer, without marks.
+        answer: the predicted one; the true one where it was given.
+        size: (height, width) of the picture in pixels.
+        targets: true objects.
+        shown: predicted masks.
+        slots: of the strict protocol, see :func:`~pixellm.evaluation.slots.score_slots`.
+        union: likewise for all masks joined, none or one.
+        released: score under the released protocol; None where that was not asked for.
+        seconds: the answer took, its share of a batch.
+        num_tokens: of the answer; 0 where it is not known.
+        path: file of the picture; "" where it was drawn.
+    """
+
+    index: int
+    turn: int
+    num_turns: int
+    sample: str
+    picture: str
+    kind: str
+    question: str
+    expected: str
+    answer: str
+    size: tuple[int, int]
+    targets: tuple[Target, ...]
+    shown: tuple[ShownMask, ...]
+    slots: tuple[Slot, ...]
+    union: tuple[Slot, ...]
+    released: QuestionScore | None = None
+    seconds: float = 0.0
+    num_tokens: int = 0
+    path: str = ""
+
+    @property
+    def key(self) -> str:
+        """Names the question among all of its benchmark."""
+        return f"{self.sample}/{self.turn}"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a question comes from: the first fields of :class:`AnswerRecord`."""
+
+    index: int
+    turn: int
+    num_turns: int
+    sample: str
+    picture: str
+    path: str = field(default="")
+
+
+def build_record(
+    place: Place,
+    turn: Turn,
+    prediction: Prediction,
+    seconds: float,
+    *,
+    protocol: Protocol = "strict",
+    pairs: Pairs | None = None,
+) -> AnswerRecord:
+    """Score an answer against its turn.
+
+    Pixels that the targets mark as ignored (ReasonSeg) are taken out of all masks first.
+
+    Args:
+        place: where the question comes from.
+        turn: question, true answer and targets.
+        prediction: the answer, masks (H, W) bool in pixels of the picture.
+        seconds: the answer took.
+        protocol: "released" also scores the logits that the prediction carries under
+            :data:`MASK_LOGITS`.
+        pairs: which mask answers which target, where the answer was given; matched where None.
+
+    Raises:
+        ValueError: logits are needed but missing, or masks differ in size.
+        ImportError: scipy is missing.
+    """
+    size = (int(prediction.size[0]), int(prediction.size[1]))
+    truths = stack_masks([decode_mask(target.mask) for target in turn.targets], size)
+    shown = stack_masks([segment.mask for segment in prediction.segments], size)
+    counted = ~_ignored(turn.targets, truths, size)
+    scores = [float(segment.score) for segment in prediction.segments]
+    masks = (shown & counted, truths & counted, scores)
+    return AnswerRecord(
+        index=place.index,
+        turn=place.turn,
+        num_turns=place.num_turns,
+        sample=place.sample,
+        picture=place.picture,
+        kind=turn.kind,
+        question=turn.question,
+        expected=without_marks(turn.answer),
+        answer=prediction.text,
+        size=size,
+        targets=turn.targets,
+        shown=tuple(
+            ShownMask(s.label, float(s.score), s.span, encode_mask(s.mask))
+            for s in prediction.segments
+        ),
+        slots=score_slots(*masks, pairs),
+        union=score_union(*masks),
+        released=_score_as_released(prediction, truths) if protocol == "released" else None,
+        seconds=seconds,
+        num_tokens=int(prediction.info.get("num_tokens", 0)),
+        path=place.path,
+    )
+
+
+def record_to_json(record: AnswerRecord) -> dict[str, Any]:
+    """The record as values that JSON knows."""
+    values = asdict(record)
+    values["slots"] = [_slot_to_json(slot) for slot in record.slots]
+    values["union"] = [_slot_to_json(slot) for slot in record.union]
+    return values
+
+
+def record_from_json(values: Mapping[str, Any]) -> AnswerRecord:
+    """The way back from :func:`record_to_json`.
+
+    Raises:
+        ValueError: these are no values of a record.
+    """
+    try:
+        fields = dict(values)
+        fields["size"] = (int(values["size"][0]), int(values["size"][1]))
+        fields["targets"] = tuple(Target(**target) for target in values["targets"])
+        fields["shown"] = tuple(
+            ShownMask(**{**mask, "span": (int(mask["span"][0]), int(mask["span"][1]))})
+            for mask in values["shown"]
+        )
+        for name in ("slots", "union"):
+            fields[name] = tuple(Slot(*slot) for slot in values[name])
+        released = values["released"]
+        if released is not None:
+            ious = tuple(released["pair_ious"])
+            fields["released"] = QuestionScore(**{**released, "pair_ious": ious})
+        return AnswerRecord(**fields)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"This is no record of an answer ({error}).") from error
+
+
+def stack_masks(masks: Sequence[BoolMask], size: tuple[int, int]) -> BoolMask:
+    """(N, H, W) bool; N may be 0."""
+    return np.stack(masks) if len(masks) else np.zeros((0, *size), dtype=np.bool_)
+
+
+def without_marks(answer: str) -> str:
+    """An answer's text without its ``{seg}`` marks and the spaces in front of them."""
+    return re.sub(rf"\s*{re.escape(SEG_MARK)}", "", answer)
+
+
+def _ignored(targets: Sequence[Target], truths: BoolMask, size: tuple[int, int]) -> BoolMask:
+    """Pixels to leave out; what a target claims always counts."""
+    ignored = np.zeros(size, dtype=np.bool_)
+    for target in targets:
+        if target.ignore is not None:
+            ignored |= decode_mask(target.ignore)
+    return ignored & ~truths.any(axis=0)
+
+
+def _score_as_released(prediction: Prediction, truths: BoolMask) -> QuestionScore:
+    logits = prediction.info.get(MASK_LOGITS)
+    if logits is None:
+        if prediction.segments:
+            raise ValueError(
+                f"The answer to {prediction.question!r} carries no mask logits; the released "
+                "protocol can't score masks alone, use strict."
+            )
+        logits = np.zeros((0, *prediction.size), dtype=np.float32)
+    return score_masks_as_released(np.asarray(logits, dtype=np.float32), truths)
+
+
+def _slot_to_json(slot: Slot) -> list[Any]:
+    """A slot's fields in order; names would be most of a file of many slots."""
+    return [getattr(slot, name) for name in Slot.__dataclass_fields__]

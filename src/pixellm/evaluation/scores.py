@@ -1,0 +1,161 @@
+"""What answers add to each score of a report, as ratios of sums.
+
+Records in, (numerator, denominator) pairs by name out; whoever sums them over pictures gets every
+score with its interval. It knows nothing of files, models, tables or intervals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pixellm.evaluation.matching import HIT_IOU
+from pixellm.evaluation.metrics import Protocol, Ratio, add_ratios, strict_ratios
+from pixellm.evaluation.naming import count_named
+from pixellm.evaluation.records import AnswerRecord
+from pixellm.evaluation.slots import Slot, slots_to_score
+
+Unit = Literal["slots", "union"]
+"""What counts as one IoU: each mask, matched, or all masks of a question joined."""
+
+Mode = Literal["free", "forced"]
+"""Answers written by the model, or given to it, so that it draws the masks alone."""
+
+IOU_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+SCORES = {
+    "giou": "mean IoU over all slots; a missing or spurious mask is 0, silence where nothing was "
+    "asked for is 1",
+    "ciou": "summed intersection over summed union of the same slots",
+    "giou_targets": "gIoU over questions that have targets",
+    "ciou_targets": "cIoU over questions that have targets",
+    "strict_giou": "gIoU under the strict protocol, beside the released one",
+    "strict_ciou": "cIoU under the strict protocol, beside the released one",
+    "union_giou": "mean IoU of all masks of an answer joined, against all targets joined",
+    "union_ciou": "summed intersection over summed union of the joined masks",
+    **{f"p@{level}": f"slots with IoU >= {level}, of all slots" for level in IOU_LEVELS},
+    "boundary_iou": "mean IoU of the masks' rims (2 % of the diagonal wide), over all slots",
+    "precision": "masks shown that match a target at IoU >= 0.5",
+    "recall": "targets matched at IoU >= 0.5",
+    "set_accuracy": "questions with every target matched at IoU >= 0.5 and no spurious mask",
+    "n_acc": "questions without targets that are answered without masks",
+    "t_acc": "questions with targets that are answered with at least one mask",
+    "name_recall": "targets whose name is in a phrase of its own that carries a mask",
+    "name_precision": "phrases with a mask that name a target of their own",
+    "seconds": "per answer, its share of the time of its batch",
+    "tokens": "per answer, those of the masks included",
+}
+"""Name -> meaning of every score. "Slots" are the pairs of predicted and true masks and all masks
+left over; where a question is scored by its joined masks it has a single slot."""
+
+SIZE_SCORES = {
+    "target_iou": "mean IoU over targets of that size; a missed one is 0",
+    "target_recall": "targets of that size matched at IoU >= 0.5",
+}
+"""Likewise for groups of targets by size, in which a spurious mask has no place."""
+
+SIZE_BINS = ((0.01, "< 1 %"), (0.04, "1-4 %"), (0.16, "4-16 %"), (math.inf, ">= 16 %"))
+"""Upper end of a target's share of its picture -> name of the group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How answers are turned into scores.
+
+    Attributes:
+        unit: what counts as one IoU.
+        mode: how the answers came about; given texts are not judged.
+        protocol: "released" takes gIoU and cIoU from the records' released scores.
+    """
+
+    unit: Unit
+    mode: Mode
+    protocol: Protocol
+
+
+def picture_ratios(records: Sequence[AnswerRecord], rules: Rules) -> dict[str, Ratio]:
+    """What the questions about one picture add to each of :data:`SCORES`.
+
+    The released protocol counts slots per picture, max(P, G) over all its questions together.
+    """
+    ratios = add_ratios(*(_question_ratios(record, rules) for record in records))
+    if rules.protocol == "released" and rules.unit == "slots":
+        for name in ("giou", "ciou"):
+            ratios[f"strict_{name}"] = ratios[name]
+            ratios[f"{name}_targets"] = (0.0, 0.0)  # the release makes no such distinction
+        scores = [record.released for record in records if record.released is not None]
+        num_slots = max(sum(s.num_predictions for s in scores), sum(s.num_truths for s in scores))
+        ratios["giou"] = (math.fsum(score.iou_sum for score in scores), num_slots)
+        ratios["ciou"] = (
+            sum(score.intersection for score in scores),
+            sum(score.union for score in scores),
+        )
+    return ratios
+
+
+def size_ratios(records: Iterable[AnswerRecord]) -> dict[str, dict[str, Ratio]]:
+    """Name of a size -> what the targets of that size add to :data:`SIZE_SCORES`."""
+    sums: dict[str, list[float]] = {}
+    for record in records:
+        num_pixels = record.size[0] * record.size[1]
+        for slot in record.slots:
+            if slot.truth is not None:
+                row = sums.setdefault(size_bin(slot.truth_area / num_pixels), [0.0, 0.0, 0.0])
+                row[0] += slot.iou
+                row[1] += slot.iou >= HIT_IOU
+                row[2] += 1
+    return {
+        name: {"target_iou": (iou, count), "target_recall": (hits, count)}
+        for name, (iou, hits, count) in sums.items()
+    }
+
+
+def size_bin(share: float) -> str:
+    """The group of a target that covers this share of its picture."""
+    return next(name for limit, name in SIZE_BINS if share < limit)
+
+
+def count_bin(num_targets: int) -> str:
+    """The group of a question with that many targets."""
+    if num_targets <= 3:
+        return str(num_targets)
+    return "4-5" if num_targets <= 5 else "6+"
+
+
+def question_giou(record: AnswerRecord, unit: Unit) -> float:
+    """The question's own mean IoU, for rankings; 1 for silence where nothing was asked for."""
+    slots = record.slots if unit == "slots" else record.union
+    return math.fsum(slot.iou for slot in slots) / len(slots) if slots else 1.0
+
+
+def _question_ratios(record: AnswerRecord, rules: Rules) -> dict[str, Ratio]:
+    slots = record.slots if rules.unit == "slots" else record.union
+    ratios = dict.fromkeys(SCORES, (0.0, 0.0)) | strict_ratios(slots_to_score(slots))
+    del ratios["set_accuracy_targets"]
+    if rules.unit == "slots":
+        union = strict_ratios(slots_to_score(record.union))
+        ratios |= {"union_giou": union["giou"], "union_ciou": union["ciou"]}
+    for level in IOU_LEVELS:
+        ratios[f"p@{level}"] = (sum(slot.iou >= level for slot in slots), len(slots))
+    ratios["boundary_iou"] = (math.fsum(slot.boundary_iou for slot in slots), len(slots))
+    if rules.mode == "free":
+        ratios |= _name_ratios(record)
+    ratios["seconds"] = (record.seconds, 1.0)
+    ratios["tokens"] = (float(record.num_tokens), 1.0 if record.num_tokens else 0.0)
+    return ratios
+
+
+def _name_ratios(record: AnswerRecord) -> dict[str, Ratio]:
+    phrases = [mask.label for mask in record.shown]
+    named = count_named([target.name for target in record.targets], phrases)
+    return {
+        "name_recall": (named, len(record.targets)),
+        "name_precision": (named, len(phrases)),
+    }
+
+
+def pooled_slots(records: Iterable[AnswerRecord], unit: Unit) -> list[Slot]:
+    """All slots of all questions, of the unit that a benchmark counts."""
+    return [slot for r in records for slot in (r.slots if unit == "slots" else r.union)]

@@ -1,0 +1,209 @@
+"""From scored answers to a summary: groups of questions, their scores with intervals, curves.
+
+Everything that a report says in numbers is in a :class:`Summary`, as plain values. It knows
+nothing of files, pictures or how tables look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pixellm.evaluation.curves import (
+    CalibrationBin,
+    PrecisionCurve,
+    calibration_error,
+    compute_calibration,
+    compute_precision,
+)
+from pixellm.evaluation.intervals import Estimate, estimate_ratios
+from pixellm.evaluation.metrics import Ratio
+from pixellm.evaluation.records import AnswerRecord
+from pixellm.evaluation.scores import (
+    SCORES,
+    SIZE_BINS,
+    SIZE_SCORES,
+    Rules,
+    count_bin,
+    picture_ratios,
+    pooled_slots,
+    size_ratios,
+)
+
+OVERALL = "overall"
+TARGETS = "targets "
+KIND = "kind "
+SIZE = "size "
+"""Names of groups, and what those of each sort begin with."""
+
+_KIND_SCORES = ("giou", "ciou", "union_giou", "union_ciou", "recall", "precision", "n_acc")
+
+Cell = tuple[str, str]
+"""(group, score)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Scores of a group: of questions, or of targets by size.
+
+    Attributes:
+        count: questions, or targets.
+        scores: name -> score with its 95 % interval; scores that nothing counts for are left out.
+    """
+
+    count: int
+    scores: dict[str, Estimate]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All numbers of an evaluation.
+
+    Attributes:
+        rules: how they were counted.
+        num_questions: answered.
+        num_pictures: that the questions are about.
+        num_targets: true masks.
+        num_masks: predicted masks.
+        groups: by name: "overall", "targets N", "kind K", "size S".
+        precision: average precision of the masks' scores.
+        calibration: bins of the masks' scores.
+    """
+
+    rules: Rules
+    num_questions: int
+    num_pictures: int
+    num_targets: int
+    num_masks: int
+    groups: dict[str, Group]
+    precision: PrecisionCurve
+    calibration: list[CalibrationBin]
+
+    def score(self, name: str, group: str = OVERALL) -> Estimate:
+        """One score; without a value where nothing counts towards it."""
+        found = self.groups.get(group)
+        nothing = Estimate(None, None, None, 0.0)
+        return nothing if found is None else found.scores.get(name, nothing)
+
+    def members(self, prefix: str) -> dict[str, Group]:
+        """The groups of one sort, by the rest of their names."""
+        return {
+            name.removeprefix(prefix): group
+            for name, group in self.groups.items()
+            if name.startswith(prefix)
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as values that JSON knows."""
+        return {
+            **asdict(self.rules),
+            "num_questions": self.num_questions,
+            "num_pictures": self.num_pictures,
+            "num_targets": self.num_targets,
+            "num_masks": self.num_masks,
+            "interval": "95 %, bootstrap over pictures",
+            "groups": {name: asdict(group) for name, group in self.groups.items()},
+            "average_precision": asdict(self.precision),
+            "calibration_error": calibration_error(self.calibration),
+            "calibration": [asdict(one) for one in self.calibration],
+            "definitions": {**SCORES, **SIZE_SCORES},
+        }
+
+
+def summarize(
+    records: Sequence[AnswerRecord], rules: Rules, *, classes_are_kinds: bool = False
+) -> Summary:
+    """Compute every score of a benchmark.
+
+    Args:
+        records: answered questions, in any order.
+        rules: how to count.
+        classes_are_kinds: average precision is the mean over kinds of question, as over COCO's
+            categories.
+
+    Raises:
+        ImportError: scipy is missing.
+    """
+    class_of = (lambda record: record.kind) if classes_are_kinds else None
+    return Summary(
+        rules=rules,
+        num_questions=len(records),
+        num_pictures=len({record.picture for record in records}),
+        num_targets=sum(len(record.targets) for record in records),
+        num_masks=sum(len(record.shown) for record in records),
+        groups=_estimate_groups(records, rules),
+        precision=compute_precision(records, class_of),
+        calibration=compute_calibration(pooled_slots(records, "slots")),
+    )
+
+
+def _estimate_groups(records: Sequence[AnswerRecord], rules: Rules) -> dict[str, Group]:
+    pictures: dict[str, list[AnswerRecord]] = {}
+    for record in records:
+        pictures.setdefault(record.picture, []).append(record)
+    rows = [_picture_cells(questions, rules) for questions in pictures.values()]
+    cells = sorted({cell for row in rows for cell in row}, key=_cell_order)
+    estimates = iter(estimate_cells(rows, cells))
+    groups: dict[str, Group] = {}
+    counts = _count_members(records)
+    for group, score in cells:
+        estimate = next(estimates)
+        scores = groups.setdefault(group, Group(counts[group], {})).scores
+        if estimate.value is not None:
+            scores[score] = estimate
+    return groups
+
+
+def estimate_cells(rows: Sequence[dict[Cell, Ratio]], cells: Sequence[Cell]) -> list[Estimate]:
+    """One estimate for each cell, over the rows of all pictures."""
+    table = np.zeros((len(rows), len(cells), 2))
+    column = {cell: i for i, cell in enumerate(cells)}
+    for number, row in enumerate(rows):
+        for cell, ratio in row.items():
+            table[number, column[cell]] = ratio
+    return estimate_ratios(table[..., 0], table[..., 1])
+
+
+def _picture_cells(records: Sequence[AnswerRecord], rules: Rules) -> dict[Cell, Ratio]:
+    """What the questions about one picture add to each score of each group."""
+    cells: dict[Cell, Ratio] = {}
+    members: dict[str, list[AnswerRecord]] = {}
+    for record in records:
+        for group in groups_of(record):
+            members.setdefault(group, []).append(record)
+    for group, questions in members.items():
+        ratios = picture_ratios(questions, rules)
+        names = _KIND_SCORES if group.startswith(KIND) else tuple(ratios)
+        cells.update({(group, name): ratios[name] for name in names})
+    for size, ratios in size_ratios(records).items():
+        cells.update({(SIZE + size, name): ratio for name, ratio in ratios.items()})
+    return cells
+
+
+def groups_of(record: AnswerRecord) -> list[str]:
+    """The groups of questions that a record belongs to."""
+    groups = [OVERALL, TARGETS + count_bin(len(record.targets))]
+    return [*groups, KIND + record.kind] if record.kind else groups
+
+
+def _count_members(records: Iterable[AnswerRecord]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for record in records:
+        for group in groups_of(record):
+            counts[group] = counts.get(group, 0) + 1
+        for size, ratios in size_ratios([record]).items():
+            counts[SIZE + size] = counts.get(SIZE + size, 0) + int(ratios["target_iou"][1])
+    return counts
+
+
+def _cell_order(cell: Cell) -> tuple[int, int, str, int]:
+    group, score = cell
+    sorts = (OVERALL, TARGETS, SIZE, KIND)
+    rank = next(i for i, prefix in enumerate(sorts) if group.startswith(prefix))
+    sizes = [name for _, name in SIZE_BINS]
+    within = sizes.index(group.removeprefix(SIZE)) if group.startswith(SIZE) else 0
+    names = [*SCORES, *SIZE_SCORES]
+    return rank, within, group, names.index(score)

@@ -1,0 +1,130 @@
+"""Slots, joined masks and rims: hand-computed values and what must always hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from bit_masks import HEIGHT, WIDTH, mask_bits, masks_of, untimed
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pixellm.evaluation.boundary import boundary_iou, mask_rim
+from pixellm.evaluation.metrics import score_masks
+from pixellm.evaluation.slots import reject_slots, score_slots, score_union, slots_to_score
+
+NOTHING = np.zeros((0, HEIGHT, WIDTH), dtype=np.bool_)
+bits = st.lists(mask_bits, max_size=4)
+
+
+def slots_of(predicted, true, pairs=None):
+    return score_slots(masks_of(*predicted), masks_of(*true), [0.5] * len(predicted), pairs)
+
+
+@untimed
+@given(bits, bits)
+def test_slots_add_up_to_the_strict_score(predicted, true):
+    score = score_masks(masks_of(*predicted), masks_of(*true))
+    again = slots_to_score(slots_of(predicted, true))
+    assert again.num_slots == score.num_slots
+    assert sorted(again.pair_ious) == pytest.approx(sorted(score.pair_ious))
+    assert (again.intersection, again.union) == (score.intersection, score.union)
+
+
+@untimed
+@given(bits, bits)
+def test_a_question_has_as_many_slots_as_the_longer_side(predicted, true):
+    slots = slots_of(predicted, true)
+    assert len(slots) == max(len(predicted), len(true))
+    assert {s.prediction for s in slots} - {None} == set(range(len(predicted)))
+    assert {s.truth for s in slots} - {None} == set(range(len(true)))
+
+
+@untimed
+@given(bits, bits, mask_bits)
+def test_a_spurious_mask_never_raises_a_mean_over_slots(predicted, true, spurious):
+    for number in true:
+        spurious &= ~number
+    if not spurious and 0 in true:
+        return
+    before, after = slots_of(predicted, true), slots_of([*predicted, spurious], true)
+    for name in ("iou", "boundary_iou"):
+        sums = [sum(getattr(slot, name) for slot in slots) for slots in (before, after)]
+        assert sums[1] <= sums[0] + 1e-9
+    assert len(after) >= len(before)
+
+
+@untimed
+@given(st.lists(mask_bits, min_size=1, max_size=4))
+def test_perfect_masks_fill_every_slot(true):
+    assert all(slot.iou == slot.boundary_iou == 1 for slot in slots_of(true, true))
+
+
+def test_given_pairs_are_kept_even_where_another_matching_is_better():
+    crossed = slots_of((0b1100, 0b0011), (0b0011, 0b1100), pairs=[(0, 0), (1, 1)])
+    assert [slot.iou for slot in crossed] == [0, 0]
+    assert [slot.iou for slot in slots_of((0b1100, 0b0011), (0b0011, 0b1100))] == [1, 1]
+
+
+def test_masks_left_over_keep_their_area_and_score():
+    spurious, missed = (slots_of((0b111,), ())[0], slots_of((), (0b11,))[0])
+    assert (spurious.union, spurious.truth_area, spurious.score) == (3, 0, 0.5)
+    assert (missed.union, missed.truth_area, missed.score) == (2, 2, None)
+
+
+def test_as_many_scores_as_predictions():
+    with pytest.raises(ValueError, match="1 predictions but 0 scores"):
+        score_slots(masks_of(1), NOTHING, [])
+
+
+def test_joined_masks_count_once():
+    slots = score_union(masks_of(0b0011, 0b0110), masks_of(0b0001, 0b1000), [0.2, 0.8])
+    assert len(slots) == 1
+    assert (slots[0].intersection, slots[0].union) == (1, 4)
+    assert slots[0].score == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "predicted, true, ious",
+    [((), (), []), ((0,), (), []), ((), (0,), []), ((0,), (0b1,), [0]), ((0b1,), (0,), [0])],
+)
+def test_joined_masks_without_a_pixel_are_no_masks(predicted, true, ious):
+    slots = score_union(masks_of(*predicted), masks_of(*true), [0.0] * len(predicted))
+    assert [slot.iou for slot in slots] == ious
+
+
+def test_a_judge_takes_intersections_away_and_leaves_unions():
+    slots = slots_of((0b11, 0b1100), (0b11, 0b1100))
+    judged = reject_slots(slots, {1})
+    assert [(slot.iou, slot.intersection, slot.union) for slot in judged] == [(1, 2, 2), (0, 0, 2)]
+
+
+def square(top: int, left: int, side: int) -> np.ndarray:
+    mask = np.zeros((60, 80), dtype=np.bool_)  # diagonal 100 pixels, rim 2
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def test_the_rim_is_two_percent_of_the_diagonal_wide():
+    rim = mask_rim(square(10, 10, 20))
+    assert rim.sum() == 20 * 20 - 16 * 16
+    assert not rim[12:28, 12:28].any()
+
+
+def test_the_rim_follows_the_edge_of_the_picture():
+    assert mask_rim(square(0, 0, 20))[0, 0]
+
+
+def test_boundary_iou_is_harsher_than_iou_on_large_masks():
+    truth, shifted = square(10, 10, 40), square(10, 12, 40)
+    iou = (40 * 38) / (40 * 42)
+    assert boundary_iou(truth, truth) == 1
+    assert boundary_iou(shifted, truth) < iou - 0.3
+    assert boundary_iou(square(10, 10, 5), square(40, 40, 5)) == 0
+
+
+def test_boundary_iou_of_empty_masks():
+    empty = np.zeros((60, 80), dtype=np.bool_)
+    assert boundary_iou(empty, empty) == 1
+    assert boundary_iou(empty, square(10, 10, 5)) == 0
+    with pytest.raises(ValueError, match="can't be compared"):
+        boundary_iou(empty, empty.T)
