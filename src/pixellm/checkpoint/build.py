@@ -87,6 +87,11 @@ class ImagePart(Section):
 class ModelParts(Section):
     """A model to build: its parts, and PixelLM's own settings."""
 
+    initial_weights: str | None = None
+    """A model (embedded name, directory, run's folder or hub id) that gives its encoder, language
+    model and image projection with their weights, its tokenizer, template and settings; only
+    `settings` may stand beside it, and the codebook, the decoder and its projections start fresh
+    in the shape that these ask for."""
     vision: VisionPart = VisionPart()
     """The encoder."""
     text: TextPart = TextPart()
@@ -125,6 +130,8 @@ def build_model(
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"model.{where}: {first['msg']}.") from error
+    if parts.initial_weights is not None:
+        return _build_around(parts)
     shape = PixelLMConfig(**_settings(parts))
     names = codebook_token_names(shape.group_size)
     control = [*CONTROL_TOKENS[parts.template], "<image>", *names]
@@ -146,6 +153,19 @@ def build_model(
         llm_grid=config.llm_grid,
     )
     return model, processor
+
+
+def _build_around(
+    parts: ModelParts,
+) -> tuple[PixelLMForConditionalGeneration, PixelLMProcessor]:
+    """A model around pretrained parts; see :mod:`pixellm.checkpoint.initial_weights`."""
+    from pixellm.checkpoint.initial_weights import build_from_checkpoint  # which reads checkpoints
+
+    if extra := sorted(parts.model_fields_set - {"initial_weights", "settings"}):
+        raise ValueError(
+            f"model.initial_weights brings its own {', '.join(extra)}; give one or the other."
+        )
+    return build_from_checkpoint(str(parts.initial_weights), parts.settings)
 
 
 def train_tokenizer(
