@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, overload
 
 import numpy as np
 
 from pixellm.types import Sample
 
 _ORIENTATION = 0x0112
-"""The EXIF tag; values from 5 on turn a picture on its side."""
+"""The EXIF tag."""
+
+_FIRST_TURNED = 5
+"""Its values from here on turn a picture on its side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,35 @@ class BadRow:
 
     def __str__(self) -> str:
         return f"{self.file}{', ' if self.row else ''}{self.row}: {self.reason}"
+
+
+class LazySamples(Sequence[Sample]):
+    """Samples that are built when asked for.
+
+    Args:
+        length: how many.
+        build: sample of a number from 0 to ``length - 1``.
+    """
+
+    def __init__(self, length: int, build: Callable[[int], Sample]) -> None:
+        self._numbers = range(length)
+        self._build = build
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> LazySamples: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | LazySamples:
+        """A sample, or some of them, as yet unbuilt."""
+        if isinstance(index, slice):
+            numbers = self._numbers[index]
+            return LazySamples(len(numbers), lambda number: self._build(numbers[number]))
+        return self._build(self._numbers[index])
 
 
 class Reader(ABC):
@@ -164,7 +196,13 @@ class Reader(ABC):
             for sample in samples:
                 if isinstance(sample.image, Path) and sample.image not in seen:
                     seen.add(sample.image)
-                    yield from _check_picture(sample.image, sample.size)
+                    yield from check_picture(sample.image, sample.size)
+
+    @staticmethod
+    def find_folder(root: Path, names: Sequence[str]) -> Path:
+        """The first of several folders below the root that is there; the first where none is."""
+        folders = [root / name for name in names]
+        return next((folder for folder in folders if folder.is_dir()), folders[0])
 
     def require(self, *paths: Path) -> None:
         """Check that files or folders are there.
@@ -184,22 +222,35 @@ def check_split(reader: type[Reader], root: Path, split: str) -> tuple[Path, ...
     return tuple(path for path in reader.files(root, split) if not path.exists())
 
 
-def _check_picture(path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
-    """What is wrong with a picture, seen from its header."""
-    from PIL import Image, UnidentifiedImageError
+def picture_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture as people see it, from its header.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no picture.
+    """
+    from PIL import Image
 
     try:
         with Image.open(path) as picture:
             width, height = picture.size
-            if picture.getexif().get(_ORIENTATION, 1) >= 5:
-                width, height = height, width
+            turned = picture.getexif().get(_ORIENTATION, 1) >= _FIRST_TURNED
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no picture at {path}.") from None
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} can't be read as a picture ({error}).") from None
+    return (width, height) if turned else (height, width)
+
+
+def check_picture(path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
+    """What is wrong with a picture of an annotated (height, width), seen from its header."""
+    try:
+        found = picture_size(path)
     except FileNotFoundError:
         yield BadRow(path, "", "The picture is missing.")
-        return
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        yield BadRow(path, "", f"The picture can't be read ({error}).")
-        return
-    if (height, width) != tuple(size):
-        yield BadRow(
-            path, "", f"The picture is {(height, width)}, its annotation says {tuple(size)}."
-        )
+    except ValueError as error:
+        yield BadRow(path, "", str(error))
+    else:
+        if found != tuple(size):
+            reason = f"The picture is {found}, its annotation says {tuple(size)} (height, width)."
+            yield BadRow(path, "", reason)

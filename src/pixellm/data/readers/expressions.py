@@ -1,0 +1,315 @@
+"""Pictures with expressions that single out annotated objects: what the refer family shares.
+
+Holds the expressions in compact arrays, groups them into items, and turns an item into dialogues.
+Knows instances files; which expressions there are, a subclass reads from its own file.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixellm.data.readers.base import BadRow, LazySamples, Reader, check_picture
+from pixellm.data.readers.class_questions import NamedMasks
+from pixellm.data.readers.instances import InstanceFile
+from pixellm.data.readers.referring import benchmark_turn, compose_dialogues
+from pixellm.data.readers.text_table import TextTable
+from pixellm.masks import decode_mask
+from pixellm.types import SEG_MARK, Sample, Target, Turn
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """An expression as a file holds it.
+
+    Attributes:
+        picture: id of the picture.
+        thing: number of what it singles out; other expressions may single out the same.
+        number: its number among those of the same thing.
+        text: as annotated.
+        annotations: ids of the objects that fit; () for none.
+    """
+
+    picture: int
+    thing: int
+    number: int
+    text: str
+    annotations: tuple[int, ...]
+
+
+class ExpressionTable:
+    """Expressions in arrays, those of one picture next to each other.
+
+    Pictures and their expressions keep the order in which they first come.
+
+    Attributes:
+        texts: the expressions.
+        pictures: (E,) id of each one's picture.
+        things: (E,) number of what each singles out.
+        numbers: (E,) number among the expressions of the same thing.
+        starts: (I + 1,) first expression of each picture, and the end.
+
+    Args:
+        expressions: read once.
+    """
+
+    def __init__(self, expressions: Iterable[Expression]) -> None:
+        kept, ids, ends = array("q"), array("q"), array("q", [0])
+        texts = TextTable(_text_after_noting(expressions, kept, ids, ends))
+        columns: Integers = np.array(kept, dtype=np.int64).reshape(-1, 3)
+        _, first, inverse = np.unique(columns[:, 0], return_index=True, return_inverse=True)
+        self._order = np.argsort(first[inverse.reshape(-1)], kind="stable")
+        self.pictures, self.things, self.numbers = columns[self._order].T.copy()
+        changes = np.flatnonzero(np.diff(self.pictures)) + 1
+        self.starts: Integers = np.concatenate(([0], changes, [len(columns)])).astype(np.int64)
+        self.texts = texts
+        self._annotations: Integers = np.array(ids, dtype=np.int64)
+        self._ends: Integers = np.array(ends, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def text(self, expression: int) -> str:
+        """An expression, as annotated."""
+        return self.texts[int(self._order[expression])]
+
+    def annotations(self, expression: int) -> tuple[int, ...]:
+        """Ids of the objects that an expression singles out."""
+        place = int(self._order[expression])
+        return tuple(self._annotations[self._ends[place] : self._ends[place + 1]].tolist())
+
+    @property
+    def num_targets(self) -> int:
+        """Objects over all expressions."""
+        return len(self._annotations)
+
+    @property
+    def num_bytes(self) -> int:
+        """What the arrays take up."""
+        arrays = (self.pictures, self.things, self.numbers, self.starts, self._order)
+        more = self._annotations.nbytes + self._ends.nbytes + self.texts.num_bytes
+        return sum(one.nbytes for one in arrays) + more
+
+
+def _text_after_noting(
+    expressions: Iterable[Expression], kept: array[int], ids: array[int], ends: array[int]
+) -> Iterator[str]:
+    """The texts; everything else of an expression goes into the arrays."""
+    for one in expressions:
+        kept.extend((one.picture, one.thing, one.number))
+        ids.extend(one.annotations)
+        ends.append(len(ids))
+        yield one.text
+
+
+class ExpressionReader(Reader):
+    """A reader whose rows are expressions.
+
+    Args:
+        root: folder that holds all data sets.
+        split: one of :attr:`splits`.
+        seed: another seed gives other groups, another order and wording.
+        images: folder of the pictures, where it is not the usual one.
+        per_item: expressions of a picture that are asked in one item, at most.
+
+    Raises:
+        ValueError: an unknown split, no usable expression, or a damaged file.
+        FileNotFoundError: a file is missing; says where to get it.
+    """
+
+    folder: str
+    """Below the root: the data set's own folder."""
+    picture_folders: tuple[str, ...]
+    """Below the root: where the pictures usually are; the first that is there counts."""
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str = "train",
+        seed: int = 0,
+        images: Path | str | None = None,
+        per_item: int = 3,
+    ) -> None:
+        super().__init__(root, split, seed)
+        if per_item < 1:
+            raise ValueError(f"An item of {self.name} holds at least 1 expression, not {per_item}.")
+        self.images = Path(images) if images else self.find_folder(self.root, self.picture_folders)
+        self.per_item = per_item
+        self.require(self.instances_path, self.expressions_path, self.images)
+        self.instances = InstanceFile(self.instances_path)
+        bad: list[BadRow] = []
+        self.table = ExpressionTable(self._usable(bad))
+        self.bad_rows = tuple(bad)
+        if not len(self.table):
+            raise ValueError(f"{self.expressions_path} has no usable expression of {split}.")
+        self._members, self._ends = self.group_for_training()
+
+    @property
+    def instances_path(self) -> Path:
+        """The file of pictures and annotations."""
+        return self.root / self.folder / "instances.json"
+
+    @property
+    @abstractmethod
+    def expressions_path(self) -> Path:
+        """The file of expressions."""
+
+    @abstractmethod
+    def read_expressions(self, bad: list[BadRow]) -> Iterator[Expression]:
+        """The split's expressions as the file holds them; malformed ones go to ``bad``."""
+
+    def group_for_training(self) -> tuple[Integers, Integers]:
+        """Expression numbers item by item, and where each item starts, with the end.
+
+        The expressions of an item single out different things.
+        """
+        draw = np.random.default_rng(self.seed)
+        groups = [
+            group
+            for first, end in zip(self.table.starts, self.table.starts[1:], strict=False)
+            for group in self._rounds(draw, int(first), int(end))
+        ]
+        return flatten(groups)
+
+    def group_for_evaluation(self) -> tuple[Integers, Integers]:
+        """As for training: here one expression a question."""
+        return np.arange(len(self.table)), np.arange(len(self.table) + 1)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
+        """See :meth:`Reader.compose`."""
+        members = self._members[self._ends[item] : self._ends[item + 1]]
+        dialogues = self.to_dialogues(rng, self._things(members))
+        ids = [f"{self.name}-{self.split}-{item}-{number}" for number in range(len(dialogues))]
+        picture = int(self.table.pictures[members[0]])
+        return tuple(self._sample(picture, *one) for one in zip(dialogues, ids, strict=True))
+
+    def to_dialogues(
+        self, rng: random.Random, things: Sequence[NamedMasks]
+    ) -> tuple[tuple[Turn, ...], ...]:
+        """How an item's expressions are asked."""
+        return compose_dialogues(rng, things)
+
+    def where(self, item: int) -> tuple[Path, str]:
+        """See :meth:`Reader.where`."""
+        first = self._members[self._ends[item]]
+        return self.expressions_path, self._row(int(first))
+
+    def evaluation_samples(self) -> LazySamples:
+        """See :meth:`Reader.evaluation_samples`."""
+        members, ends = self.group_for_evaluation()
+
+        def build(question: int) -> Sample:
+            group = members[ends[question] : ends[question + 1]]
+            first = int(group[0])
+            row = f"{self.table.things[first]}-{self.table.numbers[first]}"
+            turn = benchmark_turn(self._things(group))
+            name = f"{self.name}-{self.split}-{row}"
+            return self._sample(int(self.table.pictures[first]), (turn,), name)
+
+        return LazySamples(len(ends) - 1, build)
+
+    def counts(self) -> dict[str, int]:
+        """Pictures, expressions (as questions), targets and items of an epoch."""
+        return {
+            "pictures": len(self.table.starts) - 1,
+            "questions": len(self.table),
+            "targets": self.table.num_targets,
+            "items": len(self),
+        }
+
+    def check(self) -> Iterator[BadRow]:
+        """See :meth:`Reader.check`; a mask without a pixel is listed too."""
+        yield from self.bad_rows
+        checked: set[int] = set()
+        for expression in range(len(self.table)):
+            size = self.instances.picture(int(self.table.pictures[expression])).size
+            for annotation in set(self.table.annotations(expression)) - checked:
+                checked.add(annotation)
+                try:
+                    _, mask = self.instances.name_and_mask(annotation, size)
+                except ValueError as error:
+                    yield BadRow(self.instances_path, f"annotation {annotation}", str(error))
+                    continue
+                if not decode_mask(mask).any():
+                    reason = "Its mask covers no pixel."
+                    yield BadRow(self.instances_path, f"annotation {annotation}", reason)
+        for start in self.table.starts[:-1]:
+            picture = self.instances.picture(int(self.table.pictures[start]))
+            yield from check_picture(self.images / picture.file_name, picture.size)
+
+    def _usable(self, bad: list[BadRow]) -> Iterator[Expression]:
+        """The expressions whose picture and annotations are there."""
+        for one in self.read_expressions(bad):
+            unknown = [i for i in one.annotations if not self.instances.has_annotation(i)]
+            if not one.text.strip(". \t\n"):
+                reason = "The expression is empty."
+            elif SEG_MARK in one.text:
+                reason = f"The expression holds {SEG_MARK}, which marks masks in answers."
+            elif not self.instances.has_picture(one.picture):
+                reason = f"Its picture {one.picture} is missing in {self.instances_path.name}."
+            elif unknown:
+                name = self.instances_path.name
+                reason = f"Its annotation {unknown[0]} is missing in {name}, or has no mask."
+            else:
+                yield one
+                continue
+            bad.append(BadRow(self.expressions_path, row_name(one.thing, one.number), reason))
+
+    def _rounds(self, draw: np.random.Generator, first: int, end: int) -> list[Integers]:
+        """The expressions of a picture in groups: the first of each thing, the second, ..."""
+        mixed = first + draw.permutation(end - first)
+        _, things = np.unique(self.table.things[mixed], return_inverse=True)
+        seen: dict[int, int] = {}
+        rounds: dict[int, list[int]] = {}
+        for member, thing in zip(mixed.tolist(), things.reshape(-1).tolist(), strict=True):
+            seen[thing] = seen.get(thing, -1) + 1
+            rounds.setdefault(seen[thing], []).append(member)
+        return [
+            part
+            for members in rounds.values()
+            for part in np.array_split(np.array(members), -(-len(members) // self.per_item))
+        ]
+
+    def _things(self, members: Integers) -> list[NamedMasks]:
+        size = self.instances.picture(int(self.table.pictures[members[0]])).size
+        return [
+            NamedMasks(self.table.text(member), self._targets(member, size))
+            for member in members.tolist()
+        ]
+
+    def _targets(self, expression: int, size: tuple[int, int]) -> tuple[Target, ...]:
+        found = []
+        for identity in self.table.annotations(expression):
+            name, mask = self.instances.name_and_mask(identity, size)
+            found.append(Target(name or self.table.text(expression), mask))
+        return tuple(found)
+
+    def _sample(self, picture: int, turns: tuple[Turn, ...], name: str) -> Sample:
+        entry = self.instances.picture(picture)
+        return Sample(self.images / entry.file_name, entry.size, turns, name)
+
+    def _row(self, expression: int) -> str:
+        return row_name(int(self.table.things[expression]), int(self.table.numbers[expression]))
+
+
+def row_name(thing: int, number: int) -> str:
+    """The place of an expression in a file of the refer family."""
+    return f"ref {thing}, sentence {number}"
+
+
+def flatten(groups: Sequence[Integers]) -> tuple[Integers, Integers]:
+    """Groups behind each other, and where each starts, with the end."""
+    lengths = np.array([len(group) for group in groups], dtype=np.int64)
+    return np.concatenate(groups), np.concatenate(([0], np.cumsum(lengths)))

@@ -1,0 +1,162 @@
+"""A COCO-style instances file by id: for data sets whose questions lie in a file of their own.
+
+Of pictures and annotations only ids and byte offsets stay in memory. Knows neither where pictures
+lie nor what is asked.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixellm.data.readers.json_index import JsonRecords, SpanList, scan_json
+from pixellm.masks import segmentation_to_rle
+from pixellm.types import RLE
+
+_LISTS = ("images", "annotations", "categories")
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture of an instances file: its name, and its (height, width) in pixels."""
+
+    file_name: str
+    size: tuple[int, int]
+
+
+class InstanceFile:
+    """Pictures, categories and annotations of a COCO-style file, by id.
+
+    Args:
+        path: the file; read once, as a stream.
+
+    Attributes:
+        path: the file.
+        categories: name by id.
+        problems: (row, reason) of entries that can't be used.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or lacks a list.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.categories: dict[int, str] = {}
+        self.problems: list[tuple[str, str]] = []
+        ids = {"images": array("q"), "annotations": array("q")}
+        spans = {"images": SpanList(), "annotations": SpanList()}
+        counts = dict.fromkeys(_LISTS, 0)
+        for key, start, end, value in scan_json(path):
+            if key not in counts:
+                continue
+            reason = self._fault(key, value)
+            if reason:
+                self.problems.append((f"{key} {counts[key]}", reason))
+            elif key in spans:
+                ids[key].append(value["id"])
+                spans[key].append(start, end)
+            counts[key] += 1
+        missing = [key for key, count in counts.items() if not count]
+        if missing:
+            raise ValueError(
+                f"{path} has no {' and no '.join(missing)}; an instances file needs them."
+            )
+        self._pictures = _Records(path, ids["images"], spans["images"])
+        self._annotations = _Records(path, ids["annotations"], spans["annotations"])
+
+    def _fault(self, key: str, value: Any) -> str:
+        """What is wrong with an entry, or ""; remembers categories."""
+        if not isinstance(value, Mapping) or not _is_id(value.get("id")):
+            return "It has no whole number as its id."
+        if key == "categories":
+            self.categories[value["id"]] = str(value.get("name", ""))
+            return ""
+        if key == "images":
+            size = value.get("height"), value.get("width")
+            if not all(_is_id(side) and int(side or 0) > 0 for side in size):
+                return f"Its height and width are {size[0]!r} and {size[1]!r}."
+            name = value.get("file_name")
+            inside = isinstance(name, str) and is_inside(name)
+            return "" if inside else f"Its file_name {name!r} is no path inside a folder."
+        return "" if value.get("segmentation") else "It has no mask."
+
+    def has_picture(self, identity: int) -> bool:
+        """Whether there is a usable picture of this id."""
+        return self._pictures.place(identity) >= 0
+
+    def has_annotation(self, identity: int) -> bool:
+        """Whether there is an annotation of this id, with a mask."""
+        return self._annotations.place(identity) >= 0
+
+    def picture(self, identity: int) -> Picture:
+        """A picture.
+
+        Raises:
+            ValueError: there is none of this id.
+        """
+        entry = self._entry(self._pictures, identity, "picture")
+        return Picture(str(entry["file_name"]), (int(entry["height"]), int(entry["width"])))
+
+    def annotation(self, identity: int) -> Mapping[str, Any]:
+        """An annotation, as it stands in the file.
+
+        Raises:
+            ValueError: there is none of this id.
+        """
+        return self._entry(self._annotations, identity, "annotation")
+
+    def name_and_mask(self, identity: int, size: tuple[int, int]) -> tuple[str, RLE]:
+        """The category's name of an annotation ("" where unknown), and its mask.
+
+        Args:
+            identity: of the annotation.
+            size: (height, width) of its picture.
+
+        Raises:
+            ValueError: the mask is malformed or of another size; names the annotation.
+        """
+        entry = self.annotation(identity)
+        try:
+            mask = segmentation_to_rle(entry["segmentation"], size)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.path}, annotation {identity}: {error}") from None
+        return self.categories.get(entry.get("category_id", -1), ""), mask
+
+    def _entry(self, records: _Records, identity: int, kind: str) -> Mapping[str, Any]:
+        place = records.place(identity)
+        if place < 0:
+            raise ValueError(f"{self.path} has no {kind} {identity}.")
+        entry: Mapping[str, Any] = records.entries[place]
+        return entry
+
+
+class _Records:
+    """Entries of one list, sorted by id."""
+
+    def __init__(self, path: Path, ids: array[int], spans: SpanList) -> None:
+        numbers: NDArray[np.int64] = np.array(ids, dtype=np.int64)
+        order = np.argsort(numbers, kind="stable")
+        self.ids = numbers[order]
+        self.entries = JsonRecords(path, spans.records(path).spans[order])
+
+    def place(self, identity: int) -> int:
+        """Number of the first entry of an id; -1 where there is none."""
+        place = int(np.searchsorted(self.ids, identity))
+        return place if place < len(self.ids) and self.ids[place] == identity else -1
+
+
+def is_inside(name: str) -> bool:
+    """Whether a path stays below the folder that it is joined to."""
+    path = PurePosixPath(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63

@@ -1,0 +1,309 @@
+"""ReasonSeg: one region of a photo, described by what one has to reason out.
+
+``reason_seg/ReasonSeg/SPLIT/`` holds pictures, each with a JSON file of polygons and questions;
+``explanatory/train.json`` has reasons for some of them. Knows these files.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from pixellm.data.readers.base import BadRow, LazySamples, Reader, picture_size
+from pixellm.data.readers.class_questions import NamedMasks, ask_for_regions
+from pixellm.data.readers.referring import benchmark_turn, load_phrases, to_noun
+from pixellm.masks import encode_mask
+from pixellm.types import SEG_MARK, Sample, Target, Turn
+
+KIND = "reasoning"
+"""Label of the turns."""
+
+EXPLAINED_SHARE = 0.5
+"""Share of the questions with a known reason that ask for it."""
+
+_TARGET, _IGNORED = 1, 255
+_FARTHEST_COORDINATE = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A polygon.
+
+    Attributes:
+        is_target: whether it is asked for; else a score leaves its pixels out.
+        points: (P, 2) int32 ``(x, y)`` in pixels of the picture.
+    """
+
+    is_target: bool
+    points: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """An annotation file.
+
+    Attributes:
+        shapes: the polygons, in the order of the file.
+        texts: descriptions of the same region.
+        is_sentence: whether they are whole questions, not noun phrases.
+    """
+
+    shapes: tuple[Shape, ...]
+    texts: tuple[str, ...]
+    is_sentence: bool
+
+
+class ReasonSeg(Reader):
+    """ReasonSeg.
+
+    Args:
+        root: folder that holds all data sets.
+        split: one of :attr:`splits`.
+        seed: another seed gives another order and wording.
+        per_item: questions about a picture in one item, at most.
+
+    Raises:
+        ValueError: an unknown split, or one without a usable file.
+        FileNotFoundError: a folder is missing; says where to get it.
+    """
+
+    name = "reasonseg"
+    title = "ReasonSeg: a region of a photo, described by what one has to reason out"
+    splits = ("train", "val", "test")
+    obtain = "github.com/dvlab-research/LISA says where to download ReasonSeg"
+
+    def __init__(
+        self, root: Path | str, split: str = "train", seed: int = 0, per_item: int = 3
+    ) -> None:
+        super().__init__(root, split, seed)
+        if per_item < 1:
+            raise ValueError(f"An item of {self.name} holds at least 1 question, not {per_item}.")
+        self.folder = self.files(self.root, split)[0]
+        self.require(self.folder)
+        self.reasons = _read_reasons(self.folder.parent / "explanatory" / "train.json")
+        self._names: list[str] = []
+        self._items: list[tuple[int, int, int]] = []
+        bad: list[BadRow] = []
+        for path in sorted(self.folder.glob("*.json")):
+            self._add(path, per_item, bad)
+        self.bad_rows = tuple(bad)
+        if not self._names:
+            raise ValueError(f"{self.folder} has no usable annotation file; {self.obtain}.")
+
+    @classmethod
+    def files(cls, root: Path, split: str) -> tuple[Path, ...]:
+        """See :meth:`Reader.files`."""
+        return (root / "reason_seg" / "ReasonSeg" / split,)
+
+    def _add(self, path: Path, per_item: int, bad: list[BadRow]) -> None:
+        """Note the items of an annotation file, or why there are none."""
+        try:
+            texts = read_annotation(path).texts
+            if not path.with_suffix(".jpg").is_file():
+                raise ValueError(f"Its picture {path.stem}.jpg is missing.")
+        except ValueError as error:
+            bad.append(BadRow(path, "", str(error)))
+            return
+        number = len(self._names)
+        self._names.append(path.name)
+        for first in range(0, len(texts), per_item):
+            self._items.append((number, first, min(first + per_item, len(texts))))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
+        """See :meth:`Reader.compose`; each question is a dialogue of its own."""
+        number, first, end = self._items[item]
+        annotation, image, size = self._open(number)
+        target = self._target(number, annotation, size)
+        turns = [
+            self._turn(rng, annotation, place, target, image.name) for place in range(first, end)
+        ]
+        name = f"{self.name}-{self.split}-{image.stem}"
+        return tuple(
+            Sample(image, size, (turn,), f"{name}-{place}")
+            for place, turn in enumerate(turns, start=first)
+        )
+
+    def where(self, item: int) -> tuple[Path, str]:
+        """See :meth:`Reader.where`."""
+        number, first, _ = self._items[item]
+        return self.folder / self._names[number], f"text {first}"
+
+    def evaluation_samples(self) -> LazySamples:
+        """See :meth:`Reader.evaluation_samples`: the first text of each picture."""
+        return LazySamples(len(self._names), self._evaluation_sample)
+
+    def _evaluation_sample(self, number: int) -> Sample:
+        annotation, image, size = self._open(number)
+        target = self._target(number, annotation, size)
+        text = annotation.texts[0]
+        turn = benchmark_turn([NamedMasks(text, (target,))])
+        if annotation.is_sentence:
+            question = load_phrases("referring")["benchmark"]["sentence"].format(sentence=text)
+            turn = Turn(question, turn.answer, turn.targets, KIND)
+        return Sample(image, size, (turn,), f"{self.name}-{self.split}-{image.stem}")
+
+    def counts(self) -> dict[str, int]:
+        """Pictures, questions (texts), targets, items of an epoch, and known reasons."""
+        texts = sum(end - first for _, first, end in self._items)
+        known = sum(f"{Path(name).stem}.jpg" in self.reasons for name in self._names)
+        return {
+            "pictures": len(self._names),
+            "questions": texts,
+            "targets": texts,
+            "items": len(self),
+            "explained": known,
+        }
+
+    def _open(self, number: int) -> tuple[Annotation, Path, tuple[int, int]]:
+        path = self.folder / self._names[number]
+        image = path.with_suffix(".jpg")
+        return read_annotation(path), image, picture_size(image)
+
+    def _target(self, number: int, annotation: Annotation, size: tuple[int, int]) -> Target:
+        painted = paint_shapes(annotation.shapes, size)
+        if not (painted == _TARGET).any():
+            path = self.folder / self._names[number]
+            raise ValueError(f"{path}: the target lies outside the picture, or is covered.")
+        ignore = painted == _IGNORED
+        name = "the answer" if annotation.is_sentence else annotation.texts[0]
+        mask = encode_mask(painted == _TARGET)
+        return Target(name, mask, encode_mask(ignore) if ignore.any() else None)
+
+    def _turn(
+        self, rng: random.Random, annotation: Annotation, place: int, target: Target, image: str
+    ) -> Turn:
+        """A question for one text, with its reason where one is known."""
+        text = annotation.texts[place]
+        reason = self._reason(image, text, only=len(annotation.texts) == 1)
+        explained = bool(reason) and rng.random() < EXPLAINED_SHARE
+        if not explained and not annotation.is_sentence:
+            return ask_for_regions(rng, [NamedMasks(to_noun(text), (target,))], KIND)
+        bank = load_phrases("reasoning")["explained" if explained else "sentence"]
+        question = rng.choice(bank["questions"]).format(sentence=_as_sentence(text))
+        answer = rng.choice(bank["answers"]).format(seg=SEG_MARK, explanation=reason)
+        return Turn(question, answer, (target,), "explained" if explained else KIND)
+
+    def _reason(self, image: str, text: str, *, only: bool) -> str:
+        """The reason for an answer; "" where none is known for this text."""
+        query, reason = self.reasons.get(image, ("", ""))
+        return reason if only or query.strip().casefold() == text.casefold() else ""
+
+
+def read_annotation(path: Path) -> Annotation:
+    """Read an annotation file, UTF-8 or, as some are, cp1252.
+
+    Raises:
+        ValueError: it is damaged, or has no text or no target.
+    """
+    values = _read_json(path)
+    try:
+        shapes = [_to_shape(shape) for shape in values["shapes"]]
+        texts = tuple(" ".join(str(text).split()) for text in values["text"])
+        is_sentence = bool(values["is_sentence"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"It lacks shapes, text or is_sentence, or they are odd: {error}."
+        ) from None
+    known = tuple(shape for shape in shapes if shape is not None)
+    if not any(shape.is_target for shape in known):
+        raise ValueError("It has no shape labelled target.")
+    if not texts or not all(texts) or any(SEG_MARK in text for text in texts):
+        raise ValueError(f"It needs texts, none of them empty or with {SEG_MARK}.")
+    return Annotation(known, texts, is_sentence)
+
+
+def paint_shapes(shapes: Sequence[Shape], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Paint polygons with their borders, larger ones first, so that smaller ones stay on top.
+
+    Source: how LISA (Lai et al., CVPR 2024) reads its data.
+
+    Args:
+        shapes: polygons.
+        size: (height, width) of the picture.
+
+    Returns:
+        (H, W): 0 nothing, 1 target, 255 ignored.
+    """
+    areas = [int(_paint([shape], [1], size).sum()) for shape in shapes]
+    order = sorted(range(len(shapes)), key=lambda place: -areas[place])
+    values = [_TARGET if shapes[place].is_target else _IGNORED for place in order]
+    return _paint([shapes[place] for place in order], values, size)
+
+
+def _paint(
+    shapes: Sequence[Shape], values: Sequence[int], size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    canvas = Image.new("L", (size[1], size[0]))
+    draw = ImageDraw.Draw(canvas)
+    for shape, value in zip(shapes, values, strict=True):
+        points = [(int(x), int(y)) for x, y in shape.points]
+        if len(points) > 2:
+            draw.polygon(points, fill=value, outline=value)
+        else:
+            draw.line(points * 2, fill=value)
+    return np.asarray(canvas)
+
+
+def _to_shape(values: Mapping[str, Any]) -> Shape | None:
+    """A shape; None for a flag, which has no region.
+
+    Raises:
+        ValueError: an unknown label, or bad points.
+    """
+    label = str(values["label"]).strip().lower()
+    if label == "flag":
+        return None
+    if label != "target" and "ignore" not in label:
+        raise ValueError(f"A shape is labelled {label!r}; target or ignore is needed.")
+    points = np.asarray(values["points"], dtype=np.float64)
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points):
+        raise ValueError(f"A shape labelled {label!r} has no list of points [x, y].")
+    if not (np.abs(points) < _FARTHEST_COORDINATE).all():
+        raise ValueError("A shape has points far outside any picture, or no numbers.")
+    return Shape(label == "target", points.astype(np.int32))
+
+
+def _read_reasons(path: Path) -> dict[str, tuple[str, str]]:
+    """(question, reason) by the name of the picture; {} where there is no file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        rows = [(row["image"], str(row["query"]), str(row["outputs"])) for row in _read_json(path)]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} needs rows of image, query and outputs ({error}).") from None
+    return {
+        Path(str(image)).name: (query, " ".join(reason.split()))
+        for image, query, reason in rows
+        if reason.strip() and SEG_MARK not in reason
+    }
+
+
+def _read_json(path: Path) -> Any:
+    content = path.read_bytes()
+    try:
+        try:
+            return json.loads(content.decode("utf-8-sig"))
+        except UnicodeDecodeError:
+            return json.loads(content.decode("cp1252"))
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path.name} is no readable JSON; copy it again.") from None
+
+
+def _as_sentence(text: str) -> str:
+    """A text that another sentence can follow."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
