@@ -15,10 +15,12 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader
 
+from pixellm.data.readers.base import Reader
+from pixellm.data.registry import READERS
 from pixellm.training.config import DataSource, Stage
 from pixellm.types import Sample
 
-DATASETS: dict[str, str] = {"scenes": "pixellm.data.scenes.dataset:ScenesDataset"}
+DATASETS: dict[str, str] = {"scenes": "pixellm.data.scenes.dataset:ScenesDataset", **READERS}
 """Name in a recipe -> `module:class`."""
 
 PERIOD = 1000
@@ -64,7 +66,7 @@ class Mixture:
     """Several data sets as one endless sequence in fixed shares.
 
     Sources take turns by largest deficit, so that every stretch holds them in their shares. A
-    finite source starts over at its end.
+    finite source starts over at its end, a reader in another order and wording.
 
     Args:
         sources: data sets.
@@ -86,7 +88,10 @@ class Mixture:
         which = self.pattern[position]
         inner = cycle * self.in_period[which] + self.rank[position]
         source = self.sources[which]
-        return source[inner % len(source)]
+        epoch, place = divmod(inner, len(source))
+        if isinstance(source, Reader):
+            return source.dialogues(place, epoch)
+        return source[place]
 
 
 def _interleave(weights: Sequence[float]) -> list[int]:
