@@ -24,7 +24,16 @@ READERS: dict[str, str] = {
     "multi-refcocog": "pixellm.data.readers.refer:MultiRefCocoG",
     "reasonseg": "pixellm.data.readers.reasonseg:ReasonSeg",
     "muse": "pixellm.data.readers.muse:Muse",
+    "ade20k": "pixellm.data.readers.semantic:Ade20k",
+    "cocostuff": "pixellm.data.readers.semantic:CocoStuff",
+    "mapillary": "pixellm.data.readers.semantic:Mapillary",
+    "paco": "pixellm.data.readers.parts:PacoLvis",
+    "pascal-part": "pixellm.data.readers.parts:PascalPart",
+    "llava": "pixellm.data.readers.llava:LlavaInstruct",
     "coco": "pixellm.data.readers.own_coco:OwnCoco",
+    "coco-expressions": "pixellm.data.readers.own_expressions:OwnExpressions",
+    "jsonl": "pixellm.data.readers.jsonl:JsonlSamples",
+    "labelme": "pixellm.data.readers.labelme:LabelMe",
 }
 """Name -> `module:class` of its :class:`pixellm.data.readers.base.Reader`."""
 

@@ -7,8 +7,9 @@ asked together. It knows no file format, and words nothing itself.
 from __future__ import annotations
 
 import random
+import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -16,7 +17,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pixellm.data.readers.base import BadRow, Reader
+from pixellm.data.readers.base import BadRow, LazySamples, Reader, check_picture
 from pixellm.data.readers.class_questions import (
     NamedMasks,
     ask_for_absent,
@@ -26,6 +27,8 @@ from pixellm.data.readers.class_questions import (
 )
 from pixellm.data.readers.run_lengths import areas_of, boxes_of, union_of
 from pixellm.types import RLE, Sample, Target, Turn
+
+_WORD = re.compile(r"\w+")
 
 TargetKind = Literal["instances", "regions"]
 
@@ -38,15 +41,15 @@ class AnnotatedClass:
         name: what its targets are called.
         masks: one per instance, or one for the whole region; over the picture.
         crowds: regions that hold many instances without telling them apart.
-        complete: whether the masks and crowds are all there is of the class; a class with an
-            annotation that can't be used is never asked for.
+        askable: False where the masks may not be all there is of the class, or its name says
+            nothing; such a class is known to be there, and never asked for.
         wordings: names that a question may use; the name alone where empty.
     """
 
     name: str
     masks: tuple[RLE, ...]
     crowds: tuple[RLE, ...] = ()
-    complete: bool = True
+    askable: bool = True
     wordings: tuple[str, ...] = ()
 
 
@@ -147,7 +150,7 @@ class ClassReader(Reader):
         shown = self.picture(item)
         askable = [shown.classes[place] for place in self._askable(shown)]
         if not askable and not (self.negatives or self.exhaustive):
-            raise ValueError(f"No class of picture {shown.id} has masks that can be used.")
+            raise ValueError(self._nothing_to_ask(shown))
         rng.shuffle(askable)
         turns = [self._ask(rng, group) for group in self._groups(rng, askable)]
         if rng.random() < self.negatives or not turns:
@@ -159,17 +162,24 @@ class ClassReader(Reader):
         )
 
     def check(self) -> Iterator[BadRow]:
-        """Every bad row, those among the annotations of a picture with good ones too."""
-        yield from super().check()
+        """Every bad row; of a picture with good and bad annotations, the bad ones."""
+        yield from self.bad_rows
         for item in range(len(self)):
             try:
-                yield from self.picture(item).faults
-            except ValueError:  # listed by the pass above
+                shown = self.picture(item)
+            except ValueError as error:
+                yield BadRow(*self.where(item), str(error))
                 continue
+            yield from shown.faults
+            if not (self._askable(shown) or self.negatives or self.exhaustive):
+                yield BadRow(*self.where(item), self._nothing_to_ask(shown))
+            if isinstance(shown.image, Path):
+                yield from check_picture(shown.image, shown.size)
 
     def evaluation_samples(self) -> Sequence[Sample]:
         """One question for each class of each picture, in the plainest wording."""
-        return _Questions(self._class_sample, list(self._askable_places()))
+        places = list(self._askable_places())
+        return LazySamples(len(places), lambda number: self._class_sample(*places[number]))
 
     def counts(self) -> dict[str, int]:
         """Pictures, questions when each class is asked for alone, targets and classes."""
@@ -204,8 +214,12 @@ class ClassReader(Reader):
         least = min(self.min_area * shown.size[0] * shown.size[1], max(areas))
         return [place for place, area in zip(places, areas, strict=True) if area >= least]
 
+    @staticmethod
+    def _nothing_to_ask(shown: AnnotatedPicture) -> str:
+        return f"No class of picture {shown.id} has masks that can be used."
+
     def _is_answerable(self, one: AnnotatedClass) -> bool:
-        if not one.complete:
+        if not one.askable:
             return False
         if self.targets == "instances":
             return not one.crowds and 1 <= len(one.masks) <= self.max_instances
@@ -247,39 +261,22 @@ class ClassReader(Reader):
         return tuple(Target(one.name, one.masks[i]) for i in sorted(middle, key=middle.__getitem__))
 
     def _ask_absent(self, rng: random.Random, shown: AnnotatedPicture) -> Turn:
-        present = {one.name for one in shown.classes}
-        absent = [name for name in self.class_names if name not in present]
+        present = {word for one in shown.classes for word in _WORD.findall(one.name)}
+        # "There is no table" would be wrong beside a dining table.
+        absent = [n for n in self.class_names if not present.intersection(_WORD.findall(n))]
         if not absent:
             raise ValueError(f"Nothing can be asked about picture {shown.id}.")
         return ask_for_absent(rng, rng.choice(absent))
 
-    def _class_sample(self, place: tuple[int, int]) -> Sample:
-        item, number = place
+    def _class_sample(self, item: int, place: int) -> Sample:
         shown = self.picture(item)
-        one = shown.classes[number]
+        one = shown.classes[place]
         question = plain_question((one.wordings or (one.name,))[0])
         turn = self._ask(random.Random(0), [one])
         turn = Turn(question, turn.answer, turn.targets, turn.kind)
         return Sample(
             shown.image, shown.size, (turn,), f"{shown.id}-{one.name}", _objects(shown.classes)
         )
-
-
-class _Questions(Sequence[Sample]):
-    """Samples built when asked for."""
-
-    def __init__(
-        self, build: Callable[[tuple[int, int]], Sample], places: list[tuple[int, int]]
-    ) -> None:
-        self._build, self._places = build, places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        if isinstance(index, slice):
-            return [self._build(place) for place in self._places[index]]
-        return self._build(self._places[index])
 
 
 def _objects(classes: Sequence[AnnotatedClass]) -> tuple[Target, ...]:

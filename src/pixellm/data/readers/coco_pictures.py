@@ -82,11 +82,6 @@ class CocoPictures:
         self._rows = rows[np.argsort(items[rows], kind="stable")]
         self._starts = np.searchsorted(items[self._rows], np.arange(len(self.pictures) + 1))
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of all categories, each once, in the order of the file."""
-        return tuple(dict.fromkeys(map(category_name, self.categories.values())))
-
     def __len__(self) -> int:
         """Usable pictures."""
         return len(self.pictures)
@@ -119,10 +114,6 @@ class CocoPictures:
             raise ValueError("The mask covers no pixel.")
         return mask
 
-    def name_of(self, row: int) -> str:
-        """The category's name of an annotation, underscores as spaces."""
-        return category_name(self.categories[int(self.category_of[row])])
-
 
 class _Scan:
     """What one pass over the file collects; thrown away when the index is built."""
@@ -148,7 +139,7 @@ class _Scan:
         self._require(keys)
 
     def _require(self, keys: set[str]) -> None:
-        """Refuse a foreign file; without entries a list leaves no trace, so annotations may lack."""
+        """Refuse a foreign file; a list without entries leaves no trace, as annotations may be."""
         missing = [key for key in ("images", "categories") if key not in keys]
         if missing:
             raise ValueError(

@@ -1,0 +1,228 @@
+"""Data sets of label pictures: ADE20K, COCO-Stuff, Mapillary Vistas v2.0.
+
+A label picture gives every pixel a class number, so that a class is one region of its picture. Each
+set knows its folders and the names of its numbers; what is asked together is
+:mod:`~pixellm.data.readers.class_reader`'s business.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pixellm.data.readers.base import BadRow
+from pixellm.data.readers.class_reader import AnnotatedClass, AnnotatedPicture, ClassReader
+from pixellm.data.readers.run_lengths import label_map_to_rles
+
+_LABEL_MODES = ("L", "P", "I;16", "I")
+
+
+class LabelPictures(ClassReader):
+    """A data set of label pictures. An item is one of them that has its photo.
+
+    Args:
+        root: folder that holds all data sets.
+        split: ``train`` or ``val``.
+        seed: another seed gives another order, grouping and wording.
+        options: see :class:`~pixellm.data.readers.class_reader.ClassReader`; ``targets`` can't be
+            ``instances``, which label pictures do not tell apart.
+
+    Raises:
+        ValueError: an unknown split or option, or a damaged list of classes.
+        FileNotFoundError: a folder is missing; says where to get it.
+    """
+
+    splits = ("train", "val")
+    exhaustive = True
+
+    def __init__(
+        self, root: Path | str, split: str = "train", seed: int = 0, **options: Any
+    ) -> None:
+        super().__init__(root, split, seed, **options)
+        if self.targets != "regions":
+            raise ValueError(f"{self.name} does not tell instances apart; use targets: regions.")
+        self.require(*self.files(self.root, split))
+        self.images, self.labels = self.folders(self.root, split)
+        stems = sorted(path.stem for path in self.labels.glob("*.png"))
+        photos = {path.stem for path in self.images.glob("*.jpg")}
+        self.bad_rows = tuple(
+            BadRow(self.labels / f"{stem}.png", "", f"Its photo {stem}.jpg is missing.")
+            for stem in stems
+            if stem not in photos
+        )
+        self._stems: NDArray[np.str_] = np.array([stem for stem in stems if stem in photos], str)
+        if not len(self._stems):
+            raise ValueError(f"{self.labels} holds no png that has its photo in {self.images}.")
+        self._names, self._nothing = self.class_table()
+
+    @classmethod
+    @abstractmethod
+    def folders(cls, root: Path, split: str) -> tuple[Path, Path]:
+        """The folders of photos (jpg) and of label pictures (png) of the same names."""
+
+    @classmethod
+    def files(cls, root: Path, split: str) -> tuple[Path, ...]:
+        """The folders of label pictures and photos."""
+        images, labels = cls.folders(root, split)
+        return labels, images
+
+    @abstractmethod
+    def class_table(self) -> tuple[dict[int, str], frozenset[int]]:
+        """The class name of each number that pixels may have, and the numbers of no class."""
+
+    @staticmethod
+    def is_asked(name: str) -> bool:
+        """Whether a class of that name is ever asked for."""
+        return bool(name)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes that are asked for, in the order of their numbers."""
+        return tuple(name for name in self._names.values() if self.is_asked(name))
+
+    def __len__(self) -> int:
+        """Label pictures that have their photo."""
+        return len(self._stems)
+
+    def where(self, item: int) -> tuple[Path, str]:
+        """The label picture."""
+        return self.labels / f"{self._stems[item]}.png", ""
+
+    def picture(self, item: int) -> AnnotatedPicture:
+        """A photo with the classes of its label picture, in the order of their numbers."""
+        stem = self._stems[item]
+        path, _ = self.where(item)
+        labels = read_label_map(path)
+        classes, faults = [], []
+        for number, mask in label_map_to_rles(labels).items():
+            if number in self._names:
+                name = self._names[number]
+                classes.append(AnnotatedClass(name, (mask,), askable=self.is_asked(name)))
+            elif number not in self._nothing:
+                faults.append(BadRow(path, "", f"Pixels have the number {number}, no class has."))
+        size = (labels.shape[0], labels.shape[1])
+        label = f"{self.name}-{self.split}-{stem}"
+        photo = self.images / f"{stem}.jpg"
+        return AnnotatedPicture(photo, size, label, tuple(classes), tuple(faults))
+
+
+class Ade20k(LabelPictures):
+    """ADE20K as in its scene parsing benchmark: number 0 is nothing, class n is n + 1."""
+
+    name = "ade20k"
+    title = "ADE20K: 150 classes of scenes"
+    obtain = (
+        "download ADEChallengeData2016.zip from the MIT scene parsing benchmark "
+        "(sceneparsing.csail.mit.edu) and name its folder ade20k"
+    )
+
+    @classmethod
+    def folders(cls, root: Path, split: str) -> tuple[Path, Path]:
+        """``ade20k/images/training`` and ``ade20k/annotations/training``, or ``validation``."""
+        part = {"train": "training", "val": "validation"}[split]
+        return root / "ade20k" / "images" / part, root / "ade20k" / "annotations" / part
+
+    def class_table(self) -> tuple[dict[int, str], frozenset[int]]:
+        """Numbers 1 to 150; 0 is nothing."""
+        return dict(enumerate(_listed_names("ade20k"), start=1)), frozenset({0})
+
+
+class CocoStuff(LabelPictures):
+    """COCO-Stuff's pixel maps: number n is category n + 1 of COCO-Stuff, 255 is nothing.
+
+    Names with a hyphen ("wall-other", "floor-tile") are shelf marks and no words; as in the
+    release they are not asked for.
+    """
+
+    name = "cocostuff"
+    title = "COCO-Stuff: 171 classes of things and stuff"
+    obtain = (
+        "download stuffthingmaps_trainval2017.zip from github.com/nightrome/cocostuff into "
+        "cocostuff, and the photos from cocodataset.org into coco"
+    )
+
+    @classmethod
+    def folders(cls, root: Path, split: str) -> tuple[Path, Path]:
+        """``coco/train2017`` and ``cocostuff/train2017``, or ``val2017``."""
+        return root / "coco" / f"{split}2017", root / "cocostuff" / f"{split}2017"
+
+    def class_table(self) -> tuple[dict[int, str], frozenset[int]]:
+        """Numbers 0 to 181, eleven of which occur in no picture; 255 is nothing."""
+        return dict(enumerate(_listed_names("cocostuff"))), frozenset({255})
+
+    @staticmethod
+    def is_asked(name: str) -> bool:
+        """Whether the name is made of words."""
+        return "-" not in name
+
+
+class Mapillary(LabelPictures):
+    """Mapillary Vistas v2.0; names are the ``readable`` ones of its list, in lower case.
+
+    What its list calls void ("unlabeled", "ego vehicle", "ground") is never asked for.
+    """
+
+    name = "mapillary"
+    title = "Mapillary Vistas v2.0: 124 classes of streets"
+    obtain = "download Mapillary Vistas v2.0 from mapillary.com/dataset/vistas into mapillary"
+
+    @classmethod
+    def folders(cls, root: Path, split: str) -> tuple[Path, Path]:
+        """``mapillary/training/images`` and ``.../v2.0/labels``, or below ``validation``."""
+        part = root / "mapillary" / {"train": "training", "val": "validation"}[split]
+        return part / "images", part / "v2.0" / "labels"
+
+    @classmethod
+    def files(cls, root: Path, split: str) -> tuple[Path, ...]:
+        """The list of classes, and the folders of label pictures and photos."""
+        return root / "mapillary" / "config_v2.0.json", *super().files(root, split)
+
+    def class_table(self) -> tuple[dict[int, str], frozenset[int]]:
+        """Numbers are places in the list; void entries are nothing."""
+        path = self.files(self.root, self.split)[0]
+        try:
+            entries = json.loads(path.read_bytes())["labels"]
+            names = {number: str(entry["readable"]).lower() for number, entry in enumerate(entries)}
+            void = frozenset(n for n in names if entries[n]["name"].startswith("void--"))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is not the list of classes of Mapillary Vistas v2.0 ({error}); copy it "
+                "again from the download."
+            ) from None
+        return {number: name for number, name in names.items() if number not in void}, void
+
+
+def read_label_map(path: Path) -> NDArray[Any]:
+    """The class number of every pixel of a label picture.
+
+    Args:
+        path: a grey or palette PNG; of a palette picture the indices count, not the colours.
+
+    Returns:
+        (H, W) of an integer type.
+
+    Raises:
+        ValueError: there is no such picture, it is damaged, or it is in colour.
+    """
+    try:
+        with Image.open(path) as picture:
+            if picture.mode in _LABEL_MODES:
+                return np.asarray(picture)
+            reason = f"its mode is {picture.mode}, but class numbers are grey or palette values"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = str(error)
+    raise ValueError(f"{path} can't be read as a label picture: {reason}.")
+
+
+@cache
+def _listed_names(name: str) -> tuple[str, ...]:
+    """The class names of a set in the order of their numbers, one a line of its file."""
+    path = Path(__file__).parent / "classes" / f"{name}.txt"
+    return tuple(path.read_text(encoding="utf-8").split("\n")[:-1])

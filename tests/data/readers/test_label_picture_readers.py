@@ -1,0 +1,179 @@
+"""ADE20K, COCO-Stuff and Mapillary as they lie on disk: every class against its own pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from drawn_photos import draw_photo, write_json
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+from pixellm.data.readers.run_lengths import areas_of, boxes_of, label_map_to_rles, union_of
+from pixellm.data.readers.semantic import Ade20k, CocoStuff, Mapillary
+from pixellm.masks import decode_mask, encode_mask, mask_to_box
+
+SIZE = (24, 32)
+
+
+def write_pair(photo, label, values, palette=False):
+    draw_photo(photo, values.shape)
+    picture = Image.fromarray(values.astype(np.uint8))
+    if palette:
+        picture = picture.convert("P")
+        picture.putdata(values.ravel().tolist())
+        picture.putpalette([channel for n in range(256) for channel in (n, 255 - n, n // 2)])
+    label.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(label)
+
+
+def blocks(*numbers):
+    """A label map of equal columns with one number each."""
+    return np.repeat(np.array(numbers), SIZE[1] // len(numbers))[None].repeat(SIZE[0], 0)
+
+
+@pytest.fixture
+def root(tmp_path):
+    for stem, values in {"a": blocks(0, 1, 3, 3), "b": blocks(150, 21, 3, 5)}.items():
+        folder = tmp_path / "ade20k"
+        write_pair(
+            folder / "images" / "training" / f"{stem}.jpg",
+            folder / "annotations" / "training" / f"{stem}.png",
+            values,
+        )
+    write_pair(
+        tmp_path / "coco" / "train2017" / "000000000009.jpg",
+        tmp_path / "cocostuff" / "train2017" / "000000000009.png",
+        blocks(0, 181, 95, 255),
+    )
+    write_json(
+        tmp_path / "mapillary" / "config_v2.0.json",
+        {
+            "labels": [
+                {"name": "animal--bird", "readable": "Bird"},
+                {"name": "construction--flat--road", "readable": "Road"},
+                {"name": "void--unlabeled", "readable": "Unlabeled"},
+            ]
+        },
+    )
+    folder = tmp_path / "mapillary" / "training"
+    write_pair(
+        folder / "images" / "x.jpg", folder / "v2.0" / "labels" / "x.png", blocks(2, 0, 1, 1), True
+    )
+    return tmp_path
+
+
+def masks_of(item):
+    return {
+        target.name: decode_mask(target.mask)
+        for sample in item
+        for target in sample.turns[0].targets
+    }
+
+
+@pytest.mark.parametrize(
+    ("reader", "item", "numbers"),
+    [
+        (Ade20k, 0, {"wall": [1], "sky": [3]}),
+        (Ade20k, 1, {"flag": [150], "car": [21], "sky": [3], "tree": [5]}),
+        (CocoStuff, 0, {"person": [0], "wood": [181]}),
+        (Mapillary, 0, {"bird": [0], "road": [1]}),
+    ],
+)
+def test_each_class_is_its_region(root, reader, item, numbers):
+    data = reader(root)
+    path, _ = data.where(item)
+    pixels = np.asarray(Image.open(path))
+    found = masks_of(data.compose(item, data.random_of(item)))
+    assert found.keys() == numbers.keys()
+    for name, values in numbers.items():
+        assert np.array_equal(found[name], np.isin(pixels, values)), name
+    assert not list(data.check())
+
+
+def test_class_lists_are_those_of_the_sets(root):
+    ade, stuff = Ade20k(root), CocoStuff(root)
+    assert len(set(ade.class_names)) == 150
+    assert (ade.class_names[0], ade.class_names[12]) == ("wall", "person")
+    assert {"person", "grass"} < set(stuff.class_names)
+    assert not any("-" in name for name in stuff.class_names)
+    assert Mapillary(root).class_names == ("bird", "road")
+
+
+def test_a_question_asks_for_at_most_three_classes_and_an_epoch_for_all(root):
+    sizes = set()
+    for epoch in range(20):
+        for index in range(2):
+            item = Ade20k(root).dialogues(index, epoch)
+            sizes |= {len(sample.turns[0].targets) for sample in item}
+            asked = [t.name for sample in item for t in sample.turns[0].targets]
+            assert sorted(asked) == sorted(t.name for t in item[0].objects)
+    assert sizes == {1, 2, 3}
+
+
+def test_a_picture_without_classes_is_asked_for_something_it_does_not_show(root):
+    write_pair(
+        root / "coco" / "train2017" / "7.jpg",
+        root / "cocostuff" / "train2017" / "7.png",
+        blocks(172, 172),  # wall-other
+    )
+    data = CocoStuff(root)
+    samples = [
+        sample for item in data for sample in item if sample.id.startswith("cocostuff-train-7")
+    ]
+    assert [sample.turns[0].targets for sample in samples] == [()]
+    assert "wall" not in samples[0].turns[0].question
+
+
+def test_bad_files_are_listed(root):
+    labels = root / "ade20k" / "annotations" / "training"
+    photos = root / "ade20k" / "images" / "training"
+    Image.new("L", SIZE[::-1]).save(labels / "alone.png")
+    write_pair(photos / "high.jpg", labels / "high.png", blocks(200, 1))
+    write_pair(photos / "colour.jpg", labels / "colour.png", blocks(1, 1))
+    Image.new("RGB", SIZE[::-1]).save(labels / "colour.png")
+    write_pair(photos / "cut.jpg", labels / "cut.png", blocks(1, 2, 3, 4))
+    (labels / "cut.png").write_bytes((labels / "cut.png").read_bytes()[:60])
+    write_pair(photos / "other.jpg", labels / "other.png", blocks(1, 1)[:9])
+    draw_photo(photos / "other.jpg", SIZE)
+    found = {bad.file.name: bad.reason for bad in Ade20k(root).check()}
+    assert set(found) == {"alone.png", "high.png", "colour.png", "cut.png", "other.jpg"}
+    assert "number 200" in found["high.png"]
+    assert "mode is RGB" in found["colour.png"]
+
+
+def test_what_is_missing_says_where_to_get_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="ADEChallengeData2016"):
+        Ade20k(tmp_path)
+    with pytest.raises(FileNotFoundError, match="stuffthingmaps"):
+        CocoStuff(tmp_path)
+
+
+def test_instances_are_refused_where_nothing_tells_them_apart(root):
+    with pytest.raises(ValueError, match="does not tell instances apart"):
+        Ade20k(root, targets="instances")
+
+
+def test_a_foreign_list_of_classes_is_refused(root):
+    write_json(root / "mapillary" / "config_v2.0.json", {"labels": [{"name": "road"}]})
+    with pytest.raises(ValueError, match=r"config_v2\.0\.json is not the list"):
+        Mapillary(root)
+
+
+small_maps = arrays.arrays(
+    np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 3)
+)
+
+
+@given(small_maps)
+@settings(max_examples=60, deadline=None)
+def test_run_lengths_equal_masks_pixel_by_pixel(labels):
+    rles = label_map_to_rles(labels)
+    assert list(rles) == sorted(set(labels.ravel().tolist()))
+    for number, rle in rles.items():
+        assert rle == encode_mask(labels == number)
+    masks = [labels == number for number in rles]
+    assert areas_of(list(rles.values())) == [mask.sum() for mask in masks]
+    assert boxes_of(list(rles.values())) == [mask_to_box(mask) for mask in masks]
+    assert decode_mask(union_of(list(rles.values()))).all()
