@@ -1,0 +1,173 @@
+"""Runs a prediction job: rows in batches through an engine, answers to a file, bad rows noted.
+
+The same batches go through the same :class:`BatchWorker` here and on a cluster, and come back in
+order, so that the file never depends on where or how often a job was stopped. This module knows
+no command line and no model beyond what answers requests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pixellm.answer_files import prediction_to_json
+from pixellm.prediction.answers import AnswerFile
+from pixellm.prediction.rows import Row, split_rows
+from pixellm.processing.image import load_image
+from pixellm.types import Prediction, Request
+
+if TYPE_CHECKING:
+    from pixellm.evaluation.runner import Predictor
+
+Progress = Callable[["JobState"], None]
+Spread = Callable[[Sequence[Sequence[Row]]], Iterator[bytes]]
+"""Answers batches, in order: one piece of JSON lines for each."""
+
+_BAD_INPUT = (ValueError, OSError, MemoryError, torch.OutOfMemoryError)
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """How far a job is.
+
+    Attributes:
+        done: rows in the file, bad ones included.
+        bad: rows without an answer.
+        total: rows of the job.
+        images: pictures answered by this process, each counted once a batch.
+    """
+
+    done: int
+    bad: int
+    total: int
+    images: int = 0
+
+
+class BatchWorker:
+    """Answers batches of rows with one engine.
+
+    Args:
+        load: makes the engine, in the process that uses it.
+        model: what the model is called in the answers.
+    """
+
+    def __init__(self, load: Callable[[], Predictor], model: str) -> None:
+        self._predictor = load()
+        self._model = model
+
+    def __call__(self, rows: Sequence[Row]) -> bytes:
+        """A line of JSON for each row, in order: its answer, or its ``error``."""
+        requests, problems = _open_rows(rows)
+        answers = self._answer(requests, problems)
+        for row in rows:  # the reason calls the picture what the input calls it
+            if row.number in problems and row.image:
+                told = problems[row.number]
+                problems[row.number] = told.replace(str(row.source), row.image)
+        lines = [self._line(row, answers.get(row.number), problems) for row in rows]
+        return "".join(lines).encode("ascii")
+
+    def _answer(
+        self, requests: dict[int, Request], problems: dict[int, str]
+    ) -> dict[int, Prediction]:
+        """All together; one by one where that fails, to find the rows that can't be answered."""
+        if not requests:
+            return {}
+        try:
+            predictions = self._predictor.predict_batch(list(requests.values()))
+        except _BAD_INPUT as error:
+            if len(requests) == 1:
+                problems[next(iter(requests))] = _one_line(error)
+                return {}
+            answers: dict[int, Prediction] = {}
+            for number, request in requests.items():
+                answers |= self._answer({number: request}, problems)
+            return answers
+        return dict(zip(requests, predictions, strict=True))
+
+    def _line(self, row: Row, prediction: Prediction | None, problems: dict[int, str]) -> str:
+        values: dict[str, Any] = {"row": row.number}
+        if prediction is not None:
+            values |= prediction_to_json(prediction, row.image, self._model)
+        else:
+            asked = {"image": row.image, "question": row.question, "model": self._model}
+            values |= {**asked, "error": problems[row.number]}
+        return json.dumps(values) + "\n"
+
+
+def run_job(
+    rows: Sequence[Row],
+    path: Path,
+    model: str,
+    spread: Spread,
+    batch_size: int,
+    progress: Progress = lambda state: None,
+) -> JobState:
+    """Answer all rows that the file does not answer yet.
+
+    Args:
+        rows: of the whole job.
+        path: JSONL file of answers; an unfinished one is gone on with.
+        model: what the model is called in the answers.
+        spread: answers batches; called only where something is left to do.
+        batch_size: rows answered together; the same for all of a job, or the last batch that is
+            done may be done again.
+        progress: called before the first and after every batch.
+
+    Raises:
+        ValueError, OSError: as :class:`AnswerFile`.
+    """
+    if batch_size < 1:
+        raise ValueError(f"The batch size must be at least 1, not {batch_size}.")
+    with AnswerFile(path, rows, model, batch_size) as answers:
+        state = JobState(answers.num_done, answers.num_bad, len(rows))
+        progress(state)
+        batches = split_rows(rows, answers.num_done, batch_size)
+        images = 0
+        for batch, lines in zip(batches, spread(batches) if batches else (), strict=True):
+            answers.append(lines)
+            images += len({row.image for row in batch})
+            state = JobState(answers.num_done, answers.num_bad, len(rows), images)
+            progress(state)
+    return state
+
+
+def answer_here(load: Callable[[], Predictor], model: str) -> Spread:
+    """Answer batches in this process."""
+
+    def spread(batches: Sequence[Sequence[Row]]) -> Iterator[bytes]:
+        return map(BatchWorker(load, model), batches)
+
+    return spread
+
+
+def _open_rows(rows: Sequence[Row]) -> tuple[dict[int, Request], dict[int, str]]:
+    """Requests by the number of their row, and the problems of the rows that make none."""
+    requests: dict[int, Request] = {}
+    problems = {row.number: row.problem for row in rows if row.problem}
+    pictures: dict[Path, NDArray[np.uint8]] = {}
+    for row in rows:
+        if row.problem or row.source is None:
+            continue
+        try:
+            if isinstance(row.source, Path) and row.source not in pictures:
+                pictures[row.source] = np.asarray(load_image(row.source))
+            image = pictures[row.source] if isinstance(row.source, Path) else row.source
+            requests[row.number] = Request(image, row.question, row.history)
+        except _BAD_INPUT as error:
+            problems[row.number] = _one_line(error)
+    return requests, problems
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "There is not enough memory for this row alone."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'The picture'}: {error.strerror}."
+    return " ".join(str(error).split())

@@ -1,0 +1,244 @@
+"""A job answers every row once, whatever is wrong with a row and whenever it is stopped."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prediction_jobs import (
+    BAD_ROWS,
+    BATCH_SIZE,
+    NUM_ROWS,
+    SECONDS_A_BATCH,
+    Stub,
+    answer_job,
+    make_job,
+)
+
+from conftest import square_sample
+from pixellm.masks import decode_mask
+from pixellm.prediction.answers import AnswerFile
+from pixellm.prediction.cluster import answer_on_ray
+from pixellm.prediction.job import JobState, answer_here, run_job
+from pixellm.prediction.rows import Row, read_rows, rows_of_samples, split_rows
+
+KILLS = 3
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a job and its answers; don't write into it."""
+    folder = tmp_path_factory.mktemp("finished")
+    make_job(folder)
+    answer_job(folder, Stub())
+    return folder
+
+
+def copy_job(source: Path, target: Path, lines: int | None = None) -> Path:
+    """The job's files in another folder, with the first lines of its answers."""
+    for path in source.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    answers = target / "answers.jsonl"
+    answers.write_bytes(b"".join(answers.read_bytes().splitlines(keepends=True)[:lines]))
+    return answers
+
+
+def values_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
+
+
+def test_every_row_has_its_line_in_order_and_bad_ones_say_why(finished: Path) -> None:
+    lines = values_of(finished / "answers.jsonl")
+    assert [line["row"] for line in lines] == list(range(NUM_ROWS))
+    bad = {line["row"]: line["error"] for line in lines if "error" in line}
+    assert bad.keys() == BAD_ROWS.keys()
+    assert "missing.png" in bad[4]
+    assert "not a picture" in bad[9]
+    assert "JSON" in bad[13]
+    assert bad[20] == "The question is too long."
+    assert all("\n" not in reason and len(reason) < 200 for reason in bad.values())
+
+
+def test_a_line_holds_the_answer_with_masks_of_the_picture(finished: Path) -> None:
+    line = values_of(finished / "answers.jsonl")[1]
+    assert (line["image"], line["question"], line["model"]) == ("1.png", "What is 1?", "stub")
+    assert (line["width"], line["height"], line["answer"]) == (30, 20, "it: What is 1?")
+    (segment,) = line["segments"]
+    mask = decode_mask(segment["segmentation"])
+    assert mask.shape == (20, 30)
+    assert mask.sum() == segment["area"] > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_process_goes_on_to_the_same_file(finished: Path, tmp_path: Path) -> None:
+    answers = copy_job(finished, tmp_path, lines=0)
+    chance = random.Random(0)
+    start = multiprocessing.get_context("fork").Process
+
+    def written() -> int:
+        return answers.read_bytes().count(b"\n")
+
+    for _ in range(KILLS):
+        before = written()
+        process = start(target=answer_job, args=(tmp_path, Stub(SECONDS_A_BATCH)))
+        process.start()
+        while written() < before + BATCH_SIZE and process.is_alive():
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.8 * SECONDS_A_BATCH))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert written() >= before + BATCH_SIZE
+    assert written() < NUM_ROWS
+    process = start(target=answer_job, args=(tmp_path, Stub()))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert answers.read_bytes() == (finished / "answers.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("lines", [0, 1, BATCH_SIZE, BATCH_SIZE + 1, NUM_ROWS - 1, NUM_ROWS])
+@pytest.mark.parametrize("torn", [b"", b'{"row": '])
+def test_going_on_gives_the_same_file_and_repeats_only_the_batch_in_flight(
+    finished: Path, tmp_path: Path, lines: int, torn: bytes
+) -> None:
+    answers = copy_job(finished, tmp_path, lines)
+    with answers.open("ab") as file:
+        file.write(torn)
+    stub = Stub()
+    answer_job(tmp_path, stub)
+    assert answers.read_bytes() == (finished / "answers.jsonl").read_bytes()
+    first = lines if lines == NUM_ROWS else lines - lines % BATCH_SIZE
+    expected = [f"What is {n}?" for n in range(first, NUM_ROWS) if n not in BAD_ROWS]
+    assert stub.asked == expected
+
+
+def test_a_finished_job_loads_no_engine(finished: Path, tmp_path: Path) -> None:
+    copy_job(finished, tmp_path)
+    rows = read_rows(tmp_path / "questions.jsonl")
+
+    def load() -> Stub:
+        raise AssertionError
+
+    answer = answer_here(load, "stub")
+    state = run_job(rows, tmp_path / "answers.jsonl", "stub", answer, BATCH_SIZE)
+    assert state == JobState(NUM_ROWS, len(BAD_ROWS), NUM_ROWS, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": "Another?"}, "Line 3 of .* answers something else"),
+        ({"model": "other"}, "answers something else"),
+        (None, "Line 3 of .* is damaged"),
+    ],
+)
+def test_answers_of_another_job_are_left_alone(
+    finished: Path, tmp_path: Path, change: dict[str, str] | None, message: str
+) -> None:
+    answers = copy_job(finished, tmp_path)
+    lines = answers.read_bytes().splitlines(keepends=True)
+    lines[2] = b"?\n" if change is None else json.dumps(json.loads(lines[2]) | change).encode()
+    answers.write_bytes(b"\n".join(line.rstrip() for line in lines) + b"\n")
+    content = answers.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        answer_job(tmp_path, Stub())
+    assert answers.read_bytes() == content
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    rows = [Row(0, "a.png", "What?", None)]
+    with (
+        AnswerFile(tmp_path / "a.jsonl", rows, "m", 1),
+        pytest.raises(OSError, match="Another process is writing"),
+    ):
+        AnswerFile(tmp_path / "a.jsonl", rows, "m", 1)
+
+
+def test_what_finds_no_room_is_taken_back(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="needs limits on the size of files")
+    path = tmp_path / "answers.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    line = b'{"row": 0}\n'
+    with AnswerFile(path, [Row(0, "a.png", "What?", None)] * 2, "m", 1) as answers:
+        answers.append(line)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * len(line) - 1, limits[1]))
+        try:
+            with pytest.raises(OSError, match="cannot be written"):
+                answers.append(line)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert path.read_bytes() == line
+        answers.append(line)
+    assert path.read_bytes() == 2 * line
+
+
+def test_a_folder_is_asked_one_question_about_each_picture(finished: Path) -> None:
+    (finished / "questions.txt").write_text("no picture")
+    rows = read_rows(finished, "What?")
+    assert [row.image for row in rows] == [*(f"{n}.png" for n in range(5)), "text.png"]
+    assert {row.question for row in rows} == {"What?"}
+    with pytest.raises(ValueError, match="say what to ask"):
+        read_rows(finished)
+
+
+def test_lines_may_leave_the_question_to_all_and_give_a_history(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = [
+        {"image": "sub/../a.png"},
+        {"image": "a.png", "question": "And?", "history": [["What?", "A cup {seg}."]]},
+        {"image": "a.png", "history": "no list"},
+        {"question": "What?"},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    rows = read_rows(path, "Where?")
+    assert [row.question for row in rows] == ["Where?", "And?", "Where?", "What?"]
+    assert rows[0].source == tmp_path / "a.png"
+    assert rows[1].history == (("What?", "A cup {seg}."),)
+    assert "history" in rows[2].problem
+    assert "image" in rows[3].problem
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
+        read_rows(tmp_path / "none.jsonl")
+
+
+def test_samples_are_asked_turn_by_turn_with_their_own_history() -> None:
+    sample = square_sample()
+    first, second = rows_of_samples([sample])
+    assert (first.number, first.image, first.history) == (0, "squares", ())
+    assert second.history == ((sample.turns[0].question, sample.turns[0].answer),)
+    assert np.array_equal(np.asarray(second.source), np.asarray(sample.image))
+
+
+def test_borders_of_batches_stay_where_they_are() -> None:
+    rows = [Row(n, "", "", None) for n in range(8)]
+    numbers = [
+        [[row.number for row in b] for b in split_rows(rows, start, 3)] for start in (0, 3, 4)
+    ]
+    assert numbers == [[[0, 1, 2], [3, 4, 5], [6, 7]], [[3, 4, 5], [6, 7]], [[4, 5], [6, 7]]]
+    assert split_rows(rows, 8, 3) == []
+
+
+def test_ray_gives_the_same_file(finished: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    answers = copy_job(finished, tmp_path, lines=BATCH_SIZE)
+    here = str(Path(__file__).parent)
+    src = str(Path(__file__).parents[2] / "src")
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([src, here])}}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    try:
+        rows = read_rows(tmp_path / "questions.jsonl")
+        run_job(rows, answers, "stub", answer_on_ray(Stub, "stub", workers=1), BATCH_SIZE)
+    finally:
+        ray.shutdown()
+    assert answers.read_bytes() == (finished / "answers.jsonl").read_bytes()
