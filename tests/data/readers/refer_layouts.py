@@ -1,0 +1,132 @@
+"""Small data sets in the layouts of the refer family, over photos where present, else drawn ones.
+
+Every expression is unique and names the annotation it stands for, so that a test can read back
+from any question what was asked.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from drawn_photos import PHOTOS, draw_photo, rectangle, write_json
+
+from pixellm.data.readers.base import Reader
+from pixellm.types import Turn
+
+SPLITS = ("train", "train", "val", "testA")
+"""Of the pictures, in order."""
+
+_EXPRESSION = re.compile(r"object number (\d+) version (\d+)", re.IGNORECASE)
+
+
+def expression(annotation: int, version: int) -> str:
+    return f"object number {annotation} version {version}"
+
+
+def asked(turn: Turn) -> list[tuple[int, int]]:
+    """(annotation, version) of the expressions in a question, in order."""
+    return [(int(a), int(v)) for a, v in _EXPRESSION.findall(turn.question)]
+
+
+def coco_set(images: Path, count: int = 4) -> dict[str, Any]:
+    """An instances file's content, and its pictures in a folder."""
+    if PHOTOS.is_dir():
+        return _cut_from_photos(images, count)
+    return _draw(images, count)
+
+
+def _cut_from_photos(images: Path, count: int) -> dict[str, Any]:
+    values = json.loads((PHOTOS / "annotations" / "instances_val.json").read_text())
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for annotation in values["annotations"]:
+        by_image.setdefault(annotation["image_id"], []).append(annotation)
+    crowded = sorted(values["images"], key=lambda one: -len(by_image.get(one["id"], ())))[:count]
+    images.mkdir(parents=True)
+    for entry in crowded:
+        shutil.copy(PHOTOS / "val" / "images" / entry["file_name"], images)
+    kept = [one for entry in crowded for one in by_image[entry["id"]]]
+    return {**values, "images": crowded, "annotations": kept}
+
+
+def _draw(images: Path, count: int) -> dict[str, Any]:
+    pictures, annotations = [], []
+    for number in range(count):
+        name, height, width = f"COCO_train2014_{number:012d}.jpg", 40 + number, 60
+        draw_photo(images / name, (height, width), seed=number)
+        pictures.append({"id": 500 - number, "file_name": name, "height": height, "width": width})
+        for place in range(4):
+            shape: Any = [
+                rectangle(3 * place, 2, 3 * place + 9, 20),
+                [30, 5, 50, 9, 35, 30 - place],
+            ]
+            if place == 3:
+                shape = {"size": [height, width], "counts": [7, 30, height * width - 37]}
+            annotations.append(
+                {
+                    "id": 10 * number + place + 1,
+                    "image_id": 500 - number,
+                    "category_id": 1 + place % 2,
+                    "segmentation": shape,
+                }
+            )
+    categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "cup"}]
+    return {"images": pictures, "annotations": annotations, "categories": categories}
+
+
+def refs_of(instances: dict[str, Any], things: int = 4, versions: int = 2) -> list[dict[str, Any]]:
+    """Refs of the first things of each picture, as the refer family holds them."""
+    refs = []
+    for image, split in zip(instances["images"], SPLITS, strict=True):
+        own = [one for one in instances["annotations"] if one["image_id"] == image["id"]]
+        for annotation in own[:things]:
+            number = len(refs)
+            refs.append(
+                {
+                    "ref_id": number,
+                    "ann_id": annotation["id"],
+                    "image_id": image["id"],
+                    "category_id": annotation["category_id"],
+                    "file_name": f"{Path(image['file_name']).stem}_{number}.jpg",
+                    "split": split,
+                    "sentences": [
+                        {
+                            "sent": expression(annotation["id"], version),
+                            "raw": expression(annotation["id"], version).capitalize(),
+                            "tokens": expression(annotation["id"], version).split(),
+                            "sent_id": versions * number + version,
+                        }
+                        for version in range(versions)
+                    ],
+                }
+            )
+    return refs
+
+
+def write_refer(
+    root: Path,
+    name: str,
+    refs_file: str,
+    instances: dict[str, Any],
+    refs: Any,
+) -> Path:
+    """The two files of a data set; the instances file is returned."""
+    folder = root / "refer_seg" / name
+    path = write_json(folder / "instances.json", instances)
+    if refs_file.endswith(".json"):
+        write_json(folder / refs_file, refs)
+    else:
+        (folder / refs_file).write_bytes(pickle.dumps(refs, protocol=2))
+    return path
+
+
+def all_turns(reader: Reader, epoch: int = 0) -> list[list[Turn]]:
+    """The turns of every item of an epoch."""
+    return [
+        [turn for sample in reader.dialogues(index, epoch) for turn in sample.turns]
+        for index in range(len(reader))
+    ]

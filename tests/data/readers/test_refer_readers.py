@@ -1,0 +1,299 @@
+"""The refer family against its true layout, mask by mask against pycocotools' own file reader."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from refer_layouts import all_turns, asked, coco_set, expression, refs_of, write_refer
+
+from pixellm.data.readers.refer import is_in_split
+from pixellm.data.registry import open_reader
+from pixellm.masks import decode_mask
+from pixellm.types import SEG_MARK
+
+COCO_FOLDER = "refer_seg/images/mscoco/images/train2014"
+LAYOUTS = {
+    "refcoco": ("refs(unc).p", COCO_FOLDER),
+    "refcoco+": ("refs(unc).p", COCO_FOLDER),
+    "refcocog": ("refs(umd).p", COCO_FOLDER),
+    "refclef": ("refs(unc).p", "refer_seg/images/saiapr_tc-12"),
+}
+
+
+@pytest.fixture(params=list(LAYOUTS))
+def family(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, COCO]:
+    refs_file, images = LAYOUTS[request.param]
+    instances = coco_set(tmp_path / images)
+    path = write_refer(tmp_path, request.param, refs_file, instances, refs_of(instances))
+    return request.param, tmp_path, _open_coco(path)
+
+
+@pytest.fixture
+def instances(tmp_path: Path) -> dict[str, Any]:
+    return coco_set(tmp_path / COCO_FOLDER)
+
+
+def _open_coco(path: Path) -> COCO:
+    with redirect_stdout(io.StringIO()):
+        return COCO(str(path))
+
+
+def _same(mask: Any, coco: COCO, annotation: int) -> bool:
+    return bool(np.array_equal(decode_mask(mask), coco.annToMask(coco.anns[annotation]) > 0))
+
+
+def test_every_evaluation_question_asks_one_expression_for_its_exact_mask(
+    family: tuple[str, Path, COCO],
+) -> None:
+    name, root, coco = family
+    for split, pictures in (("train", 2), ("val", 1)):
+        reader = open_reader(name, root, split)
+        samples = reader.evaluation_samples()
+        assert len(samples) == reader.counts()["questions"] == 8 * pictures
+        for sample in samples:
+            (turn,) = sample.turns
+            ((annotation, version),) = asked(turn)
+            it = expression(annotation, version)
+            wanted = f"What is {it} in this image? Please output segmentation mask."
+            assert (turn.question, turn.answer) == (wanted, f"{SEG_MARK}.")
+            assert _same(turn.targets[0].mask, coco, annotation)
+            category = coco.anns[annotation]["category_id"]
+            assert turn.targets[0].name == coco.cats[category]["name"]
+            image = coco.imgs[coco.anns[annotation]["image_id"]]
+            assert sample.size == (image["height"], image["width"])
+            assert isinstance(sample.image, Path) and sample.image.is_file()
+            assert sample.image.name == image["file_name"]
+
+
+def test_an_epoch_asks_every_expression_once_with_its_own_mask(
+    family: tuple[str, Path, COCO],
+) -> None:
+    name, root, coco = family
+    reader = open_reader(name, root, "train", seed=3)
+    expected = sorted(
+        pair for sample in reader.evaluation_samples() for pair in asked(sample.turns[0])
+    )
+    for epoch in (0, 1):
+        found = []
+        for turns in all_turns(reader, epoch):
+            things = []
+            for turn in turns:
+                pairs = asked(turn)
+                assert len(pairs) == len(turn.targets) > 0
+                for (annotation, _), target in zip(pairs, turn.targets, strict=True):
+                    assert _same(target.mask, coco, annotation)
+                things += [annotation for annotation, _ in pairs]
+                found += pairs
+            assert len(set(things)) == len(things) <= 3
+        assert sorted(found) == expected
+    assert list(reader.check()) == []
+
+
+def test_the_same_index_is_the_same_sample_wherever_it_is_read(
+    tmp_path: Path, instances: dict[str, Any]
+) -> None:
+    write_refer(tmp_path, "refcoco", "refs(unc).p", instances, refs_of(instances))
+    reader = open_reader("refcoco", tmp_path, "train", seed=5)
+    again = open_reader("refcoco", tmp_path, "train", seed=5)
+    in_a_worker = pickle.loads(pickle.dumps(reader))
+    backwards = [again.dialogues(i, 1) for i in reversed(range(len(again)))][::-1]
+    assert backwards == [reader.dialogues(i, 1) for i in range(len(reader))]
+    assert [in_a_worker[i] for i in range(len(reader))] == list(reader)
+    epochs = [[turn for turns in all_turns(reader, epoch) for turn in turns] for epoch in (0, 1)]
+    assert epochs[0] != epochs[1]
+    other = open_reader("refcoco", tmp_path, "train", seed=6)
+    assert all_turns(other) != all_turns(reader)
+
+
+def test_several_expressions_are_asked_together_in_turn_and_apart(
+    tmp_path: Path, instances: dict[str, Any]
+) -> None:
+    write_refer(tmp_path, "refcoco", "refs(unc).p", instances, refs_of(instances))
+    reader = open_reader("refcoco", tmp_path, "train")
+    ways, named = set(), set()
+    for epoch in range(12):
+        for index in range(len(reader)):
+            dialogues = reader.dialogues(index, epoch)
+            turns = [len(dialogue.turns) for dialogue in dialogues]
+            targets = [len(t.targets) for dialogue in dialogues for t in dialogue.turns]
+            if sum(targets) > 1:
+                ways.add((len(turns) > 1, max(turns) > 1, max(targets) > 1))
+            for dialogue in dialogues:
+                named |= {expression(*asked(t)[0]) in t.answer.lower() for t in dialogue.turns}
+    together, in_turn, apart = (False, False, True), (False, True, False), (True, False, False)
+    assert ways == {together, in_turn, apart}
+    assert named == {True, False}
+
+
+def test_multi_refcoco_asks_groups_of_six_five_and_four(
+    tmp_path: Path, instances: dict[str, Any]
+) -> None:
+    refs = refs_of(instances, things=4, versions=4)
+    path = write_refer(tmp_path, "refcoco", "refs(unc).p", instances, refs)
+    coco = _open_coco(path)
+    reader = open_reader("multi-refcoco", tmp_path, "train")
+    samples = reader.evaluation_samples()
+    assert [len(sample.turns[0].targets) for sample in samples] == [6, 5, 4, 1] * 2
+    in_order = [pair for sample in samples for pair in asked(sample.turns[0])]
+    train = [ref for ref in refs if ref["split"] == "train"]
+    assert in_order == [(ref["ann_id"], version) for ref in train for version in range(4)]
+    first = samples[0].turns[0]
+    assert f"{expression(*in_order[4])} and {expression(*in_order[5])} in this" in first.question
+    assert first.answer == f"{', '.join([SEG_MARK] * 5)} and {SEG_MARK}."
+    for turns in [[sample.turns[0] for sample in samples], *all_turns(reader)]:
+        for turn in turns:
+            for (annotation, _), target in zip(asked(turn), turn.targets, strict=True):
+                assert _same(target.mask, coco, annotation)
+    assert [len(turns) for turns in all_turns(reader)] == [1] * 8
+
+
+def test_grefcoco_has_expressions_for_none_and_for_many(
+    tmp_path: Path, instances: dict[str, Any]
+) -> None:
+    refs = refs_of(instances, versions=1)
+    for ref in refs:
+        ref["ann_id"], ref["category_id"] = [ref["ann_id"]], [ref["category_id"]]
+        ref["no_target"] = False
+    refs[0].update(ann_id=[-1], category_id=[-1], no_target=True)
+    refs[1]["ann_id"] += refs[2]["ann_id"] + refs[3]["ann_id"]
+    path = write_refer(tmp_path, "grefcoco", "grefs(unc).json", instances, refs)
+    coco = _open_coco(path)
+    reader = open_reader("grefcoco", tmp_path, "train")
+    expected = {ref["sentences"][0]["sent"]: ref["ann_id"] for ref in refs}
+    expected[refs[0]["sentences"][0]["sent"]] = []
+    questions = [sample.turns[0] for sample in reader.evaluation_samples()]
+    for turn in [*questions, *(turn for turns in all_turns(reader) for turn in turns)]:
+        wanted = [a for pair in asked(turn) for a in expected[expression(*pair)]]
+        assert len(turn.targets) == len(wanted)
+        assert all(_same(t.mask, coco, a) for t, a in zip(turn.targets, wanted, strict=True))
+    assert questions[0].targets == () and SEG_MARK not in questions[0].answer
+    assert questions[1].answer == f"{SEG_MARK}, {SEG_MARK} and {SEG_MARK}."
+    assert reader.counts()["targets"] == sum(map(len, (r["ann_id"] for r in refs[:8]))) - 1
+    asked_in_training = sorted(
+        pair for turns in all_turns(reader) for turn in turns for pair in asked(turn)
+    )
+    assert asked_in_training == sorted(pair for turn in questions for pair in asked(turn))
+
+
+def test_bad_rows_are_left_out_and_named(tmp_path: Path, instances: dict[str, Any]) -> None:
+    refs = refs_of(instances, versions=1)
+    without_mask = next(a for a in instances["annotations"] if a["id"] == refs[1]["ann_id"])
+    without_mask["segmentation"] = []
+    refs[0]["ann_id"] = 123456789
+    refs[2]["sentences"][0]["sent"] = f"the cup {SEG_MARK}"
+    refs[3]["sentences"][0]["sent"] = " "
+    refs[4]["image_id"] = 987654321
+    del refs[5]["sentences"]
+    write_refer(tmp_path, "refcoco", "refs(unc).p", instances, refs)
+    reader = open_reader("refcoco", tmp_path, "train")
+    found = {bad.row: bad.reason for bad in reader.bad_rows}
+    assert "123456789 is missing" in found["ref 0, sentence 0"]
+    assert "or has no mask" in found["ref 1, sentence 0"]
+    assert SEG_MARK in found["ref 2, sentence 0"]
+    assert "empty" in found["ref 3, sentence 0"]
+    assert "987654321 is missing" in found["ref 4, sentence 0"]
+    assert "'sentences'" in found["entry 5"]
+    assert {bad.file for bad in reader.bad_rows} == {reader.root / "refer_seg/refcoco/refs(unc).p"}
+    assert len(found) == 6
+    assert len(reader.evaluation_samples()) == 2
+
+
+def test_check_finds_what_shows_only_when_it_is_decoded(
+    tmp_path: Path, instances: dict[str, Any]
+) -> None:
+    refs = refs_of(instances, versions=1)
+    by_id = {one["id"]: one for one in instances["annotations"]}
+    by_id[refs[0]["ann_id"]]["segmentation"] = [[1.0, 2.0, 3.0, 4.0, 5.0]]
+    by_id[refs[1]["ann_id"]]["segmentation"] = [[5.0, 5.0, 5.0, 5.0, 5.0, 5.0]]
+    instances["images"][0]["height"] += 1
+    for one in instances["annotations"]:  # run lengths would not fill the taller picture
+        if one["image_id"] == instances["images"][0]["id"] and isinstance(
+            one["segmentation"], dict
+        ):
+            one["segmentation"] = [[0, 0, 9, 0, 9, 9]]
+    path = write_refer(tmp_path, "refcoco", "refs(unc).p", instances, refs)
+    images = tmp_path / COCO_FOLDER
+    (images / instances["images"][1]["file_name"]).unlink()
+    reader = open_reader("refcoco", tmp_path, "train")
+    assert reader.bad_rows == ()
+    found = {(bad.file, bad.row): bad.reason for bad in reader.check()}
+    assert "even length" in found.pop((path, f"annotation {refs[0]['ann_id']}"))
+    assert "no pixel" in found.pop((path, f"annotation {refs[1]['ann_id']}"))
+    assert "annotation says" in found.pop((images / instances["images"][0]["file_name"], ""))
+    assert "missing" in found.pop((images / instances["images"][1]["file_name"], ""))
+    assert found == {}
+    with pytest.raises(ValueError, match=f"annotation {refs[0]['ann_id']}: .*even length"):
+        list(reader)
+
+
+@pytest.mark.parametrize(
+    ("split", "marked", "belongs"),
+    [
+        ("train", "train", True),
+        ("val", "train", False),
+        ("testA", "testAB", True),
+        ("testC", "testAB", False),
+        ("testA", "testA", True),
+        ("testA", "test", False),
+        ("test", "testB", True),
+        ("test", "val", False),
+    ],
+)
+def test_splits_of_refclef_share_entries(split: str, marked: str, belongs: bool) -> None:
+    assert is_in_split(split, marked) is belongs
+
+
+def test_missing_files_say_what_is_missing_and_where_to_get_it(
+    tmp_path: Path, instances: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"refcocog needs .*instances.json.*lichengunc/refer"
+    ):
+        open_reader("refcocog", tmp_path, "val")
+    write_refer(tmp_path, "refcoco", "refs(unc).p", instances, refs_of(instances))
+    (tmp_path / "refer_seg/refcoco/refs(unc).p").unlink()
+    with pytest.raises(FileNotFoundError, match=r"refs\(unc\).p"):
+        open_reader("refcoco", tmp_path, "val")
+
+
+def test_unknown_splits_partitions_and_options_are_refused(
+    tmp_path: Path, instances: dict[str, Any]
+) -> None:
+    write_refer(tmp_path, "refcoco", "refs(unc).p", instances, refs_of(instances))
+    with pytest.raises(ValueError, match="no split 'dev'; choose train, val, testA"):
+        open_reader("refcoco", tmp_path, "dev")
+    with pytest.raises(ValueError, match="no partition 'umd'; choose unc, google"):
+        open_reader("refcoco", tmp_path, "val", partition="umd")
+    with pytest.raises(ValueError, match="google of refcoco has no split 'testA'"):
+        open_reader("refcoco", tmp_path, "testA", partition="google")
+    with pytest.raises(ValueError, match="per_items"):
+        open_reader("refcoco", tmp_path, "val", per_items=2)
+    with pytest.raises(ValueError, match="no data set 'refcocco'"):
+        open_reader("refcocco", tmp_path, "val")
+    with pytest.raises(ValueError, match="no usable expression of testB"):
+        open_reader("refcoco", tmp_path, "testB")
+
+
+def test_a_picture_can_not_lead_out_of_its_folder(
+    tmp_path: Path, instances: dict[str, Any]
+) -> None:
+    instances["images"][0]["file_name"] = "../../secret.jpg"
+    write_refer(tmp_path, "refcoco", "refs(unc).p", instances, refs_of(instances))
+    reader = open_reader("refcoco", tmp_path, "train")
+    assert {"missing" in bad.reason for bad in reader.bad_rows} == {True}
+    assert all("secret" not in str(sample.image) for sample in reader.evaluation_samples())
+
+
+def test_pictures_may_lie_in_a_folder_of_ones_own(tmp_path: Path) -> None:
+    instances = coco_set(tmp_path / "mine")
+    write_refer(tmp_path, "refcoco", "refs(google).p", instances, refs_of(instances))
+    reader = open_reader("refcoco", tmp_path, "train", partition="google", images=tmp_path / "mine")
+    assert list(reader.check()) == []
+    assert reader[0][0].image.parent == tmp_path / "mine"
