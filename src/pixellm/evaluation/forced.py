@@ -11,11 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import torch
+from torch import Tensor
+from transformers import BatchFeature
 
 from pixellm.engine import Engine
 from pixellm.evaluation.records import MASK_LOGITS
 from pixellm.evaluation.runner import AnsweredDialogue
 from pixellm.model.codebook import find_groups
+from pixellm.model.modeling import EncodedImages
 from pixellm.processing.image import restore_masks
 from pixellm.processing.prompts import dialogue_messages
 from pixellm.types import SEG_MARK, Prediction, Sample, Segment, Turn
@@ -57,7 +60,7 @@ def answer_forced(
             index += 1
 
 
-def _predict_masks(engine: Engine, samples: Sequence[Sample]) -> list[torch.Tensor]:
+def _predict_masks(engine: Engine, samples: Sequence[Sample]) -> list[Tensor]:
     """Per dialogue the logits (K, H, W) of all its targets, in pixels of its picture."""
     model, processor = engine.model, engine.processor
     conversations = [
@@ -71,27 +74,65 @@ def _predict_masks(engine: Engine, samples: Sequence[Sample]) -> list[torch.Tens
         padding_side="right",
     )
     _check_length(engine, batch["attention_mask"].shape[1], samples)
-    device = model.device
-    ids = batch["input_ids"].to(device)
+    ids = batch["input_ids"].to(model.device)
     with torch.inference_mode():
-        encoded, _ = model.model.encode_images(
-            batch["pixel_values"].to(device), batch["pixel_mask"].to(device)
-        )
-        states = model.model(ids, encoded.tokens, batch["attention_mask"].to(device))
-        codebook = torch.tensor(model.config.codebook_token_ids, device=device)
+        encoded = encode_pictures(engine, batch)
+        mask = batch["attention_mask"].to(model.device)
+        hidden = model.model(ids, encoded.tokens, mask).last_hidden_state
+        codebook = torch.tensor(model.config.codebook_token_ids, device=model.device)
         rows, starts = find_groups(ids, codebook)
+        states = model.model.codebook.gather_states(hidden, rows, starts)
         counts = torch.bincount(rows, minlength=len(samples)).tolist()
-        if not len(rows):
-            return [torch.zeros(0, *sample.size) for sample in samples]
-        embeddings = model.target_embeddings(states.last_hidden_state, rows, starts)
-        logits = model.decode_masks(embeddings, encoded.features, rows)
-        canvas = processor.image_processor.image_size
-        return [
-            restore_masks(piece.float(), tuple(resized), sample.size, canvas).cpu()
-            for piece, resized, sample in zip(
-                logits.split(counts), batch["resized_sizes"].tolist(), samples, strict=True
-            )
-        ]
+        return decode_logits(engine, list(states.split(counts)), encoded, batch)
+
+
+def encode_pictures(engine: Engine, batch: BatchFeature) -> EncodedImages:
+    """Encode the pictures of a processor's batch, one per row."""
+    device = engine.model.device
+    pixels, mask = batch["pixel_values"].to(device), batch["pixel_mask"].to(device)
+    encoded, _ = engine.model.model.encode_images(pixels, mask)
+    return encoded
+
+
+def decode_logits(
+    engine: Engine, states: Sequence[Tensor], encoded: EncodedImages, batch: BatchFeature
+) -> list[Tensor]:
+    """Mask logits over the original pictures, on the CPU.
+
+    Args:
+        engine: holds the model.
+        states: per row of the batch the (K, G, D) hidden states of its groups.
+        encoded: the rows' pictures.
+        batch: the processor's, with the pictures' sizes.
+
+    Returns:
+        Per row (K, H, W) float32, in pixels of its picture.
+    """
+    model, canvas = engine.model, engine.processor.image_processor.image_size
+    counts = [len(row) for row in states]
+    sizes = [
+        (tuple(resized), tuple(original))
+        for resized, original in zip(
+            batch["resized_sizes"].tolist(), batch["original_sizes"].tolist(), strict=True
+        )
+    ]
+    if not sum(counts):
+        return [torch.zeros(0, *original) for _, original in sizes]
+    rows = torch.repeat_interleave(torch.tensor(counts, device=model.device))
+    embeddings = model.model.codebook(torch.cat(list(states)))
+    logits = model.decode_masks(embeddings, encoded.features, rows)
+    return [
+        restore_masks(piece.float(), resized, original, canvas).cpu()
+        for piece, (resized, original) in zip(logits.split(counts), sizes, strict=True)
+    ]
+
+
+def score_of_masks(logits: Tensor) -> list[float]:
+    """Mean probability over the positive pixels of each mask, 0 for an empty one."""
+    masks = logits > 0
+    areas = masks.flatten(1).sum(1).clamp_min(1)
+    scores: list[float] = ((logits.sigmoid() * masks).flatten(1).sum(1) / areas).tolist()
+    return scores
 
 
 def _check_length(engine: Engine, length: int, samples: Sequence[Sample]) -> None:
@@ -104,17 +145,15 @@ def _check_length(engine: Engine, length: int, samples: Sequence[Sample]) -> Non
 
 
 def _to_prediction(
-    turn: Turn, logits: torch.Tensor, size: tuple[int, int], keep_logits: bool
+    turn: Turn, logits: Tensor, size: tuple[int, int], keep_logits: bool
 ) -> Prediction:
     """The true text with the predicted masks behind its phrases."""
-    masks = logits > 0
-    areas = masks.flatten(1).sum(1).clamp_min(1)
-    scores = ((logits.sigmoid() * masks).flatten(1).sum(1) / areas).tolist()
     text, segments = "", []
     *pieces, rest = turn.answer.split(SEG_MARK)
-    for piece, target, mask, score in zip(pieces, turn.targets, masks, scores, strict=True):
+    parts = zip(pieces, turn.targets, logits, score_of_masks(logits), strict=True)
+    for piece, target, mask, score in parts:
         start = len(text)
-        text += piece.rstrip() if text or piece.strip() else ""
-        segments.append(Segment(target.name, mask.numpy(), score, (start, len(text))))
+        text += piece.rstrip()
+        segments.append(Segment(target.name, (mask > 0).numpy(), score, (start, len(text))))
     info = {MASK_LOGITS: logits.numpy()} if keep_logits else {}
     return Prediction(text + rest, tuple(segments), turn.question, size, info)

@@ -7,16 +7,15 @@ prints; the report that it returns hands out plain values and table rows.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import numpy as np
-
 from pixellm.evaluation.metrics import score_masks
+from pixellm.evaluation.records import AnswerRecord, stack_masks, without_marks
 from pixellm.evaluation.runner import Predictor, answer_dialogues
 from pixellm.evaluation.scenes_report import AnswerScore, ScenesReport, build_report
+from pixellm.evaluation.slots import slots_to_score
 from pixellm.masks import decode_mask
-from pixellm.types import SEG_MARK, BoolMask, Prediction, Sample, Turn
+from pixellm.types import Prediction, Sample, Turn
 
 NameObject = Callable[[str], str | None]
 """From a phrase to the concept it names, or None."""
@@ -109,6 +108,43 @@ def score_dialogues(
     return [score for index in sorted(scored) for score in scored[index]]
 
 
+def report_records(records: Sequence[AnswerRecord], split: str, seed: int) -> ScenesReport:
+    """The report on scenes from kept records; their masks were scored when they were answered.
+
+    Args:
+        records: of a run of the benchmark ``scenes``.
+        split: of the scenes data set.
+        seed: of the scenes data set.
+
+    Raises:
+        ImportError: the extra ``scenes`` is not installed.
+    """
+    from pixellm.data.scenes.knowledge import load_knowledge
+    from pixellm.data.scenes.phrasing import concept_of_phrase
+
+    knowledge = load_knowledge()
+    numbers: dict[str, int] = {}
+    answers = []
+    for record in records:
+        names = [concept_of_phrase(target.name, knowledge) for target in record.targets]
+        answers.append(
+            AnswerScore(
+                picture=numbers.setdefault(record.picture, len(numbers)),
+                kind=record.kind,
+                question=record.question,
+                expected=record.expected,
+                answer=record.answer,
+                masks=slots_to_score(record.slots),
+                expected_names=tuple(
+                    name or target.name for name, target in zip(names, record.targets, strict=True)
+                ),
+                given_names=tuple(concept_of_phrase(m.label, knowledge) for m in record.shown),
+                seconds=record.seconds,
+            )
+        )
+    return build_report(answers, split, seed)
+
+
 def score_answer(
     picture: int, turn: Turn, prediction: Prediction, seconds: float, name_object: NameObject
 ) -> AnswerScore:
@@ -121,13 +157,13 @@ def score_answer(
         seconds: the answer took.
         name_object: names the concept of a phrase.
     """
-    truths = _stack([decode_mask(target.mask) for target in turn.targets], prediction.size)
-    masks = _stack([segment.mask for segment in prediction.segments], prediction.size)
+    truths = stack_masks([decode_mask(target.mask) for target in turn.targets], prediction.size)
+    masks = stack_masks([segment.mask for segment in prediction.segments], prediction.size)
     return AnswerScore(
         picture=picture,
         kind=turn.kind,
         question=turn.question,
-        expected=_without_marks(turn.answer),
+        expected=without_marks(turn.answer),
         answer=prediction.text,
         masks=score_masks(masks, truths),
         expected_names=tuple(name_object(t.name) or t.name for t in turn.targets),
@@ -142,11 +178,3 @@ def _flatten(scenes: Iterable[Sequence[Sample]], picture_of: list[int]) -> Itera
         for sample in dialogues:
             picture_of.append(picture)
             yield sample
-
-
-def _stack(masks: Sequence[BoolMask], size: tuple[int, int]) -> BoolMask:
-    return np.stack(masks) if masks else np.zeros((0, *size), dtype=np.bool_)
-
-
-def _without_marks(answer: str) -> str:
-    return re.sub(rf"\s*{re.escape(SEG_MARK)}", "", answer)

@@ -1,0 +1,310 @@
+"""The commands ``pixellm eval BENCHMARK`` and ``pixellm compare``.
+
+Reads options, shows progress and tables, and calls :mod:`pixellm.evaluation`; how answers are
+scored is not its business. :func:`add_commands` puts the commands into the command line.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pixellm.engine import Engine
+    from pixellm.evaluation.benchmark_run import BenchmarkRun
+    from pixellm.evaluation.evaluate import ProcessGroup, Progress
+    from pixellm.evaluation.report.tables import TextTable
+    from pixellm.evaluation.scenes_report import ScenesReport
+
+_ASKED = {
+    "refcoco": "refCOCO: one expression, one mask.",
+    "refcoco+": "refCOCO+: one expression without places, one mask.",
+    "refcocog": "refCOCOg: one longer expression, one mask.",
+    "multi-refcoco": "multi-refCOCO: several expressions about a picture, asked together.",
+    "grefcoco": "gRefCOCO: expressions for none, one or several objects.",
+    "reasonseg": "ReasonSeg: one question that needs reasoning, one mask.",
+    "muse": "MUSE: questions that need reasoning about several objects.",
+    "coco": "COCO categories: every instance of each category that a photo shows.",
+}
+"""Benchmark with files -> what it asks, for ``--help``. The table of benchmarks is not imported
+for that: it would cost NumPy."""
+
+_SPLITS = {
+    "refcoco": "val, testA, testB",
+    "refcoco+": "val, testA, testB",
+    "refcocog": "val, test",
+    "multi-refcoco": "val, testA, testB",
+    "grefcoco": "val, testA, testB",
+    "reasonseg": "val, test",
+    "muse": "val, test_less, test_many",
+    "coco": "val, train",
+}
+
+_Model = Annotated[str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")]
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+_Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
+_Mode = Annotated[
+    str,
+    typer.Option(help="free: the model writes its answers; forced: the true texts are given."),
+]
+_Protocol = Annotated[
+    str, typer.Option(help="strict, or released: as the authors' code scores, defects included.")
+]
+_Limit = Annotated[int, typer.Option(min=0, help="The first dialogues only; 0 for all.")]
+_BatchSize = Annotated[int, typer.Option(min=1, help="Questions answered together.")]
+_Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder for answers and report; the same command goes on where it stopped."),
+]
+
+
+def add_commands(app: typer.Typer, evaluate_app: typer.Typer) -> None:
+    """Add ``eval BENCHMARK`` for all benchmarks, and ``compare``, to a command line."""
+    evaluate_app.command(
+        "scenes",
+        epilog="Examples:\n\n    pixellm eval scenes --model nano --split test --json scenes.json"
+        "\n\n    pixellm eval scenes --model runs/nano --split test_style --num 100 --seed 7"
+        "\n\n    pixellm eval scenes --num 100 --out scenes-report",
+    )(evaluate_scenes)
+    for name in _ASKED:
+        evaluate_app.command(
+            name,
+            help=f"{_ASKED[name]} Writes a report with 95 % intervals and pictures.",
+            epilog=f"Examples:\n\n    pixellm eval {name} --model nano --data data"
+            f"\n\n    pixellm eval {name} --model runs/mine --split val --limit 100 --out report",
+        )(_benchmark_command(name))
+    app.command(
+        epilog="Examples:\n\n    pixellm compare report-nano report-mine"
+        "\n\n    pixellm compare report-nano report-mine --out difference"
+    )(compare)
+
+
+def _benchmark_command(name: str) -> Callable[..., None]:
+    """The command of a benchmark with files."""
+
+    def command(
+        model: _Model = "nano",
+        split: Annotated[str, typer.Option(help=f"{_SPLITS[name]}.")] = "val",
+        data: Annotated[Path, typer.Option(help="Folder that holds the data sets.")] = Path("data"),
+        mode: _Mode = "",
+        protocol: _Protocol = "strict",
+        limit: _Limit = 0,
+        out: _Out = None,
+        batch_size: _BatchSize = 16,
+        device: _Device = "auto",
+        dtype: _Dtype = "auto",
+    ) -> None:
+        run = _describe_run(name, model, split, mode, protocol, limit)
+        run = replace(run, data=data)
+        _run(run, out or Path(run.folder_name()), batch_size, device, dtype)
+
+    return command
+
+
+def evaluate_scenes(
+    model: _Model = "nano",
+    split: Annotated[
+        str, typer.Option(help="train, val, test, test_combination, test_style.")
+    ] = "test",
+    num: Annotated[int, typer.Option(min=1, help="Pictures.")] = 500,
+    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues about each picture.")] = 4,
+    seed: Annotated[int, typer.Option(help="Another seed gives other scenes.")] = 0,
+    mode: _Mode = "",
+    protocol: _Protocol = "strict",
+    limit: _Limit = 0,
+    out: _Out = None,
+    batch_size: _BatchSize = 16,
+    json: Annotated[str, typer.Option(help="JSON file; - for standard output.")] = "",
+    device: _Device = "auto",
+    dtype: _Dtype = "auto",
+) -> None:
+    """Score a model on drawn scenes, with 95 % intervals; with --out, write a report too."""
+    from pixellm.data.scenes.dataset import ScenesDataset
+
+    ScenesDataset(split, seed, num, dialogues)  # refuses what can't be drawn before a model loads
+    if out is None and (mode or limit or protocol != "strict"):
+        raise ValueError("--mode, --protocol and --limit make a report; add --out FOLDER.")
+    if out is not None:
+        run = _describe_run("scenes", model, split, mode, protocol, limit)
+        run = replace(run, seed=seed, num_scenes=num, dialogues_per_image=dialogues)
+        records = _run(run, out, batch_size, device, dtype)
+        report = _import_quietly("pixellm.evaluation.scenes").report_records(records, split, seed)
+    else:
+        report = _evaluate_scenes(_load_engine(model, device, dtype), locals())
+    _show_scenes(report, json, {"model": model, "dialogues_per_image": dialogues})
+
+
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="Folder of the first run.")],
+    run_b: Annotated[Path, typer.Argument(help="Folder of the second run.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for compare.json and compare.html.")
+    ] = None,
+) -> None:
+    """Compare two runs: paired differences with intervals, and the answers that moved most."""
+    from pixellm.evaluation.report.compare import compare_runs, write_comparison
+
+    comparison = compare_runs(run_a, run_b)
+    console = _console()
+    console.print(comparison.describe(), highlight=False, soft_wrap=True, markup=False)
+    for table in (comparison.table(), comparison.moved()):
+        _print_table(console, table)
+    if out is not None:
+        from pixellm.evaluation.benchmark_run import picture_source, run_of_folder
+
+        run = run_of_folder(run_b)
+        questions = run.open() if run.name == "scenes" else None
+        for path in write_comparison(out, comparison, picture_source(questions)):
+            typer.echo(f"Wrote {path}")
+
+
+def _describe_run(
+    name: str, model: str, split: str, mode: str, protocol: str, limit: int
+) -> BenchmarkRun:
+    """The run that the options describe; bad ones are refused before anything is read."""
+    from pixellm.evaluation.benchmark_run import BenchmarkRun
+
+    chosen: Any = mode or None
+    rules: Any = protocol
+    return BenchmarkRun(name, model, split, mode=chosen, protocol=rules, limit=limit)
+
+
+def _run(run: BenchmarkRun, out: Path, batch_size: int, device: str, dtype: str) -> Any:
+    """Run a benchmark with a bar, show its tables, and give back its records."""
+    from pixellm.evaluation.benchmark_run import run_benchmark
+    from pixellm.evaluation.evaluate import ProcessGroup
+    from pixellm.evaluation.report.tables import all_tables, describe_run
+
+    group = ProcessGroup.from_environment()
+    console = _console()
+    try:
+        with _progress(run.name, group) as progress:
+            summary, records = run_benchmark(
+                run,
+                out,
+                lambda: _load_engine(run.model, _own_device(device, group), dtype),
+                batch_size=batch_size,
+                group=group,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
+    if group.number == 0:
+        lead = describe_run(run.settings(), summary)
+        console.print(lead, highlight=False, soft_wrap=True, markup=False)
+        for table in all_tables(summary, run.benchmark.headline):
+            _print_table(console, table)
+        typer.echo(f"Wrote {out / 'report.html'}, report.md and report.json")
+    return records
+
+
+def _evaluate_scenes(engine: Engine, options: dict[str, Any]) -> ScenesReport:
+    """Scenes without a folder: nothing is kept but the scores."""
+    from pixellm.terminal import scenes_progress
+
+    scenes = _import_quietly("pixellm.evaluation.scenes")
+    with scenes_progress(_console(stderr=True)) as progress:
+        report: ScenesReport = scenes.evaluate_scenes(
+            engine,
+            options["split"],
+            options["seed"],
+            options["num"],
+            options["batch_size"],
+            progress,
+            dialogues_per_image=options["dialogues"],
+        )
+    return report
+
+
+def _show_scenes(report: ScenesReport, target: str, about: dict[str, Any]) -> None:
+    """Tables of a report on scenes, and its JSON where that is wanted."""
+    from pixellm.answer_files import json_bytes, write_files
+    from pixellm.terminal import print_scenes_report
+
+    print_scenes_report(_console(stderr=target == "-"), report)
+    content = json_bytes({**about, **report.to_dict()})
+    if target == "-":
+        typer.echo(content, nl=False)
+    elif target:
+        write_files({Path(target): content})
+        typer.echo(f"Wrote {target}")
+
+
+@contextmanager
+def _progress(name: str, group: ProcessGroup) -> Iterator[Progress]:
+    """A bar over dialogues with the gIoU so far; nothing where nobody looks."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    figure = TextColumn("gIoU {task.fields[giou]}")
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), figure, TimeRemainingColumn())
+    console = _console(stderr=True)
+    hidden = not console.is_terminal or group.number > 0
+    with Bar(*columns, console=console, disable=hidden) as bar:
+        task = bar.add_task(name, total=None, giou="-")
+
+        def show(done: int, total: int, giou: float | None) -> None:
+            shown = "-" if giou is None else f"{giou:.3f}"
+            bar.update(task, completed=done, total=total, giou=shown)
+
+        yield show
+
+
+def _own_device(device: str, group: ProcessGroup) -> str:
+    """With several processes and GPUs each takes its own."""
+    import torch
+
+    if group.count > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{group.local % torch.cuda.device_count()}"
+    return device
+
+
+def _load_engine(model: str, device: str, dtype: str) -> Engine:
+    """The model, on its device; a device that this machine lacks is refused first."""
+    import torch
+
+    engine = _import_quietly("pixellm.engine")
+    try:
+        torch.empty(1, device=engine.pick_device(device))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"This machine has no device {device!r}; try auto or cpu.") from error
+    with _console(stderr=True).status(f"Loading {model}"):
+        loaded: Engine = engine.load(model, device=device, dtype=dtype)
+    return loaded
+
+
+def _import_quietly(name: str) -> Any:
+    """Import one of our modules that needs transformers, whose own bars and notes are hidden."""
+    module = importlib.import_module(name)
+    notes = importlib.import_module("transformers.utils.logging")
+    notes.disable_progress_bar()
+    notes.set_verbosity_error()
+    return module
+
+
+def _print_table(console: Console, table: TextTable) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    header, *rows = table.rows
+    shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in header:
+        shown.add_column(column, no_wrap=column not in ("meaning", "question"))
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    console.print(shown, highlight=False)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)

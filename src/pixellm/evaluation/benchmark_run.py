@@ -1,0 +1,239 @@
+"""A benchmark from its name to its report: opens questions, answers what is missing, reports.
+
+The one place where benchmarks, models and reports meet. It prints nothing and chooses no device;
+the model is loaded only if a question is left to answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pixellm.evaluation.answer_log import open_run, read_answers, read_settings
+from pixellm.evaluation.benchmarks import (
+    Benchmark,
+    SceneQuestions,
+    find_benchmark,
+    open_questions,
+)
+from pixellm.evaluation.evaluate import (
+    ALONE,
+    Answer,
+    ProcessGroup,
+    Progress,
+    answer_freely,
+    answer_missing,
+    answer_with_texts,
+    missing_questions,
+)
+from pixellm.evaluation.metrics import Protocol
+from pixellm.evaluation.records import AnswerRecord
+from pixellm.evaluation.report import write_report
+from pixellm.evaluation.report.gallery import FetchPicture, read_picture
+from pixellm.evaluation.scores import Mode, Rules
+from pixellm.evaluation.summary import Summary, summarize
+from pixellm.types import Sample
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pixellm.engine import Engine
+
+LoadEngine = Callable[[], "Engine"]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkRun:
+    """What is to be evaluated, checked as far as it can be without files.
+
+    Attributes:
+        name: of the benchmark.
+        model: as the user called it.
+        split: of the data set; the benchmark's usual one where "".
+        data: folder that holds the data sets; not used by drawn scenes.
+        mode: "free" or "forced"; the benchmark's usual one where None.
+        protocol: "strict" or "released".
+        limit: the first dialogues only; all where 0.
+        seed: of drawn scenes.
+        num_scenes: of drawn scenes.
+        dialogues_per_image: of drawn scenes.
+
+    Raises:
+        ValueError: no such benchmark, mode or protocol.
+    """
+
+    name: str
+    model: str
+    split: str = ""
+    data: Path = Path("data")
+    mode: Mode | None = None
+    protocol: Protocol = "strict"
+    limit: int = 0
+    seed: int = 0
+    num_scenes: int = 500
+    dialogues_per_image: int = 4
+
+    def __post_init__(self) -> None:
+        self.benchmark.rules(self.mode, self.protocol)
+
+    @property
+    def benchmark(self) -> Benchmark:
+        """Its row of the table."""
+        return find_benchmark(self.name)
+
+    @property
+    def rules(self) -> Rules:
+        """How it is scored."""
+        return self.benchmark.rules(self.mode, self.protocol)
+
+    def open(self) -> Sequence[Sample]:
+        """The questions.
+
+        Raises:
+            ValueError, FileNotFoundError, ImportError: as the data sets' readers.
+        """
+        split = self.split or self.benchmark.split
+        questions: Sequence[Sample]
+        if self.name == "scenes":
+            questions = SceneQuestions(split, self.seed, self.num_scenes, self.dialogues_per_image)
+        else:
+            questions = open_questions(self.name, split, self.data)
+        return _First(questions, self.limit) if self.limit else questions
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the answers and their scores, for the run's folder."""
+        values: dict[str, Any] = {
+            "benchmark": self.name,
+            "title": self.benchmark.title,
+            "split": self.split or self.benchmark.split,
+            "model": self.model,
+            "mode": self.rules.mode,
+            "protocol": self.protocol,
+            "limit": self.limit,
+            "rules": asdict(self.rules),
+        }
+        if self.name == "scenes":
+            names = ("seed", "num_scenes", "dialogues_per_image")
+            return values | {name: getattr(self, name) for name in names}
+        return values | {"data": str(self.data.resolve())}
+
+    def folder_name(self) -> str:
+        """A name for the run's folder."""
+        parts = [self.name, self.split or self.benchmark.split, Path(self.model).name]
+        parts += [self.rules.mode, self.protocol]
+        if self.limit:
+            parts.append(f"first{self.limit}")
+        return re.sub(r"[^\w.+-]+", "-", "_".join(parts))
+
+
+def run_benchmark(
+    run: BenchmarkRun,
+    folder: Path,
+    load_engine: LoadEngine,
+    *,
+    batch_size: int = 16,
+    group: ProcessGroup = ALONE,
+    progress: Progress | None = None,
+) -> tuple[Summary, list[AnswerRecord]]:
+    """Answer, score and report a benchmark; go on where an earlier call stopped.
+
+    Args:
+        run: what to evaluate.
+        folder: of the run; holds the answers, and the report at the end.
+        load_engine: gives the model; called only if something is left to answer.
+        batch_size: questions, or with given answers dialogues, per pass.
+        group: all of its processes must call this; the first one writes the report.
+        progress: told after every dialogue.
+
+    Returns:
+        The scores, and all answers.
+
+    Raises:
+        ValueError: bad settings, damaged files, or a folder with another run.
+        FileNotFoundError: files of the data set are missing.
+        ImportError: an extra is not installed.
+    """
+    questions = run.open()
+    if group.number == 0:
+        open_run(folder, run.settings())
+    group.wait()
+    if missing_questions(questions, folder):
+        answer = _answer(run.rules, load_engine(), batch_size)
+        records = answer_missing(answer, questions, run.rules, folder, group, progress)
+    else:
+        records = read_answers(folder)
+    benchmark = run.benchmark
+    summary = summarize(records, run.rules, classes_are_kinds=benchmark.classes_are_kinds)
+    if group.number == 0:
+        write_report(
+            folder,
+            run.settings(),
+            summary,
+            records,
+            benchmark.headline,
+            picture_source(questions),
+        )
+    return summary, records
+
+
+def picture_source(questions: Sequence[Sample] | None) -> FetchPicture:
+    """Pictures from their files, and drawn ones from the questions, where there are any."""
+
+    def fetch(record: AnswerRecord) -> Image.Image | None:
+        from PIL import Image
+
+        if record.path or questions is None:
+            return read_picture(record)
+        image = questions[record.index].image
+        return None if isinstance(image, Path) else Image.fromarray(image)
+
+    return fetch
+
+
+def run_of_folder(folder: Path) -> BenchmarkRun:
+    """The run that a folder holds, to open its questions again.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: its settings are damaged.
+    """
+    values = read_settings(folder)
+    names = BenchmarkRun.__dataclass_fields__.keys() & values.keys()
+    chosen = {name: values[name] for name in names}
+    try:
+        if "data" in chosen:
+            chosen["data"] = Path(chosen["data"])
+        return BenchmarkRun(name=values["benchmark"], **chosen)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder} holds damaged settings of a run ({error}).") from error
+
+
+def _answer(rules: Rules, engine: Engine, batch_size: int) -> Answer:
+    if rules.mode == "forced":
+        return answer_with_texts(engine, batch_size)
+    if rules.protocol == "strict":
+        return answer_freely(engine, batch_size)
+    from pixellm.evaluation.logit_predictor import LogitPredictor
+
+    return answer_freely(LogitPredictor(engine), batch_size)
+
+
+class _First(Sequence[Sample]):
+    """The first questions of a sequence."""
+
+    def __init__(self, questions: Sequence[Sample], limit: int) -> None:
+        self._questions = questions
+        self._length = min(limit, len(questions))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:  # a sample; for a slice, several
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._length))]
+        if not 0 <= index < self._length:
+            raise IndexError(f"Question {index} of {self._length}.")
+        return self._questions[index]

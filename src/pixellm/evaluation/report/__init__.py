@@ -1,0 +1,10 @@
+"""Reports of an evaluation and of two compared: JSON, Markdown, and one HTML page each.
+
+``write`` puts the files together; ``tables`` holds the numbers as text, ``plots`` as SVG,
+``gallery`` the pictures, ``page`` the HTML. Nothing here scores or runs a model.
+"""
+
+from pixellm.evaluation.report.compare import Comparison, compare_runs, write_comparison
+from pixellm.evaluation.report.write import write_report
+
+__all__ = ["Comparison", "compare_runs", "write_comparison", "write_report"]

@@ -1,0 +1,229 @@
+"""Two runs side by side: which scores differ beyond chance, and which answers moved most.
+
+Both must have answered the same questions; what only one answered is counted and left out. It
+reads records and writes a report, and runs no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixellm.answer_files import json_bytes, write_files
+from pixellm.evaluation.answer_log import read_answers, read_settings
+from pixellm.evaluation.intervals import (
+    Difference,
+    Estimate,
+    estimate_differences,
+    estimate_ratios,
+)
+from pixellm.evaluation.records import AnswerRecord
+from pixellm.evaluation.report.gallery import (
+    EACH,
+    Card,
+    FetchPicture,
+    predicted_panel,
+    true_panel,
+)
+from pixellm.evaluation.report.page import build_page
+from pixellm.evaluation.report.tables import TextTable, number
+from pixellm.evaluation.scores import Rules, Unit, count_bin, picture_ratios, question_giou
+
+_SAME = ("benchmark", "split")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two runs over the questions that both answered.
+
+    Attributes:
+        names: what the runs are called.
+        settings: of each run.
+        unit: what counts as one IoU.
+        scores: name -> the score of each run and the difference, second minus first.
+        pairs: the answers of both runs to each question, those that moved most first.
+        num_pictures: that the questions are about.
+        num_left_out: questions that only one run answered.
+    """
+
+    names: tuple[str, str]
+    settings: tuple[Mapping[str, Any], Mapping[str, Any]]
+    unit: Unit
+    scores: dict[str, tuple[Estimate, Estimate, Difference]]
+    pairs: list[tuple[AnswerRecord, AnswerRecord]]
+    num_pictures: int
+    num_left_out: int
+
+    def table(self) -> TextTable:
+        """Every score of both runs with the paired difference."""
+        header = ("score", "A", "B", "B - A, 95 % interval", "resamples in which B is not above A")
+        rows = [
+            (name, number(a.value), number(b.value), str(change), number(change.share_not_above))
+            for name, (a, b, change) in self.scores.items()
+        ]
+        return TextTable("Differences", [header, *rows], "differences")
+
+    def moved(self) -> TextTable:
+        """The questions whose own IoU moved most."""
+        header = ("sample", "A", "B", "B - A", "question")
+        rows = [
+            (b.key, f"{first:.3f}", f"{second:.3f}", f"{second - first:+.3f}", b.question)
+            for a, b in self.pairs[: 2 * EACH]
+            for first, second in [(question_giou(a, self.unit), question_giou(b, self.unit))]
+            if first != second
+        ]
+        return TextTable("Answers that moved most", [header, *rows], "moved")
+
+    def describe(self) -> str:
+        """One sentence that says what is compared."""
+        left_out = f", {self.num_left_out} answered by one run only" if self.num_left_out else ""
+        runs = (
+            f"{letter}: {name} ({values['model']}, {values['mode']}, {values['protocol']})"
+            for letter, name, values in zip("AB", self.names, self.settings, strict=True)
+        )
+        return (
+            f"{' · '.join(runs)}. {len(self.pairs)} questions about {self.num_pictures} "
+            f"pictures{left_out}; paired bootstrap over pictures."
+        )
+
+
+def compare_runs(first: Path, second: Path) -> Comparison:
+    """Compare the answers of two runs.
+
+    Args:
+        first: folder of run A.
+        second: folder of run B.
+
+    Raises:
+        FileNotFoundError: a folder holds no run.
+        ValueError: the runs are about other questions, or a file is damaged.
+    """
+    settings = (read_settings(first), read_settings(second))
+    for name in _SAME:
+        if settings[0].get(name) != settings[1].get(name):
+            raise ValueError(
+                f"{first} has {name} {settings[0].get(name)!r}, {second} "
+                f"{settings[1].get(name)!r}; compare runs of one benchmark and split."
+            )
+    rules = tuple(
+        _rules(values, folder) for values, folder in zip(settings, (first, second), strict=True)
+    )
+    answers = [
+        {record.key: record for record in read_answers(folder)} for folder in (first, second)
+    ]
+    keys = [key for key in answers[0] if key in answers[1]]
+    if not keys:
+        raise ValueError(f"{first} and {second} have no answered question in common.")
+    pairs = [(answers[0][key], answers[1][key]) for key in keys]
+    for a, b in pairs:
+        if (a.question, a.targets) != (b.question, b.targets):
+            raise ValueError(f"{first} and {second} ask different things as {a.key!r}.")
+    unit = rules[0].unit
+    return Comparison(
+        names=(first.name, second.name),
+        settings=settings,
+        unit=unit,
+        scores=_compare_scores(pairs, (rules[0], rules[1])),
+        pairs=sorted(pairs, key=lambda pair: (-abs(_change(pair, unit)), pair[0].index)),
+        num_pictures=len({a.picture for a, _ in pairs}),
+        num_left_out=len(set(answers[0]) ^ set(answers[1])),
+    )
+
+
+def write_comparison(
+    folder: Path, comparison: Comparison, fetch_picture: FetchPicture
+) -> list[Path]:
+    """Write ``compare.json`` and ``compare.html``.
+
+    Args:
+        folder: made where missing, but not the folders above it.
+        comparison: what to write.
+        fetch_picture: gives the pictures of the answers that moved most.
+
+    Raises:
+        OSError: the folder can't be written to.
+    """
+    title = f"{comparison.names[0]} and {comparison.names[1]}"
+    tables = [comparison.table(), comparison.moved()]
+    cards = _cards(comparison, fetch_picture)
+    values = {
+        "runs": [
+            {"name": name, "settings": dict(settings)}
+            for name, settings in zip(comparison.names, comparison.settings, strict=True)
+        ],
+        "num_questions": len(comparison.pairs),
+        "num_pictures": comparison.num_pictures,
+        "num_left_out": comparison.num_left_out,
+        "scores": {
+            name: {"a": asdict(a), "b": asdict(b), "difference": asdict(change)}
+            for name, (a, b, change) in comparison.scores.items()
+        },
+        "moved": [dict(zip(tables[1].rows[0], row, strict=True)) for row in tables[1].rows[1:]],
+    }
+    page = build_page(title, comparison.describe(), tables, {}, cards)
+    content = {
+        folder / "compare.json": json_bytes(values),
+        folder / "compare.html": page.encode("utf-8"),
+    }
+    write_files(content, new_folder=folder)
+    return list(content)
+
+
+def _rules(settings: Mapping[str, Any], folder: Path) -> Rules:
+    try:
+        return Rules(**settings["rules"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder} holds no finished settings of a run ({error}).") from error
+
+
+def _change(pair: tuple[AnswerRecord, AnswerRecord], unit: Unit) -> float:
+    return question_giou(pair[1], unit) - question_giou(pair[0], unit)
+
+
+def _compare_scores(
+    pairs: Sequence[tuple[AnswerRecord, AnswerRecord]], rules: tuple[Rules, Rules]
+) -> dict[str, tuple[Estimate, Estimate, Difference]]:
+    """Scores that both runs have, resampled over the same pictures."""
+    pictures: dict[str, list[int]] = {}
+    for place, (record, _) in enumerate(pairs):
+        pictures.setdefault(record.picture, []).append(place)
+    tables = []
+    for run in (0, 1):
+        rows = [
+            picture_ratios([pairs[place][run] for place in places], rules[run])
+            for places in pictures.values()
+        ]
+        names = list(rows[0])
+        tables.append(np.array([[row[name] for name in names] for row in rows], dtype=np.float64))
+    ratios = [(table[..., 0], table[..., 1]) for table in tables]
+    changes = estimate_differences(ratios[0], ratios[1])
+    estimates = [estimate_ratios(*ratio) for ratio in ratios]
+    return {
+        name: (a, b, change)
+        for name, a, b, change in zip(names, *estimates, changes, strict=True)
+        if change.value is not None
+    }
+
+
+def _cards(comparison: Comparison, fetch_picture: FetchPicture) -> list[Card]:
+    """The answers that moved most, of both runs beside the truth."""
+    cards = []
+    for a, b in comparison.pairs[: 3 * EACH]:
+        change = _change((a, b), comparison.unit)
+        if not change:
+            break  # they are in order: nothing moved from here on
+        picture = fetch_picture(b)
+        panels = (
+            predicted_panel(a, picture, "A"),
+            predicted_panel(b, picture, "B"),
+            true_panel(b, picture),
+        )
+        ious = (question_giou(one, comparison.unit) for one in (a, b))
+        title = "IoU {:.2f} to {:.2f}".format(*ious)
+        sort = "better in B" if change > 0 else "worse in B"
+        cards.append(Card(sort, title, b, panels, count_bin(len(b.targets))))
+    return cards

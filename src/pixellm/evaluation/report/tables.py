@@ -1,0 +1,136 @@
+"""The numbers of a summary as tables of text, for a terminal, Markdown and HTML alike.
+
+A table is a title and rows, the header first. It knows no markup and computes no score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pixellm.evaluation.curves import calibration_error
+from pixellm.evaluation.intervals import Estimate
+from pixellm.evaluation.scores import SCORES, SIZE_SCORES
+from pixellm.evaluation.summary import KIND, OVERALL, SIZE, TARGETS, Group, Summary
+
+Row = tuple[str, ...]
+
+_TITLES = {TARGETS: "By number of targets", SIZE: "By size of the target", KIND: "By kind"}
+_LABELS = {
+    TARGETS: "targets",
+    SIZE: "share of the picture",
+    KIND: "kind",
+}
+_COLUMNS = {
+    TARGETS: ("giou", "ciou", "union_giou", "set_accuracy", "recall", "precision"),
+    SIZE: tuple(SIZE_SCORES),
+    KIND: ("giou", "ciou", "union_giou", "union_ciou", "recall", "precision", "n_acc"),
+}
+_WITH_INTERVAL = frozenset({"giou", "target_iou", "union_giou"})
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """A table.
+
+    Attributes:
+        title: of the table.
+        rows: of cells, the header first; all of one length.
+        name: short and fixed, for anchors.
+    """
+
+    title: str
+    rows: list[Row]
+    name: str
+
+
+def headline_table(summary: Summary, headline: Sequence[str]) -> TextTable:
+    """The scores that a benchmark is judged by."""
+    rows = [_score_row(name, summary.score(name)) for name in headline]
+    header = ("score", "value", "95 % interval", "meaning")
+    return TextTable("Headline", [header, *rows], "headline")
+
+
+def all_tables(summary: Summary, headline: Sequence[str]) -> list[TextTable]:
+    """Headline, all scores, the groups of each sort, and the masks' own scores."""
+    overall = summary.groups.get(OVERALL, Group(0, {}))
+    rest = [name for name in overall.scores if name not in headline]
+    header = ("score", "value", "95 % interval", "meaning")
+    tables = [headline_table(summary, headline)]
+    if rest:
+        rows = [_score_row(name, overall.scores[name]) for name in rest]
+        tables.append(TextTable("Further scores", [header, *rows], "scores"))
+    for prefix, title in _TITLES.items():
+        members = summary.members(prefix)
+        if members:
+            rows = _group_rows(members, prefix)
+            tables.append(TextTable(title, rows, prefix.strip()))
+    return [*tables, mask_score_table(summary)]
+
+
+def mask_score_table(summary: Summary) -> TextTable:
+    """Average precision and calibration."""
+    curve = summary.precision
+    rows: list[Row] = [
+        ("score", "value", "meaning"),
+        ("AP", number(curve.ap), "average precision of scored masks, mean over IoU 0.50 to 0.95"),
+        ("AP50", number(curve.ap50), "at IoU 0.50"),
+        ("AP75", number(curve.ap75), "at IoU 0.75"),
+        (
+            "calibration error",
+            number(calibration_error(summary.calibration)),
+            "mean distance of a mask's own score and its IoU, over ten bins",
+        ),
+    ]
+    return TextTable("The masks' own scores", rows, "mask-scores")
+
+
+def describe_run(settings: dict[str, Any], summary: Summary) -> str:
+    """One sentence that says what was run, never leaving out mode and protocol."""
+    mode = {"free": "answers written freely", "forced": "teacher-forced (true texts given)"}
+    unit = {"slots": "each mask counts", "union": "all masks of an answer joined"}
+    rules = summary.rules
+    return (
+        f"{settings['title']} {settings['split']} with {settings['model']}: "
+        f"{mode[rules.mode]}, {settings['protocol']} protocol, {unit[rules.unit]}; "
+        f"{summary.num_questions} questions about {summary.num_pictures} pictures, "
+        f"{summary.num_targets} targets, {summary.num_masks} masks shown."
+    )
+
+
+def number(value: float | None) -> str:
+    """Three digits behind the point; a dash for no value."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def interval(estimate: Estimate) -> str:
+    """The ends of an interval; a dash for none."""
+    if estimate.low is None or estimate.high is None:
+        return "-"
+    return f"{estimate.low:.3f} to {estimate.high:.3f}"
+
+
+def _score_row(name: str, estimate: Estimate) -> Row:
+    return (name, number(estimate.value), interval(estimate), SCORES[name])
+
+
+def _group_rows(members: dict[str, Group], prefix: str) -> list[Row]:
+    """One row per group; columns that are empty for all groups are left out."""
+    columns = [
+        name
+        for name in _COLUMNS[prefix]
+        if any(group.scores.get(name) is not None for group in members.values())
+    ]
+    counted = "targets asked for" if prefix == SIZE else "questions"
+    rows: list[Row] = [(_LABELS[prefix], counted, *columns)]
+    for name, group in members.items():
+        cells = [_group_cell(column, group.scores.get(column)) for column in columns]
+        rows.append((name, str(group.count), *cells))
+    return rows
+
+
+def _group_cell(column: str, estimate: Estimate | None) -> str:
+    if estimate is None or estimate.value is None:
+        return "-"
+    return str(estimate) if column in _WITH_INTERVAL else number(estimate.value)

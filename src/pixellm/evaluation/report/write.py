@@ -1,0 +1,133 @@
+"""Puts a run's report on disk: ``report.json``, ``report.md`` and ``report.html``.
+
+All three say the same; each is whole or not there. It scores nothing.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pixellm.answer_files import json_bytes, write_files
+from pixellm.evaluation.intervals import Estimate
+from pixellm.evaluation.records import AnswerRecord
+from pixellm.evaluation.report.gallery import Card, FetchPicture, build_cards
+from pixellm.evaluation.report.page import build_page
+from pixellm.evaluation.report.plots import bar_plot, calibration_plot, curve_plot
+from pixellm.evaluation.report.tables import TextTable, all_tables, describe_run
+from pixellm.evaluation.summary import SIZE, TARGETS, Summary
+
+_PACKAGES = ("pixellm", "torch", "transformers", "numpy", "scipy", "pycocotools")
+
+
+def write_report(
+    folder: Path,
+    settings: Mapping[str, Any],
+    summary: Summary,
+    records: Sequence[AnswerRecord],
+    headline: Sequence[str],
+    fetch_picture: FetchPicture,
+) -> list[Path]:
+    """Write the three files.
+
+    Args:
+        folder: of the run.
+        settings: of the run, with ``title``, ``split``, ``model`` and ``protocol``.
+        summary: its scores.
+        records: its answers, for the gallery.
+        headline: scores that the benchmark is judged by.
+        fetch_picture: gives the pictures of the gallery.
+
+    Returns:
+        The files written.
+
+    Raises:
+        OSError: the folder can't be written to.
+    """
+    tables = all_tables(summary, headline)
+    lead = describe_run(dict(settings), summary)
+    title = f"{settings['title']} {settings['split']}: {settings['model']}"
+    cards = build_cards(records, summary.rules.unit, fetch_picture)
+    values = {
+        "settings": dict(settings),
+        "versions": installed_versions(),
+        "headline": [*headline],
+        **summary.to_dict(),
+        "gallery": gallery_keys(cards),
+    }
+    content = {
+        folder / "report.json": json_bytes(values),
+        folder / "report.md": build_markdown(title, lead, tables).encode("utf-8"),
+        folder / "report.html": build_page(
+            title, lead, tables, summary_plots(summary), cards
+        ).encode("utf-8"),
+    }
+    write_files(content)
+    return list(content)
+
+
+def summary_plots(summary: Summary) -> dict[str, str]:
+    """Score by number of targets, by size, precision over recall, calibration; what there is."""
+    plots = {}
+    sorts = {TARGETS: ("giou", "targets"), SIZE: ("target_iou", "share of the picture")}
+    for prefix, (score, label) in sorts.items():
+        bars = {
+            name: group.scores.get(score, Estimate(None, None, None, 0.0))
+            for name, group in summary.members(prefix).items()
+        }
+        if bars:
+            caption = f"{score} by {label}, with 95 % intervals"
+            plots[caption] = bar_plot(caption, bars, label)
+    curve = summary.precision
+    if curve.precisions:
+        caption = "Precision over recall of the masks, by IoU threshold"
+        lines = {
+            f"IoU {level}": list(zip(curve.recalls, values, strict=True))
+            for level, values in curve.precisions.items()
+        }
+        plots[caption] = curve_plot(caption, lines, "recall", "precision")
+    if summary.calibration:
+        caption = "Calibration of the masks' scores"
+        plots[caption] = calibration_plot(caption, summary.calibration)
+    return plots
+
+
+def build_markdown(title: str, lead: str, tables: Sequence[TextTable]) -> str:
+    """The report as Markdown."""
+    parts = [f"# {_plain(title)}", _plain(lead)]
+    for table in tables:
+        header, *rows = table.rows
+        lines = [header, ("---",) * len(header), *rows]
+        parts.append(f"## {_plain(table.title)}")
+        parts.append("\n".join(f"| {' | '.join(map(_plain, row))} |" for row in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def installed_versions() -> dict[str, str]:
+    """Of Python and the packages that scores depend on; those not installed are left out."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def gallery_keys(cards: Sequence[Card]) -> dict[str, list[str]]:
+    """Sort -> keys of the answers shown."""
+    keys: dict[str, list[str]] = {}
+    for card in cards:
+        keys.setdefault(card.sort, []).append(card.record.key)
+    return keys
+
+
+def _plain(text: str) -> str:
+    """Text that can't break a Markdown table or turn into markup."""
+    joined = " ".join(text.split())
+    for sign in "\\|<`*_":
+        joined = joined.replace(sign, "\\" + sign) if sign != "<" else joined.replace("<", "&lt;")
+    return joined

@@ -1,0 +1,178 @@
+"""Reports: what they say, that they need nothing but themselves, and that a browser takes them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hand_made_scenes import Oracle, Silent, Sprayer, make_scene, with_segments
+from PIL import Image
+
+from pixellm.evaluation.answer_log import open_run
+from pixellm.evaluation.benchmarks import find_benchmark
+from pixellm.evaluation.evaluate import answer_freely, answer_missing
+from pixellm.evaluation.records import AnswerRecord
+from pixellm.evaluation.report import write_report
+from pixellm.evaluation.report.gallery import EACH, choose_records
+from pixellm.evaluation.scores import Rules, question_giou
+from pixellm.evaluation.summary import summarize
+from pixellm.types import Prediction, Segment
+
+RULES = Rules("slots", "free", "strict")
+BENCHMARK = find_benchmark("scenes")
+SETTINGS = {
+    "benchmark": "scenes",
+    "title": "scenes",
+    "split": "test",
+    "model": "<i>mine & yours</i>",
+    "mode": "free",
+    "protocol": "strict",
+    "rules": {"unit": "slots", "mode": "free", "protocol": "strict"},
+}
+
+
+class Wavering(Oracle):
+    """Answers every second scene well, the others with the first mask shifted."""
+
+    def change(self, prediction: Prediction) -> Prediction:
+        number = int(prediction.question.partition(":")[0])
+        if number % 2 or not prediction.segments:
+            return prediction
+        first, *rest = prediction.segments
+        shifted = Segment(
+            first.label, np.roll(first.mask, number, axis=1), 1 / (number + 2), first.span
+        )
+        return with_segments(prediction, (shifted, *rest))
+
+
+def answer(folder: Path, kind: type[Oracle], num_scenes: int = 6) -> list[AnswerRecord]:
+    scenes = [make_scene(i) for i in range(num_scenes)]
+    questions = [sample for scene in scenes for sample in scene]
+    open_run(folder, SETTINGS)
+    return answer_missing(answer_freely(kind(scenes), 8), questions, RULES, folder)
+
+
+def picture(record: AnswerRecord) -> Image.Image:
+    return Image.new("RGB", (record.size[1], record.size[0]), (40, 90, 160))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reports") / "wavering"
+    records = answer(folder, Wavering)
+    summary = summarize(records, RULES)
+    written = write_report(folder, SETTINGS, summary, records, BENCHMARK.headline, picture)
+    assert [path.name for path in written] == ["report.json", "report.md", "report.html"]
+    return folder
+
+
+def test_the_json_report_says_what_was_run_and_every_score(report):
+    values = json.loads((report / "report.json").read_text())
+    assert (values["mode"], values["protocol"], values["unit"]) == ("free", "strict", "slots")
+    assert values["settings"] == SETTINGS
+    assert values["headline"] == list(BENCHMARK.headline)
+    overall = values["groups"]["overall"]["scores"]
+    for name in BENCHMARK.headline:
+        assert overall[name]["low"] <= overall[name]["value"] <= overall[name]["high"]
+        assert values["definitions"][name]
+    assert {"targets 0", "targets 1", "targets 2"} <= values["groups"].keys()
+    assert values["versions"]["numpy"] == np.__version__
+
+
+def test_the_markdown_report_holds_the_same_numbers(report):
+    text = (report / "report.md").read_text()
+    values = json.loads((report / "report.json").read_text())
+    assert "free" in text and "strict protocol" in text
+    giou = values["groups"]["overall"]["scores"]["giou"]["value"]
+    assert f"| giou | {giou:.3f} |" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) > 30
+    assert "<i>" not in text
+
+
+def test_the_page_needs_no_network(report):
+    text = (report / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
+    assert "http" not in text
+    assert "@import" not in text and "url(" not in text
+
+
+def test_the_page_escapes_what_it_shows(report):
+    text = (report / "report.html").read_text()
+    assert "<i>mine" not in text
+    assert "&lt;i&gt;mine &amp; yours" in text
+
+
+def test_the_page_has_plots_filters_and_both_masks_of_each_answer(report):
+    text = (report / "report.html").read_text()
+    assert text.count("<svg") == 4
+    cards = text.count('<article class="card"')
+    assert cards > 10
+    assert text.count('alt="predicted masks"') == text.count('alt="true masks"') == cards
+    for name in ("sort", "count", "kind"):
+        assert f'<select name="{name}">' in text
+
+
+@pytest.mark.parametrize("kind", [Oracle, Silent, Sprayer])
+def test_perfect_silent_and_spurious_answers_can_be_reported(tmp_path, kind):
+    records = answer(tmp_path / "run", kind, num_scenes=1)
+    summary = summarize(records, RULES)
+    write_report(tmp_path / "run", SETTINGS, summary, records, BENCHMARK.headline, lambda _: None)
+    values = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert values["groups"]["overall"]["scores"]["giou"]["value"] == pytest.approx(
+        {Oracle: 1, Silent: 2 / 7, Sprayer: 0.5}[kind]
+    )
+
+
+def test_a_run_without_answers_can_be_reported(tmp_path):
+    (tmp_path / "run").mkdir()
+    summary = summarize([], RULES)
+    write_report(tmp_path / "run", SETTINGS, summary, [], BENCHMARK.headline, picture)
+    assert "0 questions" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_the_gallery_shows_the_worst_the_median_and_the_best(tmp_path):
+    records = answer(tmp_path / "run", Wavering, num_scenes=20)
+    chosen = choose_records(records, "slots")
+    assert [len(part) for part in chosen.values()] == [EACH] * 3
+    keys = [record.key for part in chosen.values() for record in part]
+    assert len(set(keys)) == len(keys)
+    ious = {name: [question_giou(r, "slots") for r in part] for name, part in chosen.items()}
+    ranked = sorted(question_giou(r, "slots") for r in records if r.targets or r.shown)
+    assert ious["worst"] == ranked[:EACH]
+    assert sorted(ious["best"]) == ranked[-EACH:]
+
+
+def test_a_browser_renders_the_page_without_errors(report, tmp_path):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if browser is None:
+        pytest.skip("no Chromium here to render the report with")
+    done = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=5000",
+            f"--screenshot={tmp_path / 'page.png'}",
+            "--window-size=1200,2600",
+            "--dump-dom",
+            (report / "report.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert console == []
+    cards = done.stdout.count('<article class="card"')
+    # Written by the page's own script, so it has run to its end.
+    assert re.search(rf'<output id="shown">{cards} of {cards} answers</output>', done.stdout)

@@ -1,0 +1,114 @@
+"""Two runs compared: paired differences, what moved, and what can't be compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hand_made_scenes import Oracle, Silent, Sprayer, make_scene
+from test_benchmark_report import SETTINGS, Wavering, answer, picture
+
+from pixellm.evaluation.answer_log import open_run
+from pixellm.evaluation.evaluate import answer_freely, answer_missing
+from pixellm.evaluation.intervals import estimate_differences
+from pixellm.evaluation.report import compare_runs, write_comparison
+from pixellm.evaluation.scores import Rules
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[Path, Path]:
+    for name, kind in (("good", Oracle), ("wavering", Wavering)):
+        answer(tmp_path / name, kind)
+    return tmp_path / "good", tmp_path / "wavering"
+
+
+def test_a_worse_run_shows_a_negative_difference(runs):
+    comparison = compare_runs(*runs)
+    first, second, change = comparison.scores["giou"]
+    assert first.value == 1 and second.value < 1
+    assert change.value == pytest.approx(second.value - first.value)
+    assert change.low <= change.value <= change.high <= 0
+    back = compare_runs(runs[1], runs[0]).scores["giou"][2]
+    assert back.value == pytest.approx(-change.value)
+    assert (back.low, back.high) == pytest.approx((-change.high, -change.low))
+
+
+def test_a_run_equals_itself(runs):
+    comparison = compare_runs(runs[0], runs[0])
+    assert all(
+        change.value == change.low == change.high == 0 for *_, change in comparison.scores.values()
+    )
+    assert comparison.moved().rows[1:] == []
+
+
+def test_answers_that_moved_most_come_first(runs):
+    rows = compare_runs(*runs).moved().rows[1:]
+    moves = [abs(float(row[3])) for row in rows]
+    assert moves == sorted(moves, reverse=True) and moves[0] > 0
+    assert all(int(row[4].partition(":")[0]) % 2 == 0 for row in rows)
+
+
+def test_the_files_of_a_comparison(runs, tmp_path):
+    comparison = compare_runs(*runs)
+    write_comparison(tmp_path / "out", comparison, picture)
+    values = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [run["name"] for run in values["runs"]] == ["good", "wavering"]
+    assert values["scores"]["giou"]["difference"]["value"] < 0
+    page = (tmp_path / "out" / "compare.html").read_text()
+    for caption in ("A", "B", "true"):
+        assert f'alt="{caption} masks"' in page
+    assert "worse in B" in page
+
+
+def test_questions_of_one_run_alone_are_left_out(tmp_path):
+    answer(tmp_path / "long", Oracle, num_scenes=4)
+    answer(tmp_path / "short", Silent, num_scenes=2)
+    comparison = compare_runs(tmp_path / "long", tmp_path / "short")
+    assert len(comparison.pairs) == 10
+    assert comparison.num_left_out == 10
+    assert "10 answered by one run only" in comparison.describe()
+
+
+def test_runs_of_other_questions_are_refused(runs, tmp_path):
+    open_run(tmp_path / "other", {**SETTINGS, "split": "val"})
+    with pytest.raises(ValueError, match="compare runs of one benchmark and split"):
+        compare_runs(runs[0], tmp_path / "other")
+    open_run(tmp_path / "empty", SETTINGS)
+    with pytest.raises(ValueError, match="no answered question in common"):
+        compare_runs(runs[0], tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="holds no evaluation"):
+        compare_runs(runs[0], tmp_path)
+
+
+def test_the_same_key_with_another_question_is_refused(runs, tmp_path):
+    scene = make_scene(0)
+    (moved,) = [s for s in make_scene(1) if len(s.turns) == 1]
+    changed = type(moved)(moved.image, moved.size, moved.turns, scene[0].id)
+    open_run(tmp_path / "changed", SETTINGS)
+    answer_missing(
+        answer_freely(Sprayer([make_scene(1)]), 4),
+        [changed],
+        Rules("slots", "free", "strict"),
+        tmp_path / "changed",
+    )
+    with pytest.raises(ValueError, match="ask different things"):
+        compare_runs(runs[0], tmp_path / "changed")
+
+
+def test_paired_differences_of_a_hand_made_table():
+    # Unit by unit the second run is 0.25 better, however unlike the units are.
+    top = np.array([[0.1], [0.7], [0.4], [0.0]])
+    bottom = np.ones((4, 1))
+    (change,) = estimate_differences((top, bottom), (top + 0.25, bottom))
+    assert (change.value, change.low, change.high) == pytest.approx((0.25, 0.25, 0.25))
+    assert change.share_not_above == 0
+
+
+def test_differences_without_a_score_have_no_value():
+    zero, one = np.zeros((3, 1)), np.ones((3, 1))
+    (change,) = estimate_differences((one, zero), (one, one))
+    assert change.value is None and str(change) == "-"
+    with pytest.raises(ValueError, match="same shape"):
+        estimate_differences((one, one), (zero[:2], one[:2]))
