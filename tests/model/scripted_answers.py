@@ -17,6 +17,7 @@ from pixellm.checkpoint.build import build_model
 from pixellm.model.codebook import find_groups
 from pixellm.model.generation import GeneratedAnswer, generate_answers
 from pixellm.model.modeling import PixelLMForConditionalGeneration
+from pixellm.model.rows import Row
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.processing.prompts import dialogue_messages
 
@@ -69,13 +70,13 @@ def prompt_batch(processor: PixelLMProcessor) -> Any:
 
 
 class Teller:
-    """A chooser that tells each row its answer, for as long as the row is asked."""
+    """A chooser that tells each row its answer."""
 
     def __init__(self, answers: Sequence[list[int]]) -> None:
         self.left = [list(answer) for answer in answers]
 
-    def __call__(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
-        return torch.tensor([self.left[row].pop(0) for row in rows])
+    def __call__(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
+        return [self.left[row.index].pop(0) for row in rows]
 
 
 def tell(
@@ -83,33 +84,24 @@ def tell(
     batch: Any,
     answers: Sequence[list[int]],
     *,
-    group_at_once: bool = True,
     max_new_tokens: Any = 64,
 ) -> list[GeneratedAnswer]:
     """Generate the answers told; -1 in one stands for a codebook group."""
     codebook, end = model.config.codebook_token_ids, model.config.eos_token_id
-    # Token by token, the chooser is asked at every id of a group, and overruled.
-    group = [codebook[0]] if group_at_once else [codebook[0]] + [0] * (len(codebook) - 1)
-    limits = [max_new_tokens] * len(answers) if isinstance(max_new_tokens, int) else max_new_tokens
-    told = []
-    for answer, limit in zip(answers, limits, strict=False):
-        ids = [i for a in [*answer, end] for i in (group if a == -1 else [a])]
-        costs = [len(codebook) if group_at_once and i == codebook[0] else 1 for i in ids]
-        told.append([i for n, i in enumerate(ids) if sum(costs[:n]) < limit])
+    told = [[codebook[0] if i == -1 else i for i in [*answer, end]] for answer in answers]
     encoded = None
     with torch.inference_mode():
         if "pixel_values" in batch:
             encoded, _ = model.model.encode_images(batch["pixel_values"], batch["pixel_mask"])
-        return generate_answers(
-            model,
-            batch["input_ids"],
-            batch["attention_mask"],
-            encoded,
-            eos_ids=frozenset([end]),
-            choose=Teller(told),
-            group_at_once=group_at_once,
-            max_new_tokens=max_new_tokens,
-        )
+    return generate_answers(
+        model,
+        batch["input_ids"],
+        batch["attention_mask"],
+        encoded,
+        eos_ids=frozenset([end]),
+        choose=Teller(told),
+        max_new_tokens=max_new_tokens,
+    )
 
 
 @torch.inference_mode()

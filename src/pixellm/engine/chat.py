@@ -13,6 +13,7 @@ from pixellm.types import Prediction, Segment
 
 if TYPE_CHECKING:
     from pixellm.engine.engine import Engine
+    from pixellm.engine.images import PreparedImage
 
 
 @dataclass
@@ -22,12 +23,14 @@ class ChatSession:
     Attributes:
         engine: answers.
         image: the picture.
+        prepared: the same, encoded.
         history: (question, answer with ``{seg}`` marks) pairs so far.
         last: the last prediction.
     """
 
     engine: Engine
     image: Any
+    prepared: PreparedImage
     history: list[tuple[str, str]] = field(default_factory=list)
     last: Prediction | None = None
 
@@ -38,7 +41,7 @@ class ChatSession:
             question: as typed.
             **options: as :meth:`pixellm.engine.Engine.predict` takes them.
         """
-        prediction = self.engine.predict(self.image, question, self.history, **options)
+        prediction = self.engine.predict(self.prepared, question, self.history, **options)
         self._remember(prediction)
         return prediction
 
@@ -47,7 +50,7 @@ class ChatSession:
 
         The turn counts once its Prediction, the last item, was handed out.
         """
-        for item in self.engine.stream(self.image, question, self.history, **options):
+        for item in self.engine.stream(self.prepared, question, self.history, **options):
             if isinstance(item, Prediction):
                 self._remember(item)
             yield item

@@ -6,25 +6,24 @@ of all rows in one call and brings them back to original pixels.
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 
 from pixellm.engine.chat import ChatSession
-from pixellm.engine.grounding import Grounder, segment
+from pixellm.engine.grounding import Grounder, Mask, segment
 from pixellm.engine.images import ImageCache, PreparedImage
-from pixellm.model.generation import GeneratedAnswer, Step, generate_steps
-from pixellm.model.modeling import EncodedImages, PixelLMForConditionalGeneration
-from pixellm.model.sampling import AnswerOptions, Sampler, choose_ids
+from pixellm.engine.jobs import Job, PromptBuilder
+from pixellm.model.generation import AnswerLoop, Chooser, choose_by_options
+from pixellm.model.modeling import PixelLMForConditionalGeneration
+from pixellm.model.prefixes import PrefixStore
+from pixellm.model.sampling import AnswerOptions
+from pixellm.model.slots import SlotRows, compile_forward
 from pixellm.processing.image import load_image
-from pixellm.processing.processor import PixelLMProcessor, pad_sequences
-from pixellm.processing.prompts import EncodedDialogue, dialogue_messages
+from pixellm.processing.processor import PixelLMProcessor
 from pixellm.types import Prediction, Request, Segment
 
 CACHED_IMAGES = 32
@@ -32,6 +31,9 @@ CACHED_IMAGES = 32
 
 MAX_BATCH = 16
 """Requests that an engine answers at the same time by default."""
+
+PREFIX_BYTES = 1 << 30
+"""Bytes of keys and values of prompts that an engine keeps by default."""
 
 
 class Engine:
@@ -45,6 +47,13 @@ class Engine:
         max_new_tokens: longest answer in tokens, where a request says nothing else.
         cached_images: encoded pictures to keep, keyed by content.
         max_batch: most requests answered at the same time; lowered for good where memory runs out.
+        prefix_bytes: keys and values to keep of what was read of pictures and dialogues; 0 reads
+            every prompt whole.
+        compile: compile the steps and keep their shapes fixed. Pays on a GPU, after
+            :meth:`warm_up`; costs minutes once.
+
+    Raises:
+        ValueError: ``max_batch`` is below 1.
     """
 
     def __init__(
@@ -55,6 +64,8 @@ class Engine:
         cached_images: int = CACHED_IMAGES,
         *,
         max_batch: int = MAX_BATCH,
+        prefix_bytes: int = PREFIX_BYTES,
+        compile: bool = False,
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch is {max_batch}; it must be at least 1.")
@@ -66,6 +77,10 @@ class Engine:
         eos = model.generation_config.eos_token_id or processor.tokenizer.eos_token_id
         self._eos_ids = frozenset(eos if isinstance(eos, (list, tuple)) else [eos])
         self._grounder = Grounder(model, processor, self._eos_ids)
+        self._prompts = PromptBuilder(model.config, processor)
+        self._prefixes = PrefixStore(prefix_bytes)
+        # Compiled steps write into buffers that stay where they are, from call to call.
+        self._fixed_slots = SlotRows(model, forward=compile_forward(model)) if compile else None
 
     def predict(
         self,
@@ -95,7 +110,7 @@ class Engine:
             FileNotFoundError: no such picture.
         """
         options = AnswerOptions(max_new_tokens, temperature, top_p, seed)
-        return self.predict_batch([Request(image, question, tuple(history))], options)[0]
+        return self._answer([(Request(image, question, tuple(history)), options)])[0]
 
     def predict_batch(
         self,
@@ -114,7 +129,7 @@ class Engine:
         each = [options] * len(requests) if isinstance(options, AnswerOptions) else list(options)
         if len(each) != len(requests):
             raise ValueError(f"There are {len(each)} options for {len(requests)} requests.")
-        return self._answer(requests, each)
+        return self._answer(list(zip(requests, each, strict=True)))
 
     def predict_many(
         self,
@@ -131,13 +146,7 @@ class Engine:
             (index of the request, its Prediction), in the order in which answers are finished;
             in the Prediction's place the error, where the request can't be answered.
         """
-        arriving = enumerate(requests)
-        while batch := list(islice(arriving, self.max_batch)):
-            for index, request in batch:
-                try:
-                    yield index, self.predict_batch([request], options)[0]
-                except (ValueError, OSError) as error:
-                    yield index, error
+        yield from self._run((request, options) for request in requests)
 
     def stream(
         self,
@@ -161,130 +170,135 @@ class Engine:
         return self._stream(Request(image, question, tuple(history)), options)
 
     def chat(self, image: Any) -> ChatSession:
-        """Start a dialogue of several turns about one picture, encoded once."""
-        picture = load_image(image)
-        self.images.prepare([picture])
-        return ChatSession(self, picture)
+        """Start a dialogue of several turns about one picture, encoded once.
 
-    def warm_up(self) -> None:
-        """Run each kind of step once, so that the first real request pays for no preparation."""
+        What the model has read of the dialogue is kept, so that a turn costs its question and
+        answer alone.
+        """
+        picture = load_image(image)
+        (prepared,) = self.images.prepare([picture])
+        return ChatSession(self, picture, prepared)
+
+    def warm_up(self, batch: int = 1, length: int | None = None) -> None:
+        """Run each kind of step once, so that no real request pays for what is made only once.
+
+        Args:
+            batch: warm up for so many requests at the same time.
+            length: longest answer to come, in tokens; the engine's own limit where None.
+        """
         blank = np.zeros((8, 8, 3), np.uint8)
-        self.predict(blank, "What is it?", max_new_tokens=1)
+        request = Request(blank, "What is it?")
+        (job,) = self._begin([(request, AnswerOptions(length))])
+        if not isinstance(job, Job):
+            raise job
+        told = iter((job.prompt.ids[-1], self.model.config.codebook_token_ids[0]))
+        with self._loop(lambda logits, rows: [next(told)] * len(rows)) as loop:
+            for _ in range(min(batch, loop.max_rows)):
+                loop.add(job.prompt)
+            steps = [*loop.step(), *loop.step()]
+        groups = [step.group_states for step in steps if step.group_states is not None]
+        self._grounder.masks([(group, job.picture) for group in groups])
+
+    def _answer(self, requests: Sequence[tuple[Request, AnswerOptions]]) -> list[Prediction]:
+        """Answer all requests, or raise the first error."""
+        predictions: dict[int, Prediction] = {}
+        with closing(self._run(requests)) as answers:
+            for index, answer in answers:
+                if not isinstance(answer, Prediction):
+                    raise answer
+                predictions[index] = answer
+        return [predictions[index] for index in range(len(requests))]
 
     def _stream(
         self, request: Request, options: AnswerOptions
     ) -> Iterator[str | Segment | Prediction]:
-        started = time.perf_counter()
-        prompt = self._encode_request(request)
-        (picture,) = self.images.prepare([request.image])
-        answer, masks, sent = GeneratedAnswer(), [], 0
-        for step in self._steps([prompt], [picture], [options]):
-            answer.extend(step)
-            text, ends = self._grounder.text_of(answer.ids)
-            # A character may still lack its last bytes.
-            ready = text if step.finished else text.rstrip("\ufffd")
-            if len(ready) > sent:
-                yield ready[sent:]
-                sent = len(ready)
-            if step.group_states is not None:
-                masks += self._grounder.masks([(step.group_states, picture)])
-                start = ends[-2] if len(ends) > 1 else 0
-                yield segment(text, start, ends[-1], masks[-1])
-        prediction = self._grounder.prediction(request.question, answer, masks, picture)
-        yield self._with_info(prediction, answer, time.perf_counter() - started)
+        (job,) = self._begin([(request, options)])
+        if not isinstance(job, Job):
+            raise job
+        masks, sent = list[Mask](), 0
+        with self._loop() as loop:
+            loop.add(job.prompt)
+            while loop.is_busy:
+                for step in loop.step():
+                    job.answer.extend(step)
+                    text, ends = self._grounder.text_of(job.answer.ids)
+                    # A character may still lack its last bytes.
+                    ready = text if step.finished else text.rstrip("\ufffd")
+                    if len(ready) > sent:
+                        yield ready[sent:]
+                        sent = len(ready)
+                    if step.group_states is not None:
+                        masks += self._grounder.masks([(step.group_states, job.picture)])
+                        start = ends[-2] if len(ends) > 1 else 0
+                        yield segment(text, start, ends[-1], masks[-1])
+        yield self._grounder.prediction(job, masks)
 
-    def _answer(
-        self, requests: Sequence[Request], options: Sequence[AnswerOptions]
-    ) -> list[Prediction]:
-        """Answer requests in batches; masks of a batch together."""
-        prompts = [self._encode_request(request) for request in requests]
-        predictions: list[Prediction] = []
-        for start in range(0, len(requests), self.max_batch):
-            started = time.perf_counter()
-            part = slice(start, start + self.max_batch)
-            pictures = self.images.prepare([request.image for request in requests[part]])
-            answers = [GeneratedAnswer() for _ in pictures]
-            for step in self._steps(prompts[part], pictures, options[part]):
-                answers[step.row].extend(step)
-            questions = [request.question for request in requests[part]]
-            found = self._grounder.predictions(questions, answers, pictures)
-            seconds = (time.perf_counter() - started) / len(found)
-            predictions += [
-                self._with_info(p, a, seconds) for p, a in zip(found, answers, strict=True)
-            ]
-        return predictions
+    def _run(
+        self, requests: Iterable[tuple[Request, AnswerOptions]]
+    ) -> Iterator[tuple[int, Prediction | ValueError | OSError]]:
+        """Answer requests side by side; those that wait enter as others are finished."""
+        arriving = enumerate(requests)
+        running: dict[int, tuple[int, Job]] = {}
+        finished: list[tuple[int, Job]] = []
+        with self._loop() as loop:
+            while True:
+                # A few enter together, so that their pictures and prompts are read together.
+                if loop.room >= max(1, loop.max_rows // 4):
+                    taken = list(islice(arriving, loop.room))
+                    jobs = self._begin([asked for _, asked in taken])
+                    for (index, _), job in zip(taken, jobs, strict=True):
+                        if isinstance(job, Job):
+                            running[loop.add(job.prompt)] = index, job
+                        else:
+                            yield index, job
+                    if not taken and not loop.is_busy:
+                        break
+                for step in loop.step():
+                    running[step.row][1].answer.extend(step)
+                    if step.finished:
+                        finished.append(running.pop(step.row))
+                if len(finished) >= loop.max_rows or not loop.is_busy:
+                    predictions = self._grounder.predictions([job for _, job in finished])
+                    indices = [index for index, _ in finished]
+                    finished = []
+                    yield from zip(indices, predictions, strict=True)
 
-    def _with_info(
-        self, prediction: Prediction, answer: GeneratedAnswer, seconds: float
-    ) -> Prediction:
-        ids = [i for i in answer.ids if i not in self._eos_ids]
-        codec = self.processor.codec
-        info = {
-            "num_tokens": len(answer.ids),
-            "seconds": seconds,
-            "marked_answer": codec.mark_answer(codec.decode_answer(ids)),
-        }
-        return replace(prediction, info=info)
+    def _begin(
+        self, requests: Sequence[tuple[Request, AnswerOptions]]
+    ) -> list[Job | ValueError | OSError]:
+        """Jobs of requests, their pictures encoded together; an error where one is impossible."""
+        pictures = self.images.prepare([request.image for request, _ in requests])
+        jobs: list[Job | ValueError | OSError] = []
+        for (request, options), picture in zip(requests, pictures, strict=True):
+            try:
+                encoded = self._prompts.encode(request)
+            except ValueError as error:
+                jobs.append(error)
+                continue
+            if isinstance(picture, PreparedImage):
+                limit = self.max_new_tokens
+                jobs.append(self._prompts.job(request, encoded, picture, options, limit))
+            else:
+                jobs.append(picture)
+        return jobs
 
-    def _encode_request(self, request: Request) -> EncodedDialogue:
-        """Prompt ids; refuses what cannot be asked."""
-        if not request.question.strip():
-            raise ValueError("The question is empty; ask something about the picture.")
-        encoded = self.processor.codec.encode(
-            dialogue_messages(request.history, request.question), add_generation_prompt=True
-        )
-        if self._context_left(encoded) < 1 + self.model.config.group_size:
-            raise ValueError(
-                f"The question takes {len(encoded.ids)} tokens with its picture and history; the "
-                f"model's context holds {self._context_length}. Ask something shorter."
-            )
-        return encoded
-
-    @property
-    def _context_length(self) -> int | None:
-        """Tokens that the language model can hold; None where its positions have no end."""
-        return getattr(self.model.config.text_config, "max_position_embeddings", None)
-
-    def _context_left(self, prompt: EncodedDialogue) -> int:
-        """Tokens that the context holds behind a prompt."""
-        limit = self._context_length
-        return sys.maxsize if limit is None else limit - len(prompt.ids)
-
-    def _steps(
-        self,
-        prompts: Sequence[EncodedDialogue],
-        pictures: Sequence[PreparedImage],
-        options: Sequence[AnswerOptions],
-    ) -> Iterator[Step]:
-        """Run the language model over left-padded prompts."""
-        masks = []
-        for prompt, picture in zip(prompts, pictures, strict=True):
-            mask = [1] * len(prompt.ids)
-            mask[prompt.prefix - len(picture.visible) : prompt.prefix] = map(int, picture.visible)
-            masks.append(mask)
-        device, pad = self.model.device, self.processor.tokenizer.pad_token_id
-        samplers = [Sampler(one) for one in options]
-        return generate_steps(
+    @contextmanager
+    def _loop(self, choose: Chooser = choose_by_options) -> Iterator[AnswerLoop]:
+        """A batch to answer prompts in."""
+        slots = self._fixed_slots
+        if slots is None or slots.rows:  # in use by a stream that is not read to its end
+            slots = SlotRows(self.model)
+        loop = AnswerLoop(
             self.model,
-            pad_sequences([p.ids for p in prompts], pad, "left").to(device),
-            pad_sequences(masks, 0, "left").to(device),
-            _join([picture.encoded for picture in pictures]),
             eos_ids=self._eos_ids,
-            max_new_tokens=[
-                min(one.max_new_tokens or self.max_new_tokens, self._context_left(prompt))
-                for prompt, one in zip(prompts, options, strict=True)
-            ],
-            choose=lambda logits, rows: torch.tensor(
-                choose_ids(logits, [samplers[row] for row in rows])
-            ),
+            max_rows=self.max_batch,
             forbidden_ids=(self.model.config.image_token_id,),
+            prefixes=self._prefixes,
+            slots=slots,
+            choose=choose,
         )
-
-
-def _join(images: Sequence[EncodedImages]) -> EncodedImages:
-    """Stack pictures of one row each."""
-    return EncodedImages(
-        torch.cat([image.tokens for image in images]),
-        [torch.cat(maps) for maps in zip(*(image.features for image in images), strict=True)],
-        torch.cat([image.deepest for image in images]),
-    )
+        try:
+            yield loop
+        finally:
+            loop.close()
+            self.max_batch = min(self.max_batch, loop.max_rows)

@@ -7,8 +7,8 @@ Shape legend: K targets of an answer, M of all, G tokens of a group, D text widt
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pixellm.engine.images import PreparedImage
+from pixellm.engine.jobs import Job
 from pixellm.engine.memory import run_in_portions
-from pixellm.model.generation import GeneratedAnswer
 from pixellm.model.modeling import EncodedImages, PixelLMForConditionalGeneration
 from pixellm.processing.image import restore_masks
 from pixellm.processing.phrases import phrase_before
@@ -55,36 +55,29 @@ class Grounder:
         decoded = self.processor.codec.decode_answer([i for i in ids if i not in self.eos_ids])
         return decoded.text, decoded.ends
 
-    def predictions(
-        self,
-        questions: Sequence[str],
-        answers: Sequence[GeneratedAnswer],
-        pictures: Sequence[PreparedImage],
-    ) -> list[Prediction]:
-        """Predictions of whole answers, their masks decoded together."""
-        states = [(s, p) for a, p in zip(answers, pictures, strict=True) for s in a.group_states]
+    def predictions(self, jobs: Sequence[Job]) -> list[Prediction]:
+        """Predictions of finished jobs, their masks decoded together."""
+        states = [(states, job.picture) for job in jobs for states in job.answer.group_states]
         masks = iter(self.masks(states))
         return [
-            self.prediction(question, answer, [next(masks) for _ in answer.group_states], picture)
-            for question, answer, picture in zip(questions, answers, pictures, strict=True)
+            self.prediction(job, [next(masks) for _ in job.answer.group_states]) for job in jobs
         ]
 
-    def prediction(
-        self,
-        question: str,
-        answer: GeneratedAnswer,
-        masks: Sequence[Mask],
-        picture: PreparedImage,
-    ) -> Prediction:
+    def prediction(self, job: Job, masks: Sequence[Mask]) -> Prediction:
         """Text, and a segment for each group with the phrase that it grounds."""
-        text, ends = self.text_of(answer.ids)
-        starts = (0, *ends)
+        codec, ids = self.processor.codec, job.answer.ids
+        decoded = codec.decode_answer([i for i in ids if i not in self.eos_ids])
         segments = tuple(
-            segment(text, start, end, mask)
-            for start, end, mask in zip(starts, ends, masks, strict=False)
+            segment(decoded.text, start, end, mask)
+            for start, end, mask in zip((0, *decoded.ends), decoded.ends, masks, strict=False)
         )
-        info: dict[str, Any] = {"num_tokens": len(answer.ids)}
-        return Prediction(text, segments, question, picture.original, info)
+        info = {
+            "num_tokens": len(ids),
+            "seconds": time.perf_counter() - job.started,
+            "marked_answer": codec.mark_answer(decoded),
+        }
+        size = job.picture.original
+        return Prediction(decoded.text, segments, job.request.question, size, info)
 
     def masks(self, targets: Sequence[tuple[Tensor, PreparedImage]]) -> list[Mask]:
         """Masks of (G, D) group states, each about its picture."""

@@ -65,26 +65,37 @@ class ImageCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def prepare(self, images: Sequence[Any]) -> list[PreparedImage]:
+    def prepare(self, images: Sequence[Any]) -> list[PreparedImage | ValueError | OSError]:
         """Encode what is not cached, in as few batches as possible; each content once.
 
         Args:
             images: paths, Pillow images, (H, W, 3) uint8 arrays, or pictures prepared before.
 
-        Raises:
-            ValueError, OSError: a picture can't be read.
+        Returns:
+            The pictures, or the error of one that can't be read.
         """
         # Requests about one picture may share the object: it is read and hashed once.
-        by_object = {id(image): image for image in images}
-        known = {i: p for i, p in by_object.items() if isinstance(p, PreparedImage)}
-        loaded = {i: load_image(p) for i, p in by_object.items() if i not in known}
-        keys = {i: known[i].key if i in known else _content_key(loaded[i]) for i in by_object}
-        found = {p.key: p for p in known.values()}
-        found |= {k: self._kept[k] for k in keys.values() if k in self._kept}
-        fresh = {keys[i]: image for i, image in loaded.items() if keys[i] not in found}
-        found |= dict(zip(fresh, self._encode(list(fresh.items())), strict=True))
+        opened = {key: _open(image) for key, image in {id(i): i for i in images}.items()}
+        found: dict[bytes, PreparedImage] = {}
+        fresh: dict[bytes, Image.Image] = {}
+        keys: dict[int, bytes] = {}
+        for number, picture in opened.items():
+            if isinstance(picture, PreparedImage):
+                keys[number] = picture.key
+                found[picture.key] = picture
+            elif isinstance(picture, Image.Image):
+                key = keys[number] = _content_key(picture)
+                if key in self._kept:
+                    found[key] = self._kept[key]
+                else:
+                    fresh[key] = picture
+        missing = [(key, picture) for key, picture in fresh.items() if key not in found]
+        encoded = run_in_portions(self._encode, missing, self.max_batch)
+        found |= {picture.key: picture for picture in encoded}
         self._keep(found)
-        return [found[keys[id(image)]] for image in images]
+        results = {number: found[key] for number, key in keys.items()}
+        errors = {n: p for n, p in opened.items() if isinstance(p, (ValueError, OSError))}
+        return [errors[id(i)] if id(i) in errors else results[id(i)] for i in images]
 
     def _keep(self, used: dict[bytes, PreparedImage]) -> None:
         for key, picture in used.items():
@@ -93,10 +104,7 @@ class ImageCache:
         while len(self._kept) > self.capacity:
             self._kept.popitem(last=False)
 
-    def _encode(self, pictures: list[tuple[bytes, Image.Image]]) -> list[PreparedImage]:
-        return run_in_portions(self._encode_batch, pictures, self.max_batch)
-
-    def _encode_batch(self, pictures: Sequence[tuple[bytes, Image.Image]]) -> list[PreparedImage]:
+    def _encode(self, pictures: Sequence[tuple[bytes, Image.Image]]) -> list[PreparedImage]:
         inputs = self.processor.image_processor([image for _, image in pictures])
         device = self.model.device
         with torch.inference_mode():
@@ -111,6 +119,15 @@ class ImageCache:
             original = tuple(inputs["original_sizes"][row].tolist())
             prepared.append(PreparedImage(key, own, original, resized, visible))
         return prepared
+
+
+def _open(source: Any) -> PreparedImage | Image.Image | ValueError | OSError:
+    if isinstance(source, PreparedImage):
+        return source
+    try:
+        return load_image(source)
+    except (ValueError, OSError) as error:
+        return error
 
 
 def _content_key(image: Image.Image) -> bytes:

@@ -1,27 +1,29 @@
-"""Answer generation: a cache, one picture encoding, and one forward pass per codebook group.
+"""Answer generation: rows enter a running batch, are written step by step, and leave it.
 
-When the first token of a group is chosen the rest of the group is no choice any more, so the
-whole group is fed at once. Rows of a batch may be in different states: a step feeds each row its
-one token or its whole group, padded on the left inside the step. Knows ids and tensors only.
+When the first token of a codebook group is chosen the rest of the group is no choice any more, so
+the whole group is read in one pass. Rows of a batch may be in different states: a pass reads one
+id of one row and a group of another. Knows ids and tensors only.
 Shape legend: B rows, T tokens, D text width, V vocabulary, G tokens of a group, K targets.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pixellm.model.attention import positions_from_mask
-from pixellm.model.modeling import (
-    EncodedImages,
-    PixelLMForConditionalGeneration,
-)
+from pixellm.model.modeling import EncodedImages, PixelLMForConditionalGeneration
+from pixellm.model.prefixes import PrefixStore
+from pixellm.model.rows import Prompt, Reader, Row, SeparateRows
+from pixellm.model.sampling import choose_ids
+from pixellm.model.slots import SlotRows, longest_slot
 
-Chooser = Callable[[Tensor, Sequence[int]], Tensor]
-"""Picks the next ids: (B, V) logits and the rows' indices in the batch given, to (B,) ids."""
+Chooser = Callable[[Tensor, Sequence[Row]], Sequence[int]]
+"""Picks the next id of each row from (B, V) float32 logits."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Step:
     """What one row gained in one step.
 
     Attributes:
-        row: index of the row in the batch given.
+        row: number of the prompt, in the order in which prompts were added.
         ids: the new ids; several for a codebook group.
         group_states: (G, D) hidden states that the group's mask is read from; None otherwise.
         finished: nothing follows for this row.
@@ -55,41 +57,223 @@ class GeneratedAnswer:
             self.group_states.append(step.group_states)
 
 
-def choose_greedily(logits: Tensor, rows: Sequence[int]) -> Tensor:
-    """The most likely id of each row."""
-    return logits.argmax(-1)
+def choose_by_options(logits: Tensor, rows: Sequence[Row]) -> list[int]:
+    """As each prompt's options say: the most likely id, or one drawn."""
+    return choose_ids(logits, [row.sampler for row in rows])
 
 
-@dataclass
-class _Rows:
-    """The rows still being answered, and all that a step needs of them."""
+class AnswerLoop:
+    """Continuous batching: prompts wait, are answered side by side, and make room for others.
 
-    index: list[int]
-    cache: object
-    attention_mask: Tensor
-    next_position: Tensor
-    last_hidden: Tensor
-    remaining: list[int]
-    forced: list[list[int]]
-    gathered: list[list[Tensor]]
+    Where memory runs out, half of the rows go back to waiting and all are read again when their
+    turn comes; nothing that was written is lost.
 
-    def keep(self, positions: list[int]) -> None:
-        """Drop every row but those at ``positions``."""
-        if len(positions) == len(self.index):
+    Args:
+        model: in evaluation mode.
+        eos_ids: ids that end an answer.
+        max_rows: most rows answered at the same time.
+        forbidden_ids: ids that may never be written, such as the image placeholder.
+        prefixes: where beginnings that prompts have in common are kept; None shares nothing.
+        slots: reads rows together; made for the model where None.
+        choose: picks the next ids.
+
+    Attributes:
+        max_rows: lowered where memory ran out.
+    """
+
+    def __init__(
+        self,
+        model: PixelLMForConditionalGeneration,
+        *,
+        eos_ids: frozenset[int],
+        max_rows: int,
+        forbidden_ids: Sequence[int] = (),
+        prefixes: PrefixStore | None = None,
+        slots: SlotRows | None = None,
+        choose: Chooser = choose_by_options,
+    ) -> None:
+        self.model = model
+        self.max_rows = max_rows
+        self._eos_ids = eos_ids
+        self._prefixes = prefixes if prefixes is not None else PrefixStore(0)
+        self._choose = choose
+        self._codebook = list(model.config.codebook_token_ids)
+        # Only the first id of a group is a choice; the others follow it and nothing else.
+        size = model.config.text_config.vocab_size
+        unwanted = [i for i in (*self._codebook[1:], *forbidden_ids) if i < size]
+        self._banned = torch.tensor(unwanted, dtype=torch.long, device=model.device)
+        self._longest_slot = longest_slot(model)
+        self._slots = slots if slots is not None else SlotRows(model)
+        self._separate = SeparateRows(model)
+        self._waiting: deque[Row] = deque()
+        self._rows: list[Row] = []
+        self._ready: list[Step] = []
+        self._count = 0
+
+    def add(self, prompt: Prompt) -> int:
+        """Let a prompt wait for its turn; returns the number that its steps will carry."""
+        self._waiting.append(Row(self._count, prompt))
+        self._count += 1
+        return self._count - 1
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any prompt waits or is being answered."""
+        return bool(self._waiting or self._rows)
+
+    @property
+    def room(self) -> int:
+        """How many more prompts could be answered now, side by side with the others."""
+        return max(0, self.max_rows - len(self._rows) - len(self._waiting))
+
+    @torch.inference_mode()
+    def step(self) -> list[Step]:
+        """Let rows enter, and write each row's next id or group.
+
+        Returns:
+            At most one step of each row; fewer, or none, after memory ran out.
+
+        Raises:
+            torch.OutOfMemoryError: a single row does not fit.
+        """
+        try:
+            self._admit()
+            self._write()
+        except torch.OutOfMemoryError:
+            if len(self._rows) == 1:
+                raise
+            self._shrink()
+        ready, self._ready = self._ready, []
+        return ready
+
+    def close(self) -> None:
+        """Forget every prompt."""
+        for rows in (self._rows, self._slots.rows, self._separate.rows, self._waiting):
+            rows.clear()
+
+    def _reader_of(self, row: Row) -> Reader:
+        longest = len(row.prompt.ids) + row.prompt.max_new_tokens
+        return self._slots if longest <= self._longest_slot else self._separate
+
+    def _admit(self) -> None:
+        """Let waiting rows in, and read their prompts."""
+        while self._waiting and len(self._rows) < self.max_rows:
+            self._rows.append(self._waiting.popleft())
+        # Of rows about the same new picture the first reads it, for the others to share.
+        leaders, followers, seen = list[Row](), list[Row](), set[object]()
+        for row in self._rows:
+            if row.state is None:
+                key = row.prompt.key
+                (followers if key in seen else leaders).append(row)
+                if key is not None and self._prefixes.is_open and not self._prefixes.knows(key):
+                    seen.add(key)
+        self._read_prompts(leaders)
+        self._read_prompts(followers)
+
+    def _read_prompts(self, rows: Sequence[Row]) -> None:
+        """Read what is not known of prompts; rows in which nothing is known go together."""
+        passes: dict[tuple[int, bool, bool], list[Row]] = {}
+        for row in rows:
+            reader = self._reader_of(row)
+            reader.enter(row)
+            self._recall(row, reader)
+            kind = (id(reader), row.read == 0, row.prompt.image_tokens is None)
+            passes.setdefault(kind, []).append(row)
+        for (_, is_new, _), together in passes.items():
+            reader = self._reader_of(together[0])
+            self._read(reader, together, [row.used - row.read for row in together])
+            for row in together if is_new else ():
+                self._remember(row, reader, row.prompt.prefix)
+
+    def _recall(self, row: Row, reader: Reader) -> None:
+        """Take over what was read of the same beginning; the last id is always read anew."""
+        if not reader.shares_prefixes or row.prompt.key is None:
             return
-        device = self.attention_mask.device
-        chosen = torch.tensor(positions, dtype=torch.long, device=device)
-        self.cache.batch_select_indices(chosen)  # type: ignore[attr-defined]
-        self.attention_mask = self.attention_mask[chosen]
-        self.next_position = self.next_position[chosen]
-        self.last_hidden = self.last_hidden[chosen]
-        self.index = [self.index[p] for p in positions]
-        self.remaining = [self.remaining[p] for p in positions]
-        self.forced = [self.forced[p] for p in positions]
-        self.gathered = [self.gathered[p] for p in positions]
+        memory, length = self._prefixes.find(row.prompt.key, row.ids[: row.used - 1])
+        if memory and length >= row.prompt.prefix:
+            reader.paste(row, memory, length)
+            row.read = length
+
+    def _remember(self, row: Row, reader: Reader, length: int) -> None:
+        """Keep what was read of a row's first ids for others."""
+        if reader.shares_prefixes and row.prompt.key is not None and self._prefixes.is_open:
+            self._prefixes.put(row.prompt.key, row.ids[:length], reader.copy(row, length))
+
+    def _write(self) -> None:
+        """Choose ids, read them where anything depends on it, and hand them out."""
+        asked = [row for row in self._rows if row.read == len(row.ids)]
+        if asked:
+            states = torch.stack([row.state for row in asked if row.state is not None])
+            logits = self.model.lm_head(states).float()
+            logits[:, self._banned] = -torch.inf
+            for row, chosen in zip(asked, self._choose(logits, asked), strict=True):
+                row.ids += self._codebook if chosen == self._codebook[0] else [chosen]
+        for row in self._rows.copy():
+            # A row that ends with a whole group still needs that group's states.
+            if self._is_last(row) and not self._completes_group(row):
+                self._hand_out(row)
+        for reader in (self._slots, self._separate):
+            self._read_chosen(reader, reader.rows.copy())
+        for row in self._rows.copy():
+            self._hand_out(row)
+
+    def _is_last(self, row: Row) -> bool:
+        """Whether the row's turn ends its answer."""
+        return len(row.turn) >= row.limit or row.turn[-1] in self._eos_ids
+
+    def _completes_group(self, row: Row) -> bool:
+        return row.turn[-1] == self._codebook[-1] and len(row.turn) <= row.limit
+
+    def _hand_out(self, row: Row) -> None:
+        """Tell what a row gained; a finished one makes room."""
+        group = torch.stack(row.group) if row.group else None
+        row.group = []
+        is_last = self._is_last(row)
+        ids = tuple(row.turn[: row.limit])
+        self._ready.append(Step(row.index, ids, group, is_last))
+        row.told += len(ids)
+        if is_last:
+            reader = self._reader_of(row)
+            if row.prompt.keep:
+                self._remember(row, reader, row.read)
+            reader.leave(row)
+            self._rows.remove(row)
+
+    def _read_chosen(self, reader: Reader, rows: Sequence[Row]) -> None:
+        """Read the new ids of all rows, in one pass or, where that would be mostly padding, two."""
+        counts = [len(row.ids) - row.read for row in rows]
+        if sum(max(counts) - count for count in counts) > reader.spare_ids:
+            self._read(reader, rows, [1] * len(rows))
+            rows = [row for row in rows if row.read < len(row.ids)]
+            counts = [len(row.ids) - row.read for row in rows]
+        if rows:
+            self._read(reader, rows, counts)
+
+    def _read(self, reader: Reader, rows: Sequence[Row], counts: Sequence[int]) -> None:
+        """Read the next ``counts`` ids of rows, and keep the states that matter."""
+        ends = [row.read + count for row, count in zip(rows, counts, strict=True)]
+        feeds = [row.ids[row.read : end] for row, end in zip(rows, ends, strict=True)]
+        own = self.model.config.codebook_states == "own"
+        for row, end, states in zip(rows, ends, reader.feed(rows, feeds), strict=True):
+            new = [row.state, *states[: end - row.read]]
+            if row.read >= row.used and row.ids[row.read] in self._codebook:
+                row.group += [s for s in (new[1:] if own else new[:-1]) if s is not None]
+            row.state, row.read, row.used = new[-1], end, max(end, row.used)
+
+    def _shrink(self) -> None:
+        """Give all memory back and go on with half of the rows."""
+        self.max_rows = max(1, len(self._rows) // 2)
+        self._slots.clear()
+        self._separate.clear()
+        self._prefixes.clear()
+        for row in sorted(self._rows, key=lambda row: row.index, reverse=True):
+            row.read, row.state = 0, None
+            self._waiting.appendleft(row)
+        self._rows.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-@torch.inference_mode()
 def generate_steps(
     model: PixelLMForConditionalGeneration,
     input_ids: Tensor,
@@ -98,44 +282,39 @@ def generate_steps(
     *,
     eos_ids: frozenset[int],
     max_new_tokens: int | Sequence[int],
-    choose: Chooser = choose_greedily,
-    group_at_once: bool = True,
-    forbidden_ids: tuple[int, ...] = (),
+    forbidden_ids: Sequence[int] = (),
+    choose: Chooser = choose_by_options,
 ) -> Iterator[Step]:
     """Answer a batch of prompts, yielding each row's new ids as they are chosen.
 
     Args:
         model: in evaluation mode.
         input_ids: (B, T) prompts, padded on the left.
-        attention_mask: (B, T), zero at padding.
+        attention_mask: (B, T), zero at padding and at image tokens in the canvas's padding.
         encoded: the rows' pictures; None for text alone.
         eos_ids: ids that end an answer.
         max_new_tokens: limit of every row, or of each; a group that does not fit is cut and
             leaves no mask.
-        choose: picks the next ids.
-        group_at_once: feed groups whole; otherwise token by token, for comparison.
         forbidden_ids: ids that may never be written, such as the image placeholder.
+        choose: picks the next ids.
 
     Raises:
         ValueError: a limit below 1, or not one limit per row.
     """
     count = len(input_ids)
     limits = [max_new_tokens] * count if isinstance(max_new_tokens, int) else [*max_new_tokens]
-    if len(limits) != count or min(limits) < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; each row's must be at least 1.")
-    codebook = model.config.codebook_token_ids
-    # Only the first id of a group is a choice; the others follow it and nothing else.
-    vocab_size = model.config.text_config.vocab_size
-    unwanted = [i for i in (*codebook[1:], *forbidden_ids) if i < vocab_size]
-    banned = torch.tensor(unwanted, dtype=torch.long, device=input_ids.device)
-    rows = _prefill(model, input_ids, attention_mask, encoded, limits)
-    while rows.index:
-        logits = model.lm_head(rows.last_hidden).float()
-        logits[:, banned] = -torch.inf
-        feeds = _next_feeds(choose(logits, rows.index).tolist(), rows, codebook, group_at_once)
-        steps = _take(model, rows, feeds, eos_ids)
-        rows.keep([r for r, step in enumerate(steps) if not step.finished])
-        yield from steps
+    if len(limits) != count:
+        raise ValueError(f"max_new_tokens holds {len(limits)} limits for {count} prompts.")
+    loop = AnswerLoop(
+        model, eos_ids=eos_ids, max_rows=count, forbidden_ids=forbidden_ids, choose=choose
+    )
+    for row, (ids, mask, limit) in enumerate(zip(input_ids, attention_mask, limits, strict=True)):
+        start = int(mask.bool().int().argmax())
+        image = None if encoded is None else encoded.tokens[row]
+        visible = tuple(mask[start:].bool().tolist())
+        loop.add(Prompt(tuple(ids[start:].tolist()), limit, image, visible))
+    while loop.is_busy:
+        yield from loop.step()
 
 
 def generate_answers(
@@ -143,105 +322,10 @@ def generate_answers(
     input_ids: Tensor,
     attention_mask: Tensor,
     encoded: EncodedImages | None,
-    **options: object,
+    **options: Any,
 ) -> list[GeneratedAnswer]:
     """:func:`generate_steps`, collected: one answer per row."""
     answers = [GeneratedAnswer() for _ in range(len(input_ids))]
-    for step in generate_steps(model, input_ids, attention_mask, encoded, **options):  # type: ignore[arg-type]
+    for step in generate_steps(model, input_ids, attention_mask, encoded, **options):
         answers[step.row].extend(step)
     return answers
-
-
-def _prefill(
-    model: PixelLMForConditionalGeneration,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    encoded: EncodedImages | None,
-    limits: list[int],
-) -> _Rows:
-    """Run the prompts once and set up the rows."""
-    positions = positions_from_mask(attention_mask, input_ids.shape[1])
-    output = model.model(
-        input_ids,
-        image_tokens=None if encoded is None else encoded.tokens,
-        attention_mask=attention_mask,
-        position_ids=positions,
-        use_cache=True,
-    )
-    count = len(input_ids)
-    return _Rows(
-        index=list(range(count)),
-        cache=output.past_key_values,
-        attention_mask=attention_mask,
-        next_position=positions[:, -1] + 1,
-        last_hidden=output.last_hidden_state[:, -1],
-        remaining=limits,
-        forced=[[] for _ in range(count)],
-        gathered=[[] for _ in range(count)],
-    )
-
-
-def _next_feeds(
-    chosen: list[int], rows: _Rows, codebook: list[int], group_at_once: bool
-) -> list[list[int]]:
-    """What each row is fed next: its chosen id, a whole group, or a group's next id."""
-    feeds = []
-    for r, token in enumerate(chosen):
-        if rows.forced[r]:
-            feeds.append([rows.forced[r].pop(0)])
-        elif token == codebook[0] and group_at_once:
-            feeds.append(list(codebook))
-        else:
-            if token == codebook[0]:
-                rows.forced[r] = list(codebook[1:])
-            feeds.append([token])
-    return feeds
-
-
-def _take(
-    model: PixelLMForConditionalGeneration,
-    rows: _Rows,
-    feeds: list[list[int]],
-    eos_ids: frozenset[int],
-) -> list[Step]:
-    """Write the new ids of every row, run the model over them where anything depends on it."""
-    config = model.config
-    limited = list(zip(feeds, rows.remaining, strict=True))
-    stopped = [len(feed) >= left or feed[-1] in eos_ids for feed, left in limited]
-    # A row that ends with a whole group still needs that group's states.
-    last = config.codebook_token_ids[-1]
-    completes = [feed[-1] == last and len(feed) <= left for feed, left in limited]
-    previous = rows.last_hidden
-    hidden = _feed(model, rows, feeds) if any(completes) or not all(stopped) else None
-    steps = []
-    for r, (feed, left) in enumerate(limited):
-        if hidden is not None and feed[0] in config.codebook_token_ids:
-            states = torch.cat([previous[r : r + 1], hidden[r, -len(feed) :]])
-            own = config.codebook_states == "own"
-            rows.gathered[r] += [*(states[1:] if own else states[:-1])]
-        group = torch.stack(rows.gathered[r]) if completes[r] else None
-        if completes[r]:
-            rows.gathered[r] = []
-        steps.append(Step(rows.index[r], tuple(feed[:left]), group, stopped[r]))
-        rows.remaining[r] -= min(len(feed), left)
-    return steps
-
-
-def _feed(model: PixelLMForConditionalGeneration, rows: _Rows, feeds: list[list[int]]) -> Tensor:
-    """One forward pass over every row's new ids; returns (B, F, D) states, right-aligned."""
-    width, device = max(map(len, feeds)), rows.attention_mask.device
-    padded = [[feed[0]] * (width - len(feed)) + feed for feed in feeds]
-    lengths = torch.tensor([len(feed) for feed in feeds], device=device)
-    column = torch.arange(width, device=device)[None] - (width - lengths)[:, None]
-    mask = torch.cat([rows.attention_mask, (column >= 0).to(rows.attention_mask.dtype)], 1)
-    output = model.model(
-        torch.tensor(padded, device=device),
-        attention_mask=mask,
-        position_ids=rows.next_position[:, None] + column.clamp_min(0),
-        past_key_values=rows.cache,
-        use_cache=True,
-    )
-    rows.attention_mask = mask
-    rows.next_position = rows.next_position + lengths
-    rows.last_hidden = output.last_hidden_state[:, -1]
-    return output.last_hidden_state
