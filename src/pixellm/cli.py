@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from pixellm import __version__
 from pixellm.cli_convert import add_commands
+from pixellm.cli_train import add_commands as add_train_commands
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -175,34 +176,7 @@ def chat(
     Chat(engine, image, _console(), _console(stderr=True)).run()
 
 
-@app.command(
-    epilog="Examples:\n\n    pixellm train recipes/nano.yaml"
-    "\n\n    pixellm train recipes/nano.yaml --set name=trial --set stages.0.steps=100"
-    "\n\n    pixellm train recipes/nano.yaml --resume"
-)
-def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML file that describes the run.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=VALUE", help="Change a setting; may be repeated."),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
-) -> None:
-    """Train a model as a recipe says."""
-    from pixellm.terminal import TrainDisplay
-    from pixellm.training.config import load_config
-
-    config = load_config(recipe, overrides or ())
-    trainer = _import_quietly("pixellm.training.trainer")
-    try:
-        with TrainDisplay(_console(stderr=True)) as display:
-            folder = trainer.train(config, on_event=display, resume=resume)
-    except KeyboardInterrupt:
-        again = f"pixellm train {recipe} --resume"
-        raise KeyboardInterrupt(f"Stopped; go on from the last checkpoint: {again}") from None
-    typer.echo(f"The model is in {folder / 'model'}")
-
-
+add_train_commands(app)
 add_commands(app)
 
 

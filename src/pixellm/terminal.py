@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from pixellm.evaluation.scenes_report import ScenesReport
     from pixellm.training.progress import TrainEvent
 
-_NO_LOSS = ("learning_rate", "grad_norm", "images_per_second", "seconds_left")
+_NO_LOSS = (
+    "learning_rate",
+    "grad_norm",
+    "images_per_second",
+    "tokens_per_second",
+    "peak_memory_gb",
+    "seconds_left",
+)
 
 
 def print_answer(console: Console, prediction: Prediction) -> None:
@@ -215,8 +222,14 @@ def _stage_table(event: TrainEvent) -> Table:
 def _step_line(values: Mapping[str, Any]) -> str:
     losses = [f"{name} {value:.3f}" for name, value in values.items() if name not in _NO_LOSS]
     left = timedelta(seconds=round(values["seconds_left"]))
-    speed = f"{values['images_per_second']:.1f} images/s"
-    return "  ".join((*losses, f"lr {values['learning_rate']:.1e}", speed, f"{left} left in stage"))
+    figures = (
+        f"lr {values['learning_rate']:.1e}",
+        f"{values['images_per_second']:.1f} images/s",
+        f"{values['tokens_per_second']:,.0f} tokens/s",
+        f"{values['peak_memory_gb']:.1f} GB",
+        f"{left} left in stage",
+    )
+    return "  ".join((*losses, *figures))
 
 
 def _short(value: Any) -> str:

@@ -90,10 +90,10 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
         return tiny_config(tmp_path / f"{batch_size}", stages=[stage], ema_decay=0.0)
 
     class WithoutDropout(TinyRun):
-        def _load_or_build_model(self, *args: Any) -> tuple[Any, Any]:
-            model, processor = super()._load_or_build_model(*args)
-            model.dropout.p = 0.0
-            return model, processor
+        def _set_up_model(self, *args: Any) -> Any:
+            run_model = super()._set_up_model(*args)
+            run_model.model.dropout.p = 0.0
+            return run_model
 
     trainer._Run = WithoutDropout  # type: ignore[misc]
     large, large_events = run_and_collect(joint(8, 1))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pixellm.training import stream, trainer
 from pixellm.training.config import RunConfig, parse_config
+from pixellm.training.setup import RunModel
 from pixellm.types import Sample, Turn
 
 
@@ -99,6 +100,7 @@ class TinyCollator:
         classes = pixels[:, :8, :8, 2].long() % 3
         return {
             "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
             "labels": torch.where(classes[:, 0, :6] == 0, -100, labels),
             "pixel_values": values,
             "pixel_mask": torch.ones(len(rows), 16, 16, dtype=torch.bool),
@@ -113,16 +115,15 @@ class TinyCollator:
 class TinyRun(trainer._Run):
     """The real run with tiny parts."""
 
-    def _load_or_build_model(self, checkpoint: Path | None, sources: Any) -> tuple[Any, Any]:
-        return TinyModel(), None
+    def _set_up_model(self, checkpoint: Path | None, sources: Any) -> RunModel:
+        return RunModel(TinyModel(), None)
 
     def _collator(self) -> Any:
         return TinyCollator()
 
-    def _save_model(self, folder: Path) -> None:
+    def _save_model(self, folder: Path, state: dict[str, Tensor]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        with self._averaged_weights():
-            torch.save(self.model.state_dict(), folder / "weights.pt")
+        torch.save(state, folder / "weights.pt")
 
 
 def use_tiny_parts() -> None:

@@ -8,12 +8,21 @@ embedded "nano", a directory, a training run's folder, a hub id.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers.utils import logging
 
+from pixellm.checkpoint.adapters import (
+    fold_adapters,
+    is_adapter_folder,
+    load_adapters,
+    read_adapter_config,
+)
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.processor import PixelLMProcessor
@@ -48,7 +57,7 @@ def resolve_source(source: str | Path) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         for candidate in (path, path / "model"):
-            if (candidate / "config.json").is_file():
+            if (candidate / "config.json").is_file() or is_adapter_folder(candidate):
                 return str(candidate)
         raise ValueError(f"{path} holds no model: config.json is missing.")
     is_hub_id = name.count("/") == 1 and not path.is_absolute() and not name.startswith((".", "~"))
@@ -68,36 +77,42 @@ def load_model_and_processor(
     device: str | torch.device = "cpu",
     revision: str | None = None,
     vision_tower: str | Path | None = None,
+    quantization_config: Any | None = None,
 ) -> tuple[PixelLMForConditionalGeneration, PixelLMProcessor]:
     """Load a model and its processor, ready for evaluation.
 
     Args:
-        source: an embedded name, a directory, a run's folder, or a hub id.
+        source: an embedded name, a directory, a run's folder, or a hub id. Adapters are folded
+            into the weights of the model that they belong to.
         dtype: floating type of the weights in memory.
         device: where the weights go.
         revision: commit, tag or branch on the hub.
         vision_tower: CLIP of a released PixelLM, which is converted once into the cache; the one
             that it names where None.
+        quantization_config: of transformers, for weights that are quantized as they are read.
 
     Raises:
         FileNotFoundError: no such model, or a file of it is missing.
         ValueError: a damaged shard, unknown settings, or weights that do not fit.
     """
-    from pixellm.checkpoint.convert_cache import usable_checkpoint  # which reads this module
-
-    resolved = usable_checkpoint(resolve_source(source), vision_tower, revision)
+    found = resolve_source(source)
+    if is_adapter_folder(Path(found)):
+        return _load_with_adapters(Path(found), dtype, device)
+    resolved = _own_checkpoint(found, vision_tower, revision)
     is_local = Path(resolved).is_dir()
     if is_local:
         check_files(Path(resolved))
     try:
-        model, report = PixelLMForConditionalGeneration.from_pretrained(
-            resolved,
-            dtype=dtype,
-            revision=revision,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported with its name below, as all that does not fit
-        )
+        with _without_progress_bar() if is_local else nullcontext():
+            model, report = PixelLMForConditionalGeneration.from_pretrained(
+                resolved,
+                dtype=dtype,
+                revision=revision,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below with its name
+                **_placement(quantization_config, device),
+            )
         processor = PixelLMProcessor.from_pretrained(resolved, revision=revision)
     except SafetensorError as error:
         raise ValueError(
@@ -107,7 +122,53 @@ def load_model_and_processor(
         first = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"The model {str(source)!r} cannot be loaded: {first}") from error
     _check_report(source, report)
-    return model.eval().to(device), processor
+    model.eval()
+    return (model if quantization_config is not None else model.to(device)), processor
+
+
+def _own_checkpoint(source: str, vision_tower: str | Path | None, revision: str | None) -> str:
+    """The source itself, or the conversion of a released model."""
+    config = Path(source) / "config.json"
+    if config.is_file() and _read_json(config).get("model_type") == PixelLMConfig.model_type:
+        return source
+    from pixellm.checkpoint.convert_cache import usable_checkpoint  # slow, and reads this module
+
+    return usable_checkpoint(source, vision_tower, revision)
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Draw no bar over files that are on the disk; a download keeps its own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _placement(quantization_config: Any | None, device: str | torch.device) -> dict[str, Any]:
+    """Quantized weights are read straight onto their device and stay there."""
+    if quantization_config is None:
+        return {}
+    return {"quantization_config": quantization_config, "device_map": {"": device}}
+
+
+def _load_with_adapters(
+    directory: Path, dtype: torch.dtype, device: str | torch.device
+) -> tuple[PixelLMForConditionalGeneration, PixelLMProcessor]:
+    """The model that adapters belong to, with them folded into its weights."""
+    _, base = read_adapter_config(directory)
+    try:
+        model, processor = load_model_and_processor(base, dtype=dtype)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{directory} holds adapters for the model {base!r}, which cannot be loaded: {error}"
+        ) from error
+    load_adapters(model, directory)
+    fold_adapters(model)
+    return model.to(device), processor
 
 
 def save_model(

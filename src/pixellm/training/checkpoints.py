@@ -30,6 +30,7 @@ class TrainState:
         stage_step: optimizer steps done in it.
         stage_end: its last step where `max_minutes` has brought the end forward.
         stage_seconds: time spent in it.
+        best_score: the highest score of an evaluation; None before the first.
     """
 
     step: int = 0
@@ -38,6 +39,7 @@ class TrainState:
     stage_step: int = 0
     stage_end: int | None = None
     stage_seconds: float = 0.0
+    best_score: float | None = None
 
     def enter_next_stage(self) -> None:
         """Moves to the start of the next stage."""

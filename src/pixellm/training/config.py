@@ -139,19 +139,39 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; one is always written at the end of a stage."""
     keep_last: int = Field(default=2, gt=0)
     """Older checkpoints are removed."""
+    merged: bool = False
+    """Write whole models where the run trains adapters; otherwise adapters alone are written,
+    with the name of the model that they belong to."""
 
 
 class EvaluationConfig(Section):
-    """Evaluation on scenes during the run."""
+    """Evaluation during the run, by free generation; the best weights are kept in `best`."""
 
     every_steps: int = Field(default=0, ge=0)
     """Steps between evaluations; 0 for none."""
+    data: DataSource | None = None
+    """The data set to ask about; None draws scenes."""
     num_scenes: int = Field(default=100, gt=0)
-    """Scenes looked at each time."""
+    """Pictures looked at each time."""
     split: str = "val"
-    """Split of the scenes."""
+    """Split of the scenes, where `data` is none."""
     max_new_tokens: int = Field(default=96, gt=0)
     """Longest answer; early in a run answers may not end by themselves."""
+    best_by: str = "giou"
+    """The score whose highest value so far marks the best weights."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters in the language model; its own weights stay as they are."""
+
+    rank: int = Field(default=8, gt=0)
+    """Inner width of each adapter."""
+    alpha: float = Field(default=16.0, gt=0)
+    """Adapters count `alpha / rank`."""
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Dropout of an adapter's input."""
+    target_modules: tuple[str, ...] = Field(default=("q_proj", "v_proj"), min_length=1)
+    """Ends of the names of the linear layers that get an adapter; `[all-linear]` for every one."""
 
 
 class RunConfig(Section):
@@ -164,7 +184,17 @@ class RunConfig(Section):
     output_dir: Path = Path("runs")
     """Where run folders live."""
     model: dict[str, Any]
-    """Either `checkpoint: DIR_OR_ID`, or a new model's parts (see `pixellm.checkpoint.build`)."""
+    """Either `checkpoint: DIR_OR_ID`, or a new model's parts (see `pixellm.checkpoint.build`).
+    Beside a checkpoint, `sizes` may hold the same parts, for a dry run where it is not at hand."""
+    lora: LoraConfig | None = None
+    """Train adapters in place of the language model's weights."""
+    token_rows: Literal["all", "added", "none"] | None = None
+    """Rows of token table and head that train: "added" moves the codebook's and the other added
+    tokens' alone. None is "added" with `lora` and "all" without."""
+    quantization: Literal["none", "nf4"] = "none"
+    """Hold the language model's weights in 4 bits (QLoRA); needs `lora` and an NVIDIA GPU."""
+    gradient_checkpointing: bool = False
+    """Compute the language model's activations twice instead of keeping them."""
     data: tuple[DataSource, ...] = Field(min_length=1)
     """The mixture."""
     collate: CollateConfig = CollateConfig()
@@ -182,7 +212,8 @@ class RunConfig(Section):
     channels_last: bool = False
     """Memory layout of the vision tower; often faster for convolutions."""
     precision: Literal["no", "bf16"] = "no"
-    """Autocast type; weights are always float32."""
+    """Autocast type. Weights that train are float32; with `lora`, bf16 also holds those that never
+    train in 16 bits."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of the main process; None leaves torch's choice."""
     num_workers: int = Field(default=0, ge=0)
@@ -191,6 +222,22 @@ class RunConfig(Section):
     """Steps that one line of the log averages over."""
     vocabulary_samples: int = Field(default=2000, gt=0)
     """Samples whose text a new model's tokenizer is trained on."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where figures also go, beside the JSONL log."""
+
+    @model_validator(mode="after")
+    def _adapters_fit(self) -> Self:
+        if self.quantization != "none":
+            if self.lora is None or "checkpoint" not in self.model:
+                raise ValueError("quantization needs `lora` and a `model.checkpoint` to quantize")
+            if self.precision != "bf16":
+                raise ValueError("quantization computes in bf16; set `precision: bf16`")
+            if self.checkpoint.merged:
+                raise ValueError(
+                    "a quantized model cannot be written whole; leave checkpoint.merged out and "
+                    "use `pixellm merge` afterwards"
+                )
+        return self
 
     @model_validator(mode="after")
     def _stage_names_differ(self) -> Self:
@@ -198,6 +245,16 @@ class RunConfig(Section):
         if len(set(names)) != len(names):
             raise ValueError(f"stages need different names, these are {names}")
         return self
+
+    @property
+    def rows_that_train(self) -> Literal["all", "added", "none"]:
+        """`token_rows`, its default resolved."""
+        return self.token_rows or ("all" if self.lora is None else "added")
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether part of the model lies under adapters and never moves."""
+        return self.lora is not None or self.rows_that_train == "added"
 
     @property
     def run_folder(self) -> Path:

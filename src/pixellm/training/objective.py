@@ -61,6 +61,8 @@ class Objective(nn.Module):
         model: PixelLM for conditional generation.
         patch_class_head: present where the data names its classes.
         target_class_head: likewise.
+        keep_decoder_busy: let the decoder take part, with weight 0, where a micro-batch has no
+            target, as processes that share gradients must all compute the same ones.
     """
 
     def __init__(
@@ -68,9 +70,15 @@ class Objective(nn.Module):
         model: Any,
         patch_class_head: PatchClassHead | None,
         target_class_head: TargetClassHead | None = None,
+        *,
+        keep_decoder_busy: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
+        self.keep_decoder_busy = keep_decoder_busy
+        language_model = getattr(model.model, "language_model", None)
+        # Accelerate shards these one by one unless the launcher names others.
+        self._no_split_modules = list(getattr(language_model, "_no_split_modules", None) or ())
         self.patch_class_head = patch_class_head
         self.target_class_head = target_class_head
 
@@ -132,4 +140,15 @@ class Objective(nn.Module):
         losses["total"] = torch.stack(
             [getattr(weights, name) * value for name, value in losses.items()]
         ).sum()
+        if self.keep_decoder_busy and output is not None and output.target_embeddings is None:
+            losses["total"] = losses["total"] + 0 * self._decode_nothing(output)
         return losses
+
+    def _decode_nothing(self, output: Any) -> Tensor:
+        """A scalar that depends on all of codebook, neck and decoder."""
+        group = self.model.config.group_size
+        states = output.hidden_states[:1, :1].expand(-1, group, -1)
+        features = self.model.model.feature_projector(output.feature_maps)
+        row = torch.zeros(1, dtype=torch.long, device=states.device)
+        masks: Tensor = self.model.decode_masks(self.model.model.codebook(states), features, row)
+        return masks.sum()

@@ -6,7 +6,8 @@ gives the learning rate of every step. Knows nothing of losses, data or the trai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,6 +19,9 @@ from pixellm.training.config import OptimizerConfig, ParameterRule, Stage
 
 ENCODER_PATTERNS = ("*vision_tower*", "patch_class_head*")
 """What an encoder-only stage may move."""
+
+FROZEN = ("", 0.0, 0.0)
+"""Optimizer, learning rate and decay of what stays as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class ParameterGroup:
         """The group by module, as plain rows for a table and the log."""
         values: dict[str, int] = {}
         for name, size in zip(self.names, self.sizes, strict=True):
-            module = ".".join(name.split(".")[:2])
+            module = _part_of(name)
             values[module] = values.get(module, 0) + size
         return [
             {
@@ -54,6 +58,14 @@ class ParameterGroup:
             }
             for module, count in values.items()
         ]
+
+
+def _part_of(name: str) -> str:
+    """The part of the model that a parameter counts to in a table."""
+    module = ".".join(name.split(".")[:2])
+    if ".lora_" in name:
+        return f"{module} (LoRA)"
+    return f"{module} (added token rows)" if name.endswith(".rows") else module
 
 
 def learning_rate_factor(step: int, steps: int, warmup_steps: int, decay_fraction: float) -> float:
@@ -80,7 +92,10 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def group_parameters(
-    parameters: Mapping[str, Tensor], stage: Stage, optimizer: OptimizerConfig
+    parameters: Mapping[str, Tensor],
+    stage: Stage,
+    optimizer: OptimizerConfig,
+    fixed: Collection[str] = (),
 ) -> list[ParameterGroup]:
     """Sorts all parameters into groups and freezes those that don't train in this stage.
 
@@ -88,6 +103,7 @@ def group_parameters(
         parameters: everything that could train, by name; their `requires_grad` is set.
         stage: gives learning rate, frozen names and whether only the encoder runs.
         optimizer: gives rules, weight decay and what Muon takes.
+        fixed: names of parameters that lie under adapters and never train.
 
     Returns:
         Groups in order of first appearance; this is the table to show before training.
@@ -104,7 +120,7 @@ def group_parameters(
             )
     members: dict[tuple[str, float, float], list[str]] = {}
     for name, parameter in parameters.items():
-        key = _group_of(name, parameter, stage, optimizer)
+        key = FROZEN if name in fixed else _group_of(name, parameter, stage, optimizer)
         parameter.requires_grad_(bool(key[0]))
         members.setdefault(key, []).append(name)
     if not any(key[0] for key in members):
@@ -128,7 +144,7 @@ def _group_of(
     )
     frozen = rule.frozen or rule.learning_rate == 0
     if frozen or outside or idle_head or _matches_any(name, stage.freeze):
-        return ("", 0.0, 0.0)
+        return FROZEN
     decay = config.weight_decay if rule.weight_decay is None else rule.weight_decay
     muon = (
         config.kind == "muon" and parameter.ndim == 2 and _matches_any(name, config.muon_patterns)
@@ -203,9 +219,26 @@ class StageOptimizer:
                 {key: value for key, value in group.items() if key != "params"}
                 for group in optimizer.param_groups
             ]
-            optimizer.load_state_dict(state[kind])
+            optimizer.load_state_dict(_placed_like(optimizer, state[kind]))
             for group, settings in zip(optimizer.param_groups, ours, strict=True):
                 group.update(settings)
+
+
+def _placed_like(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A state of whole tensors, cut as the parameters are where these are sharded."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    parameters = list(itertools.chain.from_iterable(g["params"] for g in optimizer.param_groups))
+    placed = {}
+    for index, values in state["state"].items():
+        parameter = parameters[index]
+        placed[index] = {
+            name: distribute_tensor(value, parameter.device_mesh, parameter.placements)
+            if isinstance(parameter, DTensor) and value.shape == parameter.shape
+            else value
+            for name, value in values.items()
+        }
+    return {**state, "state": placed}
 
 
 def _build_optimizer(
@@ -225,12 +258,13 @@ class WeightAverage:
     Args:
         model: module to follow.
         decay: long-run share of the old average kept at every step.
+        fixed: names of its parameters that never move and need no average.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, fixed: Collection[str] = ()) -> None:
         self.decay = decay
         self.num_updates = 0
-        self.parameters = list(model.parameters())
+        self.parameters = [p for name, p in model.named_parameters() if name not in fixed]
         self.average = [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ Knows figures and names only; it neither prints nor decides anything.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -46,14 +47,16 @@ class Meter:
     sums: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0
     images: int = 0
+    tokens: int = 0
     started: float = field(default_factory=time.monotonic)
 
-    def add(self, losses: Mapping[str, Tensor], images: int) -> None:
-        """Counts one step in."""
+    def add(self, losses: Mapping[str, Tensor], images: int, tokens: int) -> None:
+        """Counts one step in: pictures of all processes, tokens of this one."""
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
         self.steps += 1
         self.images += images
+        self.tokens += tokens
 
     def means(self) -> tuple[list[str], Tensor]:
         """Names, and the mean of each over the steps, still on the device."""
@@ -63,6 +66,16 @@ class Meter:
     def seconds(self) -> float:
         """Time since the last log line."""
         return max(time.monotonic() - self.started, 1e-9)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Highest memory so far in bytes: of tensors on a GPU, of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class RunLog:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pixellm.data.collate import Collator
@@ -24,6 +23,7 @@ from pixellm.training import checkpoints
 from pixellm.training.auxiliary import PatchClassHead, TargetClassHead
 from pixellm.training.checkpoints import TrainState
 from pixellm.training.config import EvaluationConfig, RunConfig, Stage, differences
+from pixellm.training.distribution import build_accelerator, gather, prepare, unsharded, whole
 from pixellm.training.objective import Objective, count_batch, normalisers_of
 from pixellm.training.optim import (
     StageOptimizer,
@@ -31,7 +31,15 @@ from pixellm.training.optim import (
     group_parameters,
     learning_rate_factor,
 )
-from pixellm.training.progress import EventCallback, Meter, RunLog, TrainEvent
+from pixellm.training.progress import EventCallback, Meter, RunLog, TrainEvent, peak_memory
+from pixellm.training.setup import (
+    RunModel,
+    fixed_names,
+    names_that_train,
+    save_run_model,
+    set_types,
+    set_up_model,
+)
 from pixellm.training.stream import (
     Batch,
     Mixture,
@@ -40,7 +48,7 @@ from pixellm.training.stream import (
     build_sources,
     question_texts,
 )
-from pixellm.training.validation import evaluate_on_scenes
+from pixellm.training.validation import evaluate_run
 
 
 class NonFiniteLossError(RuntimeError):
@@ -54,12 +62,13 @@ def train(
     config: RunConfig,
     on_event: EventCallback | None = None,
     resume: bool | Path = False,
-    evaluate: Evaluate = evaluate_on_scenes,
+    evaluate: Evaluate = evaluate_run,
 ) -> Path:
     """Runs a recipe to its end.
 
     The result is in `<run>/model` in the standard format (averaged weights where the recipe asks
-    for an average), next to `config.yaml`, `train_log.jsonl` and `checkpoints/`.
+    for an average; adapters alone where it trains these), next to `best/` where it evaluates,
+    `config.yaml`, `train_log.jsonl` and `checkpoints/`.
 
     Args:
         config: the recipe.
@@ -81,6 +90,8 @@ def train(
         run.train_stage()
         run.state.enter_next_stage()
     run.save_result()
+    for tracker in getattr(run.accelerator, "trackers", ()):
+        tracker.finish()
     return config.run_folder
 
 
@@ -117,7 +128,7 @@ class _Run:
         self.state = TrainState()
         self.folder = config.run_folder
         self.log = RunLog(self.folder / "train_log.jsonl")
-        self.accelerator = Accelerator(mixed_precision=config.precision)
+        self.accelerator = build_accelerator(config)
 
     @property
     def stage(self) -> Stage:
@@ -140,35 +151,46 @@ class _Run:
         self.restored: dict[str, Any] | None = None
         if checkpoint is not None:
             self.state, self.restored = checkpoints.read_checkpoint(checkpoint)
-        self.model, self.processor = self._load_or_build_model(checkpoint, sources)
+        self.run_model = self._set_up_model(checkpoint, sources)
+        self.model, self.processor = self.run_model.model, self.run_model.processor
         self.class_names = _class_names(self.config, sources)
         heads = self._build_heads(sources[0]) if self.class_names else (None, None)
-        self.objective = Objective(self.model, *heads).to(self.accelerator.device)
+        distributed = self.accelerator.num_processes > 1
+        self.objective = Objective(self.model, *heads, keep_decoder_busy=distributed)
+        self._choose_what_trains()
+        if not self.accelerator.is_fsdp2:  # which places each shard by itself
+            self.objective.to(self.accelerator.device)
         if self.config.channels_last:
             self.model.model.vision_tower.to(memory_format=torch.channels_last)
         if self.restored is not None:
-            self.objective.load_state_dict(self.restored["weights"])
+            self._restore_weights(self.restored["weights"])
         decay = self.config.ema_decay
-        self.average = WeightAverage(self.model, decay) if decay > 0 else None
+        self.average = WeightAverage(self.model, decay, self.fixed) if decay > 0 else None
         if self.average and self.restored and self.restored["average"] is not None:
             self.average.load_state_dict(self.restored["average"])
         self._open_run_folder(checkpoint)
 
-    def _load_or_build_model(
-        self, checkpoint: Path | None, sources: Sequence[SampleDataset]
-    ) -> tuple[Any, Any]:
-        from pixellm.checkpoint.build import build_model
-        from pixellm.checkpoint.io import load_model_and_processor
+    def _set_up_model(self, checkpoint: Path | None, sources: Sequence[SampleDataset]) -> RunModel:
+        texts = question_texts(sources, self.config.vocabulary_samples)
+        is_main = self.accelerator.is_main_process
+        return set_up_model(self.config, checkpoint, texts, is_main=is_main)
 
-        section = self.config.model
-        if checkpoint is not None:
-            model, processor = load_model_and_processor(checkpoint / "model")
-        elif "checkpoint" in section:
-            model, processor = load_model_and_processor(section["checkpoint"])
-        else:
-            texts = question_texts(sources, self.config.vocabulary_samples)
-            model, processor = build_model(section, texts=texts)
-        return model.float(), processor
+    def _choose_what_trains(self) -> None:
+        """Names of what never moves and of what does, and the types of both."""
+        self.fixed = fixed_names(self.model, self.config)
+        parameters = self.objective.parameters_by_name()
+        self.trained = names_that_train(parameters, self.config, self.fixed)
+        set_types(parameters, self.trained, self.config)
+
+    def _restore_weights(self, weights: dict[str, Tensor]) -> None:
+        """Fills in a checkpoint's weights; those under adapters are the base model's."""
+        missing, unexpected = self.objective.load_state_dict(weights, strict=False)
+        lost = [n for n in missing if n.removeprefix("model.") not in self.fixed]
+        if lost or unexpected:
+            raise ValueError(
+                f"The checkpoint does not fit the recipe: {[*lost, *unexpected][0]!r} is in one "
+                "of them only."
+            )
 
     def _build_heads(self, source: SampleDataset) -> tuple[PatchClassHead, TargetClassHead | None]:
         """Heads of the auxiliary losses; the deepest map's width is read off one sample."""
@@ -197,6 +219,8 @@ class _Run:
             if fixed:
                 raise ValueError(f"A resumed run cannot change {fixed[0]!r}; start a new run.")
             self._report("resume", {"checkpoint": checkpoint.name, "changes": changes})
+        if self.config.trackers:
+            self.accelerator.init_trackers(self.config.name, _flat(yaml.safe_load(resolved)))
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(resolved, encoding="utf-8")
@@ -206,10 +230,9 @@ class _Run:
     def train_stage(self) -> None:
         """Trains from the present step of the present stage to its end."""
         parameters = self.objective.parameters_by_name()
-        groups = group_parameters(parameters, self.stage, self.config.optimizer)
-        module = self.accelerator.prepare(self.objective)
-        parameters = self.objective.parameters_by_name()  # preparing may have replaced them
+        groups = group_parameters(parameters, self.stage, self.config.optimizer, self.fixed)
         self.optimizer = StageOptimizer(parameters, groups, self.config.optimizer)
+        module = prepare(self.accelerator, self.objective, [*self.optimizer.optimizers.values()])
         if self.restored is not None:
             if self.state.stage_step > 0:
                 self.optimizer.load_state_dict(self.restored["optimizer"])
@@ -261,13 +284,15 @@ class _Run:
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
         clip = self.config.optimizer.clip_norm
-        norm = nn.utils.clip_grad_norm_(self.optimizer.parameters, clip, foreach=True)
+        norm = whole(nn.utils.clip_grad_norm_(self.optimizer.parameters, clip, foreach=True))
         _refuse_non_finite(norm, "gradient", self.state.step, batches)
         self.optimizer.step(self._learning_rate_factor())
         if self.average is not None:
             self.average.update()
         images = sum(len(batch["pixel_values"]) for batch in batches) * accelerator.num_processes
-        self.meter.add({**sums, "grad_norm": norm / accelerator.num_processes}, images)
+        tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        values = {**sums, "grad_norm": norm / accelerator.num_processes}
+        self.meter.add(values, images, tokens)
         self.state.step += 1
         self.state.stage_step += 1
         self.state.samples += images
@@ -320,43 +345,65 @@ class _Run:
         meter, state = self.meter, self.state
         seconds = meter.seconds()
         names, means = meter.means()
-        means = self.accelerator.reduce(means, "sum")
-        values: dict[str, Any] = dict(zip(names, means.tolist(), strict=True))
+        tokens = means.new_tensor([meter.tokens / seconds])
+        *means, rate = self.accelerator.reduce(torch.cat([means, tokens]), "sum").tolist()
+        values: dict[str, Any] = dict(zip(names, means, strict=True))
         values["learning_rate"] = self.stage.learning_rate * self._learning_rate_factor()
         values["images_per_second"] = round(meter.images / seconds, 2)
+        values["tokens_per_second"] = round(rate, 1)
+        values["peak_memory_gb"] = round(peak_memory(self.accelerator.device) / 1e9, 3)
         left = (self.stage_end - state.stage_step) * seconds / meter.steps
         values["seconds_left"] = round(left, 1)
         self._report("step", values)
         self.meter = Meter()
 
     def _evaluate(self) -> None:
-        """Scores the (averaged) weights; random states stay as they were."""
-        if not self.accelerator.is_main_process:
+        """Scores the (averaged) weights and keeps the best; random states stay as they were."""
+        if not (self.accelerator.is_main_process or self.accelerator.is_fsdp2):
             self.accelerator.wait_for_everyone()
             return
         states = checkpoints.random_states()
         self.objective.eval()
-        with self._averaged_weights(), torch.no_grad():
+        with (
+            self._averaged_weights(),
+            unsharded(self.objective),
+            self.accelerator.autocast(),
+            torch.no_grad(),
+        ):
             scores = self.evaluate(self.model, self.processor, self.config.evaluation)
         self.objective.train()
         checkpoints.restore_random_states(states)
         self._report("evaluation", dict(scores))
+        self._keep_best(scores.get(self.config.evaluation.best_by))
         self.accelerator.wait_for_everyone()
 
+    def _keep_best(self, score: float | None) -> None:
+        best = self.state.best_score
+        if score is not None and (best is None or score > best):
+            self.state.best_score = score
+            self._write_model(self.folder / "best")
+
     def _write_checkpoint(self) -> None:
-        if self.accelerator.is_main_process:
-            trainer = {
-                "weights": self.objective.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "average": self.average.state_dict() if self.average else None,
-                "random": checkpoints.random_states(),
-            }
+        is_main = self.accelerator.is_main_process
+        weights = {
+            name: value
+            for name, value in self.objective.state_dict().items()
+            if name.removeprefix("model.") not in self.fixed
+        }
+        trainer = {
+            "weights": gather(weights, keep=is_main),
+            "optimizer": gather(self.optimizer.state_dict(), keep=is_main),
+            "average": self.average.state_dict() if self.average else None,
+            "random": checkpoints.random_states(),
+        }
+        write_model = self._model_writer()
+        if is_main:
             path = checkpoints.write_checkpoint(
                 self.folder / "checkpoints",
                 self.state,
                 trainer,
                 self.config.to_yaml(),
-                self._save_model,
+                write_model,
                 self.config.checkpoint.keep_last,
             )
             self._report("checkpoint", {"path": path.name})
@@ -374,18 +421,31 @@ class _Run:
         finally:
             self.average.swap()
 
-    def _save_model(self, folder: Path) -> None:
-        from pixellm.checkpoint.io import save_model
+    def _model_writer(self) -> Callable[[Path], None]:
+        """What writes the (averaged) model into a folder; every process must ask for it."""
+        state = gather(self.model.state_dict(), keep=self.accelerator.is_main_process)
 
-        with self._averaged_weights():
-            save_model(folder, self.model, self.processor)
+        def write(folder: Path) -> None:
+            with self._averaged_weights():  # swapped in place, so `state` holds the average too
+                self._save_model(folder, state)
+
+        return write
+
+    def _save_model(self, folder: Path, state: dict[str, Tensor]) -> None:
+        merged = self.config.checkpoint.merged
+        save_run_model(folder, self.run_model, state, self.trained, merged=merged)
+
+    def _write_model(self, folder: Path) -> None:
+        """Writes the model into a folder of the run, aside and renamed."""
+        write = self._model_writer()
+        if self.accelerator.is_main_process:
+            checkpoints.replace_folder(folder, write)
 
     # Once, after the last step.
 
     def save_result(self) -> None:
         """Writes `<run>/model`."""
-        if self.accelerator.is_main_process:
-            checkpoints.replace_folder(self.folder / "model", self._save_model)
+        self._write_model(self.folder / "model")
         self.state.stage -= 1
         self._report("end", {"samples": self.state.samples})
         self.accelerator.wait_for_everyone()
@@ -400,6 +460,9 @@ class _Run:
         total = state.step - state.stage_step + self.stage_end + planned
         event = TrainEvent(kind, state.step, total, self.stage.name, values)
         self.log.write({"event": kind, "step": state.step, "stage": event.stage, **values})
+        if self.config.trackers and kind in ("step", "evaluation"):
+            named = {f"{kind}/{name}": value for name, value in values.items()}
+            self.accelerator.log(named, step=state.step)
         self.on_event(event)
 
 
@@ -411,3 +474,14 @@ def _refuse_non_finite(value: Tensor, what: str, step: int, batches: Sequence[Ba
             f"The {what} of step {step + 1} is not finite ({value.item()}); no weight was moved. "
             f"Samples: {ids}."
         )
+
+
+def _flat(settings: Any, path: str = "") -> dict[str, Any]:
+    """{dotted key: plain value} of nested settings, as trackers show them."""
+    if isinstance(settings, (dict, list)):
+        items = settings.items() if isinstance(settings, dict) else enumerate(settings)
+        flat: dict[str, Any] = {}
+        for key, value in items:
+            flat |= _flat(value, f"{path}.{key}".lstrip("."))
+        return flat
+    return {path: settings if isinstance(settings, (bool, int, float)) else str(settings)}

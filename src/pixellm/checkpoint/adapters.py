@@ -1,0 +1,339 @@
+"""Adapters on a model: LoRA in its language model, and token rows that train apart from a table.
+
+Attaches them, folds them into plain weights, and moves them to and from disk as a small folder
+that names the model it belongs to. It knows nothing of what trains, of losses or of schedules.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ADAPTER_CONFIG = "adapter.json"
+ADAPTER_WEIGHTS = "adapter.safetensors"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LoraShape:
+    """What LoRA puts into a language model.
+
+    Attributes:
+        rank: inner width of the added pair of matrices.
+        alpha: their product counts ``alpha / rank``.
+        dropout: of their input, while training.
+        target_modules: ends of the names of the linear layers that get a pair; ("all-linear",)
+            stands for all of them.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """What is attached to a model.
+
+    Attributes:
+        lora: None for none.
+        token_rows: ids whose rows of token table and head are kept apart; () for none.
+    """
+
+    lora: LoraShape | None = None
+    token_rows: tuple[int, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.lora is not None or bool(self.token_rows)
+
+
+class TokenTable(nn.Module):
+    """A token table some of whose rows are a parameter of their own.
+
+    Args:
+        base: the whole table, (V, D); it never changes.
+        ids: (K,) tokens whose rows are replaced.
+        rows: (K, D).
+    """
+
+    def __init__(self, base: nn.Embedding, ids: Sequence[int], rows: nn.Parameter) -> None:
+        super().__init__()
+        self.base, self.rows = base, rows
+        index = torch.full((base.num_embeddings,), -1, device=rows.device)
+        index[list(ids)] = torch.arange(len(ids), device=rows.device)
+        self.index: Tensor
+        self.register_buffer("index", index, persistent=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(B, T) ids to (B, T, D), in the base's type."""
+        embedded = self.base(input_ids)
+        place = self.index[input_ids]
+        replaced = F.embedding(place.clamp_min(0), self.rows).to(embedded.dtype)
+        return torch.where((place >= 0)[..., None], replaced, embedded)
+
+
+class TokenHead(nn.Module):
+    """A language model's head some of whose rows are a parameter of their own.
+
+    Args:
+        base: the whole head, (V, D); it never changes.
+        ids: (K,) tokens whose rows are replaced.
+        rows: (K, D).
+    """
+
+    def __init__(self, base: nn.Linear, ids: Sequence[int], rows: nn.Parameter) -> None:
+        super().__init__()
+        self.base, self.rows = base, rows
+        self.ids: Tensor
+        self.register_buffer("ids", torch.tensor(ids, device=rows.device), persistent=False)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(..., D) states to (..., V) logits."""
+        logits = self.base(hidden_states)
+        replaced = F.linear(hidden_states, self.rows.to(hidden_states.dtype))
+        return logits.index_copy(-1, self.ids, replaced.to(logits.dtype))
+
+
+def attach_adapters(model: Any, adapters: Adapters) -> None:
+    """Puts adapters into a PixelLM, in place; at first they change none of its outputs.
+
+    Args:
+        model: PixelLM for conditional generation, on any device, "meta" included.
+        adapters: what to attach.
+
+    Raises:
+        ImportError: LoRA without the extra ``train``.
+        ValueError: LoRA's target modules are not in the language model.
+    """
+    if adapters.lora is not None:
+        _attach_lora(model.model.language_model, adapters.lora)
+    if adapters.token_rows:
+        table, head = model.get_input_embeddings(), model.lm_head
+        rows = _rows_of(table.weight, adapters.token_rows)
+        tied = head.weight is table.weight
+        head_rows = rows if tied else _rows_of(head.weight, adapters.token_rows)
+        model.set_input_embeddings(TokenTable(table, adapters.token_rows, rows))
+        model.set_output_embeddings(TokenHead(head, adapters.token_rows, head_rows))
+
+
+def _attach_lora(language_model: nn.Module, lora: LoraShape) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    wanted = lora.target_modules
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float is used as one
+        lora_dropout=lora.dropout,
+        target_modules=wanted[0] if wanted == ("all-linear",) else list(wanted),
+    )
+    try:
+        inject_adapter_in_model(config, language_model)
+    except ValueError as error:
+        linear = (n.rpartition(".")[2] for n, m in language_model.named_modules() if _is_linear(m))
+        raise ValueError(
+            f"lora.target_modules {list(wanted)} are not in the language model; it has "
+            f"{', '.join(dict.fromkeys(linear))}."
+        ) from error
+    for name, parameter in language_model.named_parameters():
+        if is_lora_name(name):
+            parameter.data = parameter.data.float()
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _rows_of(weight: Tensor, ids: Sequence[int]) -> nn.Parameter:
+    return nn.Parameter(weight.detach()[list(ids)].float().clone())
+
+
+def is_lora_name(name: str) -> bool:
+    """Whether a parameter's name is one that LoRA added."""
+    return ".lora_" in name
+
+
+def base_names(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters under adapters, which never train.
+
+    With LoRA that is the whole language model with its head; with rows alone, the tables.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    tables = [n for n, m in model.named_modules() if isinstance(m, (TokenTable, TokenHead))]
+    fixed = {f"{table}.base.weight" for table in tables}
+    if any(map(is_lora_name, names)):
+        own = {f"{table}.rows" for table in tables}
+        within = ("model.language_model.", "lm_head.")
+        fixed |= {n for n in names if n.startswith(within) and not is_lora_name(n)} - own
+    return frozenset(fixed & set(names))
+
+
+def _adapted(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """(parent, attribute, module) of every module that adapters replaced."""
+    found: list[tuple[nn.Module, str, Any]] = []
+    for name, module in model.named_modules():
+        if isinstance(module, (TokenTable, TokenHead)) or hasattr(module, "lora_A"):
+            parent, _, attribute = name.rpartition(".")
+            found.append((model.get_submodule(parent), attribute, module))
+    return found
+
+
+def _plain(module: Any) -> Any:
+    return module.base if isinstance(module, (TokenTable, TokenHead)) else module.base_layer
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """The model has its plain modules back inside, base weights and names included."""
+    adapted = _adapted(model)
+    for parent, attribute, module in adapted:
+        setattr(parent, attribute, _plain(module))
+    try:
+        yield
+    finally:
+        for parent, attribute, module in adapted:
+            setattr(parent, attribute, module)
+
+
+@torch.no_grad()
+def merged_weight(module: Any) -> Tensor:
+    """The weight of an adapted module with its adapter in it, in the base's type."""
+    base = _plain(module).weight
+    if isinstance(module, (TokenTable, TokenHead)):
+        ids = module.ids if isinstance(module, TokenHead) else (module.index >= 0).nonzero()[:, 0]
+        order = slice(None) if isinstance(module, TokenHead) else module.index[ids]
+        merged: Tensor = base.detach().clone()
+        merged[ids] = module.rows[order].to(merged.dtype)
+        return merged
+    delta = module.get_delta_weight("default")
+    return (base.detach().float() + delta.float()).to(base.dtype)
+
+
+@torch.no_grad()
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """Weights of the plain model with the adapters in them, by plain name; the model stays.
+
+    Weights that the model ties are one tensor here too.
+    """
+    adapted = [(module, _plain(module)) for _, _, module in _adapted(model)]
+    with without_adapters(model):
+        names = {id(module): name for name, module in model.named_modules()}
+        state: dict[str, Tensor] = dict(model.state_dict())
+    shared: dict[int, Tensor] = {}
+    for module, plain in adapted:
+        merged = shared.setdefault(id(plain.weight), merged_weight(module))
+        state[f"{names[id(plain)]}.weight"] = merged
+    return state
+
+
+@torch.no_grad()
+def fold_adapters(model: nn.Module) -> None:
+    """Replaces adapted modules by plain ones with the adapters in their weights, in place."""
+    merged = [(_plain(module), merged_weight(module)) for _, _, module in _adapted(model)]
+    for parent, attribute, module in _adapted(model):
+        setattr(parent, attribute, _plain(module))
+    for plain, weight in merged:
+        plain.weight.copy_(weight)
+    if hasattr(model, "model") and hasattr(model.model.language_model, "peft_config"):
+        del model.model.language_model.peft_config
+
+
+def save_adapters(
+    directory: Path, adapters: Adapters, base: str, state: Mapping[str, Tensor]
+) -> None:
+    """Writes adapters and whatever else has trained.
+
+    Args:
+        directory: created where needed; callers write aside and rename.
+        adapters: what is attached.
+        base: the model they belong to: a name, a folder (relative to ``directory`` where it
+            starts with a dot) or a hub id.
+        state: tensors by the names that they have while adapters are attached.
+    """
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    values = {"format": _FORMAT, "base": base, **asdict(adapters)}
+    (directory / ADAPTER_CONFIG).write_text(json.dumps(values, indent=2), encoding="utf-8")
+    unique = _without_repeats(state)
+    save_file({n: v.contiguous() for n, v in unique.items()}, directory / ADAPTER_WEIGHTS)
+
+
+def _without_repeats(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One name for each tensor; tied ones come back together when they are attached."""
+    seen: set[int] = set()
+    kept = {}
+    for name, value in state.items():
+        if value.data_ptr() not in seen or value.numel() == 0:
+            seen.add(value.data_ptr())
+            kept[name] = value
+    return kept
+
+
+def is_adapter_folder(directory: Path) -> bool:
+    """Whether a folder holds adapters rather than a whole model."""
+    return (directory / ADAPTER_CONFIG).is_file()
+
+
+def read_adapter_config(directory: Path) -> tuple[Adapters, str]:
+    """What is attached, and the source of the model that it belongs to.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = directory / ADAPTER_CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        lora = values["lora"]
+        if lora is not None:
+            lora = LoraShape(**{**lora, "target_modules": tuple(lora["target_modules"])})
+        adapters, base = Adapters(lora, tuple(values["token_rows"])), str(values["base"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); copy the adapters again.") from error
+    if values.get("format") != _FORMAT:
+        raise ValueError(f"{path} is of format {values.get('format')}; update pixellm to read it.")
+    if base.startswith("."):
+        base = os.path.normpath(directory / base)
+    return adapters, base
+
+
+@torch.no_grad()
+def load_adapters(model: Any, directory: Path) -> None:
+    """Attaches the adapters of a folder to the model they belong to, and fills them.
+
+    Raises:
+        ValueError: a damaged file, or tensors that do not fit the model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    adapters, base = read_adapter_config(directory)
+    path = directory / ADAPTER_WEIGHTS
+    try:
+        state = load_file(path)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(f"{path} is missing or damaged ({error}); copy it again.") from error
+    attach_adapters(model, adapters)
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    bad = [n for n, v in state.items() if n not in own or own[n].shape != v.shape]
+    needed = {name for name in own if is_lora_name(name) or name.endswith(".rows")}
+    if bad or not needed <= _with_tied(own, state):
+        name = bad[0] if bad else min(needed - state.keys())
+        raise ValueError(f"{path} does not fit the model {base}: {name}.")
+    for name, value in state.items():
+        own[name].copy_(value)
+
+
+def _with_tied(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> set[str]:
+    """Names that are filled when those of ``state`` are."""
+    filled = {id(own[name]) for name in state if name in own}
+    return {name for name, value in own.items() if id(value) in filled}

@@ -1,0 +1,234 @@
+"""How much memory a run takes on each GPU, estimated on tensors without storage.
+
+Weights, gradients and optimizer are counted; activations are what autograd keeps of the real
+modules, run on meta tensors. Knows models and recipes; it knows no data and allocates nothing.
+What the CUDA context and the allocator's gaps add is not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pixellm.training.config import RunConfig, Stage
+
+Strategy = Literal["DDP", "FSDP2", "ZeRO-2"]
+
+TARGETS_PER_PICTURE = 6
+"""Masks that a picture is taken to ask for."""
+
+_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Per weight: 4 bits, an 8-bit scale per 64 weights, a float32 scale per 256 of these."""
+
+_LOGIT_BYTES = 14
+"""Per logit at the peak: 16 bits, float32, its softmax and its gradient."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes on each GPU.
+
+    Attributes:
+        strategy: how the processes share the work; on one GPU, "DDP" is plain training.
+        num_gpus: over how many.
+        weights: of the model, gathered layers and float32 copies included.
+        gradients: of what trains.
+        optimizer: moments, and the average where the recipe keeps one.
+        activations: at the peak, for rows of the greatest length.
+    """
+
+    strategy: Strategy
+    num_gpus: int
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def estimate_memory(
+    model: Any, trained: set[str], config: RunConfig, stage: Stage, num_gpus: int
+) -> list[MemoryEstimate]:
+    """One estimate for each strategy that the number of GPUs allows.
+
+    Args:
+        model: PixelLM on meta tensors, adapters attached.
+        trained: names of the parameters that train.
+        config: the recipe.
+        stage: gives the batch.
+        num_gpus: processes.
+    """
+    activations = count_activations(model, config, stage)
+    strategies: tuple[Strategy, ...] = ("DDP",) if num_gpus == 1 else ("DDP", "FSDP2", "ZeRO-2")
+    sizes = _Sizes(model, trained, config)
+    return [sizes.estimate(strategy, num_gpus, activations) for strategy in strategies]
+
+
+class _Sizes:
+    """Bytes of weights by what a strategy does with them."""
+
+    def __init__(self, model: Any, trained: set[str], config: RunConfig) -> None:
+        parameters = dict(model.named_parameters())
+        counts = {name: parameter.numel() for name, parameter in parameters.items()}
+        self.all_numbers = sum(counts.values())
+        self.trained = sum(count for name, count in counts.items() if name in trained)
+        mixed = config.precision == "bf16"
+        frozen_bytes = 2 if mixed and config.lora is not None else 4
+        layers = _layers(model)
+        in_layers = {id(p) for layer in layers for p in layer.parameters() if p.ndim == 2}
+        self.weights = 0.0
+        for name, parameter in parameters.items():
+            quantized = config.quantization == "nf4" and id(parameter) in in_layers
+            small = _NF4_BYTES if quantized else frozen_bytes
+            self.weights += counts[name] * (4 if name in trained else small)
+        self.compute_bytes = 2 if mixed else 4
+        # Autocast keeps a 16-bit copy of every matrix that trains until the backward pass.
+        self.casts = self.trained * 2 if mixed else 0
+        self.layer = max((sum(p.numel() for p in m.parameters()) for m in layers), default=0)
+        self.root = self.all_numbers - sum(p.numel() for m in layers for p in m.parameters())
+        self.average = 4 * self.trained if config.ema_decay > 0 else 0
+
+    def estimate(self, strategy: Strategy, gpus: int, activations: float) -> MemoryEstimate:
+        moments, gradients = 8.0 * self.trained, 4.0 * self.trained
+        if strategy == "DDP":
+            # Buckets of gradients lie beside the gradients themselves.
+            buckets = gradients if gpus > 1 else 0.0
+            weights = self.weights + self.casts
+            return MemoryEstimate(
+                strategy, gpus, weights, gradients + buckets, moments + self.average, activations
+            )
+        if strategy == "FSDP2":
+            gathered = (self.root + 2 * self.layer) * self.compute_bytes
+            return MemoryEstimate(
+                strategy,
+                gpus,
+                self.weights / gpus + gathered,
+                gradients / gpus,
+                moments / gpus,
+                activations,
+            )
+        whole = 2.0 * self.all_numbers
+        return MemoryEstimate(
+            strategy,
+            gpus,
+            whole + 4.0 * self.trained / gpus,
+            2.0 * self.trained,
+            moments / gpus,
+            activations,
+        )
+
+
+def _layers(model: Any) -> list[nn.Module]:
+    """The layers that are sharded or recomputed one by one."""
+    names = set(getattr(model.model.language_model, "_no_split_modules", None) or ())
+    return [m for m in model.model.language_model.modules() if type(m).__name__ in names]
+
+
+def count_activations(model: Any, config: RunConfig, stage: Stage) -> float:
+    """Bytes that one micro-batch keeps for its backward pass, at the peak.
+
+    Args:
+        model: on meta tensors; its language model is left in the type that it computes in.
+        config: gives row length, types and whether activations are recomputed.
+        stage: gives the number of rows and what trains.
+    """
+    rows, length = stage.batch_size, config.collate.max_length
+    sizes = model.config
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    total = 0.0
+    if not stage.loss.encoder_only:
+        total += _language_model_bytes(model, rows, length, dtype)
+        answers = max(1, length - sizes.num_image_tokens) * rows
+        total += answers * sizes.text_config.vocab_size * _LOGIT_BYTES
+        total += _decoder_bytes(model, rows)
+    if any(p.requires_grad for p in model.model.vision_tower.parameters()):
+        total += _vision_bytes(model, rows)
+    return total
+
+
+def _language_model_bytes(model: Any, rows: int, length: int, dtype: torch.dtype) -> float:
+    """Kept by the language model; where layers are recomputed, their inputs and one layer."""
+    language_model = model.model.language_model.to(dtype).train()
+    layers = max(1, len(_layers(model)))
+    states = torch.empty(rows, length, model.config.text_config.hidden_size, device="meta")
+
+    def run() -> Any:
+        inputs = states.to(dtype).requires_grad_()
+        return language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+
+    recomputes = bool(getattr(language_model, "is_gradient_checkpointing", False))
+    if not recomputes:
+        return kept_bytes(run, language_model, square=length)
+    inputs_alone = kept_bytes(run, language_model, square=length)
+    language_model.gradient_checkpointing_disable()
+    everything = kept_bytes(run, language_model, square=length)
+    language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    return inputs_alone + everything / layers
+
+
+def _decoder_bytes(model: Any, rows: int) -> float:
+    """Kept by codebook, neck and decoder, in float32."""
+    config, inner = model.config, model.model
+    count = rows * TARGETS_PER_PICTURE
+    parts = (inner.codebook, inner.feature_projector, inner.pixel_decoder, inner.vision_tower)
+    for part in parts:
+        part.float()
+    with torch.no_grad():
+        side = config.image_size
+        maps = inner.vision_tower(torch.empty(rows, 3, side, side, device="meta"))
+    width = config.text_config.hidden_size
+    states = torch.empty(count, config.group_size, width, device="meta")
+    owners = torch.zeros(count, dtype=torch.long, device="meta")
+
+    def run() -> Any:
+        features = inner.feature_projector(maps)
+        return inner.pixel_decoder(inner.codebook(states), features, owners)
+
+    return kept_bytes(run, inner)
+
+
+def _vision_bytes(model: Any, rows: int) -> float:
+    """Kept by an encoder that trains, in float32."""
+    tower, side = model.model.vision_tower.float(), model.config.image_size
+    pixels = torch.empty(rows, 3, side, side, device="meta")
+    return kept_bytes(lambda: tower(pixels), tower)
+
+
+def kept_bytes(run: Callable[[], Any], module: nn.Module, square: int = 0) -> float:
+    """Bytes of the tensors that autograd keeps while ``run`` runs, each storage once.
+
+    Args:
+        run: makes the forward pass.
+        module: its parameters and buffers are not counted.
+        square: tensors of ``square`` x ``square`` entries are left out: fused attention keeps no
+            probabilities, while on meta tensors they would be made.
+    """
+    own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
+    kept: dict[int, Tensor] = {}
+    with _watching(kept, own, square):
+        output = run()
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del output
+    return float(total)
+
+
+@contextmanager
+def _watching(kept: dict[int, Tensor], own: set[int], square: int) -> Iterator[None]:
+    def pack(tensor: Tensor) -> Tensor:
+        key = tensor.untyped_storage()._cdata
+        attention = square > 0 and tensor.ndim >= 3 and tensor.shape[-2:] == (square, square)
+        if key not in own and not attention:
+            kept[key] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield

@@ -1,0 +1,253 @@
+"""A run before it runs: data, steps, what trains, and memory, from a recipe alone.
+
+Models are built on meta tensors, so that a 13 B one takes no memory; where a checkpoint or a data
+set is not at hand the plan says so and goes on with the sizes that the recipe gives. It trains
+nothing and reads no weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pixellm.checkpoint.adapters import Adapters, attach_adapters
+from pixellm.training.config import RunConfig, Stage
+from pixellm.training.memory import MemoryEstimate, estimate_memory
+from pixellm.training.optim import group_parameters
+from pixellm.training.setup import fixed_names, lora_shape, names_that_train
+from pixellm.training.stream import build_source
+
+_CONTROL_TOKENS = 2
+"""Tokens that a dialogue template adds beside the picture's and the codebook's."""
+
+_NO_MODEL_RULES = ("patch_class_head", "target_class_head")
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePlan:
+    """A data set of the mixture.
+
+    Attributes:
+        name: as the recipe names it.
+        share: of the samples, 0 to 1.
+        length: its items; None where it cannot be read.
+        problem: why it cannot.
+    """
+
+    name: str
+    share: float
+    length: int | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """A stage of the run.
+
+    Attributes:
+        name: of the stage.
+        steps: optimizer steps.
+        samples_per_step: pictures, over all GPUs.
+        steps_per_epoch: until every item of the slowest data set was seen once; None where the
+            data cannot be read.
+        rows: what trains, as the run itself will show it.
+        memory: an estimate for each strategy.
+    """
+
+    name: str
+    steps: int
+    samples_per_step: int
+    steps_per_epoch: int | None
+    rows: tuple[dict[str, Any], ...]
+    memory: tuple[MemoryEstimate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What a recipe would do.
+
+    Attributes:
+        name: of the run.
+        num_gpus: that it is planned for.
+        num_parameters: of the model without adapters.
+        sources: the mixture.
+        stages: in their order; () where the model's sizes are not known.
+        problems: one sentence for each thing that is not there yet.
+    """
+
+    name: str
+    num_gpus: int
+    num_parameters: int | None
+    sources: tuple[SourcePlan, ...]
+    stages: tuple[StagePlan, ...]
+    problems: tuple[str, ...]
+
+
+def plan_run(config: RunConfig, num_gpus: int = 1) -> RunPlan:
+    """Plans a run.
+
+    Args:
+        config: the recipe.
+        num_gpus: processes that it would be launched with.
+
+    Raises:
+        ValueError: settings that don't fit each other; what is not there is reported instead.
+    """
+    sources = _plan_sources(config)
+    problems = [f"Data set {source.name}: {source.problem}" for source in sources if source.problem]
+    model, problem = model_on_meta(config)
+    if problem:
+        problems.append(problem)
+    num_parameters, stages = None, ()
+    if model is not None:
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        attach_adapters(model, _adapters(config, model))
+        stages = tuple(_plan_stage(config, s, model, sources, num_gpus) for s in config.stages)
+    return RunPlan(config.name, num_gpus, num_parameters, tuple(sources), stages, tuple(problems))
+
+
+def _plan_sources(config: RunConfig) -> list[SourcePlan]:
+    total = sum(source.weight for source in config.data)
+    plans = []
+    for source in config.data:
+        share = source.weight / total
+        try:
+            plans.append(SourcePlan(source.name, share, len(build_source(source))))
+        except (OSError, ImportError) as error:
+            plans.append(SourcePlan(source.name, share, None, " ".join(str(error).split())))
+    return plans
+
+
+def model_on_meta(config: RunConfig) -> tuple[Any | None, str]:
+    """The model of a recipe on meta tensors, and what is not at hand.
+
+    Returns:
+        The model, None where nothing tells its sizes; and a sentence, "" where all is there.
+    """
+    from pixellm.model.modeling import PixelLMForConditionalGeneration
+
+    shape, problem = _shape_of(config.model)
+    if shape is None:
+        return None, problem
+    with torch.device("meta"):
+        return PixelLMForConditionalGeneration(shape), problem
+
+
+def _shape_of(section: Mapping[str, Any]) -> tuple[Any | None, str]:
+    """The model's configuration, from its folder or from the recipe."""
+    if "checkpoint" not in section:
+        return _shape_from_parts(section)
+    source = str(section["checkpoint"])
+    found = _checkpoint_shape(source)
+    if found is not None:
+        return found, ""
+    problem = f"The model {source!r} is not here."
+    if "sizes" not in section:
+        return None, f"{problem} Put it there, or give its parts under model.sizes."
+    shape, missing = _shape_from_parts(section["sizes"])
+    return shape, f"{problem} Sizes are the recipe's. {missing}".strip()
+
+
+def _checkpoint_shape(source: str) -> Any | None:
+    """The configuration of a checkpoint that lies on this machine."""
+    from pixellm.checkpoint.adapters import is_adapter_folder, read_adapter_config
+    from pixellm.checkpoint.io import resolve_source
+    from pixellm.model.config import PixelLMConfig
+
+    try:
+        found = Path(resolve_source(source))
+    except (FileNotFoundError, ValueError):
+        return None
+    if is_adapter_folder(found):
+        return _checkpoint_shape(read_adapter_config(found)[1])
+    return PixelLMConfig.from_pretrained(found) if found.is_dir() else None
+
+
+def _shape_from_parts(section: Mapping[str, Any]) -> tuple[Any | None, str]:
+    """The configuration that parts would give; parts without sizes are looked for on disk."""
+    from pixellm.checkpoint.build import ModelParts
+    from pixellm.model.config import PixelLMConfig
+
+    parts = ModelParts.model_validate(dict(section))
+    configs = {}
+    for name, part in (("vision", parts.vision), ("text", parts.text)):
+        values = part.config or _config_on_disk(part.source, name)
+        if values is None:
+            return None, f"model.{name}: {part.source!r} is not here and the recipe gives no sizes."
+        configs[name] = dict(values)
+    settings = dict(parts.settings)
+    group = settings.get("num_scales", 2) * settings.get("tokens_per_scale", 3)
+    text = configs["text"]
+    if parts.text.source is None and parts.tokenizer.source is None:
+        text.setdefault("vocab_size", parts.tokenizer.vocab_size)
+    vocabulary = text.setdefault("vocab_size", 32000 + _CONTROL_TOKENS + 1 + group)
+    configs["vision"]["image_size"] = settings.get("image_size", 448)
+    shape = PixelLMConfig(
+        vision_config=configs["vision"],
+        text_config=text,
+        image_token_id=vocabulary - group - 1,
+        **settings,
+    )
+    return shape, ""
+
+
+def _config_on_disk(source: str | None, name: str) -> dict[str, Any] | None:
+    from transformers import AutoConfig
+
+    if source is None:
+        return None
+    try:
+        found = AutoConfig.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    part = getattr(found, "vision_config", found) if name == "vision" else found
+    values: dict[str, Any] = part.to_dict()
+    return {**values, "model_type": part.model_type}
+
+
+def _adapters(config: RunConfig, model: Any) -> Adapters:
+    """The recipe's adapters; as many token rows as its tokenizer will add."""
+    rows: tuple[int, ...] = ()
+    if config.rows_that_train == "added":
+        shape = model.config
+        first = min(shape.image_token_id, *shape.codebook_token_ids) - _CONTROL_TOKENS
+        ids = {*shape.codebook_token_ids, shape.image_token_id, *range(max(first, 0), first + 2)}
+        rows = tuple(sorted(i for i in ids if i < shape.text_config.vocab_size))
+    return Adapters(lora_shape(config.lora), rows)
+
+
+def _plan_stage(
+    config: RunConfig, stage: Stage, model: Any, sources: list[SourcePlan], num_gpus: int
+) -> StagePlan:
+    rules = [r for r in config.optimizer.rules if not r.pattern.startswith(_NO_MODEL_RULES)]
+    optimizer = config.optimizer.model_copy(update={"rules": tuple(rules)})
+    if config.gradient_checkpointing:
+        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    parameters = dict(model.named_parameters())
+    fixed = fixed_names(model, config)
+    plain = config.model_copy(update={"optimizer": optimizer})
+    trained = names_that_train(parameters, plain, fixed)
+    groups = group_parameters(parameters, stage, optimizer, fixed)
+    rows = [row for group in groups for row in group.rows()]
+    samples = stage.batch_size * stage.accumulation * num_gpus
+    return StagePlan(
+        stage.name,
+        stage.steps,
+        samples,
+        _steps_per_epoch(sources, samples),
+        tuple(rows),
+        tuple(estimate_memory(model, trained, config, stage, num_gpus)),
+    )
+
+
+def _steps_per_epoch(sources: list[SourcePlan], samples_per_step: int) -> int | None:
+    """Steps until the last data set to come round has been seen once; None where unknown."""
+    if any(source.length is None for source in sources):
+        return None
+    samples = max((source.length or 0) / source.share for source in sources)
+    return math.ceil(samples / samples_per_step)

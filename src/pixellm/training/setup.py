@@ -1,0 +1,269 @@
+"""The model of a run: built or loaded, adapters attached, in the types that its recipe asks for.
+
+Knows recipes, model folders and adapters; it knows no optimizer, no data but the text that a new
+tokenizer is trained on, and no step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixellm.checkpoint.adapters import (
+    Adapters,
+    LoraShape,
+    attach_adapters,
+    base_names,
+    is_adapter_folder,
+    merged_state,
+    save_adapters,
+    without_adapters,
+)
+from pixellm.checkpoint.build import CONTROL_TOKENS
+from pixellm.training.checkpoints import replace_folder
+from pixellm.training.config import LoraConfig, RunConfig
+from pixellm.training.optim import group_parameters
+
+BASE_FOLDER = "base"
+"""Where a run that puts adapters on a new model keeps that model."""
+
+
+NOTHING = Adapters()
+"""No adapters at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunModel:
+    """The model of a run.
+
+    Attributes:
+        model: PixelLM for conditional generation, adapters attached.
+        processor: the model's own.
+        adapters: what is attached; false where nothing is.
+        base: source of the model under the adapters; a path inside the run is absolute.
+    """
+
+    model: Any
+    processor: Any
+    adapters: Adapters = NOTHING
+    base: str = ""
+
+
+def set_up_model(
+    config: RunConfig, checkpoint: Path | None, texts: Iterable[str], *, is_main: bool
+) -> RunModel:
+    """Builds or loads the model of a run.
+
+    Weights that a checkpoint holds in full precision are filled in by the caller.
+
+    Args:
+        config: the recipe.
+        checkpoint: folder of the checkpoint that the run goes on from.
+        texts: what a new tokenizer is trained on; read only where there is none yet.
+        is_main: whether this process writes.
+
+    Raises:
+        FileNotFoundError: a source that is not there.
+        ValueError: sources or settings that don't fit.
+    """
+    from pixellm.checkpoint.io import load_model_and_processor
+
+    if config.has_adapters:
+        return _set_up_with_adapters(config, texts, is_main=is_main)
+    if checkpoint is not None:
+        model, processor = load_model_and_processor(checkpoint / "model")
+    elif "checkpoint" in config.model:
+        model, processor = load_model_and_processor(config.model["checkpoint"])
+    else:
+        model, processor = _build(config, texts)
+    _prepare_language_model(model, config)
+    return RunModel(model.float(), processor)
+
+
+def _build(config: RunConfig, texts: Iterable[str]) -> tuple[Any, Any]:
+    from pixellm.checkpoint.build import build_model
+
+    return build_model(config.model, texts=texts)
+
+
+def _set_up_with_adapters(config: RunConfig, texts: Iterable[str], *, is_main: bool) -> RunModel:
+    model, processor, base = _load_base(config, texts, is_main=is_main)
+    adapters = adapters_of(config, model, processor)
+    attach_adapters(model, adapters)
+    _prepare_language_model(model, config)
+    return RunModel(model, processor, adapters, base)
+
+
+def _load_base(config: RunConfig, texts: Iterable[str], *, is_main: bool) -> tuple[Any, Any, str]:
+    """The model under the adapters, and where it is found again."""
+    from pixellm.checkpoint.io import load_model_and_processor, resolve_source, save_model
+
+    own = (config.run_folder / BASE_FOLDER).absolute()
+    dtype = torch.bfloat16 if _holds_bf16(config) else torch.float32
+    if "checkpoint" in config.model:
+        source = str(config.model["checkpoint"])
+        found = resolve_source(source)
+        quantized = config.quantization == "nf4"
+        loaded = (
+            _load_quantized(found) if quantized else load_model_and_processor(found, dtype=dtype)
+        )
+        is_folder = Path(source).expanduser().is_dir()
+        return *loaded, str(Path(found).absolute()) if is_folder else source
+    if own.is_dir():
+        return *load_model_and_processor(own, dtype=dtype), str(own)
+    model, processor = _build(config, texts)
+    if is_main:
+        replace_folder(own, lambda folder: save_model(folder, model, processor))
+    return model.to(dtype), processor, str(own)
+
+
+def _load_quantized(source: str) -> tuple[Any, Any]:
+    """A model whose language model lies in 4 bits on this process's GPU.
+
+    Raises:
+        ValueError: no NVIDIA GPU, or bitsandbytes is missing.
+    """
+    from importlib.util import find_spec
+
+    from pixellm.checkpoint.io import load_model_and_processor
+
+    if is_adapter_folder(Path(source)):
+        raise ValueError(f"{source} holds adapters; merge them before they are quantized.")
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "quantization: nf4 needs an NVIDIA GPU and there is none here; take `quantization` "
+            "out of the recipe to train on unquantized weights."
+        )
+    if find_spec("bitsandbytes") is None:
+        raise ValueError("quantization: nf4 needs bitsandbytes; run: pip install 'pixellm[quant]'.")
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=list(UNQUANTIZED_PARTS),
+    )
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return load_model_and_processor(
+        source, dtype=torch.bfloat16, device=device, quantization_config=config
+    )
+
+
+UNQUANTIZED_PARTS = (
+    "lm_head",
+    "vision_tower",
+    "image_projector",
+    "feature_projector",
+    "codebook",
+    "pixel_decoder",
+)
+"""Everything but the language model's layers."""
+
+
+def adapters_of(config: RunConfig, model: Any, processor: Any) -> Adapters:
+    """What a recipe attaches to a model."""
+    rows = added_tokens(model.config, processor) if config.rows_that_train == "added" else ()
+    return Adapters(lora_shape(config.lora), rows)
+
+
+def lora_shape(lora: LoraConfig | None) -> LoraShape | None:
+    """The recipe's settings, as the adapters take them."""
+    return None if lora is None else LoraShape(**lora.model_dump())
+
+
+def added_tokens(model_config: Any, processor: Any) -> tuple[int, ...]:
+    """Ids of the codebook, of the image placeholder and of the template's control tokens."""
+    vocabulary = processor.tokenizer.get_vocab()
+    control = {token for tokens in CONTROL_TOKENS.values() for token in tokens}
+    ids = {vocabulary[token] for token in control & vocabulary.keys()}
+    ids |= {*model_config.codebook_token_ids, model_config.image_token_id}
+    return tuple(sorted(i for i in ids if i < model_config.text_config.vocab_size))
+
+
+def fixed_names(model: Any, config: RunConfig) -> frozenset[str]:
+    """Names of the parameters that lie under adapters, or are told to stay."""
+    fixed = base_names(model)
+    if config.rows_that_train == "none":
+        return fixed | _table_names(model)
+    return fixed - _table_names(model) if fixed and config.rows_that_train == "all" else fixed
+
+
+def _table_names(model: Any) -> frozenset[str]:
+    """Names of token table and head, where these are plain."""
+    tables = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    held = {n for n, m in model.named_modules() if id(m) in tables}
+    return frozenset(f"{name}.weight" for name in held)
+
+
+def names_that_train(
+    parameters: Mapping[str, Tensor], config: RunConfig, fixed: frozenset[str]
+) -> set[str]:
+    """Names of the parameters that move in some stage."""
+    trained: set[str] = set()
+    for stage in config.stages:
+        for group in group_parameters(parameters, stage, config.optimizer, fixed):
+            trained.update(group.names if group.optimizer else ())
+    return trained
+
+
+def _holds_bf16(config: RunConfig) -> bool:
+    return config.precision == "bf16" and config.lora is not None
+
+
+def set_types(parameters: Mapping[str, Tensor], trained: set[str], config: RunConfig) -> None:
+    """Float32 for what trains; what never does keeps 16 bits under LoRA with bf16.
+
+    Args:
+        parameters: by name; integers, as a quantized model holds them, stay.
+        trained: names of those that move in some stage.
+        config: the recipe.
+    """
+    frozen_type = torch.bfloat16 if _holds_bf16(config) else torch.float32
+    for name, parameter in parameters.items():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32 if name in trained else frozen_type)
+
+
+def _prepare_language_model(model: Any, config: RunConfig) -> None:
+    if config.gradient_checkpointing:
+        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def save_run_model(
+    directory: Path,
+    run_model: RunModel,
+    state: Mapping[str, Tensor],
+    trained: set[str],
+    *,
+    merged: bool,
+) -> None:
+    """Writes the model of a run as it is used afterwards.
+
+    Args:
+        directory: created where needed; the caller writes aside and renames.
+        run_model: the model, adapters attached.
+        state: whole tensors by the names of the adapted model.
+        trained: names of the parameters that may have moved.
+        merged: write a whole model where adapters are attached.
+    """
+    model, adapters = run_model.model, run_model.adapters
+    if adapters and not merged:
+        base = run_model.base
+        if Path(base).is_absolute() and Path(base).name == BASE_FOLDER:
+            base = os.path.relpath(base, directory.absolute())
+        moved = {name: value for name, value in state.items() if name in trained}
+        save_adapters(directory, adapters, base, moved)
+        return
+    if adapters:
+        state = merged_state(model)
+    with without_adapters(model):
+        model.save_pretrained(directory, state_dict=dict(state), safe_serialization=True)
+    run_model.processor.save_pretrained(directory)
