@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from pixellm import __version__
 from pixellm.cli_convert import add_commands
+from pixellm.cli_data import add_data_commands
 from pixellm.cli_train import add_commands as add_train_commands
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ app = typer.Typer(
     epilog='Start with:\n\n    pixellm segment photo.jpg "What could I cut the rope with?"',
 )
 evaluate_app = typer.Typer(no_args_is_help=True, help="Score a model.")
-data_app = typer.Typer(no_args_is_help=True, help="Make data to train and test with.")
+data_app = typer.Typer(no_args_is_help=True, help="Make, check and look at data.")
 app.add_typer(evaluate_app, name="eval")
 app.add_typer(data_app, name="data")
 app.add_typer(
@@ -178,6 +179,7 @@ def chat(
 
 add_train_commands(app)
 add_commands(app)
+add_data_commands(data_app)
 
 
 @evaluate_app.command(

@@ -177,7 +177,7 @@ def test_check_finds_missing_and_wrong_pictures(root):
     draw_photo(root / "train" / "2.jpg", (SIZE[1], SIZE[0]))
     reasons = sorted(bad.reason for bad in OwnCoco(root).check())
     assert len(reasons) == 2
-    assert reasons[0] == "The picture is (60, 40), its annotation says (40, 60)."
+    assert reasons[0].startswith("The picture is (60, 40), its annotation says (40, 60)")
     assert reasons[1] == "The picture is missing."
 
 
@@ -195,7 +195,7 @@ def test_a_picture_with_nothing_usable_names_itself(root):
     reader = OwnCoco(root)
     with pytest.raises(ValueError, match="coco-train-2"):
         reader.compose(1, reader.random_of(1))
-    assert next(bad.row for bad in reader.check()) == "image 1"
+    assert {bad.row for bad in reader.check()} == {"annotation 4", "image 1"}
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,10 @@ def ask_for_instances(
     form = rng.choice(load_phrases()["instance_names"]["forms"])
     phrases = [phrase for thing in things for phrase in _instance_phrases(thing, form)]
     question = _ask(rng, "instances", [thing.name for thing in things])
-    return Turn(question, _answer(rng, "instances", phrases), _targets(things), kind)
+    section = "instances" if len(phrases) > 1 else "one"
+    # Without names nobody could tell which masks are of which class.
+    answer = _answer(rng, section, phrases, always_named=len(things) > 1)
+    return Turn(question, answer, _targets(things), kind)
 
 
 def plain_question(name: str) -> str:
@@ -159,10 +162,12 @@ def _ask(rng: random.Random, section: str, names: Sequence[str]) -> str:
     return question
 
 
-def _answer(rng: random.Random, section: str, phrases: Sequence[str]) -> str:
+def _answer(
+    rng: random.Random, section: str, phrases: Sequence[str], *, always_named: bool = False
+) -> str:
     """An answer of a section with one mark behind every phrase."""
     bank = load_phrases()
-    key = "unnamed" if rng.random() < UNNAMED_SHARE else "named"
+    key = "unnamed" if rng.random() < UNNAMED_SHARE and not always_named else "named"
     form = rng.choice(bank["sentence"]["forms"])
     marked = join_phrases([f"{phrase} {SEG_MARK}" for phrase in phrases])
     words = {

@@ -1,0 +1,196 @@
+"""Which data sets a folder holds, what is missing, and every row that can't be used.
+
+Finds the sets of the registry in their usual places, MUSE files as ``pixellm curate`` writes them,
+and single files. It decides nothing about formats: what a bad row is, its reader says.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pixellm.data.readers.base import BadRow, Reader
+from pixellm.data.readers.json_index import scan_json
+from pixellm.data.registry import READERS, open_reader, reader_class
+
+_KEYS_OF_COCO = frozenset({"images", "annotations", "categories", "info", "licenses"})
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSplit:
+    """A split of a data set whose annotations are there.
+
+    Attributes:
+        name: of the data set.
+        split: of the data set.
+        root: the folder to open it with.
+        options: further arguments of the reader.
+        missing: files and folders that it needs too and that are not there.
+        label: what reports call it.
+    """
+
+    name: str
+    split: str
+    root: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+    missing: tuple[Path, ...] = ()
+    label: str = ""
+
+    def open(self) -> Reader:
+        """The reader.
+
+        Raises:
+            ValueError: a damaged file, or options that the reader does not take.
+            FileNotFoundError: a file is missing; says where to get it.
+        """
+        return open_reader(self.name, self.root, self.split, **self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitReport:
+    """What a check found.
+
+    Attributes:
+        found: the split.
+        counts: pictures, questions, targets and more; empty where it can't be opened.
+        bad_rows: every row, file and picture that can't be used.
+    """
+
+    found: FoundSplit
+    counts: Mapping[str, int]
+    bad_rows: tuple[BadRow, ...]
+
+
+def find_sets(
+    root: Path,
+    names: Sequence[str] = (),
+    splits: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> list[FoundSplit]:
+    """The splits that a folder, or a file, holds.
+
+    A split is there when the first of its files is. Two readers of the same files, such as
+    refCOCO one by one and several at a time, count once, unless asked for by name.
+
+    Args:
+        root: the folder of all data sets; a folder with ``muse_*.json`` files; or one file: JSONL
+            dialogues, a COCO instances file, a MUSE or a LLaVA file.
+        names: the data sets to look for; all where empty.
+        splits: the splits to look for; all where empty.
+        options: further arguments for the readers, such as ``images``. A set that is asked for by
+            name and with options counts as there: its files may have any place.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: an unknown name, or a file of no known form.
+    """
+    given = dict(options or {})
+    if root.is_file():
+        return [_found_file(root, names, given)]
+    if not root.is_dir():
+        raise FileNotFoundError(f"There is no folder or file at {root}.")
+    found: list[FoundSplit] = []
+    seen: set[tuple[tuple[Path, ...], str]] = set()
+    for name in names or READERS:
+        reader = reader_class(name)
+        for split in _wanted_splits(reader, splits, anywhere=bool(names and given)):
+            files = reader.files(root, split)
+            missing = tuple(path for path in files if not path.exists())
+            if names and given:
+                missing = ()
+            elif files[0] in missing or (not names and (files, split) in seen):
+                continue
+            seen.add((files, split))
+            found.append(FoundSplit(name, split, root, given, missing, f"{name} {split}"))
+    if not names or "muse" in names:
+        found += [_found_muse(path, given) for path in sorted(root.glob("muse_*.json"))]
+    return found
+
+
+def absent_sets(found: Iterable[FoundSplit]) -> list[type[Reader]]:
+    """The readers of the public data sets that were not found; own data is nobody's to miss."""
+    own = {"coco", "coco-expressions", "jsonl", "labelme"}
+    there = {one.name for one in found} | own
+    same_files = {name for name in READERS if name.startswith("multi-")}
+    return [reader_class(name) for name in READERS if name not in there | same_files]
+
+
+def check_found(found: FoundSplit) -> SplitReport:
+    """Decode everything of a split once; pictures are opened, not decoded."""
+    if found.missing:
+        obtain = reader_class(found.name).obtain
+        rows = [BadRow(path, "", f"It is missing; {obtain}.") for path in found.missing]
+        return SplitReport(found, {}, tuple(rows))
+    try:
+        reader = found.open()
+    except (OSError, ValueError) as error:
+        return SplitReport(found, {}, (BadRow(found.root, "", str(error)),))
+    return SplitReport(found, reader.counts(), tuple(reader.check()))
+
+
+def bad_rows_to_csv(reports: Iterable[SplitReport]) -> bytes:
+    """Every bad row as a table: set, file, row, reason."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(["set", "file", "row", "reason"])
+    for report in reports:
+        table.writerows(
+            (report.found.label, bad.file, bad.row, bad.reason) for bad in report.bad_rows
+        )
+    return text.getvalue().encode()
+
+
+def _wanted_splits(reader: type[Reader], splits: Sequence[str], *, anywhere: bool) -> Sequence[str]:
+    """The splits to look for; the first alone where files may have any place."""
+    known = [split for split in reader.splits if not splits or split in splits]
+    return known[:1] if anywhere and not splits else known
+
+
+def _found_muse(path: Path, options: dict[str, Any]) -> FoundSplit:
+    """A MUSE file under any name; the split is only a label to its reader."""
+    splits = reader_class("muse").splits
+    split = next((one for one in splits if path.stem.startswith(f"muse_{one}")), splits[0])
+    return FoundSplit("muse", split, path.parent, {**options, "file": path}, (), path.name)
+
+
+def _found_file(path: Path, names: Sequence[str], options: dict[str, Any]) -> FoundSplit:
+    name = names[0] if names else _form_of(path)
+    if name == "muse":
+        return _found_muse(path, options)
+    key = {"jsonl": "file", "llava": "conversations"}.get(name, "annotations")
+    located = {key: path.name, **options}
+    if name != "jsonl":
+        folder = Path(options.get("images", path.parent))
+        located["images"] = str(folder.absolute())
+    return FoundSplit(name, "train", path.parent, located, (), path.name)
+
+
+def _form_of(path: Path) -> str:
+    """The data set whose form a file has.
+
+    Raises:
+        ValueError: none.
+    """
+    if path.suffix == ".jsonl":
+        return "jsonl"
+    for key, _, _, value in _first_entries(path):
+        if key in _KEYS_OF_COCO:
+            return "coco"
+        if isinstance(value, Mapping) and "questions" in value:
+            return "muse"
+        if isinstance(value, Mapping) and "conversations" in value:
+            return "llava"
+    raise ValueError(
+        f"{path} is neither JSONL dialogues nor a COCO, MUSE or LLaVA file; see docs/data.md."
+    )
+
+
+def _first_entries(path: Path) -> Iterator[tuple[str, int, int, Any]]:
+    for number, entry in enumerate(scan_json(path)):
+        if number == 3:
+            return
+        yield entry

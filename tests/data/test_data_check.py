@@ -1,0 +1,168 @@
+"""`pixellm data check`: what is there, what is missing, every bad row, and the exit code."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parent / "readers"))
+
+from drawn_photos import draw_photo, rectangle, write_json
+from PIL import Image
+
+from pixellm.cli import app
+
+SIZE = (30, 40)
+SHAPE = [rectangle(2, 3, 12, 20)]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["data", "check", *map(str, arguments)])
+
+
+def coco(path, **changes):
+    """A COCO file of one photo, a dog in it."""
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": SIZE[0], "width": SIZE[1]}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": SHAPE}],
+        "categories": [{"id": 1, "name": "dog"}],
+    }
+    return write_json(path, {**content, **changes})
+
+
+def muse(path, *questions):
+    """A MUSE file as the generator writes it, of one photo that lies elsewhere."""
+    instance = {"category_id": 1, "category_name": "dog", "rephrased_name": "the dog"}
+    instance |= {"bbox": [2, 3, 10, 17], "segmentation": SHAPE}
+    return write_json(
+        path,
+        [
+            {
+                "file_name": "1.jpg",
+                "height": SIZE[0],
+                "width": SIZE[1],
+                "ann_list": [instance],
+                "questions": [question for question, _ in questions],
+                "answers": [[instance, instance] for _ in questions],
+                "text_answers": [answer for _, answer in questions],
+            }
+        ],
+    )
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder with ADE20K, whole, and one's own COCO file."""
+    folder = tmp_path / "ade20k"
+    draw_photo(folder / "images" / "training" / "a.jpg", SIZE)
+    (folder / "annotations" / "training").mkdir(parents=True)
+    Image.new("L", SIZE[::-1], 3).save(folder / "annotations" / "training" / "a.png")
+    draw_photo(tmp_path / "train" / "1.jpg", SIZE)
+    coco(tmp_path / "annotations" / "instances_train.json")
+    return tmp_path
+
+
+def test_good_sets_are_counted_and_absent_ones_say_where_to_get_them(root):
+    result = run(root)
+    assert result.exit_code == 0, result.output
+    assert "ade20k train: 1 pictures, 1 questions, 1 targets, 150 classes; no bad row" in (
+        result.output
+    )
+    assert "coco train: 1 pictures" in result.output
+    assert "coco-expressions" not in result.output
+    assert "Not there: refcoco " in result.output
+    assert "Not there: cocostuff (COCO-Stuff: 171 classes of things and stuff): download" in (
+        result.output
+    )
+
+
+def test_every_bad_row_is_shown_and_written_and_the_exit_code_is_1(root):
+    draw_photo(root / "ade20k" / "images" / "training" / "b.jpg", (9, 9))
+    Image.new("L", SIZE[::-1], 3).save(root / "ade20k" / "annotations" / "training" / "b.png")
+    Image.new("L", SIZE[::-1], 3).save(root / "ade20k" / "annotations" / "training" / "c.png")
+    result = run(root, "--set", "ade20k", "--limit", 1, "--report", root / "bad.csv")
+    assert result.exit_code == 1
+    assert "2 bad rows" in result.output
+    assert "and 1 more" in result.output
+    assert "Not there" not in result.output
+    with (root / "bad.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["file"]).name for row in rows] == ["c.png", "b.jpg"]
+    assert "(9, 9)" in rows[1]["reason"]
+
+
+def test_an_incomplete_set_is_an_error_that_names_the_missing_part(root):
+    for path in (root / "ade20k" / "images" / "training").iterdir():
+        path.unlink()
+    (root / "ade20k" / "images" / "training").rmdir()
+    result = run(root, "--set", "ade20k")
+    assert result.exit_code == 1
+    assert "images/training: It is missing; download ADEChallengeData2016.zip" in result.output
+
+
+def test_a_damaged_file_is_a_bad_row_of_its_set(root):
+    (root / "annotations" / "instances_train.json").write_text('{"images": [')
+    result = run(root, "--set", "coco")
+    assert result.exit_code == 1
+    assert "instances_train.json ends in the middle" in result.output
+
+
+@pytest.mark.parametrize("name", ["muse_train.json", "muse_train-00000-of-00002.json"])
+def test_what_curate_writes_is_checked_with_its_photos(root, tmp_path, name):
+    out = tmp_path / "curated"
+    muse(out / name, ("Which two?", "The dog {seg} and it {seg}."))
+    good = run(out, "--images", root / "train")
+    assert good.exit_code == 0, good.output
+    assert f"{name}: 1 pictures, 1 questions, 2 targets" in good.output
+    muse(out / name, ("Which two?", "The dog {seg} and it {seg}."), ("Which?", "Only it {seg}."))
+    bad = run(out, "--images", root / "train")
+    assert bad.exit_code == 1
+    assert "entry 0, question 1" in bad.output
+
+
+def test_single_files_are_told_by_their_content(root):
+    mine = coco(root / "mine.json")
+    assert run(mine, "--images", root / "train").exit_code == 0
+    row = {"image": "train/1.jpg", "turns": [{"question": "Who?", "answer": "Nobody."}]}
+    (root / "talk.jsonl").write_text(json.dumps(row) + "\n{\n")
+    talk = run(root / "talk.jsonl")
+    assert talk.exit_code == 1
+    assert "talk.jsonl, line 2: It is no JSON" in talk.output
+    speech = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Nobody."}]
+    llava = write_json(root / "llava.json", [{"image": "1.jpg", "conversations": speech}])
+    assert run(llava, "--images", root / "train").exit_code == 0
+    other = run(write_json(root / "other.json", [{"a": 1}]))
+    assert other.exit_code == 2
+    assert "other.json is neither JSONL dialogues" in other.output
+
+
+def test_own_files_in_other_places_are_found_with_options(root):
+    coco(root / "labels" / "export.json")
+    result = run(root, "--set", "coco", "--with", "annotations=labels/export.json")
+    assert result.exit_code == 0, result.output
+    refused = run(root, "--set", "coco", "--with", "colour=red")
+    assert refused.exit_code == 1
+    assert "colour" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "no folder or file at nowhere"),
+        ([".", "--set", "imagenet"], "no data set 'imagenet'"),
+        ([".", "--set", "coco", "--with", "oops"], "NAME=VALUE"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert words in result.output
+    empty = run(tmp_path)
+    assert empty.exit_code == 2
+    assert "holds no data set" in empty.output

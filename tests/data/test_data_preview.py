@@ -1,0 +1,98 @@
+"""`pixellm data preview`: a page and a sheet whose pictures carry the masks of the answers."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parent / "readers"))
+
+from drawn_photos import draw_photo, rectangle
+
+from pixellm.cli import app
+
+SIZE = (60, 80)
+ANSWER = "The cup {seg} & <b>the spoon</b> {seg}."
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """Three dialogues: two masks, a follow-up, and one whose picture is missing."""
+    Image.new("RGB", SIZE[::-1], "white").save(tmp_path / "1.png")
+    draw_photo(tmp_path / "2.jpg", SIZE)
+    targets = [
+        {"name": "cup", "segmentation": [rectangle(0, 0, 40, 60)]},
+        {"name": "spoon", "segmentation": [rectangle(50, 0, 80, 30)]},
+    ]
+    rows = [
+        {"image": "1.png", "turns": [{"question": "What?", "answer": ANSWER, "targets": targets}]},
+        {
+            "image": "2.jpg",
+            "turns": [
+                {"question": "Who?", "answer": "It {seg}.", "targets": targets[:1]},
+                {"question": "And then?", "answer": "That {seg}.", "targets": targets[1:]},
+            ],
+        },
+        {"image": "gone.jpg", "size": [9, 9], "turns": [{"question": "q", "answer": "a"}]},
+    ]
+    path = tmp_path / "talk.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_a_preview_shows_questions_answers_and_masks(lines, tmp_path):
+    out = tmp_path / "look"
+    result = CliRunner().invoke(app, ["data", "preview", str(lines), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "gone.jpg" in result.output
+    page = (out / "index.html").read_text(encoding="utf-8")
+    pictures = re.findall(r'<img src="([^"]+)"', page)
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [*pictures, "index.html", "contact_sheet.png"]
+    )
+    assert len(pictures) == 2
+    assert "<b>" not in page
+    text = html.unescape(re.sub(r"<[^>]+>", "", page.partition("<main>")[2]))
+    assert "The cup [1] & <b>the spoon</b> [2]." in text
+    assert "And then?That [2]." in text
+    first = page.index("What?") < page.index("Who?")
+    drawn = np.asarray(Image.open(out / pictures[0 if first else 1])).astype(int)
+    inside, outside = drawn[30, 20], drawn[50, 70]
+    assert abs(outside - 255).max() < 12
+    assert abs(inside - 255).max() > 40
+
+
+def test_a_set_is_previewed_by_name_with_its_options(tmp_path):
+    draw_photo(tmp_path / "mine" / "1.jpg", SIZE)
+    shape = {"label": "cup", "points": [[1, 1], [30, 30]], "shape_type": "rectangle"}
+    content = {"shapes": [shape], "imagePath": "1.jpg", "imageData": None}
+    (tmp_path / "mine" / "1.json").write_text(json.dumps(content))
+    command = ["data", "preview", "labelme", "--root", str(tmp_path), "--with", "folder=mine"]
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "look"), "--num", "5"])
+    assert result.exit_code == 0, result.output
+    assert "cup" in (tmp_path / "look" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["imagenet"], "no data set 'imagenet'"),
+        (["ade20k"], "ADEChallengeData2016"),
+        (["ade20k", "--split", "dev"], "no split 'dev'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(arguments, words, tmp_path):
+    out = tmp_path / "look"
+    command = ["data", "preview", *arguments, "--root", str(tmp_path), "--out", str(out)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert words in result.output
+    assert not out.exists()
