@@ -8,7 +8,7 @@ no losses and no optimizer.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -47,18 +47,25 @@ def build_sources(sources: Sequence[DataSource], stage: Stage) -> list[SampleDat
     Raises:
         ValueError: an unknown name, or arguments that the data set does not take.
     """
-    built = []
-    for source in sources:
-        if source.name not in DATASETS:
-            raise ValueError(
-                f"Unknown data set {source.name!r} in the recipe; known: {', '.join(DATASETS)}."
-            )
-        module, _, name = DATASETS[source.name].partition(":")
-        constructor = getattr(import_module(module), name)
-        try:
-            built.append(constructor(**{**source.args, **stage.data_args}))
-        except TypeError as error:
-            raise ValueError(f"Arguments of data set {source.name!r}: {error}.") from error
+    return [build_source(source, stage.data_args) for source in sources]
+
+
+def build_source(source: DataSource, changes: Mapping[str, Any] | None = None) -> SampleDataset:
+    """Constructs one data set, some of its arguments changed.
+
+    Raises:
+        ValueError: an unknown name, or arguments that the data set does not take.
+    """
+    if source.name not in DATASETS:
+        raise ValueError(
+            f"Unknown data set {source.name!r} in the recipe; known: {', '.join(DATASETS)}."
+        )
+    module, _, name = DATASETS[source.name].partition(":")
+    constructor = getattr(import_module(module), name)
+    try:
+        built: SampleDataset = constructor(**{**source.args, **(changes or {})})
+    except TypeError as error:
+        raise ValueError(f"Arguments of data set {source.name!r}: {error}.") from error
     return built
 
 
