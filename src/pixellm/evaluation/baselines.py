@@ -1,0 +1,115 @@
+"""Guesses that read no question: what a score is worth when language plays no part.
+
+They answer like an engine but know the annotated objects of each picture, so their masks are
+perfect; only which objects are asked for is guessed. They see no question's answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixellm.masks import decode_mask
+from pixellm.types import Prediction, Request, Sample, Segment, Target
+
+Guess = Callable[[Sequence[Target]], Sequence[Target]]
+"""From all objects of a picture to those that are shown."""
+
+
+def guess_largest(objects: Sequence[Target]) -> Sequence[Target]:
+    """The object with the largest mask, the first of equals."""
+    return [max(objects, key=lambda one: int(decode_mask(one.mask).sum()))] if objects else []
+
+
+def guess_all(objects: Sequence[Target]) -> Sequence[Target]:
+    """Every object."""
+    return objects
+
+
+GUESSES: dict[str, Guess] = {"largest_object": guess_largest, "all_objects": guess_all}
+"""By the name that a report gives them."""
+
+
+class ObjectGuesser:
+    """Answers every question about a picture with the same guess; offers ``predict_batch``.
+
+    Args:
+        samples: whose pictures will be asked about; their ``objects`` are what is guessed from.
+        guess: chooses the objects to show.
+
+    Raises:
+        ValueError: a sample names no objects.
+    """
+
+    def __init__(self, samples: Iterable[Sample], guess: Guess) -> None:
+        self._shown: dict[bytes, tuple[tuple[int, int], tuple[Target, ...]]] = {}
+        for sample in samples:
+            key = _image_key(sample.image)
+            if key in self._shown:
+                continue
+            if not sample.objects:
+                raise ValueError(
+                    f"Sample {sample.id!r} does not name the objects of its picture; a guess "
+                    "needs data that does, such as scenes."
+                )
+            self._shown[key] = (sample.size, tuple(guess(sample.objects)))
+
+    def predict_batch(self, requests: Sequence[Request]) -> list[Prediction]:
+        """Answer every request with its picture's guess.
+
+        Raises:
+            ValueError: a picture that none of the samples showed.
+        """
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Request) -> Prediction:
+        try:
+            size, targets = self._shown[_image_key(request.image)]
+        except KeyError:
+            raise ValueError(
+                f"The picture of {request.question!r} is not among the guesser's samples."
+            ) from None
+        text, segments = "", []
+        for target in targets:
+            text += ", " if text else ""
+            start = len(text)
+            text += target.name
+            segments.append(Segment(target.name, decode_mask(target.mask), 1.0, (start, len(text))))
+        return Prediction(text + ".", tuple(segments), request.question, size)
+
+
+def _image_key(image: Path | NDArray[np.uint8] | Any) -> bytes:
+    """A picture's name: its path, or its pixels."""
+    if isinstance(image, np.ndarray):
+        return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+    return str(image).encode()
+
+
+def guess_scenes(
+    name: str, split: str, num_scenes: int, *, seed: int = 0, dialogues_per_image: int = 4
+) -> ObjectGuesser:
+    """A guesser for the scenes of a split.
+
+    Args:
+        name: a key of :data:`GUESSES`.
+        split: of the scenes data set.
+        num_scenes: pictures.
+        seed: of the scenes data set.
+        dialogues_per_image: as the evaluation asks them; scenes depend on it where a picture is
+            drawn anew because it allowed no question.
+
+    Raises:
+        ValueError: an unknown guess or split.
+        ImportError: the extra ``scenes`` is not installed.
+    """
+    from pixellm.data.scenes.dataset import ScenesDataset
+
+    if name not in GUESSES:
+        raise ValueError(f"There is no guess {name!r}; use {', '.join(GUESSES)}.")
+    dataset = ScenesDataset(split, seed, num_scenes, dialogues_per_image)
+    return ObjectGuesser((dataset[index][0] for index in range(num_scenes)), GUESSES[name])

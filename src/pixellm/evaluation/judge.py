@@ -1,0 +1,328 @@
+"""The judge of the MUSE score: do the masks of an answer show what its words say?
+
+A mask can overlap a true object while the text around it speaks of another. After matching, each
+mask in the text is replaced by the description of the true object that it was matched to, and a
+judge rates from 1 to 10 whether that object fits (Ren et al., CVPR 2024, section 5). A mask rated
+below a threshold counts with intersection 0. Here are the items to be judged, an offline judge
+that compares words, and the way from ratings to scores; language models are asked elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pixellm.evaluation.matching import Pairs
+from pixellm.evaluation.records import AnswerRecord
+from pixellm.evaluation.slots import reject_slots
+from pixellm.processing.phrases import phrase_before
+from pixellm.types import SEG_MARK, Sample, Turn
+
+LOWEST, HIGHEST = 1.0, 10.0
+"""Ends of the scale."""
+
+DEFAULT_THRESHOLD = 3.0
+"""Ratings below it reject a mask; the paper's value is not printed, this one is remembered."""
+
+Ratings = tuple[float, ...] | None
+"""One rating for each mask of an answer; None where no verdict came."""
+
+JudgeProgress = Callable[[int, int, float], None]
+"""Called with answers judged, answers in all, and the money spent so far in USD."""
+
+_SMALL_WORDS = re.compile(
+    r"a|an|the|this|that|these|those|of|on|in|at|to|by|with|and|or|is|are|its|their|there"
+)
+"""Left out where words are compared."""
+_SAME_WORD = 0.75
+"""Two words count as one from this share of common letters on: "cups" and "cup"."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeItem:
+    """One answer to be judged.
+
+    Attributes:
+        question: as asked.
+        answer: the predicted text.
+        spans: per mask, [start, end) of the phrase in the answer that it grounds.
+        descriptions: per mask, the description of the true object that it was matched to; None
+            for a mask that matched nothing, which is no judge's business.
+
+    Raises:
+        ValueError: spans and descriptions differ in number.
+    """
+
+    question: str
+    answer: str
+    spans: tuple[tuple[int, int], ...]
+    descriptions: tuple[str | None, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.spans) != len(self.descriptions):
+            raise ValueError(
+                f"An answer with {len(self.spans)} phrases has {len(self.descriptions)} "
+                "descriptions; a judge needs one for each mask, or None."
+            )
+
+    @classmethod
+    def from_pairs(
+        cls,
+        question: str,
+        answer: str,
+        spans: Sequence[tuple[int, int]],
+        pairs: Pairs,
+        descriptions: Sequence[str],
+    ) -> JudgeItem:
+        """The item of an answer whose masks were matched.
+
+        Args:
+            question: as asked.
+            answer: the predicted text.
+            spans: per mask, [start, end) of its phrase in the answer.
+            pairs: (mask, true object) indices.
+            descriptions: of the true objects, see :func:`describe_targets`.
+        """
+        truth_of = dict(pairs)
+        found = [truth_of.get(number) for number in range(len(spans))]
+        described = tuple(None if truth is None else descriptions[truth] for truth in found)
+        return cls(question, answer, tuple(spans), described)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether any of its masks matched an object."""
+        return any(description is not None for description in self.descriptions)
+
+    def described_answer(self) -> str:
+        """The answer with ``[NUMBER: description]`` in place of each matched mask, from 1 on.
+
+        Square brackets of the texts themselves are dropped: they would pass for marks.
+        """
+        pieces, start = [], 0
+        marks = enumerate(zip(self.spans, self.descriptions, strict=True), start=1)
+        for number, ((_, end), description) in marks:
+            pieces.append(_without_brackets(self.answer[start:end]))
+            if description is not None:
+                pieces.append(f" [{number}: {_without_brackets(description).strip()}]")
+            start = max(start, end)
+        return "".join(pieces) + _without_brackets(self.answer[start:])
+
+
+def describe_targets(turn: Turn) -> tuple[str, ...]:
+    """How the true answer speaks of each target, with the target's name where it says more."""
+    described, text, start = [], "", 0
+    for piece, target in zip(turn.answer.split(SEG_MARK), turn.targets, strict=False):
+        text += piece.rstrip()
+        begin, end = phrase_before(text, len(text), start)
+        phrase, start = text[begin:end], len(text)
+        known = not phrase or target.name.casefold() in phrase.casefold()
+        described.append((phrase or target.name) if known else f"{phrase} ({target.name})")
+    return tuple(described)
+
+
+class Judge(Protocol):
+    """Anything that rates answers."""
+
+    name: str
+    """For reports."""
+
+    def rate(
+        self, items: Sequence[JudgeItem], progress: JudgeProgress | None = None
+    ) -> list[Ratings]:
+        """Rate the masks of every item, 1 to 10; masks without a description get the lowest."""
+        ...
+
+
+class TextJudge:
+    """Compares each phrase with its description word by word; offline, free, and literal.
+
+    The rating is 1 + 9 F1 over words, small words left out; similar spellings are one word. It
+    knows no synonyms: "fruit" for a banana is rejected.
+    """
+
+    name = "text"
+
+    def rate(
+        self, items: Sequence[JudgeItem], progress: JudgeProgress | None = None
+    ) -> list[Ratings]:
+        """Rate every item; there is always a verdict."""
+        rated: list[Ratings] = []
+        for item in items:
+            pairs = zip(item.spans, item.descriptions, strict=True)
+            rated.append(tuple(self._rate(item.answer[a:b], text) for (a, b), text in pairs))
+            if progress is not None:
+                progress(len(rated), len(items), 0.0)
+        return rated
+
+    @staticmethod
+    def _rate(phrase: str, description: str | None) -> float:
+        if description is None:
+            return LOWEST
+        return LOWEST + (HIGHEST - LOWEST) * phrase_similarity(phrase, description)
+
+
+def _without_brackets(text: str) -> str:
+    return re.sub(r"[\[\]]", "", text)
+
+
+def phrase_similarity(first: str, second: str) -> float:
+    """F1 of the words that two phrases share, 0 to 1; 0 where one has no words of weight."""
+    left, right = _words(first), _words(second)
+    if not (left and right):
+        return 0.0
+    free, common = list(right), 0
+    for word in left:
+        near = max(free, key=lambda other: _likeness(word, other), default="")
+        if near and _likeness(word, near) >= _SAME_WORD:
+            free.remove(near)
+            common += 1
+    return 2 * common / (len(left) + len(right))
+
+
+def _words(text: str) -> list[str]:
+    words = re.findall(r"\w+", text.casefold())
+    return [word for word in words if not _SMALL_WORDS.fullmatch(word)]
+
+
+def _likeness(first: str, second: str) -> float:
+    return SequenceMatcher(None, first, second, autojunk=False).ratio()
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeSettings:
+    """Which judge, and how much it may cost.
+
+    Attributes:
+        kind: "none", "text" (offline) or "llm".
+        threshold: ratings below it reject a mask.
+        model: the language model's name at its server.
+        base_url: address of an OpenAI-compatible server; None for OpenAI's.
+        cache: SQLite file of all ratings so far.
+        max_cost: USD that the cache's replies may cost in all; None for no limit.
+        price: USD per million (input, output) tokens; from the table of known models where None.
+        workers: requests at the same time.
+        timeout: seconds that one attempt may take.
+
+    Raises:
+        ValueError: an unknown kind, or a threshold off the scale.
+    """
+
+    kind: Literal["none", "text", "llm"] = "none"
+    threshold: float = DEFAULT_THRESHOLD
+    model: str = "gpt-4o-mini"
+    base_url: str | None = None
+    cache: Path = Path("judge_cache.sqlite")
+    max_cost: float | None = None
+    price: tuple[float, float] | None = None
+    workers: int = 8
+    timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("none", "text", "llm"):
+            raise ValueError(f"The judge is none, text or llm, not {self.kind!r}.")
+        if not LOWEST <= self.threshold <= HIGHEST:
+            raise ValueError(f"The judge's threshold is from 1 to 10, not {self.threshold}.")
+
+
+def open_judge(settings: JudgeSettings) -> Judge | None:
+    """The judge of the settings; None for none.
+
+    Raises:
+        ValueError: the price of a hosted model is not known.
+        OSError: the cache can't be opened.
+    """
+    if settings.kind == "none":
+        return None
+    if settings.kind == "text":
+        return TextJudge()
+    from pixellm.evaluation.judge_llm import open_llm_judge
+
+    return open_llm_judge(settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a judge did to an evaluation.
+
+    Attributes:
+        records: all answers; slots of rejected masks have intersection 0.
+        ratings: of every answer, in order.
+        summary: see :func:`summarise_ratings`.
+    """
+
+    records: tuple[AnswerRecord, ...]
+    ratings: tuple[Ratings, ...]
+    summary: dict[str, float | int | str]
+
+
+def judge_records(
+    judge: Judge,
+    records: Sequence[AnswerRecord],
+    questions: Sequence[Sample],
+    threshold: float = DEFAULT_THRESHOLD,
+    progress: JudgeProgress | None = None,
+) -> Judgement:
+    """Judge scored answers; the records given stay as they are, so that both can be reported.
+
+    Where no verdict came, nothing is rejected. Scores of the released protocol are computed from
+    logits, which records do not hold, and stay unjudged.
+
+    Args:
+        judge: rates.
+        records: of free generation; given texts have nothing to be judged.
+        questions: of the benchmark; a record's ``index`` and ``turn`` say which one it answers.
+        threshold: ratings below it reject a mask.
+        progress: told about the judge's work.
+
+    Returns:
+        The records as judged, with the ratings.
+    """
+    items = [_item_of(record, questions[record.index].turns[record.turn]) for record in records]
+    ratings = judge.rate(items, progress)
+    judged = tuple(
+        replace(record, slots=reject_slots(record.slots, rejected_masks(rating, threshold)))
+        for record, rating in zip(records, ratings, strict=True)
+    )
+    summary = summarise_ratings(judge.name, threshold, items, ratings)
+    return Judgement(judged, tuple(ratings), summary)
+
+
+def rejected_masks(ratings: Ratings, threshold: float) -> frozenset[int]:
+    """Indices of the masks that are rated below the threshold."""
+    return frozenset(i for i, rating in enumerate(ratings or ()) if rating < threshold)
+
+
+def summarise_ratings(
+    judge: str, threshold: float, items: Sequence[JudgeItem], ratings: Sequence[Ratings]
+) -> dict[str, float | int | str]:
+    """Counts for a report: masks rated and rejected, answers without a verdict."""
+    judged = list(zip(items, ratings, strict=True))
+    rated = [
+        rating
+        for item, row in judged
+        for rating, text in zip(row or (), item.descriptions, strict=False)
+        if text is not None
+    ]
+    return {
+        "judge": judge,
+        "threshold": threshold,
+        "masks_rated": len(rated),
+        "masks_rejected": sum(rating < threshold for rating in rated),
+        "answers_without_verdict": sum(item.is_judged and row is None for item, row in judged),
+    }
+
+
+def _item_of(record: AnswerRecord, turn: Turn) -> JudgeItem:
+    slots = record.slots
+    pairs = [(s.prediction, s.truth) for s in slots if s.prediction is not None]
+    return JudgeItem.from_pairs(
+        record.question,
+        record.answer,
+        [mask.span for mask in record.shown],
+        [(prediction, truth) for prediction, truth in pairs if truth is not None],
+        describe_targets(turn),
+    )

@@ -1,0 +1,60 @@
+"""Scored answers for tests of judges: two masks that match, one that matches nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+from hand_made_scenes import APPLE, CUP, PEAR, SIZE, cell_mask
+
+from pixellm.evaluation.judge import JudgeItem, describe_targets
+from pixellm.evaluation.records import AnswerRecord, Place, build_record
+from pixellm.masks import decode_mask
+from pixellm.types import Prediction, Sample, Segment, Turn
+
+QUESTION = Turn("Which fruit is there?", "The apple {seg} and the pear {seg}.", (APPLE, PEAR))
+
+
+def fruit_prediction(second: str = "the pear", *, spurious: bool = False) -> Prediction:
+    """Both fruits are masked perfectly; the second one may be called by another name."""
+    text = f"the apple and {second}."
+    spans = [(0, 9), (14, 14 + len(second))]
+    masks = [decode_mask(APPLE.mask), decode_mask(PEAR.mask)]
+    if spurious:
+        text += " Also a dog"
+        spans.append((len(text) - 5, len(text)))
+        masks.append(cell_mask(1, 0))
+    segments = tuple(
+        Segment(text[a:b], mask, 0.9, (a, b)) for (a, b), mask in zip(spans, masks, strict=True)
+    )
+    return Prediction(text, segments, QUESTION.question, SIZE)
+
+
+def fruit_record(second: str = "the pear", *, spurious: bool = False) -> AnswerRecord:
+    place = Place(0, 0, 1, "sample", "picture")
+    return build_record(place, QUESTION, fruit_prediction(second, spurious=spurious), 0.0)
+
+
+CUP_QUESTION = Turn("Where is the cup?", "There {seg}.", (CUP,))
+QUESTIONS = [
+    Sample(np.zeros((*SIZE, 3), np.uint8), SIZE, (turn,), "sample")
+    for turn in (QUESTION, CUP_QUESTION)
+]
+
+
+def silent_record() -> AnswerRecord:
+    """An answer without masks to a question about a cup."""
+    turn = CUP_QUESTION
+    return build_record(
+        Place(1, 0, 1, "other", "picture"),
+        turn,
+        Prediction("I see none.", (), turn.question, SIZE),
+        0.0,
+    )
+
+
+def item_of(record: AnswerRecord) -> JudgeItem:
+    turn = QUESTIONS[record.index].turns[0]
+    pairs = [(s.prediction, s.truth) for s in record.slots if None not in (s.prediction, s.truth)]
+    spans = [mask.span for mask in record.shown]
+    return JudgeItem.from_pairs(
+        record.question, record.answer, spans, pairs, describe_targets(turn)
+    )

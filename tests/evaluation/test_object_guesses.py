@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hand_made_scenes import APPLE, CUP, PEAR, SIZE, make_scene
+
+from pixellm.evaluation.baselines import ObjectGuesser, guess_all, guess_largest, guess_scenes
+from pixellm.evaluation.runner import answer_dialogues
+from pixellm.evaluation.scenes import score_answer
+from pixellm.masks import decode_mask, encode_mask
+from pixellm.types import Request, Sample, Target, Turn
+
+BIG = Target("table", encode_mask(np.ones(SIZE, np.bool_)))
+
+
+def sample(number: int, objects: tuple[Target, ...]) -> Sample:
+    image = np.full((*SIZE, 3), number, np.uint8)
+    return Sample(image, SIZE, (Turn("Which fruit?", "No."),), f"scene-{number}", objects)
+
+
+def test_the_largest_object_is_shown_whatever_is_asked() -> None:
+    samples = [sample(0, (APPLE, BIG, CUP)), sample(1, (PEAR, CUP))]
+    guesser = ObjectGuesser(samples, guess_largest)
+    requests = [Request(s.image, question) for s in samples for question in ("What?", "Where?")]
+    answers = guesser.predict_batch(requests)
+    assert [answer.text for answer in answers] == ["table.", "table.", "pear.", "pear."]
+    assert [answer.question for answer in answers] == ["What?", "Where?", "What?", "Where?"]
+    assert np.array_equal(answers[2].segments[0].mask, decode_mask(PEAR.mask))
+
+
+def test_all_objects_are_named_in_order_each_with_its_mask_and_phrase() -> None:
+    shown = sample(0, (APPLE, PEAR, CUP))
+    answer = ObjectGuesser([shown], guess_all).predict_batch([Request(shown.image, "Which?")])[0]
+    assert answer.text == "apple, pear, cup."
+    assert [answer.text[a:b] for a, b in (s.span for s in answer.segments)] == [
+        s.label for s in answer.segments
+    ]
+
+
+def test_all_objects_find_every_target_and_pay_for_the_rest() -> None:
+    """Asked for 2 of 3 objects: 2 perfect slots and a spurious one."""
+    turn = Turn("Which fruit?", "The apple {seg} and the pear {seg}.", (APPLE, PEAR))
+    shown = sample(0, (APPLE, PEAR, CUP))
+    answer = ObjectGuesser([shown], guess_all).predict_batch([Request(shown.image, "Which?")])[0]
+    score = score_answer(0, turn, answer, 0.0, lambda phrase: phrase).masks
+    assert (score.iou_sum, score.num_slots, score.num_hits) == (2.0, 3, 2)
+
+
+def test_a_guesser_answers_whole_dialogues_like_an_engine() -> None:
+    dialogues = [
+        Sample(s.image, s.size, s.turns, s.id, (APPLE, PEAR, CUP))
+        for number in range(2)
+        for s in make_scene(number)
+    ]
+    answered = list(answer_dialogues(ObjectGuesser(dialogues, guess_all), dialogues, 4))
+    assert sorted(len(one.predictions) for one in answered) == [1, 1, 2, 2, 2, 2]
+
+
+def test_pictures_and_objects_that_are_not_known_are_refused() -> None:
+    guesser = ObjectGuesser([sample(0, (APPLE,))], guess_all)
+    with pytest.raises(ValueError, match="not among the guesser's samples"):
+        guesser.predict_batch([Request(sample(1, ()).image, "Which?")])
+    with pytest.raises(ValueError, match="'scene-2' does not name the objects"):
+        ObjectGuesser([sample(2, ())], guess_all)
+    with pytest.raises(ValueError, match="no guess 'smallest'; use largest_object, all_objects"):
+        guess_scenes("smallest", "test", 1)
