@@ -1,0 +1,279 @@
+"""The commands that compare: ``score``, ``data questions``, ``ablate`` and ``export-lm``.
+
+Reads options, shows progress and tables, and calls the library; how anything is scored or trained
+is not its business. :func:`add_commands` puts the commands into the command line.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pixellm.evaluation.judge import JudgeSettings
+
+_Benchmark = Annotated[
+    str, typer.Option(help="scenes, muse, refcoco, reasonseg, coco ...; see `pixellm eval`.")
+]
+_Data = Annotated[Path, typer.Option(help="Folder that holds the data sets; not for scenes.")]
+_Split = Annotated[str, typer.Option(help="Split of the benchmark; its usual one if empty.")]
+_Num = Annotated[int, typer.Option(min=1, help="Pictures, where scenes are drawn.")]
+_Dialogues = Annotated[int, typer.Option(min=1, help="Dialogues about each drawn picture.")]
+_Seed = Annotated[int, typer.Option(help="Of drawn scenes.")]
+_Limit = Annotated[int, typer.Option(min=0, help="The first dialogues only; 0 for all.")]
+
+
+def add_commands(app: typer.Typer, data_app: typer.Typer) -> None:
+    """Add the commands to a command line; ``questions`` goes to its ``data`` group."""
+    app.command(
+        epilog="Examples:\n\n    pixellm score lisa.jsonl --benchmark muse --data data --split val"
+        "\n\n    pixellm score lisa.jsonl --num 100 --protocol released --judge text"
+        "\n\n    pixellm score lisa.jsonl --judge llm --judge-model gpt-4o-mini --max-cost 2"
+    )(score)
+    data_app.command(
+        epilog="Example:\n\n    pixellm data questions --benchmark scenes --num 100 --out asked"
+    )(questions)
+    app.command(
+        epilog="Examples:\n\n    pixellm ablate recipes/ablation/*.yaml --minutes 600"
+        "\n\n    pixellm ablate recipes/ablation/base.yaml recipes/ablation/alpha_1.yaml "
+        "--seeds 5 --set stages.0.steps=2000"
+    )(ablate)
+    app.command(
+        "export-lm",
+        epilog="Example:\n\n    pixellm export-lm runs/mine --out mine-lm",
+    )(export_lm)
+
+
+def score(
+    predictions: Annotated[Path, typer.Argument(help="JSONL; see docs/external-predictions.md.")],
+    benchmark: _Benchmark = "scenes",
+    data: _Data = Path("data"),
+    split: _Split = "",
+    num: _Num = 500,
+    dialogues: _Dialogues = 4,
+    seed: _Seed = 0,
+    limit: _Limit = 0,
+    protocol: Annotated[str, typer.Option(help="strict or released.")] = "strict",
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Questions without a line count as silence.")
+    ] = False,
+    judge: Annotated[
+        str, typer.Option(help="none, text (offline: compares words), llm (a language model).")
+    ] = "none",
+    judge_model: Annotated[
+        str, typer.Option(help="Name of the judge's model at its server.")
+    ] = "gpt-4o-mini",
+    base_url: Annotated[
+        str, typer.Option(help="Address of any OpenAI-compatible server; OpenAI's if empty.")
+    ] = "",
+    judge_threshold: Annotated[
+        float, typer.Option(help="Masks rated below it, 1 to 10, count with intersection 0.")
+    ] = 3.0,
+    judge_cache: Annotated[
+        Path, typer.Option(help="SQLite file of all ratings; a second run costs nothing.")
+    ] = Path("judge_cache.sqlite"),
+    max_cost: Annotated[
+        float, typer.Option(min=0, help="USD that all ratings in the cache may cost; 0: no cap.")
+    ] = 0.0,
+    price: Annotated[
+        str, typer.Option(help="INPUT,OUTPUT in USD per million tokens, of an unlisted model.")
+    ] = "",
+    json: Annotated[str, typer.Option(help="JSON file; - for standard output.")] = "",
+) -> None:
+    """Score any system's predictions, with 95 % intervals, with and without a judge."""
+    from pixellm.evaluation.external import ExternalPredictions, score_predictions
+    from pixellm.evaluation.judge import JudgeSettings
+
+    chosen: Any = judge
+    rules: Any = protocol
+    settings = JudgeSettings(
+        chosen,
+        judge_threshold,
+        judge_model,
+        base_url or None,
+        judge_cache,
+        max_cost or None,
+        _read_price(price),
+    )
+    answers = ExternalPredictions(predictions)
+    samples = _open(benchmark, data, split, num, dialogues, seed, limit)
+    with _judge_progress(settings) as progress:
+        report = score_predictions(
+            answers,
+            samples,
+            protocol=rules,
+            judge=settings,
+            allow_missing=allow_missing,
+            progress=progress,
+        )
+    _show_report(report, _console(stderr=json == "-"))
+    _write_json({"predictions": str(predictions), "benchmark": benchmark, **report.to_dict()}, json)
+
+
+def questions(
+    out: Annotated[Path, typer.Option(help="Folder for questions.jsonl; new or empty.")],
+    benchmark: _Benchmark = "scenes",
+    data: _Data = Path("data"),
+    split: _Split = "",
+    num: _Num = 500,
+    dialogues: _Dialogues = 4,
+    seed: _Seed = 0,
+    limit: _Limit = 0,
+) -> None:
+    """Write a benchmark's questions for another system to answer; see `pixellm score`."""
+    from pixellm.evaluation.external_questions import write_questions
+
+    samples = _open(benchmark, data, split, num, dialogues, seed, limit)
+    written = write_questions(samples, out)
+    typer.echo(f"{written} questions: {out / 'questions.jsonl'}")
+
+
+def ablate(
+    recipes: Annotated[list[Path], typer.Argument(help="YAML files; recipes/ablation/*.yaml.")],
+    out: Annotated[Path, typer.Option(help="Folder for runs, results and table.")] = Path(
+        "runs/ablation"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe.")] = 3,
+    minutes: Annotated[
+        float,
+        typer.Option(min=0, help="What all runs may take together; 0 leaves the recipes' steps."),
+    ] = 0.0,
+    split: Annotated[str, typer.Option(help="Of the scenes that are scored.")] = "test",
+    num: Annotated[int, typer.Option(min=1, help="Pictures that are scored.")] = 200,
+    dialogues: _Dialogues = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
+    device: Annotated[str, typer.Option(help="For scoring: auto, cpu, cuda.")] = "auto",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=VALUE", help="Change a setting of all recipes."),
+    ] = None,
+) -> None:
+    """Train variants of a recipe, score them alike, write one table; goes on where it stopped."""
+    from pixellm.data.scenes.dataset import ScenesDataset
+    from pixellm.terminal import TrainDisplay
+
+    ScenesDataset(split, 0, num, dialogues)  # refuses what can't be drawn before anything trains
+    library = _import_quietly("pixellm.training.ablation")
+    variants = library.load_variants(recipes, overrides or ())
+    settings = library.AblationSettings(
+        out, seeds, minutes or None, split, num, dialogues, batch_size, device
+    )
+    try:
+        with TrainDisplay(_console(stderr=True)) as display:
+            table = library.ablate(variants, settings, on_event=display, on_run=_say_run)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
+    typer.echo(table.read_text(encoding="utf-8"))
+    typer.echo(f"Wrote {table} and {table.with_suffix('.json')}")
+
+
+def export_lm(
+    checkpoint: Annotated[str, typer.Argument(help="nano, a folder, a run's folder, or a hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Write a model's language model alone, for lm-evaluation-harness, VLMEvalKit and others."""
+    pick_dtype = _import_quietly("pixellm.engine").pick_dtype
+    library = _import_quietly("pixellm.checkpoint.export_lm")
+    import torch
+
+    chosen = pick_dtype(dtype, torch.device("cpu"))
+    typer.echo(f"Wrote {library.export_language_model(checkpoint, out, dtype=chosen)}")
+
+
+def _open(
+    benchmark: str, data: Path, split: str, num: int, dialogues: int, seed: int, limit: int
+) -> Any:
+    """The questions that the options describe."""
+    from pixellm.evaluation.benchmarks import SceneQuestions, find_benchmark, open_questions
+
+    split = split or find_benchmark(benchmark).split
+    samples: Any
+    if benchmark == "scenes":
+        samples = SceneQuestions(split, seed, num, dialogues)
+    else:
+        samples = open_questions(benchmark, split, data)
+    return samples[:limit] if limit else samples
+
+
+def _read_price(text: str) -> tuple[float, float] | None:
+    if not text:
+        return None
+    try:
+        given, written = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--price is INPUT,OUTPUT in USD, such as 0.15,0.6, not {text!r}."
+        ) from None
+    return given, written
+
+
+@contextmanager
+def _judge_progress(settings: JudgeSettings) -> Iterator[Callable[[int, int, float], None] | None]:
+    """A bar over the answers that a language model judges; hidden where there is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = _console(stderr=True)
+    if settings.kind != "llm" or not console.is_terminal:
+        yield None
+        return
+    cost = TextColumn("judged, {task.fields[cost]:.4f} USD")
+    with Progress(BarColumn(), MofNCompleteColumn(), cost, console=console) as bar:
+        task = bar.add_task("judge", total=None, cost=0.0)
+        yield lambda done, total, usd: bar.update(task, completed=done, total=total, cost=usd)
+
+
+def _show_report(report: Any, console: Console) -> None:
+    from rich.table import Table
+
+    counts = report.counts
+    console.print(
+        f"{counts['num_questions']} questions about {counts['num_pictures']} pictures, "
+        f"{counts['num_targets']} targets, {counts['num_predictions']} masks; 95 % intervals.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    head, *rows = report.table()
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, highlight=False)
+    if report.judge:
+        console.print(", ".join(f"{k} {v}" for k, v in report.judge.items()), soft_wrap=True)
+
+
+def _say_run(name: str, seed: int, number: int, total: int) -> None:
+    typer.echo(f"Run {number} of {total}: {name}, seed {seed}", err=True)
+
+
+def _write_json(values: dict[str, Any], target: str) -> None:
+    """To a file, to standard output for "-", nowhere for ""."""
+    from pixellm.answer_files import json_bytes, write_files
+
+    if target == "-":
+        typer.echo(json_bytes(values), nl=False)
+    elif target:
+        write_files({Path(target): json_bytes(values)})
+        typer.echo(f"Wrote {target}")
+
+
+def _import_quietly(name: str) -> Any:
+    """Import one of our modules that needs transformers, whose own bars and notes are hidden."""
+    module = importlib.import_module(name)
+    notes = importlib.import_module("transformers.utils.logging")
+    notes.disable_progress_bar()
+    notes.set_verbosity_error()
+    return module
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)

@@ -1,0 +1,335 @@
+"""Trains variants of a recipe with several seeds each, scores them alike, and writes one table.
+
+Every finished run leaves a small result file, so that the same command goes on where it stopped.
+How variants are compared is in :mod:`pixellm.evaluation.ablation`; how a run trains is the
+trainer's business. It prints nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixellm.answer_files import json_bytes, write_files
+from pixellm.evaluation.ablation import (
+    AnswerTable,
+    Comparison,
+    comparison_table,
+    comparison_to_dict,
+    score_variant,
+)
+from pixellm.evaluation.baselines import GUESSES, guess_scenes
+from pixellm.training.config import RunConfig, load_config
+from pixellm.training.progress import EventCallback, TrainEvent
+from pixellm.training.trainer import NonFiniteLossError, train
+
+BASE = "base"
+"""The variant that the others are compared with."""
+
+MAX_NEW_TOKENS = 192
+"""Longest answer while scoring: room for six targets of eight codebook tokens each."""
+
+_PACE_STEPS = 25
+_TRAINING_SHARE = 0.75
+_FEWEST_STEPS = 10
+
+OnRun = Callable[[str, int, int, int], None]
+"""Called with variant, seed, number of the run from 1, and number of runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class AblationSettings:
+    """How variants are trained and scored.
+
+    Attributes:
+        out: folder for runs, results and table.
+        num_seeds: runs of each variant, with seeds from 0.
+        minutes: what all runs may take together, about; None leaves the recipes' steps.
+        split: of the scenes that variants are scored on.
+        num_scenes: pictures, the same for all.
+        dialogues_per_image: likewise.
+        batch_size: questions answered together.
+        device: for scoring; "auto" takes a GPU where there is one, as training does.
+    """
+
+    out: Path
+    num_seeds: int = 3
+    minutes: float | None = None
+    split: str = "test"
+    num_scenes: int = 200
+    dialogues_per_image: int = 4
+    batch_size: int = 16
+    device: str = "auto"
+
+    def scoring(self) -> dict[str, Any]:
+        """What a variant's scores depend on beside its weights."""
+        return {
+            "split": self.split,
+            "num_scenes": self.num_scenes,
+            "dialogues_per_image": self.dialogues_per_image,
+        }
+
+
+def load_variants(recipes: Sequence[Path], overrides: Iterable[str] = ()) -> dict[str, RunConfig]:
+    """Reads recipes that differ in what is compared and in nothing else of the budget.
+
+    Args:
+        recipes: YAML files; the name of the file is the name of the variant.
+        overrides: `a.b=value`, for all of them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a bad recipe, two of one name, or budgets that differ.
+    """
+    overrides = list(overrides)
+    variants: dict[str, RunConfig] = {}
+    for path in recipes:
+        if path.stem in variants or path.stem in GUESSES:
+            raise ValueError(f"Two variants are called {path.stem!r}; rename one of the recipes.")
+        variants[path.stem] = load_config(path, overrides)
+    budgets = {name: _budget(config) for name, config in variants.items()}
+    first = next(iter(budgets), "")
+    for name, budget in budgets.items():
+        if budget != budgets[first]:
+            raise ValueError(
+                f"{name} and {first} train for different budgets ({budget} and {budgets[first]} "
+                "steps, pictures a step); give all variants the same."
+            )
+    return variants
+
+
+def ablate(
+    variants: Mapping[str, RunConfig],
+    settings: AblationSettings,
+    on_event: EventCallback | None = None,
+    on_run: OnRun | None = None,
+) -> Path:
+    """Trains and scores what is still missing, and writes the table.
+
+    Args:
+        variants: recipes by name.
+        settings: seeds, scoring, folder.
+        on_event: events of every training run.
+        on_run: told before each run, finished ones included.
+
+    Returns:
+        The table, `ablation.md`; `ablation.json` lies beside it.
+
+    Raises:
+        ValueError: no variants, the folder holds runs of other settings, or too little time.
+    """
+    if not variants:
+        raise ValueError("There is nothing to compare; name recipes, such as recipes/ablation/*.")
+    on_run = on_run or (lambda *progress: None)
+    if settings.minutes is not None:
+        variants = _with_steps(variants, _plan_steps(variants, settings, settings.minutes))
+    runs = [(name, seed) for seed in range(settings.num_seeds) for name in variants]
+    tables: dict[str, list[AnswerTable]] = {name: [] for name in variants}
+    diverged = []
+    for number, (name, seed) in enumerate(runs, start=1):
+        on_run(name, seed, number, len(runs))
+        table = _result_of(name, seed, variants[name], settings, on_event)
+        if table is None:
+            diverged.append(f"{name} (seed {seed})")
+        else:
+            tables[name].append(table)
+    guesses = {name: [_score_guess(name, settings)] for name in GUESSES}
+    return _write_tables(tables | guesses, variants, settings, diverged)
+
+
+def _budget(config: RunConfig) -> list[tuple[int, int]]:
+    return [(stage.steps, stage.batch_size * stage.accumulation) for stage in config.stages]
+
+
+def _run_config(config: RunConfig, name: str, seed: int, out: Path) -> RunConfig:
+    """The recipe with its seed, in its folder; data sources draw other samples too."""
+    sources = tuple(
+        source.model_copy(update={"args": {**source.args, "seed": source.args["seed"] + seed}})
+        if "seed" in source.args
+        else source
+        for source in config.data
+    )
+    changes = {"name": f"seed_{seed}", "output_dir": out / name, "data": sources}
+    return config.model_copy(update={**changes, "seed": config.seed + seed})
+
+
+def _result_of(
+    name: str,
+    seed: int,
+    recipe: RunConfig,
+    settings: AblationSettings,
+    on_event: EventCallback | None,
+) -> AnswerTable | None:
+    """The scores of one run, from its result file or from training; None where it diverged."""
+    config = _run_config(recipe, name, seed, settings.out)
+    path = settings.out / name / f"seed_{seed}.json"
+    identity = {"recipe": _digest(config), **settings.scoring()}
+    found = _read_result(path, identity)
+    if found is None:
+        try:
+            _train(config, on_event)
+            found = {"sums": _score(config, settings).sums.tolist()}
+        except NonFiniteLossError as error:
+            found = {"diverged": str(error)}
+        write_files({path: json_bytes({**identity, **found})})
+        shutil.rmtree(config.run_folder / "checkpoints", ignore_errors=True)
+    return AnswerTable(np.array(found["sums"])) if "sums" in found else None
+
+
+def _digest(config: RunConfig) -> str:
+    """Names a recipe by what a run's result depends on, not by where it lies."""
+    values = config.model_dump(mode="json", exclude={"output_dir", "threads", "num_workers"})
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_result(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in identity.items():
+        if values.get(key) != value:
+            raise ValueError(
+                f"{path} was made with another {key} ({values.get(key)!r}, now {value!r}); use "
+                "another --out or the former settings."
+            )
+    return values
+
+
+def _train(config: RunConfig, on_event: EventCallback | None) -> None:
+    """Trains a run to its end, from its last checkpoint where there is one."""
+    if (config.run_folder / "model").is_dir():
+        return
+    log = config.run_folder / "train_log.jsonl"
+    if not any((config.run_folder / "checkpoints").glob("step_*")):
+        log.unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
+    train(config, on_event=on_event, resume=True)
+
+
+def _score(config: RunConfig, settings: AblationSettings) -> AnswerTable:
+    from pixellm.engine import load
+
+    engine = load(
+        config.run_folder,
+        device=settings.device,
+        dtype="float32",
+        max_new_tokens=MAX_NEW_TOKENS,
+    )
+    return score_variant(
+        engine,
+        settings.split,
+        settings.num_scenes,
+        dialogues_per_image=settings.dialogues_per_image,
+        batch_size=settings.batch_size,
+    )
+
+
+def _score_guess(name: str, settings: AblationSettings) -> AnswerTable:
+    """A baseline that reads no question, on the same scenes."""
+    path = settings.out / f"{name}.json"
+    found = _read_result(path, settings.scoring())
+    if found is None:
+        scenes = (settings.split, settings.num_scenes)
+        dialogues = settings.dialogues_per_image
+        guesser = guess_scenes(name, *scenes, dialogues_per_image=dialogues)
+        table = score_variant(guesser, *scenes, dialogues_per_image=dialogues)
+        found = {"sums": table.sums.tolist()}
+        write_files({path: json_bytes({**settings.scoring(), **found})})
+    return AnswerTable(np.array(found["sums"]))
+
+
+# How many steps fit into the minutes: measured once, on the first variant, and kept.
+
+
+def _plan_steps(
+    variants: Mapping[str, RunConfig], settings: AblationSettings, minutes: float
+) -> int:
+    """Steps of every run's last stage; from the plan file where the folder has one.
+
+    Raises:
+        ValueError: too little time for the runs, or a plan for other minutes or runs.
+    """
+    num_runs = len(variants) * settings.num_seeds
+    wanted = {"minutes": minutes, "runs": num_runs}
+    path = settings.out / "plan.json"
+    found = _read_result(path, wanted)
+    if found is None:
+        pace = _measure_pace(variants.get(BASE) or next(iter(variants.values())))
+        steps = math.floor(_TRAINING_SHARE * minutes * 60 / num_runs / pace)
+        if steps < _FEWEST_STEPS:
+            raise ValueError(
+                f"{num_runs} runs in {minutes:g} minutes leave {steps} steps each at {pace:.2f} s "
+                "a step; give more minutes, or fewer recipes or seeds."
+            )
+        found = {**wanted, "seconds_per_step": pace, "steps": steps}
+        settings.out.mkdir(parents=True, exist_ok=True)
+        write_files({path: json_bytes(found)})
+    return int(found["steps"])
+
+
+def _measure_pace(config: RunConfig) -> float:
+    """Seconds a step of the last stage takes, the first ones left out."""
+    moments: list[tuple[int, float]] = []
+
+    def note(event: TrainEvent) -> None:
+        if event.kind == "step":
+            moments.append((event.step, time.monotonic()))
+
+    last = config.stages[-1].model_copy(update={"steps": _PACE_STEPS})
+    with tempfile.TemporaryDirectory() as folder:
+        changes = {"output_dir": Path(folder), "name": "pace", "log_every": 5}
+        train(config.model_copy(update={**changes, "stages": (last,)}), on_event=note)
+    (first_step, first), (last_step, end) = moments[0], moments[-1]
+    return (end - first) / (last_step - first_step)
+
+
+def _with_steps(variants: Mapping[str, RunConfig], steps: int) -> dict[str, RunConfig]:
+    """The recipes with another length of their last stage."""
+    changed = {}
+    for name, config in variants.items():
+        *earlier, last = config.stages
+        warmup = min(last.warmup_steps, steps // 5)
+        stages = (*earlier, last.model_copy(update={"steps": steps, "warmup_steps": warmup}))
+        changed[name] = config.model_copy(update={"stages": stages})
+    return changed
+
+
+def _write_tables(
+    tables: Mapping[str, Sequence[AnswerTable]],
+    variants: Mapping[str, RunConfig],
+    settings: AblationSettings,
+    diverged: Sequence[str],
+) -> Path:
+    comparison = Comparison(tables)
+    budget = " + ".join(
+        f"{n} steps of {b} pictures" for n, b in _budget(next(iter(variants.values())))
+    )
+    notes = [
+        f"{len(variants)} variants with {settings.num_seeds} seeds each, {budget} per run. Scored "
+        f"on scenes, split {settings.split}: {settings.num_scenes} pictures with up to "
+        f"{settings.dialogues_per_image} dialogues each, free generation, strict protocol, "
+        "questions with targets. 95 % intervals: bootstrap over seeds and pictures; differences "
+        "are paired by picture. largest_object and all_objects are guesses from the true objects."
+    ]
+    if diverged:
+        notes.append(f"\nDiverged and left out: {', '.join(diverged)}.")
+    path = settings.out / "ablation.md"
+    values = {
+        "settings": {**asdict(settings), "out": str(settings.out)},
+        "budget": _budget(next(iter(variants.values()))),
+        "diverged": list(diverged),
+        **comparison_to_dict(comparison, BASE),
+    }
+    table = comparison_table(comparison, BASE, notes)
+    json_path = settings.out / "ablation.json"
+    write_files({json_path: json_bytes(values), path: table.encode("utf-8")})
+    return path

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from conftest import tiny_parts, tiny_texts
+from pixellm.checkpoint.build import build_model
+from pixellm.checkpoint.io import save_model
+from pixellm.training import ablation
+from pixellm.training.ablation import AblationSettings, ablate, load_variants
+from pixellm.training.config import RunConfig, load_config
+from pixellm.training.progress import TrainEvent
+from pixellm.training.trainer import NonFiniteLossError
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "ablation").glob("*.yaml"))
+STRUCTURE = {"tokens_4": 8, "scales_1": 3, "scales_3": 9, "single_token": 1}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained tiny model with room for the questions of scenes."""
+    parts = tiny_parts()
+    parts["text"]["config"]["max_position_embeddings"] = 1024
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, processor = build_model(parts, tiny_texts())
+    folder = tmp_path_factory.mktemp("start")
+    save_model(folder, model, processor)
+    return folder
+
+
+def write_recipe(folder: Path, name: str, start: Path, **changes: Any) -> Path:
+    """A two-step recipe; ``tokens`` is what it varies."""
+    settings = {"tokens_per_scale": changes.pop("tokens", 2)}
+    stage = {"name": "joint", "steps": 2, "batch_size": 1, "warmup_steps": 0}
+    args = {"split": "train", "seed": 0, "dialogues_per_image": 1, "long_side": 128}
+    recipe = {
+        "name": name,
+        "model": {"initial_weights": str(start), "settings": settings},
+        "data": [{"name": "scenes", "args": args}],
+        "collate": {"mask_size": 16, "max_length": 512},
+        "stages": [{**stage, **changes}],
+        "log_every": 1,
+        "threads": 1,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def variants(tmp_path: Path, start: Path) -> dict[str, RunConfig]:
+    paths = [write_recipe(tmp_path, "base", start), write_recipe(tmp_path, "one", start, tokens=1)]
+    return load_variants(paths)
+
+
+def settings_for(folder: Path, **changes: Any) -> AblationSettings:
+    options = {"num_seeds": 2, "num_scenes": 2, "dialogues_per_image": 1, "device": "cpu"}
+    return AblationSettings(folder / "runs", **{**options, **changes})
+
+
+def fail_to_train(*_: Any, **__: Any) -> None:
+    raise AssertionError("This run is finished; nothing may train.")
+
+
+def test_it_trains_scores_and_tabulates_and_goes_on_where_it_stopped(
+    tmp_path: Path, variants: dict[str, RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation, "MAX_NEW_TOKENS", 6)
+    events: list[TrainEvent] = []
+    runs: list[tuple[str, int]] = []
+    told = {"on_event": events.append, "on_run": lambda name, seed, *_: runs.append((name, seed))}
+    table = ablate(variants, settings_for(tmp_path), **told)
+    assert runs == [("base", 0), ("one", 0), ("base", 1), ("one", 1)]
+    assert sum(event.kind == "end" for event in events) == 4
+    text = table.read_text(encoding="utf-8")
+    assert "2 variants with 2 seeds each, 2 steps of 1 pictures per run" in text
+    for name in ("base", "one", "largest_object", "all_objects"):
+        assert f"\n| {name} |" in text
+    weights = (tmp_path / "runs/base/seed_0/model/model.safetensors").read_bytes()
+    assert weights != (tmp_path / "runs/base/seed_1/model/model.safetensors").read_bytes()
+    assert not list((tmp_path / "runs").rglob("trainer.pt")), "checkpoints are cleared away"
+
+    (tmp_path / "runs/one/seed_1.json").unlink()
+    monkeypatch.setattr(ablation, "train", fail_to_train)
+    assert ablate(variants, settings_for(tmp_path)).read_text(encoding="utf-8") == text
+    with pytest.raises(ValueError, match="made with another num_scenes"):
+        ablate(variants, settings_for(tmp_path, num_scenes=3))
+
+
+def test_results_of_another_recipe_are_not_mixed_in(
+    tmp_path: Path, start: Path, variants: dict[str, RunConfig]
+) -> None:
+    results = tmp_path / "runs" / "base"
+    results.mkdir(parents=True)
+    scoring = settings_for(tmp_path).scoring()
+    (results / "seed_0.json").write_text(json.dumps({"recipe": "0123", **scoring, "sums": []}))
+    with pytest.raises(ValueError, match="made with another recipe"):
+        ablate(variants, settings_for(tmp_path))
+
+
+def test_a_run_that_diverges_is_named_and_left_out(
+    tmp_path: Path, variants: dict[str, RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(config: RunConfig, **_: Any) -> Path:
+        raise NonFiniteLossError("The loss of step 1 is not finite.")
+
+    monkeypatch.setattr(ablation, "train", diverge)
+    text = ablate(variants, settings_for(tmp_path, num_seeds=1)).read_text(encoding="utf-8")
+    assert "Diverged and left out: base (seed 0), one (seed 0)." in text
+    assert "| all_objects |" in text
+    assert "| base |" not in text
+
+
+def test_minutes_become_one_number_of_steps_that_later_calls_keep(
+    tmp_path: Path, variants: dict[str, RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[RunConfig] = []
+
+    def note(config: RunConfig, **_: Any) -> Path:
+        trained.append(config)
+        raise NonFiniteLossError("stop")
+
+    monkeypatch.setattr(ablation, "train", note)
+    monkeypatch.setattr(ablation, "_measure_pace", lambda config: 0.5)
+    settings = settings_for(tmp_path, minutes=4.0)
+    ablate(variants, settings)
+    # 4 runs in 4 minutes, three quarters of them training: 45 s at 0.5 s a step
+    assert {config.stages[-1].steps for config in trained} == {90}
+    monkeypatch.setattr(ablation, "_measure_pace", fail_to_train)
+    ablate(variants, settings)
+    with pytest.raises(ValueError, match="made with another minutes"):
+        ablate(variants, settings_for(tmp_path, minutes=5.0))
+
+
+def test_too_little_time_is_refused(
+    tmp_path: Path, variants: dict[str, RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation, "_measure_pace", lambda config: 10.0)
+    with pytest.raises(ValueError, match="4 runs in 1 minutes leave 1 steps each"):
+        ablate(variants, settings_for(tmp_path, minutes=1.0))
+
+
+def test_the_pace_is_that_of_steps(tmp_path: Path, variants: dict[str, RunConfig]) -> None:
+    assert 0 < ablation._measure_pace(variants["base"]) < 60
+
+
+def test_variants_share_their_budget_and_have_names_of_their_own(
+    tmp_path: Path, start: Path
+) -> None:
+    base = write_recipe(tmp_path, "base", start)
+    longer = write_recipe(tmp_path, "longer", start, steps=3)
+    with pytest.raises(ValueError, match="longer and base train for different budgets"):
+        load_variants([base, longer])
+    assert load_variants([base, longer], ["stages.0.steps=5"])["longer"].stages[0].steps == 5
+    with pytest.raises(ValueError, match="Two variants are called 'base'"):
+        load_variants([base, base])
+    with pytest.raises(ValueError, match="nothing to compare"):
+        ablate({}, settings_for(tmp_path))
+
+
+def test_the_recipes_differ_from_base_in_what_they_are_named_for() -> None:
+    configs = {path.stem: load_config(path) for path in RECIPES}
+    assert len(load_variants(RECIPES)) == 12
+    base = configs["base"].model_dump()
+    for name, config in configs.items():
+        values = config.model_dump()
+        changed = {key for key in values if values[key] != base[key]} - {"name"}
+        expected = {"data"} if name == "single_target_data" else {"model"}
+        assert changed == (expected if name != "base" else set()), name
+        assert config.name == name
+
+
+@pytest.mark.parametrize("name", STRUCTURE)
+def test_recipes_of_other_shapes_build_around_nano(name: str) -> None:
+    path = next(path for path in RECIPES if path.stem == name)
+    model, processor = build_model(load_config(path).model)
+    assert model.config.group_size == len(processor.codec.codebook_ids) == STRUCTURE[name]
+    size = model.config.image_size
+    with torch.no_grad():
+        encoded, _ = model.model.encode_images(torch.zeros(1, 3, size, size))
+        states = torch.zeros(1, STRUCTURE[name], model.config.text_config.hidden_size)
+        masks = model.decode_masks(
+            model.model.codebook(states), encoded.features, torch.zeros(1, dtype=torch.long)
+        )
+    assert masks.shape[1:] == ((96, 96) if name == "scales_3" else (48, 48))
