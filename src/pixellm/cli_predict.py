@@ -7,14 +7,16 @@ kill is not its business. :func:`add_commands` puts the command into the command
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from pixellm.engine import Engine
+    from pixellm.prediction.rows import Row
 
 _Question = Annotated[
     str, typer.Argument(help="Asked about each picture of a folder, and where a line has none.")
@@ -29,6 +31,15 @@ _Ray = Annotated[
 ]
 
 
+Quantize = Annotated[
+    str | None, typer.Option(help="int8 or int4: the language model's weights in so many bits.")
+]
+Offload = Annotated[
+    Path | None,
+    typer.Option(help="Folder for weights that fit neither the GPU nor memory; spreads the model."),
+]
+
+
 @dataclass(frozen=True)
 class EngineLoader:
     """Loads an engine in whichever process it is called; small enough to be sent there."""
@@ -36,7 +47,8 @@ class EngineLoader:
     model: str
     device: str
     dtype: str
-    max_batch: int
+    quantize: str | None = None
+    offload: Path | None = None
 
     def __call__(self) -> Engine:
         """Load it."""
@@ -45,7 +57,13 @@ class EngineLoader:
         logging.set_verbosity_error()
         from pixellm.engine import load
 
-        return load(self.model, device=self.device, dtype=self.dtype, max_batch=self.max_batch)
+        return load(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            quantize=self.quantize,
+            offload_folder=self.offload,
+        )
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -61,23 +79,30 @@ def predict(
     dataset: Annotated[Path, typer.Argument(help="JSONL of image and question, or a folder.")],
     question: _Question = "",
     out: _Out = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Questions answered, and written to OUT, together.")
+    ] = 32,
     ray: _Ray = 0,
     model: Annotated[
         str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")
     ] = "nano",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    quantize: Quantize = None,
+    offload: Offload = None,
 ) -> None:
     """Answer questions about many pictures; the same command goes on where a stopped one was."""
     from pixellm.prediction.rows import read_rows
 
     rows = read_rows(dataset, question)
     target = out or Path(f"{dataset.resolve().stem}_pixellm.jsonl")
-    run_and_report(rows, target, EngineLoader(model, device, dtype, batch_size), ray)
+    loader = EngineLoader(model, device, dtype, quantize, offload)
+    _run_and_report(rows, target, loader, batch_size, ray)
 
 
-def run_and_report(rows: Any, target: Path, load: EngineLoader, ray_workers: int = 0) -> None:
+def _run_and_report(
+    rows: Sequence[Row], target: Path, load: EngineLoader, batch_size: int, ray_workers: int
+) -> None:
     """Run a job with a progress bar; say at the end what was written and what went wrong."""
     from rich.console import Console
 
@@ -93,7 +118,7 @@ def run_and_report(rows: Any, target: Path, load: EngineLoader, ray_workers: int
     )
     try:
         with answers_progress(Console(stderr=True)) as progress:
-            state = run_job(rows, target, load.model, spread, load.max_batch, progress)
+            state = run_job(rows, target, load.model, spread, batch_size, progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
     typer.echo(f"Wrote {target}: {state.done - state.bad} answers.")

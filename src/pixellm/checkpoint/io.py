@@ -78,6 +78,8 @@ def load_model_and_processor(
     revision: str | None = None,
     vision_tower: str | Path | None = None,
     quantization_config: Any | None = None,
+    offload_folder: str | Path | None = None,
+    max_memory: dict[int | str, int | str] | None = None,
 ) -> tuple[PixelLMForConditionalGeneration, PixelLMProcessor]:
     """Load a model and its processor, ready for evaluation.
 
@@ -90,6 +92,10 @@ def load_model_and_processor(
         vision_tower: CLIP of a released PixelLM, which is converted once into the cache; the one
             that it names where None.
         quantization_config: of transformers, for weights that are quantized as they are read.
+        offload_folder: for models that do not fit: spread weights over GPUs, main memory and,
+            where both are full, this folder. ``device`` does not count then.
+        max_memory: by device, "cpu" or the number of a GPU, with ``offload_folder``; all that is
+            free where None.
 
     Raises:
         FileNotFoundError: no such model, or a file of it is missing.
@@ -102,6 +108,7 @@ def load_model_and_processor(
     is_local = Path(resolved).is_dir()
     if is_local:
         check_files(Path(resolved))
+    placement = _placement(quantization_config, device, offload_folder, max_memory)
     try:
         with _without_progress_bar() if is_local else nullcontext():
             model, report = PixelLMForConditionalGeneration.from_pretrained(
@@ -111,7 +118,7 @@ def load_model_and_processor(
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below with its name
-                **_placement(quantization_config, device),
+                **placement,
             )
         processor = PixelLMProcessor.from_pretrained(resolved, revision=revision)
     except SafetensorError as error:
@@ -123,7 +130,7 @@ def load_model_and_processor(
         raise FileNotFoundError(f"The model {str(source)!r} cannot be loaded: {first}") from error
     _check_report(source, report)
     model.eval()
-    return (model if quantization_config is not None else model.to(device)), processor
+    return (model if placement else model.to(device)), processor
 
 
 def _own_checkpoint(source: str, vision_tower: str | Path | None, revision: str | None) -> str:
@@ -148,11 +155,20 @@ def _without_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _placement(quantization_config: Any | None, device: str | torch.device) -> dict[str, Any]:
-    """Quantized weights are read straight onto their device and stay there."""
-    if quantization_config is None:
-        return {}
-    return {"quantization_config": quantization_config, "device_map": {"": device}}
+def _placement(
+    quantization_config: Any | None,
+    device: str | torch.device,
+    offload_folder: str | Path | None,
+    max_memory: dict[int | str, int | str] | None,
+) -> dict[str, Any]:
+    """Where weights are read to, where they can't be moved later: quantized or spread."""
+    placement: dict[str, Any] = {}
+    if quantization_config is not None:
+        placement |= {"quantization_config": quantization_config, "device_map": {"": device}}
+    if offload_folder is not None:
+        folder = str(offload_folder)
+        placement |= {"device_map": "auto", "offload_folder": folder, "max_memory": max_memory}
+    return placement
 
 
 def _load_with_adapters(

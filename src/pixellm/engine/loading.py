@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pixellm.checkpoint.io import load_model_and_processor
+from pixellm.checkpoint.quantize import quantization_config, quantize_model
 from pixellm.engine.engine import Engine
 
 
@@ -22,6 +23,9 @@ def load(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     vision_tower: str | Path | None = None,
+    quantize: str | None = None,
+    offload_folder: str | Path | None = None,
+    max_memory: dict[int | str, int | str] | None = None,
     **options: Any,
 ) -> Engine:
     """Load a model, ready to answer.
@@ -33,6 +37,11 @@ def load(
         dtype: "auto" is bfloat16 on a GPU and float32 elsewhere.
         revision: commit, tag or branch on the hub.
         vision_tower: CLIP of a released PixelLM; the one that it names where None.
+        quantize: "int8" or "int4" rounds the language model's weights (extra ``quant``); masks
+            keep their precision, see :mod:`pixellm.checkpoint.quantize`.
+        offload_folder: for models that do not fit: weights are spread over GPUs, main memory and
+            this folder (needs accelerate).
+        max_memory: what may be used of each device, with ``offload_folder``.
         **options: arguments of :class:`Engine`.
 
     Raises:
@@ -40,9 +49,19 @@ def load(
     """
     chosen = pick_device(device)
     floating = pick_dtype(dtype, chosen)
+    rounding = None if quantize is None else quantization_config(quantize, chosen, floating)
     model, processor = load_model_and_processor(
-        source, dtype=floating, device=chosen, revision=revision, vision_tower=vision_tower
+        source,
+        dtype=floating,
+        device=chosen,
+        revision=revision,
+        vision_tower=vision_tower,
+        quantization_config=rounding,
+        offload_folder=offload_folder,
+        max_memory=max_memory,
     )
+    if quantize is not None and getattr(model, "hf_quantizer", None) is None:
+        quantize_model(model, quantize)  # adapters are folded into weights that are whole
     return Engine(model, processor, **options)
 
 
