@@ -1,0 +1,111 @@
+"""What all readers share: lazy samples, and how training and recipes take them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from refer_layouts import all_turns, coco_set, refs_of, write_refer
+
+from pixellm.data.readers.base import BadRow, LazySamples, Reader, check_split
+from pixellm.data.registry import READERS, open_reader, reader_class
+from pixellm.training.config import DataSource, Stage
+from pixellm.training.stream import DATASETS, Mixture, batch_stream, build_sources
+from pixellm.types import Sample, Turn
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    instances = coco_set(tmp_path / "coco/train2014")
+    write_refer(tmp_path, "refcoco", "refs(unc).p", instances, refs_of(instances))
+    return tmp_path
+
+
+def _sample(number: int) -> Sample:
+    return Sample(Path(f"{number}.jpg"), (4, 5), (Turn(f"Question {number}?", "No."),))
+
+
+def test_lazy_samples_build_only_what_is_asked_for() -> None:
+    built = []
+
+    def build(number: int) -> Sample:
+        built.append(number)
+        return _sample(number)
+
+    samples = LazySamples(5, build)
+    some = samples[1:4]
+    assert len(some) == 3 and built == []
+    assert samples[-1] == _sample(4)
+    assert list(some[::-1]) == [_sample(3), _sample(2), _sample(1)]
+    assert built == [4, 3, 2, 1]
+    with pytest.raises(IndexError):
+        samples[5]
+
+
+def test_a_bad_row_reads_as_a_line() -> None:
+    assert str(BadRow(Path("a.json"), "entry 3", "No.")) == "a.json, entry 3: No."
+    assert str(BadRow(Path("a.jpg"), "", "Gone.")) == "a.jpg: Gone."
+
+
+@pytest.mark.parametrize("name", list(READERS))
+def test_every_registered_reader_keeps_its_word(name: str, tmp_path: Path) -> None:
+    reader = reader_class(name)
+    assert issubclass(reader, Reader) and reader.name == name
+    assert reader.title and reader.obtain and len(set(reader.splits)) == len(reader.splits) > 0
+    with pytest.raises(ValueError, match="no split 'nowhere'"):
+        open_reader(name, tmp_path, "nowhere")
+
+
+@pytest.mark.parametrize("name", ["refcoco", "refclef", "grefcoco", "reasonseg", "muse"])
+def test_missing_files_are_known_before_a_reader_is_opened(name: str, tmp_path: Path) -> None:
+    reader = reader_class(name)
+    for split in reader.splits:
+        missing = check_split(reader, tmp_path, split)
+        assert missing == reader.files(tmp_path, split) != ()
+        with pytest.raises(FileNotFoundError, match="which is missing"):
+            open_reader(name, tmp_path, split)
+
+
+def test_a_split_that_is_complete_lacks_nothing(root: Path) -> None:
+    assert check_split(reader_class("refcoco"), root, "val") == ()
+    assert check_split(reader_class("multi-refcoco"), root, "val") == ()
+    assert [path.name for path in check_split(reader_class("refcoco"), root, "test")] == [
+        "refs(google).p"
+    ]
+
+
+def test_recipes_name_readers(root: Path) -> None:
+    assert READERS.items() <= DATASETS.items()
+    source = DataSource(name="refcoco", args={"root": str(root), "split": "train", "per_item": 1})
+    stage = Stage(name="joint", steps=1, batch_size=1)
+    (reader,) = build_sources([source], stage)
+    assert isinstance(reader, Reader)
+    assert len(reader) == 16
+
+
+def test_a_mixture_takes_a_readers_epochs_one_after_the_other(root: Path) -> None:
+    reader = open_reader("refcoco", root, "train")
+    mixture = Mixture([reader], [1.0])
+    count = len(reader)
+    for epoch in (0, 1, 2):
+        found = [mixture[epoch * count + i] for i in range(count)]
+        assert found == [reader.dialogues(i, epoch) for i in range(count)]
+    assert all_turns(reader, 1) != all_turns(reader, 2)
+
+
+def test_workers_and_ranks_share_an_epoch_without_repeats(root: Path) -> None:
+    reader = open_reader("refcoco", root, "train", per_item=1)
+    seen = []
+    for rank in (0, 1):
+        batches = batch_stream(
+            Mixture([reader], [1.0]),
+            lambda rows: {"ids": [sample.id for row in rows for sample in row]},
+            start=0,
+            batch_size=2,
+            num_batches=4,
+            rank=rank,
+            num_processes=2,
+            num_workers=2,
+        )
+        seen += [identity for batch in batches for identity in batch["ids"]]
+    assert len(seen) == len(set(seen)) == len(reader) == 16
