@@ -20,7 +20,11 @@ from pixellm.data.registry import READERS
 from pixellm.training.config import DataSource, Stage
 from pixellm.types import Sample
 
-DATASETS: dict[str, str] = {"scenes": "pixellm.data.scenes.dataset:ScenesDataset", **READERS}
+DATASETS: dict[str, str] = {
+    "scenes": "pixellm.data.scenes.dataset:ScenesDataset",
+    "single_target_scenes": "pixellm.data.scenes.single_target:SingleTargetScenes",
+    **READERS,
+}
 """Name in a recipe -> `module:class`."""
 
 PERIOD = 1000
