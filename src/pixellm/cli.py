@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from pixellm import __version__
+from pixellm.cli_ablate import add_commands as add_ablation_commands
 from pixellm.cli_convert import add_commands
 from pixellm.cli_data import add_data_commands
 from pixellm.cli_train import add_commands as add_train_commands
@@ -180,6 +181,7 @@ def chat(
 add_train_commands(app)
 add_commands(app)
 add_data_commands(data_app)
+add_ablation_commands(app, data_app)
 
 
 @evaluate_app.command(
