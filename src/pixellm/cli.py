@@ -19,6 +19,7 @@ from pixellm import __version__
 from pixellm.cli_ablate import add_commands as add_ablation_commands
 from pixellm.cli_convert import add_commands
 from pixellm.cli_data import add_data_commands
+from pixellm.cli_eval import add_commands as add_evaluation_commands
 from pixellm.cli_train import add_commands as add_train_commands
 
 if TYPE_CHECKING:
@@ -181,38 +182,8 @@ def chat(
 add_train_commands(app)
 add_commands(app)
 add_data_commands(data_app)
+add_evaluation_commands(app, evaluate_app)
 add_ablation_commands(app, data_app)
-
-
-@evaluate_app.command(
-    "scenes",
-    epilog="Examples:\n\n    pixellm eval scenes --model nano --split test --json scenes.json"
-    "\n\n    pixellm eval scenes --model runs/nano --split test_style --num 100 --seed 7",
-)
-def evaluate_scenes(
-    model: _Model = "nano",
-    split: _Split = "test",
-    num: Annotated[int, typer.Option(min=1, help="Pictures.")] = 500,
-    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues about each picture.")] = 4,
-    seed: _Seed = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
-    json: Annotated[str, typer.Option(help="JSON file; - for standard output.")] = "",
-    device: _Device = "auto",
-    dtype: _Dtype = "auto",
-) -> None:
-    """Score a model on drawn scenes, by free generation and with 95 % intervals."""
-    from pixellm.data.scenes.dataset import ScenesDataset
-    from pixellm.terminal import print_scenes_report, scenes_progress
-
-    ScenesDataset(split, seed, num, dialogues)  # refuses what can't be drawn before a model loads
-    engine = _load_engine(model, device, dtype)
-    scenes = _import_quietly("pixellm.evaluation.scenes")
-    with scenes_progress(_console(stderr=True)) as progress:
-        report = scenes.evaluate_scenes(
-            engine, split, seed, num, batch_size, progress, dialogues_per_image=dialogues
-        )
-    print_scenes_report(_console(stderr=json == "-"), report)
-    _write_json({"model": model, "dialogues_per_image": dialogues, **report.to_dict()}, json)
 
 
 @data_app.command(
@@ -293,17 +264,6 @@ def _show_answer(prediction: Prediction, values: dict[str, Any], *, as_json: boo
         typer.echo(json_bytes(values), nl=False)
     else:
         print_answer(_console(), prediction)
-
-
-def _write_json(values: dict[str, Any], target: str) -> None:
-    """To a file, to standard output for "-", nowhere for ""."""
-    from pixellm.answer_files import json_bytes, write_files
-
-    if target == "-":
-        typer.echo(json_bytes(values), nl=False)
-    elif target:
-        write_files({Path(target): json_bytes(values)})
-        typer.echo(f"Wrote {target}")
 
 
 def _console(*, stderr: bool = False) -> Console:

@@ -49,6 +49,8 @@ _SPLITS = {
 }
 
 _Model = Annotated[str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")]
+_Split = Annotated[str, typer.Option(help="Part of the data set.")]
+_Data = Annotated[Path, typer.Option(help="Folder that holds the data sets.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 _Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
 _Mode = Annotated[
@@ -77,7 +79,8 @@ def add_commands(app: typer.Typer, evaluate_app: typer.Typer) -> None:
     for name in _ASKED:
         evaluate_app.command(
             name,
-            help=f"{_ASKED[name]} Writes a report with 95 % intervals and pictures.",
+            help=f"{_ASKED[name]} Writes a report with 95 % intervals and pictures. "
+            f"Splits: {_SPLITS[name]}.",
             epilog=f"Examples:\n\n    pixellm eval {name} --model nano --data data"
             f"\n\n    pixellm eval {name} --model runs/mine --split val --limit 100 --out report",
         )(_benchmark_command(name))
@@ -92,8 +95,8 @@ def _benchmark_command(name: str) -> Callable[..., None]:
 
     def command(
         model: _Model = "nano",
-        split: Annotated[str, typer.Option(help=f"{_SPLITS[name]}.")] = "val",
-        data: Annotated[Path, typer.Option(help="Folder that holds the data sets.")] = Path("data"),
+        split: _Split = "val",
+        data: _Data = Path("data"),
         mode: _Mode = "",
         protocol: _Protocol = "strict",
         limit: _Limit = 0,
@@ -128,6 +131,7 @@ def evaluate_scenes(
 ) -> None:
     """Score a model on drawn scenes, with 95 % intervals; with --out, write a report too."""
     from pixellm.data.scenes.dataset import ScenesDataset
+    from pixellm.terminal import scenes_progress
 
     ScenesDataset(split, seed, num, dialogues)  # refuses what can't be drawn before a model loads
     if out is None and (mode or limit or protocol != "strict"):
@@ -138,7 +142,12 @@ def evaluate_scenes(
         records = _run(run, out, batch_size, device, dtype)
         report = _import_quietly("pixellm.evaluation.scenes").report_records(records, split, seed)
     else:
-        report = _evaluate_scenes(_load_engine(model, device, dtype), locals())
+        engine = _load_engine(model, device, dtype)
+        scenes = _import_quietly("pixellm.evaluation.scenes")
+        with scenes_progress(_console(stderr=True)) as progress:
+            report = scenes.evaluate_scenes(
+                engine, split, seed, num, batch_size, progress, dialogues_per_image=dialogues
+            )
     _show_scenes(report, json, {"model": model, "dialogues_per_image": dialogues})
 
 
@@ -204,24 +213,6 @@ def _run(run: BenchmarkRun, out: Path, batch_size: int, device: str, dtype: str)
             _print_table(console, table)
         typer.echo(f"Wrote {out / 'report.html'}, report.md and report.json")
     return records
-
-
-def _evaluate_scenes(engine: Engine, options: dict[str, Any]) -> ScenesReport:
-    """Scenes without a folder: nothing is kept but the scores."""
-    from pixellm.terminal import scenes_progress
-
-    scenes = _import_quietly("pixellm.evaluation.scenes")
-    with scenes_progress(_console(stderr=True)) as progress:
-        report: ScenesReport = scenes.evaluate_scenes(
-            engine,
-            options["split"],
-            options["seed"],
-            options["num"],
-            options["batch_size"],
-            progress,
-            dialogues_per_image=options["dialogues"],
-        )
-    return report
 
 
 def _show_scenes(report: ScenesReport, target: str, about: dict[str, Any]) -> None:
