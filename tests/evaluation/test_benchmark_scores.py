@@ -1,0 +1,327 @@
+"""Scores of whole benchmarks: hand-computed tables, both units, both protocols, curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from bit_masks import mask_bits, masks_of, untimed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pixellm.evaluation.benchmarks import BENCHMARKS, find_benchmark, open_questions
+from pixellm.evaluation.curves import (
+    calibration_error,
+    compute_calibration,
+    compute_precision,
+)
+from pixellm.evaluation.metrics import MuseScorer
+from pixellm.evaluation.records import MASK_LOGITS, AnswerRecord, Place, build_record
+from pixellm.evaluation.scores import SCORES, Rules, picture_ratios, size_bin
+from pixellm.evaluation.slots import Slot
+from pixellm.evaluation.summary import summarize
+from pixellm.masks import encode_mask
+from pixellm.types import Prediction, Segment, Target, Turn
+
+SIZE = (3, 4)
+STRICT, UNION = Rules("slots", "free", "strict"), Rules("union", "free", "strict")
+
+
+def record(
+    predicted: Sequence[int],
+    true: Sequence[int],
+    *,
+    picture: str = "a",
+    scores: Sequence[float] | None = None,
+    labels: Sequence[str] | None = None,
+    ignore: int = 0,
+    kind: str = "",
+    protocol: str = "strict",
+    pairs: list[tuple[int, int]] | None = None,
+) -> AnswerRecord:
+    """An answered question with masks given by bits; targets are called "cup"."""
+    ignored = encode_mask(masks_of(ignore)[0]) if ignore else None
+    targets = tuple(Target("cup", encode_mask(mask), ignored) for mask in masks_of(*true))
+    turn = Turn("what?", "a cup {seg} " * len(targets) or "none", targets, kind)
+    segments = tuple(
+        Segment(label, mask, score, (0, len(label)))
+        for mask, label, score in zip(
+            masks_of(*predicted),
+            labels or ["the cup"] * len(predicted),
+            scores or [0.5] * len(predicted),
+            strict=True,
+        )
+    )
+    info = {MASK_LOGITS: masks_of(*predicted).astype(np.float32) * 6 - 3, "num_tokens": 7}
+    prediction = Prediction("the cup", segments, turn.question, SIZE, info)
+    place = Place(0, 0, 1, f"{picture}-{len(segments)}", picture)
+    return build_record(place, turn, prediction, 0.25, protocol=protocol, pairs=pairs)
+
+
+def divide(ratio: tuple[float, float]) -> float:
+    return ratio[0] / ratio[1]
+
+
+def values(records: Sequence[AnswerRecord], rules: Rules = STRICT) -> dict[str, float]:
+    overall = summarize(records, rules).groups["overall"].scores
+    return {name: estimate.value for name, estimate in overall.items()}
+
+
+# Question 1: two truths of 4 and 2 pixels; the first found exactly, the second half, one spurious.
+# Question 2: nothing to find, and silence.  Question 3: one truth of 4 pixels, silence.
+HAND_MADE = [
+    record((0b1111, 0b1_0000, 0b1100_0000_0000), (0b1111, 0b11_0000), picture="a"),
+    record((), (), picture="b"),
+    record((), (0b1111,), picture="c"),
+]
+
+
+def test_scores_of_slots_by_hand():
+    found = values(HAND_MADE)
+    ious = [1, 1 / 2, 0, 0]
+    expected = {
+        "giou": (sum(ious) + 1) / 5,  # silence counts as one IoU of 1
+        "giou_targets": sum(ious) / 4,
+        "ciou": (4 + 1) / (4 + 2 + 2 + 4),
+        "p@0.5": 2 / 4,
+        "p@0.6": 1 / 4,
+        "p@0.9": 1 / 4,
+        "precision": 2 / 3,
+        "recall": 2 / 3,
+        "set_accuracy": 1 / 3,
+        "n_acc": 1.0,
+        "t_acc": 1 / 2,
+        "union_giou": (5 / 8 + 1 + 0) / 3,
+        "union_ciou": 5 / (8 + 4),
+        "name_recall": 2 / 3,
+        "name_precision": 2 / 3,
+        "seconds": 0.25,
+        "tokens": 7.0,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_scores_of_joined_masks_by_hand():
+    found = values(HAND_MADE, UNION)
+    expected = {
+        "giou": (5 / 8 + 1 + 0) / 3,
+        "ciou": 5 / 12,
+        "p@0.6": 1 / 2,
+        "p@0.7": 0.0,
+        "n_acc": 1.0,
+        "t_acc": 1 / 2,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert "union_giou" not in found  # it would only repeat gIoU
+
+
+def test_empty_masks_say_nothing_where_masks_are_joined():
+    silent_in_effect = [record((0,), (), picture="a")]
+    assert values(silent_in_effect, UNION)["n_acc"] == 1
+    assert values(silent_in_effect, STRICT)["n_acc"] == 0
+
+
+def test_groups_by_targets_size_and_kind():
+    records = [record((0b1,), (0b1,), kind="k"), record((), (0b1111,) * 6, kind="l", picture="b")]
+    summary = summarize(records, STRICT)
+    assert {"targets 1", "targets 6+", "kind k", "kind l", "size 4-16 %"} < summary.groups.keys()
+    assert summary.score("giou", "targets 1").value == 1
+    assert summary.score("giou", "targets 6+").value == 0
+    assert summary.groups["size >= 16 %"].count == 6
+    assert summary.score("target_iou", "size 4-16 %").value == 1
+    assert summary.score("giou", "no such group").value is None
+
+
+@pytest.mark.parametrize(
+    "share, name",
+    [(0.0, "< 1 %"), (0.0099, "< 1 %"), (0.01, "1-4 %"), (0.04, "4-16 %"), (1.0, ">= 16 %")],
+)
+def test_bins_of_size(share, name):
+    assert size_bin(share) == name
+
+
+def test_ignored_pixels_count_for_nobody():
+    # Predicted: the truth and two pixels beside it, one of which is ignored.
+    with_ignored = record((0b0111,), (0b0001,), ignore=0b0110)
+    assert with_ignored.slots[0].iou == 1
+    assert record((0b0111,), (0b0001,), ignore=0b0100).slots[0].iou == pytest.approx(1 / 2)
+    # What a target claims counts, ignored or not.
+    assert record((0b0010,), (0b0011,), ignore=0b0001).slots[0].iou == pytest.approx(1 / 2)
+
+
+def test_given_answers_are_paired_by_place_and_their_names_not_judged():
+    crossed = record((0b1100, 0b0011), (0b0011, 0b1100), pairs=[(0, 0), (1, 1)])
+    found = values([crossed], Rules("slots", "forced", "strict"))
+    assert found["giou"] == 0
+    assert "name_recall" not in found
+
+
+def test_the_released_scores_are_those_of_the_scorer():
+    pictures = [
+        [((0b1111, 0b1_0000, 0b11_0000_0000), (0b1111, 0b11_0000)), ((), (0b1,))],
+        [((0b111,), (0b1,)), ((0b1,), ())],
+    ]
+    scorer = MuseScorer("released")
+    records = []
+    for name, questions in zip("ab", pictures, strict=True):
+        logits = [(masks_of(*p).astype(np.float32) * 6 - 3, masks_of(*g)) for p, g in questions]
+        scorer.update(logits)
+        records += [record(p, g, picture=name, protocol="released") for p, g in questions]
+    found, expected = values(records, Rules("slots", "free", "released")), scorer.compute()
+    for name in ("giou", "ciou"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-5)
+    strict = values(records, STRICT)
+    assert found["strict_giou"] == pytest.approx(strict["giou"])
+    assert found["giou"] > strict["giou"]
+
+
+def test_the_released_protocol_needs_logits():
+    turn = Turn("what?", "a cup {seg}", (Target("cup", encode_mask(masks_of(1)[0])),))
+    shown = Segment("cup", masks_of(1)[0], 0.5, (0, 3))
+    prediction = Prediction("cup", (shown,), "what?", SIZE)
+    with pytest.raises(ValueError, match="carries no mask logits"):
+        build_record(Place(0, 0, 1, "s", "p"), turn, prediction, 0.0, protocol="released")
+
+
+bits = st.lists(mask_bits, max_size=3)
+NEVER_RAISED = ("giou", "ciou", "p@0.5", "p@0.9", "boundary_iou", "precision", "recall", "n_acc")
+
+
+@settings(untimed, max_examples=40)
+@given(bits, bits, mask_bits)
+def test_a_spurious_mask_never_raises_a_score(predicted, true, spurious):
+    for number in true:
+        spurious &= ~number
+    if not spurious:
+        return
+    for rules, names in ((STRICT, NEVER_RAISED), (UNION, ("giou", "ciou", "n_acc"))):
+        before, after = (
+            picture_ratios([record(masks, true)], rules)
+            for masks in (predicted, [*predicted, spurious])
+        )
+        for name in names:
+            if before[name][1]:
+                assert divide(after[name]) <= divide(before[name]) + 1e-7
+
+
+@settings(untimed, max_examples=40)
+@given(st.lists(bits, min_size=1, max_size=3))
+def test_perfect_answers_score_one(questions):
+    visible = [[number for number in true if number] for true in questions]
+    for rules in (STRICT, UNION):
+        ratios = picture_ratios([record(true, true) for true in visible], rules)
+        for name in (*NEVER_RAISED, "set_accuracy", "t_acc"):
+            assert ratios[name][0] == pytest.approx(ratios[name][1])
+
+
+@settings(untimed, max_examples=40)
+@given(bits, bits, st.randoms(use_true_random=False))
+def test_the_order_of_masks_never_matters(predicted, true, random):
+    shuffled = [random.sample(masks, len(masks)) for masks in (predicted, true)]
+    for rules in (STRICT, UNION):
+        first, second = (
+            picture_ratios([record(*masks)], rules) for masks in ((predicted, true), shuffled)
+        )
+        for name in (*NEVER_RAISED[:4], "precision", "recall", "set_accuracy"):
+            assert first[name] == pytest.approx(second[name], abs=1e-7)
+
+
+def test_every_score_has_a_meaning():
+    ratios = picture_ratios(HAND_MADE, STRICT)
+    assert ratios.keys() == SCORES.keys()
+    for benchmark in BENCHMARKS.values():
+        assert set(benchmark.headline) <= SCORES.keys()
+
+
+# --- the masks' own scores ---------------------------------------------------------------------
+
+
+def test_average_precision_ranks_by_score():
+    # One truth a question; the right mask has the higher score in the first set only.
+    right_first = [record((0b1, 0b1000), (0b1,), scores=(0.9, 0.1))]
+    wrong_first = [record((0b1, 0b1000), (0b1,), scores=(0.1, 0.9))]
+    assert compute_precision(right_first).ap == pytest.approx(1)
+    assert compute_precision(wrong_first).ap == pytest.approx(0.5)
+
+
+def test_average_precision_is_a_mean_over_thresholds_and_classes():
+    # IoU 3 / 4 is reached at 0.50 .. 0.75, six of ten thresholds.
+    partly = record((0b0111,), (0b1111,), kind="cup")
+    curve = compute_precision([partly])
+    assert (curve.ap, curve.ap50, curve.ap75) == pytest.approx((0.6, 1, 1))
+    missed = record((), (0b1,), kind="dog")
+    by_kind = compute_precision([partly, missed], lambda one: one.kind)
+    assert by_kind.ap == pytest.approx(0.3)
+
+
+def test_average_precision_without_targets_or_masks():
+    assert compute_precision([record((0b1,), ())]).ap is None
+    assert compute_precision([record((), (0b1,))]).ap == 0
+    assert compute_precision([]).ap is None
+
+
+def test_average_precision_of_a_hundred_targets_takes_all_of_them():
+    masks = np.zeros((100, 20, 20), dtype=np.bool_)
+    for i in range(100):
+        masks[i, i // 10 * 2 : i // 10 * 2 + 2, i % 10 * 2 : i % 10 * 2 + 2] = True
+    targets = tuple(Target("cell", encode_mask(mask)) for mask in masks)
+    turn = Turn("all?", "{seg}" * 100, targets)
+    shown = tuple(Segment("cell", mask, 0.9, (0, 0)) for mask in masks)
+    answered = build_record(
+        Place(0, 0, 1, "s", "p"), turn, Prediction("", shown, "all?", (20, 20)), 0.0
+    )
+    assert compute_precision([answered]).ap == pytest.approx(1)
+    assert values([answered])["giou"] == 1
+
+
+def test_calibration_compares_scores_with_ious():
+    def scored(score: float | None, iou: float) -> Slot:
+        return Slot(0, 0, iou, iou, 0, 1, 1, score)
+
+    bins = compute_calibration(
+        [
+            scored(0.85, 0.9),
+            scored(0.89, 0.7),
+            scored(0.15, 0.0),
+            scored(1.0, 1.0),
+            scored(None, 0.0),
+        ]
+    )
+    assert [(round(one.low, 1), one.count) for one in bins] == [(0.1, 1), (0.8, 2), (0.9, 1)]
+    assert calibration_error(bins) == pytest.approx((0.15 + 2 * abs(0.87 - 0.8) + 0) / 4)
+    assert compute_calibration([]) == [] and calibration_error([]) is None
+
+
+# --- the table of benchmarks -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, mode, protocol, message",
+    [
+        ("refcoco", "free", "released", "add --mode forced"),
+        ("grefcoco", None, "released", "does not score grefcoco"),
+        ("muse", "given", "strict", "free or forced"),
+        ("muse", None, "lenient", "strict or released"),
+    ],
+)
+def test_rules_that_a_benchmark_lacks_are_refused(name, mode, protocol, message):
+    with pytest.raises(ValueError, match=message):
+        find_benchmark(name).rules(mode, protocol)
+
+
+@pytest.mark.parametrize(
+    "name, mode", [("refcoco", "forced"), ("muse", "free"), ("grefcoco", "free"), ("coco", "free")]
+)
+def test_the_usual_mode_of_a_benchmark(name, mode):
+    assert find_benchmark(name).rules().mode == mode
+
+
+def test_given_answers_to_expressions_score_alike_under_both_protocols():
+    rules = find_benchmark("refcoco").rules("forced", "released")
+    assert rules == find_benchmark("refcoco").rules("forced", "strict")
+
+
+def test_unknown_benchmarks_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no benchmark 'refcok'"):
+        open_questions("refcok", "val", tmp_path)
