@@ -249,9 +249,8 @@ def _paint(
     for shape, value in zip(shapes, values, strict=True):
         points = [(int(x), int(y)) for x, y in shape.points]
         if len(points) > 2:
-            draw.polygon(points, fill=value, outline=value)
-        else:
-            draw.line(points * 2, fill=value)
+            draw.polygon(points, fill=value)
+        draw.line([*points, points[0]], fill=value)  # filling alone leaves out parts of the border
     return np.asarray(canvas)
 
 
