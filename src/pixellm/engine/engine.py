@@ -6,7 +6,7 @@ of all rows in one call and brings them back to original pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any
@@ -177,6 +177,8 @@ class Engine:
         """
         picture = load_image(image)
         (prepared,) = self.images.prepare([picture])
+        if not isinstance(prepared, PreparedImage):
+            raise prepared
         return ChatSession(self, picture, prepared)
 
     def warm_up(self, batch: int = 1, length: int | None = None) -> None:
@@ -235,7 +237,7 @@ class Engine:
 
     def _run(
         self, requests: Iterable[tuple[Request, AnswerOptions]]
-    ) -> Iterator[tuple[int, Prediction | ValueError | OSError]]:
+    ) -> Generator[tuple[int, Prediction | ValueError | OSError], None, None]:
         """Answer requests side by side; those that wait enter as others are finished."""
         arriving = enumerate(requests)
         running: dict[int, tuple[int, Job]] = {}

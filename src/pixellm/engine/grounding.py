@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from pixellm.types import Prediction, Segment
 
 TARGETS_AT_ONCE = 256
 """Most targets in one call of the pixel decoder."""
+
+PIXELS_AT_ONCE = 1 << 25
+"""Most logits at the size of the original picture, the largest tensors that there are."""
 
 Mask = tuple[NDArray[np.bool_], float]
 """A (H, W) mask over the original picture, and its score."""
@@ -91,23 +95,28 @@ class Grounder:
         features = _join_features([picture.encoded for picture in pictures.values()])
         embeddings = self.model.model.codebook(torch.stack([state for state, _ in targets]))
         logits = self.model.decode_masks(embeddings, features, rows)
-        masks, scores = [], []
-        for one, (_, picture) in zip(logits, targets, strict=True):
-            mask, score = self._restore(one, picture)
-            masks.append(mask)
-            scores.append(score)
-        return list(zip(_to_host(masks), torch.stack(scores).tolist(), strict=True))
+        masks, scores, done = list[Tensor](), list[Tensor](), 0
+        for _, group in groupby((picture for _, picture in targets), key=lambda p: p.key):
+            same = list(group)
+            for piece in logits[done : done + len(same)].split(_portion(same[0])):
+                found, score = self._restore(piece, same[0])
+                masks += [*found]
+                scores.append(score)
+            done += len(same)
+        return list(zip(_to_host(masks), torch.cat(scores).tolist(), strict=True))
 
     def _restore(self, logits: Tensor, picture: PreparedImage) -> tuple[Tensor, Tensor]:
-        """Bool mask (H, W) in original pixels on the device, and its score ().
-
-        One target at a time: its logits at full size are the largest tensors there are.
-        """
+        """Bool masks (K, H, W) in original pixels on the device, and their scores (K,)."""
         canvas = self.processor.image_processor.image_size
-        sizes = (picture.resized, picture.original)
-        restored = restore_masks(logits[None].float(), *sizes, canvas)[0]
-        mask = restored > 0
-        return mask, (restored.sigmoid() * mask).sum() / mask.sum().clamp_min(1)
+        restored = restore_masks(logits.float(), picture.resized, picture.original, canvas)
+        masks = restored > 0
+        covered = masks.flatten(1).sum(1).clamp_min(1)
+        return masks, (restored.sigmoid() * masks).flatten(1).sum(1) / covered
+
+
+def _portion(picture: PreparedImage) -> int:
+    """How many logits of a picture's size are held at once."""
+    return max(1, PIXELS_AT_ONCE // (picture.original[0] * picture.original[1]))
 
 
 def segment(text: str, start: int, end: int, mask: Mask) -> Segment:

@@ -59,7 +59,8 @@ def compile_forward(model: PixelLMForConditionalGeneration) -> Callable[..., Any
     compiled = torch.compile(model.model.forward, mode="reduce-overhead", dynamic=False)
 
     def run(*inputs: Any, **options: Any) -> Any:
-        torch.compiler.cudagraph_mark_step_begin()
+        if model.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
         return compiled(*inputs, **options)
 
     return run
@@ -103,11 +104,14 @@ class _SlotLayer(CacheLayerMixin):
         """Write (B, h, F, d) states of the pass; return all that its rows may see."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        now = self.current
+        now, device = self.current, key_states.device
+        # Layers of one model may lie on several devices.
+        rows, places = now.rows.to(device), now.places.to(device)
         for buffer, states in ((self.keys, key_states), (self.values, value_states)):
-            buffer[now.rows, :, now.places] = states.transpose(1, 2)
+            buffer[rows, :, places] = states.transpose(1, 2)
         keys, values = self.keys[:, :, : now.length], self.values[:, :, : now.length]
-        return keys[now.chosen], values[now.chosen]
+        chosen = now.chosen if isinstance(now.chosen, slice) else now.chosen.to(device)
+        return keys[chosen], values[chosen]
 
     def resize(self, rows: int, length: int) -> None:
         self.size = (rows, length)
@@ -204,7 +208,8 @@ class SlotRows:
         """Read the next ids of rows in one pass; see :class:`pixellm.model.rows.Reader`."""
         slots, device = [self.rows.index(row) for row in rows], self.model.device
         images = [row.prompt.image_tokens for row in rows if row.read == 0]
-        shown = torch.stack(images) if images and images[0] is not None else None
+        placed = [image for image in images if image is not None]
+        shown = torch.stack(placed) if placed else None
         # Padding is a row's last id again, at its last position, written behind what counts.
         width, lines = max(map(len, feeds)), [list(feed) for feed in feeds]
         is_step = shown is None and width in (1, self.model.config.group_size)
@@ -249,9 +254,9 @@ class SlotRows:
         allowed = visible[:, None] & (keys <= places[..., None])
         # Every query sees something, itself, or its softmax would be undefined.
         allowed |= keys == places[..., None]
-        dtype = self.model.get_input_embeddings().weight.dtype
-        bias = torch.zeros(allowed.shape, dtype=dtype, device=places.device)
-        return bias.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+        table: Any = self.model.get_input_embeddings()
+        bias = torch.zeros(allowed.shape, dtype=table.weight.dtype, device=places.device)
+        return bias.masked_fill(~allowed, torch.finfo(bias.dtype).min)[:, None]
 
     def _needed(self, row: Row) -> int:
         """Places that a row will take; its longest answer counts where shapes are fixed."""
