@@ -68,6 +68,7 @@ def test_questions_go_out_and_predictions_come_back_scored(tmp_path: Path) -> No
         (["score", "{p}", "--price", "cheap"], "--price is INPUT,OUTPUT"),
         (["score", "{p}", "--benchmark", "imagenet"], "no benchmark 'imagenet'"),
         (["score", "{p}", "--num", "1", "--dialogues", "1"], "no question 'a/0' among"),
+        (["score", "{p}", "--benchmark", "refcoco", "--protocol", "released"], "no scorer of its"),
         (["ablate", "none.yaml"], "No recipe at none.yaml"),
         (["ablate", "none.yaml", "--split", "dev"], "no split 'dev'"),
         (["export-lm", "no-such-model", "--out", "{out}"], "no model 'no-such-model'"),

@@ -17,7 +17,9 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pixellm.evaluation.benchmark_run import BenchmarkRun
     from pixellm.evaluation.judge import JudgeSettings
+    from pixellm.evaluation.report.tables import TextTable
 
 _Benchmark = Annotated[
     str, typer.Option(help="scenes, muse, refcoco, reasonseg, coco ...; see `pixellm eval`.")
@@ -85,36 +87,48 @@ def score(
     price: Annotated[
         str, typer.Option(help="INPUT,OUTPUT in USD per million tokens, of an unlisted model.")
     ] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for a report that `pixellm compare` reads; new.")
+    ] = None,
     json: Annotated[str, typer.Option(help="JSON file; - for standard output.")] = "",
 ) -> None:
     """Score any system's predictions, with 95 % intervals, with and without a judge."""
     from pixellm.evaluation.external import ExternalPredictions, score_predictions
+    from pixellm.evaluation.external_report import (
+        describe_scores,
+        scores_to_dict,
+        write_external_report,
+    )
     from pixellm.evaluation.judge import JudgeSettings
 
-    chosen: Any = judge
-    rules: Any = protocol
+    kind: Any = judge
+    server, cap = base_url or None, max_cost or None
     settings = JudgeSettings(
-        chosen,
-        judge_threshold,
-        judge_model,
-        base_url or None,
-        judge_cache,
-        max_cost or None,
-        _read_price(price),
+        kind, judge_threshold, judge_model, server, judge_cache, cap, _read_price(price)
     )
     answers = ExternalPredictions(predictions)
-    samples = _open(benchmark, data, split, num, dialogues, seed, limit)
+    run = _describe_run(
+        benchmark, data, split, num, dialogues, seed, limit, predictions.stem, protocol
+    )
+    samples = run.open()
     with _judge_progress(settings) as progress:
-        report = score_predictions(
+        scored = score_predictions(
             answers,
             samples,
-            protocol=rules,
+            run.rules,
             judge=settings,
             allow_missing=allow_missing,
             progress=progress,
         )
-    _show_report(report, _console(stderr=json == "-"))
-    _write_json({"predictions": str(predictions), "benchmark": benchmark, **report.to_dict()}, json)
+    console = _console(stderr=json == "-")
+    lead, tables = describe_scores(run, scored)
+    console.print(lead, highlight=False, soft_wrap=True, markup=False)
+    for table in tables:
+        _print_table(console, table)
+    _write_json(scores_to_dict(run, scored), json)
+    if out is not None:
+        write_external_report(out, run, scored, samples)
+        typer.echo(f"Wrote {out / 'report.html'}, report.md and report.json", err=json == "-")
 
 
 def questions(
@@ -130,8 +144,8 @@ def questions(
     """Write a benchmark's questions for another system to answer; see `pixellm score`."""
     from pixellm.evaluation.external_questions import write_questions
 
-    samples = _open(benchmark, data, split, num, dialogues, seed, limit)
-    written = write_questions(samples, out)
+    run = _describe_run(benchmark, data, split, num, dialogues, seed, limit)
+    written = write_questions(run.open(), out)
     typer.echo(f"{written} questions: {out / 'questions.jsonl'}")
 
 
@@ -188,19 +202,37 @@ def export_lm(
     typer.echo(f"Wrote {library.export_language_model(checkpoint, out, dtype=chosen)}")
 
 
-def _open(
-    benchmark: str, data: Path, split: str, num: int, dialogues: int, seed: int, limit: int
-) -> Any:
-    """The questions that the options describe."""
-    from pixellm.evaluation.benchmarks import SceneQuestions, find_benchmark, open_questions
+def _describe_run(
+    benchmark: str,
+    data: Path,
+    split: str,
+    num: int,
+    dialogues: int,
+    seed: int,
+    limit: int,
+    system: str = "",
+    protocol: Any = "strict",
+) -> BenchmarkRun:
+    """The questions that the options describe, answered by a system of that name."""
+    from pixellm.evaluation.benchmark_run import BenchmarkRun
+    from pixellm.evaluation.benchmarks import find_benchmark
 
-    split = split or find_benchmark(benchmark).split
-    samples: Any
-    if benchmark == "scenes":
-        samples = SceneQuestions(split, seed, num, dialogues)
-    else:
-        samples = open_questions(benchmark, split, data)
-    return samples[:limit] if limit else samples
+    if protocol == "released" and find_benchmark(benchmark).released != "muse":
+        raise ValueError(
+            f"The release has no scorer of its own for {benchmark}; use --protocol strict."
+        )
+    return BenchmarkRun(
+        benchmark,
+        system,
+        split,
+        data,
+        mode="free",
+        protocol=protocol,
+        limit=limit,
+        seed=seed,
+        num_scenes=num,
+        dialogues_per_image=dialogues,
+    )
 
 
 def _read_price(text: str) -> tuple[float, float] | None:
@@ -230,23 +262,18 @@ def _judge_progress(settings: JudgeSettings) -> Iterator[Callable[[int, int, flo
         yield lambda done, total, usd: bar.update(task, completed=done, total=total, cost=usd)
 
 
-def _show_report(report: Any, console: Console) -> None:
+def _print_table(console: Console, table: TextTable) -> None:
+    from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    counts = report.counts
-    console.print(
-        f"{counts['num_questions']} questions about {counts['num_pictures']} pictures, "
-        f"{counts['num_targets']} targets, {counts['num_predictions']} masks; 95 % intervals.",
-        highlight=False,
-        soft_wrap=True,
-    )
-    head, *rows = report.table()
-    table = Table(*head)
+    header, *rows = table.rows
+    shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in header:
+        shown.add_column(column, no_wrap=column != "meaning")
     for row in rows:
-        table.add_row(*row)
-    console.print(table, highlight=False)
-    if report.judge:
-        console.print(", ".join(f"{k} {v}" for k, v in report.judge.items()), soft_wrap=True)
+        shown.add_row(*(Text(cell) for cell in row))
+    console.print(shown, highlight=False)
 
 
 def _say_run(name: str, seed: int, number: int, total: int) -> None:

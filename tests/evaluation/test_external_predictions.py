@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,26 @@ from hypothesis import strategies as st
 
 from pixellm.evaluation.external import (
     ExternalPredictions,
-    list_questions,
     question_to_json,
     read_marks,
     score_predictions,
 )
 from pixellm.evaluation.judge import JudgeSettings
+from pixellm.evaluation.records import AnswerRecord
+from pixellm.evaluation.scores import Rules
+from pixellm.evaluation.summary import summarize
 from pixellm.masks import encode_mask
 
 SAMPLES = [sample for number in range(3) for sample in make_scene(number)]
+
+
+STRICT, RELEASED = (Rules("slots", "free", protocol) for protocol in ("strict", "released"))
+
+
+def score(records: Sequence[AnswerRecord], name: str, rules: Rules = STRICT) -> float:
+    value = summarize(list(records), rules).score(name).value
+    assert value is not None
+    return value
 
 
 def true_lines(*, marks: bool = True) -> list[dict[str, Any]]:
@@ -39,19 +51,13 @@ def write(path: Path, lines: list[Any]) -> ExternalPredictions:
     return ExternalPredictions(path)
 
 
-def test_a_perfect_system_scores_1_under_both_protocols(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rules", [STRICT, RELEASED])
+def test_a_perfect_system_scores_1_under_both_protocols(tmp_path: Path, rules: Rules) -> None:
     predictions = write(tmp_path / "p.jsonl", true_lines()[::-1])
-    for protocol in ("strict", "released"):
-        report = score_predictions(predictions, SAMPLES, protocol=protocol)
-        for name in ("giou", "ciou", "precision", "recall", "set_accuracy", "n_acc", "t_acc"):
-            assert report.scores[name].value == pytest.approx(1.0), (protocol, name)
-        assert report.counts == {
-            "num_pictures": 3,
-            "num_questions": 15,
-            "num_predictions": 15,
-            "num_targets": 15,
-            "num_missing": 0,
-        }
+    scored = score_predictions(predictions, SAMPLES, rules)
+    for name in ("giou", "ciou", "precision", "recall", "set_accuracy", "n_acc", "t_acc"):
+        assert score(scored.records, name, rules) == pytest.approx(1.0), name
+    assert (len(scored.records), scored.num_missing, scored.judgement) == (15, 0, None)
 
 
 def test_a_system_that_sprays_masks_scores_low_strictly_and_high_as_released(
@@ -61,10 +67,9 @@ def test_a_system_that_sprays_masks_scores_low_strictly_and_high_as_released(
     for line in lines:
         line["masks"] = [*line["masks"], encode_mask(cell_mask(1, 0))]
     predictions = write(tmp_path / "p.jsonl", lines)
-    strict = score_predictions(predictions, SAMPLES).scores["giou"].value
-    released = score_predictions(predictions, SAMPLES, protocol="released").scores["giou"].value
-    assert strict == pytest.approx(15 / 30)
-    assert released == pytest.approx(1.0)
+    records = score_predictions(predictions, SAMPLES, RELEASED).records
+    assert score(records, "giou") == pytest.approx(15 / 30)
+    assert score(records, "giou", RELEASED) == pytest.approx(1.0)
 
 
 def test_given_logits_decide_what_the_release_counts(tmp_path: Path) -> None:
@@ -73,39 +78,47 @@ def test_given_logits_decide_what_the_release_counts(tmp_path: Path) -> None:
     lines[1]["masks"] = [encode_mask(cell_mask(1, 0))]
     np.save(tmp_path / "timid.npy", np.where(cell_mask(1, 0)[None], 0.7, -1.0))
     lines[1]["logits"] = "timid.npy"
-    timid = score_predictions(write(tmp_path / "p.jsonl", lines), SAMPLES, protocol="released")
+    timid = score_predictions(write(tmp_path / "p.jsonl", lines), SAMPLES, RELEASED)
     del lines[1]["logits"]
-    bold = score_predictions(write(tmp_path / "p.jsonl", lines), SAMPLES, protocol="released")
-    assert (timid.scores["giou"].value or 0) < (bold.scores["giou"].value or 0)
+    bold = score_predictions(write(tmp_path / "p.jsonl", lines), SAMPLES, RELEASED)
+    assert score(timid.records, "giou", RELEASED) < score(bold.records, "giou", RELEASED)
 
 
-def test_scores_with_and_without_a_judge_are_both_given(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rules", "judged"), [(STRICT, 20 / 21), (RELEASED, 14 / 15)])
+def test_scores_with_and_without_a_judge_are_both_given(
+    tmp_path: Path, rules: Rules, judged: float
+) -> None:
+    """15 targets are 15 slots; strictly, 6 questions without targets count 1 each."""
     lines = true_lines()
     lines[0]["text"] = "The hammer {seg} and the pear {seg}."
     predictions = write(tmp_path / "p.jsonl", lines)
-    report = score_predictions(predictions, SAMPLES, judge=JudgeSettings("text"))
-    assert report.scores["giou"].value == 1.0
-    # 15 targets are 15 slots and two questions of each scene without targets count 1 each
-    assert report.judged["giou"].value == pytest.approx(20 / 21)
-    assert report.judge["masks_rejected"] == 1
-    assert [row[0] for row in report.table()][:2] == ["score", "giou"]
-    assert "with judge text" in report.table()[0]
-    json.dumps(report.to_dict())
+    scored = score_predictions(predictions, SAMPLES, rules, judge=JudgeSettings("text"))
+    assert scored.judgement is not None
+    assert score(scored.records, "giou", rules) == pytest.approx(1.0)
+    assert score(scored.judgement.records, "giou", rules) == pytest.approx(judged)
+    assert scored.judgement.summary["masks_rejected"] == 1
+
+
+def test_scores_of_masks_are_their_confidence(tmp_path: Path) -> None:
+    lines = true_lines()
+    lines[0]["scores"] = [0.25, 1]
+    record = score_predictions(write(tmp_path / "p.jsonl", lines), SAMPLES, STRICT).records[0]
+    assert [mask.score for mask in record.shown] == [0.25, 1.0]
 
 
 def test_a_judge_needs_marks_in_the_texts(tmp_path: Path) -> None:
     predictions = write(tmp_path / "p.jsonl", true_lines(marks=False))
     with pytest.raises(ValueError, match=r"no \{seg\} behind the phrase .* --judge none"):
-        score_predictions(predictions, SAMPLES, judge=JudgeSettings("text"))
+        score_predictions(predictions, SAMPLES, STRICT, judge=JudgeSettings("text"))
 
 
 def test_missing_answers_are_refused_or_count_as_silence(tmp_path: Path) -> None:
     predictions = write(tmp_path / "p.jsonl", true_lines()[1:])
     with pytest.raises(ValueError, match=r"answers 14 of 15 .* 'scene-0-0/0'"):
-        score_predictions(predictions, SAMPLES)
-    report = score_predictions(predictions, SAMPLES, allow_missing=True)
-    assert report.counts["num_missing"] == 1
-    assert report.scores["recall"].value == pytest.approx(13 / 15)
+        score_predictions(predictions, SAMPLES, STRICT)
+    scored = score_predictions(predictions, SAMPLES, STRICT, allow_missing=True)
+    assert scored.num_missing == 1
+    assert score(scored.records, "recall") == pytest.approx(13 / 15)
 
 
 BAD_LINES = {
@@ -137,9 +150,13 @@ def test_two_answers_to_one_question_are_refused(tmp_path: Path) -> None:
     [
         ({"masks": [encode_mask(np.ones((4, 4), bool))]}, r"line 1: The mask is \(4, 4\)"),
         ({"masks": [{"size": [16, 24], "counts": "zz~~"}]}, "line 1"),
+        ({"masks": [5]}, "line 1"),
+        ({"masks": ["polygon"]}, "line 1"),
         ({"masks": [APPLE.mask], "logits": "none.npy"}, "no logits at"),
         ({"masks": [APPLE.mask], "logits": "flat.npy"}, r"holds \(3,\), the masks are"),
         ({"masks": [APPLE.mask], "logits": "pickle.npy"}, "no .npy file of numbers"),
+        ({"masks": [APPLE.mask], "scores": [2]}, "1 numbers from 0 to 1"),
+        ({"masks": [APPLE.mask], "scores": [1, 1]}, "1 numbers from 0 to 1"),
         ({"masks": [APPLE.mask], "text": "a {seg} b {seg}"}, "2 {seg} marks for 1 masks"),
     ],
 )
@@ -150,13 +167,13 @@ def test_masks_that_do_not_fit_are_refused_with_their_line(
     np.save(tmp_path / "pickle.npy", np.array([{"a": 1}]), allow_pickle=True)
     predictions = write(tmp_path / "p.jsonl", [{"id": "scene-0-0/0", **change}])
     with pytest.raises(ValueError, match=says):
-        score_predictions(predictions, SAMPLES, allow_missing=True)
+        score_predictions(predictions, SAMPLES, STRICT, allow_missing=True)
 
 
 def test_an_answer_to_a_question_that_was_not_asked_is_refused(tmp_path: Path) -> None:
     predictions = write(tmp_path / "p.jsonl", [*true_lines(), {"id": "no/0", "masks": []}])
     with pytest.raises(ValueError, match="line 16: there is no question 'no/0' among the 15"):
-        score_predictions(predictions, SAMPLES)
+        score_predictions(predictions, SAMPLES, STRICT)
 
 
 def test_questions_for_others_hold_the_history_and_nothing_of_the_answer() -> None:
@@ -170,7 +187,6 @@ def test_questions_for_others_hold_the_history_and_nothing_of_the_answer() -> No
         "question": "0: and the others?",
         "history": [["0: the left fruit?", "The apple is on the left."]],
     }
-    assert [q.id for q in list_questions([sample])] == ["scene-0-2/0", "scene-0-2/1"]
     assert CUP.name not in json.dumps(told) and PEAR.name not in json.dumps(told)
 
 

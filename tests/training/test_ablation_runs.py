@@ -97,7 +97,10 @@ def test_results_of_another_recipe_are_not_mixed_in(
     tmp_path: Path, start: Path, variants: dict[str, RunConfig]
 ) -> None:
     results = tmp_path / "runs" / "base"
-    results.mkdir(parents=True)
+    (results / "seed_0" / "model").mkdir(parents=True)
+    (results / "seed_0" / "config.yaml").write_text(variants["one"].to_yaml())
+    with pytest.raises(ValueError, match="holds a run of another recipe"):
+        ablate(variants, settings_for(tmp_path))
     scoring = settings_for(tmp_path).scoring()
     (results / "seed_0.json").write_text(json.dumps({"recipe": "0123", **scoring, "sums": []}))
     with pytest.raises(ValueError, match="made with another recipe"):

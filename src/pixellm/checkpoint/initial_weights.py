@@ -99,7 +99,9 @@ def _copy_pretrained(
         ValueError: a pretrained weight has no place of its shape in the new model.
     """
     own, given = model.state_dict(), donor.state_dict()
-    tables = [_name_of(model, model.get_input_embeddings().weight), "lm_head.weight"]
+    embeddings = model.get_input_embeddings()
+    path = next(name for name, module in model.named_modules() if module is embeddings)
+    tables = [f"{path}.weight", "lm_head.weight"]
     wanted = [name for name in {**own, **given} if name.startswith(PRETRAINED_PARTS)]
     initial = {name: own[name][fresh_rows].clone() for name in tables}
     for name in wanted:
@@ -119,10 +121,6 @@ def _fits(source: Tensor, target: Tensor, is_table: bool) -> bool:
     if is_table:
         return source.shape[1:] == target.shape[1:] and len(source) <= len(target)
     return source.shape == target.shape
-
-
-def _name_of(model: PixelLMForConditionalGeneration, weight: Tensor) -> str:
-    return next(name for name, value in model.named_parameters() if value is weight)
 
 
 def _new_processor(

@@ -1,92 +1,132 @@
-"""Predictions of any other system, from one JSON object a line to scores with intervals.
+"""Predictions of any other system, from one JSON object a line to records and scores.
 
 The file's form is in ``docs/external-predictions.md``. Questions are named as everywhere:
 ``SAMPLE_ID/TURN``. What made the predictions is nobody's business here; they are checked as what
-comes from outside, and scored by the same :class:`~pixellm.evaluation.metrics.MuseScorer`.
+comes from outside, and scored exactly as a benchmark scores a model of ours.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pixellm.evaluation.intervals import Estimate
+from pixellm.evaluation.evaluate import score_dialogue
 from pixellm.evaluation.judge import (
-    JudgeItem,
+    Judgement,
     JudgeProgress,
     JudgeSettings,
-    Ratings,
-    describe_targets,
+    judge_records,
     open_judge,
-    summarise_ratings,
 )
-from pixellm.evaluation.matching import Pairs, match_by_iou, match_by_released_cost
-from pixellm.evaluation.metrics import MuseScorer, Protocol
-from pixellm.evaluation.records import stack_masks, without_marks
+from pixellm.evaluation.metrics import score_masks_as_released
+from pixellm.evaluation.records import MASK_LOGITS, AnswerRecord, stack_masks, without_marks
+from pixellm.evaluation.runner import AnsweredDialogue
+from pixellm.evaluation.scores import Rules
 from pixellm.masks import decode_mask, segmentation_to_rle
 from pixellm.processing.phrases import phrase_before
-from pixellm.types import SEG_MARK, BoolMask, Sample, Turn
+from pixellm.types import SEG_MARK, Prediction, Sample, Segment
 
 CONFIDENT_LOGIT = 20.0
 """Run lengths carry no logits; the released protocol takes them as +20 inside and -20 outside."""
 
-_KEYS = frozenset({"id", "text", "masks", "logits"})
+_KEYS = ("id", "text", "masks", "scores", "logits")
 
 
 @dataclass(frozen=True, slots=True)
-class ExternalAnswer:
-    """One answer of another system.
+class ExternalScores:
+    """What another system's predictions are worth.
 
     Attributes:
-        text: without marks.
-        masks: (P, H, W) bool in pixels of the original picture.
-        spans: per mask the phrase that it grounds; None where the text has no marks.
-        logits: (P, H, W) float32, where the system gives them.
+        records: of every question, in order, without a judge.
+        judgement: the records as judged, with the ratings; None without a judge.
+        num_missing: questions without a prediction.
     """
 
-    text: str
-    masks: BoolMask
-    spans: tuple[tuple[int, int], ...] | None = None
-    logits: NDArray[np.float32] | None = None
-
-    def mask_logits(self) -> NDArray[np.float32]:
-        """The logits, or what stands for them."""
-        if self.logits is not None:
-            return self.logits
-        return np.where(self.masks, CONFIDENT_LOGIT, -CONFIDENT_LOGIT).astype(np.float32)
+    records: list[AnswerRecord]
+    judgement: Judgement | None
+    num_missing: int
 
 
-@dataclass(frozen=True, slots=True)
-class ExternalQuestion:
-    """A question as another system is asked it, and the truth.
+def score_predictions(
+    predictions: ExternalPredictions,
+    samples: Sequence[Sample],
+    rules: Rules,
+    *,
+    judge: JudgeSettings | None = None,
+    allow_missing: bool = False,
+    progress: JudgeProgress | None = None,
+) -> ExternalScores:
+    """Score another system's predictions.
 
-    Attributes:
-        id: ``SAMPLE_ID/TURN``.
-        picture: names the picture; its questions are resampled together.
-        size: (height, width) of the picture.
-        turn: question, true answer and targets.
+    Args:
+        predictions: one for each question.
+        samples: the benchmark's dialogues.
+        rules: of the benchmark; the mode is "free".
+        judge: rates the answers; no judge where None.
+        allow_missing: count questions without a prediction as answered without masks.
+        progress: told about the judge's work.
+
+    Raises:
+        ValueError: predictions that don't fit the questions, or texts without marks for a judge.
+        OSError: the judge can't be asked.
+        ImportError: scipy is missing.
     """
+    ids = [question_id(sample, n) for sample in samples for n in range(len(sample.turns))]
+    missing = predictions.check_questions(ids, allow_missing=allow_missing)
+    opened = open_judge(judge) if judge is not None else None
+    records: list[AnswerRecord] = []
+    for index, sample in enumerate(samples):
+        answers = tuple(_answers(predictions, sample, needs_phrases=opened is not None))
+        dialogue = AnsweredDialogue(index, sample, answers, (0.0,) * len(answers))
+        records += score_dialogue(dialogue, index, rules)
+    if opened is None or judge is None:
+        return ExternalScores(records, None, missing)
+    judgement = judge_records(opened, records, samples, judge.threshold, progress)
+    if rules.protocol == "released":
+        judgement = _rejudge_released(judgement, predictions, samples)
+    return ExternalScores(records, judgement, missing)
 
-    id: str
-    picture: str
-    size: tuple[int, int]
-    turn: Turn
+
+def _answers(
+    predictions: ExternalPredictions, sample: Sample, *, needs_phrases: bool
+) -> Iterator[Prediction]:
+    for number, turn in enumerate(sample.turns):
+        key = question_id(sample, number)
+        answer = predictions.predict(key, turn.question, sample.size)
+        if needs_phrases and any(segment.span == (0, 0) for segment in answer.segments):
+            raise ValueError(
+                f"{predictions.path}: the text of {key!r} has no {SEG_MARK} behind the phrase of "
+                "each mask, so a judge can't tell what the masks are meant to be; add the marks, "
+                "or pass --judge none."
+            )
+        yield answer
 
 
-def list_questions(samples: Iterable[Sample]) -> Iterator[ExternalQuestion]:
-    """All questions of a benchmark in order."""
-    for sample in samples:
-        path = str(sample.image) if isinstance(sample.image, Path) else ""
-        picture = path or sample.id.rpartition("-")[0] or sample.id
-        for number, turn in enumerate(sample.turns):
-            yield ExternalQuestion(f"{sample.id}/{number}", picture, sample.size, turn)
+def _rejudge_released(
+    judgement: Judgement, predictions: ExternalPredictions, samples: Sequence[Sample]
+) -> Judgement:
+    """Scores of the released protocol with the rejected masks at intersection 0."""
+    judged = []
+    for record, rejected in zip(judgement.records, judgement.rejected, strict=True):
+        if rejected:
+            turn = samples[record.index].turns[record.turn]
+            logits = predictions.predict(record.key, turn.question, record.size).info[MASK_LOGITS]
+            truths = stack_masks([decode_mask(t.mask) for t in turn.targets], record.size)
+            released = score_masks_as_released(logits, truths, rejected)
+            record = replace(record, released=released)
+        judged.append(record)
+    return replace(judgement, records=tuple(judged))
+
+
+def question_id(sample: Sample, number: int) -> str:
+    """Names a question among all of its benchmark."""
+    return f"{sample.id}/{number}"
 
 
 def question_to_json(sample: Sample, number: int, image: str) -> dict[str, Any]:
@@ -103,7 +143,7 @@ def question_to_json(sample: Sample, number: int, image: str) -> dict[str, Any]:
     """
     earlier = sample.turns[:number]
     return {
-        "id": f"{sample.id}/{number}",
+        "id": question_id(sample, number),
         "image": image,
         "width": sample.size[1],
         "height": sample.size[0],
@@ -162,16 +202,25 @@ class ExternalPredictions:
             )
         return len(missing)
 
-    def answer(self, question: ExternalQuestion) -> ExternalAnswer:
+    def predict(self, key: str, question: str, size: tuple[int, int]) -> Prediction:
         """The answer to a question; an empty one where there is none.
 
+        Args:
+            key: id of the question.
+            question: its text.
+            size: (height, width) of its picture.
+
+        Returns:
+            The prediction, mask logits in its ``info``. Where the text has no marks, segments
+            have no label and the span (0, 0).
+
         Raises:
-            ValueError: masks or logits that don't fit the picture; names the line.
+            ValueError: masks, scores or logits that don't fit the picture; names the line.
         """
-        number, values = self._lines.get(question.id, (0, {"text": "", "masks": []}))
+        number, values = self._lines.get(key, (0, {"text": "", "masks": []}))
         try:
-            return self._decode(values, question.size)
-        except (ValueError, OSError) as error:
+            return self._decode(values, question, size)
+        except (ValueError, TypeError, OSError) as error:
             raise ValueError(f"{self.path}, line {number}: {error}") from error
 
     def _add(self, number: int, line: str) -> None:
@@ -193,19 +242,25 @@ class ExternalPredictions:
             raise ValueError(f"{where} answers {values['id']!r} again, after line {first}.")
         self._lines[values["id"]] = (number, values)
 
-    def _decode(self, values: Mapping[str, Any], size: tuple[int, int]) -> ExternalAnswer:
+    def _decode(
+        self, values: Mapping[str, Any], question: str, size: tuple[int, int]
+    ) -> Prediction:
         masks = [decode_mask(segmentation_to_rle(mask, size)) for mask in values["masks"]]
-        stacked = stack_masks(masks, size)
         text, spans = read_marks(values.get("text", ""))
         if spans and len(spans) != len(masks):
             raise ValueError(
                 f"the text holds {len(spans)} {SEG_MARK} marks for {len(masks)} masks; mark each "
                 "mask's phrase, or none."
             )
-        logits = None
+        stacked = stack_masks(masks, size)
         if "logits" in values:
             logits = _read_logits(self.path.parent / str(values["logits"]), stacked.shape)
-        return ExternalAnswer(text, stacked, spans if len(spans) == len(masks) else None, logits)
+        else:
+            logits = np.where(stacked, CONFIDENT_LOGIT, -CONFIDENT_LOGIT).astype(np.float32)
+        scores = _read_scores(values.get("scores"), len(masks))
+        rows = zip(masks, scores, spans or [(0, 0)] * len(masks), strict=True)
+        segments = tuple(Segment(text[a:b], mask, score, (a, b)) for mask, score, (a, b) in rows)
+        return Prediction(text, segments, question, size, {MASK_LOGITS: logits})
 
 
 def read_marks(marked: str) -> tuple[str, tuple[tuple[int, int], ...]]:
@@ -234,122 +289,13 @@ def _read_logits(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
     return logits.astype(np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class ExternalReport:
-    """Scores of another system's predictions.
-
-    Attributes:
-        protocol: "strict" or "released".
-        counts: pictures, questions, predictions, targets, and questions without a prediction.
-        scores: name -> score with its 95 % interval, without a judge.
-        judged: likewise with the judge; empty without one.
-        judge: its name and what it did; empty without one.
-    """
-
-    protocol: Protocol
-    counts: dict[str, int]
-    scores: dict[str, Estimate]
-    judged: dict[str, Estimate]
-    judge: dict[str, float | int | str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as values that JSON knows."""
-        return {
-            "protocol": self.protocol,
-            "interval": "95 %, bootstrap over pictures",
-            "counts": self.counts,
-            "scores": {name: asdict(score) for name, score in self.scores.items()},
-            "judged": {name: asdict(score) for name, score in self.judged.items()},
-            "judge": self.judge,
-        }
-
-    def table(self) -> list[tuple[str, ...]]:
-        """Rows of text, the header first; scores that nothing counts for are left out."""
-        names = [name for name, score in self.scores.items() if score.value is not None]
-        if not self.judged:
-            return [("score", self.protocol), *((n, str(self.scores[n])) for n in names)]
-        rows = ((n, str(self.scores[n]), str(self.judged[n])) for n in names)
-        return [("score", self.protocol, f"with judge {self.judge['judge']}"), *rows]
-
-
-def score_predictions(
-    predictions: ExternalPredictions,
-    samples: Sequence[Sample],
-    *,
-    protocol: Protocol = "strict",
-    judge: JudgeSettings | None = None,
-    allow_missing: bool = False,
-    progress: JudgeProgress | None = None,
-) -> ExternalReport:
-    """Score another system's predictions.
-
-    Args:
-        predictions: one for each question.
-        samples: the questions with their truth, those about one picture next to each other.
-        protocol: "strict" or "released".
-        judge: rates the answers; scores with and without it are reported.
-        allow_missing: count questions without a prediction as answered without masks.
-        progress: told about the judge's work.
-
-    Raises:
-        ValueError: predictions that don't fit the questions, or texts without marks for a judge.
-        ImportError: scipy is missing.
-    """
-    questions = list(list_questions(samples))
-    missing = predictions.check_questions([q.id for q in questions], allow_missing=allow_missing)
-    judge = judge or JudgeSettings()
-    opened = open_judge(judge)
-    ratings: dict[str, Ratings] = {}
-    summary: dict[str, float | int | str] = {}
-    if opened is not None:
-        items = [_judge_item(predictions, question, protocol) for question in questions]
-        rated = opened.rate(items, progress)
-        ratings = {question.id: row for question, row in zip(questions, rated, strict=True)}
-        summary = summarise_ratings(opened.name, judge.threshold, items, rated)
-    plain, judged = (MuseScorer(protocol, judge.threshold) for _ in range(2))
-    for _, group in groupby(questions, key=lambda question: question.picture):
-        rows = [(question, predictions.answer(question)) for question in group]
-        pairs = [(q.id, *_arrays(q, answer, protocol)) for q, answer in rows]
-        plain.update([(masks, truths) for _, masks, truths in pairs])
-        if opened is not None:
-            judged.update([_with_ratings(ratings.get(key), *rest) for key, *rest in pairs])
-    scores = plain.compute()
-    counts = {name: int(value or 0) for name, value in scores.items() if name.startswith("num_")}
-    return ExternalReport(
-        protocol,
-        {**counts, "num_missing": missing},
-        plain.estimate(),
-        {} if opened is None else judged.estimate(),
-        summary,
+def _read_scores(scores: Any, count: int) -> list[float]:
+    """Scores of the masks, 1 where there are none."""
+    if scores is None:
+        return [1.0] * count
+    are_numbers = isinstance(scores, list) and all(
+        isinstance(score, (int, float)) and 0 <= score <= 1 for score in scores
     )
-
-
-def _arrays(
-    question: ExternalQuestion, answer: ExternalAnswer, protocol: Protocol
-) -> tuple[NDArray[Any], BoolMask]:
-    """Predictions as the protocol takes them, and truths."""
-    truths = stack_masks([decode_mask(t.mask) for t in question.turn.targets], question.size)
-    return answer.masks if protocol == "strict" else answer.mask_logits(), truths
-
-
-def _with_ratings(ratings: Ratings, masks: NDArray[Any], truths: BoolMask) -> Any:
-    return (masks, truths) if ratings is None else (masks, truths, ratings)
-
-
-def _judge_item(
-    predictions: ExternalPredictions, question: ExternalQuestion, protocol: Protocol
-) -> JudgeItem:
-    answer = predictions.answer(question)
-    if answer.spans is None:
-        raise ValueError(
-            f"{predictions.path}: the text of {question.id!r} has no {SEG_MARK} behind the phrase "
-            "of each mask, so a judge can't tell what the masks are meant to be; add the marks, "
-            "or pass --judge none."
-        )
-    masks, truths = _arrays(question, answer, protocol)
-    match = match_by_iou if protocol == "strict" else match_by_released_cost
-    pairs: Pairs = match(masks, truths)
-    turn = question.turn
-    return JudgeItem.from_pairs(
-        turn.question, answer.text, answer.spans, pairs, describe_targets(turn)
-    )
+    if not are_numbers or len(scores) != count:
+        raise ValueError(f'"scores" must be {count} numbers from 0 to 1, one for each mask.')
+    return [float(score) for score in scores]

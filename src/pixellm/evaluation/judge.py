@@ -251,11 +251,13 @@ class Judgement:
     Attributes:
         records: all answers; slots of rejected masks have intersection 0.
         ratings: of every answer, in order.
+        rejected: of every answer, the masks that are rated below the threshold.
         summary: see :func:`summarise_ratings`.
     """
 
     records: tuple[AnswerRecord, ...]
     ratings: tuple[Ratings, ...]
+    rejected: tuple[frozenset[int], ...]
     summary: dict[str, float | int | str]
 
 
@@ -283,17 +285,21 @@ def judge_records(
     """
     items = [_item_of(record, questions[record.index].turns[record.turn]) for record in records]
     ratings = judge.rate(items, progress)
+    rejected = tuple(
+        rejected_masks(item, rating, threshold) for item, rating in zip(items, ratings, strict=True)
+    )
     judged = tuple(
-        replace(record, slots=reject_slots(record.slots, rejected_masks(rating, threshold)))
-        for record, rating in zip(records, ratings, strict=True)
+        replace(record, slots=reject_slots(record.slots, masks))
+        for record, masks in zip(records, rejected, strict=True)
     )
     summary = summarise_ratings(judge.name, threshold, items, ratings)
-    return Judgement(judged, tuple(ratings), summary)
+    return Judgement(judged, tuple(ratings), rejected, summary)
 
 
-def rejected_masks(ratings: Ratings, threshold: float) -> frozenset[int]:
-    """Indices of the masks that are rated below the threshold."""
-    return frozenset(i for i, rating in enumerate(ratings or ()) if rating < threshold)
+def rejected_masks(item: JudgeItem, ratings: Ratings, threshold: float) -> frozenset[int]:
+    """Indices of the masks that matched something and are rated below the threshold."""
+    rated = enumerate(zip(item.descriptions, ratings or (), strict=False))
+    return frozenset(i for i, (text, rating) in rated if text is not None and rating < threshold)
 
 
 def summarise_ratings(

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def _result_of(
     """The scores of one run, from its result file or from training; None where it diverged."""
     config = _run_config(recipe, name, seed, settings.out)
     path = settings.out / name / f"seed_{seed}.json"
-    identity = {"recipe": _digest(config), **settings.scoring()}
+    identity = {"recipe": _digest(config), "start": _start_of(config), **settings.scoring()}
     found = _read_result(path, identity)
     if found is None:
         try:
@@ -181,7 +182,7 @@ def _result_of(
             found = {"sums": _score(config, settings).sums.tolist()}
         except NonFiniteLossError as error:
             found = {"diverged": str(error)}
-        write_files({path: json_bytes({**identity, **found})})
+        _write_result(path, {**identity, **found})
         shutil.rmtree(config.run_folder / "checkpoints", ignore_errors=True)
     return AnswerTable(np.array(found["sums"])) if "sums" in found else None
 
@@ -190,6 +191,23 @@ def _digest(config: RunConfig) -> str:
     """Names a recipe by what a run's result depends on, not by where it lies."""
     values = config.model_dump(mode="json", exclude={"output_dir", "threads", "num_workers"})
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _start_of(config: RunConfig) -> str:
+    """Names the weights that a run starts from by their content; "" where there are none here."""
+    source = config.model.get("initial_weights") or config.model.get("checkpoint")
+    return "" if source is None else _digest_weights(str(source))
+
+
+@cache
+def _digest_weights(source: str) -> str:
+    from pixellm.checkpoint.io import resolve_source
+
+    folder = Path(resolve_source(source))
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16] if folder.is_dir() else ""
 
 
 def _read_result(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -205,8 +223,20 @@ def _read_result(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | No
     return values
 
 
+def _write_result(path: Path, values: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_files({path: json_bytes(values)})
+
+
 def _train(config: RunConfig, on_event: EventCallback | None) -> None:
-    """Trains a run to its end, from its last checkpoint where there is one."""
+    """Trains a run to its end, from its last checkpoint where there is one.
+
+    Raises:
+        ValueError: the folder holds a run of another recipe.
+    """
+    saved = config.run_folder / "config.yaml"
+    if saved.is_file() and _digest(load_config(saved)) != _digest(config):
+        raise ValueError(f"{config.run_folder} holds a run of another recipe; use another --out.")
     if (config.run_folder / "model").is_dir():
         return
     log = config.run_folder / "train_log.jsonl"
@@ -243,7 +273,7 @@ def _score_guess(name: str, settings: AblationSettings) -> AnswerTable:
         guesser = guess_scenes(name, *scenes, dialogues_per_image=dialogues)
         table = score_variant(guesser, *scenes, dialogues_per_image=dialogues)
         found = {"sums": table.sums.tolist()}
-        write_files({path: json_bytes({**settings.scoring(), **found})})
+        _write_result(path, {**settings.scoring(), **found})
     return AnswerTable(np.array(found["sums"]))
 
 
@@ -271,8 +301,7 @@ def _plan_steps(
                 "a step; give more minutes, or fewer recipes or seeds."
             )
         found = {**wanted, "seconds_per_step": pace, "steps": steps}
-        settings.out.mkdir(parents=True, exist_ok=True)
-        write_files({path: json_bytes(found)})
+        _write_result(path, found)
     return int(found["steps"])
 
 
