@@ -17,9 +17,12 @@ from typer.core import TyperGroup
 
 from pixellm import __version__
 from pixellm.cli_ablate import add_commands as add_ablation_commands
+from pixellm.cli_bench import add_commands as add_bench_commands
 from pixellm.cli_convert import add_commands
 from pixellm.cli_data import add_data_commands
 from pixellm.cli_eval import add_commands as add_evaluation_commands
+from pixellm.cli_predict import Offload, Quantize, predict
+from pixellm.cli_predict import add_commands as add_predict_commands
 from pixellm.cli_train import add_commands as add_train_commands
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ _EXTRAS = {
     "pyarrow": "curate",
     "matplotlib": "curate",
     "ray": "ray",
+    "torchao": "quant",
 }
 """Packages that the core does without -> the extra that installs them."""
 
@@ -142,26 +146,51 @@ def version() -> None:
     epilog='Examples:\n\n    pixellm segment photo.jpg "What could I cut the rope with?"'
     '\n\n    pixellm segment photo.jpg "All the fruit, please." --out fruit.png --masks fruit'
     '\n\n    pixellm segment photo.jpg "the left cup" --json - | jq .segments'
+    '\n\n    pixellm segment --batch photos "All the cups, please." --json answers.jsonl'
 )
 def segment(
-    image: _Image,
-    question: Annotated[str, typer.Argument(help="As you would ask a person.")],
+    image: Annotated[str, typer.Argument(help="Any picture that Pillow can read.")] = "",
+    question: Annotated[str, typer.Argument(help="As you would ask a person.")] = "",
+    batch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of IMAGE: a folder of pictures, or JSONL of image and question; "
+            "the answers go to --json as JSONL."
+        ),
+    ] = None,
     model: _Model = "nano",
     out: Annotated[Path | None, typer.Option(help=_OUT_HELP, metavar="PICTURE")] = None,
     json: Annotated[str, typer.Option(help="JSON file; - for standard output.")] = "",
     masks: Annotated[Path | None, typer.Option(help="Folder for one PNG per mask.")] = None,
     device: _Device = "auto",
     dtype: _Dtype = "auto",
+    quantize: Quantize = None,
+    offload: Offload = None,
 ) -> None:
     """Answer a question about a picture, with a mask for every object that the answer names."""
+    if batch is not None:
+        asked = _batch_question(image, question, out or masks or json == "-")
+        predict(
+            batch,
+            asked,
+            Path(json) if json else None,
+            model=model,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            offload=offload,
+        )
+        return
     from pixellm.answer_files import prediction_to_json, write_answer
     from pixellm.types import Request
 
-    destinations = _destinations(image, out, json, masks)
-    Request(image, question)  # refuses an empty one before a model is loaded
-    picture = _read_picture(image)
-    prediction = _load_engine(model, device, dtype).predict(picture, question)
-    values = prediction_to_json(prediction, str(image), model)
+    if not image:
+        raise ValueError("Name a picture and a question, or many pictures with --batch.")
+    destinations = _destinations(Path(image), out, json, masks)
+    Request(Path(image), question)  # refuses an empty one before a model is loaded
+    picture = _read_picture(Path(image))
+    prediction = _load_engine(model, device, dtype, quantize, offload).predict(picture, question)
+    values = prediction_to_json(prediction, image, model)
     _show_answer(prediction, values, as_json=json == "-")
     for path in write_answer(prediction, picture, values, destinations):
         typer.echo(f"Wrote {path}", err=json == "-")
@@ -183,6 +212,8 @@ add_train_commands(app)
 add_commands(app)
 add_data_commands(data_app)
 add_evaluation_commands(app, evaluate_app)
+add_predict_commands(app)
+add_bench_commands(app)
 add_ablation_commands(app, data_app)
 
 
@@ -212,6 +243,16 @@ def data_scenes(
     typer.echo(f"To look at: {written.contact_sheet}")
 
 
+def _batch_question(first: str, second: str, elsewhere: object) -> str:
+    """The one question that may stand beside ``--batch``."""
+    if second or elsewhere:
+        raise ValueError(
+            "With --batch there is one question at most, and the answers go to a --json FILE; "
+            "leave out IMAGE, --out and --masks."
+        )
+    return first
+
+
 def _destinations(image: Path, out: Path | None, json: str, masks: Path | None) -> Destinations:
     """What to write; the overlay alone, in the current folder, where nothing is asked for."""
     from pixellm.answer_files import Destinations, check_picture_name
@@ -228,12 +269,16 @@ def _read_picture(image: Path) -> Any:
     return _import_quietly("pixellm.processing.image").load_image(image)
 
 
-def _load_engine(model: str, device: str, dtype: str) -> Engine:
+def _load_engine(
+    model: str, device: str, dtype: str, quantize: str | None = None, offload: Path | None = None
+) -> Engine:
     """The model, on its device."""
     engine = _import_quietly("pixellm.engine")
     with _console(stderr=True).status(f"Loading {model}"):
         _check_device(engine.pick_device(device))
-        loaded: Engine = engine.load(model, device=device, dtype=dtype)
+        loaded: Engine = engine.load(
+            model, device=device, dtype=dtype, quantize=quantize, offload_folder=offload
+        )
     return loaded
 
 

@@ -1,0 +1,74 @@
+"""A stand-in for how the released code answers: no cache, the picture anew for every token.
+
+Same weights, same prompt, same told answer as the engine, and so the same masks; only the way
+there differs. Kinder than the release where that was simpler: the head is applied to the last
+position alone, and the decoder's features are computed once. Source: PixelLM's released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pixellm.model.codebook import find_groups
+from pixellm.model.modeling import PixelLMForConditionalGeneration
+from pixellm.processing.image import load_image, restore_masks
+from pixellm.processing.processor import PixelLMProcessor
+from pixellm.processing.prompts import dialogue_messages
+from pixellm.types import Request
+
+
+@torch.inference_mode()
+def answer_as_released(
+    model: PixelLMForConditionalGeneration,
+    processor: PixelLMProcessor,
+    request: Request,
+    told: Sequence[int],
+) -> NDArray[np.bool_]:
+    """Masks (K, H, W) of a told answer, in pixels of the request's picture."""
+    device = model.device
+    messages = [dialogue_messages(request.history, request.question)]
+    batch = processor.encode_batch(messages, [load_image(request.image)]).to(device)
+    ids, visible = batch["input_ids"], batch["attention_mask"]
+    hidden = None
+    for token in told:
+        hidden = _read(model, batch, ids, visible)
+        model.lm_head(hidden[:, -1]).float().argmax(-1).tolist()
+        ids = torch.cat([ids, ids.new_tensor([[token]])], 1)
+        visible = torch.cat([visible, visible.new_ones(1, 1)], 1)
+    assert hidden is not None
+    logits = _decode(model, batch, ids[:, :-1], hidden)
+    canvas = processor.image_processor.image_size
+    resized, original = (batch[f"{name}_sizes"][0].tolist() for name in ("resized", "original"))
+    restored = restore_masks(logits.float(), tuple(resized), tuple(original), canvas)
+    masks: NDArray[np.bool_] = (restored > 0).cpu().numpy()
+    return masks
+
+
+def _read(
+    model: PixelLMForConditionalGeneration, batch: Any, ids: Tensor, visible: Tensor
+) -> Tensor:
+    """States (1, T, D) of the whole text so far, the picture encoded again."""
+    maps = model.model.vision_tower(batch["pixel_values"], batch["pixel_mask"])
+    tokens = model.model.image_projector(maps[0])
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    output = model.model(ids, tokens, visible, positions, use_cache=False)
+    states: Tensor = output.last_hidden_state
+    return states
+
+
+def _decode(
+    model: PixelLMForConditionalGeneration, batch: Any, ids: Tensor, hidden: Tensor
+) -> Tensor:
+    """Mask logits (K, h, w) of all groups."""
+    codebook = torch.tensor(model.config.codebook_token_ids, device=ids.device)
+    rows, starts = find_groups(ids, codebook)
+    features = model.model.encode_images(batch["pixel_values"], batch["pixel_mask"])[0].features
+    if not len(rows):
+        return torch.zeros(0, 1, 1, device=ids.device)
+    return model.decode_masks(model.target_embeddings(hidden, rows, starts), features, rows)

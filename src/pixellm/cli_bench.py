@@ -1,0 +1,165 @@
+"""The commands ``pixellm bench ...``: speed, growth of cost, FLOPs.
+
+Reads options, calls :mod:`pixellm.benchmark`, prints tables and writes JSON. :func:`add_commands`
+puts the commands into the command line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pixellm.benchmark.speed import Bench
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure speed and cost on this machine.")
+
+_Model = Annotated[
+    str, typer.Option(help="Random weights of size tiny, 110m, 7b, 13b; or nano, a folder, an id.")
+]
+_Tower = Annotated[str | None, typer.Option(help="CLIP of a released model, as for convert.")]
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+_Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
+_Repeats = Annotated[int, typer.Option(min=1, help="Runs that a median is taken of.")]
+_Quick = Annotated[bool, typer.Option("--quick", help="The smallest case alone, once.")]
+_Json = Annotated[Path | None, typer.Option(help="JSON file for the figures.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add ``bench`` to a command line."""
+    app.add_typer(bench_app, name="bench")
+
+
+@bench_app.command(
+    epilog="Examples:\n\n    pixellm bench engine --model 110m --json engine_110m.json"
+    "\n\n    pixellm bench engine --model nano --quick"
+)
+def engine(
+    model: _Model = "110m",
+    vision_tower: _Tower = None,
+    device: _Device = "auto",
+    dtype: _Dtype = "auto",
+    repeats: _Repeats = 5,
+    released_repeats: Annotated[
+        int, typer.Option(min=1, help="Runs of the released procedure, which takes long.")
+    ] = 1,
+    quick: _Quick = False,
+    json: _Json = None,
+) -> None:
+    """Compare the engine with the released procedure; say where its time goes."""
+    from pixellm.benchmark.speed import compare_with_released, shares_of_limits
+
+    bench = _prepare(model, vision_tower, device, dtype, 1 if quick else repeats)
+    lengths, targets = ((16,), (1,)) if quick else ((16, 64, 128), (1, 3, 6))
+    rows = compare_with_released(bench, lengths, targets, released_repeats)
+    shares = shares_of_limits(bench, rows)
+    settings = {"model": model, "repeats": bench.repeats, "released_repeats": released_repeats}
+    tables = {"engine and released procedure, seconds": rows, "share of the machine": shares}
+    _finish(bench, settings, tables, json)
+
+
+@bench_app.command(epilog="Example:\n\n    pixellm bench growth --model 110m --json growth.json")
+def growth(
+    model: _Model = "110m",
+    vision_tower: _Tower = None,
+    device: _Device = "auto",
+    dtype: _Dtype = "auto",
+    repeats: _Repeats = 5,
+    quick: _Quick = False,
+    json: _Json = None,
+) -> None:
+    """Measure how cost grows with targets, questions per picture, batch and answer length."""
+    from pixellm.benchmark import speed
+
+    bench = _prepare(model, vision_tower, device, dtype, 1 if quick else repeats)
+    counts = (1, 2) if quick else (1, 2, 4, 8, 16)
+    words, targets = (8, 1) if quick else (40, 3)
+    length = words + targets * bench.model.config.group_size
+    tables = {
+        "targets": speed.grow_targets(bench, counts, words),
+        "questions about one picture": speed.grow_questions(bench, counts, length, targets),
+        "batch": speed.grow_batch(bench, counts, length, targets),
+        "answer length": speed.grow_length(bench, [length * n for n in counts[:4]], targets),
+    }
+    settings = {"model": model, "repeats": bench.repeats, "length": length, "targets": targets}
+    _finish(bench, settings, tables, json)
+
+
+@bench_app.command(epilog="Example:\n\n    pixellm bench flops --words 64 --json flops.json")
+def flops(
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of question and template.")] = 64,
+    words: Annotated[int, typer.Option(min=1, help="Tokens of the answer beside masks'.")] = 64,
+    json: _Json = None,
+) -> None:
+    """Count FLOPs at 7B and 13B, beside a system that gets its masks from SAM ViT-H."""
+    import torch
+
+    from pixellm.benchmark.flops import compare_flops
+    from pixellm.benchmark.machine import describe_machine
+
+    rows = compare_flops(("7b", "13b"), prompt, words, (1, 3, 6))
+    settings = {"prompt_tokens": prompt, "answer_words": words}
+    machine = describe_machine(torch.device("meta"))
+    _show_and_write(machine, settings, {"TFLOPs of an answer about one picture": rows}, json)
+
+
+def _prepare(model: str, vision_tower: str | None, device: str, dtype: str, repeats: int) -> Bench:
+    """The model on its device; random where its name is a size."""
+    notes = importlib.import_module("transformers.utils.logging")
+    notes.disable_progress_bar()
+    notes.set_verbosity_error()
+    from pixellm.benchmark.speed import Bench
+    from pixellm.benchmark.workload import SIZES, random_model
+    from pixellm.engine import load, pick_device, pick_dtype
+
+    if model in SIZES:
+        where = pick_device(device)
+        parts = random_model(model, where, pick_dtype(dtype, where))
+    else:
+        loaded = load(model, device=device, dtype=dtype, vision_tower=vision_tower)
+        parts = loaded.model, loaded.processor
+    return Bench(*parts, repeats, lambda text: typer.echo(f"Measuring {text}", err=True))
+
+
+def _finish(
+    bench: Bench,
+    settings: dict[str, Any],
+    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    json: Path | None,
+) -> None:
+    from pixellm.benchmark.machine import describe_machine
+
+    parameters = sum(p.numel() for p in bench.model.parameters())
+    language = sum(p.numel() for p in bench.model.model.language_model.parameters())
+    settings |= {"dtype": str(bench.model.dtype).removeprefix("torch."), "parameters": parameters}
+    settings |= {"language_model_parameters": language}
+    _show_and_write(describe_machine(bench.model.device), settings, tables, json)
+
+
+def _show_and_write(
+    machine: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    json: Path | None,
+) -> None:
+    from rich.console import Console
+
+    from pixellm.answer_files import json_bytes, write_files
+    from pixellm.benchmark.report import make_report, make_tables
+
+    command = shlex.join(["pixellm", *sys.argv[1:]])
+    report = make_report(command, machine, settings, tables)
+    console = Console()
+    for part in ("machine", "settings"):
+        console.print(", ".join(f"{key} {value}" for key, value in report[part].items()))
+    for table in make_tables(report):
+        console.print(table)
+    if json is not None:
+        write_files({json: json_bytes(report)})
+        typer.echo(f"Wrote {json}")
