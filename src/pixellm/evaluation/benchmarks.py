@@ -108,7 +108,15 @@ BENCHMARKS = {
             "val",
             classes_are_kinds=True,
         ),
-        Benchmark("scenes", "scenes", "slots", ("free", "forced"), "muse", _MULTIPLE, "test"),
+        Benchmark(
+            "scenes",
+            "scenes",
+            "slots",
+            ("free", "forced"),
+            "muse",
+            ("giou_targets", "ciou_targets", *_MULTIPLE, "n_acc"),
+            "test",
+        ),
     )
 }
 """By name. What each asks is in :func:`open_questions` and the readers of the data sets."""
