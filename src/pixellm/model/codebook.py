@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pixellm.model.config import PixelLMConfig
+from pixellm.model.precision import FullPrecision
 
 
 def find_groups(input_ids: Tensor, codebook_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,7 +36,7 @@ def find_groups(input_ids: Tensor, codebook_ids: Tensor) -> tuple[Tensor, Tensor
     return rows, starts
 
 
-class SegmentationCodebook(nn.Module):
+class SegmentationCodebook(FullPrecision):
     """Projects the hidden states of codebook tokens and fuses those of one scale (phi)."""
 
     def __init__(self, config: PixelLMConfig) -> None:
@@ -72,12 +73,12 @@ class SegmentationCodebook(nn.Module):
         """Fuse groups into target embeddings.
 
         Args:
-            group_states: (M, L * N, D), see :meth:`gather_states`.
+            group_states: (M, L * N, D) of any floating type, see :meth:`gather_states`.
 
         Returns:
-            (M, L, C), coarse scale first.
+            (M, L, C), coarse scale first, in this module's own type.
         """
-        embedded = self.text_projection(group_states)
+        embedded = self.text_projection(group_states.to(self.dtype))
         tokens = embedded.unflatten(1, (self.num_scales, self.tokens_per_scale))
         if self.token_fusion == "linear":
             joined = tokens.flatten(2).unbind(1)

@@ -44,6 +44,8 @@ class PixelLMConfig(PreTrainedConfig):
         tokens_per_scale: ``N`` of the paper.
         vision_depths: index into the encoder's hidden states for each scale; entry 0 also feeds
             the language model.
+        vision_channels: depth, as text, to the channels of the encoder's features there; filled in
+            when a model is built, so that loading it again needs no trial run of the encoder.
         mask_padding: leave patches of padding out of the encoder's attention keys (needs a ViT
             that takes an attention mask; convolutional encoders have no keys to leave out).
         freeze_batch_norm: keep the encoder's batch norms in evaluation mode while training.
@@ -97,6 +99,7 @@ class PixelLMConfig(PreTrainedConfig):
         num_scales: int = 2,
         tokens_per_scale: int = 3,
         vision_depths: list[int] | None = None,
+        vision_channels: dict[str, int] | None = None,
         mask_padding: bool = True,
         freeze_batch_norm: bool = True,
         llm_grid: list[int] | None = None,
@@ -135,6 +138,7 @@ class PixelLMConfig(PreTrainedConfig):
         first = image_token_id + 1
         self.codebook_token_ids = list(codebook_token_ids or range(first, first + group))
         self.vision_depths = list(vision_depths or [-2, -11][:num_scales])
+        self.vision_channels = dict(vision_channels or {})
         self.mask_padding = mask_padding
         self.freeze_batch_norm = freeze_batch_norm
         self.llm_grid = list(llm_grid or (16, 16))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixellm.model.config import PixelLMConfig
+from pixellm.model.precision import FullPrecision
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -147,7 +148,7 @@ def _upsampler(size_in: int, size_out: int) -> nn.Sequential:
     )
 
 
-class PixelDecoder(nn.Module):
+class PixelDecoder(FullPrecision):
     """Coarse-to-fine mask decoder with learned scale weights on the simplex."""
 
     def __init__(self, config: PixelLMConfig) -> None:

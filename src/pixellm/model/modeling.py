@@ -26,6 +26,7 @@ from pixellm.model.codebook import SegmentationCodebook, find_groups
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.decoder import PixelDecoder
 from pixellm.model.losses import dice_loss_sum, target_refinement_loss_sum, text_loss_sum
+from pixellm.model.precision import final_norm, keep_in_full_precision
 from pixellm.model.projection import FeatureProjector, ImageProjector
 from pixellm.model.vision import VisionTower, feature_shapes
 
@@ -130,13 +131,21 @@ class PixelLMPreTrainedModel(PreTrainedModel):
                 nn.init.zeros_(module.bias)
 
 
+def _vision_channels(config: PixelLMConfig) -> list[int]:
+    """Channels of each scale's features; found once and then kept in the configuration."""
+    names = [str(depth) for depth in config.vision_depths]
+    if not config.vision_channels.keys() >= set(names):
+        shapes = feature_shapes(config.vision_config, config.image_size, config.vision_depths)
+        config.vision_channels = {n: shape[0] for n, shape in zip(names, shapes, strict=True)}
+    return [config.vision_channels[name] for name in names]
+
+
 class PixelLMModel(PixelLMPreTrainedModel):
     """Everything but the language model's head: towers, projections, codebook, decoder."""
 
     def __init__(self, config: PixelLMConfig) -> None:
         super().__init__(config)
-        shapes = feature_shapes(config.vision_config, config.image_size, config.vision_depths)
-        channels = [shape[0] for shape in shapes]
+        channels = _vision_channels(config)
         self.vision_tower = VisionTower(
             config.vision_config,
             config.vision_depths,
@@ -144,10 +153,13 @@ class PixelLMModel(PixelLMPreTrainedModel):
             freeze_batch_norm=config.freeze_batch_norm,
         )
         self.image_projector = ImageProjector(config, channels[0])
-        self.feature_projector = FeatureProjector(config, channels)
+        # In float32 even where all is created in half precision, as from_pretrained does.
+        self.feature_projector = FeatureProjector(config, channels).float()
         self.language_model = AutoModel.from_config(config.text_config)
-        self.codebook = SegmentationCodebook(config)
-        self.pixel_decoder = PixelDecoder(config)
+        if (norm := final_norm(self.language_model)) is not None:
+            keep_in_full_precision(norm)
+        self.codebook = SegmentationCodebook(config).float()
+        self.pixel_decoder = PixelDecoder(config).float()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -221,6 +233,14 @@ class PixelLMModel(PixelLMPreTrainedModel):
         )
 
 
+class LanguageModelHead(nn.Linear):
+    """States of any floating type to logits in the type of its weights."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(..., D) states to (..., V) logits."""
+        return super().forward(states.to(self.weight.dtype))
+
+
 class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
     """PixelLM with its language-model head, losses and mask decoding."""
 
@@ -228,7 +248,7 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = PixelLMModel(config)
         text = config.text_config
-        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.lm_head: nn.Linear = LanguageModelHead(text.hidden_size, text.vocab_size, bias=False)
         # Families differ in the name of their token table, which the head may be tied to.
         table = self.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is table)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.decoder import ChannelNorm
+from pixellm.model.precision import FullPrecision
 
 
 class ImageProjector(nn.Module):
@@ -42,7 +43,7 @@ class ImageProjector(nn.Module):
         return tokens + self.positions if hasattr(self, "positions") else tokens
 
 
-class FeatureProjector(nn.Module):
+class FeatureProjector(FullPrecision):
     """``p_{V->D}`` and the neck: encoder features of every scale into the decoder's width."""
 
     def __init__(self, config: PixelLMConfig, vision_sizes: list[int]) -> None:
@@ -74,11 +75,11 @@ class FeatureProjector(nn.Module):
         )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Per scale (B, C_l, h_l, w_l) to (B, C, h_l, w_l)."""
+        """Per scale (B, C_l, h_l, w_l) of any floating type to (B, C, h_l, w_l) of its own."""
         features: list[Tensor] = []
         for scale, feature_map in enumerate(maps):
             index = 0 if self.shared else scale
-            tokens = self.projections[index](feature_map.permute(0, 2, 3, 1))
+            tokens = self.projections[index](feature_map.to(self.dtype).permute(0, 2, 3, 1))
             feature = self.necks[index](tokens.permute(0, 3, 1, 2))
             if self.top_down and features:
                 feature = feature + F.interpolate(
