@@ -15,7 +15,6 @@ from pixellm.checkpoint.released_keys import TableSizes, released_table
 from pixellm.checkpoint.sentencepiece_tokenizer import build_fast_tokenizer
 
 SENTENCEPIECE_LETTERS = "▁abcdefghijklmnopqrstuvwxyz.,:'?ASTNIUERP"
-ADDED_TOKENS = [*(f"[SEG{i}]" for i in range(6)), "<im_start>", "<im_end>"]
 
 
 def _field(number: int, value: bytes | int) -> bytes:
@@ -66,11 +65,17 @@ def write_tower(directory: Path, width: int = 16) -> Path:
     return directory
 
 
-def write_released(directory: Path, tower: Path, *, shards: int = 2) -> Path:
-    """Write a released PixelLM of sizes unlike any real one: grouped keys, 3 layers, width 24."""
+def write_released(
+    directory: Path, tower: Path, *, shards: int = 2, codebook_size: int = 6, **changes: int
+) -> Path:
+    """Write a released PixelLM of sizes unlike any real one: grouped keys, 3 layers, width 24.
+
+    ``changes`` are further values of its configuration, as the release names them.
+    """
     directory.mkdir(parents=True)
     count = write_sentencepiece(directory / "tokenizer.model")
-    ids = {token: count + i for i, token in enumerate(ADDED_TOKENS)}
+    added = [*(f"[SEG{i}]" for i in range(codebook_size)), "<im_start>", "<im_end>"]
+    ids = {token: count + i for i, token in enumerate(added)}
     values = {
         "architectures": ["PixelLMForCausalLM"],
         "model_type": "llava",
@@ -81,13 +86,14 @@ def write_released(directory: Path, tower: Path, *, shards: int = 2) -> Path:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 512,
-        "mm_hidden_size": 16,
+        "mm_hidden_size": CLIPVisionConfig.from_pretrained(tower).hidden_size,
         "mm_projector_hidden_dim": 2,
         "mm_projector_out_dim": 1,
         "out_dim": 32,
         "resize_vision_tower_size": 56,
         "image_feature_scale_num": 2,
         "vision_tower": str(tower),
+        **changes,
     }
     (directory / "added_tokens.json").write_text(json.dumps(ids))
     (directory / "config.json").write_text(json.dumps(values, indent=2))
@@ -104,7 +110,9 @@ def random_released_tensors(directory: Path, tower: Path) -> dict[str, torch.Ten
     shapes = expected_shapes(config)
     generator = torch.Generator().manual_seed(0)
     tensors: dict[str, torch.Tensor] = {}
-    for move in released_table(TableSizes(3, 2, config.decoder_layers, (1,))):
+    scales, layers = config.num_scales, config.text_config.num_hidden_layers
+    sizes = TableSizes(layers, scales, config.decoder_layers, tuple(range(1, scales)))
+    for move in released_table(sizes):
         targets = [torch.randn(shapes[t], generator=generator).half() * 0.1 for t in move.targets]
         tensors |= dict(zip(move.sources, undo_move(move, targets), strict=True))
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3).half()

@@ -8,6 +8,7 @@ import weakref
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from released_models import random_released_tensors, write_released, write_tower, write_weights
@@ -17,6 +18,8 @@ from pixellm.checkpoint import weight_files
 from pixellm.checkpoint.convert import convert_released, convert_to_released
 from pixellm.checkpoint.convert_cache import cache_dir, usable_checkpoint
 from pixellm.checkpoint.io import load_model_and_processor
+from pixellm.model.codebook import find_groups
+from pixellm.processing.prompts import dialogue_messages
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +63,68 @@ def test_a_model_of_other_sizes_converts_and_loads(converted):
     assert not hasattr(model.model.pixel_decoder, "scale_logits")
 
 
-def test_there_and_back_is_identical_to_the_bit(originals, converted, tmp_path):
-    back = convert_to_released(converted, tmp_path / "back")
-    before, after = load_all(originals[0]), load_all(back)
+def assert_identical(original, back):
+    before, after = load_all(original), load_all(back)
     assert list(before) == list(after)
     for name, value in before.items():
         assert value.dtype == after[name].dtype
         assert torch.equal(value, after[name]), name
-    for path in originals[0].glob("*.[jm]*"):
+    for path in original.glob("*.[jm]*"):
         assert path.read_bytes() == (back / path.name).read_bytes()
+
+
+def test_there_and_back_is_identical_to_the_bit(originals, converted, tmp_path):
+    assert_identical(originals[0], convert_to_released(converted, tmp_path / "back"))
+
+
+OTHER_SIZES = {
+    "one scale": {"image_feature_scale_num": 1, "codebook_size": 4, "shards": 1},
+    "long groups, other widths": {
+        "codebook_size": 10,
+        "hidden_size": 32,
+        "intermediate_size": 20,
+        "num_hidden_layers": 1,
+        "num_key_value_heads": 4,
+        "mm_projector_hidden_dim": 3,
+        "mm_projector_out_dim": 2,
+        "out_dim": 64,
+        "resize_vision_tower_size": 84,
+        "shards": 3,
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHER_SIZES)
+def test_other_sizes_go_there_and_back_and_compute_masks_in_every_precision(name, tmp_path):
+    sizes = OTHER_SIZES[name]
+    tower = write_tower(tmp_path / "tower", width=32 if "hidden_size" in sizes else 16)
+    original = write_released(tmp_path / "released", tower, **sizes)
+    converted = convert_released(original, tmp_path / "model", tower)
+    assert_identical(original, convert_to_released(converted, tmp_path / "back"))
+    side = sizes.get("resize_vision_tower_size", 56)
+    picture = np.random.default_rng(0).integers(0, 255, (side, side // 2, 3), dtype=np.uint8)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        model, processor = load_model_and_processor(converted, dtype=dtype)
+        assert model.config.group_size == sizes["codebook_size"]
+        ids = processor.codec.encode(dialogue_messages([("what is this?", "the {seg} thing.")])).ids
+        images = processor.image_processor([picture])
+        rows, starts = find_groups(
+            torch.tensor([ids]), torch.tensor(model.config.codebook_token_ids)
+        )
+        with torch.inference_mode():
+            encoded, _ = model.model.encode_images(images["pixel_values"], images["pixel_mask"])
+            hidden = model.model(torch.tensor([ids]), encoded.tokens).last_hidden_state
+            embeddings = model.target_embeddings(hidden, rows, starts)
+            masks = model.decode_masks(embeddings, encoded.features, rows)
+        assert len(masks) == 1
+        assert masks.dtype == torch.float32
+        assert torch.isfinite(masks).all()
+
+
+def test_more_scales_than_the_release_has_are_refused(released, tower, tmp_path):
+    path = released / "config.json"
+    path.write_text(path.read_text().replace('scale_num": 2', 'scale_num": 3'))
+    assert_refused(released, tower, tmp_path, ValueError, "3 scales", "config.json")
 
 
 def test_one_shard_at_a_time_is_alive(released, tower, tmp_path, monkeypatch):

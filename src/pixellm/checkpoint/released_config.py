@@ -133,6 +133,11 @@ def released_pixellm_config(
     if values.get("resize_vision_tower", True):
         tower.image_size = int(values.get("resize_vision_tower_size", 448))
     num_scales = int(values.get("image_feature_scale_num", 2))
+    if num_scales not in (1, 2):
+        raise ValueError(
+            f"{directory / 'config.json'} asks for {num_scales} scales (image_feature_scale_num); "
+            "released models have 1 or 2."
+        )
     names = codebook_names(tokenizer, num_scales, directory)
     tokens_per_scale = len(names) // num_scales
     inner = int(values.get("mm_projector_hidden_dim", 2)) * text.hidden_size
