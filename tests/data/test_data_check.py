@@ -81,6 +81,14 @@ def test_good_sets_are_counted_and_absent_ones_say_where_to_get_them(root):
     )
 
 
+def test_nothing_is_missed_where_there_is_only_own_data(root):
+    (root / "ade20k").rename(root / "elsewhere")
+    result = run(root)
+    assert result.exit_code == 0, result.output
+    assert "coco train" in result.output
+    assert "Not there" not in result.output
+
+
 def test_every_bad_row_is_shown_and_written_and_the_exit_code_is_1(root):
     draw_photo(root / "ade20k" / "images" / "training" / "b.jpg", (9, 9))
     Image.new("L", SIZE[::-1], 3).save(root / "ade20k" / "annotations" / "training" / "b.png")

@@ -17,6 +17,9 @@ from pixellm.data.readers.base import BadRow, Reader
 from pixellm.data.readers.json_index import scan_json
 from pixellm.data.registry import READERS, open_reader, reader_class
 
+_OWN = frozenset({"coco", "coco-expressions", "jsonl", "labelme"})
+"""Sets that are their users' own, and nobody's to miss."""
+
 _KEYS_OF_COCO = frozenset({"images", "annotations", "categories", "info", "licenses"})
 
 
@@ -112,11 +115,15 @@ def find_sets(
 
 
 def absent_sets(found: Iterable[FoundSplit]) -> list[type[Reader]]:
-    """The readers of the public data sets that were not found; own data is nobody's to miss."""
-    own = {"coco", "coco-expressions", "jsonl", "labelme"}
-    there = {one.name for one in found} | own
+    """The readers of the public data sets that a folder of such sets does not hold.
+
+    None where there is nothing but data of one's own.
+    """
+    there = {one.name for one in found}
+    if there <= _OWN:
+        return []
     same_files = {name for name in READERS if name.startswith("multi-")}
-    return [reader_class(name) for name in READERS if name not in there | same_files]
+    return [reader_class(name) for name in READERS if name not in there | _OWN | same_files]
 
 
 def check_found(found: FoundSplit) -> SplitReport:

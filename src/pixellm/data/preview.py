@@ -155,9 +155,10 @@ def _answer_html(turn: Turn, first: int) -> Iterator[str]:
     for number, piece in enumerate(pieces, start=first):
         start, end = phrase_before(piece, len(piece))
         color = "#{:02x}{:02x}{:02x}".format(*segment_color(number))
+        mark = f'<mark style="border-color: {color}">'
         yield html.escape(piece[:start])
-        yield f'<mark style="border-color: {color}">{html.escape(piece[start:end])}'
-        yield f" [{number + 1}]</mark>{html.escape(piece[end:].rstrip())}"
+        yield f"{mark}{html.escape(piece[start:end])}</mark>{html.escape(piece[end:].rstrip())}"
+        yield f" {mark}[{number + 1}]</mark>"
     yield html.escape(rest)
 
 

@@ -193,7 +193,7 @@ def test_a_picture_turned_by_exif_is_seen_upright(root):
 def test_a_picture_with_nothing_usable_names_itself(root):
     edit(root, lambda data: data["annotations"][4].update(segmentation=[rectangle(70, 0, 80, 9)]))
     reader = OwnCoco(root)
-    with pytest.raises(ValueError, match="coco-train-2"):
+    with pytest.raises(ValueError, match=r"instances_train\.json, image 1: No class"):
         reader.compose(1, reader.random_of(1))
     assert {bad.row for bad in reader.check()} == {"annotation 4", "image 1"}
 
@@ -203,6 +203,7 @@ def test_a_picture_with_nothing_usable_names_itself(root):
     [
         ({"targets": "boxes"}, "instances or regions"),
         ({"classes_per_question": 0}, "at least 1"),
+        ({"questions_per_picture": 0}, "at least 1"),
         ({"negatives": 2}, "between 0 and 1"),
         ({"split": "dev"}, "choose train, val, test"),
     ],

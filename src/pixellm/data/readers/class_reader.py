@@ -30,6 +30,8 @@ from pixellm.types import RLE, Sample, Target, Turn
 
 _WORD = re.compile(r"\w+")
 
+_NOTHING_TO_ASK = "No class of the picture has masks that can be used."
+
 TargetKind = Literal["instances", "regions"]
 
 
@@ -118,7 +120,8 @@ class ClassReader(Reader):
         super().__init__(root, split, seed)
         if targets not in ("instances", "regions"):
             raise ValueError(f"targets of {self.name} is instances or regions, not {targets!r}.")
-        if min(classes_per_question, questions_per_picture or 1, max_instances) < 1:
+        limits = (classes_per_question, questions_per_picture, max_instances)
+        if any(limit is not None and limit < 1 for limit in limits):
             raise ValueError(
                 f"classes_per_question, questions_per_picture and max_instances of {self.name} "
                 "are at least 1."
@@ -150,7 +153,7 @@ class ClassReader(Reader):
         shown = self.picture(item)
         askable = [shown.classes[place] for place in self._askable(shown)]
         if not askable and not (self.negatives or self.exhaustive):
-            raise ValueError(self._nothing_to_ask(shown))
+            raise ValueError(str(BadRow(*self.where(item), _NOTHING_TO_ASK)))
         rng.shuffle(askable)
         turns = [self._ask(rng, group) for group in self._groups(rng, askable)]
         if rng.random() < self.negatives or not turns:
@@ -172,21 +175,24 @@ class ClassReader(Reader):
                 continue
             yield from shown.faults
             if not (self._askable(shown) or self.negatives or self.exhaustive):
-                yield BadRow(*self.where(item), self._nothing_to_ask(shown))
+                yield BadRow(*self.where(item), _NOTHING_TO_ASK)
             if isinstance(shown.image, Path):
                 yield from check_picture(shown.image, shown.size)
 
     def evaluation_samples(self) -> Sequence[Sample]:
         """One question for each class of each picture, in the plainest wording."""
-        places = list(self._askable_places())
+        places = [
+            (item, place) for item, shown in self._pictures() for place in self._askable(shown)
+        ]
         return LazySamples(len(places), lambda number: self._class_sample(*places[number]))
 
     def counts(self) -> dict[str, int]:
         """Pictures, questions when each class is asked for alone, targets and classes."""
         questions = targets = 0
-        for item, place in self._askable_places():
-            questions += 1
-            targets += self._num_targets(self.picture(item).classes[place])
+        for _, shown in self._pictures():
+            asked = [shown.classes[place] for place in self._askable(shown)]
+            questions += len(asked)
+            targets += sum(map(self._num_targets, asked))
         return {
             "pictures": len(self),
             "questions": questions,
@@ -194,15 +200,13 @@ class ClassReader(Reader):
             "classes": len(self.class_names),
         }
 
-    def _askable_places(self) -> Iterator[tuple[int, int]]:
-        """(item, place of the class) of everything that can be asked for."""
+    def _pictures(self) -> Iterator[tuple[int, AnnotatedPicture]]:
+        """Number and content of every picture that can be read."""
         for item in range(len(self)):
             try:
-                shown = self.picture(item)
+                yield item, self.picture(item)
             except ValueError:
                 continue
-            for place in self._askable(shown):
-                yield item, place
 
     def _askable(self, shown: AnnotatedPicture) -> list[int]:
         """The places of the classes that can be asked for."""
@@ -213,10 +217,6 @@ class ClassReader(Reader):
         areas = areas_of(unions)
         least = min(self.min_area * shown.size[0] * shown.size[1], max(areas))
         return [place for place, area in zip(places, areas, strict=True) if area >= least]
-
-    @staticmethod
-    def _nothing_to_ask(shown: AnnotatedPicture) -> str:
-        return f"No class of picture {shown.id} has masks that can be used."
 
     def _is_answerable(self, one: AnnotatedClass) -> bool:
         if not one.askable:

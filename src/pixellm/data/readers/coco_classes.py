@@ -105,7 +105,7 @@ class CocoClasses(ClassReader):
 
     def _not_exhaustive(self, entry: Mapping[str, Any]) -> set[str]:
         """Classes of which a picture may show more than is annotated."""
-        numbers = entry.get("not_exhaustive_category_ids", ())
+        numbers = entry.get("not_exhaustive_category_ids") or ()
         return {self._called[number][0] for number in numbers if number in self._called}
 
     def _askable_pictures(self) -> np.ndarray:

@@ -120,10 +120,10 @@ class _Scan:
 
     def __init__(self, index: CocoPictures) -> None:
         self.index = index
-        self.images: dict[Any, int] = {}
-        self.refused: set[Any] = set()
+        self.images: dict[int | str, int] = {}
+        self.refused: set[int | str] = set()
         self.image_spans, self.annotation_spans = SpanList(), SpanList()
-        self.image_ids: list[Any] = []
+        self.image_ids: list[int | str | None] = []
         self.category_ids, self.crowds, self.faulty = array("q"), array("b"), array("b")
         keys = set()
         for key, start, end, value in scan_json(index.path):
@@ -165,17 +165,20 @@ class _Scan:
 
     def _add_image(self, value: Any) -> None:
         place = len(self.image_spans)
+        number = value.get("id") if isinstance(value, Mapping) else None
+        if not isinstance(number, int | str):
+            self._refuse(f"image {place}", "It needs an id, a number or a text.")
+            return
         try:
-            number, _ = value["id"], file_of(value)
+            file_of(value)
             fault = "" if min(size_of(value)) >= 1 else "Its width or height is below 1."
         except (KeyError, TypeError, ValueError) as error:
-            number = value.get("id") if isinstance(value, Mapping) else None
-            fault = f"It needs id, file_name, width and height ({error})."
-        if not fault and number in self.images:
-            self._refuse(f"image {place}", f"Two pictures have the id {number}; the first counts.")
-        elif fault:
+            fault = f"It needs file_name, width and height ({error})."
+        if fault:
             self._refuse(f"image {place}", fault)
             self.refused.add(number)
+        elif number in self.images:
+            self._refuse(f"image {place}", f"Two pictures have the id {number}; the first counts.")
         else:
             self.images[number] = place
 
@@ -184,9 +187,9 @@ class _Scan:
         image, category = entry.get("image_id"), entry.get("category_id")
         fault = _shape_fault(entry.get("segmentation"))
         if not isinstance(image, int | str) or not isinstance(category, int):
-            image, fault = None, "It needs an image_id and a category_id."
+            image, category, fault = None, -1, "It needs an image_id and a category_id."
         self.image_ids.append(image)
-        self.category_ids.append(-1 if image is None else category)
+        self.category_ids.append(category)
         self.crowds.append(bool(entry.get("iscrowd")))
         self.faulty.append(bool(fault))
         if fault:
