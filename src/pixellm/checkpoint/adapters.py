@@ -116,7 +116,10 @@ def attach_adapters(model: Any, adapters: Adapters) -> None:
         ValueError: LoRA's target modules are not in the language model.
     """
     if adapters.lora is not None:
-        _attach_lora(model.model.language_model, adapters.lora)
+        language_model = model.model.language_model
+        # peft asks the module that it is handed, transformers marks the whole model.
+        language_model.is_loaded_in_4bit = getattr(model, "is_loaded_in_4bit", False)
+        _attach_lora(language_model, adapters.lora)
     if adapters.token_rows:
         table, head = model.get_input_embeddings(), model.lm_head
         rows = _rows_of(table.weight, adapters.token_rows)

@@ -161,14 +161,18 @@ def _language_model_bytes(model: Any, rows: int, length: int, dtype: torch.dtype
     layers = max(1, len(_layers(model)))
     states = torch.empty(rows, length, model.config.text_config.hidden_size, device="meta")
 
+    # As in training: the mask that keeps packed dialogues apart, whole.
+    mask = torch.empty(rows, 1, length, length, device="meta", dtype=dtype)
+
     def run() -> Any:
         inputs = states.to(dtype).requires_grad_()
-        return language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        output = language_model(inputs_embeds=inputs, attention_mask=mask, use_cache=False)
+        return output.last_hidden_state
 
     recomputes = bool(getattr(language_model, "is_gradient_checkpointing", False))
     if not recomputes:
-        return kept_bytes(run, language_model, square=length)
-    inputs_alone = kept_bytes(run, language_model, square=length)
+        return mask.nbytes + kept_bytes(run, language_model, square=length)
+    inputs_alone = mask.nbytes + kept_bytes(run, language_model, square=length)
     language_model.gradient_checkpointing_disable()
     everything = kept_bytes(run, language_model, square=length)
     language_model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -62,10 +62,10 @@ class ParameterGroup:
 
 def _part_of(name: str) -> str:
     """The part of the model that a parameter counts to in a table."""
-    module = ".".join(name.split(".")[:2])
+    part = ".".join(name.removesuffix(".rows").split(".")[:2])
     if ".lora_" in name:
-        return f"{module} (LoRA)"
-    return f"{module} (added token rows)" if name.endswith(".rows") else module
+        return f"{part} (LoRA)"
+    return f"{part} (added token rows)" if name.endswith(".rows") else part
 
 
 def learning_rate_factor(step: int, steps: int, warmup_steps: int, decay_fraction: float) -> float:
@@ -175,8 +175,8 @@ class StageOptimizer:
         groups: Iterable[ParameterGroup],
         config: OptimizerConfig,
     ) -> None:
+        self.config = config
         self.groups = [group for group in groups if group.optimizer]
-        self.parameters = [parameters[name] for group in self.groups for name in group.names]
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         for kind in ("adamw", "muon"):
             chosen = [
@@ -191,11 +191,21 @@ class StageOptimizer:
             if chosen:
                 self.optimizers[kind] = _build_optimizer(kind, chosen, config)
 
-    def step(self, factor: float) -> None:
-        """Moves the parameters at `factor` times their peak rates and clears the gradients."""
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Everything that moves; sharding puts others in place of those handed in."""
+        groups = (group for o in self.optimizers.values() for group in o.param_groups)
+        return [parameter for group in groups for parameter in group["params"]]
+
+    def set_learning_rates(self, factor: float) -> None:
+        """Puts the rates of the step to come at `factor` times their peaks."""
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
+
+    def step(self) -> None:
+        """Moves the parameters and clears the gradients."""
+        for optimizer in self.optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 

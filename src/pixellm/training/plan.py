@@ -141,7 +141,7 @@ def model_on_meta(config: RunConfig) -> tuple[Any | None, str]:
 def _shape_of(section: Mapping[str, Any]) -> tuple[Any | None, str]:
     """The model's configuration, from its folder or from the recipe."""
     if "checkpoint" not in section:
-        return _shape_from_parts(section)
+        return model_shape_from_parts(section)
     source = str(section["checkpoint"])
     found = _checkpoint_shape(source)
     if found is not None:
@@ -149,7 +149,7 @@ def _shape_of(section: Mapping[str, Any]) -> tuple[Any | None, str]:
     problem = f"The model {source!r} is not here."
     if "sizes" not in section:
         return None, f"{problem} Put it there, or give its parts under model.sizes."
-    shape, missing = _shape_from_parts(section["sizes"])
+    shape, missing = model_shape_from_parts(section["sizes"])
     return shape, f"{problem} Sizes are the recipe's. {missing}".strip()
 
 
@@ -168,7 +168,7 @@ def _checkpoint_shape(source: str) -> Any | None:
     return PixelLMConfig.from_pretrained(found) if found.is_dir() else None
 
 
-def _shape_from_parts(section: Mapping[str, Any]) -> tuple[Any | None, str]:
+def model_shape_from_parts(section: Mapping[str, Any]) -> tuple[Any | None, str]:
     """The configuration that parts would give; parts without sizes are looked for on disk."""
     from pixellm.checkpoint.build import ModelParts
     from pixellm.model.config import PixelLMConfig

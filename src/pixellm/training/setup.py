@@ -26,7 +26,7 @@ from pixellm.checkpoint.adapters import (
     without_adapters,
 )
 from pixellm.checkpoint.build import CONTROL_TOKENS
-from pixellm.training.checkpoints import replace_folder
+from pixellm.training.checkpoints import replace_folder, seed_everything
 from pixellm.training.config import LoraConfig, RunConfig
 from pixellm.training.optim import group_parameters
 
@@ -95,6 +95,7 @@ def _build(config: RunConfig, texts: Iterable[str]) -> tuple[Any, Any]:
 def _set_up_with_adapters(config: RunConfig, texts: Iterable[str], *, is_main: bool) -> RunModel:
     model, processor, base = _load_base(config, texts, is_main=is_main)
     adapters = adapters_of(config, model, processor)
+    seed_everything(config.seed)  # whether the model was built or read, on every process
     attach_adapters(model, adapters)
     _prepare_language_model(model, config)
     return RunModel(model, processor, adapters, base)

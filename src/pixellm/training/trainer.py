@@ -10,7 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,18 @@ from pixellm.training import checkpoints
 from pixellm.training.auxiliary import PatchClassHead, TargetClassHead
 from pixellm.training.checkpoints import TrainState
 from pixellm.training.config import EvaluationConfig, RunConfig, Stage, differences
-from pixellm.training.distribution import build_accelerator, gather, prepare, unsharded, whole
+from pixellm.training.distribution import (
+    agreed,
+    build_accelerator,
+    clip_gradients,
+    is_sharded,
+    micro_batch,
+    prepare,
+    restore_optimizer,
+    unsharded,
+    whole_optimizer_state,
+    whole_state,
+)
 from pixellm.training.objective import Objective, count_batch, normalisers_of
 from pixellm.training.optim import (
     StageOptimizer,
@@ -49,6 +60,7 @@ from pixellm.training.stream import (
     question_texts,
 )
 from pixellm.training.validation import evaluate_run
+from pixellm.training.zero import uses_zero
 
 
 class NonFiniteLossError(RuntimeError):
@@ -196,8 +208,9 @@ class _Run:
         """Heads of the auxiliary losses; the deepest map's width is read off one sample."""
         probe = self._collator()([source[0]])
         tower = self.model.model.vision_tower.eval()
+        device = next(tower.parameters()).device
         with torch.no_grad():
-            deepest = tower(probe["pixel_values"], probe["pixel_mask"])[0]
+            deepest = tower(probe["pixel_values"].to(device), probe["pixel_mask"].to(device))[0]
         num_classes = len(self.class_names) + 1
         target_head = None
         if any(stage.loss.target_class > 0 for stage in self.config.stages):
@@ -232,10 +245,12 @@ class _Run:
         parameters = self.objective.parameters_by_name()
         groups = group_parameters(parameters, self.stage, self.config.optimizer, self.fixed)
         self.optimizer = StageOptimizer(parameters, groups, self.config.optimizer)
-        module = prepare(self.accelerator, self.objective, [*self.optimizer.optimizers.values()])
+        batch_size = self.stage.batch_size
+        module = prepare(self.accelerator, self.objective, self.optimizer, batch_size)
         if self.restored is not None:
-            if self.state.stage_step > 0:
-                self.optimizer.load_state_dict(self.restored["optimizer"])
+            begun = self.state.stage_step > 0
+            parts = (self.accelerator, self.objective, self.optimizer, self.restored)
+            restore_optimizer(*parts, with_state=begun)
             checkpoints.restore_random_states(self.restored["random"])
             self.restored = None
         rows = list(itertools.chain.from_iterable(group.rows() for group in groups))
@@ -272,10 +287,10 @@ class _Run:
         accelerator = self.accelerator
         local = torch.stack([count_batch(batch) for batch in batches]).sum(0)
         counts = normalisers_of(accelerator.reduce(local.to(accelerator.device), "sum"))
+        self.optimizer.set_learning_rates(self._learning_rate_factor())
         sums: dict[str, Tensor] = {}
         for batch in batches:
-            last = batch is batches[-1]
-            with nullcontext() if last else accelerator.no_sync(module):
+            with micro_batch(accelerator, module, last=batch is batches[-1]):
                 with accelerator.autocast():
                     losses = module(self._to_device(batch), self.stage.loss, counts)
                 _refuse_non_finite(losses["total"], "loss", self.state.step, [batch])
@@ -283,10 +298,10 @@ class _Run:
                 accelerator.backward(losses["total"] * accelerator.num_processes)
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
-        clip = self.config.optimizer.clip_norm
-        norm = whole(nn.utils.clip_grad_norm_(self.optimizer.parameters, clip, foreach=True))
+        norm = clip_gradients(accelerator, module, self.optimizer)
         _refuse_non_finite(norm, "gradient", self.state.step, batches)
-        self.optimizer.step(self._learning_rate_factor())
+        if not uses_zero(accelerator):
+            self.optimizer.step()
         if self.average is not None:
             self.average.update()
         images = sum(len(batch["pixel_values"]) for batch in batches) * accelerator.num_processes
@@ -359,7 +374,8 @@ class _Run:
 
     def _evaluate(self) -> None:
         """Scores the (averaged) weights and keeps the best; random states stay as they were."""
-        if not (self.accelerator.is_main_process or self.accelerator.is_fsdp2):
+        together = is_sharded(self.accelerator)
+        if not (self.accelerator.is_main_process or together):
             self.accelerator.wait_for_everyone()
             return
         states = checkpoints.random_states()
@@ -374,7 +390,8 @@ class _Run:
         self.objective.train()
         checkpoints.restore_random_states(states)
         self._report("evaluation", dict(scores))
-        self._keep_best(scores.get(self.config.evaluation.best_by))
+        score = scores.get(self.config.evaluation.best_by)
+        self._keep_best(agreed(score) if together else score)
         self.accelerator.wait_for_everyone()
 
     def _keep_best(self, score: float | None) -> None:
@@ -387,12 +404,14 @@ class _Run:
         is_main = self.accelerator.is_main_process
         weights = {
             name: value
-            for name, value in self.objective.state_dict().items()
+            for name, value in whole_state(self.accelerator, self.objective).items()
             if name.removeprefix("model.") not in self.fixed
         }
         trainer = {
-            "weights": gather(weights, keep=is_main),
-            "optimizer": gather(self.optimizer.state_dict(), keep=is_main),
+            "weights": weights,
+            "optimizer": whole_optimizer_state(
+                self.accelerator, self.objective, self.optimizer, self.state.stage_step
+            ),
             "average": self.average.state_dict() if self.average else None,
             "random": checkpoints.random_states(),
         }
@@ -423,7 +442,7 @@ class _Run:
 
     def _model_writer(self) -> Callable[[Path], None]:
         """What writes the (averaged) model into a folder; every process must ask for it."""
-        state = gather(self.model.state_dict(), keep=self.accelerator.is_main_process)
+        state = whole_state(self.accelerator, self.model)
 
         def write(folder: Path) -> None:
             with self._averaged_weights():  # swapped in place, so `state` holds the average too
