@@ -8,6 +8,7 @@ Shape legend: T tokens, D text width, K targets.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -180,6 +181,7 @@ def _text_flops(
 
 
 def _on_meta(config: PixelLMConfig) -> PixelLMForConditionalGeneration:
+    config = copy.deepcopy(config)
     for part in (config.text_config, config.vision_config):
         part._attn_implementation = "eager"  # fused kernels hide their products from the counter
     with torch.device("meta"):

@@ -21,9 +21,10 @@ PHASES = ("encode", "prefill", "decode", "masks")
 class PhaseClock:
     """Adds up the seconds of a model's parts while the context is open.
 
-    ``encode`` is the vision tower and both projections, ``prefill`` every pass of the language
-    model over more ids than a codebook group has, ``decode`` the others and the head, ``masks``
-    the codebook and the pixel decoder without the resizing of masks.
+    ``encode`` is the vision tower and the projection into the language model, ``prefill`` every
+    pass of that over more ids than a codebook group has, ``decode`` the others and the head,
+    ``masks`` the projection into the decoder, the codebook and the pixel decoder, without the
+    resizing of masks.
 
     Attributes:
         seconds: by the name of the phase.
@@ -40,10 +41,10 @@ class PhaseClock:
     def __enter__(self) -> Self:
         parts = self._model.model
         watched = {
-            "encode": (parts.vision_tower, parts.image_projector, parts.feature_projector),
+            "encode": (parts.vision_tower, parts.image_projector),
             "text": (parts.language_model,),
             "decode": (self._model.lm_head,),
-            "masks": (parts.codebook, parts.pixel_decoder),
+            "masks": (parts.feature_projector, parts.codebook, parts.pixel_decoder),
         }
         for phase, modules in watched.items():
             for module in modules:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pixellm.benchmark.flops import AnswerFlops, pixellm_flops
+from pixellm.benchmark.flops import pixellm_flops
 from pixellm.benchmark.machine import measure_limits, median_seconds
 from pixellm.benchmark.phases import PHASES, PhaseClock
 from pixellm.benchmark.released import answer_as_released
@@ -132,7 +132,7 @@ def shares_of_limits(bench: Bench, rows: Sequence[Row]) -> list[Row]:
     shares = []
     for row in rows:
         words = row["tokens"] - row["targets"] * bench.model.config.group_size
-        flops = _flops(bench, prompt_tokens, words, row["targets"])
+        flops = pixellm_flops(bench.model.config, prompt_tokens, words, row["targets"])
         shares.append(
             {
                 "tokens": row["tokens"],
@@ -149,11 +149,6 @@ def shares_of_limits(bench: Bench, rows: Sequence[Row]) -> list[Row]:
             }
         )
     return shares
-
-
-def _flops(bench: Bench, prompt_tokens: int, words: int, targets: int) -> AnswerFlops:
-    config = type(bench.model.config).from_dict(bench.model.config.to_dict())
-    return pixellm_flops(config, prompt_tokens, words, targets)
 
 
 def grow_targets(bench: Bench, counts: Sequence[int], words: int = 32) -> list[Row]:
