@@ -130,12 +130,12 @@ def test_minutes_become_one_number_of_steps_that_later_calls_keep(
         raise NonFiniteLossError("stop")
 
     monkeypatch.setattr(ablation, "train", note)
-    monkeypatch.setattr(ablation, "_measure_pace", lambda config: 0.5)
+    monkeypatch.setattr(ablation, "measure_pace", lambda config: 0.5)
     settings = settings_for(tmp_path, minutes=4.0)
     ablate(variants, settings)
     # 4 runs in 4 minutes, three quarters of them training: 45 s at 0.5 s a step
     assert {config.stages[-1].steps for config in trained} == {90}
-    monkeypatch.setattr(ablation, "_measure_pace", fail_to_train)
+    monkeypatch.setattr(ablation, "measure_pace", fail_to_train)
     ablate(variants, settings)
     with pytest.raises(ValueError, match="made with another minutes"):
         ablate(variants, settings_for(tmp_path, minutes=5.0))
@@ -144,13 +144,13 @@ def test_minutes_become_one_number_of_steps_that_later_calls_keep(
 def test_too_little_time_is_refused(
     tmp_path: Path, variants: dict[str, RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ablation, "_measure_pace", lambda config: 10.0)
+    monkeypatch.setattr(ablation, "measure_pace", lambda config: 10.0)
     with pytest.raises(ValueError, match="4 runs in 1 minutes leave 1 steps each"):
         ablate(variants, settings_for(tmp_path, minutes=1.0))
 
 
 def test_the_pace_is_that_of_steps(tmp_path: Path, variants: dict[str, RunConfig]) -> None:
-    assert 0 < ablation._measure_pace(variants["base"]) < 60
+    assert 0 < ablation.measure_pace(variants["base"]) < 60
 
 
 def test_variants_share_their_budget_and_have_names_of_their_own(

@@ -11,8 +11,6 @@ import hashlib
 import json
 import math
 import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -31,7 +29,8 @@ from pixellm.evaluation.ablation import (
 )
 from pixellm.evaluation.baselines import GUESSES, guess_scenes
 from pixellm.training.config import RunConfig, load_config
-from pixellm.training.progress import EventCallback, TrainEvent
+from pixellm.training.pace import measure_pace, with_steps
+from pixellm.training.progress import EventCallback
 from pixellm.training.trainer import NonFiniteLossError, train
 
 BASE = "base"
@@ -40,7 +39,6 @@ BASE = "base"
 MAX_NEW_TOKENS = 192
 """Longest answer while scoring: room for six targets of eight codebook tokens each."""
 
-_PACE_STEPS = 25
 _TRAINING_SHARE = 0.75
 _FEWEST_STEPS = 10
 
@@ -94,7 +92,7 @@ def load_variants(recipes: Sequence[Path], overrides: Iterable[str] = ()) -> dic
     """
     overrides = list(overrides)
     variants: dict[str, RunConfig] = {}
-    for path in recipes:
+    for path in sorted(recipes, key=lambda recipe: recipe.stem != BASE):  # others as given
         if path.stem in variants or path.stem in GUESSES:
             raise ValueError(f"Two variants are called {path.stem!r}; rename one of the recipes.")
         variants[path.stem] = load_config(path, overrides)
@@ -133,10 +131,12 @@ def ablate(
         raise ValueError("There is nothing to compare; name recipes, such as recipes/ablation/*.")
     on_run = on_run or (lambda *progress: None)
     if settings.minutes is not None:
-        variants = _with_steps(variants, _plan_steps(variants, settings, settings.minutes))
+        variants = with_steps(variants, _plan_steps(variants, settings, settings.minutes))
+    guesses = {name: [_score_guess(name, settings)] for name in GUESSES}
     runs = [(name, seed) for seed in range(settings.num_seeds) for name in variants]
     tables: dict[str, list[AnswerTable]] = {name: [] for name in variants}
-    diverged = []
+    diverged: list[str] = []
+    path = settings.out / "ablation.md"
     for number, (name, seed) in enumerate(runs, start=1):
         on_run(name, seed, number, len(runs))
         table = _result_of(name, seed, variants[name], settings, on_event)
@@ -144,8 +144,9 @@ def ablate(
             diverged.append(f"{name} (seed {seed})")
         else:
             tables[name].append(table)
-    guesses = {name: [_score_guess(name, settings)] for name in GUESSES}
-    return _write_tables(tables | guesses, variants, settings, diverged)
+        if number % len(variants) == 0:  # a table after every seed: a stopped comparison has one
+            _write_tables(path, tables | guesses, variants, settings, seed + 1, diverged)
+    return path
 
 
 def _budget(config: RunConfig) -> list[tuple[int, int]]:
@@ -293,7 +294,7 @@ def _plan_steps(
     path = settings.out / "plan.json"
     found = _read_result(path, wanted)
     if found is None:
-        pace = _measure_pace(variants.get(BASE) or next(iter(variants.values())))
+        pace = measure_pace(variants.get(BASE) or next(iter(variants.values())))
         steps = math.floor(_TRAINING_SHARE * minutes * 60 / num_runs / pace)
         if steps < _FEWEST_STEPS:
             raise ValueError(
@@ -305,45 +306,20 @@ def _plan_steps(
     return int(found["steps"])
 
 
-def _measure_pace(config: RunConfig) -> float:
-    """Seconds a step of the last stage takes, the first ones left out."""
-    moments: list[tuple[int, float]] = []
-
-    def note(event: TrainEvent) -> None:
-        if event.kind == "step":
-            moments.append((event.step, time.monotonic()))
-
-    last = config.stages[-1].model_copy(update={"steps": _PACE_STEPS})
-    with tempfile.TemporaryDirectory() as folder:
-        changes = {"output_dir": Path(folder), "name": "pace", "log_every": 5}
-        train(config.model_copy(update={**changes, "stages": (last,)}), on_event=note)
-    (first_step, first), (last_step, end) = moments[0], moments[-1]
-    return (end - first) / (last_step - first_step)
-
-
-def _with_steps(variants: Mapping[str, RunConfig], steps: int) -> dict[str, RunConfig]:
-    """The recipes with another length of their last stage."""
-    changed = {}
-    for name, config in variants.items():
-        *earlier, last = config.stages
-        warmup = min(last.warmup_steps, steps // 5)
-        stages = (*earlier, last.model_copy(update={"steps": steps, "warmup_steps": warmup}))
-        changed[name] = config.model_copy(update={"stages": stages})
-    return changed
-
-
 def _write_tables(
+    path: Path,
     tables: Mapping[str, Sequence[AnswerTable]],
     variants: Mapping[str, RunConfig],
     settings: AblationSettings,
+    num_seeds: int,
     diverged: Sequence[str],
-) -> Path:
+) -> None:
     comparison = Comparison(tables)
     budget = " + ".join(
         f"{n} steps of {b} pictures" for n, b in _budget(next(iter(variants.values())))
     )
     notes = [
-        f"{len(variants)} variants with {settings.num_seeds} seeds each, {budget} per run. Scored "
+        f"{len(variants)} variants with {num_seeds} seeds each, {budget} per run. Scored "
         f"on scenes, split {settings.split}: {settings.num_scenes} pictures with up to "
         f"{settings.dialogues_per_image} dialogues each, free generation, strict protocol, "
         "questions with targets. 95 % intervals: bootstrap over seeds and pictures; differences "
@@ -351,7 +327,6 @@ def _write_tables(
     ]
     if diverged:
         notes.append(f"\nDiverged and left out: {', '.join(diverged)}.")
-    path = settings.out / "ablation.md"
     values = {
         "settings": {**asdict(settings), "out": str(settings.out)},
         "budget": _budget(next(iter(variants.values()))),
@@ -359,6 +334,4 @@ def _write_tables(
         **comparison_to_dict(comparison, BASE),
     }
     table = comparison_table(comparison, BASE, notes)
-    json_path = settings.out / "ablation.json"
-    write_files({json_path: json_bytes(values), path: table.encode("utf-8")})
-    return path
+    write_files({path.with_suffix(".json"): json_bytes(values), path: table.encode("utf-8")})
