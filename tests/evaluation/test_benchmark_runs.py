@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from benchmark_layouts import NUM_PICTURES, NUM_THINGS, write_benchmark
 from hand_made_scenes import true_prediction
+from typer.testing import CliRunner
 
 from pixellm.evaluation.benchmark_run import BenchmarkRun, run_benchmark, run_of_folder
 from pixellm.evaluation.benchmarks import BENCHMARKS
@@ -97,6 +99,18 @@ def test_another_run_does_not_go_on_in_the_same_folder(tmp_path):
 def test_missing_files_are_named(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
         BenchmarkRun(name, "m", "val", tmp_path).open()
+
+
+@pytest.mark.parametrize("name", [*BENCHMARKS])
+def test_every_benchmark_is_a_command_with_an_example(name):
+    from pixellm.cli import app
+
+    result = CliRunner().invoke(app, ["eval", name, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert f"pixellm eval {name} --" in " ".join(result.output.split())
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", result.output)
+    for option in ("--model", "--split", "--mode", "--protocol", "--limit", "--out"):
+        assert option in shown
 
 
 def test_bad_settings_are_refused_before_files_are_read():

@@ -112,16 +112,7 @@ def compare_runs(first: Path, second: Path) -> Comparison:
     rules = tuple(
         _rules(values, folder) for values, folder in zip(settings, (first, second), strict=True)
     )
-    answers = [
-        {record.key: record for record in read_answers(folder)} for folder in (first, second)
-    ]
-    keys = [key for key in answers[0] if key in answers[1]]
-    if not keys:
-        raise ValueError(f"{first} and {second} have no answered question in common.")
-    pairs = [(answers[0][key], answers[1][key]) for key in keys]
-    for a, b in pairs:
-        if (a.question, a.targets) != (b.question, b.targets):
-            raise ValueError(f"{first} and {second} ask different things as {a.key!r}.")
+    pairs, num_left_out = _common_pairs(first, second)
     unit = rules[0].unit
     return Comparison(
         names=(first.name, second.name),
@@ -130,7 +121,7 @@ def compare_runs(first: Path, second: Path) -> Comparison:
         scores=_compare_scores(pairs, (rules[0], rules[1])),
         pairs=sorted(pairs, key=lambda pair: (-abs(_change(pair, unit)), pair[0].index)),
         num_pictures=len({a.picture for a, _ in pairs}),
-        num_left_out=len(set(answers[0]) ^ set(answers[1])),
+        num_left_out=num_left_out,
     )
 
 
@@ -171,6 +162,23 @@ def write_comparison(
     }
     write_files(content, new_folder=folder)
     return list(content)
+
+
+def _common_pairs(first: Path, second: Path) -> tuple[list[tuple[AnswerRecord, AnswerRecord]], int]:
+    """The answers of both runs to each question, and how many questions one run alone has."""
+    # The place keeps apart dialogues that a data set calls by one name.
+    answers = [
+        {(record.index, record.key): record for record in read_answers(folder)}
+        for folder in (first, second)
+    ]
+    places = [place for place in answers[0] if place in answers[1]]
+    if not places:
+        raise ValueError(f"{first} and {second} have no answered question in common.")
+    pairs = [(answers[0][place], answers[1][place]) for place in places]
+    for a, b in pairs:
+        if (a.question, a.targets) != (b.question, b.targets):
+            raise ValueError(f"{first} and {second} ask different things as {a.key!r}.")
+    return pairs, len(set(answers[0]) ^ set(answers[1]))
 
 
 def _rules(settings: Mapping[str, Any], folder: Path) -> Rules:
