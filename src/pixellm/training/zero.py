@@ -8,6 +8,7 @@ tensors and hands these back on resume. It knows no losses and no files.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -61,10 +62,9 @@ def gradient_norm(engine: Any, device: torch.device) -> Tensor:
 
 def whole_weights(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Float32 weights of what trains, by name; every process must ask."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
+    get_weight = _deepspeed("safe_get_full_fp32_param")
     return {
-        name: safe_get_full_fp32_param(parameter).cpu()
+        name: get_weight(parameter).cpu()
         for name, parameter in parameters.items()
         if parameter.requires_grad
     }
@@ -72,12 +72,11 @@ def whole_weights(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def whole_moments(parameters: Mapping[str, Tensor], step: int) -> dict[str, Any]:
     """Moments of what trains as AdamW's own state holds them, but by name."""
-    from deepspeed.utils import safe_get_full_optimizer_state
-
+    get_moment = _deepspeed("safe_get_full_optimizer_state")
     state: dict[str, Any] = {}
     for name, parameter in parameters.items():
         if parameter.requires_grad:
-            moments = {key: safe_get_full_optimizer_state(parameter, key).cpu() for key in MOMENTS}
+            moments = {key: get_moment(parameter, key).cpu() for key in MOMENTS}
             state[name] = {"step": torch.tensor(float(step)), **moments}
     return {"zero": state}
 
@@ -99,18 +98,23 @@ def restore(
     Raises:
         ValueError: the checkpoint was written under another strategy.
     """
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-    state = None if moments is None else moments.get("zero")
-    if moments is not None and state is None:
+    if moments is not None and "zero" not in moments:
         raise ValueError("Resume a DeepSpeed run from a checkpoint that DeepSpeed wrote.")
+    state: Mapping[str, Any] = {} if moments is None else moments["zero"]
+    set_weight = _deepspeed("safe_set_full_fp32_param")
+    set_moment = _deepspeed("safe_set_full_optimizer_state")
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
-        safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
-        for key in MOMENTS if state is not None else ():
-            safe_set_full_optimizer_state(parameter, state[name][key].to(parameter.device), key)
+        set_weight(parameter, weights[name].to(parameter.device))
+        for key in MOMENTS if name in state else ():
+            set_moment(parameter, state[name][key].to(parameter.device), key)
     if state:
         step = next(iter(state.values()))["step"]
         for values in optimizer.state.values():
             values["step"] = step.to(values["step"].device) if "step" in values else step.clone()
+
+
+def _deepspeed(name: str) -> Any:
+    """A function of DeepSpeed's for whole tensors; the package is there when it is launched."""
+    return getattr(import_module("deepspeed.utils"), name)
