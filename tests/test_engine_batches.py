@@ -223,6 +223,24 @@ def test_memory_that_runs_out_in_the_middle_of_a_group_loses_nothing(
     assert len(failed) == 2
 
 
+def test_what_is_kept_for_others_goes_before_a_single_row_does_not_fit(
+    talker: Any, plain: list[PlainAnswer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, feed = Engine(*talker, LIMIT), slots.SlotRows.feed
+    request = mixed_requests(1)[0]
+    assert_plain(engine.predict(request.image, request.question), plain[0])
+    assert len(engine._prefixes) == 1
+
+    def limited(self: Any, rows: Any, feeds: Any) -> Any:
+        if len(engine._prefixes):
+            raise torch.OutOfMemoryError("too much")
+        return feed(self, rows, feeds)
+
+    monkeypatch.setattr(slots.SlotRows, "feed", limited)
+    assert_plain(engine.predict(request.image, request.question), plain[0])
+    assert len(engine._prefixes) == 0 and engine.max_batch > 1
+
+
 def test_pictures_and_masks_that_do_not_fit_together_are_done_apart(
     talker: Any, plain: list[PlainAnswer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,8 @@ CACHED_IMAGES = 32
 MAX_BATCH = 16
 """Requests that an engine answers at the same time by default."""
 
+GREEDY = AnswerOptions()
+
 PREFIX_BYTES = 1 << 30
 """Bytes of keys and values of prompts that an engine keeps by default."""
 
@@ -115,7 +117,7 @@ class Engine:
     def predict_batch(
         self,
         requests: Sequence[Request],
-        options: AnswerOptions | Sequence[AnswerOptions] = AnswerOptions(),  # noqa: B008
+        options: AnswerOptions | Sequence[AnswerOptions] = GREEDY,
     ) -> list[Prediction]:
         """Answer any mix of pictures and questions, in the order given.
 
@@ -124,7 +126,7 @@ class Engine:
             options: of all answers, or of each.
 
         Raises:
-            ValueError, OSError: as :meth:`predict`; nothing is answered then.
+            ValueError, OSError: as :meth:`predict`, for the first request that can't be answered.
         """
         each = [options] * len(requests) if isinstance(options, AnswerOptions) else list(options)
         if len(each) != len(requests):
@@ -134,12 +136,12 @@ class Engine:
     def predict_many(
         self,
         requests: Iterable[Request],
-        options: AnswerOptions = AnswerOptions(),  # noqa: B008
+        options: AnswerOptions = GREEDY,
     ) -> Iterator[tuple[int, Prediction | ValueError | OSError]]:
         """Answer a long run of requests, read only as fast as they are answered.
 
         Args:
-            requests: read ahead by a few batches at most.
+            requests: at most ``max_batch`` are read ahead of the answers.
             options: of all answers.
 
         Yields:
@@ -287,20 +289,20 @@ class Engine:
     @contextmanager
     def _loop(self, choose: Chooser = choose_by_options) -> Iterator[AnswerLoop]:
         """A batch to answer prompts in."""
-        slots = self._fixed_slots
-        if slots is None or slots.rows:  # in use by a stream that is not read to its end
-            slots = SlotRows(self.model)
+        # None in a call while a stream, not read to its end yet, is open: that one has them.
+        fixed, self._fixed_slots = self._fixed_slots, None
         loop = AnswerLoop(
             self.model,
             eos_ids=self._eos_ids,
             max_rows=self.max_batch,
             forbidden_ids=(self.model.config.image_token_id,),
             prefixes=self._prefixes,
-            slots=slots,
+            slots=fixed,
             choose=choose,
         )
         try:
             yield loop
         finally:
             loop.close()
+            self._fixed_slots = fixed or self._fixed_slots
             self.max_batch = min(self.max_batch, loop.max_rows)

@@ -140,7 +140,8 @@ class AnswerLoop:
             self._admit()
             self._write()
         except torch.OutOfMemoryError:
-            if len(self._rows) == 1:
+            self._slots.clear()
+            if len(self._rows) <= 1 and not len(self._prefixes):
                 raise
             self._shrink()
         ready, self._ready = self._ready, []
@@ -196,8 +197,12 @@ class AnswerLoop:
 
     def _remember(self, row: Row, reader: Reader, length: int) -> None:
         """Keep what was read of a row's first ids for others."""
-        if reader.shares_prefixes and row.prompt.key is not None and self._prefixes.is_open:
+        if not (reader.shares_prefixes and row.prompt.key is not None and self._prefixes.is_open):
+            return
+        try:
             self._prefixes.put(row.prompt.key, row.ids[:length], reader.copy(row, length))
+        except torch.OutOfMemoryError:  # to be kept is a convenience; the answer goes on
+            self._prefixes.clear()
 
     def _write(self) -> None:
         """Choose ids, read them where anything depends on it, and hand them out."""
@@ -233,11 +238,11 @@ class AnswerLoop:
         self._ready.append(Step(row.index, ids, group, is_last))
         row.told += len(ids)
         if is_last:
+            self._rows.remove(row)
             reader = self._reader_of(row)
             if row.prompt.keep:
                 self._remember(row, reader, row.read)
             reader.leave(row)
-            self._rows.remove(row)
 
     def _read_chosen(self, reader: Reader, rows: Sequence[Row]) -> None:
         """Read the new ids of all rows, in one pass or, where that would be mostly padding, two."""
@@ -261,11 +266,13 @@ class AnswerLoop:
             row.state, row.read, row.used = new[-1], end, max(end, row.used)
 
     def _shrink(self) -> None:
-        """Give all memory back and go on with half of the rows."""
-        self.max_rows = max(1, len(self._rows) // 2)
-        self._slots.clear()
+        """Give all memory back and go on with half of the rows, or with nothing kept for others."""
         self._separate.clear()
         self._prefixes.clear()
+        if len(self._rows) > 1:
+            self.max_rows = len(self._rows) // 2
+        else:  # what is kept for others took its place: it goes on without, or not at all
+            self._prefixes = PrefixStore(0)
         for row in sorted(self._rows, key=lambda row: row.index, reverse=True):
             row.read, row.state = 0, None
             self._waiting.appendleft(row)
