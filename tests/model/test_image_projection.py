@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pixellm.model.config import PixelLMConfig
+from pixellm.model.projection import ImageProjector
+
+CHANNELS = 24
+
+
+def project(features: Tensor, *, normalise: bool) -> tuple[Tensor, ImageProjector]:
+    torch.manual_seed(0)
+    config = PixelLMConfig(
+        text_config={"model_type": "llama", "hidden_size": 64, "num_attention_heads": 2},
+        llm_grid=[4, 4],
+        llm_projector_size=0,
+        llm_positions=True,
+        llm_normalise=normalise,
+    )
+    projector = ImageProjector(config, CHANNELS)
+    with torch.inference_mode():
+        return projector(features), projector
+
+
+def test_normalised_cells_do_not_depend_on_the_scale_of_the_encoder() -> None:
+    features = torch.randn(2, CHANNELS, 4, 4)
+    tokens, _ = project(features, normalise=True)
+    louder, _ = project(features * 50 + 7, normalise=True)
+    torch.testing.assert_close(tokens, louder, atol=1e-3, rtol=1e-3)
+    plain, _ = project(features, normalise=False)
+    shouted, _ = project(features * 50, normalise=False)
+    assert not torch.allclose(plain, shouted, atol=1.0)
+
+
+def test_a_cells_place_is_as_visible_as_its_content_from_the_start() -> None:
+    tokens, projector = project(torch.randn(64, CHANNELS, 4, 4) * 30, normalise=True)
+    places = projector.positions.detach()
+    content = tokens - places
+    assert 0.3 < (places.std() / content.std()).item() < 3
+    _, plain = project(torch.randn(2, CHANNELS, 4, 4), normalise=False)
+    assert plain.positions.std() < 0.05
+
+
+def test_each_cell_of_the_grid_has_its_own_place() -> None:
+    tokens, _ = project(torch.zeros(1, CHANNELS, 4, 4), normalise=True)
+    assert len({tuple(row) for row in tokens[0].tolist()}) == 16
