@@ -1,0 +1,112 @@
+"""A dry run: sizes, what trains, memory and steps, from a recipe alone."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_training_real_model import real_config
+from torch import nn
+from typer.testing import CliRunner
+
+from pixellm.training import stream
+from pixellm.training.config import parse_config
+from pixellm.training.memory import kept_bytes
+from pixellm.training.plan import plan_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stream.DATASETS, "squares", "test_training_real_model:Squares")
+
+
+def test_the_7b_recipe_is_planned_without_weights_data_or_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pixellm.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    recipe = str(ROOT / "recipes" / "pixellm_7b.yaml")
+    result = CliRunner().invoke(
+        app, ["train", recipe, "--dry-run", "--gpus", "8"], env={"COLUMNS": "160"}
+    )
+    assert result.exit_code == 0, result.output
+    text = re.sub(r"\x1b\[[0-9;]*m", "", result.output)
+    found = re.search(r"([\d,]+) parameters, 8 GPUs", text)
+    assert found is not None, text
+    assert 6.9e9 < int(found[1].replace(",", "")) < 7.3e9
+    for words in ("(LoRA)", "(added token rows)", "pixel_decoder", "feature_projector", "FSDP2"):
+        assert words in text
+    assert "steps of 160 pictures" in text
+    for missing in ("pixellm-7b-start", "Data set muse", "Data set refcoco+"):
+        assert missing in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_counts_parameters_steps_and_epochs_as_the_run_does(tmp_path: Path) -> None:
+    from pixellm.checkpoint.build import build_model
+
+    config = real_config(tmp_path)
+    plan = plan_run(config, num_gpus=3)
+    model, _ = build_model(config.model, ["Show all. A red one."] * 2)
+    text = config.model["tokenizer"]["vocab_size"]
+    assert plan.num_parameters is not None
+    vocabulary = model.config.text_config.vocab_size
+    width = model.config.text_config.hidden_size
+    difference = (text - vocabulary) * width * 2
+    assert plan.num_parameters - difference == sum(p.numel() for p in model.parameters())
+    joint = plan.stages[1]
+    assert joint.samples_per_step == 2 * 2 * 3
+    assert joint.steps_per_epoch == 84  # 1000 pictures
+    assert [row.strategy for row in joint.memory] == ["DDP", "FSDP2", "ZeRO-2"]
+    assert not plan.problems
+
+
+def test_adapters_and_16_bits_take_less_memory(tmp_path: Path) -> None:
+    raw = real_config(tmp_path).model_dump(mode="json")
+    raw["stages"] = [raw["stages"][1]]
+
+    def memory(**changes: Any) -> Any:
+        return plan_run(parse_config({**raw, **changes})).stages[0].memory[0]
+
+    everything = memory()
+    lora = memory(lora={"rank": 2}, precision="bf16")
+    recomputed = memory(gradient_checkpointing=True)
+    assert lora.optimizer < everything.optimizer
+    assert lora.weights < everything.weights
+    assert recomputed.activations <= everything.activations
+    assert everything.optimizer == pytest.approx(2 * everything.gradients)
+
+
+def test_what_is_not_there_is_reported_and_what_is_wrong_refused(tmp_path: Path) -> None:
+    raw = real_config(tmp_path).model_dump(mode="json")
+    plan = plan_run(parse_config({**raw, "model": {"checkpoint": str(tmp_path / "none")}}))
+    assert plan.num_parameters is None and not plan.stages
+    assert "is not here" in plan.problems[0]
+    absent = [{"name": "coco", "args": {"root": str(tmp_path / "photos")}}]
+    plan = plan_run(parse_config({**raw, "data": absent}))
+    assert plan.sources[0].length is None
+    assert plan.stages[0].steps_per_epoch is None
+    with pytest.raises(ValueError, match="Unknown data set 'cocoa'"):
+        plan_run(parse_config({**raw, "data": [{"name": "cocoa"}]}))
+
+
+def test_activations_are_counted_once_and_without_weights() -> None:
+    with torch.device("meta"):
+        module = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        inputs = torch.empty(3, 8)
+    assert kept_bytes(lambda: module(inputs), module) == 4 * (3 * 8 + 3 * 16)
+
+
+def test_a_tracker_that_is_not_installed_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pixellm.training.distribution import build_accelerator
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config = parse_config({**real_config(tmp_path).model_dump(), "trackers": ["wandb"]})
+    with pytest.raises(ValueError, match="'wandb' is not installed; run: pip install wandb"):
+        build_accelerator(config)
