@@ -76,6 +76,10 @@ def check(
     if root.is_dir() and not sets:
         for reader in absent_sets(found):
             typer.echo(f"Not there: {reader.name} ({reader.title}): {reader.obtain}.")
+    if images is None and any(
+        "picture is missing" in b.reason for r in reports for b in r.bad_rows
+    ):
+        typer.echo("Where the pictures lie elsewhere, name their folder with --images.")
     if report is not None:
         write_files({report: bad_rows_to_csv(reports)})
         typer.echo(f"Wrote {report}")

@@ -127,6 +127,10 @@ def test_what_curate_writes_is_checked_with_its_photos(root, tmp_path, name):
     good = run(out, "--images", root / "train")
     assert good.exit_code == 0, good.output
     assert f"{name}: 1 pictures, 1 questions, 2 targets" in good.output
+    assert "Not there" not in good.output
+    lost = run(out)
+    assert lost.exit_code == 1
+    assert "name their folder with --images" in lost.output
     muse(out / name, ("Which two?", "The dog {seg} and it {seg}."), ("Which?", "Only it {seg}."))
     bad = run(out, "--images", root / "train")
     assert bad.exit_code == 1

@@ -117,9 +117,9 @@ def find_sets(
 def absent_sets(found: Iterable[FoundSplit]) -> list[type[Reader]]:
     """The readers of the public data sets that a folder of such sets does not hold.
 
-    None where there is nothing but data of one's own.
+    None where there is nothing but data of one's own, or a generated set.
     """
-    there = {one.name for one in found}
+    there = {one.name for one in found if "file" not in one.options}
     if there <= _OWN:
         return []
     same_files = {name for name in READERS if name.startswith("multi-")}
