@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import square_sample, tiny_parts, tiny_texts
 
+from conftest import square_sample, tiny_parts, tiny_texts
 from pixellm.checkpoint.build import build_model
 from pixellm.data.collate import Collator
 from pixellm.training.auxiliary import TargetClassHead
