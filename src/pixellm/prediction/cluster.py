@@ -7,6 +7,7 @@ same paths on all machines.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +38,12 @@ def answer_on_ray(
         ray.data.DataContext.get_current().execution_options.preserve_order = True
         # One batch a block: a finished batch is written at once, and no kill costs more.
         items = ray.data.from_items(
-            [{"batch": index} for index in range(len(batches))], override_num_blocks=len(batches)
+            [{"rows": pickle.dumps(list(batch))} for batch in batches],
+            override_num_blocks=len(batches),
         )
         answered: Any = items.map(
             _RayWorker,
-            fn_constructor_args=(load, model, ray.put(list(batches))),
+            fn_constructor_args=(load, model),
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(batches))),
             num_cpus=1,
             num_gpus=gpus_per_worker or None,
@@ -55,11 +57,8 @@ def answer_on_ray(
 class _RayWorker:
     """A worker inside one of Ray's processes."""
 
-    def __init__(self, load: Callable[[], Predictor], model: str, batches: Any) -> None:
-        import ray
-
-        self._batches = ray.get(batches)
+    def __init__(self, load: Callable[[], Predictor], model: str) -> None:
         self._answer = BatchWorker(load, model)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, bytes]:
-        return {"lines": self._answer(self._batches[int(item["batch"])])}
+        return {"lines": self._answer(pickle.loads(item["rows"]))}
