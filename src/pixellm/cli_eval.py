@@ -131,6 +131,7 @@ def evaluate_scenes(
 ) -> None:
     """Score a model on drawn scenes, with 95 % intervals; with --out, write a report too."""
     from pixellm.data.scenes.dataset import ScenesDataset
+    from pixellm.evaluation.evaluate import ProcessGroup
     from pixellm.terminal import scenes_progress
 
     ScenesDataset(split, seed, num, dialogues)  # refuses what can't be drawn before a model loads
@@ -139,7 +140,7 @@ def evaluate_scenes(
     if out is not None:
         run = _describe_run("scenes", model, split, mode, protocol, limit)
         run = replace(run, seed=seed, num_scenes=num, dialogues_per_image=dialogues)
-        records = _run(run, out, batch_size, device, dtype)
+        records = _run(run, out, batch_size, device, dtype, aside=json == "-")
         report = _import_quietly("pixellm.evaluation.scenes").report_records(records, split, seed)
     else:
         engine = _load_engine(model, device, dtype)
@@ -148,7 +149,8 @@ def evaluate_scenes(
             report = scenes.evaluate_scenes(
                 engine, split, seed, num, batch_size, progress, dialogues_per_image=dialogues
             )
-    _show_scenes(report, json, {"model": model, "dialogues_per_image": dialogues})
+    if ProcessGroup.from_environment().number == 0:
+        _show_scenes(report, json, {"model": model, "dialogues_per_image": dialogues})
 
 
 def compare(
@@ -186,14 +188,19 @@ def _describe_run(
     return BenchmarkRun(name, model, split, mode=chosen, protocol=rules, limit=limit)
 
 
-def _run(run: BenchmarkRun, out: Path, batch_size: int, device: str, dtype: str) -> Any:
-    """Run a benchmark with a bar, show its tables, and give back its records."""
+def _run(
+    run: BenchmarkRun, out: Path, batch_size: int, device: str, dtype: str, *, aside: bool = False
+) -> Any:
+    """Run a benchmark with a bar, show its tables, and give back its records.
+
+    With ``aside`` the tables go to standard error, as standard output is to hold JSON.
+    """
     from pixellm.evaluation.benchmark_run import run_benchmark
     from pixellm.evaluation.evaluate import ProcessGroup
     from pixellm.evaluation.report.tables import all_tables, describe_run
 
     group = ProcessGroup.from_environment()
-    console = _console()
+    console = _console(stderr=aside)
     try:
         with _progress(run.name, group) as progress:
             summary, records = run_benchmark(
@@ -211,7 +218,7 @@ def _run(run: BenchmarkRun, out: Path, batch_size: int, device: str, dtype: str)
         console.print(lead, highlight=False, soft_wrap=True, markup=False)
         for table in all_tables(summary, run.benchmark.headline):
             _print_table(console, table)
-        typer.echo(f"Wrote {out / 'report.html'}, report.md and report.json")
+        typer.echo(f"Wrote {out / 'report.html'}, report.md and report.json", err=aside)
     return records
 
 
