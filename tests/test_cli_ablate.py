@@ -48,15 +48,24 @@ def test_questions_go_out_and_predictions_come_back_scored(tmp_path: Path) -> No
     answered = [json.loads(line)["id"] for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [one["id"] for one in asked] == answered
 
-    scores = tmp_path / "scores.json"
-    code, output = run("score", tmp_path / "p.jsonl", *SCENES, "--judge", "text", "--json", scores)
+    scores, report = tmp_path / "scores.json", tmp_path / "report"
+    options = ["--judge", "text", "--json", scores, "--out", report]
+    code, output = run("score", tmp_path / "p.jsonl", *SCENES, *options)
     assert code == 0, output
     assert "with judge text" in output
     values = json.loads(scores.read_text())
-    assert values["scores"]["recall"]["value"] == 1.0
-    assert values["scores"]["precision"]["value"] < 1.0
-    assert values["counts"]["num_questions"] == count
-    assert values["judged"]["giou"]["value"] <= values["scores"]["giou"]["value"]
+    plain, judged = (values[key]["groups"]["overall"] for key in ("without_judge", "with_judge"))
+    assert plain["scores"]["recall"]["value"] == 1.0
+    assert plain["scores"]["precision"]["value"] < 1.0
+    assert plain["count"] == count
+    assert judged["scores"]["giou"]["value"] <= plain["scores"]["giou"]["value"]
+    assert (report / "report.html").is_file()
+
+    code, output = run("score", tmp_path / "p.jsonl", "--out", report)
+    assert code == 2
+    assert "is not empty" in output
+    code, output = run("compare", report, report)
+    assert code == 0, output
 
 
 @pytest.mark.parametrize(

@@ -94,19 +94,23 @@ def score(
 ) -> None:
     """Score any system's predictions, with 95 % intervals, with and without a judge."""
     from pixellm.evaluation.external import ExternalPredictions, score_predictions
+    from pixellm.evaluation.external_questions import check_empty
     from pixellm.evaluation.external_report import (
         describe_scores,
         scores_to_dict,
         write_external_report,
     )
-    from pixellm.evaluation.judge import JudgeSettings
+    from pixellm.evaluation.judge import JudgeSettings, open_judge
 
     kind: Any = judge
     server, cap = base_url or None, max_cost or None
     settings = JudgeSettings(
         kind, judge_threshold, judge_model, server, judge_cache, cap, _read_price(price)
     )
+    opened = open_judge(settings)
     answers = ExternalPredictions(predictions)
+    if out is not None:
+        check_empty(out)
     run = _describe_run(
         benchmark, data, split, num, dialogues, seed, limit, predictions.stem, protocol
     )
@@ -116,7 +120,8 @@ def score(
             answers,
             samples,
             run.rules,
-            judge=settings,
+            judge=opened,
+            threshold=judge_threshold,
             allow_missing=allow_missing,
             progress=progress,
         )
@@ -142,8 +147,9 @@ def questions(
     limit: _Limit = 0,
 ) -> None:
     """Write a benchmark's questions for another system to answer; see `pixellm score`."""
-    from pixellm.evaluation.external_questions import write_questions
+    from pixellm.evaluation.external_questions import check_empty, write_questions
 
+    check_empty(out)
     run = _describe_run(benchmark, data, split, num, dialogues, seed, limit)
     written = write_questions(run.open(), out)
     typer.echo(f"{written} questions: {out / 'questions.jsonl'}")

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from pixellm.evaluation.evaluate import score_dialogue
 from pixellm.evaluation.judge import (
+    DEFAULT_THRESHOLD,
+    Judge,
     Judgement,
     JudgeProgress,
-    JudgeSettings,
     judge_records,
-    open_judge,
 )
 from pixellm.evaluation.metrics import score_masks_as_released
 from pixellm.evaluation.records import MASK_LOGITS, AnswerRecord, stack_masks, without_marks
@@ -58,7 +58,8 @@ def score_predictions(
     samples: Sequence[Sample],
     rules: Rules,
     *,
-    judge: JudgeSettings | None = None,
+    judge: Judge | None = None,
+    threshold: float = DEFAULT_THRESHOLD,
     allow_missing: bool = False,
     progress: JudgeProgress | None = None,
 ) -> ExternalScores:
@@ -68,7 +69,8 @@ def score_predictions(
         predictions: one for each question.
         samples: the benchmark's dialogues.
         rules: of the benchmark; the mode is "free".
-        judge: rates the answers; no judge where None.
+        judge: rates the answers; see :func:`~pixellm.evaluation.judge.open_judge`.
+        threshold: ratings below it reject a mask.
         allow_missing: count questions without a prediction as answered without masks.
         progress: told about the judge's work.
 
@@ -79,15 +81,14 @@ def score_predictions(
     """
     ids = [question_id(sample, n) for sample in samples for n in range(len(sample.turns))]
     missing = predictions.check_questions(ids, allow_missing=allow_missing)
-    opened = open_judge(judge) if judge is not None else None
     records: list[AnswerRecord] = []
     for index, sample in enumerate(samples):
-        answers = tuple(_answers(predictions, sample, needs_phrases=opened is not None))
+        answers = tuple(_answers(predictions, sample, needs_phrases=judge is not None))
         dialogue = AnsweredDialogue(index, sample, answers, (0.0,) * len(answers))
         records += score_dialogue(dialogue, index, rules)
-    if opened is None or judge is None:
+    if judge is None:
         return ExternalScores(records, None, missing)
-    judgement = judge_records(opened, records, samples, judge.threshold, progress)
+    judgement = judge_records(judge, records, samples, threshold, progress)
     if rules.protocol == "released":
         judgement = _rejudge_released(judgement, predictions, samples)
     return ExternalScores(records, judgement, missing)

@@ -20,6 +20,16 @@ from pixellm.types import Sample
 QUESTIONS_NAME = "questions.jsonl"
 
 
+def check_empty(folder: Path) -> None:
+    """Refuse a folder that holds something, before any work is done for it.
+
+    Raises:
+        FileExistsError: it does.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty; name another folder.")
+
+
 def write_questions(samples: Sequence[Sample], out: Path) -> int:
     """Write ``questions.jsonl``, and ``images/*.png`` of pictures that were drawn.
 
@@ -34,8 +44,7 @@ def write_questions(samples: Sequence[Sample], out: Path) -> int:
         FileExistsError: the folder is not empty.
         OSError: it cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is not empty; name another folder for the questions.")
+    check_empty(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     count = 0
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:

@@ -14,6 +14,7 @@ from typing import Any
 from pixellm.evaluation.answer_log import AnswerLog, open_run
 from pixellm.evaluation.benchmark_run import BenchmarkRun, picture_source
 from pixellm.evaluation.external import ExternalScores
+from pixellm.evaluation.external_questions import check_empty
 from pixellm.evaluation.report import write_report
 from pixellm.evaluation.report.tables import TextTable, all_tables, describe_run
 from pixellm.evaluation.summary import Summary, summarize
@@ -81,8 +82,7 @@ def write_external_report(
         FileExistsError: the folder is not empty.
         OSError: it can't be written to.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is not empty; name another folder for the report.")
+    check_empty(folder)
     open_run(folder, run.settings())
     with AnswerLog(folder) as log:
         for _, dialogue in groupby(scored.records, key=lambda record: record.index):
