@@ -1,0 +1,104 @@
+"""Several processes against one, sharded against whole, killed against uninterrupted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forked_runs import KILLS
+from safetensors.torch import load_file
+from tiny_training import final_weights
+
+from pixellm.checkpoint.io import load_model_and_processor
+
+HERE = Path(__file__).parent
+
+
+def run_script(what: str, folder: Path) -> Path:
+    finished = subprocess.run(
+        [sys.executable, str(HERE / "forked_runs.py"), what, str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-6000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_script("distributed", tmp_path_factory.mktemp("distributed"))
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_script("killed", tmp_path_factory.mktemp("killed"))
+
+
+def steps_of(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == "step"]
+
+
+@pytest.mark.parametrize(
+    ("name", "like"), [("two", "one"), ("sharded", "one"), ("sharded_lora", "one_lora")]
+)
+def test_two_processes_give_the_losses_and_gradients_of_one(
+    runs: Path, name: str, like: str
+) -> None:
+    ours, expected = steps_of(runs / name / "run"), steps_of(runs / like / "run")
+    assert [step["step"] for step in ours] == [1, 2, 3, 4, 5]
+    for step, other in zip(ours, expected, strict=True):
+        for value in ("text", "mask", "dice", "patch_class", "total"):
+            assert step[value] == pytest.approx(other[value], abs=1e-5), (step["step"], value)
+        assert step["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+def assert_same_model(model: Any, expected: Any) -> None:
+    """Weights agree, save those that softmax ignores: rounding errors alone move these."""
+    other = expected.state_dict()
+    for key, value in model.state_dict().items():
+        if not key.endswith("k_proj.bias"):
+            torch.testing.assert_close(value, other[key], atol=1e-4, rtol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize("name", ["two", "sharded"])
+def test_what_two_processes_save_loads_whole_and_equals_one(runs: Path, name: str) -> None:
+    ours, _ = load_model_and_processor(runs / name / "run")
+    assert_same_model(ours, load_model_and_processor(runs / "one" / "run")[0])
+    load_model_and_processor(runs / name / "run" / "checkpoints" / "step_00000003")
+
+
+def test_a_sharded_run_keeps_the_best_and_resumes(runs: Path) -> None:
+    load_model_and_processor(runs / "sharded" / "run" / "best")
+    whole = load_file(runs / "sharded" / "run" / "model" / "model.safetensors")
+    again = load_file(runs / "resumed" / "run" / "model" / "model.safetensors")
+    for key, value in whole.items():
+        if not key.endswith("k_proj.bias"):
+            torch.testing.assert_close(again[key], value, atol=1e-5, rtol=1e-5, msg=key)
+
+
+def test_sharded_adapters_load_unsharded(runs: Path) -> None:
+    model, _ = load_model_and_processor(runs / "sharded_lora" / "run")
+    assert_same_model(model, load_model_and_processor(runs / "one_lora" / "run")[0])
+
+
+def test_ten_kills_change_neither_weights_nor_losses_nor_data(killed: Path) -> None:
+    deaths = (killed / "deaths.txt").read_text().splitlines()
+    assert len(deaths) == len(KILLS) == 10
+    assert {"before replace", "after save"} & set(deaths)
+    whole, broken = killed / "whole" / "tiny", killed / "killed" / "tiny"
+    for name, value in final_weights(whole).items():
+        assert torch.equal(value, final_weights(broken)[name]), name
+
+    expected = [json.loads(line) for line in (whole / "order.jsonl").read_text().splitlines()]
+    made = [json.loads(line) for line in (broken / "order.jsonl").read_text().splitlines()]
+    by_step = {entry["step"]: entry for entry in expected}
+    assert len(made) > len(expected) == 14
+    assert all(entry == by_step[entry["step"]] for entry in made)
+    assert {entry["step"] for entry in made} == set(by_step)
