@@ -98,7 +98,7 @@ def lay_out_dialogues(content: dict, root: Path) -> None:
     lines = []
     for image in content["images"]:
         targets = [
-            {"name": "thing", "segmentation": one["segmentation"]}
+            {"name": f"thing {one['category_id']}", "segmentation": one["segmentation"]}
             for one in content["annotations"]
             if one["image_id"] == image["id"]
         ]
@@ -106,7 +106,7 @@ def lay_out_dialogues(content: dict, root: Path) -> None:
         turn = {"question": "What is there?", "answer": answer, "targets": targets}
         lines.append(json.dumps({"image": f"train/{image['file_name']}", "turns": [turn]}))
         shapes = [
-            {"label": "thing", "points": np.reshape(ring, (-1, 2)).tolist(), "group_id": number}
+            {"label": one["name"], "points": np.reshape(ring, (-1, 2)).tolist(), "group_id": number}
             for number, one in enumerate(targets)
             if isinstance(one["segmentation"], list)
             for ring in one["segmentation"]

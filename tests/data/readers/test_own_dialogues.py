@@ -196,6 +196,17 @@ def test_labelme_faults_are_listed_and_their_class_is_not_asked_for(tmp_path):
     assert {t.name for s in reader[0] for t in s.turns[0].targets} == {"cup"}
 
 
+def test_labelme_pictures_with_too_many_of_everything_are_left_out(tmp_path):
+    for number in (1, 2):
+        draw_photo(tmp_path / "train" / f"{number}.jpg", SIZE)
+    peas = [shape("pea", corners(rectangle(n, 0, n + 1, 5))) for n in range(21)]
+    labelme(tmp_path / "train" / "1.json", peas)
+    labelme(tmp_path / "train" / "2.json", [shape("cup", corners(CUP), group_id=0)], "2.jpg")
+    assert len(LabelMe(tmp_path)) == 1
+    assert len(LabelMe(tmp_path, max_instances=21)) == 2
+    assert len(LabelMe(tmp_path, targets="regions")) == 2
+
+
 def said(*texts):
     return [
         {"from": speaker, "value": text}

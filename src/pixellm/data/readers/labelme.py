@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ class LabelMe(ClassReader):
                 if (fault := _name_fault(shape))
             ]
             names |= dict.fromkeys(labels)
-            if labels:
+            if self._shows_something(shapes):
                 self._files.append(path)
         self.bad_rows = tuple(bad_rows)
         self._names = tuple(names)
@@ -86,6 +87,16 @@ class LabelMe(ClassReader):
         """A LabelMe file in the folder of the default name, to tell it from others."""
         folder = root / split
         return (next(folder.rglob("*.json"), folder / "*.json"),)
+
+    def _shows_something(self, shapes: list[Any]) -> bool:
+        """Whether some label can be asked for, as far as seen without masks."""
+        instances = {
+            (_label(shape), _instance_of(shape, number))
+            for number, shape in enumerate(shapes)
+            if not _name_fault(shape)
+        }
+        counts = Counter(name for name, _ in instances).values()
+        return bool(counts) and (self.targets == "regions" or min(counts) <= self.max_instances)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -105,13 +116,12 @@ class LabelMe(ClassReader):
         path = self._files[item]
         content = _read(path)
         image, size = _picture_of(path, content)
-        instances: dict[str, dict[Any, list[RLE]]] = {}
+        instances: dict[str, dict[str, list[RLE]]] = {}
         spoiled, faults = set(), []
         for number, shape in enumerate(content["shapes"]):
             if _name_fault(shape):
                 continue
             name = _label(shape)
-            group = shape.get("group_id")
             parts = instances.setdefault(name, {})
             try:
                 mask = shape_to_rle(shape, size)
@@ -119,7 +129,7 @@ class LabelMe(ClassReader):
                 spoiled.add(name)
                 faults.append(BadRow(path, f"shape {number}", str(error)))
                 continue
-            parts.setdefault(("alone", number) if group is None else group, []).append(mask)
+            parts.setdefault(_instance_of(shape, number), []).append(mask)
         classes = tuple(
             AnnotatedClass(name, tuple(map(union_of, parts.values())), askable=name not in spoiled)
             for name, parts in instances.items()
@@ -179,6 +189,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _label(shape: Mapping[str, Any]) -> str:
     return " ".join(str(shape["label"]).replace("_", " ").split())
+
+
+def _instance_of(shape: Mapping[str, Any], number: int) -> str:
+    """What the shapes of one instance share: their group, or nothing where there is none."""
+    group = shape.get("group_id")
+    return f"shape {number}" if group is None else f"group {group}"
 
 
 def _name_fault(shape: Any) -> str:
