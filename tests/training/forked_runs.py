@@ -122,7 +122,7 @@ def answer_in_parts(model: Any, processor: Any, settings: Any) -> dict[str, floa
     """An evaluation that calls parts of the model by themselves, as an engine does."""
     pixels = torch.zeros(1, 3, 32, 32)
     encoded, _ = model.model.encode_images(pixels, torch.ones(1, 32, 32, dtype=torch.bool))
-    ids = torch.tensor([[model.config.image_token_id] * encoded.tokens.shape[1] + [5, 6]])
+    ids = torch.tensor([[model.config.image_token_id] * encoded.tokens.shape[1] + [1, 3]])
     logits = model.lm_head(model.model(ids, encoded.tokens).last_hidden_state)
     return {"giou": float(logits.float().mean())}
 
