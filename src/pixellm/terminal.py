@@ -25,6 +25,8 @@ from pixellm.visualize import segment_color
 if TYPE_CHECKING:
     from pixellm.evaluation.scenes import Progress as ScenesProgress
     from pixellm.evaluation.scenes_report import ScenesReport
+    from pixellm.prediction.job import JobState
+    from pixellm.prediction.job import Progress as JobProgress
     from pixellm.training.progress import TrainEvent
 
 _NO_LOSS = (
@@ -100,6 +102,26 @@ def scenes_progress(console: Console) -> Iterator[ScenesProgress]:
 
         def show(done: int, total: int, giou: float | None) -> None:
             bar.update(task, completed=done, total=total, giou=_number(giou))
+
+        yield show
+
+
+@contextmanager
+def answers_progress(console: Console) -> Iterator[JobProgress]:
+    """A bar over the rows of a prediction job with its speed, as a callback for the job.
+
+    Nothing is shown where the console is no terminal.
+    """
+    speed = TextColumn("{task.fields[speed]} images/s")
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("questions"), speed)
+    hidden = not console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:
+        task = bar.add_task("answers", total=None, speed="-")
+
+        def show(state: JobState) -> None:
+            seconds = bar.tasks[0].elapsed or 0.0
+            speed = f"{state.images / seconds:.2f}" if state.images and seconds else "-"
+            bar.update(task, completed=state.done, total=state.total, speed=speed)
 
         yield show
 
