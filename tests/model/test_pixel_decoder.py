@@ -99,3 +99,16 @@ def test_the_similarity_path_matches_embeddings_with_pixels_directly() -> None:
     plain.load_state_dict(state)
     # Switched off by its own parameters, what is left is the paper's block.
     torch.testing.assert_close(plain(targets, features, rows), decoder(targets, features, rows))
+
+
+@torch.inference_mode()
+def test_the_similarity_path_does_not_depend_on_the_scale_of_embeddings_and_features() -> None:
+    decoder = build_decoder(decoder_similarity=True)
+    targets, features, rows = random_inputs(16, [3, 4], 3)
+    masks = decoder(targets, features, rows)
+    louder = decoder(targets * 20, [maps * 9 for maps in features], rows)
+    torch.testing.assert_close(masks, louder, atol=1e-2, rtol=1e-2)
+    plain = build_decoder()
+    assert not torch.allclose(
+        plain(targets, features, rows), plain(targets * 20, features, rows), atol=0.1
+    )

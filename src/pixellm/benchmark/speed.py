@@ -125,8 +125,8 @@ def shares_of_limits(bench: Bench, rows: Sequence[Row]) -> list[Row]:
     ids = bench.processor.codec.encode(messages, add_generation_prompt=True).ids
     prompt_tokens = len(ids) - bench.model.config.num_image_tokens
     text = [*bench.model.model.language_model.parameters(), *bench.model.lm_head.parameters()]
-    table = bench.model.get_input_embeddings().weight
-    unread = 0 if bench.model.lm_head.weight is table else table.numel()
+    embeddings: Any = bench.model.get_input_embeddings()
+    unread = 0 if bench.model.lm_head.weight is embeddings.weight else embeddings.weight.numel()
     weights = sum(p.numel() for p in {id(p): p for p in text}.values()) - unread
     read = weights * bench.model.dtype.itemsize
     shares = []

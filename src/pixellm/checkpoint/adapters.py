@@ -246,8 +246,9 @@ def fold_adapters(model: nn.Module) -> None:
         setattr(parent, attribute, _plain(module))
     for plain, weight in merged:
         plain.weight.copy_(weight)
-    if hasattr(model, "model") and hasattr(model.model.language_model, "peft_config"):
-        del model.model.language_model.peft_config
+    inner: Any = getattr(model, "model", None)
+    if inner is not None and hasattr(inner.language_model, "peft_config"):
+        del inner.language_model.peft_config
 
 
 def save_adapters(

@@ -68,8 +68,8 @@ class PixelLMConfig(PreTrainedConfig):
         decoder_upsampling: per scale, by what factor (1 or 2) features grow before attention.
         decoder_mask_size: channels of the map that the mask is read from.
         decoder_output_upsampling: number of x2 steps from a block's grid to its mask logits.
-        decoder_similarity: add the direct embedding-feature similarity to each block; absent in
-            converted released models.
+        decoder_similarity: add the direct similarity of embedding and features, both normalised,
+            to each block; absent in converted released models.
         scale_weights: "learned" keeps gamma on the simplex and trains it, "fixed" keeps the
             uniform ``1 / L``.
         token_fusion: "linear" is the paper's phi, "mean" and "first" are baselines, "fixed"

@@ -122,7 +122,7 @@ class AttentionBlock(nn.Module):
             self.similarity_query = nn.Linear(size, size)
             self.similarity_key = nn.Linear(size, size)
             self.similarity_embedding = nn.Parameter(torch.zeros(size))
-            self.similarity_scale = nn.Parameter(torch.tensor(0.1))
+            self.similarity_scale = nn.Parameter(torch.tensor(1.0))
             self.similarity_bias = nn.Parameter(torch.tensor(-1.0))
 
     def forward(self, tokens: Tensor, pixels: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +137,7 @@ class AttentionBlock(nn.Module):
         """Similarity logits (M, P) of (M, C) target embeddings with (M, P, C) pixels."""
         keys = self.similarity_key(pixels + positions)
         logits = torch.einsum("mc,mpc->mp", self.similarity_query(target), keys)
-        return logits * self.similarity_scale + self.similarity_bias
+        return logits * (self.similarity_scale / keys.shape[-1] ** 0.5) + self.similarity_bias
 
 
 def _upsampler(size_in: int, size_out: int) -> nn.Sequential:
@@ -177,6 +177,9 @@ class PixelDecoder(FullPrecision):
             nn.Linear(size, widths[-1]),
         )
         self.num_scales = config.num_scales
+        if config.decoder_similarity:
+            self.target_norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(config.num_scales))
+            self.pixel_norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(config.num_scales))
         if config.scale_weights == "learned":
             self.scale_logits = nn.Parameter(torch.zeros(config.num_scales))
 
@@ -216,7 +219,10 @@ class PixelDecoder(FullPrecision):
         """Logits (M, h', w') of one scale: modulate, attend, upsample, read off."""
         maps = self.feature_upsamplers[scale](maps)
         grid = (maps.shape[-2], maps.shape[-1])
-        pixels = maps.flatten(2).transpose(1, 2)[rows]
+        pixels = maps.flatten(2).transpose(1, 2)
+        if self.has_similarity:
+            target, pixels = self.target_norms[scale](target), self.pixel_norms[scale](pixels)
+        pixels = pixels[rows]
         if previous is not None:
             seen = F.interpolate(previous[:, None], size=grid, mode="bilinear").flatten(1)
             pixels = pixels * (seen.sigmoid() + 1)[..., None]

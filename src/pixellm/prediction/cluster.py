@@ -41,8 +41,9 @@ def answer_on_ray(
             [{"rows": pickle.dumps(list(batch))} for batch in batches],
             override_num_blocks=len(batches),
         )
+        worker: Any = _RayWorker
         answered: Any = items.map(
-            _RayWorker,
+            worker,
             fn_constructor_args=(load, model),
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(batches))),
             num_cpus=1,

@@ -103,7 +103,8 @@ def plan_run(config: RunConfig, num_gpus: int = 1) -> RunPlan:
     model, problem = model_on_meta(config)
     if problem:
         problems.append(problem)
-    num_parameters, stages = None, ()
+    num_parameters: int | None = None
+    stages: tuple[StagePlan, ...] = ()
     if model is not None:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         attach_adapters(model, _adapters(config, model))
