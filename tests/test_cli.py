@@ -23,8 +23,10 @@ from conftest import (
 from pixellm.answer_files import mask_files, write_files
 from pixellm.cli import app
 from pixellm.engine import Engine
+from pixellm.engine.jobs import PromptBuilder
 from pixellm.evaluation.scenes import evaluate_scenes
 from pixellm.masks import decode_mask, mask_to_box
+from pixellm.model.modeling import PixelLMModel
 from pixellm.terminal import answer_text, print_answer
 from pixellm.training import stream
 from pixellm.types import Prediction, Sample, Segment
@@ -189,18 +191,18 @@ def test_chat_keeps_the_dialogue_and_encodes_the_picture_once(
 ) -> None:
     encoded: list[int] = []
     histories: list[int] = []
-    encode, request = Engine._encode_images, Engine._encode_request
+    encode, prompt = PixelLMModel.encode_images, PromptBuilder.encode
 
-    def count_images(self: Engine, images: list[Any]) -> Any:
-        encoded.append(len(images))
-        return encode(self, images)
+    def count_images(self: PixelLMModel, pixel_values: Any, pixel_mask: Any = None) -> Any:
+        encoded.append(len(pixel_values))
+        return encode(self, pixel_values, pixel_mask)
 
-    def count_history(self: Engine, asked: Any) -> Any:
+    def count_history(self: PromptBuilder, asked: Any) -> Any:
         histories.append(len(asked.history))
-        return request(self, asked)
+        return prompt(self, asked)
 
-    monkeypatch.setattr(Engine, "_encode_images", count_images)
-    monkeypatch.setattr(Engine, "_encode_request", count_history)
+    monkeypatch.setattr(PixelLMModel, "encode_images", count_images)
+    monkeypatch.setattr(PromptBuilder, "encode", count_history)
     lines = [TINY_QUESTION, "", TINY_QUESTION_WITHOUT_MASKS, "/quit", "never asked"]
     result = run("chat", picture, "--model", tiny_model_dir, text="\n".join(lines))
     assert result.exit_code == 0, result.output

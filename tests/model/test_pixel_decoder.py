@@ -94,16 +94,17 @@ def test_the_similarity_path_matches_embeddings_with_pixels_directly() -> None:
         assert block.similarity_query.weight.grad.abs().sum() > 0
         block.similarity_scale.data.zero_()
         block.similarity_bias.data.zero_()
+    decoder.target_norms = decoder.pixel_norms = torch.nn.ModuleList([torch.nn.Identity()] * 2)
     plain = build_decoder()
     state = {k: v for k, v in decoder.state_dict().items() if "similarity" not in k}
     plain.load_state_dict(state)
-    # Switched off by its own parameters, what is left is the paper's block.
+    # Switched off, and without its norms, what is left is the paper's block.
     torch.testing.assert_close(plain(targets, features, rows), decoder(targets, features, rows))
 
 
 @torch.inference_mode()
 def test_the_similarity_path_does_not_depend_on_the_scale_of_embeddings_and_features() -> None:
-    decoder = build_decoder(decoder_similarity=True)
+    decoder = build_decoder(decoder_similarity=True, decoder_upsampling=[1, 1])
     targets, features, rows = random_inputs(16, [3, 4], 3)
     masks = decoder(targets, features, rows)
     louder = decoder(targets * 20, [maps * 9 for maps in features], rows)

@@ -96,12 +96,14 @@ def test_loading_optimizer_state_keeps_the_recipes_rates() -> None:
     first, parameters = build(0.1)
     for parameter in parameters.values():
         parameter.grad = torch.ones_like(parameter)
-    first.step(1.0)
+    first.set_learning_rates(1.0)
+    first.step()
     second, parameters = build(0.2)
     second.load_state_dict(first.state_dict())
     for parameter in parameters.values():
         parameter.grad = torch.ones_like(parameter)
-    second.step(0.5)
+    second.set_learning_rates(0.5)
+    second.step()
     assert second.optimizers["adamw"].param_groups[0]["lr"] == pytest.approx(0.1)
     assert int(next(iter(second.optimizers["adamw"].state.values()))["step"]) == 2
 
