@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -150,3 +152,12 @@ def test_the_class_map_knows_background_padding_and_what_lies_on_top(
     assert classes[:8, 8:].unique().tolist() == [0]
     assert classes[8:].unique().tolist() == [IGNORED]
     assert "patch_classes" not in Collator(processor, GRID)([[sample]])
+
+
+def test_a_picture_that_does_not_tell_its_objects_teaches_no_background(
+    processor: PixelLMProcessor,
+) -> None:
+    told, untold = square_sample(), replace(square_sample(), objects=())
+    both = Collator(processor, GRID, ("red square", "blue square"))([[told], [untold]])
+    assert (both["patch_classes"][0] == 0).any()
+    assert (both["patch_classes"][1] == -100).all()

@@ -154,7 +154,12 @@ class Collator:
         return letterbox_masks(rles, sample.size, canvas, self.mask_size).to(torch.uint8)
 
     def _class_map(self, sample: Sample) -> Tensor:
-        """(g, g) class ids over the canvas: 0 background, padding ignored, later objects on top."""
+        """(g, g) class ids over the canvas: 0 background, padding ignored, later objects on top.
+
+        All is ignored where a sample does not tell what its picture shows.
+        """
+        if not sample.objects:
+            return torch.full((self.mask_size, self.mask_size), IGNORED)
         known = [o for o in sample.objects if o.name in self.class_index]
         height, width = sample.size
         flat = np.zeros((height, width), dtype=np.int64)
