@@ -156,6 +156,8 @@ def _show_and_write(
     command = shlex.join(["pixellm", *sys.argv[1:]])
     report = make_report(command, machine, settings, tables)
     console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a file has no columns to run out of
     for part in ("machine", "settings"):
         console.print(", ".join(f"{key} {value}" for key, value in report[part].items()))
     for table in make_tables(report):
