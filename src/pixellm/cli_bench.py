@@ -38,6 +38,7 @@ def add_commands(app: typer.Typer) -> None:
 
 @bench_app.command(
     epilog="Examples:\n\n    pixellm bench engine --model 110m --json engine_110m.json"
+    "\n\n    pixellm bench engine --model 110m --tokens 64 --targets 3"
     "\n\n    pixellm bench engine --model nano --quick"
 )
 def engine(
@@ -49,6 +50,14 @@ def engine(
     released_repeats: Annotated[
         int, typer.Option(min=1, help="Runs of the released procedure, which takes long.")
     ] = 1,
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Length of the answer; may be repeated; 16, 64 and 128 if none."),
+    ] = None,
+    targets: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Masks in it; may be repeated; 1, 3 and 6 if none."),
+    ] = None,
     quick: _Quick = False,
     json: _Json = None,
 ) -> None:
@@ -56,8 +65,9 @@ def engine(
     from pixellm.benchmark.speed import compare_with_released, shares_of_limits
 
     bench = _prepare(model, vision_tower, device, dtype, 1 if quick else repeats)
-    lengths, targets = ((16,), (1,)) if quick else ((16, 64, 128), (1, 3, 6))
-    rows = compare_with_released(bench, lengths, targets, released_repeats)
+    lengths = [16] if quick else tokens or [16, 64, 128]
+    counts = [1] if quick else targets or [1, 3, 6]
+    rows = compare_with_released(bench, lengths, counts, released_repeats)
     shares = shares_of_limits(bench, rows)
     settings = {"model": model, "repeats": bench.repeats, "released_repeats": released_repeats}
     tables = {"engine and released procedure, seconds": rows, "share of the machine": shares}
