@@ -43,7 +43,7 @@ def test_it_scores_on_unseen_scenes_as_its_table_says(nano: "pixellm.Engine") ->
     assert scores["giou"].value > NANO_GIOU_FLOOR
 
 
-NANO_GIOU_FLOOR = 0.12
+NANO_GIOU_FLOOR = 0.38
 """Well under the measured score, so that 25 scenes cannot fall below it by chance."""
 
 
