@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from pixellm import __version__
 from pixellm.cli_ablate import add_commands as add_ablation_commands
 from pixellm.cli_bench import add_commands as add_bench_commands
+from pixellm.cli_console import import_quietly, load_engine, open_console
 from pixellm.cli_convert import add_commands
 from pixellm.cli_data import add_data_commands
 from pixellm.cli_eval import add_commands as add_evaluation_commands
@@ -26,10 +27,7 @@ from pixellm.cli_predict import add_commands as add_predict_commands
 from pixellm.cli_train import add_commands as add_train_commands
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pixellm.answer_files import Destinations
-    from pixellm.engine import Engine
     from pixellm.types import Prediction
 
 _EXTRAS = {
@@ -45,6 +43,8 @@ _EXTRAS = {
     "matplotlib": "curate",
     "ray": "ray",
     "torchao": "quant",
+    "bitsandbytes": "quant",
+    "deepspeed": "deepspeed",
 }
 """Packages that the core does without -> the extra that installs them."""
 
@@ -189,7 +189,7 @@ def segment(
     destinations = _destinations(Path(image), out, json, masks)
     Request(Path(image), question)  # refuses an empty one before a model is loaded
     picture = _read_picture(Path(image))
-    prediction = _load_engine(model, device, dtype, quantize, offload).predict(picture, question)
+    prediction = load_engine(model, device, dtype, quantize, offload).predict(picture, question)
     values = prediction_to_json(prediction, image, model)
     _show_answer(prediction, values, as_json=json == "-")
     for path in write_answer(prediction, picture, values, destinations):
@@ -204,8 +204,8 @@ def chat(
     from pixellm.chat import Chat
 
     _read_picture(image)
-    engine = _load_engine(model, device, dtype)
-    Chat(engine, image, _console(), _console(stderr=True)).run()
+    engine = load_engine(model, device, dtype)
+    Chat(engine, image, open_console(), open_console(stderr=True)).run()
 
 
 add_train_commands(app)
@@ -266,39 +266,7 @@ def _destinations(image: Path, out: Path | None, json: str, masks: Path | None) 
 
 def _read_picture(image: Path) -> Any:
     """The picture, upright and in RGB; a bad one is refused before a model is loaded."""
-    return _import_quietly("pixellm.processing.image").load_image(image)
-
-
-def _load_engine(
-    model: str, device: str, dtype: str, quantize: str | None = None, offload: Path | None = None
-) -> Engine:
-    """The model, on its device."""
-    engine = _import_quietly("pixellm.engine")
-    with _console(stderr=True).status(f"Loading {model}"):
-        _check_device(engine.pick_device(device))
-        loaded: Engine = engine.load(
-            model, device=device, dtype=dtype, quantize=quantize, offload_folder=offload
-        )
-    return loaded
-
-
-def _check_device(device: Any) -> None:
-    """Refuse a device that this machine lacks, before a model is read."""
-    import torch
-
-    try:
-        torch.empty(1, device=device)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"This machine has no device {str(device)!r}; try auto or cpu.") from error
-
-
-def _import_quietly(name: str) -> Any:
-    """Import one of our modules that needs transformers, whose own bars and notes are hidden."""
-    module = importlib.import_module(name)
-    notes = importlib.import_module("transformers.utils.logging")
-    notes.disable_progress_bar()
-    notes.set_verbosity_error()
-    return module
+    return import_quietly("pixellm.processing.image").load_image(image)
 
 
 def _show_answer(prediction: Prediction, values: dict[str, Any], *, as_json: bool) -> None:
@@ -308,13 +276,7 @@ def _show_answer(prediction: Prediction, values: dict[str, Any], *, as_json: boo
     if as_json:
         typer.echo(json_bytes(values), nl=False)
     else:
-        print_answer(_console(), prediction)
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
+        print_answer(open_console(), prediction)
 
 
 def _missing_extra(error: ImportError) -> str:

@@ -6,7 +6,6 @@ is not its business. :func:`add_commands` puts the commands into the command lin
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from pixellm.cli_console import import_quietly, open_console, write_json
 
+if TYPE_CHECKING:
     from pixellm.evaluation.benchmark_run import BenchmarkRun
     from pixellm.evaluation.judge import JudgeSettings
-    from pixellm.evaluation.report.tables import TextTable
 
 _Benchmark = Annotated[
     str, typer.Option(help="scenes, muse, refcoco, reasonseg, coco ...; see `pixellm eval`.")
@@ -101,6 +99,7 @@ def score(
         write_external_report,
     )
     from pixellm.evaluation.judge import JudgeSettings, open_judge
+    from pixellm.terminal import print_text_table
 
     kind: Any = judge
     server, cap = base_url or None, max_cost or None
@@ -125,12 +124,12 @@ def score(
             allow_missing=allow_missing,
             progress=progress,
         )
-    console = _console(stderr=json == "-")
+    console = open_console(stderr=json == "-")
     lead, tables = describe_scores(run, scored)
     console.print(lead, highlight=False, soft_wrap=True, markup=False)
     for table in tables:
-        _print_table(console, table)
-    _write_json(scores_to_dict(run, scored), json)
+        print_text_table(console, table)
+    write_json(scores_to_dict(run, scored), json)
     if out is not None:
         write_external_report(out, run, scored, samples)
         typer.echo(f"Wrote {out / 'report.html'}, report.md and report.json", err=json == "-")
@@ -180,13 +179,13 @@ def ablate(
     from pixellm.terminal import TrainDisplay
 
     ScenesDataset(split, 0, num, dialogues)  # refuses what can't be drawn before anything trains
-    library = _import_quietly("pixellm.training.ablation")
+    library = import_quietly("pixellm.training.ablation")
     variants = library.load_variants(recipes, overrides or ())
     settings = library.AblationSettings(
         out, seeds, minutes or None, split, num, dialogues, batch_size, device
     )
     try:
-        with TrainDisplay(_console(stderr=True)) as display:
+        with TrainDisplay(open_console(stderr=True)) as display:
             table = library.ablate(variants, settings, on_event=display, on_run=_say_run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
@@ -200,8 +199,8 @@ def export_lm(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Write a model's language model alone, for lm-evaluation-harness, VLMEvalKit and others."""
-    pick_dtype = _import_quietly("pixellm.engine").pick_dtype
-    library = _import_quietly("pixellm.checkpoint.export_lm")
+    pick_dtype = import_quietly("pixellm.engine").pick_dtype
+    library = import_quietly("pixellm.checkpoint.export_lm")
     import torch
 
     chosen = pick_dtype(dtype, torch.device("cpu"))
@@ -258,7 +257,7 @@ def _judge_progress(settings: JudgeSettings) -> Iterator[Callable[[int, int, flo
     """A bar over the answers that a language model judges; hidden where there is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    console = _console(stderr=True)
+    console = open_console(stderr=True)
     if settings.kind != "llm" or not console.is_terminal:
         yield None
         return
@@ -268,45 +267,5 @@ def _judge_progress(settings: JudgeSettings) -> Iterator[Callable[[int, int, flo
         yield lambda done, total, usd: bar.update(task, completed=done, total=total, cost=usd)
 
 
-def _print_table(console: Console, table: TextTable) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    header, *rows = table.rows
-    shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in header:
-        shown.add_column(column, no_wrap=column != "meaning")
-    for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))
-    console.print(shown, highlight=False)
-
-
 def _say_run(name: str, seed: int, number: int, total: int) -> None:
     typer.echo(f"Run {number} of {total}: {name}, seed {seed}", err=True)
-
-
-def _write_json(values: dict[str, Any], target: str) -> None:
-    """To a file, to standard output for "-", nowhere for ""."""
-    from pixellm.answer_files import json_bytes, write_files
-
-    if target == "-":
-        typer.echo(json_bytes(values), nl=False)
-    elif target:
-        write_files({Path(target): json_bytes(values)})
-        typer.echo(f"Wrote {target}")
-
-
-def _import_quietly(name: str) -> Any:
-    """Import one of our modules that needs transformers, whose own bars and notes are hidden."""
-    module = importlib.import_module(name)
-    notes = importlib.import_module("transformers.utils.logging")
-    notes.disable_progress_bar()
-    notes.set_verbosity_error()
-    return module
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr)

@@ -6,7 +6,6 @@ scored is not its business. :func:`add_commands` puts the commands into the comm
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,13 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from pixellm.cli_console import import_quietly, load_engine, open_console, write_json
 
-    from pixellm.engine import Engine
+if TYPE_CHECKING:
     from pixellm.evaluation.benchmark_run import BenchmarkRun
     from pixellm.evaluation.evaluate import ProcessGroup, Progress
-    from pixellm.evaluation.report.tables import TextTable
     from pixellm.evaluation.scenes_report import ScenesReport
 
 _ASKED = {
@@ -141,11 +138,11 @@ def evaluate_scenes(
         run = _describe_run("scenes", model, split, mode, protocol, limit)
         run = replace(run, seed=seed, num_scenes=num, dialogues_per_image=dialogues)
         records = _run(run, out, batch_size, device, dtype, aside=json == "-")
-        report = _import_quietly("pixellm.evaluation.scenes").report_records(records, split, seed)
+        report = import_quietly("pixellm.evaluation.scenes").report_records(records, split, seed)
     else:
-        engine = _load_engine(model, device, dtype)
-        scenes = _import_quietly("pixellm.evaluation.scenes")
-        with scenes_progress(_console(stderr=True)) as progress:
+        engine = load_engine(model, device, dtype)
+        scenes = import_quietly("pixellm.evaluation.scenes")
+        with scenes_progress(open_console(stderr=True)) as progress:
             report = scenes.evaluate_scenes(
                 engine, split, seed, num, batch_size, progress, dialogues_per_image=dialogues
             )
@@ -162,12 +159,13 @@ def compare(
 ) -> None:
     """Compare two runs: paired differences with intervals, and the answers that moved most."""
     from pixellm.evaluation.report.compare import compare_runs, write_comparison
+    from pixellm.terminal import print_text_table
 
     comparison = compare_runs(run_a, run_b)
-    console = _console()
+    console = open_console()
     console.print(comparison.describe(), highlight=False, soft_wrap=True, markup=False)
     for table in (comparison.table(), comparison.moved()):
-        _print_table(console, table)
+        print_text_table(console, table)
     if out is not None:
         from pixellm.evaluation.benchmark_run import picture_source, run_of_folder
 
@@ -198,15 +196,16 @@ def _run(
     from pixellm.evaluation.benchmark_run import run_benchmark
     from pixellm.evaluation.evaluate import ProcessGroup
     from pixellm.evaluation.report.tables import all_tables, describe_run
+    from pixellm.terminal import print_text_table
 
     group = ProcessGroup.from_environment()
-    console = _console(stderr=aside)
+    console = open_console(stderr=aside)
     try:
         with _progress(run.name, group) as progress:
             summary, records = run_benchmark(
                 run,
                 out,
-                lambda: _load_engine(run.model, _own_device(device, group), dtype),
+                lambda: load_engine(run.model, _own_device(device, group), dtype),
                 batch_size=batch_size,
                 group=group,
                 progress=progress,
@@ -217,23 +216,17 @@ def _run(
         lead = describe_run(run.settings(), summary)
         console.print(lead, highlight=False, soft_wrap=True, markup=False)
         for table in all_tables(summary, run.benchmark.headline):
-            _print_table(console, table)
+            print_text_table(console, table)
         typer.echo(f"Wrote {out / 'report.html'}, report.md and report.json", err=aside)
     return records
 
 
 def _show_scenes(report: ScenesReport, target: str, about: dict[str, Any]) -> None:
     """Tables of a report on scenes, and its JSON where that is wanted."""
-    from pixellm.answer_files import json_bytes, write_files
     from pixellm.terminal import print_scenes_report
 
-    print_scenes_report(_console(stderr=target == "-"), report)
-    content = json_bytes({**about, **report.to_dict()})
-    if target == "-":
-        typer.echo(content, nl=False)
-    elif target:
-        write_files({Path(target): content})
-        typer.echo(f"Wrote {target}")
+    print_scenes_report(open_console(stderr=target == "-"), report)
+    write_json({**about, **report.to_dict()}, target)
 
 
 @contextmanager
@@ -244,7 +237,7 @@ def _progress(name: str, group: ProcessGroup) -> Iterator[Progress]:
 
     figure = TextColumn("gIoU {task.fields[giou]}")
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), figure, TimeRemainingColumn())
-    console = _console(stderr=True)
+    console = open_console(stderr=True)
     hidden = not console.is_terminal or group.number > 0
     with Bar(*columns, console=console, disable=hidden) as bar:
         task = bar.add_task(name, total=None, giou="-")
@@ -263,46 +256,3 @@ def _own_device(device: str, group: ProcessGroup) -> str:
     if group.count > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{group.local % torch.cuda.device_count()}"
     return device
-
-
-def _load_engine(model: str, device: str, dtype: str) -> Engine:
-    """The model, on its device; a device that this machine lacks is refused first."""
-    import torch
-
-    engine = _import_quietly("pixellm.engine")
-    try:
-        torch.empty(1, device=engine.pick_device(device))
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"This machine has no device {device!r}; try auto or cpu.") from error
-    with _console(stderr=True).status(f"Loading {model}"):
-        loaded: Engine = engine.load(model, device=device, dtype=dtype)
-    return loaded
-
-
-def _import_quietly(name: str) -> Any:
-    """Import one of our modules that needs transformers, whose own bars and notes are hidden."""
-    module = importlib.import_module(name)
-    notes = importlib.import_module("transformers.utils.logging")
-    notes.disable_progress_bar()
-    notes.set_verbosity_error()
-    return module
-
-
-def _print_table(console: Console, table: TextTable) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    header, *rows = table.rows
-    shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in header:
-        shown.add_column(column, no_wrap=column not in ("meaning", "question"))
-    for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))
-    console.print(shown, highlight=False)
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr)

@@ -6,12 +6,13 @@ its business. :func:`add_commands` puts the commands into the command line.
 
 from __future__ import annotations
 
-import importlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pixellm.cli_console import import_quietly, open_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,9 +56,9 @@ def train(
         return _show_plan(config, gpus)
     from pixellm.terminal import TrainDisplay
 
-    trainer = _import_quietly("pixellm.training.trainer")
+    trainer = import_quietly("pixellm.training.trainer")
     try:
-        with TrainDisplay(_console()) as display:
+        with TrainDisplay(open_console(stderr=True)) as display:
             folder = trainer.train(config, on_event=display, resume=resume)
     except KeyboardInterrupt:
         again = f"pixellm train {recipe} --resume"
@@ -75,16 +76,16 @@ def merge(
     ] = "auto",
 ) -> None:
     """Write adapters and the model that they belong to as one whole model."""
-    merging = _import_quietly("pixellm.checkpoint.merging")
-    with _console().status(f"Merging {source}"):
+    merging = import_quietly("pixellm.checkpoint.merging")
+    with open_console(stderr=True).status(f"Merging {source}"):
         merging.merge_adapters(source, out, dtype=dtype)
     typer.echo(f"Wrote {out}")
 
 
 def _show_plan(config: RunConfig, gpus: int) -> None:
     """What the run would do: model, data, what trains, steps, memory, and what is missing."""
-    plan = _import_quietly("pixellm.training.plan").plan_run(config, num_gpus=gpus)
-    console = _console(stderr=False)
+    plan = import_quietly("pixellm.training.plan").plan_run(config, num_gpus=gpus)
+    console = open_console()
     size = "not known" if plan.num_parameters is None else f"{plan.num_parameters:,} parameters"
     console.print(f"Run {plan.name}: {size}, {gpus} GPU{'s' if gpus > 1 else ''}.")
     console.print(_sources_table(plan))
@@ -96,7 +97,9 @@ def _show_plan(config: RunConfig, gpus: int) -> None:
 
 
 def _sources_table(plan: RunPlan) -> Table:
-    table = _table("data", "share", "items", title="Mixture")
+    from pixellm.terminal import plain_table
+
+    table = plain_table("data", "share", "items", title="Mixture")
     for source in plan.sources:
         length = "not here" if source.length is None else f"{source.length:,}"
         table.add_row(source.name, f"{source.share:.1%}", length)
@@ -104,12 +107,14 @@ def _sources_table(plan: RunPlan) -> Table:
 
 
 def _stage_table(stage: StagePlan) -> Table:
+    from pixellm.terminal import plain_table
+
     epoch = "unknown" if stage.steps_per_epoch is None else f"{stage.steps_per_epoch:,}"
     title = (
         f"Stage {stage.name}: {stage.steps:,} steps of {stage.samples_per_step} pictures; "
         f"{epoch} steps an epoch"
     )
-    table = _table("module", "optimizer", "learning rate", "parameters", title=title)
+    table = plain_table("module", "optimizer", "learning rate", "parameters", title=title)
     for row in stage.rows:
         frozen = row["optimizer"] == "frozen"
         rate = "-" if frozen else f"{row['learning_rate']:.1e}"
@@ -120,36 +125,13 @@ def _stage_table(stage: StagePlan) -> Table:
 
 
 def _memory_table(stage: StagePlan) -> Table:
+    from pixellm.terminal import plain_table
+
     columns = ("strategy", "GPUs", "weights", "gradients", "optimizer", "activations", "total")
     title = "Memory per GPU in GB, estimated; the CUDA context comes on top"
-    table = _table(*columns, title=title)
+    table = plain_table(*columns, title=title)
     for row in stage.memory:
         parts = (row.weights, row.gradients, row.optimizer, row.activations, row.total)
         name = "one GPU" if row.num_gpus == 1 else row.strategy
         table.add_row(name, str(row.num_gpus), *(f"{part / 1e9:.1f}" for part in parts))
     return table
-
-
-def _table(*columns: str, title: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column)
-    return table
-
-
-def _import_quietly(name: str) -> Any:
-    """Import a module that needs transformers, whose own bars and notes are hidden."""
-    module = importlib.import_module(name)
-    notes = importlib.import_module("transformers.utils.logging")
-    notes.disable_progress_bar()
-    notes.set_verbosity_error()
-    return module
-
-
-def _console(*, stderr: bool = True) -> Any:
-    from rich.console import Console
-
-    return Console(stderr=stderr)

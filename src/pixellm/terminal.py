@@ -23,6 +23,7 @@ from pixellm.types import Prediction
 from pixellm.visualize import segment_color
 
 if TYPE_CHECKING:
+    from pixellm.evaluation.report.tables import TextTable
     from pixellm.evaluation.scenes import Progress as ScenesProgress
     from pixellm.evaluation.scenes_report import ScenesReport
     from pixellm.prediction.job import JobState
@@ -62,7 +63,7 @@ def answer_text(prediction: Prediction) -> Text:
 
 def _legend(prediction: Prediction) -> Table:
     height, width = prediction.size
-    table = _table("", "label", "score", "area")
+    table = plain_table("", "label", "score", "area")
     for index, segment in enumerate(prediction.segments):
         area = int(segment.mask.sum())
         share = f"{area:,} px, {area / (height * width):.1%}"
@@ -81,11 +82,23 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
+def plain_table(*columns: str, title: str | None = None) -> Table:
+    """A table with a rule below its head and nothing else."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column)
     return table
+
+
+def print_text_table(console: Console, table: TextTable) -> None:
+    """Show a table of a report; its explanations and questions may wrap, figures do not."""
+    header, *rows = table.rows
+    shown = plain_table(title=table.title)
+    for column in header:
+        shown.add_column(column, no_wrap=column not in ("meaning", "question"))
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    console.print(shown, highlight=False)
 
 
 @contextmanager
@@ -142,7 +155,7 @@ def print_scenes_report(console: Console, report: ScenesReport) -> None:
         soft_wrap=True,
     )
     scores = {**report.groups["overall"].scores, **report.headline()}
-    overall = _table("overall", "score", "meaning")
+    overall = plain_table("overall", "score", "meaning")
     for name, estimate in scores.items():
         overall.add_row(name, str(estimate), definitions.get(name, ""))
     overall.columns[1].no_wrap = True
@@ -153,7 +166,7 @@ def print_scenes_report(console: Console, report: ScenesReport) -> None:
 
 def _groups_table(report: ScenesReport, title: str, prefix: str) -> Table:
     """One row for each group of the report whose name starts with the prefix."""
-    table = _table(title, "asked", "gIoU", "set accuracy", "N-acc", "text")
+    table = plain_table(title, "asked", "gIoU", "set accuracy", "N-acc", "text")
     for name, group in report.groups.items():
         if name.startswith(prefix):
             scores = group.scores
@@ -231,7 +244,7 @@ class TrainDisplay:
 def _stage_table(event: TrainEvent) -> Table:
     """What trains in a stage, module by module, and what is frozen."""
     title = f"Stage {event.stage}: {event.values['steps']} steps"
-    table = _table("module", "optimizer", "learning rate", "decay", "parameters", title=title)
+    table = plain_table("module", "optimizer", "learning rate", "decay", "parameters", title=title)
     for row in event.values["groups"]:
         rates = ("-", "-")
         if row["optimizer"] != "frozen":

@@ -60,7 +60,7 @@ def test_masks_of_nano_stay_the_same_and_are_not_blank(nano: Engine, bits: str) 
     rounded = masks_of_told_answer(load_nano(bits), marked)
     union = (exact | rounded).sum((1, 2))
     assert (rounded.sum((1, 2)) > 0).all()
-    assert ((exact & rounded).sum((1, 2)) / union).mean() >= NEEDED_IOU[bits]
+    assert ((exact & rounded).sum((1, 2)) / union).min() >= NEEDED_IOU[bits]
 
 
 @pytest.mark.parametrize("bits", ["int8", "int4"])

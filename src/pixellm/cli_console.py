@@ -1,0 +1,71 @@
+"""What commands have in common: consoles, quiet imports, a loaded engine, results as JSON.
+
+Light to import; rich, torch and transformers are reached only when something is called. It knows
+no command.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pixellm.engine import Engine
+
+
+def open_console(*, stderr: bool = False) -> Console:
+    """A console on standard output or standard error."""
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def import_quietly(name: str) -> Any:
+    """Import one of our modules that needs transformers, whose own bars and notes are hidden."""
+    module = importlib.import_module(name)
+    notes = importlib.import_module("transformers.utils.logging")
+    notes.disable_progress_bar()
+    notes.set_verbosity_error()
+    return module
+
+
+def load_engine(
+    model: str, device: str, dtype: str, quantize: str | None = None, offload: Path | None = None
+) -> Engine:
+    """The model, on its device.
+
+    Raises:
+        ValueError: this machine lacks the device; nothing is read then.
+    """
+    engine = import_quietly("pixellm.engine")
+    with open_console(stderr=True).status(f"Loading {model}"):
+        _check_device(engine.pick_device(device))
+        loaded: Engine = engine.load(
+            model, device=device, dtype=dtype, quantize=quantize, offload_folder=offload
+        )
+    return loaded
+
+
+def write_json(values: dict[str, Any], target: str) -> None:
+    """To a file, to standard output for "-", nowhere for ""."""
+    from pixellm.answer_files import json_bytes, write_files
+
+    if target == "-":
+        typer.echo(json_bytes(values), nl=False)
+    elif target:
+        write_files({Path(target): json_bytes(values)})
+        typer.echo(f"Wrote {target}")
+
+
+def _check_device(device: Any) -> None:
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"This machine has no device {str(device)!r}; try auto or cpu.") from error
