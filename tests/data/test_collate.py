@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from conftest import square_picture, square_sample
 from pixellm.data.collate import IGNORED, Collator
@@ -161,3 +163,17 @@ def test_a_picture_that_does_not_tell_its_objects_teaches_no_background(
     both = Collator(processor, GRID, ("red square", "blue square"))([[told], [untold]])
     assert (both["patch_classes"][0] == 0).any()
     assert (both["patch_classes"][1] == -100).all()
+
+
+def test_a_picture_of_another_size_than_its_sample_says_is_refused_by_name(
+    processor: PixelLMProcessor, tmp_path: Path
+) -> None:
+    right = square_sample()
+    path = tmp_path / "turned.png"
+    Image.fromarray(square_picture((2, 3), (24, 32))).save(path)
+    turned = replace(right, image=path, id="photo-7")
+    with pytest.raises(ValueError, match=r"'photo-7'.*turned\.png is \(24, 32\).*\(32, 24\)"):
+        Collator(processor, GRID)([[right], [turned]])
+    other = replace(right, size=(32, 16), turns=right.turns[1:], objects=(), id="packed")
+    with pytest.raises(ValueError, match=r"'packed'.*\(32, 24\).*\(32, 16\)"):
+        Collator(processor, GRID)([[right, other]])

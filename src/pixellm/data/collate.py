@@ -8,10 +8,12 @@ Nothing here is ragged: targets of all rows are stacked, with the row each belon
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pixellm.masks import decode_mask
@@ -56,8 +58,13 @@ class Collator:
             target_rows, target_answers (M,); patch_classes (B, g, g) and target_classes (M,)
             with class names given;
             sample_ids, a list of strings.
+
+        Raises:
+            ValueError: a picture that can't be read or is of another size than its samples say,
+                or a row of which not even one turn fits.
+            OSError: a picture's file is missing or can't be opened.
         """
-        pictures = self.processor.image_processor([load_image(row[0].image) for row in rows])
+        pictures = self.processor.image_processor([_load_picture(row) for row in rows])
         fields: dict[str, list[list[int]]] = {
             k: [] for k in ("input_ids", "attention_mask", "position_ids", "dialogue_ids", "labels")
         }
@@ -171,3 +178,17 @@ class Collator:
         inside = (rows[:, None] < height) & (columns[None, :] < width)
         picked = flat[np.minimum(rows, height - 1)[:, None], np.minimum(columns, width - 1)[None]]
         return torch.from_numpy(np.where(inside, picked, IGNORED))
+
+
+def _load_picture(row: Sequence[Sample]) -> Image.Image:
+    """The picture that the samples of a row share; masks made for another size would lie askew."""
+    picture = load_image(row[0].image)
+    size = (picture.height, picture.width)
+    for sample in row:
+        if tuple(sample.size) != size:
+            named = f" {sample.image}" if isinstance(sample.image, Path) else ""
+            raise ValueError(
+                f"Sample {sample.id!r}: its picture{named} is {size} (height, width), but the "
+                f"sample says {tuple(sample.size)}; correct the annotation or the picture."
+            )
+    return picture
