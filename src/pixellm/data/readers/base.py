@@ -217,6 +217,11 @@ class Reader(ABC):
                 )
 
 
+def path_of_split(root: Path, pattern: str, split: str) -> Path:
+    """A path below the root, the split's name put in place of ``{split}``."""
+    return root / pattern.replace("{split}", split)
+
+
 def check_split(reader: type[Reader], root: Path, split: str) -> tuple[Path, ...]:
     """The files of a split that are missing; () where it can be read."""
     return tuple(path for path in reader.files(root, split) if not path.exists())

@@ -10,7 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pixellm.data.readers.base import path_of_split
 from pixellm.data.readers.coco_classes import CocoClasses
+
+ANNOTATIONS = "annotations/instances_{split}.json"
+"""Where the annotations usually are, below the root."""
 
 
 class OwnCoco(CocoClasses):
@@ -42,28 +46,35 @@ class OwnCoco(CocoClasses):
         split: str = "train",
         seed: int = 0,
         *,
-        annotations: str = "annotations/instances_{split}.json",
+        annotations: str = ANNOTATIONS,
         images: str = "",
         **options: Any,
     ) -> None:
-        folder = Path(root)
-        pictures = images.replace("{split}", split)
-        super().__init__(
-            root,
-            split,
-            seed,
-            folder / annotations.replace("{split}", split),
-            folder / pictures if pictures else picture_folder(folder, split),
-            **{"targets": "instances", **options},
-        )
+        files = own_files(Path(root), split, annotations, images)
+        super().__init__(root, split, seed, *files, **{"targets": "instances", **options})
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
         """The annotation file and the folder of pictures under their default names."""
-        return root / "annotations" / f"instances_{split}.json", picture_folder(root, split)
+        return own_files(root, split)
 
 
-def picture_folder(root: Path, split: str) -> Path:
+def own_files(
+    root: Path, split: str, annotations: str = ANNOTATIONS, images: str = ""
+) -> tuple[Path, Path]:
+    """The annotation file and the folder of pictures, there or not.
+
+    Args:
+        root: folder that both are below.
+        split: put in place of ``{split}`` in both.
+        annotations: path of the file.
+        images: path of the folder; "" for the usual one.
+    """
+    pictures = path_of_split(root, images, split) if images else _picture_folder(root, split)
+    return path_of_split(root, annotations, split), pictures
+
+
+def _picture_folder(root: Path, split: str) -> Path:
     """Where the pictures of a split usually are; the plain ``root/split`` where there are none."""
     usual = (root / split / "images", root / split, root / "images" / split, root / "images")
     return next((folder for folder in usual if folder.is_dir()), root / split)

@@ -16,7 +16,7 @@ import numpy as np
 from pixellm.data.readers.base import BadRow, LazySamples, Reader
 from pixellm.data.readers.class_questions import NamedMasks
 from pixellm.data.readers.coco_pictures import CocoPictures, category_name, file_of, size_of
-from pixellm.data.readers.own_coco import picture_folder
+from pixellm.data.readers.own_coco import ANNOTATIONS, own_files
 from pixellm.data.readers.referring import benchmark_turn, compose_dialogues
 from pixellm.types import SEG_MARK, Sample, Target, Turn
 
@@ -61,16 +61,14 @@ class OwnExpressions(Reader):
         split: str = "train",
         seed: int = 0,
         *,
-        annotations: str = "annotations/instances_{split}.json",
+        annotations: str = ANNOTATIONS,
         images: str = "",
         expressions_per_item: int = 3,
     ) -> None:
         super().__init__(root, split, seed)
         if expressions_per_item < 1:
             raise ValueError(f"expressions_per_item of {self.name} is at least 1.")
-        self.annotations = self.root / annotations.replace("{split}", split)
-        pictures = images.replace("{split}", split)
-        self.images = self.root / pictures if pictures else picture_folder(self.root, split)
+        self.annotations, self.images = own_files(self.root, split, annotations, images)
         self.require(self.annotations, self.images)
         self.index = CocoPictures(self.annotations)
         self.bad_rows = (*self.index.bad_rows, *self._bad_texts())
@@ -87,7 +85,7 @@ class OwnExpressions(Reader):
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
         """The annotation file and the folder of pictures under their default names."""
-        return root / "annotations" / f"instances_{split}.json", picture_folder(root, split)
+        return own_files(root, split)
 
     def __len__(self) -> int:
         """Groups of expressions."""
