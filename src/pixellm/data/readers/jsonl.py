@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pixellm.data.readers.base import BadRow, LazySamples, Reader, picture_size
+from pixellm.data.readers.base import BadRow, LazySamples, Reader, path_of_split, picture_size
 from pixellm.data.readers.json_index import SpanList
 from pixellm.masks import segmentation_to_rle
 from pixellm.types import SEG_MARK, Sample, Target, Turn
@@ -50,7 +50,7 @@ class JsonlSamples(Reader):
         self, root: Path | str, split: str = "train", seed: int = 0, *, file: str = "{split}.jsonl"
     ) -> None:
         super().__init__(root, split, seed)
-        self.file = self.root / file.replace("{split}", split)
+        self.file = path_of_split(self.root, file, split)
         self.require(self.file)
         spans, numbers, bad_rows = SpanList(), SpanList(), list[BadRow]()
         self._num_questions = self._num_targets = 0

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pixellm.data.readers.base import BadRow, picture_size
+from pixellm.data.readers.base import BadRow, path_of_split, picture_size
 from pixellm.data.readers.class_reader import AnnotatedClass, AnnotatedPicture, ClassReader
 from pixellm.data.readers.run_lengths import areas_of, union_of
 from pixellm.masks import encode_mask, segmentation_to_rle
@@ -57,7 +57,7 @@ class LabelMe(ClassReader):
         **options: Any,
     ) -> None:
         super().__init__(root, split, seed, **{"targets": "instances", **options})
-        self.folder = self.root / folder.replace("{split}", split)
+        self.folder = path_of_split(self.root, folder, split)
         self.require(self.folder)
         bad_rows = []
         names: dict[str, None] = {}
