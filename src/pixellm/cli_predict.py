@@ -6,13 +6,15 @@ kill is not its business. :func:`add_commands` puts the command into the command
 
 from __future__ import annotations
 
-import importlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from pixellm.cli_console import import_quietly, open_console
 
 if TYPE_CHECKING:
     from pixellm.engine import Engine
@@ -23,7 +25,28 @@ _Question = Annotated[
 ]
 _Out = Annotated[
     Path | None,
-    typer.Option(help="JSONL file of answers; DATASET_pixellm.jsonl where not given."),
+    typer.Option(
+        help="JSONL file of answers; DATASET_pixellm.jsonl where not given, of a data set "
+        "DATASET_SPLIT_pixellm.jsonl."
+    ),
+]
+_Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="ROOT", help="DATASET is a data set in this folder of them; data where not given."
+    ),
+]
+_Split = Annotated[
+    str,
+    typer.Option(help="Part of the data set; its benchmark's, val or the first where not given."),
+]
+_With = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with",
+        metavar="NAME=VALUE",
+        help="An option of the data set's reader; of scenes num, dialogues or seed; repeatable.",
+    ),
 ]
 _Ray = Annotated[
     int,
@@ -52,18 +75,14 @@ class EngineLoader:
 
     def __call__(self) -> Engine:
         """Load it."""
-        logging = importlib.import_module("transformers.utils.logging")
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-        from pixellm.engine import load
-
-        return load(
+        engine: Engine = import_quietly("pixellm.engine").load(
             self.model,
             device=self.device,
             dtype=self.dtype,
             quantize=self.quantize,
             offload_folder=self.offload,
         )
+        return engine
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -71,14 +90,25 @@ def add_commands(app: typer.Typer) -> None:
     app.command(
         epilog="Examples:\n\n    pixellm predict questions.jsonl --out answers.jsonl"
         '\n\n    pixellm predict photos "All the cups, please." --batch-size 8'
+        "\n\n    pixellm predict refcoco --data datasets --split val --out refcoco.jsonl"
+        "\n\n    pixellm predict scenes --split test --with num=100"
         "\n\n    pixellm predict questions.jsonl --ray 4"
     )(predict)
 
 
 def predict(
-    dataset: Annotated[Path, typer.Argument(help="JSONL of image and question, or a folder.")],
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            help="JSONL of image and question, a folder of pictures, or a data set's name, such "
+            "as refcoco, muse or scenes; a wrong name lists all."
+        ),
+    ],
     question: _Question = "",
     out: _Out = None,
+    data: _Data = None,
+    split: _Split = "",
+    options: _With = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Questions answered, and written to OUT, together.")
     ] = 32,
@@ -92,20 +122,66 @@ def predict(
     offload: Offload = None,
 ) -> None:
     """Answer questions about many pictures; the same command goes on where a stopped one was."""
-    from pixellm.prediction.rows import read_rows
+    rows: Sequence[Row]
+    if data or split or options or _names_a_set(dataset, question):
+        rows, name = _open_set(str(dataset), question, data or Path("data"), split, options or ())
+    else:
+        from pixellm.prediction.rows import read_rows
 
-    rows = read_rows(dataset, question)
-    target = out or Path(f"{dataset.resolve().stem}_pixellm.jsonl")
+        rows, name = read_rows(dataset, question), dataset.resolve().stem
     loader = EngineLoader(model, device, dtype, quantize, offload)
-    _run_and_report(rows, target, loader, batch_size, ray)
+    _run_and_report(rows, out or Path(f"{name}_pixellm.jsonl"), loader, batch_size, ray)
+
+
+def _names_a_set(dataset: Path, question: str) -> bool:
+    """Whether a data set is meant; a file goes first, and a folder that is asked a question.
+
+    Raises:
+        FileNotFoundError: there is nothing of that name.
+    """
+    from pixellm.prediction.sets import SET_NAMES
+
+    if dataset.is_file() or (dataset.is_dir() and (question or str(dataset) not in SET_NAMES)):
+        return False
+    if str(dataset) in SET_NAMES:
+        return True
+    raise FileNotFoundError(
+        f"There is no file or folder {dataset}, and no data set of that name; known: "
+        f"{', '.join(SET_NAMES)}."
+    )
+
+
+def _open_set(
+    name: str, question: str, root: Path, split: str, options: Sequence[str]
+) -> tuple[Sequence[Row], str]:
+    """The questions of a data set, and what its file of answers is called."""
+    from pixellm.prediction.sets import open_rows, usual_split
+
+    if question:
+        raise ValueError(f"The data set {name} has its own questions; leave out {question!r}.")
+    split = split or usual_split(name)
+    with open_console(stderr=True).status(f"Opening {name} {split}"):
+        return open_rows(name, root, split, _reader_options(options)), f"{name}_{split}"
+
+
+def _reader_options(options: Sequence[str]) -> dict[str, Any]:
+    """Options of a reader by name; values are JSON where they can be, and text elsewhere."""
+    chosen: dict[str, Any] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--with takes NAME=VALUE, not {option!r}.")
+        try:
+            chosen[name] = json.loads(value)
+        except ValueError:
+            chosen[name] = value
+    return chosen
 
 
 def _run_and_report(
     rows: Sequence[Row], target: Path, load: EngineLoader, batch_size: int, ray_workers: int
 ) -> None:
     """Run a job with a progress bar; say at the end what was written and what went wrong."""
-    from rich.console import Console
-
     from pixellm.prediction.cluster import answer_on_ray
     from pixellm.prediction.job import answer_here, run_job
     from pixellm.terminal import answers_progress
@@ -117,7 +193,7 @@ def _run_and_report(
         else answer_here(load, load.model)
     )
     try:
-        with answers_progress(Console(stderr=True)) as progress:
+        with answers_progress(open_console(stderr=True)) as progress:
             state = run_job(rows, target, load.model, spread, batch_size, progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pixellm.prediction.rows import Row
+from pixellm.prediction.rows import LazyRows, Row
 
 if sys.platform != "win32":
     import fcntl
@@ -103,15 +103,22 @@ class AnswerFile:
             for line in written:
                 if not line.endswith(b"\n"):
                     break
-                bad += is_bad(self._check(line, done, rows, model))
+                # Building a row may take reading a picture's labels: one a batch has to do.
+                spared = isinstance(rows, LazyRows) and done % batch_size > 0
+                bad += is_bad(self._check(line, done, rows, model, spared=spared))
                 done, end = done + 1, end + len(line)
                 if done % batch_size == 0 or done == len(rows):
                     last_batch = done, bad, end
         self.num_done, self.num_bad, end = last_batch
         return end
 
-    def _check(self, line: bytes, number: int, rows: Sequence[Row], model: str) -> Any:
-        """One line as values; it has to be the answer to the row of its number."""
+    def _check(
+        self, line: bytes, number: int, rows: Sequence[Row], model: str, *, spared: bool
+    ) -> Any:
+        """One line as values; it has to be the answer to the row of its number.
+
+        Of a row that is spared the picture and the question are not compared.
+        """
         try:
             values = json.loads(line)
         except ValueError:
@@ -120,9 +127,12 @@ class AnswerFile:
             raise ValueError(
                 f"Line {number + 1} of {self.path} is damaged; choose another file for the answers."
             )
-        row = rows[number] if number < len(rows) else None
-        asked = None if row is None else (number, row.image, row.question, model)
-        if tuple(values.get(key) for key in ("row", "image", "question", "model")) != asked:
+        asked: dict[str, Any] = {"row": number, "model": model}
+        if number < len(rows) and not spared:
+            row = rows[number]
+            asked |= {"image": row.image, "question": row.question}
+        told = {key: values.get(key) for key in asked}
+        if number >= len(rows) or told != asked:
             raise ValueError(
                 f"Line {number + 1} of {self.path} answers something else than this job asks; "
                 "choose another file for the answers, or remove it."

@@ -1,8 +1,8 @@
 """The batches of a prediction job on many machines: Ray Data hands them out and keeps the order.
 
 Every worker is a :class:`~pixellm.prediction.job.BatchWorker` with its own engine; the answers
-come back to the machine that started the job, which alone writes the file. Pictures lie at the
-same paths on all machines.
+come back to the machine that started the job, which alone writes the file. Pictures, and the files
+of a data set, lie at the same paths on all machines.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pixellm.prediction.job import BatchWorker, Spread
-from pixellm.prediction.rows import Row
+from pixellm.prediction.job import BatchAnswers, BatchWorker, Spread
+from pixellm.prediction.rows import LazyRows, Row
 
 if TYPE_CHECKING:
     from pixellm.evaluation.runner import Predictor
@@ -30,7 +30,7 @@ def answer_on_ray(
         gpus_per_worker: what each of them reserves.
     """
 
-    def spread(batches: Sequence[Sequence[Row]]) -> Iterator[bytes]:
+    def spread(batches: Sequence[Sequence[Row]]) -> Iterator[BatchAnswers]:
         import ray
         import ray.data
 
@@ -38,28 +38,47 @@ def answer_on_ray(
         ray.data.DataContext.get_current().execution_options.preserve_order = True
         # One batch a block: a finished batch is written at once, and no kill costs more.
         items = ray.data.from_items(
-            [{"rows": pickle.dumps(list(batch))} for batch in batches],
+            [{"rows": pickle.dumps(_light(batch))} for batch in batches],
             override_num_blocks=len(batches),
         )
+        lazy = batches[0] if isinstance(batches[0], LazyRows) else None
+        build = ray.put(lazy.build) if lazy is not None else None
         worker: Any = _RayWorker
         answered: Any = items.map(
             worker,
-            fn_constructor_args=(load, model),
+            fn_constructor_args=(load, model, build),
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(batches))),
             num_cpus=1,
             num_gpus=gpus_per_worker or None,
         )
         for row in answered.iter_rows():
-            yield row["lines"]
+            yield BatchAnswers(row["lines"], row["images"])
 
     return spread
 
 
-class _RayWorker:
-    """A worker inside one of Ray's processes."""
+def _light(batch: Sequence[Row]) -> list[Row] | range:
+    """What is sent of a batch: its rows, or the numbers of those that a worker builds itself."""
+    return batch.numbers if isinstance(batch, LazyRows) else list(batch)
 
-    def __init__(self, load: Callable[[], Predictor], model: str) -> None:
+
+class _RayWorker:
+    """A worker inside one of Ray's processes.
+
+    Args:
+        load: makes the engine.
+        model: what the model is called in the answers.
+        build: reference to what makes a row of its number; None where the rows are sent.
+    """
+
+    def __init__(self, load: Callable[[], Predictor], model: str, build: Any) -> None:
+        import ray
+
+        self._build = None if build is None else ray.get(build)
         self._answer = BatchWorker(load, model)
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, bytes]:
-        return {"lines": self._answer(pickle.loads(item["rows"]))}
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        sent = pickle.loads(item["rows"])
+        rows = sent if self._build is None else LazyRows(sent, self._build)
+        answers = self._answer(rows)
+        return {"lines": answers.lines, "images": answers.images}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pixellm.answer_files import prediction_to_json
 from pixellm.prediction.answers import AnswerFile
-from pixellm.prediction.rows import Row, split_rows
+from pixellm.prediction.rows import Row, describe_error, split_rows
 from pixellm.processing.image import load_image
 from pixellm.types import Prediction, Request
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from pixellm.evaluation.runner import Predictor
 
 Progress = Callable[["JobState"], None]
-Spread = Callable[[Sequence[Sequence[Row]]], Iterator[bytes]]
-"""Answers batches, in order: one piece of JSON lines for each."""
+Spread = Callable[[Sequence[Sequence[Row]]], Iterator["BatchAnswers"]]
+"""Answers batches, in order."""
 
 _BAD_INPUT = (ValueError, OSError, MemoryError, torch.OutOfMemoryError)
 
@@ -50,6 +50,19 @@ class JobState:
     images: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class BatchAnswers:
+    """What came of a batch.
+
+    Attributes:
+        lines: JSON, one line for each row.
+        images: different pictures that were asked about.
+    """
+
+    lines: bytes
+    images: int
+
+
 class BatchWorker:
     """Answers batches of rows with one engine.
 
@@ -62,16 +75,18 @@ class BatchWorker:
         self._predictor = load()
         self._model = model
 
-    def __call__(self, rows: Sequence[Row]) -> bytes:
+    def __call__(self, batch: Sequence[Row]) -> BatchAnswers:
         """A line of JSON for each row, in order: its answer, or its ``error``."""
+        rows = list(batch)  # the rows of a data set are built each time they are asked for
         requests, problems = _open_rows(rows)
         answers = self._answer(requests, problems)
         for row in rows:  # the reason calls the picture what the input calls it
-            if row.number in problems and row.image:
+            if row.number in problems and isinstance(row.source, Path):
                 told = problems[row.number]
                 problems[row.number] = told.replace(str(row.source), row.image)
         lines = [self._line(row, answers.get(row.number), problems) for row in rows]
-        return "".join(lines).encode("ascii")
+        images = len({id(request.image) for request in requests.values()})
+        return BatchAnswers("".join(lines).encode("ascii"), images)
 
     def _answer(
         self, requests: dict[int, Request], problems: dict[int, str]
@@ -92,7 +107,7 @@ class BatchWorker:
         return dict(zip(requests, predictions, strict=True))
 
     def _line(self, row: Row, prediction: Prediction | None, problems: dict[int, str]) -> str:
-        values: dict[str, Any] = {"row": row.number}
+        values: dict[str, Any] = {"row": row.number} | ({"id": row.id} if row.id else {})
         if prediction is not None:
             values |= prediction_to_json(prediction, row.image, self._model)
         else:
@@ -130,9 +145,9 @@ def run_job(
         progress(state)
         batches = split_rows(rows, answers.num_done, batch_size)
         images = 0
-        for batch, lines in zip(batches, spread(batches) if batches else (), strict=True):
-            answers.append(lines)
-            images += len({row.image for row in batch})
+        for _, answered in zip(batches, spread(batches) if batches else (), strict=True):
+            answers.append(answered.lines)
+            images += answered.images
             state = JobState(answers.num_done, answers.num_bad, len(rows), images)
             progress(state)
     return state
@@ -141,7 +156,7 @@ def run_job(
 def answer_here(load: Callable[[], Predictor], model: str) -> Spread:
     """Answer batches in this process."""
 
-    def spread(batches: Sequence[Sequence[Row]]) -> Iterator[bytes]:
+    def spread(batches: Sequence[Sequence[Row]]) -> Iterator[BatchAnswers]:
         return map(BatchWorker(load, model), batches)
 
     return spread
@@ -165,9 +180,7 @@ def _open_rows(rows: Sequence[Row]) -> tuple[dict[int, Request], dict[int, str]]
     return requests, problems
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "There is not enough memory for this row alone."
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'The picture'}: {error.strerror}."
-    return " ".join(str(error).split())
+    return describe_error(error)

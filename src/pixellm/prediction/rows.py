@@ -1,17 +1,19 @@
 """What a prediction job asks: one row a question, from a JSONL file, a folder or samples.
 
 Reads lists of questions and nothing else: pictures are opened when their row is answered. A line
-that can't be asked becomes a row that says why, so that one bad line never stops a job.
+or sample that can't be asked becomes a row that says why, so that none of them stops a job.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,7 @@ class Row:
         source: where the picture is, or its pixels as (H, W, 3) uint8 RGB; None in a bad row.
         history: earlier (question, answer) pairs that the input gives, answers with ``{seg}``.
         problem: why the row can't be asked; "" where it can.
+        id: names the question in its data set, as in evaluations; "" where there is none.
     """
 
     number: int
@@ -39,6 +42,35 @@ class Row:
     source: Path | NDArray[np.uint8] | None
     history: tuple[tuple[str, str], ...] = ()
     problem: str = ""
+    id: str = ""
+
+
+class LazyRows(Sequence[Row]):
+    """Rows that are built when asked for, and not kept; a slice is a view of them.
+
+    Attributes:
+        numbers: of the rows, in the job.
+        build: the row of a number; may read files.
+    """
+
+    def __init__(self, numbers: range, build: Callable[[int], Row]) -> None:
+        self.numbers = numbers
+        self.build = build
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> LazyRows: ...
+
+    def __getitem__(self, index: int | slice) -> Row | LazyRows:
+        """A row, or some of them, as yet unbuilt."""
+        if isinstance(index, slice):
+            return LazyRows(self.numbers[index], self.build)
+        return self.build(self.numbers[index])
 
 
 def read_rows(path: Path, question: str = "") -> list[Row]:
@@ -68,25 +100,100 @@ def read_rows(path: Path, question: str = "") -> list[Row]:
     return rows
 
 
-def rows_of_samples(samples: Iterable[Sample]) -> Iterator[Row]:
+def rows_of_samples(
+    samples: Sequence[Sample],
+    root: Path = Path(),
+    *,
+    single_turns: bool = False,
+    problems: Sequence[str] = (),
+) -> LazyRows:
     """Every question of a data set, without its answer.
 
-    A later turn of a dialogue is asked with the data's own earlier turns as its history.
+    A later turn of a dialogue is asked with the data's own earlier turns as its history. A sample
+    that can't be built is one row with the reason.
+
+    Args:
+        samples: built when asked for, the same at each call.
+        root: pictures below it are called by their path from there.
+        single_turns: each sample is known to have one turn; otherwise all of them are built once,
+            to count.
+        problems: why rows were left out of the samples; they become the last rows.
     """
-    number = 0
-    for sample in samples:
-        is_file = isinstance(sample.image, Path)
-        for index, turn in enumerate(sample.turns):
-            earlier = tuple((t.question, t.answer) for t in sample.turns[:index])
-            name = str(sample.image) if is_file else sample.id
-            yield Row(number, name, turn.question, sample.image, earlier)
-            number += 1
+    starts = range(len(samples) + 1) if single_turns else _first_rows(samples)
+    build = _SampleRows(samples, starts, root, problems)
+    return LazyRows(range(starts[-1] + len(problems)), build)
 
 
 def split_rows(rows: Sequence[Row], start: int, batch_size: int) -> list[Sequence[Row]]:
     """The rows from ``start`` on, in batches whose borders never move with ``start``."""
     edges = [start, *range(start - start % batch_size + batch_size, len(rows), batch_size)]
     return [rows[a:b] for a, b in zip(edges, [*edges[1:], len(rows)], strict=True) if a < b]
+
+
+def describe_error(error: Exception) -> str:
+    """What went wrong with a row, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'The picture'}: {error.strerror}."
+    return " ".join(str(error).split())
+
+
+class _SampleRows:
+    """Builds the row of a number from the sample that it belongs to.
+
+    The last sample is kept: the turns of one dialogue follow each other.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], starts: Sequence[int], root: Path, problems: Sequence[str]
+    ) -> None:
+        self._samples = samples
+        self._starts = starts
+        self._root = root
+        self._problems = problems
+        self._kept: tuple[int, Sample] | None = None
+
+    def __call__(self, number: int) -> Row:
+        if number >= self._starts[-1]:
+            return Row(number, "", "", None, problem=self._problems[number - self._starts[-1]])
+        place = bisect_right(self._starts, number) - 1
+        try:
+            sample = self._sample(place)
+        except (OSError, ValueError) as error:
+            return Row(number, "", "", None, problem=describe_error(error))
+        turn = number - self._starts[place]
+        earlier = tuple((one.question, one.answer) for one in sample.turns[:turn])
+        return Row(
+            number,
+            _name_of_picture(sample, self._root),
+            sample.turns[turn].question,
+            sample.image,
+            earlier,
+            id=f"{sample.id}/{turn}",
+        )
+
+    def _sample(self, place: int) -> Sample:
+        if self._kept is None or self._kept[0] != place:
+            self._kept = (place, self._samples[place])
+        return self._kept[1]
+
+
+def _first_rows(samples: Sequence[Sample]) -> Sequence[int]:
+    """(S + 1,) number of the first row of each sample, and the end; all samples are built."""
+    starts = array("q", [0])
+    for place in range(len(samples)):
+        try:
+            turns = len(samples[place].turns)
+        except (OSError, ValueError):
+            turns = 1
+        starts.append(starts[-1] + turns)
+    return starts
+
+
+def _name_of_picture(sample: Sample, root: Path) -> str:
+    if not isinstance(sample.image, Path):
+        return sample.id
+    below = sample.image.is_relative_to(root)
+    return sample.image.relative_to(root).as_posix() if below else str(sample.image)
 
 
 def _rows_of_folder(folder: Path, question: str) -> list[Row]:
