@@ -1,8 +1,8 @@
-"""The curve of a training run, from its log.
+"""The curve of a training run, from its logs.
 
     python benchmarks/plot_training.py runs/nano/train_log.jsonl docs/nano/curve.png
 
-Needs matplotlib, which the extra `curate` brings.
+Several logs are drawn one behind the other. Needs matplotlib, which the extra `curate` brings.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-SHOWN = ("patch_class", "text", "mask", "dice")
+LOSSES = ("patch_class", "target_class", "text", "mask", "dice")
 
 
 def read_steps(log: Path) -> list[dict[str, Any]]:
@@ -22,10 +22,19 @@ def read_steps(log: Path) -> list[dict[str, Any]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
+def read_all(logs: list[Path]) -> list[dict[str, Any]]:
+    """The steps of all logs, numbered on from one log to the next."""
+    steps: list[dict[str, Any]] = []
+    for log in logs:
+        start = steps[-1]["step"] if steps else 0
+        steps += [line | {"step": start + line["step"]} for line in read_steps(log)]
+    return steps
+
+
 def main() -> None:
-    """Draw one panel a loss, stages told apart by colour."""
+    """Draw one panel for each loss that was trained on, stages told apart by colour."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("log", type=Path)
+    parser.add_argument("logs", type=Path, nargs="+")
     parser.add_argument("picture", type=Path)
     options = parser.parse_args()
     import matplotlib
@@ -33,16 +42,21 @@ def main() -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    steps = read_steps(options.log)
-    figure, panels = pyplot.subplots(1, len(SHOWN), figsize=(4 * len(SHOWN), 3.2))
-    for panel, name in zip(panels, SHOWN, strict=True):
-        for stage in dict.fromkeys(line["stage"] for line in steps):
-            chosen = [line for line in steps if line["stage"] == stage and name in line]
-            panel.plot([s["step"] for s in chosen], [s[name] for s in chosen], label=stage)
+    steps = read_all(options.logs)
+    stages = list(dict.fromkeys(line["stage"] for line in steps))
+    shown = [name for name in LOSSES if any(line.get(name, 0) > 0 for line in steps)]
+    figure, panels = pyplot.subplots(
+        1, len(shown), figsize=(4 * len(shown), 3.2), squeeze=False, layout="constrained"
+    )
+    for panel, name in zip(panels[0], shown, strict=True):
+        for number, stage in enumerate(stages):
+            chosen = [s for s in steps if s["stage"] == stage and s.get(name, 0) > 0]
+            if chosen:
+                points = [s["step"] for s in chosen], [s[name] for s in chosen]
+                panel.plot(*points, color=f"C{number}", label=stage)
         panel.set(title=name, xlabel="step", yscale="log")
         panel.grid(alpha=0.3)
-    panels[0].legend()
-    figure.tight_layout()
+        panel.legend(fontsize="small")
     figure.savefig(options.picture, dpi=100)
 
 
