@@ -338,6 +338,35 @@ def test_an_overlay_needs_a_name_of_its_own(picture: Path, name: str) -> None:
     assert_one_sentence(result, "squares.png" if "squares" in name else "suffix")
 
 
+@pytest.mark.parametrize(
+    ("options", "lost"),
+    [
+        (["--json", "squares.png"], "squares.png"),
+        (["--json", "link.json"], "link.json"),
+        (["--out", "both.png", "--json", "both.png"], "both.png"),
+        (["--out", "both.png", "--json", "./folder/../both.png"], "both.png"),
+        (["--out", "masks/01_red.png", "--masks", "masks"], "masks/01_red.png"),
+    ],
+    ids=" ".join,
+)
+def test_no_part_of_an_answer_replaces_another_or_the_picture(
+    picture: Path, options: list[str], lost: str
+) -> None:
+    Path("folder").mkdir()
+    Path("link.json").symlink_to(picture)
+    before = picture.read_bytes()
+    assert_one_sentence(segment(picture, "never-looked-at", *options), lost)
+    assert picture.read_bytes() == before
+    assert {path.name for path in Path().iterdir()} == {"squares.png", "folder", "link.json"}
+
+
+def test_a_picture_among_its_masks_is_kept() -> None:
+    Image.fromarray(square_picture((2, 3))).save("01_red-square.png")
+    options = ["--masks", "."]
+    result = segment(Path("01_red-square.png"), "never-looked-at", *options)
+    assert_one_sentence(result, "01_red-square.png")
+
+
 # Training, evaluation and data.
 
 

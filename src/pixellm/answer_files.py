@@ -25,6 +25,7 @@ from pixellm.types import Prediction
 from pixellm.visualize import draw_overlay
 
 _LONGEST_LABEL = 40
+_MASK_NAME = re.compile(r"\d{2,}_.*\.png", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +157,42 @@ def check_picture_name(path: Path, original: Path | None = None) -> None:
     format_name = Image.registered_extensions().get(path.suffix.lower())
     if format_name not in Image.SAVE:
         raise ValueError(f"{path} has no suffix of a picture; name it {path.stem or 'answer'}.png.")
-    if original is not None and path.exists() and path.samefile(original):
+    if original is not None and _is_same_file(path, original):
         raise ValueError(f"{path} is the picture itself; give the overlay another name.")
+
+
+def check_destinations(destinations: Destinations, original: Path) -> None:
+    """Refuse places where one part of an answer would replace another part, or the picture.
+
+    Args:
+        destinations: what goes where.
+        original: the picture that is asked about.
+
+    Raises:
+        ValueError: a part would be lost, or the overlay's suffix names no picture format.
+    """
+    overlay, json_file, folder = destinations.overlay, destinations.json, destinations.masks
+    if overlay is not None:
+        check_picture_name(overlay, original)
+    if json_file is not None and _is_same_file(json_file, original):
+        raise ValueError(f"{json_file} is the picture itself; give the JSON file another name.")
+    if overlay is not None and json_file is not None and _is_same_file(overlay, json_file):
+        raise ValueError(f"{overlay} can't be both the overlay and the JSON file; name another.")
+    for path in (original, overlay, json_file):
+        if folder is not None and path is not None and _is_mask_in(path, folder):
+            raise ValueError(f"A mask in {folder} may replace {path}; choose another folder.")
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    """Whether both names lead to one file, through links too; neither need exist."""
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return path.resolve() == other.resolve()
+
+
+def _is_mask_in(path: Path, folder: Path) -> bool:
+    """Whether a file in the folder is called what :func:`mask_files` may call a mask."""
+    return bool(_MASK_NAME.fullmatch(path.name)) and _is_same_file(path.absolute().parent, folder)
 
 
 def write_files(files: Mapping[Path, bytes], new_folder: Path | None = None) -> None:

@@ -255,13 +255,13 @@ def _batch_question(first: str, second: str, elsewhere: object) -> str:
 
 def _destinations(image: Path, out: Path | None, json: str, masks: Path | None) -> Destinations:
     """What to write; the overlay alone, in the current folder, where nothing is asked for."""
-    from pixellm.answer_files import Destinations, check_picture_name
+    from pixellm.answer_files import Destinations, check_destinations
     from pixellm.chat import overlay_name
 
     overlay = overlay_name(image) if not (out or json or masks) else out
-    if overlay is not None:
-        check_picture_name(overlay, original=image)
-    return Destinations(overlay, Path(json) if json not in ("", "-") else None, masks)
+    chosen = Destinations(overlay, Path(json) if json not in ("", "-") else None, masks)
+    check_destinations(chosen, original=image)
+    return chosen
 
 
 def _read_picture(image: Path) -> Any:
