@@ -26,6 +26,7 @@ from pixellm.data.readers.class_questions import (
     plain_question,
 )
 from pixellm.data.readers.run_lengths import areas_of, boxes_of, union_of
+from pixellm.data.readers.views import another_view
 from pixellm.types import RLE, Sample, Target, Turn
 
 _WORD = re.compile(r"\w+")
@@ -94,6 +95,8 @@ class ClassReader(Reader):
             the picture shows nothing larger.
         negatives: probability of one more question, for a class that the picture does not show;
             sensible only where every picture is annotated with all classes.
+        augment: show each picture mirrored, cut out and recoloured at random, another way in each
+            epoch; evaluation always sees the pictures as they are.
 
     Raises:
         ValueError: a number out of its range, an unknown split, or a damaged file.
@@ -116,6 +119,7 @@ class ClassReader(Reader):
         max_instances: int = 20,
         min_area: float = 0.0,
         negatives: float = 0.0,
+        augment: bool = False,
     ) -> None:
         super().__init__(root, split, seed)
         if targets not in ("instances", "regions"):
@@ -134,6 +138,7 @@ class ClassReader(Reader):
         self.max_instances = max_instances
         self.min_area = min_area
         self.negatives = negatives
+        self.augment = augment
 
     @property
     @abstractmethod
@@ -151,6 +156,8 @@ class ClassReader(Reader):
     def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
         """The dialogues of a picture; see :meth:`Reader.compose`."""
         shown = self.picture(item)
+        if self.augment:
+            shown = self._another_view(shown, rng)
         askable = [shown.classes[place] for place in self._askable(shown)]
         if not askable and not (self.negatives or self.exhaustive):
             raise ValueError(str(BadRow(*self.where(item), _NOTHING_TO_ASK)))
@@ -199,6 +206,11 @@ class ClassReader(Reader):
             "targets": targets,
             "classes": len(self.class_names),
         }
+
+    def _another_view(self, shown: AnnotatedPicture, rng: random.Random) -> AnnotatedPicture:
+        """Another view of a picture, unless it leaves nothing to ask of what there was."""
+        view = another_view(shown, rng)
+        return view if self._askable(view) or not self._askable(shown) else shown
 
     def _pictures(self) -> Iterator[tuple[int, AnnotatedPicture]]:
         """Number and content of every picture that can be read."""

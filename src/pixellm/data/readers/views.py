@@ -1,0 +1,105 @@
+"""Another view of an annotated picture: mirrored, cut out and recoloured, with its masks.
+
+A small set of photos lasts longer when no picture comes twice alike. Classes stay true to what
+the view shows, so questions have to be composed afterwards; this module composes none.
+
+Frames: boxes are ``(left, top, right, bottom)`` in pixels of the original picture.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from pixellm.masks import decode_mask, encode_mask
+from pixellm.types import RLE
+
+if TYPE_CHECKING:
+    from pixellm.data.readers.class_reader import AnnotatedClass, AnnotatedPicture
+
+SMALLEST_SIDE = 0.5
+"""A cut keeps at least this share of each side."""
+
+COLOR_RANGE = 0.3
+"""Brightness, contrast and saturation change by at most this share."""
+
+LEAST_KEPT = 0.25
+"""A class of which a cut leaves a mask less than this share of its pixels is not asked for."""
+
+Box = tuple[int, int, int, int]
+
+
+def another_view(picture: AnnotatedPicture, rng: random.Random) -> AnnotatedPicture:
+    """Draw a view of a picture.
+
+    Half of all views are mirrored. A class that lies outside of the cut is gone; one of which too
+    little is left stays known, but can't be asked for.
+
+    Args:
+        picture: its file is read.
+        rng: decides everything.
+
+    Returns:
+        A picture in memory, its size that of the cut.
+
+    Raises:
+        ValueError: the file is no picture, or of another size than the annotation says.
+        OSError: the file can't be opened.
+    """
+    from pixellm.processing.image import load_image
+
+    image = load_image(picture.image)
+    if (image.height, image.width) != tuple(picture.size):
+        raise ValueError(
+            f"Picture {picture.id} is {(image.height, image.width)} (height, width), but its "
+            f"annotation says {tuple(picture.size)}."
+        )
+    box, mirrored = _cut(rng, picture.size), rng.random() < 0.5
+    pixels = np.asarray(_recolored(image.crop(box), rng))
+    if mirrored:
+        pixels = np.ascontiguousarray(pixels[:, ::-1])
+    seen = [_class_in_view(one, box, mirrored) for one in picture.classes]
+    shown = tuple(one for one in seen if one.masks or one.crowds)
+    size = (box[3] - box[1], box[2] - box[0])
+    return replace(picture, image=pixels, size=size, classes=shown)
+
+
+def _cut(rng: random.Random, size: tuple[int, int]) -> Box:
+    """A box of random sides at a random place."""
+    height, width = (max(1, round(side * rng.uniform(SMALLEST_SIDE, 1))) for side in size)
+    top, left = rng.randint(0, size[0] - height), rng.randint(0, size[1] - width)
+    return left, top, left + width, top + height
+
+
+def _recolored(image: Image.Image, rng: random.Random) -> Image.Image:
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = enhance(image).enhance(rng.uniform(1 - COLOR_RANGE, 1 + COLOR_RANGE))
+    return image
+
+
+def _class_in_view(one: AnnotatedClass, box: Box, mirrored: bool) -> AnnotatedClass:
+    """What a view shows of a class; masks outside of it are gone."""
+    masks, shares = _masks_in_view(one.masks, box, mirrored)
+    crowds, crowd_shares = _masks_in_view(one.crowds, box, mirrored)
+    whole_enough = all(share >= LEAST_KEPT for share in shares + crowd_shares)
+    return replace(one, masks=masks, crowds=crowds, askable=one.askable and whole_enough)
+
+
+def _masks_in_view(
+    rles: tuple[RLE, ...], box: Box, mirrored: bool
+) -> tuple[tuple[RLE, ...], list[float]]:
+    """The masks that a view shows any of, and the share of its pixels that is left of each."""
+    left, top, right, bottom = box
+    kept: list[RLE] = []
+    shares: list[float] = []
+    for rle in rles:
+        mask = decode_mask(rle)
+        part = mask[top:bottom, left:right]
+        if part.any():
+            kept.append(encode_mask(part[:, ::-1] if mirrored else part))
+            shares.append(float(part.sum() / mask.sum()))
+    return tuple(kept), shares
