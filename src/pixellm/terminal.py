@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rich import box
@@ -107,10 +106,7 @@ def scenes_progress(console: Console) -> Iterator[ScenesProgress]:
 
     Nothing is shown where the console is no terminal.
     """
-    figure = TextColumn("gIoU {task.fields[giou]}")
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("scenes"), figure)
-    hidden = not console.is_terminal
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:
+    with _counting_bar(console, "scenes", "gIoU {task.fields[giou]}") as bar:
         task = bar.add_task("scenes", total=None, giou="-")
 
         def show(done: int, total: int, giou: float | None) -> None:
@@ -125,10 +121,7 @@ def answers_progress(console: Console) -> Iterator[JobProgress]:
 
     Nothing is shown where the console is no terminal.
     """
-    speed = TextColumn("{task.fields[speed]} images/s")
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("questions"), speed)
-    hidden = not console.is_terminal
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:
+    with _counting_bar(console, "questions", "{task.fields[speed]} images/s") as bar:
         task = bar.add_task("answers", total=None, speed="-")
 
         def show(state: JobState) -> None:
@@ -137,6 +130,13 @@ def answers_progress(console: Console) -> Iterator[JobProgress]:
             bar.update(task, completed=state.done, total=state.total, speed=speed)
 
         yield show
+
+
+def _counting_bar(console: Console, unit: str, figure: str) -> Progress:
+    """A bar over so many units, with a figure of its task and the time left."""
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TextColumn(figure))
+    hidden = not console.is_terminal
+    return Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden)
 
 
 def print_scenes_report(console: Console, report: ScenesReport) -> None:
@@ -208,12 +208,7 @@ class TrainDisplay:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._live.stop()
 
     def __rich__(self) -> Group:

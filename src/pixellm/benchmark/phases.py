@@ -6,7 +6,6 @@ Watches a model's parts from outside, so that the engine under it runs as ever.
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Any, Self
 
 from torch import nn
@@ -51,12 +50,7 @@ class PhaseClock:
                 self._watch(module, phase)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         for hook in self._hooks:
             hook.remove()
 
