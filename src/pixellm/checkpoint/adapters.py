@@ -57,20 +57,31 @@ class Adapters:
         return self.lora is not None or bool(self.token_rows)
 
 
-class TokenTable(nn.Module):
-    """A token table some of whose rows are a parameter of their own.
+class ReplacedRows(nn.Module):
+    """A matrix of tokens some of whose rows are a parameter of their own.
 
     Args:
-        base: the whole table, (V, D); it never changes.
+        base: holds the whole matrix, (V, D); it never changes.
         ids: (K,) tokens whose rows are replaced.
         rows: (K, D).
     """
 
-    def __init__(self, base: nn.Embedding, ids: Sequence[int], rows: nn.Parameter) -> None:
+    def __init__(
+        self, base: nn.Embedding | nn.Linear, ids: Sequence[int], rows: nn.Parameter
+    ) -> None:
         super().__init__()
         self.base, self.rows = base, rows
+        self.ids: Tensor
+        self.register_buffer("ids", torch.tensor(ids, device=rows.device), persistent=False)
+
+
+class TokenTable(ReplacedRows):
+    """A token table with rows of its own."""
+
+    def __init__(self, base: nn.Embedding, ids: Sequence[int], rows: nn.Parameter) -> None:
+        super().__init__(base, ids, rows)
         index = torch.full((base.num_embeddings,), -1, device=rows.device)
-        index[list(ids)] = torch.arange(len(ids), device=rows.device)
+        index[self.ids] = torch.arange(len(ids), device=rows.device)
         self.index: Tensor
         self.register_buffer("index", index, persistent=False)
 
@@ -82,20 +93,8 @@ class TokenTable(nn.Module):
         return torch.where((place >= 0)[..., None], replaced, embedded)
 
 
-class TokenHead(nn.Module):
-    """A language model's head some of whose rows are a parameter of their own.
-
-    Args:
-        base: the whole head, (V, D); it never changes.
-        ids: (K,) tokens whose rows are replaced.
-        rows: (K, D).
-    """
-
-    def __init__(self, base: nn.Linear, ids: Sequence[int], rows: nn.Parameter) -> None:
-        super().__init__()
-        self.base, self.rows = base, rows
-        self.ids: Tensor
-        self.register_buffer("ids", torch.tensor(ids, device=rows.device), persistent=False)
+class TokenHead(ReplacedRows):
+    """A language model's head with rows of its own."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(..., D) states to (..., V) logits."""
@@ -171,7 +170,7 @@ def base_names(model: nn.Module) -> frozenset[str]:
     With LoRA that is the whole language model with its head; with rows alone, the tables.
     """
     names = [name for name, _ in model.named_parameters()]
-    tables = [n for n, m in model.named_modules() if isinstance(m, (TokenTable, TokenHead))]
+    tables = [n for n, m in model.named_modules() if isinstance(m, ReplacedRows)]
     fixed = {f"{table}.base.weight" for table in tables}
     if any(map(is_lora_name, names)):
         own = {f"{table}.rows" for table in tables}
@@ -184,14 +183,14 @@ def _adapted(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
     """(parent, attribute, module) of every module that adapters replaced."""
     found: list[tuple[nn.Module, str, Any]] = []
     for name, module in model.named_modules():
-        if isinstance(module, (TokenTable, TokenHead)) or hasattr(module, "lora_A"):
+        if isinstance(module, ReplacedRows) or hasattr(module, "lora_A"):
             parent, _, attribute = name.rpartition(".")
             found.append((model.get_submodule(parent), attribute, module))
     return found
 
 
 def _plain(module: Any) -> Any:
-    return module.base if isinstance(module, (TokenTable, TokenHead)) else module.base_layer
+    return module.base if isinstance(module, ReplacedRows) else module.base_layer
 
 
 @contextmanager
@@ -211,11 +210,9 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
 def merged_weight(module: Any) -> Tensor:
     """The weight of an adapted module with its adapter in it, in the base's type."""
     base = _plain(module).weight
-    if isinstance(module, (TokenTable, TokenHead)):
-        ids = module.ids if isinstance(module, TokenHead) else (module.index >= 0).nonzero()[:, 0]
-        order = slice(None) if isinstance(module, TokenHead) else module.index[ids]
+    if isinstance(module, ReplacedRows):
         merged: Tensor = base.detach().clone()
-        merged[ids] = module.rows[order].to(merged.dtype)
+        merged[module.ids] = module.rows.to(merged.dtype)
         return merged
     delta = module.get_delta_weight("default")
     return (base.detach().float() + delta.float()).to(base.dtype)
