@@ -130,6 +130,34 @@ def test_a_segmentation_of_another_size_is_refused():
         segmentation_to_rle(rle, (6, 4))
 
 
+@pytest.mark.parametrize("num_parts", [1, 2, 5])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (30, 41)])
+def test_a_list_of_run_lengths_is_their_union(num_parts, shape):
+    parts = np.random.default_rng(num_parts).random((num_parts, *shape)) < 0.2
+    rles = [encode_mask(part) for part in parts]
+    assert segmentation_to_rle(rles, shape) == encode_mask(parts.any(axis=0))
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([{"size": [4, 6], "counts": [24]}, [0, 0, 3, 0, 3, 3]], "mixes polygons and run lengths"),
+        ([{"size": [4, 6], "counts": [24]}, {"size": [6, 4], "counts": [24]}], "but its picture"),
+        ([{"size": [4, 6], "counts": [24]}, {"size": [4, 6]}], "counts"),
+        ([{"size": [4, 6], "counts": "!"}], "damaged"),
+        (["polygon"], "flat list"),
+        ([None], "flat list"),
+        ([[1, 2, "three", 4]], "flat list"),
+        (17, "not int"),
+        ("polygon", "not str"),
+    ],
+)
+def test_a_mask_of_no_known_form_is_refused_in_one_sentence(segmentation, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        segmentation_to_rle(segmentation, (4, 6))
+    assert str(caught.value).count("\n") == 0
+
+
 @given(masks)
 def test_the_box_is_tight(mask):
     x, y, width, height = mask_to_box(mask)

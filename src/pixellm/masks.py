@@ -86,7 +86,8 @@ def segmentation_to_rle(segmentation: Sequence[Any] | Mapping[str, Any], size: S
     """Bring any COCO ``segmentation`` into the one form used here.
 
     Args:
-        segmentation: a list of polygons, or run lengths, compressed or not.
+        segmentation: a list of polygons, run lengths, compressed or not, or a list of run
+            lengths, as refCLEF has it; of a list, the union counts.
         size: (height, width) of the picture.
 
     Returns:
@@ -95,16 +96,18 @@ def segmentation_to_rle(segmentation: Sequence[Any] | Mapping[str, Any], size: S
     Raises:
         ValueError: malformed, or run lengths of another size.
     """
-    if not isinstance(segmentation, Mapping):
-        return _polygons_to_rle(segmentation, size)
-    own_size, runs = _checked_runs(segmentation)
-    if own_size != tuple(size):
+    if isinstance(segmentation, Mapping):
+        return _run_lengths_to_rle([segmentation], size)
+    if isinstance(segmentation, str) or not isinstance(segmentation, Sequence):
         raise ValueError(
-            f"The mask is {own_size} but its picture is {tuple(size)} (height, width); "
-            "fix the annotation."
+            "A mask is a list of polygons, run lengths, or a list of run lengths, not "
+            f"{type(segmentation).__name__}."
         )
-    uncompressed = {"size": list(own_size), "counts": runs.tolist()}
-    return _to_text(coco_mask.frPyObjects(uncompressed, *own_size))
+    forms = {isinstance(part, Mapping) for part in segmentation}
+    if forms == {True, False}:
+        raise ValueError("A mask mixes polygons and run lengths; give it in one of these forms.")
+    unite = _run_lengths_to_rle if forms == {True} else _polygons_to_rle
+    return unite(segmentation, size)
 
 
 def mask_to_box(mask: BoolMask) -> tuple[int, int, int, int]:
@@ -295,18 +298,42 @@ def _uncompress(counts: str) -> NDArray[np.int64]:
     return runs
 
 
+def _run_lengths_to_rle(parts: Sequence[Mapping[str, Any]], size: Size) -> RLE:
+    """The union of masks of one picture."""
+    checked = []
+    for part in parts:
+        own_size, runs = _checked_runs(part)
+        if own_size != tuple(size):
+            raise ValueError(
+                f"The mask is {own_size} but its picture is {tuple(size)} (height, width); "
+                "fix the annotation."
+            )
+        checked.append({"size": list(own_size), "counts": runs.tolist()})
+    encoded = coco_mask.frPyObjects(checked, *size)
+    return _to_text(encoded[0] if len(encoded) == 1 else coco_mask.merge(encoded))
+
+
 def _polygons_to_rle(polygons: Sequence[Sequence[float]], size: Size) -> RLE:
     height, width = size
     usable = []
     for polygon in polygons:
-        points = np.asarray(polygon, dtype=np.float64)
-        if points.ndim != 1 or points.size % 2:
-            raise ValueError("A polygon is a flat list [x0, y0, x1, y1, ...] of even length.")
-        # Also catches NaN; pycocotools would take memory in proportion to the coordinates.
-        if not (np.abs(points) < _FARTHEST_COORDINATE).all():
-            raise ValueError("A polygon has coordinates far outside any picture, or not numbers.")
+        points = _checked_points(polygon)
         if points.size >= 6:  # pycocotools takes four numbers for a box
             usable.append(points.tolist())
     if not usable:
         return encode_mask(np.zeros(size, dtype=np.bool_))
     return _to_text(coco_mask.merge(coco_mask.frPyObjects(usable, height, width)))
+
+
+def _checked_points(polygon: Sequence[float]) -> NDArray[np.float64]:
+    """The coordinates of a polygon, x and y in turn."""
+    try:
+        points = np.asarray(polygon, dtype=np.float64)
+    except (TypeError, ValueError):
+        points = np.zeros((0, 2))
+    if points.ndim != 1 or points.size % 2:
+        raise ValueError("A polygon is a flat list [x0, y0, x1, y1, ...] of even length.")
+    # Also catches NaN; pycocotools would take memory in proportion to the coordinates.
+    if not (np.abs(points) < _FARTHEST_COORDINATE).all():
+        raise ValueError("A polygon has coordinates far outside any picture, or not numbers.")
+    return points

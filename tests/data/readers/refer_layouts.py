@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from drawn_photos import PHOTOS, draw_photo, rectangle, write_json
+from pycocotools import mask as coco_mask
 
 from pixellm.data.readers.base import Reader
 from pixellm.types import Turn
@@ -76,6 +77,19 @@ def _draw(images: Path, count: int) -> dict[str, Any]:
             )
     categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "cup"}]
     return {"images": pictures, "annotations": annotations, "categories": categories}
+
+
+def with_lists_of_runs(instances: dict[str, Any]) -> dict[str, Any]:
+    """The same masks as refCLEF's file holds them: lists of compressed run lengths, one a part."""
+    sizes = {one["id"]: (one["height"], one["width"]) for one in instances["images"]}
+    annotations = []
+    for one in instances["annotations"]:
+        shape = one["segmentation"]
+        parts = shape if isinstance(shape, list) else [shape]
+        runs = coco_mask.frPyObjects(parts, *sizes[one["image_id"]])
+        texts = [{**run, "counts": run["counts"].decode("ascii")} for run in runs]
+        annotations.append({**one, "segmentation": texts})
+    return {**instances, "annotations": annotations}
 
 
 def refs_of(instances: dict[str, Any], things: int = 4, versions: int = 2) -> list[dict[str, Any]]:

@@ -10,8 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawn_photos import write_json
 from pycocotools.coco import COCO
-from refer_layouts import all_turns, asked, coco_set, expression, refs_of, write_refer
+from refer_layouts import (
+    all_turns,
+    asked,
+    coco_set,
+    expression,
+    refs_of,
+    with_lists_of_runs,
+    write_refer,
+)
 
 from pixellm.data.readers.refer import is_in_split
 from pixellm.data.registry import open_reader
@@ -31,8 +40,9 @@ LAYOUTS = {
 def family(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, COCO]:
     refs_file, images = LAYOUTS[request.param]
     instances = coco_set(tmp_path / images)
-    path = write_refer(tmp_path, request.param, refs_file, instances, refs_of(instances))
-    return request.param, tmp_path, _open_coco(path)
+    held = with_lists_of_runs(instances) if request.param == "refclef" else instances
+    write_refer(tmp_path, request.param, refs_file, held, refs_of(instances))
+    return request.param, tmp_path, _open_coco(write_json(tmp_path / "coco.json", instances))
 
 
 @pytest.fixture
