@@ -15,11 +15,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixellm.cli_console import import_quietly, load_engine, open_console, write_json
+from pixellm.cli_judge import (
+    BaseUrl,
+    JudgeCache,
+    JudgeKind,
+    JudgeModel,
+    JudgeThreshold,
+    MaxCost,
+    ModelPrice,
+    judge_answers,
+    open_run_judge,
+    read_judge,
+)
 
 if TYPE_CHECKING:
     from pixellm.evaluation.benchmark_run import BenchmarkRun
     from pixellm.evaluation.evaluate import ProcessGroup, Progress
+    from pixellm.evaluation.judge import JudgeSettings
+    from pixellm.evaluation.report.judged import JudgedScores
     from pixellm.evaluation.scenes_report import ScenesReport
+    from pixellm.evaluation.summary import Summary
 
 _ASKED = {
     "refcoco": "refCOCO: one expression, one mask.",
@@ -63,6 +78,11 @@ _Out = Annotated[
     Path | None,
     typer.Option(help="Folder for answers and report; the same command goes on where it stopped."),
 ]
+_JUDGED_EXAMPLES = (
+    "\n\n    pixellm eval muse --model nano --data data --judge similarity"
+    "\n\n    pixellm eval muse --data data --judge llm --judge-model gpt-4o-mini "
+    "--base-url https://api.openai.com/v1 --max-cost 2"
+)
 
 
 def add_commands(app: typer.Typer, evaluate_app: typer.Typer) -> None:
@@ -79,8 +99,9 @@ def add_commands(app: typer.Typer, evaluate_app: typer.Typer) -> None:
             help=f"{_ASKED[name]} Writes a report with 95 % intervals and pictures. "
             f"Splits: {_SPLITS[name]}.",
             epilog=f"Examples:\n\n    pixellm eval {name} --model nano --data data"
-            f"\n\n    pixellm eval {name} --model runs/mine --split val --limit 100 --out report",
-        )(_benchmark_command(name))
+            f"\n\n    pixellm eval {name} --model runs/mine --split val --limit 100 --out report"
+            + (_JUDGED_EXAMPLES if name == "muse" else ""),
+        )(evaluate_muse if name == "muse" else _benchmark_command(name))
     app.command(
         epilog="Examples:\n\n    pixellm compare report-nano report-mine"
         "\n\n    pixellm compare report-nano report-mine --out difference"
@@ -107,6 +128,33 @@ def _benchmark_command(name: str) -> Callable[..., None]:
         _run(run, out or Path(run.folder_name()), batch_size, device, dtype)
 
     return command
+
+
+def evaluate_muse(
+    model: _Model = "nano",
+    split: _Split = "val",
+    data: _Data = Path("data"),
+    mode: _Mode = "",
+    protocol: _Protocol = "strict",
+    limit: _Limit = 0,
+    out: _Out = None,
+    batch_size: _BatchSize = 16,
+    device: _Device = "auto",
+    dtype: _Dtype = "auto",
+    judge: JudgeKind = "none",
+    judge_model: JudgeModel = "",
+    base_url: BaseUrl = "",
+    judge_threshold: JudgeThreshold = 3.0,
+    judge_cache: JudgeCache = Path("judge_cache.sqlite"),
+    max_cost: MaxCost = None,
+    price: ModelPrice = "",
+) -> None:
+    """Score a model on MUSE, without and with a judge."""
+    judging = read_judge(
+        judge, judge_model, base_url, judge_threshold, judge_cache, max_cost, price
+    )
+    run = replace(_describe_run("muse", model, split, mode, protocol, limit), data=data)
+    _run(run, out or Path(run.folder_name()), batch_size, device, dtype, judging=judging)
 
 
 def evaluate_scenes(
@@ -187,19 +235,26 @@ def _describe_run(
 
 
 def _run(
-    run: BenchmarkRun, out: Path, batch_size: int, device: str, dtype: str, *, aside: bool = False
+    run: BenchmarkRun,
+    out: Path,
+    batch_size: int,
+    device: str,
+    dtype: str,
+    *,
+    aside: bool = False,
+    judging: JudgeSettings | None = None,
 ) -> Any:
-    """Run a benchmark with a bar, show its tables, and give back its records.
+    """Run a benchmark with a bar, judge it where asked to, show it, and give back its records.
 
     With ``aside`` the tables go to standard error, as standard output is to hold JSON.
     """
     from pixellm.evaluation.benchmark_run import run_benchmark
     from pixellm.evaluation.evaluate import ProcessGroup
-    from pixellm.evaluation.report.tables import all_tables, describe_run
-    from pixellm.terminal import print_text_table
 
     group = ProcessGroup.from_environment()
-    console = open_console(stderr=aside)
+    judge = judged = None
+    if judging is not None and group.number == 0:
+        judge = open_run_judge(run, judging)
     try:
         with _progress(run.name, group) as progress:
             summary, records = run_benchmark(
@@ -210,15 +265,34 @@ def _run(
                 group=group,
                 progress=progress,
             )
+        if judging is not None and judge is not None:
+            judged = judge_answers(run, out, records, summary, judge, judging)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
     if group.number == 0:
-        lead = describe_run(run.settings(), summary)
-        console.print(lead, highlight=False, soft_wrap=True, markup=False)
-        for table in all_tables(summary, run.benchmark.headline):
-            print_text_table(console, table)
+        _show_run(run, summary, judged, aside=aside)
         typer.echo(f"Wrote {out / 'report.html'}, report.md and report.json", err=aside)
     return records
+
+
+def _show_run(
+    run: BenchmarkRun, summary: Summary, judged: JudgedScores | None, *, aside: bool
+) -> None:
+    """One sentence and the tables of a run, the judge's effect first."""
+    from pixellm.evaluation.report.judged import describe_judge, effect_table
+    from pixellm.evaluation.report.tables import all_tables, describe_run
+    from pixellm.terminal import print_text_table
+
+    headline = run.benchmark.headline
+    lead = describe_run(run.settings(), summary)
+    tables = all_tables(summary, headline)
+    if judged is not None:
+        lead = f"{lead} {describe_judge(judged)}"
+        tables.insert(0, effect_table(judged, headline))
+    console = open_console(stderr=aside)
+    console.print(lead, highlight=False, soft_wrap=True, markup=False)
+    for table in tables:
+        print_text_table(console, table)
 
 
 def _show_scenes(report: ScenesReport, target: str, about: dict[str, Any]) -> None:

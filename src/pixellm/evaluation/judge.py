@@ -9,12 +9,14 @@ that compares words, and the way from ratings to scores; language models are ask
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 from pixellm.evaluation.matching import Pairs
 from pixellm.evaluation.records import AnswerRecord
@@ -142,9 +144,13 @@ class TextJudge:
 
     The rating is 1 + 9 F1 over words, small words left out; similar spellings are one word. It
     knows no synonyms: "fruit" for a banana is rejected.
+
+    Args:
+        name: for reports.
     """
 
-    name = "text"
+    def __init__(self, name: str = "text") -> None:
+        self.name = name
 
     def rate(
         self, items: Sequence[JudgeItem], progress: JudgeProgress | None = None
@@ -197,7 +203,7 @@ class JudgeSettings:
     """Which judge, and how much it may cost.
 
     Attributes:
-        kind: "none", "text" (offline) or "llm".
+        kind: "none", "similarity" (offline; "text" is the same judge), or "llm".
         threshold: ratings below it reject a mask.
         model: the language model's name at its server.
         base_url: address of an OpenAI-compatible server; None for OpenAI's.
@@ -208,10 +214,11 @@ class JudgeSettings:
         timeout: seconds that one attempt may take.
 
     Raises:
-        ValueError: an unknown kind, or a threshold off the scale.
+        ValueError: an unknown kind, a threshold off the scale, a cost below 0, or an address that
+            is none.
     """
 
-    kind: Literal["none", "text", "llm"] = "none"
+    kind: Literal["none", "similarity", "text", "llm"] = "none"
     threshold: float = DEFAULT_THRESHOLD
     model: str = "gpt-4o-mini"
     base_url: str | None = None
@@ -222,23 +229,70 @@ class JudgeSettings:
     timeout: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("none", "text", "llm"):
-            raise ValueError(f"The judge is none, text or llm, not {self.kind!r}.")
+        if self.kind not in ("none", "similarity", "text", "llm"):
+            raise ValueError(
+                f"The judge is none, text or llm (text is also called similarity), not "
+                f"{self.kind!r}."
+            )
         if not LOWEST <= self.threshold <= HIGHEST:
             raise ValueError(f"The judge's threshold is from 1 to 10, not {self.threshold}.")
+        if self.max_cost is not None and not self.max_cost >= 0:
+            raise ValueError(f"The judge's cost cap is 0 USD or more, not {self.max_cost:g}.")
+        if self.price is not None and not all(0 <= one < math.inf for one in self.price):
+            raise ValueError(f"A price is 0 USD or more per million tokens, not {self.price}.")
+        if self.base_url is not None and not _is_address(self.base_url):
+            raise ValueError(
+                f"The judge's server is an address such as http://localhost:8000/v1, not "
+                f"{self.base_url!r}."
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """The settings that a rating depends on, for reports; nothing secret."""
+        values: dict[str, Any] = {"kind": self.kind, "threshold": self.threshold}
+        if self.kind != "llm":
+            return values
+        from pixellm.curation.client import public_url
+
+        return values | {"model": self.model, "server": public_url(self.base_url)}
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        return False
+
+
+def read_price(text: str) -> tuple[float, float] | None:
+    """``INPUT,OUTPUT`` in USD per million tokens, as typed; None for "".
+
+    Raises:
+        ValueError: something else.
+    """
+    if not text:
+        return None
+    try:
+        given, written = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--price is INPUT,OUTPUT in USD, such as 0.15,0.6, not {text!r}."
+        ) from None
+    return given, written
 
 
 def open_judge(settings: JudgeSettings) -> Judge | None:
     """The judge of the settings; None for none.
 
     Raises:
-        ValueError: the price of a hosted model is not known.
+        ValueError: the price of a hosted model is not known, or its key is missing.
         OSError: the cache can't be opened.
+        ImportError: the extra ``curate`` is not installed.
     """
     if settings.kind == "none":
         return None
-    if settings.kind == "text":
-        return TextJudge()
+    if settings.kind != "llm":
+        return TextJudge(settings.kind)
     from pixellm.evaluation.judge_llm import open_llm_judge
 
     return open_llm_judge(settings)
@@ -250,12 +304,14 @@ class Judgement:
 
     Attributes:
         records: all answers; slots of rejected masks have intersection 0.
+        items: what the judge was shown of every answer, in order.
         ratings: of every answer, in order.
         rejected: of every answer, the masks that are rated below the threshold.
         summary: see :func:`summarise_ratings`.
     """
 
     records: tuple[AnswerRecord, ...]
+    items: tuple[JudgeItem, ...]
     ratings: tuple[Ratings, ...]
     rejected: tuple[frozenset[int], ...]
     summary: dict[str, float | int | str]
@@ -293,7 +349,7 @@ def judge_records(
         for record, masks in zip(records, rejected, strict=True)
     )
     summary = summarise_ratings(judge.name, threshold, items, ratings)
-    return Judgement(judged, tuple(ratings), rejected, summary)
+    return Judgement(judged, tuple(items), tuple(ratings), rejected, summary)
 
 
 def rejected_masks(item: JudgeItem, ratings: Ratings, threshold: float) -> frozenset[int]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from pixellm.curation.client import (
     Client,
+    ClientError,
     NoReplyError,
     OpenAIClient,
     Price,
@@ -50,6 +51,9 @@ REPROMPTS = 2
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds; each wait is twice the one before, unless the server says how long."""
+
+PATIENCE = 16
+"""Requests in a row that get no reply in all attempts, before the server is given up."""
 
 _EXPECTED_OUTPUT_TOKENS = 300
 _NO_PHOTO = Photo(id="", file_name="", size=(1, 1))
@@ -100,6 +104,11 @@ class VerdictCache:
     def put(self, key: str, ratings: dict[int, float]) -> None:
         """Keep a verdict; the first one under a key stays."""
         self._write("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", key, json.dumps(ratings))
+
+    def is_empty(self) -> bool:
+        """Whether it holds no verdict yet."""
+        with self._explain(), self._mutex:
+            return self._db.execute("SELECT 1 FROM verdicts LIMIT 1").fetchone() is None
 
     def add_cost(self, usd: float) -> None:
         """Count a reply's cost, whatever the reply was worth."""
@@ -165,6 +174,7 @@ class LLMJudge:
         self._client: Client | None = None
         self._mutex = threading.Lock()
         self._reserved = 0.0
+        self._num_silent = 0
         self._stopped = threading.Event()
         self._wait = wait or self._stopped.wait
         self._system = load_rules()
@@ -180,7 +190,8 @@ class LLMJudge:
 
         Raises:
             CostCapReachedError: the cap leaves no room for a further request.
-            OSError: no request can be served (a wrong key, model or address), or the cache fails.
+            OSError: no request can be served (a wrong key, model or address, or a server that
+                has been silent :data:`PATIENCE` times in a row), or the cache fails.
         """
         texts = {item: self._prompt(item) for item in items if item.is_judged}
         found: dict[str, dict[int, float] | None] = {}
@@ -255,17 +266,29 @@ class LLMJudge:
                 return None
             try:
                 with self._reserve(request):
-                    reply = self._connected().complete(request)
+                    reply = self.connect().complete(request)
                     self.cache.add_cost(self._price.of(reply))
-                    return reply
+                self._num_silent = 0
+                return reply
             except UnanswerableError:
                 return None
             except NoReplyError as error:
                 if attempt == ATTEMPTS - 1:
+                    self._count_silence(error)
                     return None
                 self._wait(pause if error.retry_after is None else error.retry_after)
                 pause = min(2 * pause, LONGEST_WAIT)
         return None
+
+    def _count_silence(self, error: NoReplyError) -> None:
+        with self._mutex:
+            self._num_silent += 1
+            if self._num_silent >= PATIENCE:
+                raise ClientError(
+                    f"The judge at {self._server} has left {self._num_silent} requests in a row "
+                    f"without a reply ({error}); check --base-url and run again, nothing rated so "
+                    "far is asked twice."
+                )
 
     @contextmanager
     def _reserve(self, request: Request) -> Iterator[None]:
@@ -287,7 +310,13 @@ class LLMJudge:
             with self._mutex:
                 self._reserved -= likely
 
-    def _connected(self) -> Client:
+    def connect(self) -> Client:
+        """The client, made when first asked for.
+
+        Raises:
+            ValueError: the server needs a key and the environment has none.
+            ImportError: the extra ``curate`` is not installed.
+        """
         with self._mutex:
             if self._client is None:
                 self._client = self._connect()
@@ -350,9 +379,13 @@ def read_ratings(text: str, numbers: Sequence[int]) -> dict[int, float]:
 def open_llm_judge(settings: JudgeSettings) -> LLMJudge:
     """The language-model judge of the settings.
 
+    Where the cache is empty something must be asked, so a missing key shows here, before hours of
+    answering.
+
     Raises:
-        ValueError: the price of a hosted model is not known.
+        ValueError: the price of a hosted model is not known, or its key is missing.
         OSError: the cache can't be opened.
+        ImportError: the extra ``curate`` is not installed.
     """
     price = (
         Price(*settings.price) if settings.price else price_of(settings.model, settings.base_url)
@@ -367,7 +400,7 @@ def open_llm_judge(settings: JudgeSettings) -> LLMJudge:
             timeout=settings.timeout,
         )
 
-    return LLMJudge(
+    judge = LLMJudge(
         connect,
         settings.model,
         public_url(settings.base_url),
@@ -376,3 +409,6 @@ def open_llm_judge(settings: JudgeSettings) -> LLMJudge:
         settings.max_cost,
         settings.workers,
     )
+    if judge.cache.is_empty():
+        judge.connect()
+    return judge

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,7 @@ class Card:
         record: the answer.
         panels: pictures side by side.
         count: group by number of targets.
+        note: what a judge said of it; "" without one.
     """
 
     sort: str
@@ -62,6 +63,7 @@ class Card:
     record: AnswerRecord
     panels: tuple[Panel, ...]
     count: str
+    note: str = ""
 
 
 def choose_records(records: Sequence[AnswerRecord], unit: Unit) -> dict[str, list[AnswerRecord]]:
@@ -82,16 +84,28 @@ def choose_records(records: Sequence[AnswerRecord], unit: Unit) -> dict[str, lis
 
 
 def build_cards(
-    records: Sequence[AnswerRecord], unit: Unit, fetch_picture: FetchPicture
+    records: Sequence[AnswerRecord],
+    unit: Unit,
+    fetch_picture: FetchPicture,
+    notes: Mapping[tuple[int, int], str] | None = None,
 ) -> list[Card]:
-    """The gallery of a report: predicted masks on the left, true ones on the right."""
+    """The gallery of a report: predicted masks on the left, true ones on the right.
+
+    Args:
+        records: all answers.
+        unit: what counts as one IoU.
+        fetch_picture: gives the pictures.
+        notes: (dialogue, turn) -> what a judge said of the answer.
+    """
+    said = notes or {}
     cards = []
     for sort, chosen in choose_records(records, unit).items():
         for record in chosen:
             picture = fetch_picture(record)
             panels = (predicted_panel(record, picture), true_panel(record, picture))
             title = f"IoU {question_giou(record, unit):.2f}"
-            cards.append(Card(sort, title, record, panels, count_bin(len(record.targets))))
+            note = said.get((record.index, record.turn), "")
+            cards.append(Card(sort, title, record, panels, count_bin(len(record.targets)), note))
     return cards
 
 

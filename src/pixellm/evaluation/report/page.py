@@ -111,6 +111,7 @@ def _card(card: Card) -> str:
         "answer": record.answer or "(nothing)",
         "expected": record.expected,
         "masks": f"{len(record.shown)} shown, {len(record.targets)} asked for",
+        **({"judge": card.note} if card.note else {}),
         "sample": record.key,
     }
     rows = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in fields.items())

@@ -15,6 +15,14 @@ from pixellm.answer_files import json_bytes, write_files
 from pixellm.evaluation.intervals import Estimate
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.report.gallery import Card, FetchPicture, build_cards
+from pixellm.evaluation.report.judged import (
+    JudgedScores,
+    describe_judge,
+    effect_table,
+    judge_notes,
+    judged_tables,
+    judged_to_dict,
+)
 from pixellm.evaluation.report.page import build_page
 from pixellm.evaluation.report.plots import bar_plot, calibration_plot, curve_plot
 from pixellm.evaluation.report.tables import TextTable, all_tables, describe_run
@@ -30,6 +38,7 @@ def write_report(
     records: Sequence[AnswerRecord],
     headline: Sequence[str],
     fetch_picture: FetchPicture,
+    judged: JudgedScores | None = None,
 ) -> list[Path]:
     """Write the three files.
 
@@ -40,6 +49,8 @@ def write_report(
         records: its answers, for the gallery.
         headline: scores that the benchmark is judged by.
         fetch_picture: gives the pictures of the gallery.
+        judged: the scores without and with a judge, where there was one; ``summary`` stays
+            without.
 
     Returns:
         The files written.
@@ -50,12 +61,18 @@ def write_report(
     tables = all_tables(summary, headline)
     lead = describe_run(dict(settings), summary)
     title = f"{settings['title']} {settings['split']}: {settings['model']}"
-    cards = build_cards(records, summary.rules.unit, fetch_picture)
+    notes = None
+    if judged is not None:
+        lead = f"{lead} {describe_judge(judged)}"
+        tables = [effect_table(judged, headline), *tables, *judged_tables(judged, headline)]
+        notes = judge_notes(judged.judgement)
+    cards = build_cards(records, summary.rules.unit, fetch_picture, notes)
     values = {
         "settings": dict(settings),
         "versions": installed_versions(),
         "headline": [*headline],
         **summary.to_dict(),
+        **({} if judged is None else judged_to_dict(judged)),
         "gallery": gallery_keys(cards),
     }
     content = {
