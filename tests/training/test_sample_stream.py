@@ -44,6 +44,41 @@ def test_processes_share_the_samples_without_repeats() -> None:
     assert sorted(parts[0] + parts[1], key=lambda name: int(name[1:])) == read(0, 6)
 
 
+class BadRows(Numbers):
+    """Every row from the third on is bad, in its own way."""
+
+    def __getitem__(self, index: int) -> tuple[Sample, ...]:
+        if index == 2:
+            raise ValueError("rows.json, row 2: it has no question.")
+        if index == 3:
+            raise FileNotFoundError("There is no picture at three.jpg.")
+        if index == 4:
+            b"\xff".decode("utf-8")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+    ("bad", "kind", "words"),
+    [
+        (2, ValueError, r"^rows\.json, row 2: it has no question\.$"),
+        (3, FileNotFoundError, r"^There is no picture at three\.jpg\.$"),
+        (4, ValueError, r"^'utf-8' codec can't decode byte 0xff in position 0: [\w ]+$"),
+    ],
+)
+def test_a_bad_row_is_told_in_its_own_sentence_from_workers_too(
+    bad: int, kind: type[Exception], words: str, num_workers: int
+) -> None:
+    mixture = Mixture([BadRows("a", 9)], [1.0])
+    start = bad - 1 if bad == 2 else bad
+    sizes = {"start": start, "batch_size": 1, "num_batches": 3, "num_workers": num_workers}
+    stream = batch_stream(mixture, names, **sizes)
+    if bad == 2:
+        assert next(stream) == {"sample_ids": ["a1"]}
+    with pytest.raises(kind, match=words):
+        next(stream)
+
+
 def test_mixture_keeps_shares_and_visits_each_source_in_order() -> None:
     sources = [Numbers("a", 10**6), Numbers("b", 10**6), Numbers("c", 5)]
     mixture = Mixture(sources, [2, 9, 1])

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from pixellm.data.readers.base import Reader
 from pixellm.data.registry import READERS
@@ -136,6 +136,44 @@ class _IndexBatches:
             yield list(range(first, first + self.size))
 
 
+class _Preparation:
+    """Data and collator as one, for a loader that asks for a whole batch at once.
+
+    Torch wraps what a worker raises into its own words and the worker's traceback. What is wrong
+    with data is therefore handed over as a result, to be raised where the run is.
+    """
+
+    def __init__(self, mixture: Mixture, collate: CollateFn) -> None:
+        self.mixture = mixture
+        self.collate = collate
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch | Exception:
+        try:
+            return self.collate([self.mixture[index] for index in indices])
+        except (ImportError, OSError, ValueError) as error:
+            if get_worker_info() is None:
+                raise
+            return _with_sentence_alone(error)
+
+
+def _with_sentence_alone(error: Exception) -> Exception:
+    """An error of the same type that any process can be sent."""
+    try:
+        return type(error)(str(error))
+    except TypeError:  # such as UnicodeDecodeError, which is built from five values
+        return OSError(str(error)) if isinstance(error, OSError) else ValueError(str(error))
+
+
+def _unchanged(prepared: Batch | Exception) -> Batch | Exception:
+    return prepared
+
+
+def _batch_or_raise(prepared: Batch | Exception) -> Batch:
+    if isinstance(prepared, Exception):
+        raise prepared
+    return prepared
+
+
 def batch_stream(
     mixture: Mixture,
     collate: CollateFn,
@@ -158,17 +196,22 @@ def batch_stream(
         rank: this process.
         num_processes: all processes; they never see the same sample.
         num_workers: processes that prepare data.
+
+    Raises:
+        ValueError, OSError, ImportError: data that can't be used, as the data set or the
+            collator said it; from workers too.
     """
     options: dict[str, Any] = {"prefetch_factor": 4} if num_workers else {}
-    loader: DataLoader[Batch] = DataLoader(
-        mixture,  # type: ignore[arg-type]
-        batch_sampler=_IndexBatches(start, batch_size, rank, num_processes, num_batches),
-        collate_fn=collate,
+    loader: DataLoader[Any] = DataLoader(
+        _Preparation(mixture, collate),  # type: ignore[arg-type]
+        batch_size=None,  # one index list is one batch
+        sampler=_IndexBatches(start, batch_size, rank, num_processes, num_batches),
+        collate_fn=_unchanged,
         num_workers=num_workers,
         generator=torch.Generator(),  # its own: the global one must not move when a run resumes
         **options,
     )
-    return iter(loader)
+    return map(_batch_or_raise, iter(loader))
 
 
 def question_texts(sources: Sequence[SampleDataset], limit: int) -> Iterator[str]:
