@@ -19,7 +19,8 @@ from torch import Tensor
 from pixellm.engine.images import PreparedImage
 from pixellm.engine.jobs import Job
 from pixellm.engine.memory import run_in_portions
-from pixellm.model.modeling import EncodedImages, PixelLMForConditionalGeneration
+from pixellm.model.modeling import PixelLMForConditionalGeneration
+from pixellm.model.outputs import EncodedImages
 from pixellm.processing.image import restore_masks
 from pixellm.processing.phrases import phrase_before
 from pixellm.processing.processor import PixelLMProcessor

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from pixellm.engine.memory import run_in_portions
-from pixellm.model.modeling import EncodedImages, PixelLMForConditionalGeneration
+from pixellm.model.modeling import PixelLMForConditionalGeneration
+from pixellm.model.outputs import EncodedImages
 from pixellm.processing.image import load_image
 from pixellm.processing.processor import PixelLMProcessor
 

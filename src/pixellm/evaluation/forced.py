@@ -18,7 +18,7 @@ from pixellm.engine import Engine
 from pixellm.evaluation.records import MASK_LOGITS
 from pixellm.evaluation.runner import AnsweredDialogue
 from pixellm.model.codebook import find_groups
-from pixellm.model.modeling import EncodedImages
+from pixellm.model.outputs import EncodedImages
 from pixellm.processing.image import restore_masks
 from pixellm.processing.prompts import dialogue_messages
 from pixellm.types import SEG_MARK, Prediction, Sample, Segment, Turn

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixellm.model.modeling import EncodedImages, PixelLMForConditionalGeneration
+from pixellm.model.modeling import PixelLMForConditionalGeneration
+from pixellm.model.outputs import EncodedImages
 from pixellm.model.prefixes import PrefixStore
 from pixellm.model.rows import Prompt, Reader, Row, SeparateRows
 from pixellm.model.sampling import choose_ids

@@ -7,11 +7,9 @@ L scales, N tokens per scale, M targets, H W the canvas, h w a grid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -19,81 +17,17 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
-from transformers.utils import ModelOutput
 
 from pixellm.model.attention import packed_attention_mask, positions_from_mask
-from pixellm.model.codebook import SegmentationCodebook, find_groups
+from pixellm.model.codebook import SegmentationCodebook
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.decoder import PixelDecoder
-from pixellm.model.losses import dice_loss_sum, target_refinement_loss_sum, text_loss_sum
+from pixellm.model.losses import text_loss_sum
+from pixellm.model.outputs import EncodedImages, PixelLMOutput
 from pixellm.model.precision import final_norm, keep_in_full_precision
 from pixellm.model.projection import FeatureProjector, ImageProjector
+from pixellm.model.supervision import Truth, find_targets, mask_losses
 from pixellm.model.vision import VisionTower, feature_shapes
-
-
-@dataclass
-class EncodedImages:
-    """What a picture is to the rest of the model; reused over questions and turns.
-
-    Attributes:
-        tokens: (B, S, D) inputs of the language model.
-        features: per scale (B, C, h_l, w_l) inputs of the pixel decoder.
-        deepest: (B, C_v, h_0, w_0) encoder features of scale 0, before any projection.
-    """
-
-    tokens: Tensor
-    features: list[Tensor]
-    deepest: Tensor
-
-    def select(self, rows: Tensor) -> EncodedImages:
-        """The pictures of ``rows`` (R,), in that order, repeats allowed."""
-        return EncodedImages(
-            self.tokens[rows], [f[rows] for f in self.features], self.deepest[rows]
-        )
-
-
-@dataclass
-class PixelLMOutput(ModelOutput):
-    """Output of :class:`PixelLMForConditionalGeneration`.
-
-    Attributes:
-        loss: weighted sum of the parts below, where labels are given.
-        text_loss: summed cross-entropy over the number of labelled tokens.
-        mask_loss: target refinement loss over the number of targets.
-        dice_loss: DICE over the number of targets.
-        logits: (B, T, V); None while training, where only labelled positions are needed.
-        hidden_states: (B, T, D) after the final norm.
-        mask_logits: (M, h, w) in the canvas frame, where ``target_rows`` are given.
-        feature_maps: per scale the encoder's (B, C_l, h_l, w_l) maps.
-        decoder_features: per scale the decoder's (B, C, h_l, w_l) inputs, while training.
-        target_embeddings: (M, L, C), while training.
-        past_key_values: the language model's cache.
-    """
-
-    loss: Tensor | None = None
-    text_loss: Tensor | None = None
-    mask_loss: Tensor | None = None
-    dice_loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: Tensor | None = None
-    mask_logits: Tensor | None = None
-    feature_maps: list[Tensor] | None = None
-    decoder_features: list[Tensor] | None = None
-    target_embeddings: Tensor | None = None
-    past_key_values: Any = None
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What a batch is scored against, see :meth:`PixelLMForConditionalGeneration.forward`."""
-
-    labels: Tensor
-    masks: Tensor | None
-    rows: Tensor | None
-    answers: Tensor | None
-    num_label_tokens: Tensor | int | None
-    num_targets: Tensor | int | None
-
 
 _TOLERATED_ARGUMENTS = frozenset(
     [
@@ -354,7 +288,7 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         truth: Truth,
     ) -> PixelLMOutput:
         """Text loss over labelled positions only, mask losses over all groups in one call."""
-        hidden = result.hidden_states
+        config, hidden = self.config, result.hidden_states
         assert hidden is not None
         labels = truth.labels[:, 1:]
         labelled = labels != -100
@@ -364,56 +298,23 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         result.text_loss = text_loss_sum(logits, labels[labelled]) / count
         result.mask_loss = result.dice_loss = result.text_loss.new_zeros(())
         if truth.rows is not None and encoded is not None:
-            rows, starts = self._find_targets(input_ids, truth)
+            rows, starts = find_targets(input_ids, truth, config.codebook_token_ids)
             if len(rows):
                 embeddings = self.target_embeddings(hidden, rows, starts)
                 result.target_embeddings = embeddings
                 result.decoder_features = encoded.features
                 if truth.masks is not None:
-                    result.mask_logits = self.decode_masks(embeddings, encoded.features, rows)
-                    self._add_mask_losses(result, truth, rows, pixel_mask)
-        config = self.config
+                    logits = self.decode_masks(embeddings, encoded.features, rows)
+                    result.mask_logits = logits
+                    alpha = config.target_refinement_alpha
+                    losses = mask_losses(logits, truth, rows, pixel_mask, alpha)
+                    result.mask_loss, result.dice_loss = losses
         result.loss = (
             config.text_loss_weight * result.text_loss
             + config.mask_loss_weight * result.mask_loss
             + config.dice_loss_weight * result.dice_loss
         )
         return result
-
-    def _find_targets(self, input_ids: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
-        """Rows and starts (M,) of the groups; each must be one of the batch's targets."""
-        assert truth.rows is not None
-        ids = torch.tensor(self.config.codebook_token_ids, device=input_ids.device)
-        rows, starts = find_groups(input_ids, ids)
-        count = len(truth.rows if truth.masks is None else truth.masks)
-        if len(rows) != count or not torch.equal(rows, truth.rows):
-            raise ValueError(
-                f"The text holds {len(rows)} codebook groups, the batch {count} "
-                "target masks; each group needs its mask, in order."
-            )
-        return rows, starts
-
-    def _add_mask_losses(
-        self, result: PixelLMOutput, truth: Truth, rows: Tensor, pixel_mask: Tensor | None
-    ) -> None:
-        """Refinement and DICE losses at the resolution of the true masks."""
-        assert result.mask_logits is not None and truth.masks is not None
-        size = truth.masks.shape[-2:]
-        logits = result.mask_logits.float()
-        if logits.shape[-2:] != size:
-            logits = F.interpolate(logits[:, None], size=size, mode="bilinear")[:, 0]
-        logits, targets = logits.flatten(1), truth.masks.flatten(1).float()
-        if pixel_mask is None:
-            valid = torch.ones_like(targets)
-        else:
-            shown = F.interpolate(pixel_mask[:, None].float(), size=size, mode="nearest")
-            valid = shown.flatten(1)[rows]
-        count = truth.num_targets if truth.num_targets is not None else len(targets)
-        answers = truth.answers if truth.answers is not None else rows
-        alpha = self.config.target_refinement_alpha
-        refinement = target_refinement_loss_sum(logits, targets, answers, valid, alpha)
-        result.mask_loss = refinement / count
-        result.dice_loss = dice_loss_sum(logits, targets, valid) / count
 
     def prepare_inputs_for_generation(
         self,
