@@ -18,10 +18,11 @@ from typing import Any, cast
 
 import numpy as np
 
+from pixellm.data.readers.coco_pictures import photo_name
+from pixellm.data.readers.json_index import scan_json
 from pixellm.masks import Size, decode_mask, mask_to_box, segmentation_to_rle
 from pixellm.types import SEG_MARK
 
-_CHUNK = 1 << 20
 _BOX_SLACK = 3.0
 
 
@@ -86,27 +87,13 @@ def read_entries(path: Path) -> Iterator[Any]:
     Raises:
         ValueError: the file is no JSON list, or ends early.
     """
-    decoder, buffer, position, begun = json.JSONDecoder(), "", 0, False
-    with path.open(encoding="utf-8", errors="strict") as file:
-        while True:
-            piece = file.read(max(_CHUNK, len(buffer)))  # doubling: one huge entry stays linear
-            buffer, position = buffer[position:] + piece, 0
-            if not begun:
-                buffer = buffer.lstrip()
-                if buffer[:1] != "[":
-                    raise ValueError(f"{path.name} is no JSON list; a MUSE file is one.")
-                position, begun = 1, True
-            while True:
-                start = _skip(buffer, position)
-                if buffer[start : start + 1] == "]":
-                    return
-                try:
-                    entry, position = decoder.raw_decode(buffer, start)
-                except ValueError:
-                    break
-                yield entry
-            if not piece:
-                raise ValueError(f"{path.name} ends in the middle or is damaged; copy it again.")
+    if not _holds_list(path):
+        raise ValueError(f"{path.name} is no JSON list; a MUSE file is one.")
+    try:
+        for _, _, _, entry in scan_json(path):
+            yield entry
+    except ValueError as error:
+        raise ValueError(f"{path.name} ends in the middle or is damaged; copy it again.") from error
 
 
 def rows_of(entry: Mapping[str, Any]) -> Iterator[MuseRow]:
@@ -122,13 +109,6 @@ def rows_of(entry: Mapping[str, Any]) -> Iterator[MuseRow]:
 def compose_answer(targets: list[Mapping[str, Any]]) -> str:
     """The answer of a row without text: the rephrased names in order."""
     return ", ".join(f"{target.get('rephrased_name', '')}{SEG_MARK}" for target in targets) + "."
-
-
-def photo_name(entry: Mapping[str, Any]) -> str:
-    """The photo's path: ``file_name``, or the last two parts of ``coco_url``."""
-    if entry.get("file_name"):
-        return str(entry["file_name"])
-    return "/".join(str(entry["coco_url"]).split("/")[-2:])
 
 
 def validate(path: Path, images: Path | None = None) -> Iterator[Problem]:
@@ -282,8 +262,9 @@ def _check_mask(
     return None
 
 
-def _skip(text: str, position: int) -> int:
-    """Past blanks and commas between two entries."""
-    while position < len(text) and text[position] in " \t\r\n,":
-        position += 1
-    return position
+def _holds_list(path: Path) -> bool:
+    """Whether a JSON file holds a list, as its first character tells."""
+    with path.open("rb") as file:
+        while (character := file.read(1)).isspace():
+            pass
+    return character == b"["

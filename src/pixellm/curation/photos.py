@@ -18,11 +18,12 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from pixellm.data.readers.coco_pictures import file_of
 from pixellm.masks import segmentation_to_rle
 from pixellm.types import RLE
 
@@ -165,11 +166,9 @@ class AnnotationFile:
 
     def _photo(self, entry: Mapping[str, Any], settings: SelectSettings) -> Photo:
         size = (int(entry["height"]), int(entry["width"]))
-        # LVIS has no file_name; the last two parts of coco_url are its path, "train2017/1.jpg".
-        name = entry.get("file_name") or "/".join(str(entry["coco_url"]).split("/")[-2:])
-        path = PurePosixPath(str(name))
-        if min(size) < 1 or path.is_absolute() or ".." in path.parts:
-            raise ValueError("No pixels, or a file outside the folder of images.")
+        path = file_of(entry)
+        if min(size) < 1:
+            raise ValueError("A photo needs pixels.")
         rows = self._of_image.get(entry["id"], ())
         found, left_out = _usable_instances(rows, self._names, size, settings)
         captions = (str(c.get("caption", "")) for c in self._captions.get(entry["id"], ()))

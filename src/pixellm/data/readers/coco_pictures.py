@@ -31,17 +31,25 @@ def size_of(image: Mapping[str, Any]) -> tuple[int, int]:
     return int(image["height"]), int(image["width"])
 
 
-def file_of(image: Mapping[str, Any]) -> PurePosixPath:
-    """The picture's file of an entry of ``images``, below the folder of pictures.
+def photo_name(entry: Mapping[str, Any]) -> str:
+    """What a COCO-style file calls a picture: a path below the folder of pictures.
 
     Without ``file_name``, as in LVIS, it is the tail of ``coco_url``: "train2017/000000000009.jpg".
 
     Raises:
         KeyError: neither is given.
+    """
+    return str(entry.get("file_name") or "/".join(str(entry["coco_url"]).split("/")[-2:]))
+
+
+def file_of(image: Mapping[str, Any]) -> PurePosixPath:
+    """The picture's file of an entry of ``images``, below the folder of pictures.
+
+    Raises:
+        KeyError: neither is given.
         ValueError: the name leads out of its folder.
     """
-    name = image.get("file_name") or "/".join(str(image["coco_url"]).split("/")[-2:])
-    path = PurePosixPath(str(name))
+    path = PurePosixPath(photo_name(image))
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"file_name {str(path)!r} leads out of the folder of pictures")
     return path

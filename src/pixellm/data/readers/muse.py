@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pixellm.data.readers.base import BadRow, LazySamples, Reader, check_picture
+from pixellm.data.readers.coco_pictures import photo_name
 from pixellm.data.readers.instances import is_inside
 from pixellm.data.readers.json_index import SpanList, scan_json
 from pixellm.data.readers.referring import load_phrases
@@ -187,7 +188,7 @@ class Muse(Reader):
 
     def _photo(self, entry: Mapping[str, Any]) -> Path:
         """Where the photo of an entry lies; where it should, if it is nowhere."""
-        name = _photo_name(entry)
+        name = photo_name(entry)
         if self.images:
             return self.images / name
         if not entry.get("file_name"):
@@ -217,8 +218,8 @@ def _entry_fault(entry: Any) -> str:
         return f"Its height and width are {size[0]!r} and {size[1]!r}."
     if not (entry.get("file_name") or entry.get("coco_url")):
         return "It has neither file_name nor coco_url."
-    if not is_inside(_photo_name(entry)):
-        return f"Its photo {_photo_name(entry)!r} is no path inside a folder."
+    if not is_inside(photo_name(entry)):
+        return f"Its photo {photo_name(entry)!r} is no path inside a folder."
     texts = entry.get("text_answers") or None
     lists = [entry.get("questions"), entry.get("answers"), *([texts] if texts else [])]
     if not all(isinstance(one, list) for one in lists):
@@ -263,11 +264,6 @@ def _mask(instance: Mapping[str, Any], size: tuple[int, int], where: str) -> Any
         return segmentation_to_rle(instance["segmentation"], size)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
-
-
-def _photo_name(entry: Mapping[str, Any]) -> str:
-    """``file_name``, or the last two parts of ``coco_url``: "train2017/000000000009.jpg"."""
-    return str(entry.get("file_name") or "/".join(str(entry["coco_url"]).split("/")[-2:]))
 
 
 def _category(instance: Mapping[str, Any]) -> str:
