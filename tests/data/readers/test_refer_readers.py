@@ -243,6 +243,28 @@ def test_check_finds_what_shows_only_when_it_is_decoded(
         list(reader)
 
 
+def test_check_lists_entries_of_the_instances_file_that_no_question_can_use(
+    tmp_path: Path, instances: dict[str, Any]
+) -> None:
+    refs = refs_of(instances, versions=1)
+    asked_for = {ref["ann_id"] for ref in refs}
+    row = next(i for i, one in enumerate(instances["annotations"]) if one["id"] in asked_for)
+    lost = instances["annotations"][row]
+    lost["segmentation"] = []
+    count = len(instances["images"])
+    instances["images"].append({"id": 77, "file_name": "a.jpg", "height": 0, "width": 4})
+    instances["annotations"].append({"id": "seven", "image_id": 77, "segmentation": [[0, 0]]})
+    path = write_refer(tmp_path, "refcoco", "refs(unc).p", instances, refs)
+    found = list(open_reader("refcoco", tmp_path, "train").check())
+    reasons = {bad.row: bad.reason for bad in found if bad.file == path}
+    assert reasons == {
+        f"annotations {row}": "It has no mask.",
+        f"images {count}": "Its height and width are 0 and 4.",
+        f"annotations {len(instances['annotations']) - 1}": "It has no whole number as its id.",
+    }
+    assert [f"{lost['id']} is missing" in bad.reason for bad in found if bad.file != path] == [True]
+
+
 @pytest.mark.parametrize(
     ("split", "marked", "belongs"),
     [

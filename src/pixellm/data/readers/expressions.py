@@ -230,8 +230,14 @@ class ExpressionReader(Reader):
         }
 
     def check(self) -> Iterator[BadRow]:
-        """See :meth:`Reader.check`; a mask without a pixel is listed too."""
+        """See :meth:`Reader.check`; unusable entries of the instances file are listed too.
+
+        These are entries of all splits, since an instances file does not tell whose they are, and
+        masks without a pixel that this split asks for.
+        """
         yield from self.bad_rows
+        for row, reason in self.instances.problems:
+            yield BadRow(self.instances_path, row, reason)
         checked: set[int] = set()
         for expression in range(len(self.table)):
             size = self.instances.picture(int(self.table.pictures[expression])).size
