@@ -1,6 +1,7 @@
 """Bad input: one clear sentence on standard error, exit code 2, nothing half-written."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from conftest import TINY_QUESTION, square_picture
+from pixellm.chat import Chat
 from pixellm.cli import app
 from pixellm.engine import Engine
 
@@ -389,6 +392,48 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
     Path("recipe.yaml").touch()
     assert_one_sentence(run("train", "recipe.yaml"), "pip install 'pixellm[train]'")
+
+
+# Memory that runs out.
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+
+
+class Exhausted:
+    """An engine without memory for anything."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def predict(self, *asked: Any, **options: Any) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
+def test_memory_that_runs_out_is_told_in_a_sentence(
+    picture: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr("pixellm.cli.load_engine", lambda *options: Exhausted(error))
+    result = run("segment", picture, TINY_QUESTION, "--out", "seen.png")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "not enough memory" in result.stderr
+    assert list(Path().iterdir()) == [picture]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
+def test_a_dialogue_survives_a_picture_that_does_not_fit(
+    tiny_engine: Engine, picture: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complaints = io.StringIO()
+    chat = Chat(tiny_engine, picture, Console(file=io.StringIO()), Console(file=complaints))
+    monkeypatch.setattr(tiny_engine, "predict", Exhausted(error).predict)
+    chat.handle(TINY_QUESTION)
+    assert "not enough memory" in complaints.getvalue()
 
 
 # What is no bad input.

@@ -80,7 +80,16 @@ class Chat:
             else:
                 print_answer(self.console, self.session.ask(line))
         except (ValueError, OSError) as error:
-            self.errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            self._complain(str(error))
+        except (RuntimeError, MemoryError) as error:
+            from pixellm.model.memory import is_out_of_memory
+
+            if not is_out_of_memory(error):
+                raise
+            self._complain("There is not enough memory for this; ask about a smaller picture.")
+
+    def _complain(self, sentence: str) -> None:
+        self.errors.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def _obey(self, command: str, argument: str = "") -> None:
         path = Path(argument.strip()).expanduser()

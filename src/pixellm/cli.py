@@ -56,6 +56,8 @@ class _OneSentence(TyperGroup):
         """Run a command."""
         try:
             return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):  # RuntimeErrors, of all things
+            raise
         except KeyboardInterrupt as error:
             _leave(str(error) or "Stopped.", 130)
         except ImportError as error:
@@ -66,6 +68,8 @@ class _OneSentence(TyperGroup):
             _leave(_describe_os_error(error), 2)
         except ValueError as error:
             _leave(str(error), 2)
+        except (RuntimeError, MemoryError) as error:
+            _leave(_describe_lack_of_memory(error), 2)
 
 
 class _Curate(TyperGroup):
@@ -291,6 +295,22 @@ def _missing_extra(error: ImportError) -> str:
     if "pixellm[" in str(error):
         return str(error)
     raise error
+
+
+def _describe_lack_of_memory(error: RuntimeError | MemoryError) -> str:
+    """What needs less memory.
+
+    Raises:
+        RuntimeError: the given one, where memory is not what is missing.
+    """
+    from pixellm.model.memory import is_out_of_memory
+
+    if not is_out_of_memory(error):
+        raise error
+    return (
+        "There is not enough memory: try a smaller picture, batch or model, or where the command "
+        "has it --quantize int8, --offload DIR or --device cpu."
+    )
 
 
 def _describe_os_error(error: OSError) -> str:

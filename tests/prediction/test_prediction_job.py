@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from pixellm.prediction.answers import AnswerFile
 from pixellm.prediction.cluster import answer_on_ray
 from pixellm.prediction.job import JobState, answer_here, run_job
 from pixellm.prediction.rows import Row, read_rows, rows_of_samples, split_rows
+from pixellm.types import Prediction, Request
 
 KILLS = 3
 
@@ -120,6 +122,35 @@ def test_going_on_gives_the_same_file_and_repeats_only_the_batch_in_flight(
     first = lines if lines == NUM_ROWS else lines - lines % BATCH_SIZE
     expected = [f"What is {n}?" for n in range(first, NUM_ROWS) if n not in BAD_ROWS]
     assert stub.asked == expected
+
+
+class Narrow(Stub):
+    """A CPU's memory holds one question at a time, and never the eighth."""
+
+    def predict_batch(self, requests: Sequence[Request]) -> list[Prediction]:
+        if len(requests) > 1 or requests[0].question == "What is 7?":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return super().predict_batch(requests)
+
+
+def test_a_row_that_does_not_fit_into_memory_is_noted_and_the_rest_is_done(
+    finished: Path, tmp_path: Path
+) -> None:
+    answers = copy_job(finished, tmp_path, lines=0)
+    answer_job(tmp_path, Narrow())
+    bad = {line["row"]: line["error"] for line in values_of(answers) if "error" in line}
+    assert bad.keys() == BAD_ROWS.keys() | {7}
+    assert "memory" in bad[7]
+
+
+def test_a_mistake_in_the_model_is_no_row_s_fault(finished: Path, tmp_path: Path) -> None:
+    class Broken(Stub):
+        def predict_batch(self, requests: Sequence[Request]) -> list[Prediction]:
+            raise RuntimeError("a bug")
+
+    copy_job(finished, tmp_path, lines=0)
+    with pytest.raises(RuntimeError, match="a bug"):
+        answer_job(tmp_path, Broken())
 
 
 def test_a_finished_job_loads_no_engine(finished: Path, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import torch
 
+from pixellm.model.memory import is_out_of_memory
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -22,15 +24,15 @@ def run_in_portions(
     A portion that does not fit into memory is halved, and so are those behind it.
 
     Raises:
-        torch.OutOfMemoryError: a single item does not fit.
+        RuntimeError, MemoryError: a single item does not fit, or ``work`` failed otherwise.
     """
     done: list[Result] = []
     while len(done) < len(items):
         portion = items[len(done) : len(done) + largest]
         try:
             done += work(portion)
-        except torch.OutOfMemoryError:
-            if len(portion) == 1:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(portion) == 1:
                 raise
             largest = len(portion) // 2
             free_memory()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixellm.model.memory import is_out_of_memory
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.model.outputs import EncodedImages
 from pixellm.model.prefixes import PrefixStore
@@ -135,12 +136,14 @@ class AnswerLoop:
             At most one step of each row; fewer, or none, after memory ran out.
 
         Raises:
-            torch.OutOfMemoryError: a single row does not fit.
+            RuntimeError, MemoryError: a single row does not fit, or the model failed otherwise.
         """
         try:
             self._admit()
             self._write()
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             self._slots.clear()
             if len(self._rows) <= 1 and not len(self._prefixes):
                 raise
@@ -202,8 +205,10 @@ class AnswerLoop:
             return
         try:
             self._prefixes.put(row.prompt.key, row.ids[:length], reader.copy(row, length))
-        except torch.OutOfMemoryError:  # to be kept is a convenience; the answer goes on
-            self._prefixes.clear()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._prefixes.clear()  # to be kept is a convenience; the answer goes on
 
     def _write(self) -> None:
         """Choose ids, read them where anything depends on it, and hand them out."""

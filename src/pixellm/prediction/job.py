@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pixellm.answer_files import prediction_to_json
+from pixellm.model.memory import is_out_of_memory
 from pixellm.prediction.answers import AnswerFile
 from pixellm.prediction.rows import Row, describe_error, split_rows
 from pixellm.processing.image import load_image
@@ -30,7 +30,8 @@ Progress = Callable[["JobState"], None]
 Spread = Callable[[Sequence[Sequence[Row]]], Iterator["BatchAnswers"]]
 """Answers batches, in order."""
 
-_BAD_INPUT = (ValueError, OSError, MemoryError, torch.OutOfMemoryError)
+_BAD_INPUT = (ValueError, OSError)
+_MAYBE_BAD_INPUT = (*_BAD_INPUT, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,8 @@ class BatchWorker:
             return {}
         try:
             predictions = self._predictor.predict_batch(list(requests.values()))
-        except _BAD_INPUT as error:
+        except _MAYBE_BAD_INPUT as error:
+            _check_is_bad_input(error)
             if len(requests) == 1:
                 problems[next(iter(requests))] = _one_line(error)
                 return {}
@@ -175,12 +177,19 @@ def _open_rows(rows: Sequence[Row]) -> tuple[dict[int, Request], dict[int, str]]
                 pictures[row.source] = np.asarray(load_image(row.source))
             image = pictures[row.source] if isinstance(row.source, Path) else row.source
             requests[row.number] = Request(image, row.question, row.history)
-        except _BAD_INPUT as error:
+        except _MAYBE_BAD_INPUT as error:
+            _check_is_bad_input(error)
             problems[row.number] = _one_line(error)
     return requests, problems
 
 
+def _check_is_bad_input(error: Exception) -> None:
+    """Let errors pass that no row is to blame for."""
+    if not (isinstance(error, _BAD_INPUT) or is_out_of_memory(error)):
+        raise error
+
+
 def _one_line(error: Exception) -> str:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         return "There is not enough memory for this row alone."
     return describe_error(error)
