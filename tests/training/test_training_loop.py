@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pixellm.training import stream, trainer
-from pixellm.training.trainer import NonFiniteLossError, TrainEvent, train
+from pixellm.training.progress import TrainEvent
+from pixellm.training.trainer import NonFiniteLossError, train
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny_training

@@ -119,6 +119,26 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*") if (path / "state.json").is_file())
 
 
+def checkpoint_to_resume(run_folder: Path, resume: bool | Path) -> Path | None:
+    """The checkpoint that a run starts from; None where it starts anew.
+
+    Args:
+        run_folder: the run's folder, there or not.
+        resume: True for the newest checkpoint, if there is one; a path for that one.
+
+    Raises:
+        ValueError: the folder holds a run and `resume` is False.
+    """
+    if not isinstance(resume, bool):
+        return Path(resume)
+    if resume:
+        found = list_checkpoints(run_folder / "checkpoints")
+        return found[-1] if found else None
+    if (run_folder / "train_log.jsonl").exists():
+        raise ValueError(f"{run_folder} already holds a run; resume it, or choose another name.")
+    return None
+
+
 def read_checkpoint(path: Path) -> tuple[TrainState, dict[str, Any]]:
     """Reads what :func:`write_checkpoint` wrote, save the model folder.
 

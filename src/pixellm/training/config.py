@@ -17,6 +17,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from pixellm.training.dotted_keys import apply_override
+
 
 class Section(BaseModel):
     """A part of a recipe: frozen, every key known."""
@@ -46,20 +48,22 @@ class LossWeights(Section):
     """DICE loss, per target."""
     patch_class: float = Field(default=0.0, ge=0)
     """Soft class of every cell of the deepest feature map, per annotated pixel."""
-
     target_class: float = Field(default=0.0, ge=0)
     """Class of every target embedding and of every cell of the decoder's features, read by one
     classifier, so that both come to mean the same; per target and per annotated pixel."""
+    word_class: float = Field(default=0.0, ge=0)
+    """Class of every image token, told by its likeness to the words of the class names, so that
+    what a picture shows and what a question names mean the same; per annotated pixel."""
 
     @property
     def needs_classes(self) -> bool:
         """Whether the data must name its classes."""
-        return self.patch_class > 0 or self.target_class > 0
+        return max(self.patch_class, self.target_class, self.word_class) > 0
 
     @property
     def encoder_only(self) -> bool:
         """Whether nothing but the vision tower and the auxiliary head is needed."""
-        return self.text == self.mask == self.dice == self.target_class == 0
+        return self.text == self.mask == self.dice == self.target_class == self.word_class == 0
 
 
 class ParameterRule(Section):
@@ -291,7 +295,7 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
     if not isinstance(raw, dict):
         raise ValueError(f"{path} must hold a mapping of settings at its top level.")
     for override in overrides:
-        _apply_override(raw, override)
+        apply_override(raw, override)
     return parse_config(raw, source=str(path))
 
 
@@ -305,54 +309,6 @@ def parse_config(raw: Mapping[str, Any], source: str = "The configuration") -> R
         return RunConfig.model_validate(raw)
     except ValidationError as error:
         raise ValueError(f"{source}: {_describe(error.errors()[0])}") from error
-
-
-def differences(saved: Any, now: Any, path: str = "") -> dict[str, list[Any]]:
-    """{dotted key: [saved, now]} of two nested settings."""
-    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
-        saved, now = dict(enumerate(saved)), dict(enumerate(now))
-    if isinstance(saved, dict) and isinstance(now, dict):
-        found: dict[str, list[Any]] = {}
-        for key in dict.fromkeys([*saved, *now]):
-            found |= differences(saved.get(key), now.get(key), f"{path}.{key}".lstrip("."))
-        return found
-    return {} if saved == now else {path: [saved, now]}
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    """Sets one `a.b=value` in nested mappings and lists, in place."""
-    import yaml
-
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ValueError(f"Override {override!r} must look like key.inner=value.")
-    *parents, last = key.split(".")
-    node: Any = raw
-    for name in parents:
-        if isinstance(node, dict):
-            node = node.setdefault(name, {})
-        else:
-            node = _list_item(node, name, override)
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"Override {override!r}: the value is not valid YAML.") from error
-    if isinstance(node, dict):
-        node[last] = value
-    else:
-        _list_item(node, last, override)
-        node[int(last)] = value
-
-
-def _list_item(node: Any, name: str, override: str) -> Any:
-    """Item `name` of a list, or a message that says which index would do."""
-    if not isinstance(node, list):
-        raise ValueError(f"Override {override!r}: there is nothing below {name!r}'s parent to set.")
-    if not name.isdigit() or int(name) >= len(node):
-        raise ValueError(
-            f"Override {override!r}: {name!r} must be an index from 0 to {len(node) - 1}."
-        )
-    return node[int(name)]
 
 
 def _describe(error: ErrorDetails) -> str:

@@ -1,7 +1,8 @@
 """The training loop: stages, steps, checkpoints, log. It reads from top to bottom.
 
-Reports through events and a log file and never prints. How parameters are grouped, what is
-minimised, where data come from and how state is stored live in the modules next to it.
+Reports through events and a log file and never prints. What a run is made of, how parameters are
+grouped, what is minimised, where data come from and how state is stored live in the modules next
+to it.
 """
 
 from __future__ import annotations
@@ -9,23 +10,17 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
-from pixellm.data.collate import Collator
 from pixellm.training import checkpoints
-from pixellm.training.auxiliary import PatchClassHead, TargetClassHead
-from pixellm.training.checkpoints import TrainState
-from pixellm.training.config import EvaluationConfig, RunConfig, Stage, differences
+from pixellm.training.config import RunConfig
 from pixellm.training.distribution import (
     agreed,
-    build_accelerator,
     clip_gradients,
     is_sharded,
     micro_batch,
@@ -35,39 +30,17 @@ from pixellm.training.distribution import (
     whole_optimizer_state,
     whole_state,
 )
-from pixellm.training.objective import Objective, count_batch, normalisers_of
-from pixellm.training.optim import (
-    StageOptimizer,
-    WeightAverage,
-    group_parameters,
-    learning_rate_factor,
-)
-from pixellm.training.progress import EventCallback, Meter, RunLog, TrainEvent, peak_memory
-from pixellm.training.setup import (
-    RunModel,
-    fixed_names,
-    names_that_train,
-    save_run_model,
-    set_types,
-    set_up_model,
-)
-from pixellm.training.stream import (
-    Batch,
-    Mixture,
-    SampleDataset,
-    batch_stream,
-    build_sources,
-    question_texts,
-)
+from pixellm.training.objective import count_batch, normalisers_of
+from pixellm.training.optim import StageOptimizer, group_parameters, learning_rate_factor
+from pixellm.training.progress import EventCallback, Meter, peak_memory
+from pixellm.training.run import Evaluate, Run
+from pixellm.training.stream import Batch, Mixture, batch_stream, build_sources
 from pixellm.training.validation import evaluate_run
 from pixellm.training.zero import uses_zero
 
 
 class NonFiniteLossError(RuntimeError):
     """A loss or gradient was not finite; raised before the optimizer moved anything."""
-
-
-Evaluate = Callable[[Any, Any, EvaluationConfig], Mapping[str, float]]
 
 
 def train(
@@ -97,7 +70,7 @@ def train(
         NonFiniteLossError: with the ids of the samples of the step.
     """
     run = _Run(config, on_event or (lambda event: None), evaluate)
-    run.set_up(_checkpoint_to_resume(config, resume))
+    run.set_up(checkpoints.checkpoint_to_resume(config.run_folder, resume))
     while run.state.stage < len(config.stages):
         run.train_stage()
         run.state.enter_next_stage()
@@ -107,136 +80,8 @@ def train(
     return config.run_folder
 
 
-def _checkpoint_to_resume(config: RunConfig, resume: bool | Path) -> Path | None:
-    if not isinstance(resume, bool):
-        return Path(resume)
-    if resume:
-        found = checkpoints.list_checkpoints(config.run_folder / "checkpoints")
-        return found[-1] if found else None
-    if (config.run_folder / "train_log.jsonl").exists():
-        raise ValueError(
-            f"{config.run_folder} already holds a run; resume it, or choose another name."
-        )
-    return None
-
-
-def _class_names(config: RunConfig, sources: Sequence[Any]) -> tuple[str, ...]:
-    """Names behind the dense class maps, where some stage asks for them."""
-    if not any(stage.loss.needs_classes for stage in config.stages):
-        return ()
-    named = [source.class_names for source in sources if hasattr(source, "class_names")]
-    if not named:
-        raise ValueError("A stage weighs classes, but no data set has class names.")
-    return tuple(dict.fromkeys(itertools.chain.from_iterable(named)))
-
-
-class _Run:
-    """All state of a run in one object."""
-
-    def __init__(self, config: RunConfig, on_event: EventCallback, evaluate: Evaluate) -> None:
-        self.config = config
-        self.on_event = on_event
-        self.evaluate = evaluate
-        self.state = TrainState()
-        self.folder = config.run_folder
-        self.log = RunLog(self.folder / "train_log.jsonl")
-        self.accelerator = build_accelerator(config)
-
-    @property
-    def stage(self) -> Stage:
-        """The present stage."""
-        return self.config.stages[self.state.stage]
-
-    @property
-    def stage_end(self) -> int:
-        """Steps that the present stage will have at its end."""
-        return self.state.stage_end or self.stage.steps
-
-    # Once, before the first step: model, processor, head, average; state of a checkpoint.
-
-    def set_up(self, checkpoint: Path | None) -> None:
-        """Builds or loads everything that lives as long as the run."""
-        if self.config.threads is not None:
-            torch.set_num_threads(self.config.threads)
-        checkpoints.seed_everything(self.config.seed)
-        sources = build_sources(self.config.data, self.config.stages[0])
-        self.restored: dict[str, Any] | None = None
-        if checkpoint is not None:
-            self.state, self.restored = checkpoints.read_checkpoint(checkpoint)
-        self.run_model = self._set_up_model(checkpoint, sources)
-        self.model, self.processor = self.run_model.model, self.run_model.processor
-        self.class_names = _class_names(self.config, sources)
-        heads = self._build_heads(sources[0]) if self.class_names else (None, None)
-        distributed = self.accelerator.num_processes > 1
-        self.objective = Objective(self.model, *heads, keep_decoder_busy=distributed)
-        self._choose_what_trains()
-        if not self.accelerator.is_fsdp2:  # which places each shard by itself
-            self.objective.to(self.accelerator.device)
-        if self.config.channels_last:
-            self.model.model.vision_tower.to(memory_format=torch.channels_last)
-        if self.restored is not None:
-            self._restore_weights(self.restored["weights"])
-        decay = self.config.ema_decay
-        self.average = WeightAverage(self.model, decay, self.fixed) if decay > 0 else None
-        if self.average and self.restored and self.restored["average"] is not None:
-            self.average.load_state_dict(self.restored["average"])
-        self._open_run_folder(checkpoint)
-
-    def _set_up_model(self, checkpoint: Path | None, sources: Sequence[SampleDataset]) -> RunModel:
-        texts = question_texts(sources, self.config.vocabulary_samples)
-        is_main = self.accelerator.is_main_process
-        return set_up_model(self.config, checkpoint, texts, is_main=is_main)
-
-    def _choose_what_trains(self) -> None:
-        """Names of what never moves and of what does, and the types of both."""
-        self.fixed = fixed_names(self.model, self.config)
-        parameters = self.objective.parameters_by_name()
-        self.trained = names_that_train(parameters, self.config, self.fixed)
-        set_types(parameters, self.trained, self.config)
-
-    def _restore_weights(self, weights: dict[str, Tensor]) -> None:
-        """Fills in a checkpoint's weights; those under adapters are the base model's."""
-        missing, unexpected = self.objective.load_state_dict(weights, strict=False)
-        lost = [n for n in missing if n.removeprefix("model.") not in self.fixed]
-        if lost or unexpected:
-            raise ValueError(
-                f"The checkpoint does not fit the recipe: {[*lost, *unexpected][0]!r} is in one "
-                "of them only."
-            )
-
-    def _build_heads(self, source: SampleDataset) -> tuple[PatchClassHead, TargetClassHead | None]:
-        """Heads of the auxiliary losses; the deepest map's width is read off one sample."""
-        probe = self._collator()([source[0]])
-        tower = self.model.model.vision_tower.eval()
-        device = next(tower.parameters()).device
-        with torch.no_grad():
-            deepest = tower(probe["pixel_values"].to(device), probe["pixel_mask"].to(device))[0]
-        num_classes = len(self.class_names) + 1
-        target_head = None
-        if any(stage.loss.target_class > 0 for stage in self.config.stages):
-            sizes = self.model.config
-            target_head = TargetClassHead(sizes.num_scales, sizes.decoder_size, num_classes)
-        return PatchClassHead(deepest.shape[1], num_classes), target_head
-
-    def _collator(self) -> Collator:
-        sizes = self.config.collate
-        return Collator(self.processor, sizes.mask_size, self.class_names, sizes.max_length)
-
-    def _open_run_folder(self, checkpoint: Path | None) -> None:
-        """Writes the resolved recipe; a resume records what differs from the saved one."""
-        resolved = self.config.to_yaml()
-        if checkpoint is not None:
-            saved = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))
-            changes = differences(saved, yaml.safe_load(resolved))
-            fixed = [key for key in changes if key.split(".")[0] in ("model", "seed")]
-            if fixed:
-                raise ValueError(f"A resumed run cannot change {fixed[0]!r}; start a new run.")
-            self._report("resume", {"checkpoint": checkpoint.name, "changes": changes})
-        if self.config.trackers:
-            self.accelerator.init_trackers(self.config.name, _flat(yaml.safe_load(resolved)))
-        if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(resolved, encoding="utf-8")
+class _Run(Run):
+    """A run with its loop."""
 
     # Once per stage: what trains, a fresh optimizer, the stage's data.
 
@@ -428,62 +273,6 @@ class _Run:
             self._report("checkpoint", {"path": path.name})
         self.accelerator.wait_for_everyone()
 
-    @contextmanager
-    def _averaged_weights(self) -> Iterator[None]:
-        """The model holds the average inside, where the run keeps one."""
-        if self.average is None:
-            yield
-            return
-        self.average.swap()
-        try:
-            yield
-        finally:
-            self.average.swap()
-
-    def _model_writer(self) -> Callable[[Path], None]:
-        """What writes the (averaged) model into a folder; every process must ask for it."""
-        state = whole_state(self.accelerator, self.model)
-
-        def write(folder: Path) -> None:
-            with self._averaged_weights():  # swapped in place, so `state` holds the average too
-                self._save_model(folder, state)
-
-        return write
-
-    def _save_model(self, folder: Path, state: dict[str, Tensor]) -> None:
-        merged = self.config.checkpoint.merged
-        save_run_model(folder, self.run_model, state, self.trained, merged=merged)
-
-    def _write_model(self, folder: Path) -> None:
-        """Writes the model into a folder of the run, aside and renamed."""
-        write = self._model_writer()
-        if self.accelerator.is_main_process:
-            checkpoints.replace_folder(folder, write)
-
-    # Once, after the last step.
-
-    def save_result(self) -> None:
-        """Writes `<run>/model`."""
-        self._write_model(self.folder / "model")
-        self.state.stage -= 1
-        self._report("end", {"samples": self.state.samples})
-        self.accelerator.wait_for_everyone()
-
-    def _report(self, kind: str, values: dict[str, Any]) -> None:
-        """Log line and event, on the main process."""
-        if not self.accelerator.is_main_process:
-            return
-        state = self.state
-        later = self.config.stages[state.stage + 1 :]
-        planned = sum(stage.steps for stage in later)
-        total = state.step - state.stage_step + self.stage_end + planned
-        event = TrainEvent(kind, state.step, total, self.stage.name, values)
-        self.log.write({"event": kind, "step": state.step, "stage": event.stage, **values})
-        if self.config.trackers and kind in ("step", "evaluation"):
-            named = {f"{kind}/{name}": value for name, value in values.items()}
-            self.accelerator.log(named, step=state.step)
-        self.on_event(event)
-
 
 def _refuse_non_finite(value: Tensor, what: str, step: int, batches: Sequence[Batch]) -> None:
     """Raises where `value` is NaN or infinite, naming the samples that led to it."""
@@ -493,14 +282,3 @@ def _refuse_non_finite(value: Tensor, what: str, step: int, batches: Sequence[Ba
             f"The {what} of step {step + 1} is not finite ({value.item()}); no weight was moved. "
             f"Samples: {ids}."
         )
-
-
-def _flat(settings: Any, path: str = "") -> dict[str, Any]:
-    """{dotted key: plain value} of nested settings, as trackers show them."""
-    if isinstance(settings, (dict, list)):
-        items = settings.items() if isinstance(settings, dict) else enumerate(settings)
-        flat: dict[str, Any] = {}
-        for key, value in items:
-            flat |= _flat(value, f"{path}.{key}".lstrip("."))
-        return flat
-    return {path: settings if isinstance(settings, (bool, int, float)) else str(settings)}

@@ -1,0 +1,71 @@
+"""Nested plain settings by dotted keys: set one, compare two, lay all out flat.
+
+Knows mappings, lists and values as YAML gives them; what the keys mean is not its business.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def differences(saved: Any, now: Any, path: str = "") -> dict[str, list[Any]]:
+    """{dotted key: [saved, now]} of two nested settings."""
+    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
+        saved, now = dict(enumerate(saved)), dict(enumerate(now))
+    if isinstance(saved, dict) and isinstance(now, dict):
+        found: dict[str, list[Any]] = {}
+        for key in dict.fromkeys([*saved, *now]):
+            found |= differences(saved.get(key), now.get(key), f"{path}.{key}".lstrip("."))
+        return found
+    return {} if saved == now else {path: [saved, now]}
+
+
+def flatten(settings: Any, path: str = "") -> dict[str, Any]:
+    """{dotted key: plain value} of nested settings, as trackers show them."""
+    if isinstance(settings, (dict, list)):
+        items = settings.items() if isinstance(settings, dict) else enumerate(settings)
+        flat: dict[str, Any] = {}
+        for key, value in items:
+            flat |= flatten(value, f"{path}.{key}".lstrip("."))
+        return flat
+    return {path: settings if isinstance(settings, (bool, int, float)) else str(settings)}
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Sets one `a.b=value` in nested mappings and lists, in place; list items go by index.
+
+    Raises:
+        ValueError: no such place, or a value that is not YAML; one sentence with the override.
+    """
+    import yaml
+
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"Override {override!r} must look like key.inner=value.")
+    *parents, last = key.split(".")
+    node: Any = raw
+    for name in parents:
+        if isinstance(node, dict):
+            node = node.setdefault(name, {})
+        else:
+            node = _list_item(node, name, override)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"Override {override!r}: the value is not valid YAML.") from error
+    if isinstance(node, dict):
+        node[last] = value
+    else:
+        _list_item(node, last, override)
+        node[int(last)] = value
+
+
+def _list_item(node: Any, name: str, override: str) -> Any:
+    """Item `name` of a list, or a message that says which index would do."""
+    if not isinstance(node, list):
+        raise ValueError(f"Override {override!r}: there is nothing below {name!r}'s parent to set.")
+    if not name.isdigit() or int(name) >= len(node):
+        raise ValueError(
+            f"Override {override!r}: {name!r} must be an index from 0 to {len(node) - 1}."
+        )
+    return node[int(name)]
