@@ -125,12 +125,13 @@ def test_tables_are_markdown_with_a_row_for_each_variant_and_no_gaps() -> None:
     comparison = Comparison(runs)
     text = comparison_table(comparison, "base", ["Two variants."])
     assert text.startswith("Two variants.\n\n| variant | gIoU |")
+    assert "| cIoU | set accuracy | right names | gIoU by seed |" in text
     assert "| base | 0.550 [0.500, 0.600] | - |" in text
     assert re.search(r"\| tokens_1 \| 0\.400 .*? \| -0\.150 \[-0\.200, -0\.100\]", text)
     assert "| Three tokens per scale beat one | all | base - tokens_1 | +0.150" in text
     assert "diverged" not in text
     for line in text.splitlines():
-        assert not line.startswith("|") or len(line.split("|")) in (7, 8, 10)
+        assert not line.startswith("|") or len(line.split("|")) in (7, 9, 10)
     values = json.loads(json.dumps(comparison_to_dict(comparison, "base"), allow_nan=False))
     assert values["scores"]["tokens_1"]["giou_minus_base"]["all"]["value"] == pytest.approx(-0.15)
     assert values["claims"][0]["verdict"] == "holds"

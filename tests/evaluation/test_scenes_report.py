@@ -42,7 +42,15 @@ def test_true_answers_score_one_everywhere():
 def test_silence_is_right_only_where_nothing_is_asked_for():
     report = report_of(Silent(SCENES))
     scores = values(report)
-    zero = ("giou", "ciou", "set_accuracy", "mask_set_accuracy", "recall", "t_acc", "text_accuracy")
+    zero = (
+        "giou",
+        "ciou",
+        "set_accuracy",
+        "named_set_accuracy",
+        "recall",
+        "t_acc",
+        "text_accuracy",
+    )
     assert all(scores[name] == 0 for name in zero)
     assert scores["precision"] is None
     assert scores["n_acc"] == 1
@@ -58,7 +66,7 @@ def test_spurious_masks_are_paid_for():
     assert scores["giou_with_no_target"] == pytest.approx(5 / 10)
     assert scores["precision"] == pytest.approx(5 / 10)
     assert scores["recall"] == scores["t_acc"] == scores["text_accuracy"] == 1
-    assert scores["set_accuracy"] == scores["mask_set_accuracy"] == scores["n_acc"] == 0
+    assert scores["set_accuracy"] == scores["named_set_accuracy"] == scores["n_acc"] == 0
 
 
 def test_the_order_of_segments_does_not_matter():
@@ -77,8 +85,8 @@ def test_right_names_with_wrong_masks_and_the_other_way_round():
             return with_segments(prediction, renamed)
 
     misplaced, misnamed = values(report_of(Misplaced(SCENES))), values(report_of(Misnamed(SCENES)))
-    assert (misplaced["set_accuracy"], misplaced["mask_set_accuracy"]) == (1, 0)
-    assert (misnamed["set_accuracy"], misnamed["mask_set_accuracy"]) == (0, 1)
+    assert (misplaced["set_accuracy"], misplaced["named_set_accuracy"]) == (0, 1)
+    assert (misnamed["set_accuracy"], misnamed["named_set_accuracy"]) == (1, 0)
     assert misnamed["giou"] == 1
 
 
@@ -88,7 +96,7 @@ def test_a_concept_must_be_named_as_often_as_asked():
             return with_segments(prediction, prediction.segments[:1] * len(prediction.segments))
 
     scores = values(report_of(Doubler(SCENES)))
-    assert scores["set_accuracy"] == pytest.approx(1 / 3)  # only the single-target question
+    assert scores["named_set_accuracy"] == pytest.approx(1 / 3)  # only the single-target question
 
 
 @pytest.mark.parametrize(
@@ -162,7 +170,8 @@ def test_the_table_has_a_row_for_every_group():
     assert {len(row) for row in rows} == {len(header)}
     overall = dict(zip(header, rows[0], strict=True))
     assert overall["gIoU"] == "0.625 [0.625, 0.625]"
-    assert overall["recall"] == "1.000"
+    assert overall["recall"] == overall["text"] == "1.000"
+    assert overall["set accuracy"] == overall["right names"] == "0.000 [0.000, 0.000]"
     negative = dict(zip(header, rows[list(report.groups).index("kind negative")], strict=True))
     assert (negative["gIoU"], negative["N-acc"]) == ("-", "0.000")
 

@@ -24,7 +24,7 @@ from pixellm.evaluation.scenes import score_dialogues
 from pixellm.masks import decode_mask, mask_to_box
 from pixellm.types import Target
 
-METRICS = ("giou", "ciou", "set_accuracy")
+METRICS = ("giou", "ciou", "set_accuracy", "named_set_accuracy")
 """Of every answer, by the names of the scenes report."""
 
 GROUPS: dict[str, Callable[[int, float], bool]] = {
@@ -255,7 +255,8 @@ def comparison_table(comparison: Comparison, base: str, notes: Iterable[str] = (
     """
     names = list(comparison.runs)
     scores = [_score_row(comparison, name, base) for name in names]
-    head = ["variant", "gIoU", f"gIoU minus {base}", "cIoU", "set accuracy", "gIoU by seed"]
+    columns = ["cIoU", "set accuracy", "right names"]
+    head = ["variant", "gIoU", f"gIoU minus {base}", *columns, "gIoU by seed"]
     splits = [
         [name, *(_short(comparison.estimate(name, group)) for group in list(GROUPS)[1:])]
         for name in names
@@ -276,8 +277,8 @@ def comparison_table(comparison: Comparison, base: str, notes: Iterable[str] = (
         _markdown(["variant", *list(GROUPS)[1:]], splits),
     ]
     if claims:
-        columns = ["claim", "questions", "difference", "gIoU gained", "verdict"]
-        parts += ["", _markdown(columns, claims)]
+        said = ["claim", "questions", "difference", "gIoU gained", "verdict"]
+        parts += ["", _markdown(said, claims)]
     return "\n".join(parts).strip() + "\n"
 
 

@@ -6,7 +6,6 @@ them. It never prints, and knows nothing of predictors or masks.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,23 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from pixellm.data.scenes.phrasing import NUMBERS
 from pixellm.evaluation.intervals import Estimate, estimate_ratios
 from pixellm.evaluation.metrics import QuestionScore, Ratio, strict_ratios
+from pixellm.evaluation.plain_answers import TEXT_KINDS, is_text_right
 
 SPACE_AND_SIZE_KINDS = frozenset({"half", "relative", "nearest", "size"})
 NEGATIVE_KIND = "negative"
-COUNTING_KIND = "counting"
-TEXT_KINDS = frozenset({COUNTING_KIND, "plain"})
 
 DEFINITIONS = {
     "giou": "mean IoU over the max(predicted, true) slots of questions that have targets; "
     "missing and spurious masks are 0",
     "ciou": "summed intersection over summed union of the same slots",
-    "set_accuracy": "questions with targets whose answer grounds exactly the right concepts, "
-    "each as often as asked for",
-    "mask_set_accuracy": "questions with targets in which every target is matched at IoU >= 0.5 "
-    "and no mask is spurious",
+    "set_accuracy": "questions with targets in which every target is matched at IoU >= 0.5 and no "
+    "mask is spurious",
+    "named_set_accuracy": "right names: questions with targets whose phrases with masks name "
+    "exactly the right concepts, each as often as asked for, wherever the masks lie",
     "precision": "masks that match a target at IoU >= 0.5, of all masks shown",
     "recall": "targets matched at IoU >= 0.5, of all targets",
     "n_acc": "questions without targets that are answered without masks",
@@ -74,13 +71,12 @@ class AnswerScore:
         """What the answer adds to each score of :data:`DEFINITIONS`."""
         strict, nothing = strict_ratios(self.masks), (0.0, 0.0)
         names_right = Counter(self.expected_names) == Counter(self.given_names)
-        read = _numbers_in if self.kind == COUNTING_KIND else _words_of
-        text_right = read(self.expected) == read(self.answer)
+        text_right = is_text_right(self.kind, self.expected, self.answer)
         return {
             "giou": strict["giou_targets"],
             "ciou": strict["ciou_targets"],
-            "set_accuracy": (float(names_right), 1.0) if self.expected_names else nothing,
-            "mask_set_accuracy": strict["set_accuracy_targets"],
+            "set_accuracy": strict["set_accuracy_targets"],
+            "named_set_accuracy": (float(names_right), 1.0) if self.expected_names else nothing,
             "precision": strict["precision"],
             "recall": strict["recall"],
             "n_acc": strict["n_acc"],
@@ -131,8 +127,10 @@ class ScenesReport:
             "giou": overall["giou"],
             "ciou": overall["ciou"],
             "set_accuracy": overall["set_accuracy"],
+            "named_set_accuracy": overall["named_set_accuracy"],
             "space_and_size_giou": space.scores["giou"] if space else unknown,
             "negatives_without_masks": absent.scores["n_acc"] if absent else unknown,
+            "text_accuracy": overall["text_accuracy"],
             "giou_with_no_target": overall["giou_with_no_target"],
         }
 
@@ -163,7 +161,7 @@ class ScenesReport:
 
     def table(self) -> list[tuple[str, ...]]:
         """Rows of text, the header first; gIoU and set accuracy with their 95 % intervals."""
-        header = ("questions", "number", "gIoU", "cIoU", "set accuracy", "mask set accuracy")
+        header = ("questions", "number", "gIoU", "cIoU", "set accuracy", "right names")
         rest = ("precision", "recall", "N-acc", "T-acc", "text", "gIoU with no-target")
         return [(*header, *rest), *(_table_row(*item) for item in self.groups.items())]
 
@@ -193,17 +191,6 @@ def build_report(answers: Sequence[AnswerScore], split: str, seed: int) -> Scene
     return ScenesReport(split, seed, len(pictures), len(concepts), seconds, groups, tuple(answers))
 
 
-def _words_of(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
-
-
-def _numbers_in(text: str) -> list[str]:
-    """Number words, digits among them; "There are 3." and "I count three." say the same."""
-    spelled = {str(value): word for value, word in enumerate(NUMBERS)}
-    words = (spelled.get(word, word) for word in _words_of(text))
-    return [word for word in words if word in NUMBERS]
-
-
 def _groups_of(answer: AnswerScore) -> list[str]:
     groups = ["overall", f"kind {answer.kind}", f"targets {_bin(answer.masks.num_truths)}"]
     if answer.kind in SPACE_AND_SIZE_KINDS:
@@ -223,7 +210,7 @@ def _group_order(group: str) -> tuple[int, str]:
 
 
 def _table_row(name: str, group: GroupReport) -> tuple[str, ...]:
-    with_interval = ("giou", "set_accuracy")
+    with_interval = ("giou", "set_accuracy", "named_set_accuracy")
     columns = [key for key in DEFINITIONS if key != "ciou_with_no_target"]
     cells = []
     for key in columns:

@@ -13,14 +13,15 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pixellm.answer_files import json_bytes, write_files
+from pixellm.checkpoint.fingerprint import fingerprint_model
 from pixellm.evaluation.ablation import (
+    METRICS,
     AnswerTable,
     Comparison,
     comparison_table,
@@ -76,6 +77,7 @@ class AblationSettings:
             "split": self.split,
             "num_scenes": self.num_scenes,
             "dialogues_per_image": self.dialogues_per_image,
+            "metrics": list(METRICS),
         }
 
 
@@ -197,18 +199,7 @@ def _digest(config: RunConfig) -> str:
 def _start_of(config: RunConfig) -> str:
     """Names the weights that a run starts from by their content; "" where there are none here."""
     source = config.model.get("initial_weights") or config.model.get("checkpoint")
-    return "" if source is None else _digest_weights(str(source))
-
-
-@cache
-def _digest_weights(source: str) -> str:
-    from pixellm.checkpoint.io import resolve_source
-
-    folder = Path(resolve_source(source))
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16] if folder.is_dir() else ""
+    return "" if source is None else fingerprint_model(str(source))
 
 
 def _read_result(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
