@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from pixellm.checkpoint.convert import expected_shapes, undo_move
 from pixellm.checkpoint.released_config import released_pixellm_config
 from pixellm.checkpoint.released_keys import TableSizes, released_table
 from pixellm.checkpoint.sentencepiece_tokenizer import build_fast_tokenizer
+from pixellm.checkpoint.tensor_moves import expected_shapes, undo_move
 
 SENTENCEPIECE_LETTERS = "▁abcdefghijklmnopqrstuvwxyz.,:'?ASTNIUERP"
 

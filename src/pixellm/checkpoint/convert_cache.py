@@ -11,9 +11,10 @@ from pathlib import Path
 from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 
-from pixellm.checkpoint.convert import convert_released, fetch_tower
+from pixellm.checkpoint.convert import convert_released
 from pixellm.checkpoint.hub import fetch_directory
 from pixellm.checkpoint.released_config import is_released, read_config
+from pixellm.checkpoint.released_tower import fetch_tower
 
 _CONFIG_ONLY = ("config.json",)
 _SMALL_BYTES = 1 << 20
