@@ -85,7 +85,8 @@ def load_model_and_processor(
 
     Args:
         source: an embedded name, a directory, a run's folder, or a hub id. Adapters are folded
-            into the weights of the model that they belong to.
+            into the weights of the model that they belong to, whose revision and vision tower
+            are meant then.
         dtype: floating type of the weights in memory.
         device: where the weights go.
         revision: commit, tag or branch on the hub.
@@ -99,11 +100,20 @@ def load_model_and_processor(
 
     Raises:
         FileNotFoundError: no such model, or a file of it is missing.
-        ValueError: a damaged shard, unknown settings, or weights that do not fit.
+        ValueError: a damaged shard, unknown settings, weights that do not fit, or adapters
+            that are to be quantized or spread.
     """
+    if max_memory is not None and offload_folder is None:
+        raise ValueError("max_memory counts only where a model is spread; give offload_folder.")
     found = resolve_source(source)
     if is_adapter_folder(Path(found)):
-        return _load_with_adapters(Path(found), dtype, device)
+        if quantization_config is not None or offload_folder is not None:
+            raise ValueError(
+                f"{found} holds adapters, which are folded into whole weights in memory; to "
+                f"quantize or spread the model run: pixellm merge {found} --out DIR"
+            )
+        model, processor = _load_with_adapters(Path(found), dtype, revision, vision_tower)
+        return model.to(device), processor
     resolved = _own_checkpoint(found, vision_tower, revision)
     is_local = Path(resolved).is_dir()
     if is_local:
@@ -172,19 +182,21 @@ def _placement(
 
 
 def _load_with_adapters(
-    directory: Path, dtype: torch.dtype, device: str | torch.device
+    directory: Path, dtype: torch.dtype, revision: str | None, vision_tower: str | Path | None
 ) -> tuple[PixelLMForConditionalGeneration, PixelLMProcessor]:
     """The model that adapters belong to, with them folded into its weights."""
     _, base = read_adapter_config(directory)
     try:
-        model, processor = load_model_and_processor(base, dtype=dtype)
+        model, processor = load_model_and_processor(
+            base, dtype=dtype, revision=revision, vision_tower=vision_tower
+        )
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{directory} holds adapters for the model {base!r}, which cannot be loaded: {error}"
         ) from error
     load_adapters(model, directory)
     fold_adapters(model)
-    return model.to(device), processor
+    return model, processor
 
 
 def save_model(

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from pixellm.checkpoint.io import load_model_and_processor
+from pixellm.checkpoint.adapters import is_adapter_folder
+from pixellm.checkpoint.io import load_model_and_processor, resolve_source
 from pixellm.checkpoint.quantize import quantization_config, quantize_model
 from pixellm.engine.engine import Engine
 
@@ -49,6 +50,8 @@ def load(
     """
     chosen = pick_device(device)
     floating = pick_dtype(dtype, chosen)
+    # Adapters are folded into weights that are whole; the sums are rounded afterwards.
+    folds = is_adapter_folder(Path(resolve_source(source)))
     rounding = None if quantize is None else quantization_config(quantize, chosen, floating)
     model, processor = load_model_and_processor(
         source,
@@ -56,12 +59,12 @@ def load(
         device=chosen,
         revision=revision,
         vision_tower=vision_tower,
-        quantization_config=rounding,
+        quantization_config=None if folds else rounding,
         offload_folder=offload_folder,
         max_memory=max_memory,
     )
-    if quantize is not None and getattr(model, "hf_quantizer", None) is None:
-        quantize_model(model, quantize)  # adapters are folded into weights that are whole
+    if quantize is not None and folds:
+        quantize_model(model, quantize)
     return Engine(model, processor, **options)
 
 
