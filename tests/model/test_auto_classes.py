@@ -86,6 +86,48 @@ def test_the_transformers_way_from_messages_to_text(tiny_engine: Engine) -> None
 
 
 @torch.inference_mode()
+def test_states_and_tuples_are_given_where_they_are_asked_for(tiny_engine: Engine) -> None:
+    model = tiny_engine.model
+    ids = torch.tensor([[1, 40, 41, 42, 43, 44]])
+    plain = model(ids)
+    full = model(ids, output_hidden_states=True)
+    assert len(full.hidden_states) == model.config.text_config.num_hidden_layers + 1
+    assert torch.equal(full.hidden_states[0], model.get_input_embeddings()(ids))
+    assert torch.equal(full.hidden_states[-1], plain.hidden_states)
+    assert torch.equal(full.logits, plain.logits)
+    values = model(ids, return_dict=False)
+    assert isinstance(values, tuple)
+    assert torch.equal(values[0], plain.logits)
+    assert plain.attentions is None
+    trained = model(ids, labels=ids, output_hidden_states=True)
+    assert torch.equal(trained.loss, model(ids, labels=ids).loss)
+    assert torch.equal(trained.hidden_states[-1], plain.hidden_states)
+
+
+def test_generate_collects_states_and_attention(tiny_model_dir: Path) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(tiny_model_dir, attn_implementation="eager")
+    asked = {"output_hidden_states": True, "output_attentions": True}
+    written = model.eval().generate(
+        torch.tensor([[1, 40, 41]]),
+        max_new_tokens=2,
+        do_sample=False,
+        return_dict_in_generate=True,
+        **asked,
+    )
+    text = model.config.text_config
+    for step, length in zip(range(len(written.hidden_states)), (3, 1), strict=False):
+        states, attentions = written.hidden_states[step], written.attentions[step]
+        assert [tuple(s.shape) for s in states] == [(1, length, text.hidden_size)] * (
+            text.num_hidden_layers + 1
+        )
+        assert [tuple(a.shape) for a in attentions] == [
+            (1, text.num_attention_heads, length, 3 + step)
+        ] * text.num_hidden_layers
+
+
+@torch.inference_mode()
 def test_the_cache_changes_no_logits(tiny_engine: Engine) -> None:
     model = tiny_engine.model
     ids = torch.tensor([[1, 40, 41, 42, 43, 44]])

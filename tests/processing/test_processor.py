@@ -151,6 +151,55 @@ def test_what_does_not_fit_together_is_refused(processor: PixelLMProcessor) -> N
         processor(text="Hi?", imagez=[np.zeros((2, 2, 3), np.uint8)])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"truncation": True}, "never cut"),
+        ({"add_special_tokens": True}, "add_special_tokens"),
+        ({"padding": "max_length"}, "'max_length'"),
+        ({"padding_side": "lef"}, "'lef'"),
+        ({"return_tensors": "np"}, "'np'"),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_followed_are_refused(
+    processor: PixelLMProcessor, options: dict[str, Any], message: str
+) -> None:
+    messages = dialogue_messages((), "Hi?", image=False)
+    with pytest.raises(ValueError, match=message):
+        processor(text="Hi?", **options)
+    with pytest.raises(ValueError, match=message):
+        processor.apply_chat_template(messages, tokenize=True, **options)
+    with pytest.raises(ValueError, match=message):
+        processor.apply_chat_template(messages, tokenize=True, processor_kwargs=options)
+
+
+def test_options_that_can_be_followed_are(processor: PixelLMProcessor) -> None:
+    long, short = (dialogue_messages((), text, image=False) for text in ("And there?", "Hi?"))
+    options = {"tokenize": True, "return_dict": True}
+    left = processor.apply_chat_template([long, short], padding="longest", **options)
+    right = processor.apply_chat_template(
+        [long, short], processor_kwargs={"padding_side": "right"}, **options
+    )
+    length = int(left["attention_mask"][1].sum())
+    assert left["attention_mask"][1, -length:].all() and right["attention_mask"][1, :length].all()
+    assert torch.equal(left["input_ids"][1, -length:], right["input_ids"][1, :length])
+    called = processor(text=["Hi?", "And there?"], padding_side="right", truncation=False)
+    assert called["attention_mask"][0, 0] == 1
+    with pytest.raises(ValueError, match="padding=True"):
+        processor.apply_chat_template([long, short], padding=False, **options)
+    alone = processor.apply_chat_template(short, padding=False, **options)
+    assert alone["input_ids"].shape == (1, length)
+
+
+def test_what_only_some_calls_can_do_is_refused(processor: PixelLMProcessor) -> None:
+    messages = dialogue_messages((), "Hi?", image=False)
+    with pytest.raises(ValueError, match="continue_final_message"):
+        processor.apply_chat_template(messages, continue_final_message=True)
+    with pytest.raises(ValueError, match="tokenize=True"):
+        processor.apply_chat_template(messages, return_dict=True)
+
+
 def test_a_saved_processor_encodes_and_decodes_alike(
     processor: PixelLMProcessor, tmp_path: Path
 ) -> None:

@@ -34,10 +34,7 @@ _TOLERATED_ARGUMENTS = frozenset(
         "cache_position",
         "logits_to_keep",
         "original_sizes",
-        "output_attentions",
-        "output_hidden_states",
         "resized_sizes",
-        "return_dict",
     ]
 )
 """What transformers' ``generate`` and the processor's batches hold beside forward's own."""
@@ -149,8 +146,12 @@ class PixelLMModel(PixelLMPreTrainedModel):
         dialogue_ids: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
+        **wanted: bool | None,
     ) -> Any:
-        """Run the language model over (B, T) ids; returns its output, states after the norm."""
+        """Run the language model over (B, T) ids; returns its output, states after the norm.
+
+        ``wanted`` are ``output_hidden_states`` and ``output_attentions``.
+        """
         embeddings = self.embed(input_ids, image_tokens)
         if attention_mask is None and past_key_values is None:
             attention_mask = torch.ones_like(input_ids)
@@ -164,6 +165,7 @@ class PixelLMModel(PixelLMPreTrainedModel):
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            **{name: value for name, value in wanted.items() if value is not None},
         )
 
 
@@ -236,8 +238,11 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         num_targets: Tensor | int | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> PixelLMOutput:
+    ) -> PixelLMOutput | tuple[Any, ...]:
         """Run the model; with labels, compute the losses of the paper's section 3.
 
         Args:
@@ -256,6 +261,9 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
             num_targets: divisor of the mask losses; this batch's count where None.
             past_key_values: cache of earlier tokens.
             use_cache: return a cache.
+            output_hidden_states: return the language model's states at all depths.
+            output_attentions: return its attention, where its implementation ("eager") has it.
+            return_dict: False returns the output's values as a tuple, without those that are None.
             **kwargs: only what transformers' generation and the processor add.
 
         Raises:
@@ -269,15 +277,27 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
             encoded, maps = self.model.encode_images(pixel_values, pixel_mask)
         image_tokens = None if encoded is None else encoded.tokens
         text = (attention_mask, position_ids, dialogue_ids, past_key_values, use_cache)
-        outputs = self.model(input_ids, image_tokens, *text)
-        hidden, cache = outputs.last_hidden_state, outputs.past_key_values
-        result = PixelLMOutput(hidden_states=hidden, feature_maps=maps, past_key_values=cache)
+        outputs = self.model(
+            input_ids,
+            image_tokens,
+            *text,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        hidden = outputs.last_hidden_state
+        result = PixelLMOutput(
+            hidden_states=hidden, feature_maps=maps, past_key_values=outputs.past_key_values
+        )
         if labels is None:
             result.logits = self.lm_head(hidden[:, -kwargs.get("logits_to_keep", 0) :])
-            return result
-        counts = (num_label_tokens, num_targets)
-        truth = Truth(labels, target_masks, target_rows, target_answers, *counts)
-        return self._add_losses(result, input_ids, encoded, pixel_mask, truth)
+        else:
+            counts = (num_label_tokens, num_targets)
+            truth = Truth(labels, target_masks, target_rows, target_answers, *counts)
+            self._add_losses(result, input_ids, encoded, pixel_mask, truth)
+        if output_hidden_states:
+            result.hidden_states = outputs.hidden_states
+        result.attentions = outputs.attentions if output_attentions else None
+        return result if return_dict is not False else result.to_tuple()
 
     def _add_losses(
         self,
@@ -286,10 +306,10 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         encoded: EncodedImages | None,
         pixel_mask: Tensor | None,
         truth: Truth,
-    ) -> PixelLMOutput:
+    ) -> None:
         """Text loss over labelled positions only, mask losses over all groups in one call."""
         config, hidden = self.config, result.hidden_states
-        assert hidden is not None
+        assert isinstance(hidden, Tensor)
         labels = truth.labels[:, 1:]
         labelled = labels != -100
         count = truth.num_label_tokens
@@ -314,7 +334,6 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
             + config.mask_loss_weight * result.mask_loss
             + config.dice_loss_weight * result.dice_loss
         )
-        return result
 
     def prepare_inputs_for_generation(
         self,

@@ -45,7 +45,9 @@ class PixelLMOutput(ModelOutput):
         mask_loss: target refinement loss over the number of targets.
         dice_loss: DICE over the number of targets.
         logits: (B, T, V); None while training, where only labelled positions are needed.
-        hidden_states: (B, T, D) after the final norm.
+        hidden_states: (B, T, D) after the final norm; with ``output_hidden_states`` a tuple of
+            them instead, the embeddings first, as the language model gives it.
+        attentions: with ``output_attentions`` (B, heads, T, T) per layer of the language model.
         mask_logits: (M, h, w) in the canvas frame, where ``target_rows`` are given.
         feature_maps: per scale the encoder's (B, C_l, h_l, w_l) maps.
         decoder_features: per scale the decoder's (B, C, h_l, w_l) inputs, while training.
@@ -58,7 +60,8 @@ class PixelLMOutput(ModelOutput):
     mask_loss: Tensor | None = None
     dice_loss: Tensor | None = None
     logits: Tensor | None = None
-    hidden_states: Tensor | None = None
+    hidden_states: Tensor | tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
     mask_logits: Tensor | None = None
     feature_maps: list[Tensor] | None = None
     decoder_features: list[Tensor] | None = None

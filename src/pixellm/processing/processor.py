@@ -6,7 +6,8 @@ It knows the tokenizer and the picture geometry, and nothing of the network or o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,60 @@ def pad_sequences(sequences: Sequence[Sequence[int]], fill: int, side: str) -> T
         for s in sequences
     ]
     return torch.tensor(rows, dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How prompts become a batch, in the words of transformers.
+
+    Attributes:
+        padding: True or "longest" makes all rows as long as the longest; False refuses rows of
+            unequal length.
+        padding_side: "left" for generation, "right" for training.
+        truncation: False; prompts are never cut.
+        add_special_tokens: False; the chat template writes all control tokens.
+        return_tensors: "pt"; batches are torch tensors.
+
+    Raises:
+        ValueError: anything else.
+    """
+
+    padding: bool | str = True
+    padding_side: str = "left"
+    truncation: bool = False
+    add_special_tokens: bool = False
+    return_tensors: str = "pt"
+
+    def __post_init__(self) -> None:
+        rules = {
+            f"padding is {self.padding!r}; rows are padded to the longest (True) or not at all "
+            "(False).": self.padding in (True, False, "longest"),
+            f"padding_side is {self.padding_side!r}; it must be left or right.": (
+                self.padding_side in ("left", "right")
+            ),
+            "Prompts are never cut: leave out truncation and shorten the text.": (
+                not self.truncation
+            ),
+            "The chat template writes all control tokens: leave out add_special_tokens.": (
+                not self.add_special_tokens
+            ),
+            f"Batches are torch tensors: return_tensors must be 'pt', not "
+            f"{self.return_tensors!r}.": self.return_tensors == "pt",
+        }
+        for message, holds in rules.items():
+            if not holds:
+                raise ValueError(message)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> BatchOptions:
+        """Options by name; those that are None count as not given.
+
+        Raises:
+            TypeError: an unknown name.
+        """
+        if unknown := values.keys() - {field.name for field in fields(cls)}:
+            raise TypeError(f"Unknown arguments: {sorted(unknown)}.")
+        return cls(**{name: value for name, value in values.items() if value is not None})
 
 
 class PixelLMProcessor(ProcessorMixin):
@@ -102,9 +157,7 @@ class PixelLMProcessor(ProcessorMixin):
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
-        padding_side: str = "left",
-        return_tensors: str | None = "pt",
-        **kwargs: Any,
+        **options: Any,
     ) -> BatchFeature:
         """Build a batch from rendered prompts, as transformers pipelines do.
 
@@ -114,16 +167,18 @@ class PixelLMProcessor(ProcessorMixin):
         Args:
             images: one picture per prompt; None for text alone.
             text: one rendered prompt or several.
-            padding_side: "left" for generation, "right" for training.
-            return_tensors: "pt".
-            **kwargs: refused; named so that a typo is an error.
+            **options: of :class:`BatchOptions`.
+
+        Raises:
+            TypeError: an unknown argument.
+            ValueError: an option that this processor can't follow, or pictures and prompts that
+                do not belong together.
         """
-        if unknown := kwargs.keys() - {"padding", "truncation", "add_special_tokens"}:
-            raise TypeError(f"Unknown arguments: {sorted(unknown)}.")
+        chosen = BatchOptions.parse(options)
         prompts = [text] if isinstance(text, str) else list(text or ())
         dialogues = [self._encode_rendered(prompt) for prompt in prompts]
         pictures = None if images is None else self.image_processor(self._as_list(images))
-        return self._batch(dialogues, pictures, padding_side, return_tensors)
+        return self._batch(dialogues, pictures, chosen)
 
     def apply_chat_template(
         self,
@@ -132,8 +187,9 @@ class PixelLMProcessor(ProcessorMixin):
         add_generation_prompt: bool = False,
         tokenize: bool = False,
         return_dict: bool = False,
-        return_tensors: str | None = None,
-        **kwargs: Any,
+        continue_final_message: bool = False,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Any:
         """Render one conversation or several, or turn them into model inputs.
 
@@ -141,15 +197,31 @@ class PixelLMProcessor(ProcessorMixin):
         "image": PIL | array | path}``, also "path" or "url" with a local path) and text that
         people typed can never become a control token.
 
+        Args:
+            conversation: messages, or several lists of messages.
+            chat_template: of a rendered text; the processor's own where None.
+            add_generation_prompt: end where the answer begins.
+            tokenize: make ids; text otherwise.
+            return_dict: with ``tokenize``, the whole batch rather than its ids.
+            continue_final_message: False; answers are written from their beginning.
+            processor_kwargs: more ``options``.
+            **options: of :class:`BatchOptions`, with ``tokenize``.
+
         Returns:
             Text; with ``tokenize``, (B, T) ids, or the whole batch with ``return_dict``.
 
         Raises:
             TypeError: an unknown argument.
-            ValueError: another template than the processor's with ``tokenize``.
+            ValueError: an option that this processor can't follow, or another template than the
+                processor's with ``tokenize``.
         """
-        if unknown := kwargs.keys() - {"padding", "truncation", "processor_kwargs"}:
-            raise TypeError(f"Unknown arguments: {sorted(unknown)}.")
+        chosen = BatchOptions.parse({**(processor_kwargs or {}), **options})
+        if continue_final_message:
+            raise ValueError(
+                "Answers are written from their beginning: leave out continue_final_message."
+            )
+        if return_dict and not tokenize:
+            raise ValueError("A text is no batch: return_dict needs tokenize=True.")
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
         conversations = list(conversation) if batched else [conversation]
         if not tokenize:
@@ -166,7 +238,7 @@ class PixelLMProcessor(ProcessorMixin):
         if chat_template not in (None, self.chat_template):
             raise ValueError("Inputs are built with the processor's own chat template only.")
         pictures = [image for messages in conversations for image in self._pictures(messages)]
-        batch = self.encode_batch(conversations, pictures, add_generation_prompt)
+        batch = self._encode_conversations(conversations, pictures, add_generation_prompt, chosen)
         return batch if return_dict else batch["input_ids"]
 
     def encode_batch(
@@ -188,12 +260,22 @@ class PixelLMProcessor(ProcessorMixin):
             input_ids and attention_mask (B, T), and with pictures pixel_values
             (B, 3, S, S), pixel_mask (B, S, S), original_sizes and resized_sizes (B, 2).
         """
+        options = BatchOptions(padding_side=padding_side)
+        return self._encode_conversations(conversations, images, add_generation_prompt, options)
+
+    def _encode_conversations(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        images: Sequence[Any],
+        add_generation_prompt: bool,
+        options: BatchOptions,
+    ) -> BatchFeature:
         dialogues = [
             self.codec.encode(messages, add_generation_prompt=add_generation_prompt)
             for messages in conversations
         ]
         pictures = self.image_processor([load_image(i) for i in images]) if images else None
-        return self._batch(dialogues, pictures, padding_side, "pt")
+        return self._batch(dialogues, pictures, options)
 
     def image_token_mask(self, resized: Sequence[int]) -> NDArray[np.bool_]:
         """Which image tokens of a picture of ``resized`` (height, width) are not padding."""
@@ -207,10 +289,14 @@ class PixelLMProcessor(ProcessorMixin):
         self,
         dialogues: Sequence[EncodedDialogue],
         pictures: BatchFeature | None,
-        padding_side: str,
-        return_tensors: str | None,
+        options: BatchOptions,
     ) -> BatchFeature:
         """Pad rows and mask padding, in the text and among the image tokens."""
+        lengths = {len(dialogue.ids) for dialogue in dialogues}
+        if len(lengths) > 1 and not options.padding:
+            raise ValueError(
+                f"Rows of {min(lengths)} to {max(lengths)} ids make a batch only with padding=True."
+            )
         masks = [[1] * len(d.ids) for d in dialogues]
         sizes = () if pictures is None else pictures["resized_sizes"]
         placed = sum(dialogue.prefix > 0 for dialogue in dialogues)
@@ -223,12 +309,12 @@ class PixelLMProcessor(ProcessorMixin):
             for dialogue, mask, size in zip(dialogues, masks, sizes, strict=True):
                 shown = self.image_token_mask(size.tolist())
                 mask[dialogue.prefix - len(shown) : dialogue.prefix] = shown.astype(int).tolist()
-        pad = self.tokenizer.pad_token_id
+        pad, side = self.tokenizer.pad_token_id, options.padding_side
         data: dict[str, Any] = {
-            "input_ids": pad_sequences([d.ids for d in dialogues], pad, padding_side),
-            "attention_mask": pad_sequences(masks, 0, padding_side),
+            "input_ids": pad_sequences([d.ids for d in dialogues], pad, side),
+            "attention_mask": pad_sequences(masks, 0, side),
         }
-        return BatchFeature({**data, **(pictures or {})}, tensor_type=return_tensors)
+        return BatchFeature({**data, **(pictures or {})}, tensor_type=options.return_tensors)
 
     def _encode_rendered(self, prompt: str) -> EncodedDialogue:
         """Ids of a rendered prompt, placeholders expanded."""
