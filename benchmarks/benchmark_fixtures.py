@@ -14,7 +14,7 @@ Each fixture lies in OUT/data/NAME as the benchmark's authors lay theirs out, pi
 OUT/NAME is what `pixellm eval NAME --model MODEL --data OUT/data/NAME --out OUT/NAME` writes. Where
 that gives the answers, OUT/NAME-free has the same with `--mode free`; where the released protocol
 counts otherwise, OUT/NAME-released has it with `--protocol released`. The reports show photos that
-may not be redistributed: keep OUT to yourself.
+may not be redistributed: keep OUT to yourself. Stopped, the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -247,43 +247,57 @@ def show_estimate(values: dict[str, Any] | None) -> str:
     return "-" if values is None else str(Estimate(**values))
 
 
+def build_fixtures(out: Path, photos: Path, num: int) -> None:
+    """Write all fixtures, or find those that the same settings wrote before.
+
+    Raises:
+        FileExistsError: the folder holds something else.
+    """
+    settings, note = {"photos": str(photos.resolve()), "num": num}, out / "fixtures.json"
+    if note.is_file() and json.loads(note.read_bytes()) == settings:
+        return
+    if out.exists():
+        raise FileExistsError(f"{out} holds something else; give --out a new folder.")
+    pictures, categories = read_photos(photos)
+    for name in NAMES:
+        write_fixture(name, out / "data" / name, pictures, categories, num)
+    write_json(note, settings)
+
+
 def main() -> None:
     """Build the fixtures, evaluate, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="nano", help="as for pixellm eval")
     parser.add_argument("--photos", type=Path, default=Path("../shared/photos"), help="COCO photos")
     parser.add_argument("--num", type=int, default=40, help="questions of each, about")
-    parser.add_argument("--out", type=Path, required=True, help="new folder: fixtures, reports")
+    parser.add_argument("--out", type=Path, required=True, help="folder for fixtures and reports")
     parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args()
     if options.num < 1:
         parser.error("--num is at least 1.")
-    if options.out.exists():
-        parser.error(f"{options.out} exists; give --out a new folder.")
     import pixellm
+    from pixellm.checkpoint.fingerprint import fingerprint_model
     from pixellm.evaluation.report.write import installed_versions
 
-    photos, categories = read_photos(options.photos)
-    for name in NAMES:
-        write_fixture(name, options.out / "data" / name, photos, categories, options.num)
-    engine = pixellm.load(options.model)
-    print(HEAD)
-    rows = []
-    for name in NAMES:
-        for folder, run in runs_of(name, options.model, options.out).items():
-            rows.append(evaluate(run, engine, options.out / folder))
-            print(show(rows[-1]), flush=True)
-    report = {
+    build_fixtures(options.out, options.photos, options.num)
+    report: dict[str, Any] = {
         "command": " ".join(["python benchmarks/benchmark_fixtures.py", *sys.argv[1:]]),
         "note": "composed from annotations of COCO photos; not the benchmarks",
         "date": date.today().isoformat(),
         "cores": os.cpu_count(),
         "versions": installed_versions(),
         "model": options.model,
-        "rows": rows,
+        "weights": fingerprint_model(options.model),
+        "rows": [],
     }
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    engine = pixellm.load(options.model)
+    print(HEAD)
+    for name in NAMES:
+        for folder, run in runs_of(name, options.model, options.out).items():
+            report["rows"].append(evaluate(run, engine, options.out / folder))
+            print(show(report["rows"][-1]), flush=True)
+            if options.json:
+                options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
