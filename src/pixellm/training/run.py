@@ -130,13 +130,15 @@ class Run:
         with torch.no_grad():
             deepest = tower(probe["pixel_values"].to(device), probe["pixel_mask"].to(device))[0]
         num_classes = len(self.class_names) + 1
-        sizes, losses = self.model.config, [stage.loss for stage in self.config.stages]
+        losses = [stage.loss for stage in self.config.stages]
         target_head = word_head = None
         if any(loss.target_class > 0 for loss in losses):
+            sizes = self.model.config
             target_head = TargetClassHead(sizes.num_scales, sizes.decoder_size, num_classes)
         if any(loss.word_class > 0 for loss in losses):
             encoded = self.processor.tokenizer(list(self.class_names), add_special_tokens=False)
-            word_head = WordClassHead(sizes.text_config.hidden_size, encoded["input_ids"])
+            width = self.model.config.text_config.hidden_size
+            word_head = WordClassHead(width, encoded["input_ids"])
         return PatchClassHead(deepest.shape[1], num_classes), target_head, word_head
 
     def _collator(self) -> Collator:
