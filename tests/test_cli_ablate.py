@@ -49,10 +49,10 @@ def test_questions_go_out_and_predictions_come_back_scored(tmp_path: Path) -> No
     assert [one["id"] for one in asked] == answered
 
     scores, report = tmp_path / "scores.json", tmp_path / "report"
-    options = ["--judge", "text", "--json", scores, "--out", report]
+    options = ["--judge", "similarity", "--json", scores, "--out", report]
     code, output = run("score", tmp_path / "p.jsonl", *SCENES, *options)
     assert code == 0, output
-    assert "with judge text" in output
+    assert "with judge similarity" in output
     values = json.loads(scores.read_text())
     plain, judged = (values[key]["groups"]["overall"] for key in ("without_judge", "with_judge"))
     assert plain["scores"]["recall"]["value"] == 1.0
@@ -72,8 +72,8 @@ def test_questions_go_out_and_predictions_come_back_scored(tmp_path: Path) -> No
     ("words", "says"),
     [
         (["score", "none.jsonl"], "no predictions at none.jsonl"),
-        (["score", "{p}", "--judge", "human"], "judge is none, text or llm"),
-        (["score", "{p}", "--judge", "llm", "--judge-model", "own"], "price of 'own'"),
+        (["score", "{p}", "--judge", "human"], "judge is none, similarity or llm"),
+        (["score", "{p}", "--judge", "llm", "--judge-model", "own"], "--base-url ADDRESS"),
         (["score", "{p}", "--price", "cheap"], "--price is INPUT,OUTPUT"),
         (["score", "{p}", "--benchmark", "imagenet"], "no benchmark 'imagenet'"),
         (["score", "{p}", "--num", "1", "--dialogues", "1"], "no question 'a/0' among"),

@@ -6,18 +6,27 @@ is not its business. :func:`add_commands` puts the commands into the command lin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pixellm.cli_console import import_quietly, open_console, write_json
+from pixellm.cli_judge import (
+    BaseUrl,
+    JudgeCache,
+    JudgeKind,
+    JudgeModel,
+    JudgeThreshold,
+    MaxCost,
+    ModelPrice,
+    judge_bar,
+    read_judge,
+)
 
 if TYPE_CHECKING:
     from pixellm.evaluation.benchmark_run import BenchmarkRun
-    from pixellm.evaluation.judge import JudgeSettings
 
 _Benchmark = Annotated[
     str, typer.Option(help="scenes, muse, refcoco, reasonseg, coco ...; see `pixellm eval`.")
@@ -34,8 +43,9 @@ def add_commands(app: typer.Typer, data_app: typer.Typer) -> None:
     """Add the commands to a command line; ``questions`` goes to its ``data`` group."""
     app.command(
         epilog="Examples:\n\n    pixellm score lisa.jsonl --benchmark muse --data data --split val"
-        "\n\n    pixellm score lisa.jsonl --num 100 --protocol released --judge text"
-        "\n\n    pixellm score lisa.jsonl --judge llm --judge-model gpt-4o-mini --max-cost 2"
+        "\n\n    pixellm score lisa.jsonl --num 100 --protocol released --judge similarity"
+        "\n\n    pixellm score lisa.jsonl --judge llm --judge-model gpt-4o-mini --max-cost 2 "
+        "--base-url https://api.openai.com/v1"
     )(score)
     data_app.command(
         epilog="Example:\n\n    pixellm data questions --benchmark scenes --num 100 --out asked"
@@ -64,27 +74,13 @@ def score(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Questions without a line count as silence.")
     ] = False,
-    judge: Annotated[
-        str, typer.Option(help="none, text (offline: compares words), llm (a language model).")
-    ] = "none",
-    judge_model: Annotated[
-        str, typer.Option(help="Name of the judge's model at its server.")
-    ] = "gpt-4o-mini",
-    base_url: Annotated[
-        str, typer.Option(help="Address of any OpenAI-compatible server; OpenAI's if empty.")
-    ] = "",
-    judge_threshold: Annotated[
-        float, typer.Option(help="Masks rated below it, 1 to 10, count with intersection 0.")
-    ] = 3.0,
-    judge_cache: Annotated[
-        Path, typer.Option(help="SQLite file of all ratings; a second run costs nothing.")
-    ] = Path("judge_cache.sqlite"),
-    max_cost: Annotated[
-        float, typer.Option(min=0, help="USD that all ratings in the cache may cost; 0: no cap.")
-    ] = 0.0,
-    price: Annotated[
-        str, typer.Option(help="INPUT,OUTPUT in USD per million tokens, of an unlisted model.")
-    ] = "",
+    judge: JudgeKind = "none",
+    judge_model: JudgeModel = "",
+    base_url: BaseUrl = "",
+    judge_threshold: JudgeThreshold = 3.0,
+    judge_cache: JudgeCache = Path("judge_cache.sqlite"),
+    max_cost: MaxCost = None,
+    price: ModelPrice = "",
     out: Annotated[
         Path | None, typer.Option(help="Folder for a report that `pixellm compare` reads; new.")
     ] = None,
@@ -98,13 +94,11 @@ def score(
         scores_to_dict,
         write_external_report,
     )
-    from pixellm.evaluation.judge import JudgeSettings, open_judge
+    from pixellm.evaluation.judge import open_judge
     from pixellm.terminal import print_text_table
 
-    kind: Any = judge
-    server, cap = base_url or None, max_cost or None
-    settings = JudgeSettings(
-        kind, judge_threshold, judge_model, server, judge_cache, cap, _read_price(price)
+    settings = read_judge(
+        judge, judge_model, base_url, judge_threshold, judge_cache, max_cost, price
     )
     opened = open_judge(settings)
     answers = ExternalPredictions(predictions)
@@ -114,7 +108,7 @@ def score(
         benchmark, data, split, num, dialogues, seed, limit, predictions.stem, protocol
     )
     samples = run.open()
-    with _judge_progress(settings) as progress:
+    with nullcontext() if opened is None else judge_bar() as progress:
         scored = score_predictions(
             answers,
             samples,
@@ -238,33 +232,6 @@ def _describe_run(
         num_scenes=num,
         dialogues_per_image=dialogues,
     )
-
-
-def _read_price(text: str) -> tuple[float, float] | None:
-    if not text:
-        return None
-    try:
-        given, written = (float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(
-            f"--price is INPUT,OUTPUT in USD, such as 0.15,0.6, not {text!r}."
-        ) from None
-    return given, written
-
-
-@contextmanager
-def _judge_progress(settings: JudgeSettings) -> Iterator[Callable[[int, int, float], None] | None]:
-    """A bar over the answers that a language model judges; hidden where there is no terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    console = open_console(stderr=True)
-    if settings.kind != "llm" or not console.is_terminal:
-        yield None
-        return
-    cost = TextColumn("judged, {task.fields[cost]:.4f} USD")
-    with Progress(BarColumn(), MofNCompleteColumn(), cost, console=console) as bar:
-        task = bar.add_task("judge", total=None, cost=0.0)
-        yield lambda done, total, usd: bar.update(task, completed=done, total=total, cost=usd)
 
 
 def _say_run(name: str, seed: int, number: int, total: int) -> None:

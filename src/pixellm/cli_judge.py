@@ -119,7 +119,7 @@ def judge_answers(
     from pixellm.evaluation.judged_run import judge_run
 
     spent = 0.0
-    with _judge_bar() as bar:
+    with judge_bar() as bar:
 
         def show(done: int, total: int, usd: float) -> None:
             nonlocal spent
@@ -133,7 +133,7 @@ def judge_answers(
 
 
 @contextmanager
-def _judge_bar() -> Iterator[JudgeProgress]:
+def judge_bar() -> Iterator[JudgeProgress]:
     """A bar over judged answers with the money spent; hidden where there is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

@@ -17,7 +17,7 @@ from pixellm.evaluation.external import (
     read_marks,
     score_predictions,
 )
-from pixellm.evaluation.judge import TextJudge
+from pixellm.evaluation.judge import SimilarityJudge
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.scores import Rules
 from pixellm.evaluation.summary import summarize
@@ -92,7 +92,7 @@ def test_scores_with_and_without_a_judge_are_both_given(
     lines = true_lines()
     lines[0]["text"] = "The hammer {seg} and the pear {seg}."
     predictions = write(tmp_path / "p.jsonl", lines)
-    scored = score_predictions(predictions, SAMPLES, rules, judge=TextJudge())
+    scored = score_predictions(predictions, SAMPLES, rules, judge=SimilarityJudge())
     assert scored.judgement is not None
     assert score(scored.records, "giou", rules) == pytest.approx(1.0)
     assert score(scored.judgement.records, "giou", rules) == pytest.approx(judged)
@@ -109,7 +109,7 @@ def test_scores_of_masks_are_their_confidence(tmp_path: Path) -> None:
 def test_a_judge_needs_marks_in_the_texts(tmp_path: Path) -> None:
     predictions = write(tmp_path / "p.jsonl", true_lines(marks=False))
     with pytest.raises(ValueError, match=r"no \{seg\} behind the phrase .* --judge none"):
-        score_predictions(predictions, SAMPLES, STRICT, judge=TextJudge())
+        score_predictions(predictions, SAMPLES, STRICT, judge=SimilarityJudge())
 
 
 def test_missing_answers_are_refused_or_count_as_silence(tmp_path: Path) -> None:

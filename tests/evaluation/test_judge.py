@@ -7,7 +7,7 @@ from judged_answers import QUESTIONS, fruit_record, item_of, silent_record
 from pixellm.evaluation.judge import (
     JudgeItem,
     JudgeSettings,
-    TextJudge,
+    SimilarityJudge,
     describe_targets,
     judge_records,
     open_judge,
@@ -61,7 +61,7 @@ def test_phrases_are_compared_by_the_words_that_they_share(
 
 def test_a_mask_whose_words_speak_of_something_else_counts_with_intersection_0() -> None:
     right, wrong = fruit_record(), fruit_record("the hammer", spurious=True)
-    judgement = judge_records(TextJudge(), [right, wrong, silent_record()], QUESTIONS)
+    judgement = judge_records(SimilarityJudge(), [right, wrong, silent_record()], QUESTIONS)
     kept, rejected, silent = (slots_to_score(record.slots) for record in judgement.records)
     assert kept == slots_to_score(right.slots)
     before = slots_to_score(wrong.slots)
@@ -71,7 +71,7 @@ def test_a_mask_whose_words_speak_of_something_else_counts_with_intersection_0()
     assert rejected.union == before.union
     assert silent == slots_to_score(silent_record().slots)
     assert judgement.summary == {
-        "judge": "text",
+        "judge": "similarity",
         "threshold": 3.0,
         "masks_rated": 4,
         "masks_rejected": 1,
@@ -81,17 +81,21 @@ def test_a_mask_whose_words_speak_of_something_else_counts_with_intersection_0()
 
 def test_a_threshold_of_1_rejects_nothing_that_matched() -> None:
     record = fruit_record("the hammer")
-    assert judge_records(TextJudge(), [record], QUESTIONS, 1.0).records == (record,)
+    assert judge_records(SimilarityJudge(), [record], QUESTIONS, 1.0).records == (record,)
 
 
-def test_no_judge_and_the_text_judge_need_no_server() -> None:
+def test_no_judge_and_the_similarity_judge_need_no_server() -> None:
     assert open_judge(JudgeSettings("none")) is None
-    assert isinstance(open_judge(JudgeSettings("text")), TextJudge)
+    assert isinstance(open_judge(JudgeSettings("similarity")), SimilarityJudge)
 
 
 @pytest.mark.parametrize(
     ("kind", "threshold", "says"),
-    [("human", 3.0, "none, text or llm"), ("text", 0.5, "from 1 to 10"), ("text", 11, "1 to 10")],
+    [
+        ("human", 3.0, "none, similarity or llm"),
+        ("similarity", 0.5, "from 1 to 10"),
+        ("similarity", 11, "1 to 10"),
+    ],
 )
 def test_settings_off_the_scale_are_refused(kind: str, threshold: float, says: str) -> None:
     with pytest.raises(ValueError, match=says):

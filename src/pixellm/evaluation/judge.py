@@ -139,18 +139,17 @@ class Judge(Protocol):
         ...
 
 
-class TextJudge:
+class SimilarityJudge:
     """Compares each phrase with its description word by word; offline, free, and literal.
 
     The rating is 1 + 9 F1 over words, small words left out; similar spellings are one word. It
     knows no synonyms: "fruit" for a banana is rejected.
 
-    Args:
+    Attributes:
         name: for reports.
     """
 
-    def __init__(self, name: str = "text") -> None:
-        self.name = name
+    name = "similarity"
 
     def rate(
         self, items: Sequence[JudgeItem], progress: JudgeProgress | None = None
@@ -203,7 +202,7 @@ class JudgeSettings:
     """Which judge, and how much it may cost.
 
     Attributes:
-        kind: "none", "similarity" (offline; "text" is the same judge), or "llm".
+        kind: "none", "similarity" (compares words, offline), or "llm".
         threshold: ratings below it reject a mask.
         model: the language model's name at its server.
         base_url: address of an OpenAI-compatible server; None for OpenAI's.
@@ -218,7 +217,7 @@ class JudgeSettings:
             is none.
     """
 
-    kind: Literal["none", "similarity", "text", "llm"] = "none"
+    kind: Literal["none", "similarity", "llm"] = "none"
     threshold: float = DEFAULT_THRESHOLD
     model: str = "gpt-4o-mini"
     base_url: str | None = None
@@ -229,11 +228,8 @@ class JudgeSettings:
     timeout: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("none", "similarity", "text", "llm"):
-            raise ValueError(
-                f"The judge is none, text or llm (text is also called similarity), not "
-                f"{self.kind!r}."
-            )
+        if self.kind not in ("none", "similarity", "llm"):
+            raise ValueError(f"The judge is none, similarity or llm, not {self.kind!r}.")
         if not LOWEST <= self.threshold <= HIGHEST:
             raise ValueError(f"The judge's threshold is from 1 to 10, not {self.threshold}.")
         if self.max_cost is not None and not self.max_cost >= 0:
@@ -292,7 +288,7 @@ def open_judge(settings: JudgeSettings) -> Judge | None:
     if settings.kind == "none":
         return None
     if settings.kind != "llm":
-        return TextJudge(settings.kind)
+        return SimilarityJudge()
     from pixellm.evaluation.judge_llm import open_llm_judge
 
     return open_llm_judge(settings)
