@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +50,11 @@ _With = Annotated[
 ]
 _Ray = Annotated[
     int,
-    typer.Option(min=0, metavar="WORKERS", help="Answer on a Ray cluster with so many engines."),
+    typer.Option(
+        min=0,
+        metavar="WORKERS",
+        help="Answer on a Ray cluster with so many engines, on a GPU each where there are any.",
+    ),
 ]
 
 
@@ -186,12 +190,12 @@ def _run_and_report(
     from pixellm.prediction.job import answer_here, run_job
     from pixellm.terminal import answers_progress
 
-    gpus = 1.0 if load.device.startswith("cuda") else 0.0
-    spread = (
-        answer_on_ray(load, load.model, ray_workers, gpus)
-        if ray_workers
-        else answer_here(load, load.model)
-    )
+    if ray_workers:
+        device = _device_of_workers(load.device)
+        gpus = 1.0 if device == "cuda" else 0.0
+        spread = answer_on_ray(replace(load, device=device), load.model, ray_workers, gpus)
+    else:
+        spread = answer_here(load, load.model)
     try:
         with answers_progress(open_console(stderr=True)) as progress:
             state = run_job(rows, target, load.model, spread, batch_size, progress)
@@ -200,3 +204,20 @@ def _run_and_report(
     typer.echo(f"Wrote {target}: {state.done - state.bad} answers.")
     if state.bad:
         typer.echo(f'{state.bad} rows have no answer; their "error" says why.', err=True)
+
+
+def _device_of_workers(device: str) -> str:
+    """Where the engines of a cluster run: "cuda" is the one GPU that Ray lends a worker.
+
+    Raises:
+        ValueError: a certain GPU is asked for, which all workers would share.
+    """
+    if device.startswith("cuda:"):
+        raise ValueError(
+            f"With --ray each worker is lent a GPU of its own: say --device cuda, not {device}."
+        )
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "auto"
