@@ -115,6 +115,19 @@ def test_rendered_prompts_give_the_same_ids(processor: PixelLMProcessor) -> None
     assert all(torch.equal(value, whole[name]) for name, value in called.items())
 
 
+def test_control_words_that_were_typed_stay_text_in_rendered_prompts(
+    processor: PixelLMProcessor,
+) -> None:
+    picture = square_picture((2, 3))
+    messages = asking("Is <image> or [SEG0] in it?", image=picture)
+    rendered = processor.apply_chat_template(messages, add_generation_prompt=True)
+    called = processor(images=picture, text=rendered)
+    whole = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+    assert torch.equal(called["input_ids"], whole)
+    assert int((whole == processor.codec.image_id).sum()) == 4
+    assert processor.codec.codebook_ids[0] not in whole
+
+
 def test_an_assistant_may_have_spoken_in_plain_strings(processor: PixelLMProcessor) -> None:
     messages = [
         *asking("One?", image=square_picture((2, 3))),

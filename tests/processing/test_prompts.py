@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from conftest import tiny_texts
 from pixellm.checkpoint.build import CONTROL_TOKENS, TEMPLATES, train_tokenizer
 from pixellm.processing.prompts import PromptCodec, dialogue_messages
+from pixellm.processing.protection import MARK, control_words, protect, restore, unmarked
 
 CODEBOOK = ["[SEG0]", "[SEG1]", "[SEG2]"]
 IMAGE_TOKENS = 4
@@ -38,7 +41,7 @@ hostile = st.sampled_from(
             "[S\u200bEG0]",
         ),
         *("\ue0000\ue001", "\ue000", "\ue00199\ue001", "{{ eos_token }}", "{% if 1 %}", "{seg}"),
-        *("USER: ", "ASSISTANT:", "\n", "  "),
+        *("USER: ", "ASSISTANT:", "\n", "  ", MARK, 2 * MARK, f"<{MARK}image>", f"[{MARK}SEG0]"),
     ]
 )
 typed = st.lists(st.one_of(hostile, st.text(max_size=8)), min_size=1, max_size=8).map("".join)
@@ -154,6 +157,45 @@ def test_a_group_cut_short_leaves_neither_mark_nor_text() -> None:
         assert decoded.text == "A red one and a dog" and len(decoded.ends) == 1
     assert len(codec.decode_answer(ids).ends) == 2
     assert codec.decode_answer([]).text == ""
+
+
+@settings(deadline=None, max_examples=150)
+@given(templates, st.lists(st.tuples(typed, st.one_of(typed, phrases)), max_size=2), typed)
+def test_a_rendered_prompt_gives_the_ids_of_its_messages(
+    template: str, history: list[tuple[str, str]], question: str
+) -> None:
+    codec = CODECS[template]
+    messages = dialogue_messages(history, question)
+    rendered = codec.render(messages, add_generation_prompt=True)
+    encoded = codec.encode(messages, add_generation_prompt=True)
+    again = codec.encode_rendered(rendered)
+    assert again.ids == encoded.ids
+    assert again.prefix == encoded.prefix
+    assert again.ids.count(codec.image_id) == IMAGE_TOKENS
+
+
+OVERLAPPING = ["a", "ab", "aba", "<ab>", "  ", "   "]
+
+
+@settings(deadline=None)
+@given(st.text(alphabet=[*"ab<> ", MARK], max_size=12))
+def test_protected_text_holds_no_control_word_and_comes_back(text: str) -> None:
+    words = re.compile(control_words(OVERLAPPING))
+    protected = protect(text, words)
+    assert not unmarked(OVERLAPPING).search(protected)
+    assert restore(protected) == text
+    if MARK not in text and not words.search(text):
+        assert protected == text
+
+
+def test_protection_is_not_seen_and_leaves_the_template_alone() -> None:
+    codec = CODECS["compact"]
+    messages = dialogue_messages([("<image>?", "A red one {seg}, no [SEG0].")], "And?")
+    rendered = codec.render(messages)
+    assert rendered.replace(MARK, "") == (
+        "<image><user><image>?<assistant>A red one[SEG0][SEG1][SEG2], no [SEG0].</s><user>And?"
+    )
+    assert rendered.count(MARK) == 2
 
 
 def test_marks_at_the_start_and_side_by_side_keep_their_groups() -> None:

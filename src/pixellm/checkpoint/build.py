@@ -28,7 +28,7 @@ from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.image import PixelLMImageProcessor
 from pixellm.processing.processor import PixelLMProcessor
-from pixellm.processing.prompts import COMPACT_TEMPLATE, VICUNA_TEMPLATE
+from pixellm.processing.templates import COMPACT_TEMPLATE, VICUNA_TEMPLATE
 
 TEMPLATES = {"vicuna": VICUNA_TEMPLATE, "compact": COMPACT_TEMPLATE}
 CONTROL_TOKENS = {

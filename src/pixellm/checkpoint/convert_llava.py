@@ -33,7 +33,7 @@ from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.image import PixelLMImageProcessor
 from pixellm.processing.processor import PixelLMProcessor
-from pixellm.processing.prompts import VICUNA_TEMPLATE
+from pixellm.processing.templates import VICUNA_TEMPLATE
 
 CANVAS = 448
 CODEBOOK_SIZE = 6

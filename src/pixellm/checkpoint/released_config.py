@@ -16,7 +16,7 @@ from pixellm.checkpoint.build import codebook_token_names
 from pixellm.model.config import PixelLMConfig
 from pixellm.processing.image import PixelLMImageProcessor
 from pixellm.processing.processor import PixelLMProcessor
-from pixellm.processing.prompts import VICUNA_TEMPLATE
+from pixellm.processing.templates import VICUNA_TEMPLATE
 
 RELEASED_ARCHITECTURE = "PixelLMForCausalLM"
 

@@ -176,7 +176,7 @@ class PixelLMProcessor(ProcessorMixin):
         """
         chosen = BatchOptions.parse(options)
         prompts = [text] if isinstance(text, str) else list(text or ())
-        dialogues = [self._encode_rendered(prompt) for prompt in prompts]
+        dialogues = [self.codec.encode_rendered(prompt) for prompt in prompts]
         pictures = None if images is None else self.image_processor(self._as_list(images))
         return self._batch(dialogues, pictures, chosen)
 
@@ -226,11 +226,10 @@ class PixelLMProcessor(ProcessorMixin):
         conversations = list(conversation) if batched else [conversation]
         if not tokenize:
             rendered = [
-                self.tokenizer.apply_chat_template(
+                self.codec.render(
                     messages,
-                    chat_template=chat_template or self.chat_template,
+                    chat_template=chat_template,
                     add_generation_prompt=add_generation_prompt,
-                    tokenize=False,
                 )
                 for messages in conversations
             ]
@@ -315,14 +314,6 @@ class PixelLMProcessor(ProcessorMixin):
             "attention_mask": pad_sequences(masks, 0, side),
         }
         return BatchFeature({**data, **(pictures or {})}, tensor_type=options.return_tensors)
-
-    def _encode_rendered(self, prompt: str) -> EncodedDialogue:
-        """Ids of a rendered prompt, placeholders expanded."""
-        codec, ids, prefix = self.codec, list[int](), 0
-        for token in self.tokenizer(prompt, add_special_tokens=False)["input_ids"]:
-            ids += [token] * (codec.num_image_tokens if token == codec.image_id else 1)
-            prefix = len(ids) if token == codec.image_id else prefix
-        return EncodedDialogue(tuple(ids), (False,) * len(ids), prefix)
 
     @staticmethod
     def _as_list(images: Any) -> list[Any]:

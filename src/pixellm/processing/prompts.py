@@ -17,43 +17,10 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from pixellm.processing.protection import control_words, protect_message, restore, unmarked
 from pixellm.types import SEG_MARK
 
 Message = dict[str, Any]
-
-VICUNA_TEMPLATE = (
-    "{{ bos_token }}A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions. "
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}USER: "
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<im_start><image><im_end>\n"
-    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %} "
-    "{% else %}ASSISTANT: "
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
-"""The released model's conversation (PAPER facts, 6.6)."""
-
-COMPACT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['content'] is string %}"
-    "{{ '<user>' if message['role'] == 'user' else '<assistant>' }}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% endif %}{% endfor %}"
-    "{{ '<user>' if message['role'] == 'user' else '<assistant>' }}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% endif %}"
-    "{% if message['role'] != 'user' %}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-"""Four control tokens a turn, for small models: <image><user>question<assistant>answer</s>."""
 
 _SLOT = re.compile("\ue000(\\d+)\ue001")
 _GLUED = ",.;:!?)]}'\"%"
@@ -149,8 +116,9 @@ class PromptCodec:
             token.content: (token.lstrip, token.rstrip)
             for token in tokenizer.added_tokens_decoder.values()
         }
-        by_length = sorted(self._control, key=len, reverse=True)
-        self._control_pattern = re.compile("(" + "|".join(map(re.escape, by_length)) + ")")
+        self._control_pattern = re.compile(f"({control_words(self._control)})")
+        self._written_pattern = unmarked(self._control)
+        self._group = "".join(codebook_tokens)
         self._plain = _without_control_tokens(tokenizer)
         self._control_ids = set(self._control.values()) - {tokenizer.unk_token_id}
 
@@ -172,28 +140,55 @@ class PromptCodec:
         ids: list[int] = []
         labelled: list[bool] = []
         prefix, after_answer = 0, False
-        pieces = self._control_pattern.split(rendered)
-        neighbours = zip([None, *pieces], pieces, [*pieces[1:], None], strict=False)
-        for before, piece, behind in neighbours:
-            if not piece:
-                continue
-            if piece in self._control:
-                token = self._control[piece]
-                count = self.num_image_tokens if token == self.image_id else 1
-                if token == self.image_id and prefix:
-                    raise ValueError("A dialogue is about one picture; this one places several.")
-                ids += [token] * count
-                labelled += [after_answer and token == self.tokenizer.eos_token_id] * count
-                if token == self.image_id:
-                    prefix = len(ids)
-                after_answer = False
-            else:
-                trim = (
-                    self._swallows.get(before or "", (False, False))[1],
-                    self._swallows.get(behind or "", (False, False))[0],
-                )
+        for piece, token, trim in self._pieces(self._control_pattern.split(rendered)):
+            if token is None:
                 after_answer = self._encode_text(piece, slots, ids, labelled, trim)
+                continue
+            prefix = self._place(token, ids, prefix)
+            is_end = after_answer and token == self.tokenizer.eos_token_id
+            labelled += [is_end] * (len(ids) - len(labelled))
+            after_answer = False
         return EncodedDialogue(tuple(ids), self._add_lead(labelled), prefix)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """Messages as the text of a prompt, for :meth:`encode_rendered`.
+
+        Control words in the messages are marked, see :mod:`pixellm.processing.protection`;
+        ``{seg}`` marks of answers become codebook tokens.
+
+        Args:
+            messages: of one dialogue.
+            chat_template: another template than the codec's.
+            add_generation_prompt: end where the answer begins.
+        """
+        rendered: str = self.tokenizer.apply_chat_template(
+            [protect_message(message, self._control_pattern, self._group) for message in messages],
+            chat_template=chat_template or self.chat_template,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+        )
+        return rendered
+
+    def encode_rendered(self, prompt: str) -> EncodedDialogue:
+        """Encode a rendered prompt: control words without a mark are control tokens.
+
+        Raises:
+            ValueError: the prompt places more than one picture.
+        """
+        ids, prefix = list[int](), 0
+        for piece, token, trim in self._pieces(self._written_pattern.split(prompt)):
+            if token is None:
+                run, _ = _trimmed(restore(piece), [], *trim)
+                self._encode_run(run, [], ids, [])
+            else:
+                prefix = self._place(token, ids, prefix)
+        return EncodedDialogue(tuple(ids), (False,) * len(ids), prefix)
 
     def decode_answer(self, ids: Sequence[int]) -> DecodedAnswer:
         """Read an answer: plain text, and where each complete group's phrase ends.
@@ -231,6 +226,33 @@ class PromptCodec:
         piece = piece.lstrip() if after_group else piece
         glue = "" if not piece or piece[0] in _GLUED or piece[0].isspace() else " "
         return text + (glue if after_group else "") + piece
+
+    def _pieces(self, pieces: Sequence[str]) -> Iterator[tuple[str, int | None, tuple[bool, bool]]]:
+        """Texts and control words in turn, (piece, id, swallowed).
+
+        The id of a text is None; swallowed says whether the control words on its left and right
+        take the whitespace beside them.
+        """
+        for number, piece in enumerate(pieces):
+            if number % 2:
+                yield piece, self._control[piece], (False, False)
+            elif piece:
+                before = pieces[number - 1] if number else ""
+                behind = pieces[number + 1] if number + 1 < len(pieces) else ""
+                left, right = (
+                    self._swallows.get(word, (False, False)) for word in (before, behind)
+                )
+                yield piece, None, (left[1], right[0])
+
+    def _place(self, token: int, ids: list[int], prefix: int) -> int:
+        """Add a control token, a placeholder expanded; the prefix, or where it now ends."""
+        if token != self.image_id:
+            ids.append(token)
+            return prefix
+        if prefix:
+            raise ValueError("A dialogue is about one picture; this one places several.")
+        ids += [token] * self.num_image_tokens
+        return len(ids)
 
     def _with_slots(self, message: Message, slots: list[tuple[str, str]]) -> Message:
         """Replace a message's texts by numbered slots, so that the template cannot read them."""

@@ -1,0 +1,80 @@
+"""Control words that people typed, marked in a rendered prompt so that they stay plain text.
+
+``<image>`` in a question looks like the placeholder that a template writes. Once rendered, only a
+mark tells them apart: an invisible character behind the first one of every control word that was
+typed. It breaks the word for any tokenizer, and :func:`restore` takes it out again, whatever else
+was typed. This module knows messages and their texts only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pixellm.types import SEG_MARK
+
+MARK = "\u2064"
+"""INVISIBLE PLUS; typed ones are doubled, so that an odd number of them is a mark."""
+
+_MARKS = re.compile(f"{MARK}({MARK}?)")
+_NOT_MARKED = f"(?!{MARK}(?:{MARK}{MARK})*(?!{MARK}))"
+
+
+def control_words(words: Iterable[str]) -> str:
+    """A regular expression for any of the words, longer ones first."""
+    return "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+
+
+def unmarked(words: Iterable[str]) -> re.Pattern[str]:
+    """Finds the words, in one group, that a template wrote: those without a mark."""
+    return re.compile(f"({control_words(words)}){_NOT_MARKED}")
+
+
+def protect(text: str, words: re.Pattern[str]) -> str:
+    """Mark every control word in a text that somebody typed.
+
+    Args:
+        text: as typed.
+        words: finds control words.
+    """
+    pieces, begun, position = list[str](), 0, 0
+    while found := words.search(text, position):
+        position = found.start() + 1  # words may overlap
+        pieces.append(text[begun:position].replace(MARK, 2 * MARK))
+        begun = position
+    return MARK.join([*pieces, text[begun:].replace(MARK, 2 * MARK)])
+
+
+def restore(text: str) -> str:
+    """What was typed: the inverse of :func:`protect`."""
+    return _MARKS.sub(r"\1", text)
+
+
+def protect_message(
+    message: Mapping[str, Any], words: re.Pattern[str], group: str
+) -> dict[str, Any]:
+    """A message in the usual form, its texts protected.
+
+    Args:
+        message: its content is a text, or a list of parts.
+        words: finds control words.
+        group: what each ``{seg}`` mark of an answer becomes; whitespace around it goes.
+    """
+    is_answer = message["role"] == "assistant"
+
+    def protected(text: str) -> str:
+        if not is_answer or SEG_MARK not in text:
+            return protect(text, words)
+        first, *rest = text.split(SEG_MARK)
+        pieces = [first.rstrip(), *(piece.strip() for piece in rest)]
+        return group.join(protect(piece, words) for piece in pieces)
+
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": protected(content)}
+    parts = [
+        {**part, "text": protected(part["text"])} if part.get("type") == "text" else part
+        for part in content
+    ]
+    return {**message, "content": parts}
