@@ -6,6 +6,7 @@ choose what to show and where, models and files live elsewhere.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from pixellm.prediction.job import JobState
     from pixellm.prediction.job import Progress as JobProgress
     from pixellm.training.progress import TrainEvent
+
+SECONDS_A_LINE = 30.0
+"""How often long work says how far it is, where the console is no terminal."""
 
 _NO_LOSS = (
     "learning_rate",
@@ -104,13 +108,15 @@ def print_text_table(console: Console, table: TextTable) -> None:
 def scenes_progress(console: Console) -> Iterator[ScenesProgress]:
     """A bar with the gIoU so far, as a callback for an evaluation on scenes.
 
-    Nothing is shown where the console is no terminal.
+    Where the console is no terminal, a line now and then.
     """
+    lines = _RareLines(console)
     with _counting_bar(console, "scenes", "gIoU {task.fields[giou]}") as bar:
         task = bar.add_task("scenes", total=None, giou="-")
 
         def show(done: int, total: int, giou: float | None) -> None:
             bar.update(task, completed=done, total=total, giou=_number(giou))
+            lines.say(f"{done}/{total} scenes, gIoU {_number(giou)}")
 
         yield show
 
@@ -119,17 +125,37 @@ def scenes_progress(console: Console) -> Iterator[ScenesProgress]:
 def answers_progress(console: Console) -> Iterator[JobProgress]:
     """A bar over the rows of a prediction job with its speed, as a callback for the job.
 
-    Nothing is shown where the console is no terminal.
+    Where the console is no terminal, a line now and then.
     """
+    lines = _RareLines(console)
     with _counting_bar(console, "questions", "{task.fields[speed]} images/s") as bar:
         task = bar.add_task("answers", total=None, speed="-")
 
         def show(state: JobState) -> None:
-            seconds = bar.tasks[0].elapsed or 0.0
-            speed = f"{state.images / seconds:.2f}" if state.images and seconds else "-"
+            speed = f"{state.images / state.seconds:.2f}" if state.seconds else "-"
             bar.update(task, completed=state.done, total=state.total, speed=speed)
+            lines.say(f"{state.done}/{state.total} questions, {speed} images/s")
 
         yield show
+
+
+class _RareLines:
+    """Says how far long work is, where no bar can be drawn: in a log, a pipe, a batch system.
+
+    Args:
+        console: where to; a terminal is told nothing, it has its bar.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._next = time.monotonic() + SECONDS_A_LINE
+
+    def say(self, line: str) -> None:
+        """Print the line, unless one was printed a moment ago."""
+        now = time.monotonic()
+        if now >= self._next and not self._console.is_terminal:
+            self._console.print(Text(line), soft_wrap=True)
+            self._next = now + SECONDS_A_LINE
 
 
 def _counting_bar(console: Console, unit: str, figure: str) -> Progress:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,31 @@ def test_a_mistake_in_the_model_is_no_row_s_fault(finished: Path, tmp_path: Path
     copy_job(finished, tmp_path, lines=0)
     with pytest.raises(RuntimeError, match="a bug"):
         answer_job(tmp_path, Broken())
+
+
+def test_the_seconds_of_a_job_are_those_of_answering(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_job(finished, tmp_path, lines=NUM_ROWS - BATCH_SIZE)
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("pixellm.prediction.job.time", clock)
+
+    class Slow(Stub):
+        def predict_batch(self, requests: Sequence[Request]) -> list[Prediction]:
+            now[0] += 2
+            return super().predict_batch(requests)
+
+    def load() -> Stub:
+        now[0] += 1000
+        return Slow()
+
+    rows = read_rows(tmp_path / "questions.jsonl")
+    states: list[JobState] = []
+    spread = answer_here(load, "stub")
+    run_job(rows, tmp_path / "answers.jsonl", "stub", spread, BATCH_SIZE, states.append)
+    assert [state.seconds for state in states] == [0, *(2.0 * n for n in range(1, len(states)))]
+    assert len(states) > 2
 
 
 def test_a_finished_job_loads_no_engine(finished: Path, tmp_path: Path) -> None:

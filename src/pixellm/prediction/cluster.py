@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pixellm.prediction.job import BatchAnswers, BatchWorker, Spread
@@ -52,7 +53,7 @@ def answer_on_ray(
             num_gpus=gpus_per_worker or None,
         )
         for row in answered.iter_rows():
-            yield BatchAnswers(row["lines"], row["images"])
+            yield BatchAnswers(row["lines"], row["images"], row["seconds"])
 
     return spread
 
@@ -81,4 +82,4 @@ class _RayWorker:
         sent = pickle.loads(item["rows"])
         rows = sent if self._build is None else LazyRows(sent, self._build)
         answers = self._answer(rows)
-        return {"lines": answers.lines, "images": answers.images}
+        return asdict(answers)

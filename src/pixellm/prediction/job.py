@@ -8,8 +8,9 @@ no command line and no model beyond what answers requests.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +44,14 @@ class JobState:
         bad: rows without an answer.
         total: rows of the job.
         images: pictures answered by this process, each counted once a batch.
+        seconds: since the first batch was begun; loading models came before that.
     """
 
     done: int
     bad: int
     total: int
     images: int = 0
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +61,12 @@ class BatchAnswers:
     Attributes:
         lines: JSON, one line for each row.
         images: different pictures that were asked about.
+        seconds: what the batch took its worker.
     """
 
     lines: bytes
     images: int
+    seconds: float
 
 
 class BatchWorker:
@@ -78,6 +83,7 @@ class BatchWorker:
 
     def __call__(self, batch: Sequence[Row]) -> BatchAnswers:
         """A line of JSON for each row, in order: its answer, or its ``error``."""
+        begun = time.monotonic()
         rows = list(batch)  # the rows of a data set are built each time they are asked for
         requests, problems = _open_rows(rows)
         answers = self._answer(requests, problems)
@@ -87,7 +93,8 @@ class BatchWorker:
                 problems[row.number] = told.replace(str(row.source), row.image)
         lines = [self._line(row, answers.get(row.number), problems) for row in rows]
         images = len({id(request.image) for request in requests.values()})
-        return BatchAnswers("".join(lines).encode("ascii"), images)
+        seconds = time.monotonic() - begun
+        return BatchAnswers("".join(lines).encode("ascii"), images, seconds)
 
     def _answer(
         self, requests: dict[int, Request], problems: dict[int, str]
@@ -147,10 +154,14 @@ def run_job(
         progress(state)
         batches = split_rows(rows, answers.num_done, batch_size)
         images = 0
+        begun: float | None = None
         for _, answered in zip(batches, spread(batches) if batches else (), strict=True):
             answers.append(answered.lines)
             images += answered.images
-            state = JobState(answers.num_done, answers.num_bad, len(rows), images)
+            now = time.monotonic()
+            begun = now - answered.seconds if begun is None else begun
+            counts = (answers.num_done, answers.num_bad, len(rows))
+            state = JobState(*counts, images, now - begun)
             progress(state)
     return state
 
