@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pixellm.training.config import RunConfig
-    from pixellm.training.plan import RunPlan, StagePlan
+    from pixellm.training.plan import EvaluationPlan, RunPlan, StagePlan
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -89,6 +89,8 @@ def _show_plan(config: RunConfig, gpus: int) -> None:
     size = "not known" if plan.num_parameters is None else f"{plan.num_parameters:,} parameters"
     console.print(f"Run {plan.name}: {size}, {gpus} GPU{'s' if gpus > 1 else ''}.")
     console.print(_sources_table(plan))
+    if plan.evaluation is not None:
+        console.print(_evaluation_line(plan.evaluation), soft_wrap=True, highlight=False)
     for stage in plan.stages:
         console.print(_stage_table(stage))
         console.print(_memory_table(stage))
@@ -104,6 +106,13 @@ def _sources_table(plan: RunPlan) -> Table:
         length = "not here" if source.length is None else f"{source.length:,}"
         table.add_row(source.name, f"{source.share:.1%}", length)
     return table
+
+
+def _evaluation_line(evaluation: EvaluationPlan) -> str:
+    count = evaluation.num_pictures
+    pictures = "not here" if count is None else f"{count:,} pictures"
+    steps = f"every {evaluation.every_steps:,} steps and behind each stage"
+    return f"Evaluation on {evaluation.name} ({pictures}), {steps}."
 
 
 def _stage_table(stage: StagePlan) -> Table:

@@ -97,6 +97,47 @@ def test_what_is_not_there_is_reported_and_what_is_wrong_refused(tmp_path: Path)
         plan_run(parse_config({**raw, "data": [{"name": "cocoa"}]}))
 
 
+def test_the_data_of_evaluations_are_opened_and_listed(tmp_path: Path) -> None:
+    raw = real_config(tmp_path).model_dump(mode="json")
+    assert plan_run(parse_config(raw)).evaluation is None
+
+    def plan(**changes: Any) -> Any:
+        settings = {"every_steps": 50, "num_scenes": 30, **changes}
+        return plan_run(parse_config({**raw, "evaluation": settings}))
+
+    found = plan(data={"name": "squares", "args": {"length": 20}})
+    assert found.evaluation is not None
+    shown = found.evaluation
+    assert (shown.name, shown.every_steps, shown.num_pictures) == ("squares", 50, 20)
+    assert found.problems == ()
+    absent = {"name": "coco", "args": {"root": str(tmp_path / "photos"), "split": "val"}}
+    missing = plan(data=absent)
+    assert missing.evaluation.num_pictures is None
+    assert [problem for problem in missing.problems if "photos" in problem] == [
+        f"Evaluation data coco: {missing.evaluation.problem}"
+    ]
+    with pytest.raises(ValueError, match="There is no split 'vall' of the scenes"):
+        plan(split="vall")
+
+
+def test_a_dry_run_shows_what_it_would_be_evaluated_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pixellm.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    raw = real_config(tmp_path).model_dump(mode="json")
+    data = {"name": "coco", "args": {"root": "photos", "split": "val"}}
+    raw["evaluation"] = {"every_steps": 1000, "data": data}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(parse_config(raw).to_yaml(), encoding="utf-8")
+    result = CliRunner().invoke(app, ["train", str(recipe), "--dry-run"], env={"COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    text = re.sub(r"\x1b\[[0-9;]*m", "", result.output)
+    assert "Evaluation on coco (not here), every 1,000 steps and behind each stage." in text
+    assert "Missing: Evaluation data coco: " in text
+
+
 def test_activations_are_counted_once_and_without_weights() -> None:
     with torch.device("meta"):
         module = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))

@@ -31,6 +31,7 @@ class TrainState:
         stage_end: its last step where `max_minutes` has brought the end forward.
         stage_seconds: time spent in it.
         best_score: the highest score of an evaluation; None before the first.
+        evaluated_step: the step of the last evaluation.
     """
 
     step: int = 0
@@ -40,6 +41,7 @@ class TrainState:
     stage_end: int | None = None
     stage_seconds: float = 0.0
     best_score: float | None = None
+    evaluated_step: int = 0
 
     def enter_next_stage(self) -> None:
         """Moves to the start of the next stage."""
@@ -100,18 +102,42 @@ def write_checkpoint(
     Returns:
         The checkpoint's folder.
     """
-    final = folder / f"step_{state.step:08d}"
+    final = folder / _name_of(state)
 
     def write(partial: Path) -> None:
         save_model(partial / "model")
         torch.save(trainer, partial / "trainer.pt")
         (partial / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        (partial / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+        _write_state(partial, state)
 
     replace_folder(final, write)
     for old in list_checkpoints(folder)[:-keep_last]:
         _remove_folder(old)
     return final
+
+
+def update_state(folder: Path, state: TrainState) -> None:
+    """Brings the checkpoint of the present step up to date, where there is one.
+
+    An evaluation follows the checkpoint of its step and changes what is known of the run alone.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        state: position in the run.
+    """
+    checkpoint = folder / _name_of(state)
+    if (checkpoint / "state.json").is_file():
+        _write_state(checkpoint, state)
+
+
+def _name_of(state: TrainState) -> str:
+    return f"step_{state.step:08d}"
+
+
+def _write_state(checkpoint: Path, state: TrainState) -> None:
+    aside = checkpoint / ".state.json.partial"
+    aside.write_text(json.dumps(asdict(state)), encoding="utf-8")
+    aside.replace(checkpoint / "state.json")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

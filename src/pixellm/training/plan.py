@@ -21,11 +21,12 @@ from pixellm.training.memory import MemoryEstimate, estimate_memory
 from pixellm.training.optim import group_parameters
 from pixellm.training.setup import fixed_names, lora_shape, names_that_train
 from pixellm.training.stream import build_source
+from pixellm.training.validation import evaluation_source, open_evaluation_data
 
 _CONTROL_TOKENS = 2
 """Tokens that a dialogue template adds beside the picture's and the codebook's."""
 
-_NO_MODEL_RULES = ("patch_class_head", "target_class_head")
+_NO_MODEL_RULES = ("patch_class_head", "target_class_head", "word_class_head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,23 @@ class SourcePlan:
     name: str
     share: float
     length: int | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPlan:
+    """Evaluations during the run.
+
+    Attributes:
+        name: of the data set, as the recipe names it.
+        every_steps: steps between them; one also ends every stage.
+        num_pictures: looked at each time; None where the data cannot be read.
+        problem: why they cannot.
+    """
+
+    name: str
+    every_steps: int
+    num_pictures: int | None
     problem: str = ""
 
 
@@ -76,6 +94,7 @@ class RunPlan:
         num_gpus: that it is planned for.
         num_parameters: of the model without adapters.
         sources: the mixture.
+        evaluation: what the run is evaluated on; None for no evaluations.
         stages: in their order; () where the model's sizes are not known.
         problems: one sentence for each thing that is not there yet.
     """
@@ -84,6 +103,7 @@ class RunPlan:
     num_gpus: int
     num_parameters: int | None
     sources: tuple[SourcePlan, ...]
+    evaluation: EvaluationPlan | None
     stages: tuple[StagePlan, ...]
     problems: tuple[str, ...]
 
@@ -100,6 +120,9 @@ def plan_run(config: RunConfig, num_gpus: int = 1) -> RunPlan:
     """
     sources = _plan_sources(config)
     problems = [f"Data set {source.name}: {source.problem}" for source in sources if source.problem]
+    evaluation = _plan_evaluation(config)
+    if evaluation is not None and evaluation.problem:
+        problems.append(f"Evaluation data {evaluation.name}: {evaluation.problem}")
     model, problem = model_on_meta(config)
     if problem:
         problems.append(problem)
@@ -109,7 +132,9 @@ def plan_run(config: RunConfig, num_gpus: int = 1) -> RunPlan:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         attach_adapters(model, _adapters(config, model))
         stages = tuple(_plan_stage(config, s, model, sources, num_gpus) for s in config.stages)
-    return RunPlan(config.name, num_gpus, num_parameters, tuple(sources), stages, tuple(problems))
+    return RunPlan(
+        config.name, num_gpus, num_parameters, tuple(sources), evaluation, stages, tuple(problems)
+    )
 
 
 def _plan_sources(config: RunConfig) -> list[SourcePlan]:
@@ -120,8 +145,24 @@ def _plan_sources(config: RunConfig) -> list[SourcePlan]:
         try:
             plans.append(SourcePlan(source.name, share, len(build_source(source))))
         except (OSError, ImportError) as error:
-            plans.append(SourcePlan(source.name, share, None, " ".join(str(error).split())))
+            plans.append(SourcePlan(source.name, share, None, _one_line(error)))
     return plans
+
+
+def _plan_evaluation(config: RunConfig) -> EvaluationPlan | None:
+    settings = config.evaluation
+    if not settings.every_steps:
+        return None
+    name = evaluation_source(settings).name
+    try:
+        length = min(settings.num_scenes, len(open_evaluation_data(settings)))
+    except (OSError, ImportError) as error:
+        return EvaluationPlan(name, settings.every_steps, None, _one_line(error))
+    return EvaluationPlan(name, settings.every_steps, length)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def model_on_meta(config: RunConfig) -> tuple[Any | None, str]:

@@ -35,6 +35,7 @@ from pixellm.training.setup import (
     set_up_model,
 )
 from pixellm.training.stream import SampleDataset, build_sources, question_texts
+from pixellm.training.validation import open_evaluation_data
 
 Evaluate = Callable[[Any, Any, EvaluationConfig], Mapping[str, float]]
 """(model, processor, settings) -> scores."""
@@ -76,6 +77,8 @@ class Run:
             torch.set_num_threads(self.config.threads)
         checkpoints.seed_everything(self.config.seed)
         sources = build_sources(self.config.data, self.config.stages[0])
+        if self.config.evaluation.every_steps:
+            open_evaluation_data(self.config.evaluation)
         self.restored: dict[str, Any] | None = None
         if checkpoint is not None:
             self.state, self.restored = checkpoints.read_checkpoint(checkpoint)

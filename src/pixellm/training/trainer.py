@@ -102,6 +102,8 @@ class _Run(Run):
         self._report("stage", {"steps": self.stage_end, "groups": rows})
         self.objective.train()
         self.meter = Meter()
+        if self._is_evaluation_due():  # the run was stopped between a checkpoint and its scores
+            self._evaluate()
         self.clock = time.monotonic()
         for batches in self._steps():
             self._step(module, batches)
@@ -171,7 +173,7 @@ class _Run(Run):
             self.state.stage_step, self.stage_end, stage.warmup_steps, stage.decay_fraction
         )
 
-    # After each step: time, log, evaluation, checkpoint; each when its turn comes.
+    # After each step: time, log, checkpoint, evaluation; each when its turn comes.
 
     def _after_step(self) -> None:
         state, config = self.state, self.config
@@ -182,11 +184,10 @@ class _Run(Run):
         ends = state.stage_step >= self.stage_end
         if ends or state.step % config.log_every == 0:
             self._report_step()
-        every = config.evaluation.every_steps
-        if every and (ends or state.step % every == 0):
-            self._evaluate()
         if ends or state.step % config.checkpoint.every_steps == 0:
             self._write_checkpoint()
+        if self._is_evaluation_due():
+            self._evaluate()
 
     def _plan_end(self) -> None:
         """Brings the decay forward when the stage's time runs out; later steps follow from it."""
@@ -217,12 +218,24 @@ class _Run(Run):
         self._report("step", values)
         self.meter = Meter()
 
+    def _is_evaluation_due(self) -> bool:
+        state, every = self.state, self.config.evaluation.every_steps
+        if not every or state.evaluated_step >= state.step:
+            return False
+        return state.stage_step >= self.stage_end or state.step % every == 0
+
     def _evaluate(self) -> None:
+        """Scores the weights on the main process, or on all where each holds a part of them."""
+        is_main = self.accelerator.is_main_process
+        if is_main or is_sharded(self.accelerator):
+            self._score()
+        self.state.evaluated_step = self.state.step
+        if is_main:
+            checkpoints.update_state(self.folder / "checkpoints", self.state)
+        self.accelerator.wait_for_everyone()
+
+    def _score(self) -> None:
         """Scores the (averaged) weights and keeps the best; random states stay as they were."""
-        together = is_sharded(self.accelerator)
-        if not (self.accelerator.is_main_process or together):
-            self.accelerator.wait_for_everyone()
-            return
         states = checkpoints.random_states()
         self.objective.eval()
         with (
@@ -236,8 +249,7 @@ class _Run(Run):
         checkpoints.restore_random_states(states)
         self._report("evaluation", dict(scores))
         score = scores.get(self.config.evaluation.best_by)
-        self._keep_best(agreed(score) if together else score)
-        self.accelerator.wait_for_everyone()
+        self._keep_best(agreed(score) if is_sharded(self.accelerator) else score)
 
     def _keep_best(self, score: float | None) -> None:
         best = self.state.best_score

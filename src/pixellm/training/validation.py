@@ -14,8 +14,35 @@ import numpy as np
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.training.config import DataSource, EvaluationConfig
+from pixellm.training.stream import SampleDataset, build_source
 
 _BATCH = 16
+
+
+def open_evaluation_data(settings: EvaluationConfig) -> SampleDataset:
+    """The data set of a run's evaluations, its first picture read.
+
+    Made before a run starts, this finds what would stop it at its first evaluation.
+
+    Raises:
+        ImportError: scenes without the extra `scenes`.
+        FileNotFoundError: files of the data set are missing; says where to get them.
+        ValueError: a data set or a split that is unknown, damaged or empty.
+    """
+    source = evaluation_source(settings)
+    dataset = build_source(source)
+    if not len(dataset):
+        raise ValueError(f"The evaluation data {source.name!r} of the recipe hold no picture.")
+    dataset[0]
+    return dataset
+
+
+def evaluation_source(settings: EvaluationConfig) -> DataSource:
+    """What a run is evaluated on, scenes where the recipe names no data."""
+    if settings.data is not None:
+        return settings.data
+    args = {"split": settings.split, "length": settings.num_scenes}
+    return DataSource(name="scenes", args=args)
 
 
 def evaluate_run(
@@ -57,7 +84,6 @@ def evaluate_on_data(engine: Any, source: DataSource, num_pictures: int) -> dict
     from pixellm.evaluation.metrics import Ratio, add_ratios, score_masks, strict_ratios
     from pixellm.evaluation.runner import answer_dialogues
     from pixellm.masks import decode_mask
-    from pixellm.training.stream import build_source
 
     dataset = build_source(source)
     pictures = (dataset[index] for index in range(min(num_pictures, len(dataset))))
