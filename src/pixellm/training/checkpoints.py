@@ -183,14 +183,40 @@ def read_checkpoint(path: Path) -> tuple[TrainState, dict[str, Any]]:
 
 
 def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
-    """Writes a folder aside and renames it into place; leftovers of a killed try are cleared."""
-    partial = final.with_name(f".{final.name}.partial")
+    """Writes a folder aside and exchanges it for the old one, if there is one.
+
+    The old folder stays until the new one has its name. A kill between the two renames leaves
+    both under other names: :func:`finish_exchange`, at the next start or try, sets this right.
+    """
+    finish_exchange(final)
+    partial = _partial_name(final)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     write(partial)
     if final.exists():
-        _remove_folder(final)
+        final.replace(_old_name(final))
     partial.replace(final)
+    finish_exchange(final)
+
+
+def finish_exchange(final: Path) -> None:
+    """Gives the new folder its name, where a kill came in between, and removes the old one."""
+    old = _old_name(final)
+    if not old.exists():
+        return
+    if not final.exists():  # the new one is complete, or the old one would have its name
+        partial = _partial_name(final)
+        (partial if partial.exists() else old).replace(final)
+    if old.exists():
+        _remove_folder(old)
+
+
+def _partial_name(final: Path) -> Path:
+    return final.with_name(f".{final.name}.partial")
+
+
+def _old_name(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
 
 
 def _remove_folder(path: Path) -> None:

@@ -76,6 +76,9 @@ class Run:
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         checkpoints.seed_everything(self.config.seed)
+        if self.accelerator.is_main_process:
+            for name in ("best", "model"):
+                checkpoints.finish_exchange(self.folder / name)
         sources = build_sources(self.config.data, self.config.stages[0])
         if self.config.evaluation.every_steps:
             open_evaluation_data(self.config.evaluation)

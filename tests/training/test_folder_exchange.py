@@ -1,0 +1,94 @@
+"""Folders that replace older ones, killed at every point of the exchange."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pixellm.training.checkpoints import finish_exchange, replace_folder
+
+
+class Killed(BaseException):
+    pass
+
+
+def write(text: str) -> Any:
+    def into(folder: Path) -> None:
+        (folder / "one.txt").write_text(text)
+        (folder / "two.txt").write_text(text)
+
+    return into
+
+
+def content(folder: Path) -> str | None:
+    """What a folder holds; None where it is not whole."""
+    texts = {path.read_text() for path in folder.glob("*.txt")}
+    whole = len(texts) == 1 and len(list(folder.iterdir())) == 2
+    return texts.pop() if whole else None
+
+
+def kill_at(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops the process, so to speak, before and after every change of the folders, in turn."""
+    seen = 0
+
+    def point() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == count:
+            raise Killed
+
+    def watch(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def watched(*args: Any, **options: Any) -> Any:
+            point()
+            result = original(*args, **options)
+            point()
+            return result
+
+        monkeypatch.setattr(owner, name, watched)
+
+    for owner, name in ((Path, "replace"), (Path, "write_text"), (shutil, "rmtree")):
+        watch(owner, name)
+
+
+def is_finished(best: Path, count: int) -> bool:
+    """Whether an exchange that is killed at a point never gets there."""
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(count, patch)
+        try:
+            replace_folder(best, write("new"))
+        except Killed:
+            return False
+        return True
+
+
+def test_a_kill_at_any_point_leaves_the_old_folder_or_the_new_one(tmp_path: Path) -> None:
+    seen = []
+    for count in range(1, 40):
+        best = tmp_path / str(count) / "best"
+        replace_folder(best, write("old"))
+        if is_finished(best, count):
+            break
+        around = [content(path) for path in best.parent.iterdir()]
+        assert {"old", "new"} & set(around), count
+        finish_exchange(best)
+        seen.append(content(best))
+        replace_folder(best, write("newest"))
+        assert content(best) == "newest"
+        assert [path.name for path in best.parent.iterdir()] == ["best"], count
+    assert content(best) == "new"
+    assert seen == sorted(seen, reverse=True) and set(seen) == {"old", "new"}, seen
+
+
+def test_a_first_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    for count in range(1, 40):
+        best = tmp_path / str(count) / "best"
+        if is_finished(best, count):
+            break
+        finish_exchange(best)
+        assert not best.exists() or content(best) == "new"
+    assert content(best) == "new"
