@@ -1,7 +1,8 @@
 """Scores of the masks' own scores: average precision, its curve, and calibration.
 
 Average precision is COCO's, computed by pycocotools: each question is a picture, each predicted
-mask a detection with the model's score, over IoU 0.50 to 0.95. It knows nothing of tables.
+mask a detection with the model's score, over IoU 0.50 to 0.95. Regions to ignore are crowds there:
+a mask that lies in one is neither right nor wrong. It knows nothing of tables.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pixellm.evaluation.records import AnswerRecord
+from pixellm.evaluation.records import AnswerRecord, ignored_pixels
 from pixellm.evaluation.slots import Slot
+from pixellm.masks import encode_mask
 
 NUM_CALIBRATION_BINS = 10
 _MOST_MASKS = 1000
@@ -69,8 +71,11 @@ def compute_precision(
 ) -> PrecisionCurve:
     """COCO's average precision over the scores of masks.
 
+    Every question asks for its own class alone: a class is only asked for where the data say so,
+    and masks of other classes that a picture shows are never among the detections.
+
     Args:
-        records: answered questions.
+        records: answered questions; what their targets mark as ignored is a crowd region.
         class_of: class of a question; precision is the mean over classes. One class where None.
     """
     classes: dict[str, int] = {}
@@ -79,6 +84,9 @@ def compute_precision(
         name = "" if class_of is None else class_of(record)
         place = {"image_id": number, "category_id": classes.setdefault(name, len(classes) + 1)}
         truths += [_annotation(target.mask, place) for target in record.targets]
+        ignored = ignored_pixels(record.targets, record.size)
+        if ignored.any():
+            truths.append(_annotation(encode_mask(ignored), place) | {"iscrowd": 1})
         detections += [_annotation(m.mask, place) | {"score": m.score} for m in record.shown]
     if not truths:
         return PrecisionCurve(None, None, None, (), {})

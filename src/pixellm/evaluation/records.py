@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,8 @@ def build_record(
 ) -> AnswerRecord:
     """Score an answer against its turn.
 
-    Pixels that the targets mark as ignored (ReasonSeg) are taken out of all masks first.
+    Pixels that the targets mark as ignored (ReasonSeg, crowds) are taken out of all masks first; a
+    mask that lies there by half or more and touches no target is no spurious one.
 
     Args:
         place: where the question comes from.
@@ -124,9 +125,8 @@ def build_record(
     size = (int(prediction.size[0]), int(prediction.size[1]))
     truths = stack_masks([decode_mask(target.mask) for target in turn.targets], size)
     shown = stack_masks([segment.mask for segment in prediction.segments], size)
-    counted = ~_ignored(turn.targets, truths, size)
+    ignored = ignored_pixels(turn.targets, size)
     scores = [float(segment.score) for segment in prediction.segments]
-    masks = (shown & counted, truths & counted, scores)
     return AnswerRecord(
         index=place.index,
         turn=place.turn,
@@ -143,8 +143,8 @@ def build_record(
             ShownMask(s.label, float(s.score), s.span, encode_mask(s.mask))
             for s in prediction.segments
         ),
-        slots=score_slots(*masks, pairs),
-        union=score_union(*masks),
+        slots=_score_what_counts(shown, truths, ignored, scores, pairs),
+        union=score_union(shown & ~ignored, truths, scores),
         released=_score_as_released(prediction, truths) if protocol == "released" else None,
         seconds=seconds,
         num_tokens=int(prediction.info.get("num_tokens", 0)),
@@ -190,21 +190,49 @@ def stack_masks(masks: Sequence[BoolMask], size: tuple[int, int]) -> BoolMask:
     return np.stack(masks) if len(masks) else np.zeros((0, *size), dtype=np.bool_)
 
 
+def ignored_pixels(targets: Sequence[Target], size: tuple[int, int]) -> BoolMask:
+    """Pixels that a question's scores leave out; what a target claims always counts.
+
+    Args:
+        targets: of the question.
+        size: (height, width) of the picture.
+
+    Returns:
+        (H, W) bool.
+    """
+    regions = [decode_mask(target.ignore) for target in targets if target.ignore is not None]
+    if not regions:
+        return np.zeros(size, dtype=np.bool_)
+    claimed = np.logical_or.reduce([decode_mask(target.mask) for target in targets])
+    return np.asarray(np.logical_or.reduce(regions) & ~claimed)
+
+
 def without_marks(answer: str) -> str:
     """An answer's text without its ``{seg}`` marks and the spaces in front of them."""
     return re.sub(rf"\s*{re.escape(SEG_MARK)}", "", answer)
 
 
-def _ignored(targets: Sequence[Target], truths: BoolMask, size: tuple[int, int]) -> BoolMask:
-    """Pixels to leave out; what a target claims always counts."""
-    ignored = np.zeros(size, dtype=np.bool_)
-    for target in targets:
-        if target.ignore is not None:
-            ignored |= decode_mask(target.ignore)
-    return ignored & ~truths.any(axis=0)
+def _score_what_counts(
+    shown: BoolMask, truths: BoolMask, ignored: BoolMask, scores: list[float], pairs: Pairs | None
+) -> tuple[Slot, ...]:
+    """Slots over the pixels that count, of the masks that count."""
+    kept = [*range(len(shown))]
+    if pairs is None and ignored.any():
+        claimed = truths.any(axis=0)
+        kept = [
+            i
+            for i, mask in enumerate(shown)
+            if (mask & claimed).any() or 2 * (mask & ignored).sum() < max(mask.sum(), 1)
+        ]
+    slots = score_slots(shown[kept] & ~ignored, truths, [scores[i] for i in kept], pairs)
+    return tuple(
+        slot if slot.prediction is None else replace(slot, prediction=kept[slot.prediction])
+        for slot in slots
+    )
 
 
 def _score_as_released(prediction: Prediction, truths: BoolMask) -> QuestionScore:
+    """By the release's MUSE scorer, which knows no ignored pixels: all of them count here."""
     logits = prediction.info.get(MASK_LOGITS)
     if logits is None:
         if prediction.segments:
