@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from pixellm.evaluation.curves import (
 )
 from pixellm.evaluation.metrics import MuseScorer
 from pixellm.evaluation.records import MASK_LOGITS, AnswerRecord, Place, build_record
+from pixellm.evaluation.report.tables import all_tables
+from pixellm.evaluation.report.write import build_markdown
 from pixellm.evaluation.scores import SCORES, Rules, picture_ratios, size_bin
 from pixellm.evaluation.slots import Slot
 from pixellm.evaluation.summary import summarize
@@ -90,6 +93,7 @@ def test_scores_of_slots_by_hand():
         "precision": 2 / 3,
         "recall": 2 / 3,
         "set_accuracy": 1 / 3,
+        "set_accuracy_targets": 0.0,
         "n_acc": 1.0,
         "t_acc": 1 / 2,
         "union_giou": (5 / 8 + 1 + 0) / 3,
@@ -146,15 +150,43 @@ def test_ignored_pixels_count_for_nobody():
     with_ignored = record((0b0111,), (0b0001,), ignore=0b0110)
     assert with_ignored.slots[0].iou == 1
     assert record((0b0111,), (0b0001,), ignore=0b0100).slots[0].iou == pytest.approx(1 / 2)
+    # A mask of such a region is not spurious, and the others keep their numbers; one beside it is.
+    crowd = record((0b1110_0000, 0b0001), (0b0001,), ignore=0b1100_0000)
+    assert [(slot.prediction, slot.truth) for slot in crowd.slots] == [(1, 0)]
+    beside = record((0b0111_0000, 0b0001), (0b0001,), ignore=0b0100_0000)
+    assert [(slot.prediction, slot.truth) for slot in beside.slots] == [(1, 0), (0, None)]
+    assert len(record((0, 0b0001), (0b0001,), ignore=0b0100).slots) == 2  # an empty mask is
     # What a target claims counts, ignored or not.
     assert record((0b0010,), (0b0011,), ignore=0b0001).slots[0].iou == pytest.approx(1 / 2)
+
+
+def test_the_release_knows_no_ignored_pixels():
+    ignoring, plain = (
+        record((0b0111,), (0b0001,), ignore=ignore, protocol="released") for ignore in (0b0110, 0)
+    )
+    assert ignoring.released == plain.released
+    assert ignoring.slots[0].iou == 1 > plain.slots[0].iou
+
+
+def test_answers_in_words_alone_are_compared_with_the_true_ones():
+    said = record((), (), kind="plain")
+    right, wrong = replace(said, answer="NONE!"), replace(said, answer="Two.")
+    counted = replace(said, kind="counting", expected="There are two.", answer="I see 2.")
+    masked = record((0b1,), (0b1,), kind="plain")
+    found = summarize([right, wrong, counted, masked], STRICT)
+    assert found.score("text_accuracy").value == pytest.approx(2 / 3)
+    assert found.score("text_accuracy", "kind plain").value == pytest.approx(1 / 2)
+    lead = build_markdown("t", "l", all_tables(found, ("text_accuracy",)))
+    assert "| text\\_accuracy | 0.667 |" in lead
+    forced = summarize([right, wrong], Rules("slots", "forced", "strict"))
+    assert forced.score("text_accuracy").value is None
 
 
 def test_given_answers_are_paired_by_place_and_their_names_not_judged():
     crossed = record((0b1100, 0b0011), (0b0011, 0b1100), pairs=[(0, 0), (1, 1)])
     found = values([crossed], Rules("slots", "forced", "strict"))
     assert found["giou"] == 0
-    assert "name_recall" not in found
+    assert not {"name_recall", "n_acc", "t_acc", "text_accuracy"} & found.keys()
 
 
 def test_the_released_scores_are_those_of_the_scorer():
@@ -253,6 +285,17 @@ def test_average_precision_is_a_mean_over_thresholds_and_classes():
     missed = record((), (0b1,), kind="dog")
     by_kind = compute_precision([partly, missed], lambda one: one.kind)
     assert by_kind.ap == pytest.approx(0.3)
+
+
+def test_masks_in_regions_to_ignore_are_neither_right_nor_wrong_for_average_precision():
+    # A confident mask in the region, or beside it; then the right one.
+    inside = record((0b1100_0000, 0b1), (0b1,), scores=(0.9, 0.5), ignore=0b1111_0000)
+    assert compute_precision([inside]).ap == pytest.approx(1)
+    outside = record((0b1111_0000_0000, 0b1), (0b1,), scores=(0.9, 0.5), ignore=0b1111_0000)
+    assert compute_precision([outside]).ap == pytest.approx(0.5)
+    # The region belongs to its own question: another question's mask of the same place is wrong.
+    other = record((0b1100_0000, 0b1), (0b1,), scores=(0.9, 0.5), picture="b")
+    assert compute_precision([inside, other]).ap < 1
 
 
 def test_average_precision_without_targets_or_masks():

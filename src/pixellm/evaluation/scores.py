@@ -14,6 +14,7 @@ from typing import Literal
 from pixellm.evaluation.matching import HIT_IOU
 from pixellm.evaluation.metrics import Protocol, Ratio, add_ratios, strict_ratios
 from pixellm.evaluation.naming import count_named
+from pixellm.evaluation.plain_answers import TEXT_KINDS, is_text_right
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.slots import Slot, slots_to_score
 
@@ -40,10 +41,13 @@ SCORES = {
     "precision": "masks shown that match a target at IoU >= 0.5",
     "recall": "targets matched at IoU >= 0.5",
     "set_accuracy": "questions with every target matched at IoU >= 0.5 and no spurious mask",
+    "set_accuracy_targets": "set accuracy over questions that have targets",
     "n_acc": "questions without targets that are answered without masks",
     "t_acc": "questions with targets that are answered with at least one mask",
     "name_recall": "targets whose name is in a phrase of its own that carries a mask",
     "name_precision": "phrases with a mask that name a target of their own",
+    "text_accuracy": "counting questions answered with the right number, and plain ones word for "
+    "word, case and punctuation aside",
     "seconds": "per answer, its share of the time of its batch",
     "tokens": "per answer, those of the masks included",
 }
@@ -66,7 +70,7 @@ class Rules:
 
     Attributes:
         unit: what counts as one IoU.
-        mode: how the answers came about; given texts are not judged.
+        mode: how the answers came about; given texts are not judged, nor whether they hold masks.
         protocol: "released" takes gIoU and cIoU from the records' released scores.
     """
 
@@ -133,7 +137,6 @@ def question_giou(record: AnswerRecord, unit: Unit) -> float:
 def _question_ratios(record: AnswerRecord, rules: Rules) -> dict[str, Ratio]:
     slots = record.slots if rules.unit == "slots" else record.union
     ratios = dict.fromkeys(SCORES, (0.0, 0.0)) | strict_ratios(slots_to_score(slots))
-    del ratios["set_accuracy_targets"]
     if rules.unit == "slots":
         union = strict_ratios(slots_to_score(record.union))
         ratios |= {"union_giou": union["giou"], "union_ciou": union["ciou"]}
@@ -141,7 +144,9 @@ def _question_ratios(record: AnswerRecord, rules: Rules) -> dict[str, Ratio]:
         ratios[f"p@{level}"] = (sum(slot.iou >= level for slot in slots), len(slots))
     ratios["boundary_iou"] = (math.fsum(slot.boundary_iou for slot in slots), len(slots))
     if rules.mode == "free":
-        ratios |= _name_ratios(record)
+        ratios |= _name_ratios(record) | _text_ratios(record)
+    else:  # a given text shows masks exactly where some are asked for
+        ratios |= {"n_acc": (0.0, 0.0), "t_acc": (0.0, 0.0)}
     ratios["seconds"] = (record.seconds, 1.0)
     ratios["tokens"] = (float(record.num_tokens), 1.0 if record.num_tokens else 0.0)
     return ratios
@@ -153,6 +158,14 @@ def _name_ratios(record: AnswerRecord) -> dict[str, Ratio]:
     return {
         "name_recall": (named, len(record.targets)),
         "name_precision": (named, len(phrases)),
+    }
+
+
+def _text_ratios(record: AnswerRecord) -> dict[str, Ratio]:
+    if record.kind not in TEXT_KINDS or record.targets:
+        return {}
+    return {
+        "text_accuracy": (float(is_text_right(record.kind, record.expected, record.answer)), 1.0)
     }
 
 

@@ -39,7 +39,17 @@ KIND = "kind "
 SIZE = "size "
 """Names of groups, and what those of each sort begin with."""
 
-_KIND_SCORES = ("giou", "ciou", "union_giou", "union_ciou", "recall", "precision", "n_acc")
+KIND_SCORES = (
+    "giou",
+    "ciou",
+    "union_giou",
+    "union_ciou",
+    "recall",
+    "precision",
+    "n_acc",
+    "text_accuracy",
+)
+"""Of the groups by kind of question."""
 
 Cell = tuple[str, str]
 """(group, score)."""
@@ -176,7 +186,7 @@ def _picture_cells(records: Sequence[AnswerRecord], rules: Rules) -> dict[Cell, 
             members.setdefault(group, []).append(record)
     for group, questions in members.items():
         ratios = picture_ratios(questions, rules)
-        names = _KIND_SCORES if group.startswith(KIND) else tuple(ratios)
+        names = KIND_SCORES if group.startswith(KIND) else tuple(ratios)
         cells.update({(group, name): ratios[name] for name in names})
     for size, ratios in size_ratios(records).items():
         cells.update({(SIZE + size, name): ratio for name, ratio in ratios.items()})

@@ -12,7 +12,15 @@ from typing import Any
 from pixellm.evaluation.curves import calibration_error
 from pixellm.evaluation.intervals import Estimate
 from pixellm.evaluation.scores import SCORES, SIZE_SCORES
-from pixellm.evaluation.summary import KIND, OVERALL, SIZE, TARGETS, Group, Summary
+from pixellm.evaluation.summary import (
+    KIND,
+    KIND_SCORES,
+    OVERALL,
+    SIZE,
+    TARGETS,
+    Group,
+    Summary,
+)
 
 Row = tuple[str, ...]
 
@@ -25,7 +33,7 @@ _LABELS = {
 _COLUMNS = {
     TARGETS: ("giou", "ciou", "union_giou", "set_accuracy", "recall", "precision"),
     SIZE: tuple(SIZE_SCORES),
-    KIND: ("giou", "ciou", "union_giou", "union_ciou", "recall", "precision", "n_acc"),
+    KIND: KIND_SCORES,
 }
 _WITH_INTERVAL = frozenset({"giou", "target_iou", "union_giou"})
 
@@ -91,8 +99,9 @@ def describe_run(settings: dict[str, Any], summary: Summary) -> str:
     mode = {"free": "answers written freely", "forced": "teacher-forced (true texts given)"}
     unit = {"slots": "each mask counts", "union": "all masks of an answer joined"}
     rules = summary.rules
+    dtype = f" in {settings['dtype']}" if settings.get("dtype") else ""
     return (
-        f"{settings['title']} {settings['split']} with {settings['model']}: "
+        f"{settings['title']} {settings['split']} with {settings['model']}{dtype}: "
         f"{mode[rules.mode]}, {settings['protocol']} protocol, {unit[rules.unit]}; "
         f"{summary.num_questions} questions about {summary.num_pictures} pictures, "
         f"{summary.num_targets} targets, {summary.num_masks} masks shown."
