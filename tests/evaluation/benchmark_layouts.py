@@ -24,8 +24,16 @@ REFS_FILES = {
 
 def write_benchmark(name: str, root: Path) -> Path:
     """Write the files of a benchmark; returns what --data takes."""
-    if name in ("reasonseg", "muse", "coco"):
-        {"reasonseg": _write_reasonseg, "muse": _write_muse, "coco": _write_coco}[name](root)
+    writers = {
+        "reasonseg": _write_reasonseg,
+        "muse": _write_muse,
+        "coco": _write_coco,
+        "coco-expressions": _write_expressions,
+        "labelme": _write_labelme,
+        "jsonl": _write_jsonl,
+    }
+    if name in writers:
+        writers[name](root)
     else:
         _write_refer(name.removeprefix("multi-"), root)
     return root
@@ -76,6 +84,49 @@ def _instances(folder: Path) -> dict[str, Any]:
 
 def _write_coco(root: Path) -> None:
     _write_json(root / "annotations/instances_val.json", _instances(root / "val" / "images"))
+
+
+def _write_expressions(root: Path) -> None:
+    values = _instances(root / "val" / "images")
+    for one in values["annotations"]:
+        one["expression"] = f"the thing number {one['id']}"
+    _write_json(root / "annotations/instances_val.json", values)
+
+
+def _write_labelme(root: Path) -> None:
+    for number in range(NUM_PICTURES):
+        _draw(root / "val" / f"{number}.png", number)
+        shapes = [
+            {
+                "label": ("cup", "cup", "dog")[thing],
+                "shape_type": "polygon",
+                "points": np.reshape(_box(thing), (4, 2)).tolist(),
+            }
+            for thing in range(NUM_THINGS)
+        ]
+        _write_json(
+            root / "val" / f"{number}.json", {"imagePath": f"{number}.png", "shapes": shapes}
+        )
+
+
+def _write_jsonl(root: Path) -> None:
+    targets = [
+        {"name": "cup", "segmentation": [_box(0)]},
+        {"name": "dog", "segmentation": [_box(1)]},
+    ]
+    lines = []
+    for number in range(NUM_PICTURES):
+        _draw(root / f"{number}.png", number)
+        turns = [
+            {
+                "question": f"What is in picture {number}?",
+                "answer": "The cup {seg} and the dog {seg}.",
+                "targets": targets,
+            },
+            {"question": "Is there a hat?", "answer": "No.", "kind": "plain"},
+        ]
+        lines.append(json.dumps({"image": f"{number}.png", "turns": turns}))
+    (root / "val.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
 def _write_refer(name: str, root: Path) -> None:

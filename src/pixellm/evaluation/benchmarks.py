@@ -16,6 +16,7 @@ from pixellm.evaluation.scores import Mode, Rules, Unit
 from pixellm.types import Sample
 
 _REFERRING = ("ciou", "giou", "p@0.5", "p@0.7", "p@0.9")
+_REFER_SETS = (("refcoco", "refCOCO"), ("refcoco+", "refCOCO+"), ("refcocog", "refCOCOg"))
 _MULTIPLE = ("giou", "ciou", "set_accuracy", "precision", "recall")
 
 
@@ -70,20 +71,19 @@ BENCHMARKS = {
     for benchmark in (
         *(
             Benchmark(name, title, "union", ("forced", "free"), "same", _REFERRING, "val")
-            for name, title in (
-                ("refcoco", "refCOCO"),
-                ("refcoco+", "refCOCO+"),
-                ("refcocog", "refCOCOg"),
-            )
+            for name, title in _REFER_SETS
         ),
-        Benchmark(
-            "multi-refcoco",
-            "multi-refCOCO",
-            "slots",
-            ("forced", "free"),
-            "same",
-            ("ciou", "giou", "recall"),
-            "val",
+        *(
+            Benchmark(
+                f"multi-{name}",
+                f"multi-{title}",
+                "slots",
+                ("forced", "free"),
+                "same",
+                ("ciou", "giou", "recall"),
+                "val",
+            )
+            for name, title in _REFER_SETS
         ),
         Benchmark(
             "grefcoco",
@@ -109,12 +109,29 @@ BENCHMARKS = {
             classes_are_kinds=True,
         ),
         Benchmark(
+            "coco-expressions",
+            "own expressions",
+            "union",
+            ("forced", "free"),
+            "same",
+            _REFERRING,
+            "val",
+        ),
+        Benchmark(
+            "labelme", "own LabelMe photos", "slots", ("free", "forced"), "muse", _MULTIPLE, "val"
+        ),
+        Benchmark("jsonl", "own dialogues", "slots", ("free", "forced"), "muse", _MULTIPLE, "val"),
+        Benchmark(
             "scenes",
             "scenes",
             "slots",
             ("free", "forced"),
             "muse",
-            ("giou_targets", "ciou_targets", *_MULTIPLE, "n_acc"),
+            (
+                *("giou_targets", "ciou_targets", "set_accuracy_targets"),
+                *_MULTIPLE,
+                *("n_acc", "text_accuracy"),
+            ),
             "test",
         ),
     )
@@ -133,13 +150,21 @@ def find_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-def open_questions(name: str, split: str, data: Path) -> Sequence[Sample]:
+ONE_FILE = ("muse", "jsonl")
+"""Benchmarks whose questions may also be those of a single file of one's own."""
+
+
+def open_questions(
+    name: str, split: str, data: Path, images: Path | None = None
+) -> Sequence[Sample]:
     """The questions of a benchmark's split, built when asked for.
 
     Args:
         name: of a benchmark with files; drawn scenes are opened by :class:`SceneQuestions`.
         split: one of the data set's.
-        data: folder that holds the data sets; for ``coco`` one in COCO's layout.
+        data: folder that holds the data sets; for ``coco`` one in COCO's layout; for those in
+            :data:`ONE_FILE` also a file of their format.
+        images: folder of MUSE's photos, where they do not lie as usual or beside the file.
 
     Raises:
         ValueError: an unknown benchmark or split, or damaged files.
@@ -152,7 +177,13 @@ def open_questions(name: str, split: str, data: Path) -> Sequence[Sample]:
         return CocoCategories(data, split)
     from pixellm.data.registry import open_reader
 
-    return open_reader(name, data, split).evaluation_samples()
+    options: dict[str, Any] = {} if images is None else {"images": images}
+    if data.is_file():
+        if name not in ONE_FILE:
+            raise ValueError(f"--data of {name} is a folder; {data} is a file.")
+        path = data.resolve()
+        data, options["file"] = path.parent, path if name == "muse" else path.name
+    return open_reader(name, data, split, **options).evaluation_samples()
 
 
 class SceneQuestions(Sequence[Sample]):
