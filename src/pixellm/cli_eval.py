@@ -29,6 +29,8 @@ from pixellm.cli_judge import (
 )
 
 if TYPE_CHECKING:
+    from pixellm.engine import Engine
+    from pixellm.evaluation.baselines import ObjectGuesser
     from pixellm.evaluation.benchmark_run import BenchmarkRun
     from pixellm.evaluation.evaluate import ProcessGroup, Progress
     from pixellm.evaluation.judge import JudgeSettings
@@ -41,10 +43,15 @@ _ASKED = {
     "refcoco+": "refCOCO+: one expression without places, one mask.",
     "refcocog": "refCOCOg: one longer expression, one mask.",
     "multi-refcoco": "multi-refCOCO: several expressions about a picture, asked together.",
+    "multi-refcoco+": "multi-refCOCO+: several expressions without places, asked together.",
+    "multi-refcocog": "multi-refCOCOg: several longer expressions, asked together.",
     "grefcoco": "gRefCOCO: expressions for none, one or several objects.",
     "reasonseg": "ReasonSeg: one question that needs reasoning, one mask.",
     "muse": "MUSE: questions that need reasoning about several objects.",
     "coco": "COCO categories: every instance of each category that a photo shows.",
+    "coco-expressions": "Own photos in COCO format: the description of each annotation.",
+    "labelme": "Own LabelMe photos: every instance of each label that a photo shows.",
+    "jsonl": "Own dialogues, one a line: the first question of each.",
 }
 """Benchmark with files -> what it asks, for ``--help``. The table of benchmarks is not imported
 for that: it would cost NumPy."""
@@ -54,15 +61,28 @@ _SPLITS = {
     "refcoco+": "val, testA, testB",
     "refcocog": "val, test",
     "multi-refcoco": "val, testA, testB",
+    "multi-refcoco+": "val, testA, testB",
+    "multi-refcocog": "val, test",
     "grefcoco": "val, testA, testB",
     "reasonseg": "val, test",
     "muse": "val, test_less, test_many",
     "coco": "val, train",
+    "coco-expressions": "val, train, test",
+    "labelme": "val, train, test",
+    "jsonl": "val, train, test",
 }
+
+_BESIDE = {
+    "muse": "pixellm eval muse --data set/muse_val.json --images photos",
+    "jsonl": "pixellm eval jsonl --data questions.jsonl",
+}
+"""Benchmark -> one more example, of a single file."""
 
 _Model = Annotated[str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")]
 _Split = Annotated[str, typer.Option(help="Part of the data set.")]
-_Data = Annotated[Path, typer.Option(help="Folder that holds the data sets.")]
+_Data = Annotated[
+    Path, typer.Option(help="Folder that holds the data sets; for muse and jsonl also a file.")
+]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 _Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
 _Mode = Annotated[
@@ -91,7 +111,8 @@ def add_commands(app: typer.Typer, evaluate_app: typer.Typer) -> None:
         "scenes",
         epilog="Examples:\n\n    pixellm eval scenes --model nano --split test --json scenes.json"
         "\n\n    pixellm eval scenes --model runs/nano --split test_style --num 100 --seed 7"
-        "\n\n    pixellm eval scenes --num 100 --out scenes-report",
+        "\n\n    pixellm eval scenes --num 100 --out scenes-report"
+        "\n\n    pixellm eval scenes --model largest_object",
     )(evaluate_scenes)
     for name in _ASKED:
         evaluate_app.command(
@@ -100,6 +121,7 @@ def add_commands(app: typer.Typer, evaluate_app: typer.Typer) -> None:
             f"Splits: {_SPLITS[name]}.",
             epilog=f"Examples:\n\n    pixellm eval {name} --model nano --data data"
             f"\n\n    pixellm eval {name} --model runs/mine --split val --limit 100 --out report"
+            + (f"\n\n    {_BESIDE[name]}" if name in _BESIDE else "")
             + (_JUDGED_EXAMPLES if name == "muse" else ""),
         )(evaluate_muse if name == "muse" else _benchmark_command(name))
     app.command(
@@ -134,6 +156,10 @@ def evaluate_muse(
     model: _Model = "nano",
     split: _Split = "val",
     data: _Data = Path("data"),
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the photos, if not with the data sets or beside the file."),
+    ] = None,
     mode: _Mode = "",
     protocol: _Protocol = "strict",
     limit: _Limit = 0,
@@ -153,12 +179,19 @@ def evaluate_muse(
     judging = read_judge(
         judge, judge_model, base_url, judge_threshold, judge_cache, max_cost, price
     )
-    run = replace(_describe_run("muse", model, split, mode, protocol, limit), data=data)
+    run = _describe_run("muse", model, split, mode, protocol, limit)
+    run = replace(run, data=data, images=images)
     _run(run, out or Path(run.folder_name()), batch_size, device, dtype, judging=judging)
 
 
 def evaluate_scenes(
-    model: _Model = "nano",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="nano, a folder, a run's folder, or a hub id; or a guess that reads no question: "
+            "largest_object, all_objects."
+        ),
+    ] = "nano",
     split: Annotated[
         str, typer.Option(help="train, val, test, test_combination, test_style.")
     ] = "test",
@@ -182,13 +215,13 @@ def evaluate_scenes(
     ScenesDataset(split, seed, num, dialogues)  # refuses what can't be drawn before a model loads
     if out is None and (mode or limit or protocol != "strict"):
         raise ValueError("--mode, --protocol and --limit make a report; add --out FOLDER.")
+    run = _describe_run("scenes", model, split, mode, protocol, limit)
+    run = replace(run, seed=seed, num_scenes=num, dialogues_per_image=dialogues)
     if out is not None:
-        run = _describe_run("scenes", model, split, mode, protocol, limit)
-        run = replace(run, seed=seed, num_scenes=num, dialogues_per_image=dialogues)
         records = _run(run, out, batch_size, device, dtype, aside=json == "-")
         report = import_quietly("pixellm.evaluation.scenes").report_records(records, split, seed)
     else:
-        engine = load_engine(model, device, dtype)
+        engine = _open_predictor(run, device, dtype)
         scenes = import_quietly("pixellm.evaluation.scenes")
         with scenes_progress(open_console(stderr=True)) as progress:
             report = scenes.evaluate_scenes(
@@ -252,15 +285,17 @@ def _run(
     from pixellm.evaluation.evaluate import ProcessGroup
 
     group = ProcessGroup.from_environment()
+    device = _own_device(device, group)
     judge = judged = None
     if judging is not None and group.number == 0:
         judge = open_run_judge(run, judging)
+    run = _with_numbers(run, device, dtype)
     try:
         with _progress(run.name, group) as progress:
             summary, records = run_benchmark(
                 run,
                 out,
-                lambda: load_engine(run.model, _own_device(device, group), dtype),
+                lambda: _open_predictor(run, device, dtype),
                 batch_size=batch_size,
                 group=group,
                 progress=progress,
@@ -275,6 +310,24 @@ def _run(
     return records
 
 
+def _with_numbers(run: BenchmarkRun, device: str, dtype: str) -> BenchmarkRun:
+    """The run with what decides a model's numbers: its floating type and longest answer."""
+    from pixellm.evaluation.baselines import GUESSES
+
+    if run.model in GUESSES:
+        return run
+    engine = import_quietly("pixellm.engine")
+    floating = str(engine.pick_dtype(dtype, engine.pick_device(device)))
+    return replace(run, dtype=floating.removeprefix("torch."), max_new_tokens=engine.MAX_NEW_TOKENS)
+
+
+def _open_predictor(run: BenchmarkRun, device: str, dtype: str) -> Engine | ObjectGuesser:
+    """The model of a run, or its guess."""
+    from pixellm.evaluation.baselines import GUESSES
+
+    return run.guesser() if run.model in GUESSES else load_engine(run.model, device, dtype)
+
+
 def _show_run(
     run: BenchmarkRun, summary: Summary, judged: JudgedScores | None, *, aside: bool
 ) -> None:
@@ -283,7 +336,7 @@ def _show_run(
     from pixellm.evaluation.report.tables import all_tables, describe_run
     from pixellm.terminal import print_text_table
 
-    headline = run.benchmark.headline
+    headline = run.headline
     lead = describe_run(run.settings(), summary)
     tables = all_tables(summary, headline)
     if judged is not None:

@@ -10,6 +10,7 @@ import numpy as np
 from benchmark_layouts import write_benchmark
 from hand_made_scenes import true_prediction
 
+from pixellm.engine import MAX_NEW_TOKENS
 from pixellm.evaluation.answer_log import open_run
 from pixellm.evaluation.benchmark_run import BenchmarkRun
 from pixellm.evaluation.evaluate import answer_freely, answer_missing
@@ -41,7 +42,13 @@ class Misnaming:
 def answer_muse(root: Path, protocol: Protocol = "strict") -> tuple[BenchmarkRun, Path]:
     """The run, and its folder with all answers: nothing is left for a model to do."""
     run = BenchmarkRun(
-        "muse", "oracle", "val", write_benchmark("muse", root / "data"), protocol=protocol
+        "muse",
+        "oracle",
+        "val",
+        write_benchmark("muse", root / "data"),
+        protocol=protocol,
+        dtype="float32",
+        max_new_tokens=MAX_NEW_TOKENS,
     )
     folder = root / "run"
     open_run(folder, run.settings())

@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from benchmark_layouts import NUM_PICTURES, NUM_THINGS, write_benchmark
-from hand_made_scenes import true_prediction
+from known_answers import Knowing
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+from pixellm.evaluation.answer_log import open_run
 from pixellm.evaluation.benchmark_run import BenchmarkRun, run_benchmark, run_of_folder
 from pixellm.evaluation.benchmarks import BENCHMARKS
-from pixellm.types import Prediction, Request, Sample
 
 WITH_FILES = [name for name in BENCHMARKS if name != "scenes"]
-
-
-class Knowing:
-    """Gives the true answer to each question about each picture."""
-
-    def __init__(self, questions: Sequence[Sample]) -> None:
-        self.turns = {
-            (sample.image, turn.question): (turn, sample.size)
-            for sample in questions
-            for turn in sample.turns
-        }
-        self.num_asked = 0
-
-    def predict_batch(self, requests: Sequence[Request]) -> list[Prediction]:
-        self.num_asked += len(requests)
-        return [true_prediction(*self.turns[r.image, r.question]) for r in requests]
 
 
 def refuse_to_load() -> None:
@@ -60,6 +47,19 @@ def test_true_answers_score_one_on_every_benchmark(name, tmp_path):
     assert run_of_folder(folder).settings() == run.settings()
 
 
+def test_given_texts_decide_no_score_of_what_they_say(tmp_path, tiny_engine):
+    """Forced answers are silent where nothing is asked for: that is no merit of the model."""
+    data = write_benchmark("grefcoco", tmp_path / "data")
+    run = BenchmarkRun("grefcoco", "tiny", "val", data, mode="forced")
+    summary, records = run_benchmark(run, tmp_path / "run", lambda: tiny_engine)
+    assert run.headline == ("giou", "ciou")
+    assert any(not record.targets for record in records)
+    for name in ("n_acc", "t_acc", "name_recall"):
+        assert summary.score(name).value is None
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "acc |" not in report and "giou" in report
+
+
 def test_grefcoco_asks_for_none_one_and_several(tmp_path):
     run = BenchmarkRun("grefcoco", "oracle", "val", write_benchmark("grefcoco", tmp_path / "data"))
     summary, _ = run_benchmark(run, tmp_path / "run", lambda: Knowing(run.open()))
@@ -67,8 +67,9 @@ def test_grefcoco_asks_for_none_one_and_several(tmp_path):
     assert {"targets 0", "targets 1", "targets 2"} <= summary.groups.keys()
 
 
-def test_multi_refcoco_asks_for_several_expressions_at_once(tmp_path):
-    run = BenchmarkRun("multi-refcoco", "m", "val", write_benchmark("multi-refcoco", tmp_path))
+@pytest.mark.parametrize("name", ["multi-refcoco", "multi-refcoco+", "multi-refcocog"])
+def test_multi_refcoco_asks_for_several_expressions_at_once(name, tmp_path):
+    run = BenchmarkRun(name, "m", "val", write_benchmark(name, tmp_path))
     assert [len(sample.turns[0].targets) for sample in run.open()] == [NUM_THINGS] * NUM_PICTURES
 
 
@@ -93,6 +94,119 @@ def test_another_run_does_not_go_on_in_the_same_folder(tmp_path):
     run_benchmark(run, tmp_path / "run", lambda: Knowing(run.open()))
     with pytest.raises(ValueError, match="run with model 'one', not 'two'"):
         run_benchmark(BenchmarkRun("coco", "two", "val", data), tmp_path / "run", refuse_to_load)
+
+
+@pytest.fixture
+def model(tmp_path, tiny_model_dir):
+    return shutil.copytree(tiny_model_dir, tmp_path / "model")
+
+
+def change_weights(folder):
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    name = sorted(weights)[0]
+    save_file({**weights, name: weights[name] + np.float32(0.5)}, path, {"format": "pt"})
+
+
+def test_answers_of_other_weights_under_the_same_path_are_not_taken_over(tmp_path, model):
+    data = write_benchmark("coco", tmp_path / "data")
+    run = BenchmarkRun("coco", str(model), "val", data, dtype="float32")
+    folder = tmp_path / "run"
+    run_benchmark(run, folder, lambda: Knowing(run.open()))
+    run_benchmark(run, folder, refuse_to_load)
+    report = json.loads((folder / "report.json").read_text())
+    assert len(report["settings"]["weights"]) == 16
+    assert f"with {model} in float32" in (folder / "report.md").read_text().replace("\\", "")
+    change_weights(model)
+    with pytest.raises(ValueError, match="answers of other weights than") as error:
+        run_benchmark(run, folder, refuse_to_load)
+    assert str(error.value).endswith("choose another folder for --out, or remove this one.")
+    with pytest.raises(ValueError, match="dtype 'float32', not 'bfloat16'"):
+        run_benchmark(replace(run, dtype="bfloat16"), folder, refuse_to_load)
+    with pytest.raises(ValueError, match="max_new_tokens None, not 99"):
+        run_benchmark(replace(run, max_new_tokens=99), folder, refuse_to_load)
+
+
+def test_a_model_that_is_not_as_the_run_says_is_refused(tmp_path, tiny_engine):
+    data = write_benchmark("coco", tmp_path / "data")
+    for said in ({"dtype": "bfloat16"}, {"max_new_tokens": 512}):
+        run = BenchmarkRun("coco", "tiny", "val", data, **said)
+        with pytest.raises(ValueError, match="The run says"):
+            run_benchmark(run, tmp_path / next(iter(said)), lambda: tiny_engine)
+
+
+def evaluate(*words):
+    from pixellm.cli import app
+
+    return CliRunner().invoke(app, ["eval", *map(str, words)], env={"COLUMNS": "200"})
+
+
+def test_the_command_says_weights_and_type_and_refuses_others(tmp_path, model):
+    data = write_benchmark("jsonl", tmp_path / "data")
+    words = ["jsonl", "--model", model, "--data", data, "--device", "cpu", "--out", tmp_path / "r"]
+    first = evaluate(*words, "--limit", 1)
+    assert first.exit_code == 0, first.output
+    settings = json.loads((tmp_path / "r" / "report.json").read_text())["settings"]
+    assert (settings["dtype"], settings["max_new_tokens"]) == ("float32", 512)
+    assert " in float32: " in " ".join(first.output.split())
+    change_weights(model)
+    again = evaluate(*words, "--limit", 1)
+    assert again.exit_code == 2
+    assert "answers of other weights" in again.output
+
+
+def test_a_guess_on_scenes_needs_no_model(tmp_path):
+    pytest.importorskip("resvg_py")
+    words = ["scenes", "--num", 2, "--dialogues", 1, "--model", "all_objects"]
+    shown = evaluate(*words)
+    assert shown.exit_code == 0, shown.output
+    assert "right names" in shown.output and "text_accuracy" in shown.output
+    written = evaluate(*words, "--out", tmp_path / "run")
+    assert written.exit_code == 0, written.output
+    scores = json.loads((tmp_path / "run" / "report.json").read_text())["groups"]["overall"]
+    assert scores["scores"]["recall"]["value"] == 1
+    for wrong in (["--protocol", "released"], ["--mode", "forced"]):
+        refused = evaluate(*words, *wrong, "--out", tmp_path / "other")
+        assert refused.exit_code == 2 and "answers scenes alone" in refused.output
+    with pytest.raises(ValueError, match="all_objects answers scenes alone"):
+        BenchmarkRun("coco", "all_objects")
+
+
+@pytest.mark.parametrize("name", ["muse", "jsonl"])
+def test_a_single_file_is_evaluated_with_its_pictures_beside_it(name, tmp_path):
+    written = write_benchmark(name, tmp_path / "data")
+    path = written / {"muse": "muse/muse_val.json", "jsonl": "val.jsonl"}[name]
+    own = tmp_path / "own"
+    own.mkdir()
+    for picture in (*written.rglob("*.png"), *written.rglob("*.jpg")):
+        shutil.copy(picture, own)
+    shutil.copy(path, own / "mine {1}.json")
+    run = BenchmarkRun(name, "oracle", "val", own / "mine {1}.json")
+    questions = run.open()
+    assert len(questions) == NUM_PICTURES
+    assert all(sample.image.parent == own for sample in questions)
+    summary, _ = run_benchmark(run, tmp_path / "run", lambda: Knowing(questions))
+    assert summary.score("set_accuracy").value == 1
+    assert run_of_folder(tmp_path / "run").settings() == run.settings()
+
+
+def test_photos_of_a_curated_file_may_lie_in_a_folder_of_their_own(tmp_path):
+    written = write_benchmark("muse", tmp_path)
+    (written / "coco" / "train2014").rename(tmp_path / "photos")
+    run = BenchmarkRun(
+        "muse", "m", "val", written / "muse/muse_val.json", images=tmp_path / "photos"
+    )
+    assert all(sample.image.is_file() for sample in run.open())
+    open_run(tmp_path / "run", run.settings())
+    assert run_of_folder(tmp_path / "run").settings() == run.settings()
+    with pytest.raises(ValueError, match="--images is for muse"):
+        BenchmarkRun("coco", "m", images=tmp_path)
+
+
+def test_a_file_where_a_folder_is_needed_is_named(tmp_path):
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"--data of coco-expressions is a folder; .*a\.json"):
+        BenchmarkRun("coco-expressions", "m", "val", tmp_path / "a.json").open()
 
 
 @pytest.mark.parametrize("name", WITH_FILES)

@@ -18,7 +18,7 @@ from chat_server import Answer, ChatServer, user_text
 
 from pixellm.cli import app
 from pixellm.evaluation.benchmark_run import BenchmarkRun
-from pixellm.evaluation.judge import JudgeSettings, TextJudge
+from pixellm.evaluation.judge import JudgeSettings, SimilarityJudge
 from pixellm.evaluation.judge_llm import VerdictCache
 from pixellm.evaluation.judged_run import check_judging, judge_run
 from pixellm.evaluation.summary import summarize
@@ -29,6 +29,7 @@ REPORTS = ("report.json", "report.md", "report.html")
 def evaluate(root: Path, *options: object) -> tuple[int, str]:
     """The command on a run that is answered already: a model that isn't there is never loaded."""
     words = ["eval", "muse", "--model", "oracle", "--data", root / "data", "--out", root / "run"]
+    words += ["--dtype", "float32"]
     result = CliRunner().invoke(app, [str(w) for w in (*words, *options)], env={"COLUMNS": "200"})
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.output
@@ -204,7 +205,7 @@ def test_the_library_judges_a_run_too(tmp_path: Path) -> None:
     records = read_answers(folder)
     settings = JudgeSettings("similarity")
     summary = summarize(records, run.rules)
-    scores = judge_run(run, folder, records, summary, TextJudge(), settings)
+    scores = judge_run(run, folder, records, summary, SimilarityJudge(), settings)
     assert scores.plain.score("giou").value == 1
     assert scores.judged.score("giou").value == pytest.approx(5 / 6)
     assert scores.judgement.records[0] == records[0]

@@ -32,6 +32,9 @@ CACHED_IMAGES = 32
 MAX_BATCH = 16
 """Requests that an engine answers at the same time by default."""
 
+MAX_NEW_TOKENS = 512
+"""Longest answer in tokens by default."""
+
 GREEDY = AnswerOptions()
 
 PREFIX_BYTES = 1 << 30
@@ -62,7 +65,7 @@ class Engine:
         self,
         model: PixelLMForConditionalGeneration,
         processor: PixelLMProcessor,
-        max_new_tokens: int = 512,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         cached_images: int = CACHED_IMAGES,
         *,
         max_batch: int = MAX_BATCH,

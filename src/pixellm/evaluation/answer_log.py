@@ -112,11 +112,14 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def _compare(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> None:
     for name in dict.fromkeys((*old, *new)):
-        if old.get(name) != new.get(name):
-            raise ValueError(
-                f"{folder} holds a run with {name} {old.get(name)!r}, not {new.get(name)!r}; "
-                "choose another folder for --out."
-            )
+        if (old.get(name) or None) == (new.get(name) or None):  # "" and none at all: not said
+            continue
+        what = f"a run with {name} {old.get(name)!r}, not {new.get(name)!r}"
+        if name == "weights":
+            what = f"answers of other weights than {new.get('model')!r} has now"
+        raise ValueError(
+            f"{folder} holds {what}; choose another folder for --out, or remove this one."
+        )
 
 
 def _read_file(path: Path) -> Iterable[AnswerRecord]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixellm.evaluation.answer_log import open_run, read_answers, read_settings
+from pixellm.evaluation.baselines import GUESSES, ObjectGuesser, guess_scenes
 from pixellm.evaluation.benchmarks import (
     Benchmark,
     SceneQuestions,
@@ -33,6 +34,7 @@ from pixellm.evaluation.metrics import Protocol
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.report import write_report
 from pixellm.evaluation.report.gallery import FetchPicture, read_picture
+from pixellm.evaluation.runner import Predictor
 from pixellm.evaluation.scores import Mode, Rules
 from pixellm.evaluation.summary import Summary, summarize
 from pixellm.types import Sample
@@ -42,7 +44,10 @@ if TYPE_CHECKING:
 
     from pixellm.engine import Engine
 
-LoadEngine = Callable[[], "Engine"]
+LoadEngine = Callable[[], "Engine | Predictor"]
+
+_GUESSABLE = ("scenes", "free", "strict")
+"""Name, mode and protocol of what guesses can answer: they write no given texts and no logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,33 +56,48 @@ class BenchmarkRun:
 
     Attributes:
         name: of the benchmark.
-        model: as the user called it.
+        model: as the user called it; on drawn scenes also a guess that needs no model, one of
+            :data:`~pixellm.evaluation.baselines.GUESSES`.
         split: of the data set; the benchmark's usual one where "".
-        data: folder that holds the data sets; not used by drawn scenes.
+        data: folder that holds the data sets, or a file, see
+            :func:`~pixellm.evaluation.benchmarks.open_questions`; not used by drawn scenes.
+        images: folder of MUSE's photos, where they do not lie as usual or beside the file.
         mode: "free" or "forced"; the benchmark's usual one where None.
         protocol: "strict" or "released".
         limit: the first dialogues only; all where 0.
         seed: of drawn scenes.
         num_scenes: of drawn scenes.
         dialogues_per_image: of drawn scenes.
+        dtype: floating type of the model in memory, such as "float32"; "" where it is not said.
+        max_new_tokens: longest answer in tokens; None where it is not said.
 
     Raises:
-        ValueError: no such benchmark, mode or protocol.
+        ValueError: no such benchmark, mode or protocol, or a guess where it can't answer.
     """
 
     name: str
     model: str
     split: str = ""
     data: Path = Path("data")
+    images: Path | None = None
     mode: Mode | None = None
     protocol: Protocol = "strict"
     limit: int = 0
     seed: int = 0
     num_scenes: int = 500
     dialogues_per_image: int = 4
+    dtype: str = ""
+    max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        self.benchmark.rules(self.mode, self.protocol)
+        rules = self.benchmark.rules(self.mode, self.protocol)
+        if self.model in GUESSES and (self.name, rules.mode, self.protocol) != _GUESSABLE:
+            raise ValueError(
+                f"The guess {self.model} answers scenes alone, in --mode free under --protocol "
+                "strict; name a model."
+            )
+        if self.images is not None and self.name != "muse":
+            raise ValueError(f"--images is for muse; {self.name} finds its pictures itself.")
 
     @property
     def benchmark(self) -> Benchmark:
@@ -100,16 +120,35 @@ class BenchmarkRun:
         if self.name == "scenes":
             questions = SceneQuestions(split, self.seed, self.num_scenes, self.dialogues_per_image)
         else:
-            questions = open_questions(self.name, split, self.data)
+            questions = open_questions(self.name, split, self.data, self.images)
         return _First(questions, self.limit) if self.limit else questions
 
+    def guesser(self) -> ObjectGuesser:
+        """What answers in place of a model, where :attr:`model` is a guess.
+
+        Raises:
+            ValueError: it is none, or an unknown split.
+            ImportError: the extra ``scenes`` is not installed.
+        """
+        split = self.split or self.benchmark.split
+        drawn = {"seed": self.seed, "dialogues_per_image": self.dialogues_per_image}
+        return guess_scenes(self.model, split, self.num_scenes, **drawn)
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The scores that the benchmark is judged by, less those that given texts decide."""
+        given = ("n_acc", "t_acc", "text_accuracy") if self.rules.mode == "forced" else ()
+        return tuple(name for name in self.benchmark.headline if name not in given)
+
     def settings(self) -> dict[str, Any]:
-        """What decides the answers and their scores, for the run's folder."""
+        """What decides the answers and their scores, the model's contents apart."""
         values: dict[str, Any] = {
             "benchmark": self.name,
             "title": self.benchmark.title,
             "split": self.split or self.benchmark.split,
             "model": self.model,
+            "dtype": self.dtype,
+            "max_new_tokens": self.max_new_tokens,
             "mode": self.rules.mode,
             "protocol": self.protocol,
             "limit": self.limit,
@@ -118,7 +157,8 @@ class BenchmarkRun:
         if self.name == "scenes":
             names = ("seed", "num_scenes", "dialogues_per_image")
             return values | {name: getattr(self, name) for name in names}
-        return values | {"data": str(self.data.resolve())}
+        images = {} if self.images is None else {"images": str(self.images.resolve())}
+        return values | {"data": str(self.data.resolve())} | images
 
     def folder_name(self) -> str:
         """A name for the run's folder."""
@@ -143,7 +183,8 @@ def run_benchmark(
     Args:
         run: what to evaluate.
         folder: of the run; holds the answers, and the report at the end.
-        load_engine: gives the model; called only if something is left to answer.
+        load_engine: gives the model, or in free mode under the strict protocol anything with
+            ``predict_batch``; called only if something is left to answer.
         batch_size: questions, or with given answers dialogues, per pass.
         group: all of its processes must call this; the first one writes the report.
         progress: told after every dialogue.
@@ -152,16 +193,19 @@ def run_benchmark(
         The scores, and all answers.
 
     Raises:
-        ValueError: bad settings, damaged files, or a folder with another run.
+        ValueError: bad settings, damaged files, a folder with another run or with answers of
+            other weights, or a model that is not as the run says.
         FileNotFoundError: files of the data set are missing.
         ImportError: an extra is not installed.
     """
     questions = run.open()
     if group.number == 0:
-        open_run(folder, run.settings())
+        open_run(folder, {**run.settings(), "weights": _name_weights(run.model)})
     group.wait()
     if missing_questions(questions, folder):
-        answer = _answer(run.rules, load_engine(), batch_size)
+        engine = load_engine()
+        _check_engine(run, engine)
+        answer = _answer(run.rules, engine, batch_size)
         records = answer_missing(answer, questions, run.rules, folder, group, progress)
     else:
         records = read_answers(folder)
@@ -170,10 +214,10 @@ def run_benchmark(
     if group.number == 0:
         write_report(
             folder,
-            run.settings(),
+            read_settings(folder),
             summary,
             records,
-            benchmark.headline,
+            run.headline,
             picture_source(questions),
         )
     return summary, records
@@ -204,14 +248,38 @@ def run_of_folder(folder: Path) -> BenchmarkRun:
     names = BenchmarkRun.__dataclass_fields__.keys() & values.keys()
     chosen = {name: values[name] for name in names}
     try:
-        if "data" in chosen:
-            chosen["data"] = Path(chosen["data"])
+        for name in ("data", "images"):
+            if name in chosen:
+                chosen[name] = Path(chosen[name])
         return BenchmarkRun(name=values["benchmark"], **chosen)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder} holds damaged settings of a run ({error}).") from error
 
 
-def _answer(rules: Rules, engine: Engine, batch_size: int) -> Answer:
+def _name_weights(model: str) -> str:
+    """The model's fingerprint; "" where the name is only a label of what answers."""
+    from pixellm.checkpoint.fingerprint import fingerprint_model
+
+    try:
+        return fingerprint_model(model)
+    except (OSError, ValueError):  # if it is to be loaded, that says what is wrong
+        return ""
+
+
+def _check_engine(run: BenchmarkRun, engine: Any) -> None:
+    """Refuse an engine that is not as the run says; other predictors don't tell."""
+    model = getattr(engine, "model", None)
+    found = {
+        "dtype": "" if model is None else str(model.dtype).removeprefix("torch."),
+        "max_new_tokens": getattr(engine, "max_new_tokens", None),
+    }
+    for name, value in found.items():
+        said = getattr(run, name)
+        if said and value and said != value:
+            raise ValueError(f"The run says {name} {said}, but the model has {value}.")
+
+
+def _answer(rules: Rules, engine: Any, batch_size: int) -> Answer:
     if rules.mode == "forced":
         return answer_with_texts(engine, batch_size)
     if rules.protocol == "strict":

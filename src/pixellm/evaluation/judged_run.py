@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pixellm.evaluation.answer_log import read_settings
 from pixellm.evaluation.benchmark_run import BenchmarkRun, picture_source
 from pixellm.evaluation.judge import Judge, JudgeProgress, JudgeSettings, judge_records
 from pixellm.evaluation.records import AnswerRecord
@@ -74,5 +75,5 @@ def judge_run(
     with_judge = summarize(judgement.records, rules, classes_are_kinds=by_kind)
     judged = JudgedScores(settings.describe(), judgement, plain, with_judge)
     headline, source = run.benchmark.headline, picture_source(questions)
-    write_report(folder, run.settings(), summary, records, headline, source, judged)
+    write_report(folder, read_settings(folder), summary, records, headline, source, judged)
     return judged
