@@ -9,7 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pixellm.checkpoint.io import load_model_and_processor, resolve_source, save_model
+from pixellm.checkpoint.io import (
+    EMBEDDED_DIR,
+    check_files,
+    embedded_models,
+    load_model_and_processor,
+    resolve_source,
+    save_model,
+)
 
 
 @pytest.fixture
@@ -104,6 +111,16 @@ def change_config(**values: object) -> Callable[[Path], None]:
     return change
 
 
+def change_part(part: str, **values: object) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        path = directory / "config.json"
+        config = json.loads(path.read_text())
+        config[part] |= values
+        path.write_text(json.dumps(config))
+
+    return change
+
+
 def break_config(directory: Path) -> None:
     (directory / "config.json").write_text('{"model_type": "pixellm",')
 
@@ -125,6 +142,9 @@ DAMAGES = [
     (add_a_weight, ValueError, "unexpected_keys.*extra"),
     (reshape_a_weight, ValueError, "mask_token"),
     (change_config(decoder_sise=16), ValueError, "unknown settings: decoder_sise"),
+    (change_part("text_config", hidden_sise=32), ValueError, "hidden_sise; mend it to hidden_size"),
+    (change_part("vision_config", patchsize=8), ValueError, "text|vision_config.*patchsize"),
+    (change_config(text_config="llama"), ValueError, "text_config .* must be a JSON object"),
     (change_config(model_type="llava"), ValueError, "a 'llava' model, not a pixellm one"),
     (change_config(num_scales=3), ValueError, "num_scales|scales"),
     (break_config, ValueError, "config.json is not valid JSON"),
@@ -147,6 +167,28 @@ def test_a_damaged_model_is_refused_in_one_sentence(
     text = str(caught.value)
     assert str(copy) in text or "num_scales" in text
     assert "\n" not in text.strip()
+
+
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        ("text_config", {"rope_theta": 10000.0, "torch_dtype": "float32", "is_llama_config": True}),
+        ("text_config", {"transformers_version": "4.31.0", "tie_encoder_decoder": False}),
+        ("text_config", {"attention_heads_of_a_later_version": 2}),
+        ("vision_config", {"projection_dim": 512, "dropout": 0.0, "top_k": 50}),
+    ],
+    ids=["other makers", "older version", "later version", "vision"],
+)
+def test_settings_that_transformers_or_other_makers_write_are_let_through(
+    copy: Path, part: str, values: dict[str, object]
+) -> None:
+    change_part(part, **values)(copy)
+    load_model_and_processor(copy)
+
+
+def test_every_embedded_model_s_settings_are_known() -> None:
+    for name in embedded_models():
+        check_files(EMBEDDED_DIR / name)
 
 
 def test_names_resolve_to_directories_and_hub_ids(tiny_model_dir: Path, tmp_path: Path) -> None:

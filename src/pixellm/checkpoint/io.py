@@ -23,17 +23,13 @@ from pixellm.checkpoint.adapters import (
     load_adapters,
     read_adapter_config,
 )
+from pixellm.checkpoint.settings import check_settings
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.processor import PixelLMProcessor
 
 PROCESSOR_FILES = ("processor_config.json", "tokenizer.json")
 """What a model directory holds beside its configuration and weights."""
-
-_SETTINGS_OF_TRANSFORMERS = frozenset(
-    ["auto_map", "bos_token_id", "dtype", "eos_token_id", "pad_token_id", "torch_dtype"]
-)
-"""Settings that a configuration may hold and a fresh one does not write."""
 
 EMBEDDED_DIR = Path(__file__).parent.parent / "weights"
 """Where the models that the package carries lie, one directory a name."""
@@ -233,7 +229,7 @@ def check_files(directory: Path) -> None:
         FileNotFoundError: a shard, the index, or a file of the processor is missing.
         ValueError: unknown settings, a damaged index, or only pickled weights.
     """
-    _check_config(directory / "config.json")
+    check_settings(directory / "config.json", _read_json(directory / "config.json"))
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         names = _shard_names(index)
@@ -256,19 +252,6 @@ def _shard_names(index: Path) -> list[str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} names no weight files; copy the model again.")
     return sorted({str(name) for name in weight_map.values()})
-
-
-def _check_config(path: Path) -> None:
-    values = _read_json(path)
-    if values.get("model_type") != "pixellm":
-        raise ValueError(
-            f"{path} describes a {values.get('model_type')!r} model, not a pixellm one; "
-            "see `pixellm convert --help`."
-        )
-    known = PixelLMConfig().to_dict().keys() | _SETTINGS_OF_TRANSFORMERS
-    unknown = sorted(values.keys() - known)
-    if unknown:
-        raise ValueError(f"{path} holds unknown settings: {', '.join(unknown)}.")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
