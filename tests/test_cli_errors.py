@@ -394,6 +394,15 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_one_sentence(run("train", "recipe.yaml"), "pip install 'pixellm[train]'")
 
 
+def test_a_model_that_is_to_be_spread_names_the_extra(
+    picture: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    result = segment(picture, tiny_model_dir, "--offload", "offloaded", "--out", "seen.png")
+    assert_one_sentence(result, "pip install 'pixellm[train]'")
+    assert list(Path().iterdir()) == [picture]
+
+
 # Memory that runs out.
 
 OUT_OF_MEMORY = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -167,13 +168,21 @@ def _placement(
     offload_folder: str | Path | None,
     max_memory: dict[int | str, int | str] | None,
 ) -> dict[str, Any]:
-    """Where weights are read to, where they can't be moved later: quantized or spread."""
+    """Where weights are read to, where they can't be moved later: quantized or spread.
+
+    Raises:
+        ImportError: accelerate is missing, with which transformers does either.
+    """
     placement: dict[str, Any] = {}
     if quantization_config is not None:
         placement |= {"quantization_config": quantization_config, "device_map": {"": device}}
     if offload_folder is not None:
         folder = str(offload_folder)
         placement |= {"device_map": "auto", "offload_folder": folder, "max_memory": max_memory}
+    if placement and find_spec("accelerate") is None:
+        raise ImportError(
+            "Models are spread or quantized with accelerate: pip install 'pixellm[train]'."
+        )
     return placement
 
 
