@@ -1,22 +1,26 @@
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from pixellm import __version__
 from pixellm.cli import app
 
-COMMANDS = [
-    [],
-    ["segment"],
-    ["chat"],
-    ["train"],
-    ["eval", "scenes"],
-    ["data", "scenes"],
-    ["curate", "run"],
-    ["curate", "view"],
-]
+
+def commands_of(group: Any, *path: str) -> list[list[str]]:
+    """The words of every command in a group and in the groups within."""
+    found: list[list[str]] = []
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        is_group = hasattr(command, "list_commands")
+        found += commands_of(command, *path, name) if is_group else [[*path, name]]
+    return found
+
+
+COMMANDS = [[], *(c for c in commands_of(typer.main.get_command(app)) if c != ["version"])]
 
 # As if the packages were not installed.
 WITHOUT_PACKAGES = """
@@ -47,6 +51,14 @@ def test_help_says_what_the_command_does_and_shows_an_example(command: list[str]
     assert result.exit_code == 0
     assert "Usage:" in result.output
     assert f"pixellm {' '.join(command)}".rstrip() in " ".join(result.output.split())
+
+
+def test_no_command_is_left_out() -> None:
+    known = {" ".join(command) for command in COMMANDS}
+    wanted = ("bench engine", "bench growth", "bench flops", "predict", "compare", "convert")
+    wanted += ("init", "merge", "score", "ablate", "export-lm", "data check", "data preview")
+    wanted += ("segment", "chat", "train", "eval scenes", "eval muse", "data scenes", "curate run")
+    assert known.issuperset(wanted)
 
 
 def test_help_names_every_command() -> None:

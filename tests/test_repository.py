@@ -4,6 +4,7 @@ import re
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -38,6 +39,23 @@ def test_every_readme_command_exists_with_the_options_it_uses(words: list[str]) 
     shown = re.sub(r"\x1b\[[0-9;]*m", "", result.output)
     for option in (word for word in words if word.startswith("--")):
         assert option in shown, f"{option} is not an option of {' '.join(subcommand(words))}"
+
+
+def test_the_readme_s_python_runs_as_it_stands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.+?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert examples
+    monkeypatch.chdir(ROOT)
+    values: dict[str, Any] = {}
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), values)
+    printed = capsys.readouterr().out.splitlines()
+    prediction = values["prediction"]
+    assert printed[0] == prediction.text
+    assert len(printed) == 1 + len(prediction.segments)
+    assert all(segment.mask.shape == prediction.size for segment in prediction.segments)
 
 
 def test_files_that_the_readme_links_to_exist() -> None:
