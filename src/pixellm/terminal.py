@@ -40,6 +40,8 @@ _NO_LOSS = (
     "tokens_per_second",
     "peak_memory_gb",
     "seconds_left",
+    "dropped_turns",
+    "dropped_rows",
 )
 
 
@@ -255,7 +257,10 @@ class TrainDisplay:
             self._figures = Text(_step_line(event.values))
             if not self._console.is_terminal:
                 self._say(f"step {event.step}/{event.total_steps} {event.stage}: {self._figures}")
-        elif event.kind != "end":
+        elif event.kind == "end":
+            if event.values["dropped_turns"]:
+                self._say(_left_out_line(event.values))
+        else:
             figures = ", ".join(f"{name} {_short(value)}" for name, value in event.values.items())
             self._say(f"step {event.step} {event.kind.replace('_', ' ')}: {figures}")
 
@@ -287,6 +292,13 @@ def _step_line(values: Mapping[str, Any]) -> str:
         f"{left} left in stage",
     )
     return "  ".join((*losses, *figures))
+
+
+def _left_out_line(values: Mapping[str, Any]) -> str:
+    return (
+        f"Left out because they do not fit into collate.max_length: {values['dropped_turns']:,} "
+        f"turns, among them all of {values['dropped_rows']:,} of {values['samples']:,} pictures."
+    )
 
 
 def _short(value: Any) -> str:

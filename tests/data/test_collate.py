@@ -105,25 +105,62 @@ def test_labels_are_the_answers_and_padding_is_ignored(processor: PixelLMProcess
 
 def test_turns_that_do_not_fit_are_left_out_whole_and_counted(processor: PixelLMProcessor) -> None:
     sample = square_sample()
-    longest = Collator(processor, GRID)([[sample, sample]])["input_ids"].shape[1]
+    whole = Collator(processor, GRID)([[sample, sample]])
+    assert "num_dropped_turns" not in whole
+    longest = whole["input_ids"].shape[1]
     codebook = torch.tensor(processor.codec.codebook_ids)
     seen = set()
-    for limit in range(12, longest + 1):
-        collator = Collator(processor, GRID, max_length=limit)
-        try:
-            batch = collator([[sample, sample]])
-        except ValueError as error:
-            assert "'squares' does not fit" in str(error) and "max_length" in str(error)
-            continue
+    for limit in range(len(Collator(processor, GRID).prefix) + 1, longest + 1):
+        batch = Collator(processor, GRID, max_length=limit)([[sample, sample]])
         ids = batch["input_ids"]
         assert ids.shape[1] <= limit
         rows, _ = find_groups(ids, codebook)
         assert len(rows) == len(batch["target_masks"])
         assert int(torch.isin(ids, codebook).sum()) == len(rows) * len(codebook)
         num_answers = int((batch["labels"] == processor.tokenizer.eos_token_id).sum())
-        assert num_answers + collator.num_dropped_turns == 4
-        seen.add(collator.num_dropped_turns)
-    assert seen == {0, 1, 2, 3}
+        dropped = batch.get("num_dropped_turns", 0)
+        assert num_answers + dropped == 4
+        assert batch.get("num_dropped_rows", 0) == (num_answers == 0)
+        seen.add(dropped)
+    assert seen == {0, 1, 2, 3, 4}
+
+
+def test_a_row_whose_first_turn_is_too_long_is_left_out_and_its_neighbours_stay(
+    processor: PixelLMProcessor,
+) -> None:
+    short, other = square_sample(), square_sample((4, 10))
+    long = replace(short, turns=(Turn("Why? " * 200, "So."), *short.turns), id="long")
+    names = ("red square", "blue square")
+    collate = Collator(processor, GRID, names, max_length=200)
+    expected = collate([[short], [other]])
+    batch = collate([[short], [long], [other]])
+    assert batch.pop("num_dropped_turns") == 1 + len(short.turns)
+    assert batch.pop("num_dropped_rows") == 1
+    assert batch.pop("sample_ids") == ["squares", "long", "squares"]
+    assert set(batch) == set(expected) - {"sample_ids"}
+    for name, value in batch.items():
+        assert torch.equal(value, expected[name]), name
+    second = collate([[long, short]])
+    assert second["num_dropped_rows"] == 0
+    assert set(second["dialogue_ids"][0].tolist()) == {0, 2}
+
+
+def test_a_batch_of_which_nothing_fits_keeps_a_picture_that_teaches_nothing(
+    processor: PixelLMProcessor,
+) -> None:
+    short = square_sample()
+    long = replace(short, turns=(Turn("Why? " * 200, "So {seg}.", short.turns[0].targets[:1]),))
+    collate = Collator(processor, GRID, ("red square",), max_length=200)
+    batch = collate([[long], [long, long]])
+    assert (batch["num_dropped_rows"], batch["num_dropped_turns"]) == (2, 3)
+    assert batch["pixel_values"].shape[0] == batch["input_ids"].shape[0] == 1
+    assert bool((batch["labels"] == IGNORED).all() and (batch["patch_classes"] == IGNORED).all())
+    assert len(batch["target_masks"]) == len(batch["target_rows"]) == 0
+
+
+def test_rows_shorter_than_a_picture_are_refused(processor: PixelLMProcessor) -> None:
+    with pytest.raises(ValueError, match=r"takes \d+ tokens of a row of 4; raise collate.max_len"):
+        Collator(processor, GRID, max_length=4)
 
 
 def test_masks_lie_where_the_canvas_shows_them(processor: PixelLMProcessor) -> None:

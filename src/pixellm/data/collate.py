@@ -2,7 +2,8 @@
 
 A row is the shared prefix (system text and picture) once, then each dialogue behind it; the
 ``dialogue_ids`` keep them from seeing each other, so that training equals single-turn use.
-Nothing here is ragged: targets of all rows are stacked, with the row each belongs to.
+Nothing here is ragged: targets of all rows are stacked, with the row each belongs to. What does
+not fit is left out at a turn boundary, and counted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pixellm.masks import decode_mask
 from pixellm.processing.image import letterbox_masks, load_image
 from pixellm.processing.processor import PixelLMProcessor, pad_sequences
 from pixellm.processing.prompts import EncodedDialogue, dialogue_messages
-from pixellm.types import Sample
+from pixellm.types import Sample, Turn
 
 IGNORED = -100
 
@@ -32,8 +33,11 @@ class Collator:
         processor: the model's own.
         mask_size: side of the square grid, over the canvas, that target masks are given at.
         class_names: names of the classes of the auxiliary class map; () builds none.
-        max_length: longest row in tokens; a dialogue that does not fit is left out at a turn
-            boundary, see :attr:`num_dropped_turns`.
+        max_length: longest row in tokens; turns that do not fit are left out, and rows of which
+            none fits.
+
+    Raises:
+        ValueError: the picture alone is as long as a row may be.
     """
 
     def __init__(
@@ -47,76 +51,98 @@ class Collator:
         self.mask_size = mask_size
         self.class_index = {name: i + 1 for i, name in enumerate(class_names)}
         self.max_length = max_length
-        self.num_dropped_turns = 0
+        encoded = processor.codec.encode(dialogue_messages((), "?"))
+        self.prefix = encoded.ids[: encoded.prefix]
+        if len(self.prefix) >= max_length:
+            raise ValueError(
+                f"A picture alone takes {len(self.prefix)} tokens of a row of {max_length}; raise "
+                "collate.max_length."
+            )
 
     def __call__(self, rows: Sequence[Sequence[Sample]]) -> dict[str, Any]:
         """Collate rows; the samples of a row share one picture.
 
+        Where nothing of any row fits, the first picture stays with no word to learn from, so that
+        every process has something to compute.
+
         Returns:
-            input_ids, attention_mask, position_ids, dialogue_ids, labels (B, T);
-            pixel_values (B, 3, S, S), pixel_mask (B, S, S); target_masks (M, g, g) uint8,
-            target_rows, target_answers (M,); patch_classes (B, g, g) and target_classes (M,)
-            with class names given;
-            sample_ids, a list of strings.
+            input_ids, attention_mask, position_ids, dialogue_ids, labels (B, T), B being the rows
+            that were kept; pixel_values (B, 3, S, S), pixel_mask (B, S, S); target_masks
+            (M, g, g) uint8, target_rows, target_answers (M,); patch_classes (B, g, g) and
+            target_classes (M,) with class names given;
+            sample_ids, a list of strings, of all rows; where something was left out, the whole
+            numbers num_dropped_turns and num_dropped_rows, turns of dropped rows counted too.
 
         Raises:
-            ValueError: a picture that can't be read or is of another size than its samples say,
-                or a row of which not even one turn fits.
+            ValueError: a picture that can't be read or is of another size than its samples say.
             OSError: a picture's file is missing or can't be opened.
         """
         pictures = self.processor.image_processor([_load_picture(row) for row in rows])
-        fields: dict[str, list[list[int]]] = {
-            k: [] for k in ("input_ids", "attention_mask", "position_ids", "dialogue_ids", "labels")
-        }
-        masks, target_rows, target_answers = list[Tensor](), list[int](), list[int]()
-        target_classes = list[int]()
-        num_answers = 0
-        for index, (row, resized) in enumerate(zip(rows, pictures["resized_sizes"], strict=True)):
-            packed, kept = self._pack(row, resized.tolist())
-            for name, values in packed.items():
-                fields[name].append(values)
-            turns = [turn for sample, count in kept for turn in sample.turns[:count]]
-            rles = [target.mask for turn in turns for target in turn.targets]
-            if rles:
-                masks.append(self._masks(rles, row[0]))
-            for turn in turns:
-                target_rows += [index] * len(turn.targets)
-                target_answers += [num_answers] * len(turn.targets)
-                target_classes += [self.class_index.get(t.name, IGNORED) for t in turn.targets]
-                num_answers += 1
-        pad = self.processor.tokenizer.pad_token_id
-        fill = {"input_ids": pad, "labels": IGNORED}
-        batch: dict[str, Any] = {
-            name: pad_sequences(values, fill.get(name, 0), "right")
-            for name, values in fields.items()
-        }
-        empty = torch.zeros(0, self.mask_size, self.mask_size, dtype=torch.uint8)
-        batch["target_masks"] = torch.cat(masks) if masks else empty
-        batch["target_rows"] = torch.tensor(target_rows, dtype=torch.long)
-        batch["target_answers"] = torch.tensor(target_answers, dtype=torch.long)
-        batch["pixel_values"] = pictures["pixel_values"]
-        batch["pixel_mask"] = pictures["pixel_mask"]
+        packed = [
+            self._pack(row, resized.tolist())
+            for row, resized in zip(rows, pictures["resized_sizes"], strict=True)
+        ]
+        kept = [index for index, (_, samples) in enumerate(packed) if samples]
+        places = kept or [0]
+        turns = [[t for s, count in packed[i][1] for t in s.turns[:count]] for i in places]
+        batch: dict[str, Any] = self._stack([packed[index][0] for index in places])
+        batch |= self._targets([rows[index][0] for index in places], turns)
+        batch["pixel_values"] = pictures["pixel_values"][places]
+        batch["pixel_mask"] = pictures["pixel_mask"][places]
         batch["sample_ids"] = [sample.id for row in rows for sample in row]
+        num_asked = sum(len(sample.turns) for row in rows for sample in row)
+        num_dropped = num_asked - sum(map(len, turns))
+        if num_dropped:
+            batch["num_dropped_turns"] = num_dropped
+            batch["num_dropped_rows"] = len(rows) - len(kept)
         if self.class_index:
-            batch["target_classes"] = torch.tensor(target_classes, dtype=torch.long)
-            batch["patch_classes"] = torch.stack([self._class_map(row[0]) for row in rows])
+            maps = [self._class_map(rows[index][0]) for index in kept]
+            batch["patch_classes"] = torch.stack(maps or [self._unknown_map()])
         return batch
+
+    def _stack(self, packed: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+        """The token fields of all rows, padded on the right."""
+        fill = {"input_ids": self.processor.tokenizer.pad_token_id, "labels": IGNORED}
+        return {
+            name: pad_sequences([row[name] for row in packed], fill.get(name, 0), "right")
+            for name in packed[0]
+        }
+
+    def _targets(
+        self, samples: Sequence[Sample], turns: Sequence[Sequence[Turn]]
+    ) -> dict[str, Tensor]:
+        """Masks, rows, answers and classes of the targets of all rows."""
+        masks = [torch.zeros(0, self.mask_size, self.mask_size, dtype=torch.uint8)]
+        rows, answers, classes = list[int](), list[int](), list[int]()
+        num_answers = 0
+        for index, (sample, asked) in enumerate(zip(samples, turns, strict=True)):
+            rles = [target.mask for turn in asked for target in turn.targets]
+            if rles:
+                masks.append(self._masks(rles, sample))
+            for turn in asked:
+                rows += [index] * len(turn.targets)
+                answers += [num_answers] * len(turn.targets)
+                classes += [self.class_index.get(t.name, IGNORED) for t in turn.targets]
+                num_answers += 1
+        found = {
+            "target_masks": torch.cat(masks),
+            "target_rows": torch.tensor(rows, dtype=torch.long),
+            "target_answers": torch.tensor(answers, dtype=torch.long),
+        }
+        if self.class_index:
+            found["target_classes"] = torch.tensor(classes, dtype=torch.long)
+        return found
 
     def _pack(
         self, row: Sequence[Sample], resized: Sequence[int]
     ) -> tuple[dict[str, list[int]], list[tuple[Sample, int]]]:
         """One row's fields, and how many turns of each sample it holds."""
-        shown = self.processor.image_token_mask(resized)
-        out: dict[str, list[int]] = {}
+        out = self._start(resized)
         kept: list[tuple[Sample, int]] = []
         for number, sample in enumerate(row, start=1):
-            room = self.max_length - len(out.get("input_ids", ()))
-            encoded, count = self._encode_fitting(sample, room, first=not out)
-            self.num_dropped_turns += len(sample.turns) - count
+            encoded, count = self._encode_fitting(sample, self.max_length - len(out["input_ids"]))
             if not count:
                 continue
-            if not out:
-                out = self._start(encoded, shown)
             tail = slice(encoded.prefix, None)
             ids, labelled = encoded.ids[tail], encoded.labelled[tail]
             out["input_ids"] += ids
@@ -125,40 +151,38 @@ class Collator:
             out["dialogue_ids"] += [number] * len(ids)
             out["labels"] += [i if keep else IGNORED for i, keep in zip(ids, labelled, strict=True)]
             kept.append((sample, count))
-        if not kept:
-            raise ValueError(
-                f"Sample {row[0].id!r} does not fit into {self.max_length} tokens; raise "
-                "max_length."
-            )
         return out, kept
 
-    def _encode_fitting(
-        self, sample: Sample, room: int, *, first: bool
-    ) -> tuple[EncodedDialogue, int]:
-        """Encode as many leading turns as fit into ``room`` tokens."""
+    def _encode_fitting(self, sample: Sample, room: int) -> tuple[EncodedDialogue, int]:
+        """Encode as many leading turns as fit into ``room`` tokens behind the prefix."""
         for count in range(len(sample.turns), 0, -1):
             history = [(turn.question, turn.answer) for turn in sample.turns[:count]]
             encoded = self.processor.codec.encode(dialogue_messages(history))
-            if len(encoded.ids) - (0 if first else encoded.prefix) <= room:
+            if len(encoded.ids) - encoded.prefix <= room:
                 return encoded, count
         return EncodedDialogue((), (), 0), 0
 
-    @staticmethod
-    def _start(encoded: EncodedDialogue, shown: np.ndarray) -> dict[str, list[int]]:
+    def _start(self, resized: Sequence[int]) -> dict[str, list[int]]:
         """The shared prefix: its image tokens in the canvas's padding are masked."""
-        mask = [1] * encoded.prefix
-        mask[encoded.prefix - len(shown) :] = shown.astype(int).tolist()
+        shown = self.processor.image_token_mask(resized)
+        length = len(self.prefix)
+        mask = [1] * length
+        mask[length - len(shown) :] = shown.astype(int).tolist()
         return {
-            "input_ids": list(encoded.ids[: encoded.prefix]),
+            "input_ids": list(self.prefix),
             "attention_mask": mask,
-            "position_ids": list(range(encoded.prefix)),
-            "dialogue_ids": [0] * encoded.prefix,
-            "labels": [IGNORED] * encoded.prefix,
+            "position_ids": list(range(length)),
+            "dialogue_ids": [0] * length,
+            "labels": [IGNORED] * length,
         }
 
     def _masks(self, rles: list[Any], sample: Sample) -> Tensor:
         canvas = self.processor.image_processor.image_size
         return letterbox_masks(rles, sample.size, canvas, self.mask_size).to(torch.uint8)
+
+    def _unknown_map(self) -> Tensor:
+        """(g, g) class ids that teach nothing."""
+        return torch.full((self.mask_size, self.mask_size), IGNORED)
 
     def _class_map(self, sample: Sample) -> Tensor:
         """(g, g) class ids over the canvas: 0 background, padding ignored, later objects on top.
@@ -166,7 +190,7 @@ class Collator:
         All is ignored where a sample does not tell what its picture shows.
         """
         if not sample.objects:
-            return torch.full((self.mask_size, self.mask_size), IGNORED)
+            return self._unknown_map()
         known = [o for o in sample.objects if o.name in self.class_index]
         height, width = sample.size
         flat = np.zeros((height, width), dtype=np.int64)

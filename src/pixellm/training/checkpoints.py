@@ -26,6 +26,8 @@ class TrainState:
     Attributes:
         step: optimizer steps done in the run.
         samples: pictures seen in the run, over all processes; position in the data.
+        dropped_turns: turns left out because they do not fit into a row.
+        dropped_rows: of the samples, those of which no turn fits.
         stage: index of the current stage.
         stage_step: optimizer steps done in it.
         stage_end: its last step where `max_minutes` has brought the end forward.
@@ -36,6 +38,8 @@ class TrainState:
 
     step: int = 0
     samples: int = 0
+    dropped_turns: int = 0
+    dropped_rows: int = 0
     stage: int = 0
     stage_step: int = 0
     stage_end: int | None = None

@@ -52,6 +52,11 @@ def count_batch(batch: Mapping[str, Tensor]) -> Tensor:
     )
 
 
+def count_left_out(batch: Mapping[str, Any]) -> Tensor:
+    """(2,) int64: turns and rows that the collator left out because they do not fit."""
+    return torch.tensor([batch.get("num_dropped_turns", 0), batch.get("num_dropped_rows", 0)])
+
+
 def normalisers_of(total: Tensor) -> Normalisers:
     """Normalisers of a step from the summed counts of its micro-batches."""
     return Normalisers(*(max(1, int(value)) for value in total))

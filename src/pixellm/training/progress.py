@@ -48,6 +48,8 @@ class Meter:
     steps: int = 0
     images: int = 0
     tokens: int = 0
+    dropped_turns: int = 0
+    dropped_rows: int = 0
     started: float = field(default_factory=time.monotonic)
 
     def add(self, losses: Mapping[str, Tensor], images: int, tokens: int) -> None:

@@ -173,7 +173,8 @@ class Run:
         """Writes `<run>/model`."""
         self._write_model(self.folder / "model")
         self.state.stage -= 1
-        self._report("end", {"samples": self.state.samples})
+        names = ("samples", "dropped_turns", "dropped_rows")
+        self._report("end", {name: getattr(self.state, name) for name in names})
         self.accelerator.wait_for_everyone()
 
     # Whenever weights are written or looked at.

@@ -30,7 +30,12 @@ from pixellm.training.distribution import (
     whole_optimizer_state,
     whole_state,
 )
-from pixellm.training.objective import count_batch, normalisers_of
+from pixellm.training.objective import (
+    Normalisers,
+    count_batch,
+    count_left_out,
+    normalisers_of,
+)
 from pixellm.training.optim import StageOptimizer, group_parameters, learning_rate_factor
 from pixellm.training.progress import EventCallback, Meter, peak_memory
 from pixellm.training.run import Evaluate, Run
@@ -67,6 +72,7 @@ def train(
 
     Raises:
         ValueError: the run folder holds a run and `resume` is False, or the recipe does not fit.
+        ValueError, OSError: data that cannot be used, or a step of which no sample fits.
         NonFiniteLossError: with the ids of the samples of the step.
     """
     run = _Run(config, on_event or (lambda event: None), evaluate)
@@ -132,8 +138,7 @@ class _Run(Run):
     def _step(self, module: nn.Module, batches: list[Batch]) -> None:
         """One optimizer step; nothing moves where a loss or gradient is not finite."""
         accelerator = self.accelerator
-        local = torch.stack([count_batch(batch) for batch in batches]).sum(0)
-        counts = normalisers_of(accelerator.reduce(local.to(accelerator.device), "sum"))
+        counts = self._count(batches)
         self.optimizer.set_learning_rates(self._learning_rate_factor())
         sums: dict[str, Tensor] = {}
         for batch in batches:
@@ -151,7 +156,7 @@ class _Run(Run):
             self.optimizer.step()
         if self.average is not None:
             self.average.update()
-        images = sum(len(batch["pixel_values"]) for batch in batches) * accelerator.num_processes
+        images = self._pictures_of(batches)
         tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
         values = {**sums, "grad_norm": norm / accelerator.num_processes}
         self.meter.add(values, images, tokens)
@@ -159,9 +164,34 @@ class _Run(Run):
         self.state.stage_step += 1
         self.state.samples += images
 
+    def _count(self, batches: list[Batch]) -> Normalisers:
+        """What the step holds over all processes; what was left out goes into the log.
+
+        Raises:
+            ValueError: no sample fits; on every process, so that none waits for the others.
+        """
+        parts = [torch.cat([count_batch(batch), count_left_out(batch)]) for batch in batches]
+        local = torch.stack(parts).sum(0).to(self.accelerator.device)
+        total = self.accelerator.reduce(local, "sum")
+        turns, rows = (int(value) for value in total[-2:])
+        if rows == self._pictures_of(batches):
+            raise ValueError(
+                f"None of the {rows} samples of step {self.state.step + 1} fits into "
+                f"{self.config.collate.max_length} tokens; raise collate.max_length."
+            )
+        self.state.dropped_turns += turns
+        self.state.dropped_rows += rows
+        self.meter.dropped_turns += turns
+        self.meter.dropped_rows += rows
+        return normalisers_of(total[:-2])
+
+    def _pictures_of(self, batches: list[Batch]) -> int:
+        """Pictures that a step takes from the data over all processes, kept or left out."""
+        return self.stage.batch_size * len(batches) * self.accelerator.num_processes
+
     def _to_device(self, batch: Batch) -> dict[str, Tensor]:
         device = self.accelerator.device
-        moved = {key: value.to(device) for key, value in batch.items() if key != "sample_ids"}
+        moved = {k: value.to(device) for k, value in batch.items() if isinstance(value, Tensor)}
         if self.config.channels_last:
             pixels = moved["pixel_values"]
             moved["pixel_values"] = pixels.contiguous(memory_format=torch.channels_last)
@@ -215,6 +245,7 @@ class _Run(Run):
         values["peak_memory_gb"] = round(peak_memory(self.accelerator.device) / 1e9, 3)
         left = (self.stage_end - state.stage_step) * seconds / meter.steps
         values["seconds_left"] = round(left, 1)
+        values["dropped_turns"], values["dropped_rows"] = meter.dropped_turns, meter.dropped_rows
         self._report("step", values)
         self.meter = Meter()
 
