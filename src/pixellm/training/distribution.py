@@ -8,15 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+)
 from torch import Tensor, nn
 
 from pixellm.training import zero
 from pixellm.training.config import RunConfig
 from pixellm.training.optim import StageOptimizer
+
+LONGEST_WAIT = timedelta(hours=2)
+"""How long processes wait for one that evaluates or writes a large model; then the run ends."""
 
 
 def build_accelerator(config: RunConfig) -> Accelerator:
@@ -32,10 +41,14 @@ def build_accelerator(config: RunConfig) -> Accelerator:
         mixed_precision=config.precision,
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "trackers")),
-        # A picture without targets leaves the decoder idle on its process.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            # A picture without targets leaves the decoder idle on its process.
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+        ],
     )
     _check_strategy(accelerator, config)
+    _keep_sums_exact(accelerator)
     return accelerator
 
 
@@ -67,6 +80,19 @@ def _check_strategy(accelerator: Accelerator, config: RunConfig) -> None:
         )
     if sharded and config.checkpoint.merged and config.has_adapters:
         raise ValueError("Sharded runs write adapters; take checkpoint.merged out and merge later.")
+
+
+def _keep_sums_exact(accelerator: Accelerator) -> None:
+    """Sums over processes, and what modules hand on, stay in float32 where FSDP2 computes in bf16.
+
+    Accelerate would round both: gradients of many processes, and losses, to 8 bits.
+    """
+    if accelerator.is_fsdp2 and accelerator.mixed_precision == "bf16":
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
+        )
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
