@@ -189,7 +189,7 @@ def test_options_that_cannot_be_followed_are_refused(
 
 def test_options_that_can_be_followed_are(processor: PixelLMProcessor) -> None:
     long, short = (dialogue_messages((), text, image=False) for text in ("And there?", "Hi?"))
-    options = {"tokenize": True, "return_dict": True}
+    options: dict[str, Any] = {"tokenize": True, "return_dict": True}
     left = processor.apply_chat_template([long, short], padding="longest", **options)
     right = processor.apply_chat_template(
         [long, short], processor_kwargs={"padding_side": "right"}, **options

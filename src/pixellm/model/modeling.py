@@ -297,7 +297,8 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         if output_hidden_states:
             result.hidden_states = outputs.hidden_states
         result.attentions = outputs.attentions if output_attentions else None
-        return result if return_dict is not False else result.to_tuple()
+        # Made anew, for a tuple has the order of the fields, not that in which they were filled.
+        return result if return_dict is not False else PixelLMOutput(**result).to_tuple()
 
     def _add_losses(
         self,
@@ -356,6 +357,8 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
             "past_key_values": past_key_values,
             "attention_mask": attention_mask,
             "use_cache": kwargs.get("use_cache"),
+            "output_hidden_states": kwargs.get("output_hidden_states"),
+            "output_attentions": kwargs.get("output_attentions"),
         }
         if seen == 0:
             inputs.update(pixel_values=pixel_values, pixel_mask=pixel_mask)
