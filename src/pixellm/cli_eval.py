@@ -378,8 +378,9 @@ def _progress(name: str, group: ProcessGroup) -> Iterator[Progress]:
 
 def _own_device(device: str, group: ProcessGroup) -> str:
     """With several processes and GPUs each takes its own."""
-    import torch
+    if group.count > 1 and device in ("auto", "cuda"):
+        import torch
 
-    if group.count > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{group.local % torch.cuda.device_count()}"
+        if torch.cuda.is_available():
+            return f"cuda:{group.local % torch.cuda.device_count()}"
     return device

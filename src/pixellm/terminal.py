@@ -194,7 +194,8 @@ def print_scenes_report(console: Console, report: ScenesReport) -> None:
 
 def _groups_table(report: ScenesReport, title: str, prefix: str) -> Table:
     """One row for each group of the report whose name starts with the prefix."""
-    table = plain_table(title, "asked", "gIoU", "set accuracy", "right names", "N-acc", "text")
+    columns = ("asked", "gIoU", "set acc.", "names", "N-acc", "text")  # fits 80 characters
+    table = plain_table(title, *columns)
     for name, group in report.groups.items():
         if name.startswith(prefix):
             scores = group.scores
@@ -202,7 +203,7 @@ def _groups_table(report: ScenesReport, title: str, prefix: str) -> Table:
                 name.removeprefix(prefix),
                 str(group.num_questions),
                 str(scores["giou"]),
-                str(scores["set_accuracy"]),
+                _number(scores["set_accuracy"].value),
                 _number(scores["named_set_accuracy"].value),
                 _number(scores["n_acc"].value),
                 _number(scores["text_accuracy"].value),
