@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ class SparseSquares(Squares):
     def __getitem__(self, index: int) -> tuple[Sample, ...]:
         dialogues = super().__getitem__(index)
         return dialogues[1:] if index % 3 == 1 else dialogues
+
+
+class LongQuestions(SparseSquares):
+    """Every fifth picture is asked about at too great a length to fit, so that a process may have
+    nothing at all."""
+
+    def __getitem__(self, index: int) -> tuple[Sample, ...]:
+        dialogues = super().__getitem__(index)
+        if index % 5 != 3:
+            return dialogues
+        (turn,) = dialogues[0].turns
+        long = replace(turn, question="Which of them? " * 100)
+        return (replace(dialogues[0], turns=(long, turn)),)
 
 
 def fork(work: Callable[[], None]) -> int:
@@ -129,17 +143,20 @@ def answer_in_parts(model: Any, processor: Any, settings: Any) -> dict[str, floa
 
 def run_distributed(folder: Path) -> None:
     stream.DATASETS["sparse"] = "forked_runs:SparseSquares"
+    stream.DATASETS["long"] = "forked_runs:LongQuestions"
 
     def train(name: str, *sizes: int, resume: Any = False, **changes: Any) -> None:
         config = joint_config(folder / name, *sizes, **changes)
         trainer.train(config, resume=resume, evaluate=answer_in_parts)
 
+    long = {"data": [{"name": "long"}]}
     lora = {"lora": {"rank": 2, "dropout": 0.0}}
 
     def sharded() -> None:
         shard_on_cpu()
         train("sharded", 1, 2, evaluation={"every_steps": 5})
         train("sharded_lora", 2, 1, **lora)
+        train("sharded_long", 1, 2, **long)
 
     def resumed() -> None:
         shard_on_cpu()
@@ -152,9 +169,17 @@ def run_distributed(folder: Path) -> None:
     def one() -> None:
         train("one", 4, 1)
         train("one_lora", 4, 1, **lora)
+        train("one_long", 4, 1, **long)
+
+    def two() -> None:
+        train("two", 1, 2)
+        train("two_long", 1, 2, **long)
+        group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+        seconds = group.options._timeout.total_seconds()
+        (folder / f"wait_{os.environ['RANK']}.txt").write_text(str(seconds))
 
     assert wait_for([fork(one)]) == [0]
-    two_processes(lambda: train("two", 1, 2))
+    two_processes(two)
     two_processes(sharded)
     two_processes(resumed)
 

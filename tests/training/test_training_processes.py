@@ -46,7 +46,14 @@ def steps_of(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "like"), [("two", "one"), ("sharded", "one"), ("sharded_lora", "one_lora")]
+    ("name", "like"),
+    [
+        ("two", "one"),
+        ("two_long", "one_long"),
+        ("sharded", "one"),
+        ("sharded_lora", "one_lora"),
+        ("sharded_long", "one_long"),
+    ],
 )
 def test_two_processes_give_the_losses_and_gradients_of_one(
     runs: Path, name: str, like: str
@@ -57,6 +64,18 @@ def test_two_processes_give_the_losses_and_gradients_of_one(
         for value in ("text", "mask", "dice", "patch_class", "total"):
             assert step[value] == pytest.approx(other[value], abs=1e-5), (step["step"], value)
         assert step["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+def test_samples_that_do_not_fit_are_counted_over_all_processes(runs: Path) -> None:
+    for name in ("one_long", "two_long"):  # twenty pictures
+        steps = steps_of(runs / name / "run")
+        assert sum(step["dropped_rows"] for step in steps) == 4
+        assert sum(step["dropped_turns"] for step in steps) == 8
+
+
+def test_processes_wait_two_hours_for_each_other(runs: Path) -> None:
+    waits = [float((runs / f"wait_{rank}.txt").read_text()) for rank in (0, 1)]
+    assert waits == [7200.0, 7200.0]
 
 
 def assert_same_model(model: Any, expected: Any) -> None:
