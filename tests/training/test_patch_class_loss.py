@@ -1,12 +1,7 @@
 import torch
 from torch.nn import functional as F
 
-from pixellm.training.auxiliary import (
-    PatchClassHead,
-    TargetClassHead,
-    WordClassHead,
-    count_cell_classes,
-)
+from pixellm.training.auxiliary import PatchClassHead, TargetClassHead, count_cell_classes
 
 
 def test_counts_are_area_per_cell_without_ignored_pixels() -> None:
@@ -46,18 +41,3 @@ def test_the_target_class_head_reads_embeddings_and_features_with_the_same_weigh
     assert target_sum.item() < 1e-3
     _, wrong_sum = head(features, embeddings, classes, torch.tensor([1, 3, -100]))
     assert wrong_sum.item() > 1
-
-
-def test_the_word_class_head_reads_image_tokens_with_the_words_of_the_names() -> None:
-    torch.manual_seed(0)
-    table = torch.nn.Embedding(10, 16)
-    head = WordClassHead(16, [[3], [4, 5]])
-    head.log_scale.data.fill_(5.0)
-    cup, ice_cream = table.weight[3], (table.weight[4] + table.weight[5]) / 2
-    tokens = torch.stack([cup, ice_cream, head.background, cup * 3])[None]
-    told = torch.tensor([[[1, 2], [0, 1]]])
-    assert head(tokens, (2, 2), table, told).item() < 1e-3
-    wrong = torch.tensor([[[2, 2], [0, 1]]])
-    assert head(tokens, (2, 2), table, wrong).item() > 10
-    unknown = torch.tensor([[[-100, 2], [0, 1]]])
-    assert head(tokens, (2, 2), table, unknown).item() < 1e-3

@@ -8,7 +8,7 @@ import torch
 from conftest import square_sample, tiny_parts, tiny_texts
 from pixellm.checkpoint.build import build_model
 from pixellm.data.collate import Collator
-from pixellm.training.auxiliary import TargetClassHead, WordClassHead
+from pixellm.training.auxiliary import TargetClassHead
 from pixellm.training.config import LossWeights
 from pixellm.training.objective import Normalisers, Objective
 
@@ -53,18 +53,3 @@ def test_a_stage_of_words_alone_touches_nothing_of_targets(
     losses["total"].backward()
     assert "target_class" not in losses
     assert objective.model.model.codebook.text_projection[0].weight.grad is None
-
-
-def test_the_word_class_loss_moves_image_projection_and_words(
-    objective_and_batch: tuple[Objective, dict[str, Any]],
-) -> None:
-    objective, batch = objective_and_batch
-    model = objective.model
-    head = WordClassHead(model.config.text_config.hidden_size, [[5, 6], [7]])
-    told = Objective(model, None, objective.target_class_head, head)
-    losses = told(batch, LossWeights(text=0, mask=0, dice=0, word_class=1), COUNTS)
-    losses["total"].backward()
-    assert losses["word_class"] > 0
-    rows = model.get_input_embeddings().weight.grad.abs().sum(1)
-    assert (rows[[5, 6, 7]] > 0).all()
-    assert any(p.grad.abs().sum() > 0 for p in model.model.image_projector.parameters())

@@ -1,9 +1,8 @@
 """The auxiliary class losses: what is where, and what is meant, asked of inner features.
 
 A linear head on each cell predicts the share of every class in the cell's area; another reads the
-class of target embeddings and of the decoder's features with the same weights; a third reads the
-class of image tokens with the words of its name. Heads belong to training alone and are thrown
-away afterwards; they know nothing of the model, and of text the ids of the names.
+class of target embeddings and of the decoder's features with the same weights. Heads belong to
+training alone and are thrown away afterwards; they know nothing of text or of the model.
 """
 
 from __future__ import annotations
@@ -122,54 +121,3 @@ class TargetClassHead(nn.Module):
             )
         count = len(self.patch_heads)
         return pixels / count, targets / count
-
-
-class WordClassHead(nn.Module):
-    """Classifier on every image token whose weights are the words of the class names.
-
-    Whether a picture shows what a question names is seen at once when both are near each other
-    in the language model's input; answers alone teach that slowly, as a name can be repeated
-    without a look at the picture.
-
-    Args:
-        size: D, width of the language model.
-        word_ids: of each class but the background, the ids of its name; none empty.
-    """
-
-    word_ids: Tensor
-    word_shares: Tensor
-
-    def __init__(self, size: int, word_ids: Sequence[Sequence[int]]) -> None:
-        super().__init__()
-        longest = max(map(len, word_ids))
-        ids = torch.tensor([[*w, *[w[-1]] * (longest - len(w))] for w in word_ids])
-        shares = torch.tensor([[i < len(w) for i in range(longest)] for w in word_ids]).float()
-        self.register_buffer("word_ids", ids, persistent=False)
-        self.register_buffer("word_shares", shares / shares.sum(1, keepdim=True), persistent=False)
-        self.background = nn.Parameter(torch.randn(size))
-        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
-
-    def forward(
-        self,
-        image_tokens: Tensor,
-        grid: Sequence[int],
-        token_table: nn.Module,
-        patch_classes: Tensor,
-    ) -> Tensor:
-        """Sum over annotated pixels of the cross-entropy of their image token's prediction.
-
-        Args:
-            image_tokens: (B, S, D) inputs of the language model, row by row of the grid.
-            grid: (rows, columns) with S cells.
-            token_table: ids to (..., D) embeddings.
-            patch_classes: (B, h, w) int64, see :class:`PatchClassHead`.
-
-        Returns:
-            Scalar float32 sum.
-        """
-        words = (token_table(self.word_ids) * self.word_shares[..., None]).sum(1)
-        codes = F.normalize(torch.cat([self.background[None], words]).float(), dim=-1)
-        tokens = F.normalize(image_tokens.float(), dim=-1)
-        logits = self.log_scale.exp() * tokens @ codes.T
-        counts = count_cell_classes(patch_classes, (grid[0], grid[1]), len(codes)).flatten(1, 2)
-        return -(counts * F.log_softmax(logits, dim=-1)).sum()

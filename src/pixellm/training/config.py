@@ -51,19 +51,16 @@ class LossWeights(Section):
     target_class: float = Field(default=0.0, ge=0)
     """Class of every target embedding and of every cell of the decoder's features, read by one
     classifier, so that both come to mean the same; per target and per annotated pixel."""
-    word_class: float = Field(default=0.0, ge=0)
-    """Class of every image token, told by its likeness to the words of the class names, so that
-    what a picture shows and what a question names mean the same; per annotated pixel."""
 
     @property
     def needs_classes(self) -> bool:
         """Whether the data must name its classes."""
-        return max(self.patch_class, self.target_class, self.word_class) > 0
+        return self.patch_class > 0 or self.target_class > 0
 
     @property
     def encoder_only(self) -> bool:
         """Whether nothing but the vision tower and the auxiliary head is needed."""
-        return self.text == self.mask == self.dice == self.target_class == self.word_class == 0
+        return self.text == self.mask == self.dice == self.target_class == 0
 
 
 class ParameterRule(Section):

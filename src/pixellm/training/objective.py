@@ -14,15 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixellm.training.auxiliary import (
-    IGNORED,
-    PatchClassHead,
-    TargetClassHead,
-    WordClassHead,
-)
+from pixellm.training.auxiliary import IGNORED, PatchClassHead, TargetClassHead
 from pixellm.training.config import LossWeights
 
-LOSS_NAMES = ("text", "mask", "dice", "patch_class", "target_class", "word_class")
+LOSS_NAMES = ("text", "mask", "dice", "patch_class", "target_class")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +66,6 @@ class Objective(nn.Module):
         model: PixelLM for conditional generation.
         patch_class_head: present where the data names its classes.
         target_class_head: likewise.
-        word_class_head: likewise.
         keep_decoder_busy: let the decoder take part, with weight 0, where a micro-batch has no
             target, as processes that share gradients must all compute the same ones.
     """
@@ -81,7 +75,6 @@ class Objective(nn.Module):
         model: Any,
         patch_class_head: PatchClassHead | None,
         target_class_head: TargetClassHead | None = None,
-        word_class_head: WordClassHead | None = None,
         *,
         keep_decoder_busy: bool = False,
     ) -> None:
@@ -93,7 +86,6 @@ class Objective(nn.Module):
         self._no_split_modules = list(getattr(language_model, "_no_split_modules", None) or ())
         self.patch_class_head = patch_class_head
         self.target_class_head = target_class_head
-        self.word_class_head = word_class_head
 
     def parameters_by_name(self) -> dict[str, nn.Parameter]:
         """All parameters; those of the model under the names of its checkpoints."""
@@ -149,16 +141,6 @@ class Objective(nn.Module):
                 batch["target_classes"],
             )
             losses["target_class"] = pixel_sum / counts.pixels + target_sum / counts.targets
-        if weights.word_class > 0 and output is not None:
-            if self.word_class_head is None:
-                raise ValueError("A word-class loss needs data with class names.")
-            total_words = self.word_class_head(
-                self.model.model.image_projector(deepest),
-                self.model.config.llm_grid,
-                self.model.get_input_embeddings(),
-                batch["patch_classes"],
-            )
-            losses["word_class"] = total_words / counts.pixels
         losses = {name: value for name, value in losses.items() if value is not None}
         losses["total"] = torch.stack(
             [getattr(weights, name) * value for name, value in losses.items()]

@@ -140,7 +140,7 @@ def _group_of(
     outside = stage.loss.encoder_only and not _matches_any(name, ENCODER_PATTERNS)
     idle_head = any(
         getattr(stage.loss, loss) == 0 and matches(name, f"{loss}_head")
-        for loss in ("patch_class", "target_class", "word_class")
+        for loss in ("patch_class", "target_class")
     )
     frozen = rule.frozen or rule.learning_rate == 0
     if frozen or outside or idle_head or _matches_any(name, stage.freeze):

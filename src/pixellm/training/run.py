@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pixellm.data.collate import Collator
 from pixellm.training import checkpoints
-from pixellm.training.auxiliary import PatchClassHead, TargetClassHead, WordClassHead
+from pixellm.training.auxiliary import PatchClassHead, TargetClassHead
 from pixellm.training.checkpoints import TrainState
 from pixellm.training.config import EvaluationConfig, RunConfig, Stage
 from pixellm.training.distribution import build_accelerator, whole_state
@@ -88,7 +88,7 @@ class Run:
         self.run_model = self._set_up_model(checkpoint, sources)
         self.model, self.processor = self.run_model.model, self.run_model.processor
         self.class_names = _class_names(self.config, sources)
-        heads = self._build_heads(sources[0]) if self.class_names else (None, None, None)
+        heads = self._build_heads(sources[0]) if self.class_names else (None, None)
         distributed = self.accelerator.num_processes > 1
         self.objective = Objective(self.model, *heads, keep_decoder_busy=distributed)
         self._choose_what_trains()
@@ -126,9 +126,7 @@ class Run:
                 "of them only."
             )
 
-    def _build_heads(
-        self, source: SampleDataset
-    ) -> tuple[PatchClassHead, TargetClassHead | None, WordClassHead | None]:
+    def _build_heads(self, source: SampleDataset) -> tuple[PatchClassHead, TargetClassHead | None]:
         """Heads of the auxiliary losses; the deepest map's width is read off one sample."""
         probe = self._collator()([source[0]])
         tower = self.model.model.vision_tower.eval()
@@ -136,16 +134,11 @@ class Run:
         with torch.no_grad():
             deepest = tower(probe["pixel_values"].to(device), probe["pixel_mask"].to(device))[0]
         num_classes = len(self.class_names) + 1
-        losses = [stage.loss for stage in self.config.stages]
-        target_head = word_head = None
-        if any(loss.target_class > 0 for loss in losses):
+        target_head = None
+        if any(stage.loss.target_class > 0 for stage in self.config.stages):
             sizes = self.model.config
             target_head = TargetClassHead(sizes.num_scales, sizes.decoder_size, num_classes)
-        if any(loss.word_class > 0 for loss in losses):
-            encoded = self.processor.tokenizer(list(self.class_names), add_special_tokens=False)
-            width = self.model.config.text_config.hidden_size
-            word_head = WordClassHead(width, encoded["input_ids"])
-        return PatchClassHead(deepest.shape[1], num_classes), target_head, word_head
+        return PatchClassHead(deepest.shape[1], num_classes), target_head
 
     def _collator(self) -> Collator:
         sizes = self.config.collate
