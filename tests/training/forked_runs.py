@@ -118,12 +118,12 @@ def two_processes(work: Callable[[], None]) -> None:
     assert codes == [0, 0], codes
 
 
-def shard_on_cpu() -> None:
+def shard_on_cpu(precision: str = "no") -> None:
     """Lets accelerate shard with FSDP2 on CPUs, which its launcher offers for accelerators only."""
     from accelerate import Accelerator, PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-    state = Accelerator(cpu=True).state
+    state = Accelerator(cpu=True, mixed_precision=precision).state
     PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
     state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
@@ -158,6 +158,10 @@ def run_distributed(folder: Path) -> None:
         train("sharded_lora", 2, 1, **lora)
         train("sharded_long", 1, 2, **long)
 
+    def in_bf16() -> None:
+        shard_on_cpu("bf16")
+        train("sharded_bf16", 1, 2, precision="bf16")
+
     def resumed() -> None:
         shard_on_cpu()
         copy = folder / "resumed" / "run"
@@ -181,6 +185,8 @@ def run_distributed(folder: Path) -> None:
     assert wait_for([fork(one)]) == [0]
     two_processes(two)
     two_processes(sharded)
+    assert wait_for([fork(lambda: train("one_bf16", 4, 1, precision="bf16"))]) == [0]
+    two_processes(in_bf16)
     two_processes(resumed)
 
 

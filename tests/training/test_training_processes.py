@@ -73,6 +73,14 @@ def test_samples_that_do_not_fit_are_counted_over_all_processes(runs: Path) -> N
         assert sum(step["dropped_turns"] for step in steps) == 8
 
 
+def test_sharded_bf16_gives_about_the_losses_of_one_process(runs: Path) -> None:
+    ours, expected = steps_of(runs / "sharded_bf16" / "run"), steps_of(runs / "one_bf16" / "run")
+    assert [step["step"] for step in ours] == [1, 2, 3, 4, 5]
+    for step, other in zip(ours, expected, strict=True):
+        for value in ("text", "mask", "dice", "patch_class", "total"):
+            assert step[value] == pytest.approx(other[value], rel=0.05), (step["step"], value)
+
+
 def test_processes_wait_two_hours_for_each_other(runs: Path) -> None:
     waits = [float((runs / f"wait_{rank}.txt").read_text()) for rank in (0, 1)]
     assert waits == [7200.0, 7200.0]
