@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, float | None], None]
 """Called with questions done, questions in all, and the mean of their gIoU so far."""
+
+LONGEST_WAIT = timedelta(hours=24)
+"""For processes that are done with their part while another still answers."""
 
 Answer = Callable[[Sequence[Sample]], Iterator[AnsweredDialogue]]
 """Answers dialogues; each carries its place in the input."""
@@ -47,9 +51,11 @@ class ProcessGroup:
         """The processes that ``accelerate launch`` started; this one alone without it."""
         if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
             return cls()
+        import torch
         from accelerate import PartialState
 
-        state = PartialState()
+        # Unless told so, accelerate takes processes without a GPU for ones that are alone.
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
         return cls(state.process_index, state.num_processes, state.local_process_index)
 
     def share(self, items: Sequence[int]) -> Sequence[int]:

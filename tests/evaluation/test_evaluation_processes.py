@@ -1,0 +1,53 @@
+"""Two real processes over gloo share the questions, and report what one alone reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmark_layouts import write_benchmark
+from known_answers import Knowing
+
+from pixellm.evaluation.answer_log import read_answers
+from pixellm.evaluation.benchmark_run import BenchmarkRun, run_benchmark
+from pixellm.evaluation.records import record_to_json
+
+pytest.importorskip("accelerate")
+
+
+def timeless(folder: Path) -> list[dict[str, Any]]:
+    records = [record_to_json(record) for record in read_answers(folder)]
+    return [{**values, "seconds": 0} for values in records]
+
+
+def without_seconds(groups: dict[str, Any]) -> dict[str, Any]:
+    for group in groups.values():
+        group["scores"].pop("seconds", None)
+    return groups
+
+
+def test_two_processes_report_what_one_alone_reports(tmp_path):
+    run = BenchmarkRun("coco", "oracle", "val", write_benchmark("coco", tmp_path / "data"))
+    alone = Knowing(run.open())
+    summary, _ = run_benchmark(run, tmp_path / "alone", lambda: alone, batch_size=1)
+    script = Path(__file__).with_name("forked_evaluation.py")
+    finished = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
+    told = [json.loads((tmp_path / f"told-{number}.json").read_text()) for number in (0, 1)]
+    assert [one["asked"] for one in told] == [alone.num_asked // 2] * 2
+    assert timeless(tmp_path / "run") == timeless(tmp_path / "alone")
+    assert len(list((tmp_path / "run").glob("answers-*.jsonl"))) == 2
+    expected = without_seconds(json.loads(json.dumps(summary.to_dict()["groups"])))
+    assert [without_seconds(one["scores"]) for one in told] == [expected, expected]
+    assert (tmp_path / "run" / "report.html").is_file()
