@@ -16,11 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from pixellm.engine import Engine
     from pixellm.types import Sample
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 TINY_QUESTION = "Which squares are there?"
 TINY_QUESTION_WITHOUT_MASKS = "Is there a green one?"

@@ -164,7 +164,7 @@ def _with_sentence_alone(error: Exception) -> Exception:
         return OSError(str(error)) if isinstance(error, OSError) else ValueError(str(error))
 
 
-def _unchanged(prepared: Batch | Exception) -> Batch | Exception:
+def _unchanged(prepared: Any) -> Any:
     return prepared
 
 
