@@ -65,7 +65,7 @@ class ScenesDataset:
         seed: another seed gives other scenes.
         length: how many pictures the set pretends to hold.
         dialogues_per_image: dialogues about each picture, at most; a poor scene allows fewer.
-            Tests of 500 scenes with 2 dialogues each are the rule.
+            Evaluation takes 500 scenes with 4 dialogues each unless told otherwise.
         style: artwork; the split's own where None.
         kinds: weight of each kind of question; the default weights where None.
         long_side: of the pictures, in pixels.
