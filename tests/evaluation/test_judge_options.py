@@ -33,7 +33,7 @@ def evaluate(*options: object) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--judge", "human"], "similarity), not 'human'"),
+        (["--judge", "human"], "similarity or llm, not 'human'"),
         (["--judge", "llm"], "needs --judge-model NAME and --base-url ADDRESS"),
         (["--judge", "llm", "--judge-model", "m"], "and --base-url ADDRESS"),
         (["--judge", "llm", "--base-url", "http://127.0.0.1:9/v1"], "needs --judge-model NAME"),
