@@ -1,5 +1,6 @@
 """The embedded model: present, small, quick to describe what it was trained on, and useful."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,18 @@ NANO_GIOU_FLOOR = 0.38
 """Well under the measured score, so that 25 scenes cannot fall below it by chance."""
 
 
-def test_its_first_line_in_the_training_log_is_the_start_of_its_recipe() -> None:
-    log = (ROOT / "docs" / "nano" / "train_log.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(log) > 20
-    assert '"event": "stage"' in log[0]
+def test_its_logs_hold_the_stages_of_its_recipe_in_order_down_to_losses_that_fell() -> None:
+    from pixellm.training.config import load_config
+
+    lines = [
+        json.loads(line)
+        for log in ("encoder_log.jsonl", "train_log.jsonl")
+        for line in (ROOT / "docs" / "nano" / log).read_text(encoding="utf-8").splitlines()
+    ]
+    trained = list(dict.fromkeys(line["stage"] for line in lines if line["event"] == "step"))
+    planned = [stage.name for stage in load_config(ROOT / "recipes" / "nano.yaml").stages]
+    assert trained[: len(planned)] == planned
+    for stage, loss in (("encoder", "patch_class"), ("language", "text"), ("joint", "dice")):
+        values = [line[loss] for line in lines if line["stage"] == stage and loss in line]
+        assert len(values) > 20
+        assert np.mean(values[-5:]) < np.mean(values[:5]) / 1.5
