@@ -22,7 +22,7 @@ def shell_commands(text: str) -> list[list[str]]:
 
 def subcommand(words: list[str]) -> list[str]:
     """The leading words of a command that name it: `eval scenes`, `segment`."""
-    groups = {"eval": 2, "data": 2, "curate": 2}
+    groups = {"eval": 2, "data": 2, "curate": 2, "bench": 2}
     return words[: groups.get(words[0], 1)]
 
 
