@@ -1,4 +1,4 @@
-"""What commands have in common: consoles, quiet imports, a loaded engine, results as JSON.
+"""What commands have in common: consoles, quiet imports, a loaded engine, options, JSON.
 
 Light to import; rich, torch and transformers are reached only when something is called. It knows
 no command.
@@ -7,6 +7,8 @@ no command.
 from __future__ import annotations
 
 import importlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +51,26 @@ def load_engine(
             model, device=device, dtype=dtype, quantize=quantize, offload_folder=offload
         )
     return loaded
+
+
+def reader_options(options: Sequence[str] | None) -> dict[str, Any]:
+    """Options of a data set's reader by name, from ``NAME=VALUE`` as typed.
+
+    Values are JSON where they can be, and text elsewhere.
+
+    Raises:
+        ValueError: no name, or no value.
+    """
+    chosen: dict[str, Any] = {}
+    for option in options or ():
+        name, equals, value = option.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--with takes NAME=VALUE, not {option!r}.")
+        try:
+            chosen[name] = json.loads(value)
+        except ValueError:
+            chosen[name] = value
+    return chosen
 
 
 def write_json(values: dict[str, Any], target: str) -> None:

@@ -6,12 +6,12 @@ its business. :func:`add_data_commands` puts the commands into the command line.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from pixellm.cli_console import reader_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,7 +64,7 @@ def check(
     from pixellm.answer_files import write_files
     from pixellm.data.check import absent_sets, bad_rows_to_csv, check_found, find_sets
 
-    found = find_sets(root, sets or (), splits or (), _reader_options(images, options))
+    found = find_sets(root, sets or (), splits or (), _options(images, options))
     if not found:
         raise ValueError(f"{root} holds no data set in a known layout; see docs/data.md.")
     console = Console()
@@ -102,7 +102,7 @@ def preview(
     from pixellm.data.preview import write_preview
     from pixellm.data.registry import READERS, open_reader, reader_class
 
-    chosen = {**_reader_options(images, options), "seed": seed}
+    chosen = {**_options(images, options), "seed": seed}
     if data not in READERS and Path(data).is_file():
         (found,) = find_sets(Path(data), options=chosen)
         reader = found.open()
@@ -114,18 +114,10 @@ def preview(
     typer.echo(f"To look at: {written.page} and {written.sheet}")
 
 
-def _reader_options(images: Path | None, options: Sequence[str] | None) -> dict[str, Any]:
-    """Options of a reader by name; values are JSON where they can be, and text elsewhere."""
-    chosen: dict[str, Any] = {} if images is None else {"images": str(images.absolute())}
-    for option in options or ():
-        name, equals, value = option.partition("=")
-        if not equals or not name:
-            raise ValueError(f"--with takes NAME=VALUE, not {option!r}.")
-        try:
-            chosen[name] = json.loads(value)
-        except ValueError:
-            chosen[name] = value
-    return chosen
+def _options(images: Path | None, options: list[str] | None) -> dict[str, Any]:
+    """All options of a reader by name; the folder of photos stays right in any other folder."""
+    folder = {} if images is None else {"images": str(images.absolute())}
+    return {**folder, **reader_options(options)}
 
 
 def _show_report(console: Console, report: SplitReport, limit: int) -> None:

@@ -6,15 +6,14 @@ kill is not its business. :func:`add_commands` puts the command into the command
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pixellm.cli_console import import_quietly, open_console
+from pixellm.cli_console import import_quietly, open_console, reader_options
 
 if TYPE_CHECKING:
     from pixellm.engine import Engine
@@ -128,7 +127,7 @@ def predict(
     """Answer questions about many pictures; the same command goes on where a stopped one was."""
     rows: Sequence[Row]
     if data or split or options or _names_a_set(dataset, question):
-        rows, name = _open_set(str(dataset), question, data or Path("data"), split, options or ())
+        rows, name = _open_set(str(dataset), question, data or Path("data"), split, options)
     else:
         from pixellm.prediction.rows import read_rows
 
@@ -156,7 +155,7 @@ def _names_a_set(dataset: Path, question: str) -> bool:
 
 
 def _open_set(
-    name: str, question: str, root: Path, split: str, options: Sequence[str]
+    name: str, question: str, root: Path, split: str, options: list[str] | None
 ) -> tuple[Sequence[Row], str]:
     """The questions of a data set, and what its file of answers is called."""
     from pixellm.prediction.sets import open_rows, usual_split
@@ -165,21 +164,7 @@ def _open_set(
         raise ValueError(f"The data set {name} has its own questions; leave out {question!r}.")
     split = split or usual_split(name)
     with open_console(stderr=True).status(f"Opening {name} {split}"):
-        return open_rows(name, root, split, _reader_options(options)), f"{name}_{split}"
-
-
-def _reader_options(options: Sequence[str]) -> dict[str, Any]:
-    """Options of a reader by name; values are JSON where they can be, and text elsewhere."""
-    chosen: dict[str, Any] = {}
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not equals or not name:
-            raise ValueError(f"--with takes NAME=VALUE, not {option!r}.")
-        try:
-            chosen[name] = json.loads(value)
-        except ValueError:
-            chosen[name] = value
-    return chosen
+        return open_rows(name, root, split, reader_options(options)), f"{name}_{split}"
 
 
 def _run_and_report(
