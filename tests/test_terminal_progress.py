@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,7 +38,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     ("progress", "step", "line"),
     [
         (terminal.answers_progress, (STATE,), "8/20 questions, 3.00 images/s"),
-        (terminal.scenes_progress, (3, 9, 0.5), "3/9 scenes, gIoU 0.500"),
+        (
+            partial(terminal.scored_progress, unit="scenes"),
+            (3, 9, 0.5),
+            "3/9 scenes, gIoU 0.500",
+        ),
+        (terminal.judge_progress, (3, 9, 0.25), "3/9 answers judged, 0.2500 USD"),
     ],
 )
 def test_a_log_gets_a_line_every_half_minute(

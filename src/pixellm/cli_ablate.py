@@ -108,7 +108,7 @@ def score(
         benchmark, data, split, num, dialogues, seed, limit, predictions.stem, protocol
     )
     samples = run.open()
-    with nullcontext() if opened is None else judge_bar() as progress:
+    with nullcontext() if opened is None else judge_bar(settings) as progress:
         scored = score_predictions(
             answers,
             samples,

@@ -6,8 +6,8 @@ scored is not its business. :func:`add_commands` puts the commands into the comm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +23,7 @@ from pixellm.cli_judge import (
     JudgeThreshold,
     MaxCost,
     ModelPrice,
-    judge_answers,
+    judge_bar,
     open_run_judge,
     read_judge,
 )
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pixellm.engine import Engine
     from pixellm.evaluation.baselines import ObjectGuesser
     from pixellm.evaluation.benchmark_run import BenchmarkRun
-    from pixellm.evaluation.evaluate import ProcessGroup, Progress
+    from pixellm.evaluation.evaluate import ProcessGroup
     from pixellm.evaluation.judge import JudgeSettings
     from pixellm.evaluation.report.judged import JudgedScores
     from pixellm.evaluation.scenes_report import ScenesReport
@@ -210,7 +210,7 @@ def evaluate_scenes(
     """Score a model on drawn scenes, with 95 % intervals; with --out, write a report too."""
     from pixellm.data.scenes.dataset import ScenesDataset
     from pixellm.evaluation.evaluate import ProcessGroup
-    from pixellm.terminal import scenes_progress
+    from pixellm.terminal import scored_progress
 
     ScenesDataset(split, seed, num, dialogues)  # refuses what can't be drawn before a model loads
     if out is None and (mode or limit or protocol != "strict"):
@@ -223,7 +223,7 @@ def evaluate_scenes(
     else:
         engine = _open_predictor(run, device, dtype)
         scenes = import_quietly("pixellm.evaluation.scenes")
-        with scenes_progress(open_console(stderr=True)) as progress:
+        with scored_progress(open_console(stderr=True), "scenes") as progress:
             report = scenes.evaluate_scenes(
                 engine, split, seed, num, batch_size, progress, dialogues_per_image=dialogues
             )
@@ -283,6 +283,8 @@ def _run(
     """
     from pixellm.evaluation.benchmark_run import run_benchmark
     from pixellm.evaluation.evaluate import ProcessGroup
+    from pixellm.evaluation.judged_run import judge_run
+    from pixellm.terminal import scored_progress
 
     group = ProcessGroup.from_environment()
     device = _own_device(device, group)
@@ -291,7 +293,8 @@ def _run(
         judge = open_run_judge(run, judging)
     run = _with_numbers(run, device, dtype)
     try:
-        with _progress(run.name, group) as progress:
+        bar = scored_progress(open_console(stderr=True), "dialogues")
+        with bar if group.number == 0 else nullcontext() as progress:
             summary, records = run_benchmark(
                 run,
                 out,
@@ -301,7 +304,8 @@ def _run(
                 progress=progress,
             )
         if judging is not None and judge is not None:
-            judged = judge_answers(run, out, records, summary, judge, judging)
+            with judge_bar(judging) as rated:
+                judged = judge_run(run, out, records, summary, judge, judging, rated)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
     if group.number == 0:
@@ -354,26 +358,6 @@ def _show_scenes(report: ScenesReport, target: str, about: dict[str, Any]) -> No
 
     print_scenes_report(open_console(stderr=target == "-"), report)
     write_json({**about, **report.to_dict()}, target)
-
-
-@contextmanager
-def _progress(name: str, group: ProcessGroup) -> Iterator[Progress]:
-    """A bar over dialogues with the gIoU so far; nothing where nobody looks."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    figure = TextColumn("gIoU {task.fields[giou]}")
-    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), figure, TimeRemainingColumn())
-    console = open_console(stderr=True)
-    hidden = not console.is_terminal or group.number > 0
-    with Bar(*columns, console=console, disable=hidden) as bar:
-        task = bar.add_task(name, total=None, giou="-")
-
-        def show(done: int, total: int, giou: float | None) -> None:
-            shown = "-" if giou is None else f"{giou:.3f}"
-            bar.update(task, completed=done, total=total, giou=shown)
-
-        yield show
 
 
 def _own_device(device: str, group: ProcessGroup) -> str:

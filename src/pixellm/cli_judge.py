@@ -1,4 +1,4 @@
-"""The options of a judge, and a run's answers handed to it with a bar.
+"""The options of a judge, and the bar over its work.
 
 What commands that judge have in common. How answers are rated and scored is the library's
 business; which command has which options is that of the command's module.
@@ -6,7 +6,7 @@ business; which command has which options is that of the command's module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,9 +18,6 @@ from pixellm.cli_console import open_console
 if TYPE_CHECKING:
     from pixellm.evaluation.benchmark_run import BenchmarkRun
     from pixellm.evaluation.judge import Judge, JudgeProgress, JudgeSettings
-    from pixellm.evaluation.records import AnswerRecord
-    from pixellm.evaluation.report.judged import JudgedScores
-    from pixellm.evaluation.summary import Summary
 
 JudgeKind = Annotated[
     str,
@@ -103,43 +100,19 @@ def open_run_judge(run: BenchmarkRun, settings: JudgeSettings) -> Judge | None:
     return open_judge(settings)
 
 
-def judge_answers(
-    run: BenchmarkRun,
-    folder: Path,
-    records: Sequence[AnswerRecord],
-    summary: Summary,
-    judge: Judge,
-    settings: JudgeSettings,
-) -> JudgedScores:
-    """Judge a run with a bar, write its report again, and say what the judge has cost.
-
-    Raises:
-        ValueError, OSError: as :func:`~pixellm.evaluation.judged_run.judge_run`.
-    """
-    from pixellm.evaluation.judged_run import judge_run
+@contextmanager
+def judge_bar(settings: JudgeSettings) -> Iterator[JudgeProgress]:
+    """A bar over the answers that a judge rates; at its end, what all of its ratings have cost."""
+    from pixellm.terminal import judge_progress
 
     spent = 0.0
-    with judge_bar() as bar:
+    with judge_progress(open_console(stderr=True)) as bar:
 
         def show(done: int, total: int, usd: float) -> None:
             nonlocal spent
             spent = usd
             bar(done, total, usd)
 
-        judged = judge_run(run, folder, records, summary, judge, settings, show)
+        yield show
     if settings.kind == "llm":
         typer.echo(f"All ratings in {settings.cache} have cost {spent:.4f} USD.", err=True)
-    return judged
-
-
-@contextmanager
-def judge_bar() -> Iterator[JudgeProgress]:
-    """A bar over judged answers with the money spent; hidden where there is no terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    console = open_console(stderr=True)
-    cost = TextColumn("{task.fields[cost]:.4f} USD")
-    columns = (TextColumn("judge"), BarColumn(), MofNCompleteColumn(), cost)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("judge", total=None, cost=0.0)
-        yield lambda done, total, usd: bar.update(task, completed=done, total=total, cost=usd)

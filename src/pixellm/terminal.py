@@ -23,8 +23,9 @@ from pixellm.types import Prediction
 from pixellm.visualize import segment_color
 
 if TYPE_CHECKING:
+    from pixellm.evaluation.evaluate import Progress as EvaluationProgress
+    from pixellm.evaluation.judge import JudgeProgress
     from pixellm.evaluation.report.tables import TextTable
-    from pixellm.evaluation.scenes import Progress as ScenesProgress
     from pixellm.evaluation.scenes_report import ScenesReport
     from pixellm.prediction.job import JobState
     from pixellm.prediction.job import Progress as JobProgress
@@ -107,18 +108,39 @@ def print_text_table(console: Console, table: TextTable) -> None:
 
 
 @contextmanager
-def scenes_progress(console: Console) -> Iterator[ScenesProgress]:
-    """A bar with the gIoU so far, as a callback for an evaluation on scenes.
+def scored_progress(console: Console, unit: str) -> Iterator[EvaluationProgress]:
+    """A bar over questions being answered with the gIoU so far, as a callback for an evaluation.
+
+    Where the console is no terminal, a line now and then.
+
+    Args:
+        console: where to.
+        unit: what is counted, such as "scenes".
+    """
+    lines = _RareLines(console)
+    with _counting_bar(console, unit, "gIoU {task.fields[giou]}") as bar:
+        task = bar.add_task(unit, total=None, giou="-")
+
+        def show(done: int, total: int, giou: float | None) -> None:
+            bar.update(task, completed=done, total=total, giou=_number(giou))
+            lines.say(f"{done}/{total} {unit}, gIoU {_number(giou)}")
+
+        yield show
+
+
+@contextmanager
+def judge_progress(console: Console) -> Iterator[JudgeProgress]:
+    """A bar over judged answers with the money spent, as a callback for a judge.
 
     Where the console is no terminal, a line now and then.
     """
     lines = _RareLines(console)
-    with _counting_bar(console, "scenes", "gIoU {task.fields[giou]}") as bar:
-        task = bar.add_task("scenes", total=None, giou="-")
+    with _counting_bar(console, "answers judged", "{task.fields[cost]:.4f} USD") as bar:
+        task = bar.add_task("judge", total=None, cost=0.0)
 
-        def show(done: int, total: int, giou: float | None) -> None:
-            bar.update(task, completed=done, total=total, giou=_number(giou))
-            lines.say(f"{done}/{total} scenes, gIoU {_number(giou)}")
+        def show(done: int, total: int, usd: float) -> None:
+            bar.update(task, completed=done, total=total, cost=usd)
+            lines.say(f"{done}/{total} answers judged, {usd:.4f} USD")
 
         yield show
 

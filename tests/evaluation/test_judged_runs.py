@@ -19,7 +19,7 @@ from chat_server import Answer, ChatServer, user_text
 from pixellm.cli import app
 from pixellm.evaluation.benchmark_run import BenchmarkRun
 from pixellm.evaluation.judge import JudgeSettings, SimilarityJudge
-from pixellm.evaluation.judge_llm import VerdictCache
+from pixellm.evaluation.judge_cache import VerdictCache
 from pixellm.evaluation.judged_run import check_judging, judge_run
 from pixellm.evaluation.summary import summarize
 

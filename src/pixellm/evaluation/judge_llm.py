@@ -1,4 +1,4 @@
-"""Asks a language model to judge answers: retries, a cost cap, and a cache keyed by content.
+"""Asks a language model to judge answers: retries, a cost cap, and verdicts that are kept.
 
 Every verdict is kept under a digest of all that it depends on: model, server, rules and text. A
 second run with the same answers sends nothing, costs nothing and gives the same scores. It knows
@@ -10,14 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from pixellm.curation.client import (
     Client,
@@ -42,6 +40,7 @@ from pixellm.evaluation.judge import (
     JudgeSettings,
     Ratings,
 )
+from pixellm.evaluation.judge_cache import VerdictCache
 
 ATTEMPTS = 6
 """Times that a request is sent, waits in between, before an answer stays without a verdict."""
@@ -69,73 +68,6 @@ _SCHEMA = schema_of(
 
 class CostCapReachedError(ValueError):
     """The judge's money is spent; what is rated so far is in the cache."""
-
-
-class VerdictCache:
-    """Ratings and money so far, in one SQLite file; safe to use from many threads.
-
-    Args:
-        path: created where missing, in a folder that exists.
-
-    Raises:
-        OSError: the file can't be opened or is no such cache.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._mutex = threading.Lock()
-        with self._explain():
-            self._db = sqlite3.connect(path, timeout=30, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, ratings TEXT NOT NULL)"
-            )
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS costs (id INTEGER PRIMARY KEY, usd REAL NOT NULL)"
-            )
-            self._db.commit()
-
-    def get(self, key: str) -> dict[int, float] | None:
-        """Rating by number of object, or None."""
-        with self._explain(), self._mutex:
-            row = self._db.execute("SELECT ratings FROM verdicts WHERE key = ?", (key,)).fetchone()
-        return None if row is None else {int(k): float(v) for k, v in json.loads(row[0]).items()}
-
-    def put(self, key: str, ratings: dict[int, float]) -> None:
-        """Keep a verdict; the first one under a key stays."""
-        self._write("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", key, json.dumps(ratings))
-
-    def is_empty(self) -> bool:
-        """Whether it holds no verdict yet."""
-        with self._explain(), self._mutex:
-            return self._db.execute("SELECT 1 FROM verdicts LIMIT 1").fetchone() is None
-
-    def add_cost(self, usd: float) -> None:
-        """Count a reply's cost, whatever the reply was worth."""
-        self._write("INSERT INTO costs (usd) VALUES (?)", usd)
-
-    def spent(self) -> float:
-        """USD of all replies, over all runs."""
-        with self._explain(), self._mutex:
-            total = self._db.execute("SELECT COALESCE(SUM(usd), 0) FROM costs").fetchone()[0]
-        return float(total)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._db.close()
-
-    def _write(self, sql: str, *values: Any) -> None:
-        with self._explain(), self._mutex, self._db:
-            self._db.execute(sql, values)
-
-    @contextmanager
-    def _explain(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise OSError(
-                f"The judge's cache {self.path} can't be used ({error}); name another file."
-            ) from None
 
 
 class LLMJudge:

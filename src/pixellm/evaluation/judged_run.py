@@ -74,6 +74,6 @@ def judge_run(
         plain = summarize(records, rules, classes_are_kinds=by_kind)
     with_judge = summarize(judgement.records, rules, classes_are_kinds=by_kind)
     judged = JudgedScores(settings.describe(), judgement, plain, with_judge)
-    headline, source = run.benchmark.headline, picture_source(questions)
+    headline, source = run.headline, picture_source(questions)
     write_report(folder, read_settings(folder), summary, records, headline, source, judged)
     return judged
