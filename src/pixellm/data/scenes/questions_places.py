@@ -78,6 +78,22 @@ def ask_size(view: SceneView, rng: random.Random) -> Draft | None:
     return _single(rng, "size", "size_pair", thing, more=more, it=it, other=other)
 
 
+def ask_layout(view: SceneView, rng: random.Random) -> Draft | None:
+    """What is where, from left to right, in words: every thing and its ninth of the picture."""
+    if len(view.things) > MAX_TARGETS + 1:
+        return None
+    parts = [f"{thing.phrase} {_ninth(thing)}" for thing in view.things]
+    answer = f"{', '.join(parts)}."
+    return Draft("layout", ask(rng, "layout"), answer[0].upper() + answer[1:])
+
+
+def _ninth(thing: Thing) -> str:
+    """Where a thing's centre lies: "top left", "middle right", "center"."""
+    row = ("top", "middle", "bottom")[min(2, int(3 * thing.center[1]))]
+    column = ("left", "middle", "right")[min(2, int(3 * thing.center[0]))]
+    return "center" if row == column == "middle" else f"{row} {column}"
+
+
 def ask_largest_in_words(view: SceneView, rng: random.Random) -> Draft | None:
     """The largest or smallest thing, named without a mask because the question wants words."""
     largest = rng.random() < 0.6
