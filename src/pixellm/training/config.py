@@ -186,7 +186,8 @@ class RunConfig(Section):
     """Where run folders live."""
     model: dict[str, Any]
     """Either `checkpoint: DIR_OR_ID`, or a new model's parts (see `pixellm.checkpoint.build`).
-    Beside a checkpoint, `sizes` may hold the same parts, for a dry run where it is not at hand."""
+    Beside a checkpoint, `vision_weights` may name pretrained weights that its encoder starts over
+    from, and `sizes` may hold the same parts, for a dry run where it is not at hand."""
     lora: LoraConfig | None = None
     """Train adapters in place of the language model's weights."""
     token_rows: Literal["all", "added", "none"] | None = None
@@ -225,6 +226,22 @@ class RunConfig(Section):
     """Samples whose text a new model's tokenizer is trained on."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where figures also go, beside the JSONL log."""
+
+    @model_validator(mode="after")
+    def _model_keys_are_known(self) -> Self:
+        if "checkpoint" not in self.model:
+            return self
+        if unknown := sorted(self.model.keys() - {"checkpoint", "vision_weights", "sizes"}):
+            raise ValueError(
+                f"model.checkpoint brings its own {', '.join(unknown)}; only vision_weights and "
+                "sizes stand beside it"
+            )
+        if "vision_weights" in self.model and self.has_adapters:
+            raise ValueError(
+                "model.vision_weights changes the model that adapters stand on; train the encoder "
+                "without `lora` and with `token_rows: all` first"
+            )
+        return self
 
     @model_validator(mode="after")
     def _adapters_fit(self) -> Self:

@@ -80,6 +80,7 @@ def set_up_model(
         model, processor = load_model_and_processor(checkpoint / "model")
     elif "checkpoint" in config.model:
         model, processor = load_model_and_processor(config.model["checkpoint"])
+        _renew_encoder(model, config)
     else:
         model, processor = _build(config, texts)
     _prepare_language_model(model, config)
@@ -90,6 +91,14 @@ def _build(config: RunConfig, texts: Iterable[str]) -> tuple[Any, Any]:
     from pixellm.checkpoint.build import build_model
 
     return build_model(config.model, texts=texts)
+
+
+def _renew_encoder(model: Any, config: RunConfig) -> None:
+    """Starts the encoder over from the weights that the recipe names, if it names any."""
+    from pixellm.checkpoint.build import load_vision_weights
+
+    if source := config.model.get("vision_weights"):
+        load_vision_weights(model, str(source))
 
 
 def _set_up_with_adapters(config: RunConfig, texts: Iterable[str], *, is_main: bool) -> RunModel:
