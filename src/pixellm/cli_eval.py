@@ -309,7 +309,7 @@ def _run(
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
     if group.number == 0:
-        _show_run(run, summary, judged, aside=aside)
+        _show_run(run, out, summary, judged, aside=aside)
         typer.echo(f"Wrote {out / 'report.html'}, report.md and report.json", err=aside)
     return records
 
@@ -333,15 +333,16 @@ def _open_predictor(run: BenchmarkRun, device: str, dtype: str) -> Engine | Obje
 
 
 def _show_run(
-    run: BenchmarkRun, summary: Summary, judged: JudgedScores | None, *, aside: bool
+    run: BenchmarkRun, out: Path, summary: Summary, judged: JudgedScores | None, *, aside: bool
 ) -> None:
     """One sentence and the tables of a run, the judge's effect first."""
+    from pixellm.evaluation.answer_log import read_settings
     from pixellm.evaluation.report.judged import describe_judge, effect_table
     from pixellm.evaluation.report.tables import all_tables, describe_run
     from pixellm.terminal import print_text_table
 
     headline = run.headline
-    lead = describe_run(run.settings(), summary)
+    lead = describe_run(read_settings(out), summary)
     tables = all_tables(summary, headline)
     if judged is not None:
         lead = f"{lead} {describe_judge(judged)}"

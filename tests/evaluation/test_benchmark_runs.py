@@ -78,6 +78,22 @@ def test_reasonseg_ignores_what_it_marks_so(tmp_path):
     assert all(target.ignore is not None for s in run.open() for target in s.turns[0].targets)
 
 
+@pytest.mark.parametrize("limit", [0, 2])
+def test_rows_that_can_not_be_used_are_counted_in_the_report(limit, tmp_path):
+    data = write_benchmark("labelme", tmp_path / "data")
+    whole = len(BenchmarkRun("labelme", "m", "val", data).open())
+    damaged, *_ = sorted(data.rglob("*.json"))
+    shapes = json.loads(damaged.read_text())
+    shapes["shapes"][0]["points"] = [[1, 1]]
+    damaged.write_text(json.dumps(shapes))
+    run = BenchmarkRun("labelme", "m", "val", data, limit=limit)
+    assert len(run.open()) < whole
+    run_benchmark(run, tmp_path / "run", lambda: Knowing(run.open()))
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "Rows left out as unusable: 1 (see pixellm data check)" in report
+    run_benchmark(run, tmp_path / "run", refuse_to_load)
+
+
 def test_a_limit_takes_the_first_questions_and_names_the_folder(tmp_path):
     data = write_benchmark("coco", tmp_path / "data")
     run = BenchmarkRun("coco", "some/model", "val", data, limit=3)

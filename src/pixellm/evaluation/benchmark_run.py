@@ -200,7 +200,8 @@ def run_benchmark(
     """
     questions = run.open()
     if group.number == 0:
-        open_run(folder, {**run.settings(), "weights": _name_weights(run.model)})
+        found = {"weights": _name_weights(run.model), **_left_out(questions)}
+        open_run(folder, {**run.settings(), **found})
     group.wait()
     if missing_questions(questions, folder):
         engine = load_engine()
@@ -221,6 +222,12 @@ def run_benchmark(
             picture_source(questions),
         )
     return summary, records
+
+
+def _left_out(questions: Sequence[Sample]) -> dict[str, int]:
+    """How many rows of the data set can't be asked about; {} where all can."""
+    bad_rows = getattr(questions, "bad_rows", ())
+    return {"left_out": len(bad_rows)} if bad_rows else {}
 
 
 def picture_source(questions: Sequence[Sample] | None) -> FetchPicture:
@@ -297,6 +304,7 @@ class _First(Sequence[Sample]):
     def __init__(self, questions: Sequence[Sample], limit: int) -> None:
         self._questions = questions
         self._length = min(limit, len(questions))
+        self.bad_rows = getattr(questions, "bad_rows", ())
 
     def __len__(self) -> int:
         return self._length

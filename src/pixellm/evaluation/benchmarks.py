@@ -175,6 +175,7 @@ def open_questions(
         from pixellm.evaluation.coco_categories import CocoCategories
 
         return CocoCategories(data, split)
+    from pixellm.data.readers.base import LazySamples
     from pixellm.data.registry import open_reader
 
     options: dict[str, Any] = {} if images is None else {"images": images}
@@ -183,7 +184,9 @@ def open_questions(
             raise ValueError(f"--data of {name} is a folder; {data} is a file.")
         path = data.resolve()
         data, options["file"] = path.parent, path if name == "muse" else path.name
-    return open_reader(name, data, split, **options).evaluation_samples()
+    reader = open_reader(name, data, split, **options)
+    asked = reader.evaluation_samples()
+    return LazySamples(len(asked), asked.__getitem__, (*reader.bad_rows, *asked.bad_rows))
 
 
 class SceneQuestions(Sequence[Sample]):

@@ -7,7 +7,7 @@ are built when they are answered, so that a large set needs no more memory than 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,7 @@ def open_rows(
     samples = _dialogues(reader) if own else reader.evaluation_samples()
     if not samples:
         raise ValueError(f"{name} {split} in {root} has nothing to ask; see `pixellm data check`.")
-    problems = [str(bad) for bad in reader.bad_rows]
+    problems = [str(bad) for bad in (*reader.bad_rows, *samples.bad_rows)]
     return rows_of_samples(samples, folder, single_turns=not own, problems=problems)
 
 
@@ -83,7 +83,7 @@ def _check_name(name: str) -> None:
         raise ValueError(f"There is no data set {name!r}; known: {', '.join(SET_NAMES)}.")
 
 
-def _dialogues(reader: Reader) -> Sequence[Sample]:
+def _dialogues(reader: Reader) -> LazySamples:
     """The dialogues in the order of the file; a reader of such a set leaves nothing to chance."""
 
     def build(item: int) -> Sample:

@@ -49,11 +49,15 @@ class LazySamples(Sequence[Sample]):
     Args:
         length: how many.
         build: sample of a number from 0 to ``length - 1``.
+        bad_rows: what of the data set is not among them because it can't be used.
     """
 
-    def __init__(self, length: int, build: Callable[[int], Sample]) -> None:
+    def __init__(
+        self, length: int, build: Callable[[int], Sample], bad_rows: Sequence[BadRow] = ()
+    ) -> None:
         self._numbers = range(length)
         self._build = build
+        self.bad_rows = tuple(bad_rows)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -68,7 +72,9 @@ class LazySamples(Sequence[Sample]):
         """A sample, or some of them, as yet unbuilt."""
         if isinstance(index, slice):
             numbers = self._numbers[index]
-            return LazySamples(len(numbers), lambda number: self._build(numbers[number]))
+            return LazySamples(
+                len(numbers), lambda number: self._build(numbers[number]), self.bad_rows
+            )
         return self._build(self._numbers[index])
 
 
@@ -141,11 +147,11 @@ class Reader(ABC):
         """The annotation file of an item, and its place in it as in :class:`BadRow`."""
 
     @abstractmethod
-    def evaluation_samples(self) -> Sequence[Sample]:
+    def evaluation_samples(self) -> LazySamples:
         """The questions that a benchmark asks about this split, one a sample, built when asked for.
 
         Neither order nor wording depends on the seed. Questions about one picture follow each
-        other.
+        other. Rows found to be bad on the way are its ``bad_rows``, beside those of the reader.
         """
 
     @abstractmethod

@@ -186,17 +186,18 @@ class ClassReader(Reader):
             if isinstance(shown.image, Path):
                 yield from check_picture(shown.image, shown.size)
 
-    def evaluation_samples(self) -> Sequence[Sample]:
+    def evaluation_samples(self) -> LazySamples:
         """One question for each class of each picture, in the plainest wording."""
+        bad: list[BadRow] = []
         places = [
-            (item, place) for item, shown in self._pictures() for place in self._askable(shown)
+            (item, place) for item, shown in self._pictures(bad) for place in self._askable(shown)
         ]
-        return LazySamples(len(places), lambda number: self._class_sample(*places[number]))
+        return LazySamples(len(places), lambda number: self._class_sample(*places[number]), bad)
 
     def counts(self) -> dict[str, int]:
         """Pictures, questions when each class is asked for alone, targets and classes."""
         questions = targets = 0
-        for _, shown in self._pictures():
+        for _, shown in self._pictures([]):
             asked = [shown.classes[place] for place in self._askable(shown)]
             questions += len(asked)
             targets += sum(map(self._num_targets, asked))
@@ -212,13 +213,16 @@ class ClassReader(Reader):
         view = another_view(shown, rng)
         return view if self._askable(view) or not self._askable(shown) else shown
 
-    def _pictures(self) -> Iterator[tuple[int, AnnotatedPicture]]:
-        """Number and content of every picture that can be read."""
+    def _pictures(self, bad: list[BadRow]) -> Iterator[tuple[int, AnnotatedPicture]]:
+        """Number and content of every picture that can be read; what can't is added to ``bad``."""
         for item in range(len(self)):
             try:
-                yield item, self.picture(item)
-            except ValueError:
+                shown = self.picture(item)
+            except ValueError as error:
+                bad.append(BadRow(*self.where(item), str(error)))
                 continue
+            bad += shown.faults
+            yield item, shown
 
     def _askable(self, shown: AnnotatedPicture) -> list[int]:
         """The places of the classes that can be asked for."""

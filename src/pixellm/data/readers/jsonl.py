@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ class JsonlSamples(Reader):
             file, row = self.where(item)
             raise ValueError(f"{file}, {row}: {error}") from None
 
-    def evaluation_samples(self) -> Sequence[Sample]:
+    def evaluation_samples(self) -> LazySamples:
         """The first question of each dialogue."""
         return LazySamples(len(self), self._first_question)
 

@@ -7,7 +7,7 @@ that holds a segmentation mark, is bad. This module knows nothing of masks or cl
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -87,7 +87,7 @@ class LlavaInstruct(Reader):
         """The conversation; nothing of it is left to chance."""
         return (self._sample(item, None),)
 
-    def evaluation_samples(self) -> Sequence[Sample]:
+    def evaluation_samples(self) -> LazySamples:
         """The first question of each conversation; no benchmark is made of this set."""
         return LazySamples(len(self), lambda item: self._sample(item, 1))
 

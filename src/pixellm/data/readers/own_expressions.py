@@ -7,7 +7,7 @@ expressions are worded is :mod:`~pixellm.data.readers.referring`'s business.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ class OwnExpressions(Reader):
             for number, turns in enumerate(dialogues)
         )
 
-    def evaluation_samples(self) -> Sequence[Sample]:
+    def evaluation_samples(self) -> LazySamples:
         """One question for each expression, as the benchmarks of expressions ask."""
 
         def build(number: int) -> Sample:

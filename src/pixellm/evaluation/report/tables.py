@@ -100,11 +100,13 @@ def describe_run(settings: dict[str, Any], summary: Summary) -> str:
     unit = {"slots": "each mask counts", "union": "all masks of an answer joined"}
     rules = summary.rules
     dtype = f" in {settings['dtype']}" if settings.get("dtype") else ""
+    left_out = settings.get("left_out", 0)
+    bad = f" Rows left out as unusable: {left_out} (see pixellm data check)." if left_out else ""
     return (
         f"{settings['title']} {settings['split']} with {settings['model']}{dtype}: "
         f"{mode[rules.mode]}, {settings['protocol']} protocol, {unit[rules.unit]}; "
         f"{summary.num_questions} questions about {summary.num_pictures} pictures, "
-        f"{summary.num_targets} targets, {summary.num_masks} masks shown."
+        f"{summary.num_targets} targets, {summary.num_masks} masks shown.{bad}"
     )
 
 
