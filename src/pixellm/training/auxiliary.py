@@ -1,8 +1,9 @@
-"""The auxiliary class losses: what is where, and what is meant, asked of inner features.
+"""The auxiliary losses that classes allow: what is where, what is meant, what is not there.
 
 A linear head on each cell predicts the share of every class in the cell's area; another reads the
 class of target embeddings and of the decoder's features with the same weights. Heads belong to
-training alone and are thrown away afterwards; they know nothing of text or of the model.
+training alone and are thrown away afterwards; they know nothing of text or of the model. A third
+loss asks for empty masks where a target is looked for in a picture that lacks it.
 """
 
 from __future__ import annotations
@@ -121,3 +122,37 @@ class TargetClassHead(nn.Module):
             )
         count = len(self.patch_heads)
         return pixels / count, targets / count
+
+
+def find_absent(
+    target_rows: Tensor, target_classes: Tensor, patch_classes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Targets of which the next picture of the batch shows nothing.
+
+    Args:
+        target_rows: (M,) the picture of each target.
+        target_classes: (M,) int64, -100 where unknown.
+        patch_classes: (B, h, w) int64, see :class:`PatchClassHead`.
+
+    Returns:
+        Places (K,) among the targets, and rows (K,) of the pictures that lack them.
+    """
+    others = (target_rows + 1) % len(patch_classes)
+    shown = (patch_classes[others] == target_classes[:, None, None]).flatten(1).any(1)
+    places = torch.nonzero((target_classes != IGNORED) & ~shown)[:, 0]
+    return places, others[places]
+
+
+def empty_mask_loss_sum(mask_logits: Tensor, valid: Tensor) -> Tensor:
+    """Sum over masks of the mean cross-entropy against an empty mask.
+
+    Args:
+        mask_logits: (K, h, w).
+        valid: (K, h', w') 0/1 float, 0 where nothing is known; of any size.
+
+    Returns:
+        Scalar float32.
+    """
+    valid = F.interpolate(valid[:, None], size=mask_logits.shape[-2:], mode="nearest")[:, 0]
+    area = valid.flatten(1).sum(1).clamp_min(1)
+    return ((F.softplus(mask_logits.float()) * valid).flatten(1).sum(1) / area).sum()

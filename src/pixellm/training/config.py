@@ -51,16 +51,20 @@ class LossWeights(Section):
     target_class: float = Field(default=0.0, ge=0)
     """Class of every target embedding and of every cell of the decoder's features, read by one
     classifier, so that both come to mean the same; per target and per annotated pixel."""
+    absent: float = Field(default=0.0, ge=0)
+    """Mask cross-entropy of targets looked for in the next picture of the batch, where it shows
+    nothing of their class: the mask must stay empty. Per target; teaches masks to tell by their
+    score what is not there."""
 
     @property
     def needs_classes(self) -> bool:
         """Whether the data must name its classes."""
-        return self.patch_class > 0 or self.target_class > 0
+        return self.patch_class > 0 or self.target_class > 0 or self.absent > 0
 
     @property
     def encoder_only(self) -> bool:
         """Whether nothing but the vision tower and the auxiliary head is needed."""
-        return self.text == self.mask == self.dice == self.target_class == 0
+        return self.text == self.mask == self.dice == self.target_class == self.absent == 0
 
 
 class ParameterRule(Section):

@@ -14,10 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixellm.training.auxiliary import IGNORED, PatchClassHead, TargetClassHead
+from pixellm.training.auxiliary import (
+    IGNORED,
+    PatchClassHead,
+    TargetClassHead,
+    empty_mask_loss_sum,
+    find_absent,
+)
 from pixellm.training.config import LossWeights
 
-LOSS_NAMES = ("text", "mask", "dice", "patch_class", "target_class")
+LOSS_NAMES = ("text", "mask", "dice", "patch_class", "target_class", "absent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +114,7 @@ class Objective(nn.Module):
         unused = {"patch_classes", "target_classes"}
         if weights.mask == weights.dice == 0:
             unused.add("target_masks")
-            if weights.target_class == 0:
+            if weights.target_class == weights.absent == 0:
                 unused.add("target_rows")
         inputs = {key: value for key, value in batch.items() if key not in unused}
         output = None
@@ -141,6 +147,8 @@ class Objective(nn.Module):
                 batch["target_classes"],
             )
             losses["target_class"] = pixel_sum / counts.pixels + target_sum / counts.targets
+        if weights.absent > 0 and output is not None and output.target_embeddings is not None:
+            losses["absent"] = self._absent_loss(output, batch) / counts.targets
         losses = {name: value for name, value in losses.items() if value is not None}
         losses["total"] = torch.stack(
             [getattr(weights, name) * value for name, value in losses.items()]
@@ -148,6 +156,16 @@ class Objective(nn.Module):
         if self.keep_decoder_busy and output is not None and output.target_embeddings is None:
             losses["total"] = losses["total"] + 0 * self._decode_nothing(output)
         return losses
+
+    def _absent_loss(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """Summed cross-entropy against empty masks, of targets that another picture lacks."""
+        classes = batch["patch_classes"]
+        places, rows = find_absent(batch["target_rows"], batch["target_classes"], classes)
+        if not len(places):
+            return output.target_embeddings.sum() * 0
+        embeddings = output.target_embeddings[places]
+        logits: Tensor = self.model.decode_masks(embeddings, output.decoder_features, rows)
+        return empty_mask_loss_sum(logits, (classes[rows] != IGNORED).float())
 
     def _decode_nothing(self, output: Any) -> Tensor:
         """A scalar that depends on all of codebook, neck and decoder."""
