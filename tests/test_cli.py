@@ -71,6 +71,15 @@ def test_segment_prints_the_answer_with_numbers_and_a_legend(
     assert result.stderr == ""
 
 
+def test_segment_says_what_it_withholds(picture: Path, tiny_model_dir: Path) -> None:
+    result = run("segment", picture, TINY_QUESTION, "--model", tiny_model_dir, "--min-score", 1)
+    assert result.exit_code == 0, result.output
+    assert "2 masks are withheld as too unsure." in result.stdout
+    assert "[1]" not in result.stdout
+    refused = run("segment", picture, TINY_QUESTION, "--min-score", 1.5)
+    assert refused.exit_code == 2 and "--min-score" in refused.stderr
+
+
 def test_segment_writes_the_overlay_to_the_current_folder_where_nothing_else_is_asked(
     picture: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:

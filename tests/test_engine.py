@@ -37,6 +37,31 @@ def test_an_answer_grounds_each_phrase_in_a_mask_of_original_pixels(tiny_engine:
     assert (found & red).sum() / (found | red).sum() > 0.6
 
 
+def test_unsure_masks_are_withheld_and_counted_and_their_words_stay(tiny_model_dir: Path) -> None:
+    engine = load(tiny_model_dir, device="cpu")
+    whole = engine.predict(KNOWN, TINY_QUESTION)
+    assert len(whole.segments) == 2 and whole.info["num_withheld"] == 0
+    better = max(segment.score for segment in whole.segments)
+    strict = load(tiny_model_dir, device="cpu", min_mask_score=better)
+    answer = strict.predict(KNOWN, TINY_QUESTION)
+    assert answer.text == whole.text
+    assert [segment.score for segment in answer.segments] == [better]
+    assert answer.info["num_withheld"] == 1
+    *pieces, last = strict.stream(KNOWN, TINY_QUESTION)
+    assert [piece.score for piece in pieces if not isinstance(piece, str)] == [better]
+    assert_same(last, answer)
+
+
+def test_a_model_may_bring_its_own_limit(tiny_model_dir: Path) -> None:
+    engine = load(tiny_model_dir, device="cpu")
+    engine.model.config.min_mask_score = 1.0
+    assert Engine(engine.model, engine.processor).predict(KNOWN, TINY_QUESTION).segments == ()
+    shown = Engine(engine.model, engine.processor, min_mask_score=0)
+    assert len(shown.predict(KNOWN, TINY_QUESTION).segments) == 2
+    with pytest.raises(ValueError, match=r"min_mask_score is 1\.5"):
+        Engine(engine.model, engine.processor, min_mask_score=1.5)
+
+
 def test_an_answer_may_hold_no_mask(tiny_engine: Engine) -> None:
     answer = tiny_engine.predict(KNOWN, TINY_QUESTION_WITHOUT_MASKS)
     assert answer.text == "No, there is none." and answer.segments == ()

@@ -166,6 +166,14 @@ def segment(
     out: Annotated[Path | None, typer.Option(help=_OUT_HELP, metavar="PICTURE")] = None,
     json: Annotated[str, typer.Option(help="JSON file; - for standard output.")] = "",
     masks: Annotated[Path | None, typer.Option(help="Folder for one PNG per mask.")] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Withhold masks of a lower score; the model's own limit if not given.",
+        ),
+    ] = None,
     device: _Device = "auto",
     dtype: _Dtype = "auto",
     quantize: Quantize = None,
@@ -173,7 +181,8 @@ def segment(
 ) -> None:
     """Answer a question about a picture, with a mask for every object that the answer names."""
     if batch is not None:
-        asked = _batch_question(image, question, out or masks or json == "-")
+        elsewhere = out or masks or json == "-" or min_score is not None
+        asked = _batch_question(image, question, elsewhere)
         predict(
             batch,
             asked,
@@ -193,7 +202,8 @@ def segment(
     destinations = _destinations(Path(image), out, json, masks)
     Request(Path(image), question)  # refuses an empty one before a model is loaded
     picture = _read_picture(Path(image))
-    prediction = load_engine(model, device, dtype, quantize, offload).predict(picture, question)
+    engine = load_engine(model, device, dtype, quantize, offload, min_mask_score=min_score)
+    prediction = engine.predict(picture, question)
     values = prediction_to_json(prediction, image, model)
     _show_answer(prediction, values, as_json=json == "-")
     for path in write_answer(prediction, picture, values, destinations):
@@ -252,7 +262,7 @@ def _batch_question(first: str, second: str, elsewhere: object) -> str:
     if second or elsewhere:
         raise ValueError(
             "With --batch there is one question at most, and the answers go to a --json FILE; "
-            "leave out IMAGE, --out and --masks."
+            "leave out IMAGE, --out, --masks and --min-score."
         )
     return first
 

@@ -37,9 +37,14 @@ def import_quietly(name: str) -> Any:
 
 
 def load_engine(
-    model: str, device: str, dtype: str, quantize: str | None = None, offload: Path | None = None
+    model: str,
+    device: str,
+    dtype: str,
+    quantize: str | None = None,
+    offload: Path | None = None,
+    **options: Any,
 ) -> Engine:
-    """The model, on its device.
+    """The model, on its device; ``options`` are the engine's.
 
     Raises:
         ValueError: this machine lacks the device; nothing is read then.
@@ -48,7 +53,7 @@ def load_engine(
     with open_console(stderr=True).status(f"Loading {model}"):
         _check_device(engine.pick_device(device))
         loaded: Engine = engine.load(
-            model, device=device, dtype=dtype, quantize=quantize, offload_folder=offload
+            model, device=device, dtype=dtype, quantize=quantize, offload_folder=offload, **options
         )
     return loaded
 

@@ -139,7 +139,7 @@ class Prediction:
 
     Attributes:
         text: the answer.
-        segments: one per complete codebook group.
+        segments: one per complete codebook group whose mask is not withheld.
         question: the question, as typed.
         size: (height, width) of the original picture.
         info: figures of the run (tokens, seconds), for reports; never part of the answer.

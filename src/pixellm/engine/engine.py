@@ -56,9 +56,11 @@ class Engine:
             every prompt whole.
         compile: compile the steps and keep their shapes fixed. Pays on a GPU, after
             :meth:`warm_up`; costs minutes once.
+        min_mask_score: masks of a lower score (mean probability over their pixels) are withheld,
+            their phrases stay in the text; the model's own limit where None, 0 shows all.
 
     Raises:
-        ValueError: ``max_batch`` is below 1.
+        ValueError: ``max_batch`` is below 1, or ``min_mask_score`` not in 0 to 1.
     """
 
     def __init__(
@@ -71,17 +73,22 @@ class Engine:
         max_batch: int = MAX_BATCH,
         prefix_bytes: int = PREFIX_BYTES,
         compile: bool = False,
+        min_mask_score: float | None = None,
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch is {max_batch}; it must be at least 1.")
+        limit = model.config.min_mask_score if min_mask_score is None else min_mask_score
+        if not 0 <= limit <= 1:
+            raise ValueError(f"min_mask_score is {limit}; it must lie in 0 to 1.")
         self.model = model.eval()
         self.processor = processor
         self.max_new_tokens = max_new_tokens
         self.max_batch = max_batch
+        self.min_mask_score = limit
         self.images = ImageCache(model, processor, cached_images, max_batch)
         eos = model.generation_config.eos_token_id or processor.tokenizer.eos_token_id
         self._eos_ids = frozenset(eos if isinstance(eos, (list, tuple)) else [eos])
-        self._grounder = Grounder(model, processor, self._eos_ids)
+        self._grounder = Grounder(model, processor, self._eos_ids, limit)
         self._prompts = PromptBuilder(model.config, processor)
         self._prefixes = PrefixStore(prefix_bytes)
         # Compiled steps write into buffers that stay where they are, from call to call.
@@ -168,8 +175,8 @@ class Engine:
 
         Yields:
             Pieces of the text as they are written, which joined are the Prediction's text; each
-            Segment with its mask as soon as its group is complete; at last the Prediction, equal
-            to what :meth:`predict` returns.
+            Segment with its mask as soon as its group is complete, unless the mask is withheld; at
+            last the Prediction, equal to what :meth:`predict` returns.
         """
         options = AnswerOptions(max_new_tokens, temperature, top_p, seed)
         return self._stream(Request(image, question, tuple(history)), options)
@@ -237,7 +244,9 @@ class Engine:
                     if step.group_states is not None:
                         masks += self._grounder.masks([(step.group_states, job.picture)])
                         start = ends[-2] if len(ends) > 1 else 0
-                        yield segment(text, start, ends[-1], masks[-1])
+                        found = segment(text, start, ends[-1], masks[-1])
+                        if self._grounder.is_sure(found):
+                            yield found
         yield self._grounder.prediction(job, masks)
 
     def _run(

@@ -43,6 +43,7 @@ class Grounder:
         model: on its device.
         processor: the model's own.
         eos_ids: ids that end an answer and are no part of its text.
+        min_score: masks of a lower score are no segments.
     """
 
     def __init__(
@@ -50,10 +51,12 @@ class Grounder:
         model: PixelLMForConditionalGeneration,
         processor: PixelLMProcessor,
         eos_ids: frozenset[int],
+        min_score: float = 0.0,
     ) -> None:
         self.model = model
         self.processor = processor
         self.eos_ids = eos_ids
+        self.min_score = min_score
 
     def text_of(self, ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
         """The text of ids written so far, and where the phrase of each group ends in it."""
@@ -69,20 +72,29 @@ class Grounder:
         ]
 
     def prediction(self, job: Job, masks: Sequence[Mask]) -> Prediction:
-        """Text, and a segment for each group with the phrase that it grounds."""
+        """Text, and a segment for each group with the phrase that it grounds.
+
+        Groups whose masks are too unsure give none; how many is in ``info["num_withheld"]``.
+        """
         codec, ids = self.processor.codec, job.answer.ids
         decoded = codec.decode_answer([i for i in ids if i not in self.eos_ids])
-        segments = tuple(
+        found = [
             segment(decoded.text, start, end, mask)
             for start, end, mask in zip((0, *decoded.ends), decoded.ends, masks, strict=False)
-        )
+        ]
+        segments = tuple(one for one in found if self.is_sure(one))
         info = {
             "num_tokens": len(ids),
+            "num_withheld": len(found) - len(segments),
             "seconds": time.perf_counter() - job.started,
             "marked_answer": codec.mark_answer(decoded),
         }
         size = job.picture.original
         return Prediction(decoded.text, segments, job.request.question, size, info)
+
+    def is_sure(self, found: Segment) -> bool:
+        """Whether a segment's mask is sure enough to be shown."""
+        return found.score >= self.min_score
 
     def masks(self, targets: Sequence[tuple[Tensor, PreparedImage]]) -> list[Mask]:
         """Masks of (G, D) group states, each about its picture."""

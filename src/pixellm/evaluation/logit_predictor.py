@@ -92,16 +92,18 @@ class LogitPredictor:
         written = [i for i in answer.ids if i not in self._eos_ids]
         decoded = self.engine.processor.codec.decode_answer(written)
         starts = (0, *decoded.ends)
-        segments = []
-        for start, end, mask, score in zip(
-            starts, decoded.ends, logits, score_of_masks(logits), strict=False
+        segments, shown = [], []
+        for place, (start, end, score) in enumerate(
+            zip(starts, decoded.ends, score_of_masks(logits), strict=False)
         ):
-            span = phrase_before(decoded.text, end, start)
-            label = decoded.text[span[0] : span[1]]
-            segments.append(Segment(label, (mask > 0).numpy(), score, span))
+            if score >= self.engine.min_mask_score:  # as the engine, where it answers itself
+                span = phrase_before(decoded.text, end, start)
+                label = decoded.text[span[0] : span[1]]
+                segments.append(Segment(label, (logits[place] > 0).numpy(), score, span))
+                shown.append(place)
         info = {
             "num_tokens": len(answer.ids),
             "seconds": seconds,
-            MASK_LOGITS: logits.numpy(),
+            MASK_LOGITS: logits[shown].numpy(),
         }
         return Prediction(decoded.text, tuple(segments), request.question, size, info)

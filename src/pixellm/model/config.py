@@ -77,6 +77,8 @@ class PixelLMConfig(PreTrainedConfig):
         fusion_constant: see above; the release uses 1/6.
         codebook_states: "own" reads a codebook token's own hidden state, "predicting" the state
             of the position before it, as the release does.
+        min_mask_score: an engine withholds masks whose score, the mean probability over their
+            pixels, is lower; 0 shows all, as the paper does.
         target_refinement_alpha: alpha of the target refinement loss; 1 switches it off.
         text_loss_weight: weight of the text cross-entropy.
         mask_loss_weight: lambda_ref.
@@ -122,6 +124,7 @@ class PixelLMConfig(PreTrainedConfig):
         token_fusion: TokenFusion = "linear",
         fusion_constant: float = 1.0,
         codebook_states: CodebookStates = "own",
+        min_mask_score: float = 0.0,
         target_refinement_alpha: float = 2.0,
         text_loss_weight: float = 1.0,
         mask_loss_weight: float = 2.0,
@@ -161,6 +164,7 @@ class PixelLMConfig(PreTrainedConfig):
         self.token_fusion = token_fusion
         self.fusion_constant = fusion_constant
         self.codebook_states = codebook_states
+        self.min_mask_score = min_mask_score
         self.target_refinement_alpha = target_refinement_alpha
         self.text_loss_weight = text_loss_weight
         self.mask_loss_weight = mask_loss_weight
@@ -200,6 +204,9 @@ class PixelLMConfig(PreTrainedConfig):
             f"({self.decoder_heads}).": self.decoder_size % (2 * self.decoder_heads) == 0,
             f"target_refinement_alpha is {self.target_refinement_alpha}; it must be at least 1.": (
                 self.target_refinement_alpha >= 1
+            ),
+            f"min_mask_score is {self.min_mask_score}; it must lie in 0 to 1.": (
+                0 <= self.min_mask_score <= 1
             ),
         }
         for message, holds in rules.items():
