@@ -80,7 +80,10 @@ def test_bad_files(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"model": {"checkpoint": "a", "vision": {"source": "b"}}}, "brings its own vision"),
-        ({"model": {"checkpoint": "a", "vision_weights": "b"}, "lora": {}}, "train the encoder"),
+        (
+            {"model": {"checkpoint": "a", "vision_weights": "b"}, "lora": {}},
+            "vision_weights changes the model",
+        ),
     ],
 )
 def test_what_stands_beside_a_checkpoint(changes: dict[str, object], message: str) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,16 @@ def test_an_encoder_starts_over_from_pretrained_weights(
         assert torch.equal(renewed[f"model.vision_tower.encoder.{name}"], value), name
     kept = {n: v for n, v in model.state_dict().items() if ".vision_tower.encoder." not in n}
     assert all(torch.equal(renewed[name], value.float()) for name, value in kept.items())
+
+
+@pytest.mark.parametrize(("chosen", "limit"), [({}, 0.0), ({"min_mask_score": 0.3}, 0.3)])
+def test_the_limit_of_other_weights_is_not_taken_over(
+    tiny_model_dir: Path, tmp_path: Path, chosen: dict[str, float], limit: float
+) -> None:
+    limited = shutil.copytree(tiny_model_dir, tmp_path / "limited")
+    settings = json.loads((limited / "config.json").read_text())
+    (limited / "config.json").write_text(json.dumps({**settings, "min_mask_score": 0.9}))
+    section = {"checkpoint": str(limited), **chosen}
+    config = real_config(tmp_path).model_copy(update={"model": section})
+    model = set_up_model(config, None, (), is_main=True).model
+    assert model.config.min_mask_score == limit

@@ -191,7 +191,8 @@ class RunConfig(Section):
     model: dict[str, Any]
     """Either `checkpoint: DIR_OR_ID`, or a new model's parts (see `pixellm.checkpoint.build`).
     Beside a checkpoint, `vision_weights` may name pretrained weights that its encoder starts over
-    from, and `sizes` may hold the same parts, for a dry run where it is not at hand."""
+    from, `min_mask_score` sets the limit of the new weights (0 if not given), and `sizes` may hold
+    the same parts, for a dry run where it is not at hand."""
     lora: LoraConfig | None = None
     """Train adapters in place of the language model's weights."""
     token_rows: Literal["all", "added", "none"] | None = None
@@ -235,14 +236,15 @@ class RunConfig(Section):
     def _model_keys_are_known(self) -> Self:
         if "checkpoint" not in self.model:
             return self
-        if unknown := sorted(self.model.keys() - {"checkpoint", "vision_weights", "sizes"}):
+        changes = {"vision_weights", "min_mask_score"}
+        if unknown := sorted(self.model.keys() - {"checkpoint", "sizes", *changes}):
             raise ValueError(
-                f"model.checkpoint brings its own {', '.join(unknown)}; only vision_weights and "
-                "sizes stand beside it"
+                f"model.checkpoint brings its own {', '.join(unknown)}; only vision_weights, "
+                "min_mask_score and sizes stand beside it"
             )
-        if "vision_weights" in self.model and self.has_adapters:
+        if self.has_adapters and (changed := sorted(changes & self.model.keys())):
             raise ValueError(
-                "model.vision_weights changes the model that adapters stand on; train the encoder "
+                f"model.{changed[0]} changes the model that adapters stand on; train that "
                 "without `lora` and with `token_rows: all` first"
             )
         return self

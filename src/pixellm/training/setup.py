@@ -81,6 +81,8 @@ def set_up_model(
     elif "checkpoint" in config.model:
         model, processor = load_model_and_processor(config.model["checkpoint"])
         _renew_encoder(model, config)
+        # Scores move with the weights: a limit found for other weights says nothing here.
+        model.config.min_mask_score = float(config.model.get("min_mask_score", 0.0))
     else:
         model, processor = _build(config, texts)
     _prepare_language_model(model, config)
