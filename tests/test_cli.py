@@ -32,7 +32,7 @@ from pixellm.training import stream
 from pixellm.types import Prediction, Sample, Segment
 from pixellm.visualize import segment_color
 
-KEYS = ["image", "width", "height", "question", "answer", "model", "segments"]
+KEYS = ["image", "width", "height", "question", "answer", "model", "segments", "withheld"]
 SEGMENT_KEYS = ["label", "score", "bbox", "area", "span", "segmentation"]
 
 

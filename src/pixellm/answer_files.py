@@ -87,7 +87,8 @@ def prediction_to_json(prediction: Prediction, image: str, model: str) -> dict[s
         ``image``, ``width``, ``height``, ``question``, ``answer``, ``model``, and ``segments``,
         each with ``label``, ``score``, ``bbox`` [x, y, width, height] and ``area`` in pixels of
         the picture as it is seen upright, ``span`` [start, end) in the answer's characters, and
-        ``segmentation`` as COCO compressed run lengths.
+        ``segmentation`` as COCO compressed run lengths; ``withheld`` counts masks that the engine
+        was too unsure of to show.
     """
     height, width = prediction.size
     segments = [
@@ -109,6 +110,7 @@ def prediction_to_json(prediction: Prediction, image: str, model: str) -> dict[s
         "answer": prediction.text,
         "model": model,
         "segments": segments,
+        "withheld": int(prediction.info.get("num_withheld", 0)),
     }
 
 

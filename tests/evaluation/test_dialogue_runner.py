@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hand_made_scenes import Oracle, Silent, make_scene, true_prediction, with_segments
 
+from conftest import TINY_QUESTION, square_sample
+from pixellm.engine import load
 from pixellm.evaluation.runner import answer_dialogues, mark_answer
 from pixellm.types import Prediction, Request, Sample, Segment
 
@@ -50,6 +52,21 @@ def test_a_later_turn_hears_the_own_earlier_answer():
     run(predictor, 1, batch_size=3)
     later = [r for batch in predictor.batches for r in batch if "others" in r.question]
     assert [r.history for r in later] == [(("0: the left fruit?", "The cup {seg}, I think."),)]
+
+
+def test_a_later_turn_hears_of_masks_that_were_withheld(tiny_model_dir):
+    engine = load(tiny_model_dir, device="cpu", min_mask_score=1.0)
+    heard: list[Request] = []
+
+    class Listening:
+        def predict_batch(self, requests: Sequence[Request]) -> list[Prediction]:
+            heard.extend(requests)
+            return engine.predict_batch(requests)
+
+    (answered,) = answer_dialogues(Listening(), [square_sample()], batch_size=1)
+    assert all(not prediction.segments for prediction in answered.predictions)
+    history = [(TINY_QUESTION, "There is a red square {seg} and a blue square {seg}.")]
+    assert [list(request.history) for request in heard] == [[], history]
 
 
 def test_first_turns_have_no_history_and_share_the_picture():

@@ -58,8 +58,14 @@ def test_given_answers_do_not_depend_on_the_batch(tiny_engine: Engine) -> None:
                 assert (left.mask != right.mask).mean() < 0.01
 
 
-def test_answers_with_logits_equal_the_engines(tiny_engine: Engine) -> None:
+@pytest.mark.parametrize("place", [None, 1, 2])  # nothing, the unsurer mask, both withheld
+def test_answers_with_logits_equal_the_engines(tiny_engine: Engine, place: int | None) -> None:
     image = square_sample().image
+    scores = sorted(s.score for s in tiny_engine.predict(image, TINY_QUESTION).segments)
+    limit = 0.0 if place is None else [*scores, 1.0][place] - 1e-6
+    tiny_engine = type(tiny_engine)(
+        tiny_engine.model, tiny_engine.processor, 48, min_mask_score=limit
+    )
     requests = [Request(image, TINY_QUESTION), Request(image, TINY_QUESTION_WITHOUT_MASKS)]
     mine = LogitPredictor(tiny_engine).predict_batch(requests)
     own = tiny_engine.predict_batch(requests)
@@ -70,6 +76,7 @@ def test_answers_with_logits_equal_the_engines(tiny_engine: Engine) -> None:
             second.size,
         )
         logits = first.info[MASK_LOGITS]
+        assert first.info["marked_answer"] == second.info["marked_answer"]
         assert len(logits) == len(first.segments) == len(second.segments)
         for left, right, logit in zip(first.segments, second.segments, logits, strict=True):
             assert (left.label, left.span) == (right.label, right.span)

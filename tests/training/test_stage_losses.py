@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,9 +12,9 @@ from conftest import square_sample, tiny_parts, tiny_texts
 from pixellm.checkpoint.build import build_model
 from pixellm.data.collate import Collator
 from pixellm.training.auxiliary import TargetClassHead, empty_mask_loss_sum, find_absent
-from pixellm.training.config import LossWeights
-from pixellm.training.objective import Normalisers, Objective
-from pixellm.types import Turn
+from pixellm.training.config import LossWeights, Stage
+from pixellm.training.objective import LOSS_NAMES, Normalisers, Objective
+from pixellm.types import Sample, Turn
 
 
 @pytest.fixture
@@ -67,8 +68,8 @@ def test_targets_are_looked_for_in_the_next_picture_unless_it_shows_their_class(
     assert others.tolist() == [1, 2, 0]
 
 
-def test_a_batch_of_one_picture_lacks_nothing() -> None:
-    places, _ = find_absent(torch.tensor([0]), torch.tensor([2]), torch.tensor([[[0, 2]]]))
+def test_a_picture_alone_lacks_nothing_not_even_what_its_map_is_too_coarse_for() -> None:
+    places, _ = find_absent(torch.tensor([0, 0]), torch.tensor([2, 3]), torch.tensor([[[0, 2]]]))
     assert places.tolist() == []
 
 
@@ -79,26 +80,55 @@ def test_the_loss_of_an_empty_mask_is_the_mean_over_known_pixels() -> None:
     assert empty_mask_loss_sum(logits, valid).item() == pytest.approx(by_hand, abs=1e-6)
 
 
-def test_absence_teaches_masks_to_stay_empty() -> None:
-    torch.manual_seed(0)
-    model, processor = build_model(tiny_parts(), texts=tiny_texts())
-    names = ("red square", "blue square")
+def alone(name: str) -> Sample:
+    """The picture of both squares, said to show one of them only."""
     sample = square_sample()
-    red, blue = sample.turns[0].targets
-    alone = [
-        replace(sample, turns=(Turn("Which?", "One {seg}.", (one,)),), objects=(one,), id=one.name)
-        for one in (red, blue)
-    ]
-    batch: dict[str, Any] = dict(Collator(processor, 16, names)([[alone[0]], [alone[1]]]))
+    (one,) = (target for target in sample.turns[0].targets if target.name == name)
+    return replace(sample, turns=(Turn("Which?", "One {seg}.", (one,)),), objects=(one,), id=name)
+
+
+def test_absence_empties_masks_of_what_is_missing_and_spares_what_is_there() -> None:
+    torch.manual_seed(0)
+    names = ("red square", "blue square")
+    model, processor = build_model(tiny_parts(), texts=tiny_texts())
+    plain = replace(alone(names[1]), image=np.full((32, 24, 3), 90, np.uint8))
+    batch: dict[str, Any] = dict(Collator(processor, 16, names)([[alone(names[0])], [plain]]))
     del batch["sample_ids"]
     objective = Objective(model, None)
-    optimizer = torch.optim.AdamW(model.model.pixel_decoder.parameters(), lr=0.01)
-    weights = LossWeights(text=0, mask=0, dice=0, absent=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    weights = LossWeights(text=0, mask=2, dice=1, absent=2)
     seen = []
-    for _ in range(30):
+    for _ in range(60):
         optimizer.zero_grad()
         losses = objective(batch, weights, COUNTS)
         losses["total"].backward()
         optimizer.step()
-        seen.append(losses["absent"].item())
-    assert seen[0] > 0.3 and seen[-1] < seen[0] / 3
+        seen.append((losses["absent"].item(), losses["dice"].item()))
+    assert seen[-1][0] < seen[0][0] / 3
+    assert seen[-1][1] < seen[0][1] / 2
+
+
+def test_losses_come_in_one_order_and_those_without_targets_are_zero(
+    objective_and_batch: tuple[Objective, dict[str, Any]],
+) -> None:
+    objective, batch = objective_and_batch
+    weights = LossWeights(text=1, mask=2, dice=1, target_class=0.5, absent=4)
+    full = objective(batch, weights, COUNTS)
+    assert full["absent"] == 0  # one picture lacks nothing
+    sample = square_sample()
+    words = replace(sample, turns=(Turn("Why?", "No."),))
+    silent = Collator(objective_processor(), 16, ("red square", "blue square"))([[words]])
+    del silent["sample_ids"]
+    empty = objective(silent, weights, COUNTS)
+    assert list(empty) == list(full) == [n for n in (*LOSS_NAMES, "total") if n != "patch_class"]
+    assert empty["target_class"] == empty["absent"] == 0
+
+
+def objective_processor() -> Any:
+    """The processor of the tiny model."""
+    return build_model(tiny_parts(), texts=tiny_texts())[1]
+
+
+def test_absence_needs_another_picture() -> None:
+    with pytest.raises(ValueError, match="batch_size of at least 2"):
+        Stage(name="joint", steps=1, batch_size=1, loss=LossWeights(absent=1))

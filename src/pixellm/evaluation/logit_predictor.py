@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pixellm.engine import Engine
+from pixellm.engine.grounding import is_sure
 from pixellm.evaluation.forced import decode_logits, encode_pictures, score_of_masks
 from pixellm.evaluation.records import MASK_LOGITS
 from pixellm.model.generation import GeneratedAnswer, generate_answers
@@ -96,7 +97,7 @@ class LogitPredictor:
         for place, (start, end, score) in enumerate(
             zip(starts, decoded.ends, score_of_masks(logits), strict=False)
         ):
-            if score >= self.engine.min_mask_score:  # as the engine, where it answers itself
+            if is_sure(score, self.engine.min_mask_score):  # as where the engine answers itself
                 span = phrase_before(decoded.text, end, start)
                 label = decoded.text[span[0] : span[1]]
                 segments.append(Segment(label, (logits[place] > 0).numpy(), score, span))
@@ -104,6 +105,7 @@ class LogitPredictor:
         info = {
             "num_tokens": len(answer.ids),
             "seconds": seconds,
+            "marked_answer": self.engine.processor.codec.mark_answer(decoded),
             MASK_LOGITS: logits[shown].numpy(),
         }
         return Prediction(decoded.text, tuple(segments), request.question, size, info)

@@ -53,7 +53,10 @@ class _OpenDialogue:
     def next_request(self) -> Request:
         """The next question; the history is what the predictor itself answered before."""
         earlier = zip(self.sample.turns, self.predictions, strict=False)
-        history = tuple((turn.question, mark_answer(answer)) for turn, answer in earlier)
+        history = tuple(
+            (turn.question, answer.info.get("marked_answer") or mark_answer(answer))
+            for turn, answer in earlier
+        )
         question = self.sample.turns[len(self.predictions)].question
         return Request(self.sample.image, question, history)
 
@@ -70,7 +73,9 @@ class _OpenDialogue:
 def mark_answer(prediction: Prediction) -> str:
     """An answer's text with ``{seg}`` behind each grounded phrase, as a dialogue's history has it.
 
-    A literal ``{seg}`` in the text is dropped: in a history it would stand for a mask.
+    For predictors that don't say themselves what they wrote: an engine's
+    ``info["marked_answer"]`` also marks phrases whose masks it withheld. A literal ``{seg}`` in
+    the text is dropped: in a history it would stand for a mask.
     """
     pieces, start = [], 0
     for segment in prediction.segments:

@@ -139,7 +139,8 @@ def find_absent(
     """
     others = (target_rows + 1) % len(patch_classes)
     shown = (patch_classes[others] == target_classes[:, None, None]).flatten(1).any(1)
-    places = torch.nonzero((target_classes != IGNORED) & ~shown)[:, 0]
+    lacking = (target_classes != IGNORED) & ~shown & (others != target_rows)
+    places = torch.nonzero(lacking)[:, 0]
     return places, others[places]
 
 

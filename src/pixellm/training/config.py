@@ -52,9 +52,10 @@ class LossWeights(Section):
     """Class of every target embedding and of every cell of the decoder's features, read by one
     classifier, so that both come to mean the same; per target and per annotated pixel."""
     absent: float = Field(default=0.0, ge=0)
-    """Mask cross-entropy of targets looked for in the next picture of the batch, where it shows
-    nothing of their class: the mask must stay empty. Per target; teaches masks to tell by their
-    score what is not there."""
+    """Mask cross-entropy of targets looked for in the next picture of the micro-batch, where that
+    shows nothing of their class: the mask must stay empty. Per target; teaches masks to tell by
+    their score what is not there. Only for data that annotate all they show: what they leave out
+    would be taught to be absent."""
 
     @property
     def needs_classes(self) -> bool:
@@ -113,7 +114,7 @@ class Stage(Section):
     accumulation: int = Field(default=1, gt=0)
     """Micro-batches per optimizer step."""
     loss: LossWeights = LossWeights()
-    """Weights of the losses. Text, mask and dice all 0: only the vision tower runs."""
+    """Weights of the losses. All but patch_class 0: only the vision tower runs."""
     learning_rate: float = Field(default=3e-4, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(default=100, ge=0)
@@ -126,6 +127,15 @@ class Stage(Section):
     """Replace or add constructor arguments of every data source during this stage."""
     max_minutes: float | None = Field(default=None, gt=0)
     """Plan to end within this time: the decay is brought forward. Not reproducible to the bit."""
+
+    @model_validator(mode="after")
+    def _absent_has_other_pictures(self) -> Self:
+        if self.loss.absent > 0 and self.batch_size < 2:
+            raise ValueError(
+                "loss.absent looks for targets in another picture of the micro-batch; it needs a "
+                "batch_size of at least 2"
+            )
+        return self
 
 
 class CollateConfig(Section):
@@ -191,8 +201,8 @@ class RunConfig(Section):
     model: dict[str, Any]
     """Either `checkpoint: DIR_OR_ID`, or a new model's parts (see `pixellm.checkpoint.build`).
     Beside a checkpoint, `vision_weights` may name pretrained weights that its encoder starts over
-    from, `min_mask_score` sets the limit of the new weights (0 if not given), and `sizes` may hold
-    the same parts, for a dry run where it is not at hand."""
+    from, `min_mask_score` sets the limit of the new weights (0 if not given; adapters keep their
+    base's), and `sizes` may hold the same parts, for a dry run where it is not at hand."""
     lora: LoraConfig | None = None
     """Train adapters in place of the language model's weights."""
     token_rows: Literal["all", "added", "none"] | None = None
@@ -242,6 +252,11 @@ class RunConfig(Section):
                 f"model.checkpoint brings its own {', '.join(unknown)}; only vision_weights, "
                 "min_mask_score and sizes stand beside it"
             )
+        limit = self.model.get("min_mask_score", 0)
+        if not isinstance(limit, int | float) or not 0 <= limit <= 1:
+            raise ValueError(f"model.min_mask_score is {limit!r}; it must lie in 0 to 1")
+        if not (source := self.model.get("vision_weights", "none")) or not isinstance(source, str):
+            raise ValueError("model.vision_weights names a directory, a hub id or a package")
         if self.has_adapters and (changed := sorted(changes & self.model.keys())):
             raise ValueError(
                 f"model.{changed[0]} changes the model that adapters stand on; train that "

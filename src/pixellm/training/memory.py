@@ -149,7 +149,8 @@ def count_activations(model: Any, config: RunConfig, stage: Stage) -> float:
         total += _language_model_bytes(model, rows, length, dtype)
         answers = max(1, length - sizes.num_image_tokens) * rows
         total += answers * sizes.text_config.vocab_size * _LOGIT_BYTES
-        total += _decoder_bytes(model, rows)
+        looks = 2 if stage.loss.absent > 0 else 1  # that loss decodes each target once more
+        total += looks * _decoder_bytes(model, rows)
     if any(p.requires_grad for p in model.model.vision_tower.parameters()):
         total += _vision_bytes(model, rows)
     return total

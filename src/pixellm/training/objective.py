@@ -1,7 +1,8 @@
 """What a stage minimises: the weighted losses of one micro-batch, normalised globally.
 
 Every loss is a sum over this micro-batch divided by a count over the whole optimizer step (all
-micro-batches of all processes), so that adding up micro-batches equals one large batch. Knows
+micro-batches of all processes), so that adding up micro-batches equals one large batch; but for
+"absent", whose targets are looked for in other pictures of their own micro-batch. Knows
 the model's call and its losses; nothing of optimizers, files or schedules.
 """
 
@@ -149,7 +150,7 @@ class Objective(nn.Module):
             losses["target_class"] = pixel_sum / counts.pixels + target_sum / counts.targets
         if weights.absent > 0 and output is not None and output.target_embeddings is not None:
             losses["absent"] = self._absent_loss(output, batch) / counts.targets
-        losses = {name: value for name, value in losses.items() if value is not None}
+        losses = self._in_order(losses, weights, deepest)
         losses["total"] = torch.stack(
             [getattr(weights, name) * value for name, value in losses.items()]
         ).sum()
@@ -157,12 +158,27 @@ class Objective(nn.Module):
             losses["total"] = losses["total"] + 0 * self._decode_nothing(output)
         return losses
 
+    @staticmethod
+    def _in_order(
+        losses: Mapping[str, Tensor | None], weights: LossWeights, like: Tensor
+    ) -> dict[str, Tensor]:
+        """The losses in the order of LOSS_NAMES, as processes add up their figures by place.
+
+        What a micro-batch without targets can't have is 0.
+        """
+        found = {name: value for name, value in losses.items() if value is not None}
+        expected = {"target_class", "absent"} if not weights.encoder_only else set()
+        for name in expected:
+            if getattr(weights, name) > 0 and name not in found:
+                found[name] = like.new_zeros(())
+        return {name: found[name] for name in LOSS_NAMES if name in found}
+
     def _absent_loss(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Summed cross-entropy against empty masks, of targets that another picture lacks."""
         classes = batch["patch_classes"]
         places, rows = find_absent(batch["target_rows"], batch["target_classes"], classes)
         if not len(places):
-            return output.target_embeddings.sum() * 0
+            return 0 * (self._decode_nothing(output) + output.target_embeddings.sum())
         embeddings = output.target_embeddings[places]
         logits: Tensor = self.model.decode_masks(embeddings, output.decoder_features, rows)
         return empty_mask_loss_sum(logits, (classes[rows] != IGNORED).float())

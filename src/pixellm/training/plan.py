@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from pixellm.checkpoint.adapters import Adapters, attach_adapters
+from pixellm.checkpoint.build import missing_vision_weights
 from pixellm.training.config import RunConfig, Stage
 from pixellm.training.memory import MemoryEstimate, estimate_memory
 from pixellm.training.optim import group_parameters
@@ -187,7 +188,7 @@ def _shape_of(section: Mapping[str, Any]) -> tuple[Any | None, str]:
     source = str(section["checkpoint"])
     found = _checkpoint_shape(source)
     if found is not None:
-        return found, ""
+        return found, missing_vision_weights(section.get("vision_weights"))
     problem = f"The model {source!r} is not here."
     if "sizes" not in section:
         return None, f"{problem} Put it there, or give its parts under model.sizes."

@@ -390,6 +390,8 @@ def test_layout_names_everything_from_left_to_right_with_its_place() -> None:
         KITCHEN_TABLE, KNOWLEDGE, random.Random(0), 4, kinds={"layout": 1}
     )
     view = SceneView(KITCHEN_TABLE, KNOWLEDGE)
+    close = scene_of(("apple", SIDE / 3 + 1, 30, 20), ("banana", 150, 150, 30))
+    assert compose_dialogues(close, KNOWLEDGE, random.Random(0), 4, kinds={"layout": 1}) == []
     for (turn,) in dialogues:
         parts = turn.answer.rstrip(".").split(", ")
         assert len(parts) == len(view.things)

@@ -19,6 +19,9 @@ from pixellm.data.scenes.questions_things import (
 )
 from pixellm.data.scenes.scene_view import SIDES, SceneView, Thing
 
+NINTH_MARGIN = 0.02
+"""Least distance of every centre from the lines between ninths, for what is where in words."""
+
 EMPTY_SHARE = 0.2
 """Share of the empty halves and sides that are asked about, answered that nothing is there."""
 
@@ -80,7 +83,8 @@ def ask_size(view: SceneView, rng: random.Random) -> Draft | None:
 
 def ask_layout(view: SceneView, rng: random.Random) -> Draft | None:
     """What is where, from left to right, in words: every thing and its ninth of the picture."""
-    if len(view.things) > MAX_TARGETS + 1:
+    middles = [place for thing in view.things for place in thing.center]
+    if any(abs(place - third) < NINTH_MARGIN for place in middles for third in (1 / 3, 2 / 3)):
         return None
     parts = [f"{thing.phrase} {_ninth(thing)}" for thing in view.things]
     answer = f"{', '.join(parts)}."

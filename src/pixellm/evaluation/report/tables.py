@@ -101,7 +101,9 @@ def describe_run(settings: dict[str, Any], summary: Summary) -> str:
     rules = summary.rules
     dtype = f" in {settings['dtype']}" if settings.get("dtype") else ""
     left_out = settings.get("left_out", 0)
-    bad = f" Rows left out as unusable: {left_out} (see pixellm data check)." if left_out else ""
+    bad = (
+        f" Unusable rows in the data set: {left_out} (see pixellm data check)." if left_out else ""
+    )
     return (
         f"{settings['title']} {settings['split']} with {settings['model']}{dtype}: "
         f"{mode[rules.mode]}, {settings['protocol']} protocol, {unit[rules.unit]}; "
