@@ -426,7 +426,7 @@ class Exhausted:
 def test_memory_that_runs_out_is_told_in_a_sentence(
     picture: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr("pixellm.cli.load_engine", lambda *options: Exhausted(error))
+    monkeypatch.setattr("pixellm.cli.load_engine", lambda *_, **__: Exhausted(error))
     result = run("segment", picture, TINY_QUESTION, "--out", "seen.png")
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
