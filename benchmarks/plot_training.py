@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-LOSSES = ("patch_class", "target_class", "text", "mask", "dice")
+LOSSES = ("patch_class", "target_class", "text", "mask", "dice", "absent")
 
 
 def read_steps(log: Path) -> list[dict[str, Any]]:
