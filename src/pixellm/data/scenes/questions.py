@@ -51,8 +51,6 @@ _ASK: Mapping[str, Ask] = {
     "negative": things.ask_for_absent,
     "counting": things.ask_number,
     "plain": _ask_plain,
-    "presence": things.ask_presence,
-    "layout": places.ask_layout,
 }
 
 KINDS: tuple[str, ...] = (*_ASK, "follow_up")
@@ -74,12 +72,9 @@ DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(
         "counting": 0.6,
         "plain": 0.8,
         "follow_up": 0.8,
-        "presence": 0.0,
-        "layout": 0.0,
     }
 )
-"""How often each kind is tried when the caller gives no weights. The kinds of weight 0 are for
-training: they ask about many things at once, and nothing is scored by them."""
+"""How often each kind is tried when the caller gives no weights."""
 
 _FOLLOWED = ("naming", "several", "instances", "category", "use", "half", "nearest", "size")
 """Kinds that a second turn can refer to."""

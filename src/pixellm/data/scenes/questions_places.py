@@ -19,9 +19,6 @@ from pixellm.data.scenes.questions_things import (
 )
 from pixellm.data.scenes.scene_view import SIDES, SceneView, Thing
 
-NINTH_MARGIN = 0.02
-"""Least distance of every centre from the lines between ninths, for what is where in words."""
-
 EMPTY_SHARE = 0.2
 """Share of the empty halves and sides that are asked about, answered that nothing is there."""
 
@@ -79,23 +76,6 @@ def ask_size(view: SceneView, rng: random.Random) -> Draft | None:
     more = pick_words(rng, "size_words", "larger" if largest else "smaller")
     thing = view.extreme_size(pair, largest=largest)
     return _single(rng, "size", "size_pair", thing, more=more, it=it, other=other)
-
-
-def ask_layout(view: SceneView, rng: random.Random) -> Draft | None:
-    """What is where, from left to right, in words: every thing and its ninth of the picture."""
-    middles = [place for thing in view.things for place in thing.center]
-    if any(abs(place - third) < NINTH_MARGIN for place in middles for third in (1 / 3, 2 / 3)):
-        return None
-    parts = [f"{thing.phrase} {_ninth(thing)}" for thing in view.things]
-    answer = f"{', '.join(parts)}."
-    return Draft("layout", ask(rng, "layout"), answer[0].upper() + answer[1:])
-
-
-def _ninth(thing: Thing) -> str:
-    """Where a thing's centre lies: "top left", "middle right", "center"."""
-    row = ("top", "middle", "bottom")[min(2, int(3 * thing.center[1]))]
-    column = ("left", "middle", "right")[min(2, int(3 * thing.center[0]))]
-    return "center" if row == column == "middle" else f"{row} {column}"
 
 
 def ask_largest_in_words(view: SceneView, rng: random.Random) -> Draft | None:

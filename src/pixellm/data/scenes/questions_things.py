@@ -32,9 +32,6 @@ WITH_SHARE = 0.3
 SYNONYM_SHARE = 0.25
 """Share of the questions by name that use a synonym, where the concept has one."""
 
-LISTED_NAMES = (4, 8)
-"""Fewest and most names that one question about presence goes through."""
-
 OTHER_WORDS = {
     "left": ("on the left", "leftmost"),
     "right": ("on the right", "rightmost"),
@@ -226,28 +223,6 @@ def ask_if_there(view: SceneView, rng: random.Random) -> Draft | None:
     words |= {"name": concept.name, "indefinite": indefinite, "any_one": any_one}
     answer = say(rng, "plain_exists", "yes" if present else "no", **words)
     return Draft("plain", ask(rng, "plain_exists", **words), answer)
-
-
-def ask_presence(view: SceneView, rng: random.Random) -> Draft | None:
-    """Whether the scene shows each of several things, about half of them there; in words."""
-    number = rng.randint(*LISTED_NAMES)
-    shown = [view.knowledge.concepts[key] for key in view.counts]
-    shown = [one for one in shown if f"name:{one.key}" not in view.borderline]
-    listed = rng.sample(shown, min(len(shown), (number + 1) // 2))
-    for _ in range(4 * number):
-        concept = absent_concept(view, rng)
-        if concept is not None and concept not in listed and len(listed) < number:
-            listed.append(concept)
-    if len(listed) < number:
-        return None
-    rng.shuffle(listed)
-    names = [f"the {one.name}" for one in listed]
-    answer = ", ".join(
-        f"{name}: {'yes' if view.counts[one.key] else 'no'}"
-        for name, one in zip(names, listed, strict=True)
-    )
-    question = ask(rng, "presence", list=join(names))
-    return Draft("presence", question, f"{answer[0].upper()}{answer[1:]}.")
 
 
 def ask_color(view: SceneView, rng: random.Random) -> Draft | None:
