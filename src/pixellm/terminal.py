@@ -7,7 +7,7 @@ choose what to show and where, models and files live elsewhere.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
@@ -114,54 +114,48 @@ def print_text_table(console: Console, table: TextTable) -> None:
 def scored_progress(console: Console, unit: str) -> Iterator[EvaluationProgress]:
     """A bar over questions being answered with the gIoU so far, as a callback for an evaluation.
 
-    Where the console is no terminal, a line now and then.
-
     Args:
         console: where to.
         unit: what is counted, such as "scenes".
     """
-    lines = _RareLines(console)
-    with _counting_bar(console, unit, "gIoU {task.fields[giou]}") as bar:
-        task = bar.add_task(unit, total=None, giou="-")
-
-        def show(done: int, total: int, giou: float | None) -> None:
-            bar.update(task, completed=done, total=total, giou=_number(giou))
-            lines.say(f"{done}/{total} {unit}, gIoU {_number(giou)}")
-
-        yield show
+    with _progress(console, unit) as show:
+        yield lambda done, total, giou: show(done, total, f"gIoU {_number(giou)}")
 
 
 @contextmanager
 def judge_progress(console: Console) -> Iterator[JudgeProgress]:
-    """A bar over judged answers with the money spent, as a callback for a judge.
-
-    Where the console is no terminal, a line now and then.
-    """
-    lines = _RareLines(console)
-    with _counting_bar(console, "answers judged", "{task.fields[cost]:.4f} USD") as bar:
-        task = bar.add_task("judge", total=None, cost=0.0)
-
-        def show(done: int, total: int, usd: float) -> None:
-            bar.update(task, completed=done, total=total, cost=usd)
-            lines.say(f"{done}/{total} answers judged, {usd:.4f} USD")
-
-        yield show
+    """A bar over judged answers with the money spent, as a callback for a judge."""
+    with _progress(console, "answers judged") as show:
+        yield lambda done, total, usd: show(done, total, f"{usd:.4f} USD")
 
 
 @contextmanager
 def answers_progress(console: Console) -> Iterator[JobProgress]:
-    """A bar over the rows of a prediction job with its speed, as a callback for the job.
+    """A bar over the rows of a prediction job with its speed, as a callback for the job."""
+
+    def describe(state: JobState) -> str:
+        speed = f"{state.images / state.seconds:.2f}" if state.seconds else "-"
+        return f"{speed} images/s"
+
+    with _progress(console, "questions") as show:
+        yield lambda state: show(state.done, state.total, describe(state))
+
+
+@contextmanager
+def _progress(console: Console, unit: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar over so many units with a figure beside it, told of done, total and figure.
 
     Where the console is no terminal, a line now and then.
     """
     lines = _RareLines(console)
-    with _counting_bar(console, "questions", "{task.fields[speed]} images/s") as bar:
-        task = bar.add_task("answers", total=None, speed="-")
+    texts = (TextColumn(unit), TextColumn("{task.fields[figure]}"))
+    columns = (BarColumn(), MofNCompleteColumn(), *texts, TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(unit, total=None, figure="")
 
-        def show(state: JobState) -> None:
-            speed = f"{state.images / state.seconds:.2f}" if state.seconds else "-"
-            bar.update(task, completed=state.done, total=state.total, speed=speed)
-            lines.say(f"{state.done}/{state.total} questions, {speed} images/s")
+        def show(done: int, total: int, figure: str) -> None:
+            bar.update(task, completed=done, total=total, figure=figure)
+            lines.say(f"{done}/{total} {unit}, {figure}")
 
         yield show
 
@@ -183,13 +177,6 @@ class _RareLines:
         if now >= self._next and not self._console.is_terminal:
             self._console.print(Text(line), soft_wrap=True)
             self._next = now + SECONDS_A_LINE
-
-
-def _counting_bar(console: Console, unit: str, figure: str) -> Progress:
-    """A bar over so many units, with a figure of its task and the time left."""
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TextColumn(figure))
-    hidden = not console.is_terminal
-    return Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden)
 
 
 def print_scenes_report(console: Console, report: ScenesReport) -> None:
