@@ -97,6 +97,16 @@ def test_what_is_not_there_is_reported_and_what_is_wrong_refused(tmp_path: Path)
         plan_run(parse_config({**raw, "data": [{"name": "cocoa"}]}))
 
 
+def test_missing_weights_of_an_encoder_are_listed(tiny_model_dir: Path, tmp_path: Path) -> None:
+    raw = real_config(tmp_path).model_dump(mode="json")
+    absent = tmp_path / "encoder"
+    section = {"checkpoint": str(tiny_model_dir), "vision_weights": str(absent)}
+    config = parse_config({**raw, "model": section})
+    assert plan_run(config).problems == (f"There is no encoder at {absent}.",)
+    absent.mkdir()
+    assert plan_run(config).problems == ()
+
+
 def test_the_data_of_evaluations_are_opened_and_listed(tmp_path: Path) -> None:
     raw = real_config(tmp_path).model_dump(mode="json")
     assert plan_run(parse_config(raw)).evaluation is None

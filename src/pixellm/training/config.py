@@ -255,7 +255,8 @@ class RunConfig(Section):
         limit = self.model.get("min_mask_score", 0)
         if not isinstance(limit, int | float) or not 0 <= limit <= 1:
             raise ValueError(f"model.min_mask_score is {limit!r}; it must lie in 0 to 1")
-        if not (source := self.model.get("vision_weights", "none")) or not isinstance(source, str):
+        source = self.model.get("vision_weights")
+        if "vision_weights" in self.model and not (source and isinstance(source, str)):
             raise ValueError("model.vision_weights names a directory, a hub id or a package")
         if self.has_adapters and (changed := sorted(changes & self.model.keys())):
             raise ValueError(

@@ -138,7 +138,30 @@ class Objective(nn.Module):
                 raise ValueError("A patch-class loss needs data with class names.")
             total_pixels = self.patch_class_head(deepest, batch["patch_classes"])
             losses["patch_class"] = total_pixels / counts.pixels
-        if weights.target_class > 0 and output is not None and output.target_embeddings is not None:
+        if output is not None:
+            losses |= self._target_losses(output, batch, weights, counts)
+        # In one order on all processes, which add up their figures by place.
+        losses = {name: losses[name] for name in LOSS_NAMES if losses.get(name) is not None}
+        losses["total"] = torch.stack(
+            [getattr(weights, name) * value for name, value in losses.items()]
+        ).sum()
+        if self.keep_decoder_busy and output is not None and output.target_embeddings is None:
+            losses["total"] = losses["total"] + 0 * self._decode_nothing(output)
+        return losses
+
+    def _target_losses(
+        self,
+        output: Any,
+        batch: Mapping[str, Tensor],
+        weights: LossWeights,
+        counts: Normalisers,
+    ) -> dict[str, Tensor]:
+        """Auxiliary losses of targets that have a weight; 0 in a micro-batch without targets."""
+        names = [name for name in ("target_class", "absent") if getattr(weights, name) > 0]
+        if not names or output.target_embeddings is None:
+            return {name: output.hidden_states.new_zeros(()) for name in names}
+        losses = {}
+        if "target_class" in names:
             if self.target_class_head is None:
                 raise ValueError("A target-class loss needs data with class names.")
             pixel_sum, target_sum = self.target_class_head(
@@ -148,30 +171,9 @@ class Objective(nn.Module):
                 batch["target_classes"],
             )
             losses["target_class"] = pixel_sum / counts.pixels + target_sum / counts.targets
-        if weights.absent > 0 and output is not None and output.target_embeddings is not None:
+        if "absent" in names:
             losses["absent"] = self._absent_loss(output, batch) / counts.targets
-        losses = self._in_order(losses, weights, deepest)
-        losses["total"] = torch.stack(
-            [getattr(weights, name) * value for name, value in losses.items()]
-        ).sum()
-        if self.keep_decoder_busy and output is not None and output.target_embeddings is None:
-            losses["total"] = losses["total"] + 0 * self._decode_nothing(output)
         return losses
-
-    @staticmethod
-    def _in_order(
-        losses: Mapping[str, Tensor | None], weights: LossWeights, like: Tensor
-    ) -> dict[str, Tensor]:
-        """The losses in the order of LOSS_NAMES, as processes add up their figures by place.
-
-        What a micro-batch without targets can't have is 0.
-        """
-        found = {name: value for name, value in losses.items() if value is not None}
-        expected = {"target_class", "absent"} if not weights.encoder_only else set()
-        for name in expected:
-            if getattr(weights, name) > 0 and name not in found:
-                found[name] = like.new_zeros(())
-        return {name: found[name] for name in LOSS_NAMES if name in found}
 
     def _absent_loss(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Summed cross-entropy against empty masks, of targets that another picture lacks."""
