@@ -17,6 +17,7 @@ from pixellm.engine.chat import ChatSession
 from pixellm.engine.grounding import Grounder, Mask, segment
 from pixellm.engine.images import ImageCache, PreparedImage
 from pixellm.engine.jobs import Job, PromptBuilder
+from pixellm.model.few_rows import read_few_rows_fast
 from pixellm.model.generation import AnswerLoop, Chooser, choose_by_options
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.model.prefixes import PrefixStore
@@ -81,6 +82,8 @@ class Engine:
         if not 0 <= limit <= 1:
             raise ValueError(f"min_mask_score is {limit}; it must lie in 0 to 1.")
         self.model = model.eval()
+        if model.device.type == "cpu":
+            read_few_rows_fast(model.model.language_model)
         self.processor = processor
         self.max_new_tokens = max_new_tokens
         self.max_batch = max_batch

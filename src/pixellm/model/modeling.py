@@ -22,6 +22,7 @@ from pixellm.model.attention import packed_attention_mask, positions_from_mask
 from pixellm.model.codebook import SegmentationCodebook
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.decoder import PixelDecoder
+from pixellm.model.few_rows import FewRowsLinear
 from pixellm.model.losses import text_loss_sum
 from pixellm.model.outputs import EncodedImages, PixelLMOutput
 from pixellm.model.precision import final_norm, keep_in_full_precision
@@ -169,7 +170,7 @@ class PixelLMModel(PixelLMPreTrainedModel):
         )
 
 
-class LanguageModelHead(nn.Linear):
+class LanguageModelHead(FewRowsLinear):
     """States of any floating type to logits in the type of its weights."""
 
     def forward(self, states: Tensor) -> Tensor:

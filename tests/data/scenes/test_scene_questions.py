@@ -395,6 +395,17 @@ def test_only_the_weighted_kinds_are_asked() -> None:
     assert {turn.kind for one in dialogues for turn in one} == {"naming", "size"}
 
 
+def test_absent_groups_can_be_weighed_for_themselves() -> None:
+    weights = {"negative_group": 1.0}
+    dialogues = compose_dialogues(KITCHEN_TABLE, KNOWLEDGE, random.Random(0), 60, kinds=weights)
+    turns = [turn for one in dialogues for turn in one]
+    assert len(turns) > 20
+    assert {turn.kind for turn in turns} == {"negative"}
+    assert not any(turn.targets for turn in turns)
+    denied = [re.search(r"\bno (.*?)(?: in the picture| here)\.", turn.answer) for turn in turns]
+    assert not any(match and match[1] in KNOWLEDGE.concept_by_phrase for match in denied)
+
+
 def test_forbidden_pairs_of_concept_and_kind_are_never_targets() -> None:
     def allowed(concept: str, kind: str) -> bool:
         return (concept, kind) not in {("guitar", "naming"), ("banana", "category")}

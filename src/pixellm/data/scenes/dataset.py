@@ -31,7 +31,9 @@ UNSEEN_STYLE = "fluent3d"
 HELD_OUT_SHARE = 0.05
 """Share of (concept, kind) pairs that are asked in ``test_combination`` only."""
 
-_NEVER_HELD_OUT = frozenset({"naming", "follow_up", "negative", "counting", "plain"})
+_NEVER_HELD_OUT = frozenset(
+    {"naming", "follow_up", "negative", "negative_group", "counting", "plain"}
+)
 _THEMES = ("any", "category", "use")
 _THEME_SHARES = (0.5, 0.2, 0.3)
 _ATTEMPTS = 100

@@ -56,6 +56,9 @@ _ASK: Mapping[str, Ask] = {
 KINDS: tuple[str, ...] = (*_ASK, "follow_up")
 """Every value of ``Turn.kind``. A "follow_up" is the second turn of a dialogue."""
 
+_ASK_PART: Mapping[str, Ask] = {"negative_group": things.ask_for_absent_group}
+"""Parts of kinds that can be weighed for themselves; their turns are of the whole kind."""
+
 DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(
     {
         "naming": 1.0,
@@ -103,6 +106,7 @@ def compose_dialogues(
         rng: the only source of chance.
         num_dialogues: how many to make at most; a poor scene may allow fewer.
         kinds: weight of each kind; :data:`DEFAULT_WEIGHTS` if None. A kind left out is not asked.
+            "negative_group" asks for absent categories and uses alone, beside "negative".
         allowed: tells whether a kind of question may have a concept among its targets.
 
     Returns:
@@ -134,7 +138,7 @@ def compose_dialogues(
 def _draft_dialogue(view: SceneView, rng: random.Random, kind: str) -> tuple[Draft, ...]:
     """One dialogue of a kind; () where it did not work out this time."""
     if kind != "follow_up":
-        draft = _ASK[kind](view, rng)
+        draft = (_ASK.get(kind) or _ASK_PART[kind])(view, rng)
         return (draft,) if draft else ()
     first = _ASK[rng.choice(_FOLLOWED)](view, rng)
     if first is None or not first.things:
@@ -169,8 +173,9 @@ def _to_turn(draft: Draft) -> Turn:
 
 def _check_inputs(scene: Scene, knowledge: Knowledge, weights: Mapping[str, float]) -> None:
     for kind, weight in weights.items():
-        if kind not in KINDS:
-            raise ValueError(f"Unknown kind of question {kind!r}; choose from {', '.join(KINDS)}.")
+        if kind not in (*KINDS, *_ASK_PART):
+            known = ", ".join((*KINDS, *_ASK_PART))
+            raise ValueError(f"Unknown kind of question {kind!r}; choose from {known}.")
         if weight < 0:
             raise ValueError(f"The weight of {kind!r} is {weight}; it must not be negative.")
     for one in scene.objects:

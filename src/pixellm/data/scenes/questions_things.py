@@ -154,9 +154,13 @@ def ask_activity(view: SceneView, rng: random.Random) -> Draft | None:
     return Draft("activity", question, answer, tuple(things))
 
 
-def ask_for_absent(view: SceneView, rng: random.Random) -> Draft | None:
+def ask_for_absent(
+    view: SceneView,
+    rng: random.Random,
+    ways: Sequence[str] = ("name", "name", "category", "use"),
+) -> Draft | None:
     """Something that the scene lacks, by name, category or use; answered without masks."""
-    way = rng.choice(("name", "name", "category", "use"))
+    way = rng.choice(ways)
     if way == "name":
         concept = absent_concept(view, rng)
         if concept is None:
@@ -175,6 +179,11 @@ def ask_for_absent(view: SceneView, rng: random.Random) -> Draft | None:
         return Draft("negative", ask(rng, "category", **words), answer)
     words = _purpose(view, rng, key)
     return Draft("negative", _ask_use(view, rng, key, words), say(rng, "negative_use", **words))
+
+
+def ask_for_absent_group(view: SceneView, rng: random.Random) -> Draft | None:
+    """A category or a use that nothing in the scene has: it can't be told from the words asked."""
+    return ask_for_absent(view, rng, ("category", "use"))
 
 
 def ask_number(view: SceneView, rng: random.Random) -> Draft | None:

@@ -1,0 +1,73 @@
+"""The product of a few rows in the other order equals the usual one, and stands back elsewhere."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from pixellm.model.few_rows import MOST_ROWS, FewRowsLinear, read_few_rows_fast
+
+
+def pair_of_layers(bias: bool) -> tuple[nn.Linear, nn.Linear]:
+    """The same weights in a plain layer and in a fast one."""
+    torch.manual_seed(0)
+    plain = nn.Linear(24, 40, bias=bias)
+    fast = nn.ModuleList([copy.deepcopy(plain)])
+    read_few_rows_fast(fast)
+    return plain, fast[0]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (2, 1), (3, 6), (MOST_ROWS, 1), (5, 40), (0, 3)])
+@torch.inference_mode()
+def test_equals_the_plain_layer(bias: bool, shape: tuple[int, ...]) -> None:
+    plain, fast = pair_of_layers(bias)
+    assert isinstance(fast, FewRowsLinear)
+    states = torch.randn(*shape, 24)
+    found = fast(states)
+    assert found.shape == (*shape, 40)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, plain(states), rtol=0, atol=1e-5)
+
+
+def test_takes_one_row_without_other_dimensions() -> None:
+    plain, fast = pair_of_layers(True)
+    states = torch.randn(24)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(states), plain(states), rtol=0, atol=1e-5)
+
+
+def test_learns_as_the_plain_layer() -> None:
+    plain, fast = pair_of_layers(True)
+    states = torch.randn(2, 24)
+    for layer in (plain, fast):
+        layer(states).square().sum().backward()
+    assert torch.equal(fast.weight.grad, plain.weight.grad)
+    assert torch.equal(fast.bias.grad, plain.bias.grad)
+
+
+@torch.inference_mode()
+def test_other_floating_types_keep_torchs_product() -> None:
+    plain, fast = pair_of_layers(False)
+    states = torch.randn(2, 24, dtype=torch.bfloat16)
+    assert torch.equal(fast.bfloat16()(states), plain.bfloat16()(states))
+
+
+def test_layers_of_other_classes_are_left_alone() -> None:
+    class Adapted(nn.Linear):
+        """Stands for a quantised or adapted layer of another library."""
+
+    module = nn.ModuleList([Adapted(4, 4), nn.Conv1d(4, 4, 1), nn.Linear(4, 4)])
+    read_few_rows_fast(module)
+    assert [type(layer) for layer in module] == [Adapted, nn.Conv1d, FewRowsLinear]
+
+
+def test_names_weights_and_pickles_stay() -> None:
+    plain, fast = pair_of_layers(True)
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    again = pickle.loads(pickle.dumps(fast))
+    assert torch.equal(again.weight, plain.weight)
