@@ -161,3 +161,26 @@ def test_frozen_batch_norms_keep_their_statistics_while_training() -> None:
         tower(pixels)
         after = tower.state_dict()
         assert all(torch.equal(after[k], v) for k, v in before.items()) == frozen
+
+
+@pytest.mark.parametrize("family", ["clip_vision_model", "siglip_vision_model", "dinov2"])
+@pytest.mark.parametrize(("depths", "read"), [([-2, 1], 3), ([2, 0], 2), ([-1, 2], 4)])
+def test_layers_behind_the_deepest_depth_cost_nothing_and_stay(
+    family: str, depths: list[int], read: int
+) -> None:
+    torch.manual_seed(0)
+    config = vision_config(family, num_hidden_layers=4)
+    encoder = AutoModel.from_config(config).eval()
+    tower = VisionTower(config, depths, mask_padding=False).eval()
+    tower.encoder.load_state_dict(encoder.state_dict())
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        whole = encoder(pixels, output_hidden_states=True).hidden_states
+        for name, weight in tower.encoder.named_parameters():
+            numbers = [int(part) for part in name.split(".") if part.isdigit()]
+            if numbers and numbers[0] >= read:
+                weight.fill_(torch.nan)
+        maps = tower(pixels)
+    for depth, found in zip(depths, maps, strict=True):
+        assert torch.equal(found.flatten(2).transpose(1, 2), whole[depth][:, -16:])
+    assert tower.encoder.state_dict().keys() == encoder.state_dict().keys()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +68,28 @@ def feature_shapes(
     return [(int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in maps]
 
 
+def _skip_unread_layers(
+    encoder: nn.Module, config: PreTrainedConfig, depths: Sequence[int]
+) -> None:
+    """Let a ViT's layers behind the deepest depth read pass their input on, at no cost.
+
+    Their weights stay, and are saved as ever.
+    """
+    count = getattr(config, "num_hidden_layers", None)
+    if count is None or not hasattr(config, "num_attention_heads"):
+        return
+    # Hidden states are the embeddings and one entry for each layer.
+    deepest = max(depth % (count + 1) for depth in depths)
+    for module in encoder.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            for layer in module[deepest:]:
+                layer.forward = _pass_on
+
+
+def _pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
 class VisionTower(nn.Module):
     """Any transformers vision encoder, read at the depths that the scales need."""
 
@@ -82,6 +105,7 @@ class VisionTower(nn.Module):
         self.encoder = AutoModel.from_config(config)
         self.depths = depths
         self.freeze_batch_norm = freeze_batch_norm
+        _skip_unread_layers(self.encoder, config, depths)
         self.patch_size: int | None = getattr(config, "patch_size", None)
         # A convolution has no attention keys to leave out.
         self.mask_padding = mask_padding and hasattr(config, "num_attention_heads")
