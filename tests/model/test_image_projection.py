@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
 from pixellm.model.config import PixelLMConfig
-from pixellm.model.projection import ImageProjector
+from pixellm.model.projection import ImageProjector, smooth_places
 
 CHANNELS = 24
 
@@ -45,3 +46,19 @@ def test_a_cells_place_is_as_visible_as_its_content_from_the_start() -> None:
 def test_each_cell_of_the_grid_has_its_own_place() -> None:
     tokens, _ = project(torch.zeros(1, CHANNELS, 4, 4), normalise=True)
     assert len({tuple(row) for row in tokens[0].tolist()}) == 16
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (4, 12)])
+def test_places_are_the_more_alike_the_nearer_they_lie(grid: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    codes = smooth_places(grid, 256).unflatten(0, grid)
+    assert codes.square().mean().item() == pytest.approx(1, abs=1e-4)
+    next_to = torch.cosine_similarity(codes[:, 1:], codes[:, :-1], dim=-1).mean()
+    across = torch.cosine_similarity(codes[:, 0], codes[:, -1], dim=-1).mean()
+    assert next_to > across + 0.3
+    # One direction tells left from right, another one top from bottom.
+    for cells in (codes, codes.transpose(0, 1)):
+        half = cells.shape[1] // 2
+        first, second = cells[:, :half], cells[:, half:]
+        direction = (first - second).mean((0, 1))
+        assert (first @ direction).min() > (second @ direction).max()

@@ -14,6 +14,34 @@ from pixellm.model.config import PixelLMConfig
 from pixellm.model.decoder import ChannelNorm
 from pixellm.model.precision import FullPrecision
 
+_PLACE_WAVES = 6
+"""Frequencies along each side of a grid that make up its places."""
+
+
+def smooth_places(grid: tuple[int, int], size: int) -> Tensor:
+    """Codes of a grid's cells that are the more alike the nearer cells lie.
+
+    Cosines of low frequency along either side, each in a random direction of its own: left and
+    right differ along one direction. Independent codes would hide that from a model for long.
+
+    Args:
+        grid: (height, width) in cells.
+        size: width of a code.
+
+    Returns:
+        (height * width, size), row by row, of mean square 1.
+    """
+    order = torch.arange(1, _PLACE_WAVES + 1)
+    down, across = (
+        torch.cos(torch.pi * (torch.arange(count)[:, None] + 0.5) / count * order) / order
+        for count in grid
+    )
+    waves = torch.cat(
+        [down[:, None].expand(-1, grid[1], -1), across[None].expand(grid[0], -1, -1)], dim=-1
+    )
+    codes = waves.flatten(0, 1) @ torch.randn(2 * _PLACE_WAVES, size)
+    return codes / codes.square().mean().sqrt()
+
 
 class ImageProjector(nn.Module):
     """``p_{V->T}``: the deepest features, pooled to the language model's grid and projected."""
@@ -32,7 +60,7 @@ class ImageProjector(nn.Module):
             self.norm = nn.LayerNorm(vision_size)
         if config.llm_positions:
             scale = 1.0 if config.llm_normalise else 0.02
-            self.positions = nn.Parameter(torch.randn(config.num_image_tokens, text_size) * scale)
+            self.positions = nn.Parameter(smooth_places(self.grid, text_size) * scale)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C_v, h, w) features to (B, S, D) image tokens, row by row of the grid."""
