@@ -207,6 +207,13 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
         resolve_source(tmp_path)
 
 
+def test_a_run_that_is_not_at_its_end_names_its_newest_checkpoint(tmp_path: Path) -> None:
+    for step in ("step_00000200", "step_00000400"):
+        (tmp_path / "checkpoints" / step / "model").mkdir(parents=True)
+    with pytest.raises(ValueError, match="step_00000400 is its newest checkpoint"):
+        resolve_source(tmp_path)
+
+
 def test_a_hub_id_that_cannot_be_reached_is_refused_in_one_sentence() -> None:
     with pytest.raises(FileNotFoundError, match="no-such-model") as caught:
         load_model_and_processor("nobody/no-such-model")

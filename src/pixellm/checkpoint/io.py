@@ -56,7 +56,11 @@ def resolve_source(source: str | Path) -> str:
         for candidate in (path, path / "model"):
             if (candidate / "config.json").is_file() or is_adapter_folder(candidate):
                 return str(candidate)
-        raise ValueError(f"{path} holds no model: config.json is missing.")
+        steps = sorted(path.glob("checkpoints/step_*"))
+        hint = (
+            f" Its run goes on or was cut; {steps[-1]} is its newest checkpoint." if steps else ""
+        )
+        raise ValueError(f"{path} holds no model: config.json is missing.{hint}")
     is_hub_id = name.count("/") == 1 and not path.is_absolute() and not name.startswith((".", "~"))
     if not is_hub_id:
         known = ", ".join(embedded_models()) or "none"

@@ -2,7 +2,8 @@
 
 Decoding multiplies one row or a few with all weights, and its time is that of reading them.
 For 2 to 16 rows the product that ``torch.nn.functional.linear`` asks for, rows by weights, takes
-about twice the time of weights by rows (``benchmarks/small_products.py``). Knows linear layers only.
+about twice the time of weights by rows (``benchmarks/small_products.py``). Knows linear layers
+only.
 """
 
 from __future__ import annotations
