@@ -5,7 +5,8 @@
 
 Of the things that answers about a half of the picture name, counts those that lie in it; of pairs
 named one behind the other, those that go from left to right, as all true answers do. A model that
-does not know is right half of the time. Only words count, masks don't; no model is asked.
+does not know is right half of the time. What a mask covers does not count, but a thing whose mask
+is withheld is passed over. Draws the scenes again; no model is asked.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,9 +32,10 @@ _AXES = ("left or right", "top or bottom")
 Centers = dict[str, tuple[float, float]]
 
 
-def centers_of(record: AnswerRecord) -> Centers:
-    """Where the things of a record's picture lie, from -1 to 1; things that are there once."""
-    split, seed, index = record.picture.rsplit("-", 2)
+@cache
+def centers_of(picture: str) -> Centers:
+    """Where the things of a picture lie, from -1 to 1; things that are there once."""
+    split, seed, index = picture.rsplit("-", 2)
     scene = ScenesDataset(split, seed=int(seed), length=int(index) + 1).scene(int(index))
     height, width = scene.image.shape[:2]
     counts = Counter(one.concept for one in scene.objects)
@@ -45,7 +48,7 @@ def centers_of(record: AnswerRecord) -> Centers:
 
 def named_centers(record: AnswerRecord, knowledge: Knowledge) -> list[tuple[float, float]]:
     """Where the things that an answer names lie, in its order."""
-    centers = centers_of(record)
+    centers = centers_of(record.picture)
     names = [concept_of_phrase(mask.label, knowledge) for mask in record.shown]
     return [centers[name] for name in names if name in centers]
 

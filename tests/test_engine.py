@@ -8,6 +8,7 @@ import torch
 
 from conftest import TINY_QUESTION, TINY_QUESTION_WITHOUT_MASKS, square_picture
 from pixellm.engine import Engine, load, pick_device, pick_dtype
+from pixellm.model.few_rows import FewRowsLinear
 from pixellm.processing.prompts import dialogue_messages
 from pixellm.types import Prediction, Request
 
@@ -35,6 +36,12 @@ def test_an_answer_grounds_each_phrase_in_a_mask_of_original_pixels(tiny_engine:
         assert 0.5 < segment.score <= 1
     found = answer.segments[0].mask
     assert (found & red).sum() / (found | red).sum() > 0.6
+
+
+def test_on_a_cpu_its_language_model_reads_few_rows_fast(tiny_model_dir: Path) -> None:
+    model = load(tiny_model_dir, device="cpu").model
+    layers = [m for m in model.model.language_model.modules() if isinstance(m, torch.nn.Linear)]
+    assert layers and all(isinstance(layer, FewRowsLinear) for layer in (*layers, model.lm_head))
 
 
 def test_unsure_masks_are_withheld_and_counted_and_their_words_stay(tiny_model_dir: Path) -> None:

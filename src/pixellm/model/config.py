@@ -52,7 +52,7 @@ class PixelLMConfig(PreTrainedConfig):
         llm_grid: (height, width) of the grid of image tokens in the language model.
         llm_projector_size: inner width of the projection into the language model; 0 makes it a
             single linear layer.
-        llm_positions: add a learned position to each image token.
+        llm_positions: add a learned position to each image token; neighbours start alike.
         llm_normalise: normalise the features of each cell before the projection into the language
             model, and start positions at the same scale, so that neither drowns the other.
         shared_projector: one projection into the decoder for all scales, as in the release;

@@ -56,8 +56,8 @@ _ASK: Mapping[str, Ask] = {
 KINDS: tuple[str, ...] = (*_ASK, "follow_up")
 """Every value of ``Turn.kind``. A "follow_up" is the second turn of a dialogue."""
 
-_ASK_PART: Mapping[str, Ask] = {"negative_group": things.ask_for_absent_group}
-"""Parts of kinds that can be weighed for themselves; their turns are of the whole kind."""
+_ASK_WEIGHED: Mapping[str, Ask] = {**_ASK, "negative_group": things.ask_for_absent_group}
+"""What can be weighed: the kinds, and parts of kinds whose turns are of the whole kind."""
 
 DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(
     {
@@ -138,7 +138,7 @@ def compose_dialogues(
 def _draft_dialogue(view: SceneView, rng: random.Random, kind: str) -> tuple[Draft, ...]:
     """One dialogue of a kind; () where it did not work out this time."""
     if kind != "follow_up":
-        draft = (_ASK.get(kind) or _ASK_PART[kind])(view, rng)
+        draft = _ASK_WEIGHED[kind](view, rng)
         return (draft,) if draft else ()
     first = _ASK[rng.choice(_FOLLOWED)](view, rng)
     if first is None or not first.things:
@@ -172,10 +172,10 @@ def _to_turn(draft: Draft) -> Turn:
 
 
 def _check_inputs(scene: Scene, knowledge: Knowledge, weights: Mapping[str, float]) -> None:
+    known = (*_ASK_WEIGHED, "follow_up")
     for kind, weight in weights.items():
-        if kind not in (*KINDS, *_ASK_PART):
-            known = ", ".join((*KINDS, *_ASK_PART))
-            raise ValueError(f"Unknown kind of question {kind!r}; choose from {known}.")
+        if kind not in known:
+            raise ValueError(f"Unknown kind of question {kind!r}; choose from {', '.join(known)}.")
         if weight < 0:
             raise ValueError(f"The weight of {kind!r} is {weight}; it must not be negative.")
     for one in scene.objects:
