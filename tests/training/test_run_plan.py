@@ -164,3 +164,15 @@ def test_a_tracker_that_is_not_installed_is_refused_by_name(
     config = parse_config({**real_config(tmp_path).model_dump(), "trackers": ["wandb"]})
     with pytest.raises(ValueError, match="'wandb' is not installed; run: pip install wandb"):
         build_accelerator(config)
+
+
+def test_a_mistake_in_the_data_of_a_later_stage_is_found_before_the_first(tmp_path: Path) -> None:
+    from pixellm.training.trainer import train
+
+    raw = real_config(tmp_path).model_dump(mode="json")
+    raw["stages"][-1]["data_args"] = {"dialogues": 2}
+    config = parse_config(raw)
+    for begin in (plan_run, train):
+        with pytest.raises(ValueError, match="unexpected keyword argument 'dialogues'"):
+            begin(config)
+    assert not list(tmp_path.rglob("checkpoints"))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pixellm.training.config import OptimizerConfig, ParameterRule, Stage
+from pixellm.training.muon import Muon
 
 ENCODER_PATTERNS = ("*vision_tower*", "patch_class_head*")
 """What an encoder-only stage may move."""
@@ -256,7 +257,7 @@ def _build_optimizer(
 ) -> torch.optim.Optimizer:
     if kind == "adamw":
         return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
-    return torch.optim.Muon(groups, momentum=config.muon_momentum, adjust_lr_fn="match_rms_adamw")
+    return Muon(groups, momentum=config.muon_momentum)
 
 
 class WeightAverage:

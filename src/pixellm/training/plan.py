@@ -21,7 +21,7 @@ from pixellm.training.config import RunConfig, Stage
 from pixellm.training.memory import MemoryEstimate, estimate_memory
 from pixellm.training.optim import group_parameters
 from pixellm.training.setup import fixed_names, lora_shape, names_that_train
-from pixellm.training.stream import build_source
+from pixellm.training.stream import build_source, check_sources
 from pixellm.training.validation import evaluation_source, open_evaluation_data
 
 _CONTROL_TOKENS = 2
@@ -147,6 +147,8 @@ def _plan_sources(config: RunConfig) -> list[SourcePlan]:
             plans.append(SourcePlan(source.name, share, len(build_source(source))))
         except (OSError, ImportError) as error:
             plans.append(SourcePlan(source.name, share, None, _one_line(error)))
+    found = [source for source, plan in zip(config.data, plans, strict=True) if not plan.problem]
+    check_sources(found, config.stages)
     return plans
 
 

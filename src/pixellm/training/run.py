@@ -34,7 +34,7 @@ from pixellm.training.setup import (
     set_types,
     set_up_model,
 )
-from pixellm.training.stream import SampleDataset, build_sources, question_texts
+from pixellm.training.stream import SampleDataset, build_sources, check_sources, question_texts
 from pixellm.training.validation import open_evaluation_data
 
 Evaluate = Callable[[Any, Any, EvaluationConfig], Mapping[str, float]]
@@ -79,6 +79,7 @@ class Run:
         if self.accelerator.is_main_process:
             for name in ("best", "model"):
                 checkpoints.finish_exchange(self.folder / name)
+        check_sources(self.config.data, self.config.stages[1:])
         sources = build_sources(self.config.data, self.config.stages[0])
         if self.config.evaluation.every_steps:
             open_evaluation_data(self.config.evaluation)

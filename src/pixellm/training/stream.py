@@ -54,6 +54,22 @@ def build_sources(sources: Sequence[DataSource], stage: Stage) -> list[SampleDat
     return [build_source(source, stage.data_args) for source in sources]
 
 
+def check_sources(sources: Sequence[DataSource], stages: Sequence[Stage]) -> None:
+    """Constructs the data sets of every stage once and lets go of them.
+
+    A mistake in a late stage is thus found before the first step of the run, not days into it.
+    Stages with the same arguments share a look.
+
+    Raises:
+        ValueError: an unknown name, or arguments that a data set does not take.
+    """
+    looked_at: list[dict[str, Any]] = []
+    for stage in stages:
+        if stage.data_args not in looked_at:
+            build_sources(sources, stage)
+            looked_at.append(stage.data_args)
+
+
 def build_source(source: DataSource, changes: Mapping[str, Any] | None = None) -> SampleDataset:
     """Constructs one data set, some of its arguments changed.
 

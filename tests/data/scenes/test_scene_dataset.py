@@ -177,6 +177,11 @@ def test_training_does_ask_for_colours():
         ({"length": 0}, "length 0"),
         ({"dialogues_per_image": 0}, "dialogues_per_image 0"),
         ({"num_objects": -1}, "num_objects -1"),
+        ({"kinds": {"namming": 1.0}}, "Unknown kind of question 'namming'; choose from naming"),
+        ({"kinds": {"naming": -1.0}}, "weight of 'naming' is -1.0; give a number"),
+        ({"kinds": {"naming": "often"}}, "weight of 'naming' is 'often'; give a number"),
+        ({"kinds": {"naming": 0}}, "No kind of question has a weight above 0"),
+        ({"kinds": ["naming"]}, "a table of numbers, not"),
         ({"split": "test_combination", "kinds": {"naming": 1.0}}, "of the kinds naming; allow"),
     ],
 )

@@ -130,6 +130,64 @@ def test_a_question_gets_exactly_the_right_objects(
     assert kitchen_questions(kind)[question] == objects
 
 
+def test_things_are_named_in_the_order_asked_for() -> None:
+    keys = {
+        "left": lambda one: one.center[0],
+        "right": lambda one: -one.center[0],
+        "top": lambda one: one.center[1],
+        "bottom": lambda one: -one.center[1],
+        "large": lambda one: -one.area,
+        "small": lambda one: one.area,
+    }
+    seen = Counter[tuple[str, bool]]()
+    for seed in range(60):
+        for (turn,) in turns_of(KITCHEN_TABLE, "order", seed=seed):
+            question = turn.question.rstrip(".?")
+            wordings = load_templates()["orders"]
+            (order,) = [key for key in keys if question.endswith(wordings[key])]
+            objects = [KITCHEN_TABLE.objects[number] for number in numbers_of(turn)]
+            assert objects == sorted(objects, key=keys[order]), turn
+            seen[order, len(objects) == len(KITCHEN_TABLE.objects)] += 1
+    assert min(seen[order, False] for order in keys) > 20
+    assert seen["left", True] > 5
+
+
+@pytest.mark.parametrize(("small", "asked"), [(40, True), (48, False)])
+def test_things_are_put_in_order_only_where_it_is_clear(small: int, asked: bool) -> None:
+    scene = scene_of(("apple", 40, 100, 53), ("guitar", 160, 105, small), ("dog", 100, 104, 20))
+    questions = " ".join(targets_by_question(scene, "order"))
+    assert ("name all things from the largest to the smallest" in questions) is asked
+    assert "name all things from left to right" in questions
+    assert "top to bottom" not in questions and "bottom up" not in questions
+
+
+def test_a_choice_names_absent_things_too_and_answers_those_that_are_there() -> None:
+    checked = 0
+    for seed in range(60):
+        for (turn,) in turns_of(KITCHEN_TABLE, "choice", seed=seed):
+            found = [
+                key
+                for phrase in re.findall(r"the ([a-z' -]+?)(?=, | or the |[:?.]|$)", turn.question)
+                if (key := concept_of_phrase(phrase, KNOWLEDGE))
+            ]
+            present = {KITCHEN_TABLE.objects[number].concept for number in numbers_of(turn)}
+            assert present and present < set(found), turn
+            assert not (set(found) - present) & {"scissors", "guitar", "apple", "banana"}
+            order = [KITCHEN_TABLE.objects[number].concept for number in numbers_of(turn)]
+            assert order == [key for key in found if key in present]
+            checked += 1
+    assert checked > 300
+
+
+def test_names_are_repeated_in_their_order_without_masks() -> None:
+    for seed in range(20):
+        for (turn,) in turns_of(KITCHEN_TABLE, "repeat", num_dialogues=8, seed=seed):
+            assert (turn.kind, turn.targets) == ("plain", ())
+            names = turn.answer[0].lower() + turn.answer[1:].rstrip(".")
+            assert names in turn.question
+            assert 2 <= len(re.findall(r"\bthe ", names)) <= 12
+
+
 def test_no_half_is_asked_for_when_a_thing_lies_near_the_middle() -> None:
     scene = scene_of(("apple", 30, 40, 30), ("guitar", 109, 160, 30))
     questions = " ".join(targets_by_question(scene, "half"))
@@ -354,7 +412,7 @@ def test_every_kind_comes_up_and_reads_as_a_sentence(
 ) -> None:
     turns = [turn for _, dialogue in corpus for turn in dialogue]
     counts = Counter(turn.kind for turn in turns)
-    assert set(counts) == set(KINDS)
+    assert set(counts) == set(DEFAULT_WEIGHTS) == set(KINDS) - {"choice", "order"}
     assert min(counts.values()) > 30
     for turn in turns:
         assert "{" not in turn.question
@@ -366,7 +424,7 @@ def test_every_kind_comes_up_and_reads_as_a_sentence(
 
 def test_kinds_are_worded_in_many_ways() -> None:
     templates = load_templates()
-    for kind in ("naming", "several", "category", "use", "half", "relative", "activity"):
+    for kind in ("naming", "several", "choice", "category", "use", "half", "relative", "activity"):
         assert 6 <= len(templates[kind]["questions"]) <= 15
         assert len(templates[kind]["answers"]) >= 2
 
@@ -420,12 +478,8 @@ def test_forbidden_pairs_of_concept_and_kind_are_never_targets() -> None:
                 assert not (turn.kind == "category" and "banana" in names)
 
 
-def test_default_weights_cover_every_kind() -> None:
-    assert set(DEFAULT_WEIGHTS) == set(KINDS)
-
-
 @pytest.mark.parametrize(
-    ("kinds", "complaint"), [({"riddle": 1.0}, "'riddle'"), ({"size": -1.0}, "negative")]
+    ("kinds", "complaint"), [({"riddle": 1.0}, "'riddle'"), ({"size": -1.0}, "'size' is -1.0")]
 )
 def test_bad_weights_are_refused(kinds: dict[str, float], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):

@@ -19,7 +19,7 @@ import numpy as np
 from pixellm.data.scenes.artwork import load_style
 from pixellm.data.scenes.draw import choose_concepts, choose_object_count, choose_size, draw_scene
 from pixellm.data.scenes.knowledge import Concept, Knowledge, load_knowledge
-from pixellm.data.scenes.questions import DEFAULT_WEIGHTS, compose_dialogues
+from pixellm.data.scenes.questions import DEFAULT_WEIGHTS, check_weights, compose_dialogues
 from pixellm.data.scenes.scene import Scene
 from pixellm.types import Sample, Target, Turn
 
@@ -32,7 +32,7 @@ HELD_OUT_SHARE = 0.05
 """Share of (concept, kind) pairs that are asked in ``test_combination`` only."""
 
 _NEVER_HELD_OUT = frozenset(
-    {"naming", "follow_up", "negative", "negative_group", "counting", "plain"}
+    {"naming", "follow_up", "negative", "negative_group", "repeat", "counting", "plain"}
 )
 _THEMES = ("any", "category", "use")
 _THEME_SHARES = (0.5, 0.2, 0.3)
@@ -74,7 +74,7 @@ class ScenesDataset:
         num_objects: in every scene; 2 to 6 at random where None.
 
     Raises:
-        ValueError: an unknown split, or a number that is too small.
+        ValueError: an unknown split, a number that is too small, or weights of unknown kinds.
     """
 
     def __init__(
@@ -94,6 +94,8 @@ class ScenesDataset:
         for name, count in {**counts, "num_objects": num_objects or 1}.items():
             if count < 1:
                 raise ValueError(f"Scenes with {name} {count} are not possible; give at least 1.")
+        if kinds is not None:
+            check_weights(kinds)
         self.split = split
         self.seed = seed
         self.length = length

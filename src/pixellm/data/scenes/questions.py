@@ -19,7 +19,7 @@ from pixellm.data.scenes.scene import Scene
 from pixellm.data.scenes.scene_view import SceneView
 from pixellm.types import Turn
 
-__all__ = ["DEFAULT_WEIGHTS", "KINDS", "compose_dialogues", "concept_of_phrase"]
+__all__ = ["DEFAULT_WEIGHTS", "KINDS", "check_weights", "compose_dialogues", "concept_of_phrase"]
 
 Ask = Callable[[SceneView, random.Random], Draft | None]
 Allowed = Callable[[str, str], bool]
@@ -40,6 +40,7 @@ def _ask_plain(view: SceneView, rng: random.Random) -> Draft | None:
 _ASK: Mapping[str, Ask] = {
     "naming": things.ask_by_name,
     "several": things.ask_several,
+    "choice": things.ask_choice,
     "instances": things.ask_instances,
     "category": things.ask_by_category,
     "use": things.ask_by_use,
@@ -47,6 +48,7 @@ _ASK: Mapping[str, Ask] = {
     "relative": places.ask_relative,
     "nearest": places.ask_nearest,
     "size": places.ask_size,
+    "order": places.ask_order,
     "activity": things.ask_activity,
     "negative": things.ask_for_absent,
     "counting": things.ask_number,
@@ -56,7 +58,11 @@ _ASK: Mapping[str, Ask] = {
 KINDS: tuple[str, ...] = (*_ASK, "follow_up")
 """Every value of ``Turn.kind``. A "follow_up" is the second turn of a dialogue."""
 
-_ASK_WEIGHED: Mapping[str, Ask] = {**_ASK, "negative_group": things.ask_for_absent_group}
+_ASK_WEIGHED: Mapping[str, Ask] = {
+    **_ASK,
+    "negative_group": things.ask_for_absent_group,
+    "repeat": things.ask_to_repeat,
+}
 """What can be weighed: the kinds, and parts of kinds whose turns are of the whole kind."""
 
 DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(
@@ -77,7 +83,7 @@ DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(
         "follow_up": 0.8,
     }
 )
-"""How often each kind is tried when the caller gives no weights."""
+"""How often each kind is tried when the caller gives no weights; "choice" and "order" are not."""
 
 _FOLLOWED = ("naming", "several", "instances", "category", "use", "half", "nearest", "size")
 """Kinds that a second turn can refer to."""
@@ -106,7 +112,8 @@ def compose_dialogues(
         rng: the only source of chance.
         num_dialogues: how many to make at most; a poor scene may allow fewer.
         kinds: weight of each kind; :data:`DEFAULT_WEIGHTS` if None. A kind left out is not asked.
-            "negative_group" asks for absent categories and uses alone, beside "negative".
+            "negative_group" asks for absent categories and uses alone, beside "negative";
+            "repeat" has words said again, a "plain" question.
         allowed: tells whether a kind of question may have a concept among its targets.
 
     Returns:
@@ -116,7 +123,8 @@ def compose_dialogues(
         ValueError: an unknown kind, or a concept that the tables lack.
     """
     weights = dict(DEFAULT_WEIGHTS if kinds is None else kinds)
-    _check_inputs(scene, knowledge, weights)
+    check_weights(weights)
+    _check_concepts(scene, knowledge)
     view = SceneView(scene, knowledge)
     left = {kind: _TRIES_PER_KIND for kind, weight in weights.items() if weight > 0}
     dialogues: list[tuple[Turn, ...]] = []
@@ -152,7 +160,8 @@ def _identities(drafts: Sequence[Draft]) -> list[object]:
     marks: list[object] = [" | ".join(draft.question.lower() for draft in drafts)]
     last = drafts[-1]
     if last.things and len(drafts) == 1:
-        marks.append((last.kind, frozenset(last.things)))
+        answered = last.things if last.kind == "order" else frozenset(last.things)
+        marks.append((last.kind, answered))
     return marks
 
 
@@ -171,13 +180,25 @@ def _to_turn(draft: Draft) -> Turn:
     return Turn(draft.question, draft.answer, targets, draft.kind)
 
 
-def _check_inputs(scene: Scene, knowledge: Knowledge, weights: Mapping[str, float]) -> None:
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Refuses weights of kinds that can't be asked by.
+
+    Raises:
+        ValueError: no table of weights, an unknown kind, a negative weight, or nothing to ask.
+    """
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"Weights of kinds of questions are a table of numbers, not {weights!r}.")
     known = (*_ASK_WEIGHED, "follow_up")
     for kind, weight in weights.items():
         if kind not in known:
             raise ValueError(f"Unknown kind of question {kind!r}; choose from {', '.join(known)}.")
-        if weight < 0:
-            raise ValueError(f"The weight of {kind!r} is {weight}; it must not be negative.")
+        if not isinstance(weight, (int, float)) or weight < 0:
+            raise ValueError(f"The weight of {kind!r} is {weight!r}; give a number from 0 on.")
+    if not any(weights.values()):
+        raise ValueError("No kind of question has a weight above 0; give one to at least one.")
+
+
+def _check_concepts(scene: Scene, knowledge: Knowledge) -> None:
     for one in scene.objects:
         if one.concept not in knowledge.concepts:
             raise ValueError(f"The scene shows {one.concept!r}, which the concept table lacks.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from pixellm.data.scenes.phrasing import ask, grammar_words, pick_words, say
+from pixellm.data.scenes.phrasing import ask, grammar_words, join_phrases, pick_words, say
 from pixellm.data.scenes.questions_things import (
     MAX_TARGETS,
     Draft,
@@ -76,6 +76,27 @@ def ask_size(view: SceneView, rng: random.Random) -> Draft | None:
     more = pick_words(rng, "size_words", "larger" if largest else "smaller")
     thing = view.extreme_size(pair, largest=largest)
     return _single(rng, "size", "size_pair", thing, more=more, it=it, other=other)
+
+
+def ask_order(view: SceneView, rng: random.Random) -> Draft | None:
+    """Everything, or two to five things by their names, put in order by place or by size."""
+    things: Sequence[Thing] = view.things
+    if rng.random() < 0.5:
+        most = min(len(view.unmistakable), MAX_TARGETS)
+        if most < 2:
+            return None
+        things = rng.sample(view.unmistakable, rng.randint(2, most))
+    order = rng.choice((*SIDES, "large", "small"))
+    ranked = view.ranked(things, order)
+    if ranked is None or not 2 <= len(ranked) <= MAX_TARGETS:
+        return None
+    words = {"order": pick_words(rng, "orders", order)}
+    if things is view.things:
+        question = ask(rng, "order_all", **words)
+    else:
+        names = join_phrases([called(one.concept, rng) for one in things])
+        question = ask(rng, "order_named", list=names, **words)
+    return Draft("order", question, answer_with(rng, "order_all", ranked), tuple(ranked))
 
 
 def ask_largest_in_words(view: SceneView, rng: random.Random) -> Draft | None:

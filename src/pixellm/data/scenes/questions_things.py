@@ -15,16 +15,19 @@ from pixellm.data.scenes.phrasing import (
     NUMBERS,
     ask,
     grammar_words,
+    join_phrases,
     mark_phrases,
     purpose_words,
     say,
     with_article,
 )
-from pixellm.data.scenes.phrasing import join_phrases as join
 from pixellm.data.scenes.scene_view import SceneView, Thing
 
 MAX_TARGETS = 5
 """More things than this are never asked for at once."""
+
+MAX_REPEATED = 12
+"""More names than this are never asked to be repeated."""
 
 WITH_SHARE = 0.3
 """Share of the questions for an instrument that are asked as "What could I ... with?"."""
@@ -75,8 +78,29 @@ def ask_several(view: SceneView, rng: random.Random) -> Draft | None:
     if len(things) < 2:
         return None
     things = rng.sample(things, rng.choice([n for n in (2, 2, 3, 4) if n <= len(things)]))
-    question = ask(rng, "several", list=join([called(one.concept, rng) for one in things]))
+    question = ask(rng, "several", list=join_phrases([called(one.concept, rng) for one in things]))
     return Draft("several", question, answer_with(rng, "several", things), tuple(things))
+
+
+def ask_choice(view: SceneView, rng: random.Random) -> Draft | None:
+    """Two to five things by their names, of which the scene shows some; those are answered."""
+    most = min(len(view.unmistakable), MAX_TARGETS)
+    if not most:
+        return None
+    shown = rng.sample(view.unmistakable, rng.randint(1, most))
+    absent: dict[str, Concept] = {}
+    for _ in range(rng.randint(1, max(1, MAX_TARGETS - len(shown)))):
+        concept = absent_concept(view, rng)
+        if concept is not None:
+            absent[concept.key] = concept
+    if not absent:
+        return None
+    named = [*(one.concept for one in shown), *absent.values()]
+    rng.shuffle(named)
+    shown.sort(key=lambda one: named.index(one.concept))
+    names = join_phrases([called(one, rng) for one in named], "or")
+    question = ask(rng, "choice", list=names)
+    return Draft("choice", question, answer_with(rng, "choice", shown), tuple(shown))
 
 
 def ask_instances(view: SceneView, rng: random.Random) -> Draft | None:
@@ -261,6 +285,17 @@ def ask_membership(view: SceneView, rng: random.Random) -> Draft | None:
     words["a_one"] = with_article(view.knowledge.categories[key].one)
     answer = say(rng, "plain_category", "yes" if key in concept.categories else "no", **words)
     return Draft("plain", ask(rng, "plain_category", **words), answer)
+
+
+def ask_to_repeat(view: SceneView, rng: random.Random) -> Draft:
+    """Names of up to a dozen things, in the scene or not, to be said again in their order.
+
+    Every word of the answer follows from the question's order, none from the picture: a language
+    model that starts from nothing learns from it to read its question.
+    """
+    concepts = rng.sample(list(view.knowledge.concepts.values()), rng.randint(2, MAX_REPEATED))
+    names = join_phrases([f"the {one.name}" for one in concepts])
+    return Draft("plain", ask(rng, "repeat", list=names), say(rng, "repeat", list=names))
 
 
 def called(concept: Concept, rng: random.Random) -> str:

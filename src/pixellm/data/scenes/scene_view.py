@@ -171,6 +171,28 @@ class SceneView:
         own = first.object.box[2] * first.object.box[3]
         return first if own == (max(boxes) if largest else min(boxes)) else None
 
+    def ranked(self, among: Sequence[Thing], order: str) -> list[Thing] | None:
+        """Things from one side of the picture to the other, or by size.
+
+        Args:
+            among: which things.
+            order: the side to begin at, or "large" or "small" for what comes first by visible area.
+
+        Returns:
+            All of them in order; None where two neighbours are too close to call.
+        """
+        rest, ranked = list(among), []
+        while len(rest) > 1:
+            if order in _AXES:
+                first = self.nearest_edge(order, rest)
+            else:
+                first = self.extreme_size(rest, largest=order == "large")
+            if first is None:
+                return None
+            rest.remove(first)
+            ranked.append(first)
+        return [*ranked, *rest]
+
     def _clear(self, kind: str, keys: Iterable[Iterable[str]]) -> list[str]:
         found = dict.fromkeys(key for some in keys for key in some)
         return [key for key in found if f"{kind}:{key}" not in self.borderline]
