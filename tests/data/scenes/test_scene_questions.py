@@ -179,6 +179,19 @@ def test_a_choice_names_absent_things_too_and_answers_those_that_are_there() -> 
     assert checked > 300
 
 
+def test_many_asks_for_three_things_or_more_in_the_order_of_the_question() -> None:
+    scene = scene_of(
+        *((one, 30 + 28 * i, 100, 20) for i, one in enumerate(("guitar", "kite", "dog", "boot")))
+    )
+    sizes = Counter[int]()
+    for seed in range(40):
+        for (turn,) in turns_of(scene, "many", seed=seed):
+            assert turn.kind == "several"
+            sizes[len(turn.targets)] += 1
+    assert set(sizes) == {3, 4}
+    assert turns_of(KITCHEN_TABLE, "many") and not turns_of(scene_of(*[("dog", 9, 9, 9)]), "many")
+
+
 def test_names_are_repeated_in_their_order_without_masks() -> None:
     for seed in range(20):
         for (turn,) in turns_of(KITCHEN_TABLE, "repeat", num_dialogues=8, seed=seed):

@@ -61,6 +61,7 @@ KINDS: tuple[str, ...] = (*_ASK, "follow_up")
 _ASK_WEIGHED: Mapping[str, Ask] = {
     **_ASK,
     "negative_group": things.ask_for_absent_group,
+    "many": things.ask_many,
     "repeat": things.ask_to_repeat,
 }
 """What can be weighed: the kinds, and parts of kinds whose turns are of the whole kind."""
@@ -113,7 +114,8 @@ def compose_dialogues(
         num_dialogues: how many to make at most; a poor scene may allow fewer.
         kinds: weight of each kind; :data:`DEFAULT_WEIGHTS` if None. A kind left out is not asked.
             "negative_group" asks for absent categories and uses alone, beside "negative";
-            "repeat" has words said again, a "plain" question.
+            "many" asks for three things and more, a "several" question; "repeat" has words said
+            again, a "plain" one.
         allowed: tells whether a kind of question may have a concept among its targets.
 
     Returns:

@@ -72,14 +72,22 @@ def ask_by_name(view: SceneView, rng: random.Random) -> Draft | None:
     return Draft("naming", question, answer_with(rng, "naming", [thing], **words), (thing,))
 
 
-def ask_several(view: SceneView, rng: random.Random) -> Draft | None:
+def ask_several(
+    view: SceneView, rng: random.Random, numbers: Sequence[int] = (2, 2, 3, 4)
+) -> Draft | None:
     """Two to four things at once, answered in the order of the question."""
     things = view.unmistakable
-    if len(things) < 2:
+    possible = [number for number in numbers if number <= len(things)]
+    if not possible:
         return None
-    things = rng.sample(things, rng.choice([n for n in (2, 2, 3, 4) if n <= len(things)]))
+    things = rng.sample(things, rng.choice(possible))
     question = ask(rng, "several", list=join_phrases([called(one.concept, rng) for one in things]))
     return Draft("several", question, answer_with(rng, "several", things), tuple(things))
+
+
+def ask_many(view: SceneView, rng: random.Random) -> Draft | None:
+    """Three things at least, as many as are ever asked for at most: their order is to be kept."""
+    return ask_several(view, rng, range(3, MAX_TARGETS + 1))
 
 
 def ask_choice(view: SceneView, rng: random.Random) -> Draft | None:
