@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +45,22 @@ def main() -> None:
 
     steps = read_all(options.logs)
     stages = list(dict.fromkeys(line["stage"] for line in steps))
+    colors = pyplot.get_cmap("tab10" if len(stages) <= 10 else "tab20")
     shown = [name for name in LOSSES if any(line.get(name, 0) > 0 for line in steps)]
     figure, panels = pyplot.subplots(
         1, len(shown), figsize=(4 * len(shown), 3.2), squeeze=False, layout="constrained"
     )
+    lines = {}
     for panel, name in zip(panels[0], shown, strict=True):
-        for number, stage in enumerate(stages):
-            chosen = [s for s in steps if s["stage"] == stage and s.get(name, 0) > 0]
-            if chosen:
-                points = [s["step"] for s in chosen], [s[name] for s in chosen]
-                panel.plot(*points, color=f"C{number}", label=stage)
+        for stage, stretch in groupby(steps, key=lambda line: line["stage"]):
+            points = [(line["step"], line[name]) for line in stretch if line.get(name, 0) > 0]
+            if points:
+                color = colors(stages.index(stage))
+                (lines[stage],) = panel.plot(*zip(*points, strict=True), color=color, label=stage)
         panel.set(title=name, xlabel="step", yscale="log")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize="small")
+    handles = [lines[stage] for stage in stages if stage in lines]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     figure.savefig(options.picture, dpi=100)
 
 
