@@ -1,11 +1,11 @@
 """How surprised a model is by true answers about scenes, by kind of question.
 
-    python benchmarks/answer_losses.py nano [MODEL ...] [--num 200] [--kinds several,order]
+    python benchmarks/answer_losses.py nano [MODEL ...] [--num 120] [--kinds several,order]
 
 Teacher forcing on the split val, one dialogue a picture: nats per answer, and for answers with
-several masks nats of each name, first to last. A name's nats are those of the words before its mask
-up to the mask before; articles and commas are in it. The first words of an answer are drawn
-from several wordings, which costs about 0.7 that nobody can know.
+several masks nats of each name, first to last. A name's nats are those of all tokens from the mask
+before up to its own: articles, commas and the begin of its mask are in it, and in the first name's
+the answer's first words, drawn from several wordings, which costs about 0.7 that nobody can know.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LISTS = ("several", "order")
 
 
 def answer_costs(model: pixellm.Engine, kind: str, count: int) -> list[list[float]]:
-    """Nats of every answer, cut at each of its masks; the last piece is what follows them."""
+    """Nats of each answer in masks + 1 pieces, cut behind the first token of each mask."""
     data = ScenesDataset("val", length=count, dialogues_per_image=1, kinds={kind: 1.0})
     collate = Collator(model.processor, mask_size=8)
     first_of_group = model.processor.codec.codebook_ids[0]
@@ -56,7 +56,7 @@ def main() -> None:
     """Print one line per kind, and one per length of list."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--num", type=int, default=200)
+    parser.add_argument("--num", type=int, default=120)
     parser.add_argument("--kinds", default="naming,several,use,category,half,relative,nearest,size")
     arguments = parser.parse_args()
     for name in arguments.models:

@@ -170,7 +170,7 @@ def test_a_mistake_in_the_data_of_a_later_stage_is_found_before_the_first(tmp_pa
     from pixellm.training.trainer import train
 
     raw = real_config(tmp_path).model_dump(mode="json")
-    raw["stages"][-1]["data_args"] = {"dialogues": 2}
+    raw["stages"].append({**raw["stages"][-1], "name": "late", "data_args": {"dialogues": 2}})
     config = parse_config(raw)
     for begin in (plan_run, train):
         with pytest.raises(ValueError, match="unexpected keyword argument 'dialogues'"):

@@ -1,8 +1,7 @@
 """Muon for hidden matrices, in a number format that the machine multiplies fast.
 
-Torch's own orthogonalises in bfloat16 wherever it runs; on a CPU without units for it a step over
-nano's 42 matrices then takes 13 s in place of 0.3 s, and before torch 2.9 there is none. Knows
-tensors alone.
+Torch's own orthogonalises in bfloat16 wherever it runs, which is many times slower on a CPU without
+units for it (``benchmarks/muon_step.py``), and before torch 2.9 there is none. Knows tensors alone.
 """
 
 from __future__ import annotations
@@ -29,6 +28,9 @@ class Muon(torch.optim.Optimizer):
         lr: learning rate on AdamW's scale.
         weight_decay: decoupled, times the rate.
         momentum: of the gradient's running mean, in the manner of Nesterov.
+
+    Raises:
+        ValueError: a tensor that is no matrix.
     """
 
     def __init__(
@@ -55,6 +57,9 @@ class Muon(torch.optim.Optimizer):
 
         Args:
             closure: computes the loss anew, as torch's optimizers take one.
+
+        Returns:
+            What the closure gave; None without one.
         """
         loss = None
         if closure is not None:
@@ -68,7 +73,10 @@ class Muon(torch.optim.Optimizer):
 
     def _move(self, matrix: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         rate, momentum = group["lr"], group["momentum"]
-        mean = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
+        state = self.state[matrix]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(matrix)
+        mean = state["momentum_buffer"]
         mean.lerp_(gradient, 1 - momentum)
         update = orthogonalise(gradient.lerp(mean, momentum))
         matrix.mul_(1 - rate * group["weight_decay"])

@@ -79,8 +79,8 @@ class Run:
         if self.accelerator.is_main_process:
             for name in ("best", "model"):
                 checkpoints.finish_exchange(self.folder / name)
-        check_sources(self.config.data, self.config.stages[1:])
         sources = build_sources(self.config.data, self.config.stages[0])
+        check_sources(self.config.data, self.config.stages)
         if self.config.evaluation.every_steps:
             open_evaluation_data(self.config.evaluation)
         self.restored: dict[str, Any] | None = None

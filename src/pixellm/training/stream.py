@@ -55,16 +55,17 @@ def build_sources(sources: Sequence[DataSource], stage: Stage) -> list[SampleDat
 
 
 def check_sources(sources: Sequence[DataSource], stages: Sequence[Stage]) -> None:
-    """Constructs the data sets of every stage once and lets go of them.
+    """Constructs the data sets of every stage but the first once and lets go of them.
 
     A mistake in a late stage is thus found before the first step of the run, not days into it.
-    Stages with the same arguments share a look.
+    What opens the first stage is left to it, and stages with the same arguments share a look.
 
     Raises:
         ValueError: an unknown name, or arguments that a data set does not take.
+        OSError, ImportError: files or packages that a stage's arguments ask for are missing.
     """
-    looked_at: list[dict[str, Any]] = []
-    for stage in stages:
+    looked_at = [stages[0].data_args]
+    for stage in stages[1:]:
         if stage.data_args not in looked_at:
             build_sources(sources, stage)
             looked_at.append(stage.data_args)

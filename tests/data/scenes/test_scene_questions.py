@@ -163,7 +163,11 @@ def test_things_are_put_in_order_only_where_it_is_clear(small: int, asked: bool)
 
 def test_a_choice_names_absent_things_too_and_answers_those_that_are_there() -> None:
     checked = 0
+    crowd = ("boot", "dog", "kite", "sailboat", "saxophone", "volcano")
+    crowded = scene_of(*((one, 20 + 30 * i, 99, 9) for i, one in enumerate(crowd)))
     for seed in range(60):
+        for (turn,) in turns_of(crowded, "choice", seed=seed):
+            assert 2 <= len(re.findall(r"\bthe (?!picture)", turn.question)) <= 5, turn
         for (turn,) in turns_of(KITCHEN_TABLE, "choice", seed=seed):
             found = [
                 key

@@ -32,8 +32,9 @@ HELD_OUT_SHARE = 0.05
 """Share of (concept, kind) pairs that are asked in ``test_combination`` only."""
 
 _NEVER_HELD_OUT = frozenset(
-    {"naming", "follow_up", "negative", "negative_group", "repeat", "counting", "plain"}
+    {"naming", "follow_up", "negative", "negative_group", "many", "repeat", "counting", "plain"}
 )
+"""Of "many", whose turns are "several", pairs are held out under that name."""
 _THEMES = ("any", "category", "use")
 _THEME_SHARES = (0.5, 0.2, 0.3)
 _ATTEMPTS = 100

@@ -6,6 +6,7 @@ The kinds themselves live in ``questions_things`` and ``questions_places``, thei
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -84,7 +85,10 @@ DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(
         "follow_up": 0.8,
     }
 )
-"""How often each kind is tried when the caller gives no weights; "choice" and "order" are not."""
+"""How often each kind is tried when the caller gives no weights.
+
+"choice", "order" and parts of kinds are asked only where they are weighed.
+"""
 
 _FOLLOWED = ("naming", "several", "instances", "category", "use", "half", "nearest", "size")
 """Kinds that a second turn can refer to."""
@@ -122,7 +126,7 @@ def compose_dialogues(
         At most ``num_dialogues`` dialogues; empty where the scene allows none.
 
     Raises:
-        ValueError: an unknown kind, or a concept that the tables lack.
+        ValueError: weights that :func:`check_weights` refuses, or a concept that the tables lack.
     """
     weights = dict(DEFAULT_WEIGHTS if kinds is None else kinds)
     check_weights(weights)
@@ -194,7 +198,7 @@ def check_weights(weights: Mapping[str, float]) -> None:
     for kind, weight in weights.items():
         if kind not in known:
             raise ValueError(f"Unknown kind of question {kind!r}; choose from {', '.join(known)}.")
-        if not isinstance(weight, (int, float)) or weight < 0:
+        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             raise ValueError(f"The weight of {kind!r} is {weight!r}; give a number from 0 on.")
     if not any(weights.values()):
         raise ValueError("No kind of question has a weight above 0; give one to at least one.")

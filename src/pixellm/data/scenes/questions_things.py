@@ -92,12 +92,12 @@ def ask_many(view: SceneView, rng: random.Random) -> Draft | None:
 
 def ask_choice(view: SceneView, rng: random.Random) -> Draft | None:
     """Two to five things by their names, of which the scene shows some; those are answered."""
-    most = min(len(view.unmistakable), MAX_TARGETS)
+    most = min(len(view.unmistakable), MAX_TARGETS - 1)
     if not most:
         return None
     shown = rng.sample(view.unmistakable, rng.randint(1, most))
     absent: dict[str, Concept] = {}
-    for _ in range(rng.randint(1, max(1, MAX_TARGETS - len(shown)))):
+    for _ in range(rng.randint(1, MAX_TARGETS - len(shown))):
         concept = absent_concept(view, rng)
         if concept is not None:
             absent[concept.key] = concept
