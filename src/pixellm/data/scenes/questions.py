@@ -1,6 +1,6 @@
 """Dialogues about a scene: chooses kinds of questions by weight and checks what may be asked.
 
-The kinds themselves live in ``questions_things`` and ``questions_places``, their wording in
+The kinds themselves live in ``questions_things``, ``_places`` and ``_words``, their wording in
 ``templates.toml``. This module knows neither pictures nor models.
 """
 
@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from pixellm.data.scenes import questions_places as places
 from pixellm.data.scenes import questions_things as things
+from pixellm.data.scenes import questions_words as words
 from pixellm.data.scenes.knowledge import Knowledge
 from pixellm.data.scenes.phrasing import concept_of_phrase
 from pixellm.data.scenes.questions_things import Draft
@@ -26,9 +27,9 @@ Ask = Callable[[SceneView, random.Random], Draft | None]
 Allowed = Callable[[str, str], bool]
 
 _PLAIN: tuple[Ask, ...] = (
-    things.ask_if_there,
-    things.ask_color,
-    things.ask_membership,
+    words.ask_if_there,
+    words.ask_color,
+    words.ask_membership,
     places.ask_largest_in_words,
     places.ask_if_beside,
 )
@@ -52,7 +53,7 @@ _ASK: Mapping[str, Ask] = {
     "order": places.ask_order,
     "activity": things.ask_activity,
     "negative": things.ask_for_absent,
-    "counting": things.ask_number,
+    "counting": words.ask_number,
     "plain": _ask_plain,
 }
 
@@ -63,7 +64,7 @@ _ASK_WEIGHED: Mapping[str, Ask] = {
     **_ASK,
     "negative_group": things.ask_for_absent_group,
     "many": things.ask_many,
-    "repeat": things.ask_to_repeat,
+    "repeat": words.ask_to_repeat,
 }
 """What can be weighed: the kinds, and parts of kinds whose turns are of the whole kind."""
 
