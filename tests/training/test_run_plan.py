@@ -10,6 +10,7 @@ from test_training_real_model import real_config
 from torch import nn
 from typer.testing import CliRunner
 
+from pixellm.training import plan as planning
 from pixellm.training import stream
 from pixellm.training.config import parse_config
 from pixellm.training.memory import kept_bytes
@@ -176,3 +177,21 @@ def test_a_mistake_in_the_data_of_a_later_stage_is_found_before_the_first(tmp_pa
         with pytest.raises(ValueError, match="unexpected keyword argument 'dialogues'"):
             begin(config)
     assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_stages_with_the_same_data_open_them_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    build = planning.build_source
+
+    def count(source: Any, changes: Any = None) -> Any:
+        opened.append(changes)
+        return build(source, changes)
+
+    monkeypatch.setattr(planning, "build_source", count)
+    raw = real_config(tmp_path).model_dump(mode="json")
+    changed = {**raw["stages"][-1], "data_args": {"dialogues_per_image": 1}}
+    raw["stages"] = [{**changed, "name": name} for name in ("one", "two", "three")]
+    plan_run(parse_config(raw))
+    assert opened == [{}, {"dialogues_per_image": 1}]

@@ -21,7 +21,7 @@ from pixellm.training.config import RunConfig, Stage
 from pixellm.training.memory import MemoryEstimate, estimate_memory
 from pixellm.training.optim import group_parameters
 from pixellm.training.setup import fixed_names, lora_shape, names_that_train
-from pixellm.training.stream import build_source
+from pixellm.training.stream import build_source, distinct_changes
 from pixellm.training.validation import evaluation_source, open_evaluation_data
 
 _CONTROL_TOKENS = 2
@@ -141,8 +141,7 @@ def plan_run(config: RunConfig, num_gpus: int = 1) -> RunPlan:
 def _plan_sources(config: RunConfig) -> list[SourcePlan]:
     """Every data set as the recipe names it, and whether each stage's arguments open it too."""
     total = sum(source.weight for source in config.data)
-    changes: list[dict[str, Any]] = [{}]
-    changes += [s.data_args for s in config.stages if s.data_args not in changes]
+    changes = [{}, *filter(None, distinct_changes(config.stages))]
     plans = []
     for source in config.data:
         share = source.weight / total

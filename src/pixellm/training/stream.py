@@ -64,11 +64,18 @@ def check_sources(sources: Sequence[DataSource], stages: Sequence[Stage]) -> Non
         ValueError: an unknown name, or arguments that a data set does not take.
         OSError, ImportError: files or packages that a stage's arguments ask for are missing.
     """
-    looked_at = [stages[0].data_args]
-    for stage in stages[1:]:
-        if stage.data_args not in looked_at:
-            build_sources(sources, stage)
-            looked_at.append(stage.data_args)
+    for changes in distinct_changes(stages)[1:]:
+        for source in sources:
+            build_source(source, changes)
+
+
+def distinct_changes(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """What the stages change in the arguments of data sets, in their order, each once."""
+    found: list[dict[str, Any]] = []
+    for stage in stages:
+        if stage.data_args not in found:
+            found.append(stage.data_args)
+    return found
 
 
 def build_source(source: DataSource, changes: Mapping[str, Any] | None = None) -> SampleDataset:
