@@ -205,6 +205,22 @@ def test_names_are_repeated_in_their_order_without_masks() -> None:
             assert 2 <= len(re.findall(r"\bthe ", names)) <= 12
 
 
+def test_places_are_told_in_words_and_what_is_absent_is_nowhere() -> None:
+    scene = scene_of(("apple", 20, 30, 30), ("guitar", 100, 100, 30), ("dog", 66, 180, 30))
+    told = dict[str, set[str]]()
+    for seed in range(60):
+        for (turn,) in turns_of(scene, "where", seed=seed):
+            assert (turn.kind, turn.targets) == ("plain", ())
+            parts = re.split(r"(?:,| and) (?=the )", turn.answer.lower().rstrip("."))
+            for name, place in (re.split(r" (?:is|are) ", part) for part in parts):
+                assert name in turn.question.lower()
+                told.setdefault(place, set()).add(name)
+    assert told["at the top left"] == {"the apple"}
+    assert told["in the middle"] == {"the guitar"}
+    assert set(told) == {"at the top left", "in the middle", "nowhere"}  # the dog: between thirds
+    assert len(told["nowhere"]) > 20 and not told["nowhere"] & {"the apple", "the guitar"}
+
+
 def test_no_half_is_asked_for_when_a_thing_lies_near_the_middle() -> None:
     scene = scene_of(("apple", 30, 40, 30), ("guitar", 109, 160, 30))
     questions = " ".join(targets_by_question(scene, "half"))

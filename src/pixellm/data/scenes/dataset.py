@@ -32,7 +32,17 @@ HELD_OUT_SHARE = 0.05
 """Share of (concept, kind) pairs that are asked in ``test_combination`` only."""
 
 _NEVER_HELD_OUT = frozenset(
-    {"naming", "follow_up", "negative", "negative_group", "many", "repeat", "counting", "plain"}
+    {
+        "naming",
+        "follow_up",
+        "negative",
+        "negative_group",
+        "many",
+        "repeat",
+        "where",
+        "counting",
+        "plain",
+    }
 )
 """Of "many", whose turns are "several", pairs are held out under that name."""
 _THEMES = ("any", "category", "use")

@@ -65,6 +65,7 @@ _ASK_WEIGHED: Mapping[str, Ask] = {
     "negative_group": things.ask_for_absent_group,
     "many": things.ask_many,
     "repeat": words.ask_to_repeat,
+    "where": words.ask_where,
 }
 """What can be weighed: the kinds, and parts of kinds whose turns are of the whole kind."""
 
@@ -120,7 +121,7 @@ def compose_dialogues(
         kinds: weight of each kind; :data:`DEFAULT_WEIGHTS` if None. A kind left out is not asked.
             "negative_group" asks for absent categories and uses alone, beside "negative";
             "many" asks for three things and more, a "several" question; "repeat" has words said
-            again, a "plain" one.
+            again and "where" has places told in words, "plain" ones.
         allowed: tells whether a kind of question may have a concept among its targets.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Questions answered in words alone: numbers, yes or no, colours, names to be repeated.
+"""Questions answered in words alone: numbers, yes or no, colours, places, names to be repeated.
 
 Every function looks for one true question in a scene and returns None where the scene allows none
-this time. Those about places and sizes are in :mod:`pixellm.data.scenes.questions_places`.
+this time. Those about sizes and sides are in :mod:`pixellm.data.scenes.questions_places`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from pixellm.data.scenes.scene_view import SceneView
 
 MAX_REPEATED = 12
 """More names than this are never asked to be repeated."""
+
+MAX_LOCATED = 5
+"""More things than this are never asked for at once by their whereabouts."""
 
 
 def ask_number(view: SceneView, rng: random.Random) -> Draft | None:
@@ -110,3 +113,33 @@ def ask_to_repeat(view: SceneView, rng: random.Random) -> Draft:
     concepts = rng.sample(list(view.knowledge.concepts.values()), rng.randint(2, MAX_REPEATED))
     names = join_phrases([f"the {one.name}" for one in concepts])
     return Draft("plain", ask(rng, "repeat", list=names), say(rng, "repeat", list=names))
+
+
+def ask_where(view: SceneView, rng: random.Random) -> Draft | None:
+    """Where up to five things are, by ninths of the picture; some may be nowhere.
+
+    The name stands in the question, its place only in the picture: nothing but finding the thing
+    tells it, and nothing but finding nothing tells what is not there.
+    """
+    places = {
+        thing.phrase: place
+        for thing in view.things
+        if f"name:{thing.concept.key}" not in view.borderline and (place := view.ninth(thing))
+    }
+    if not places:
+        return None
+    chosen = rng.sample(list(places), rng.randint(1, min(len(places), MAX_LOCATED)))
+    said = [(phrase, _is_plural(phrase, view), places[phrase]) for phrase in chosen]
+    for _ in range(rng.randint(0, min(2, MAX_LOCATED - len(said)))):
+        concept = absent_concept(view, rng)
+        if concept is not None and f"the {concept.name}" not in [phrase for phrase, _, _ in said]:
+            said.append((f"the {concept.name}", concept.is_plural, "nowhere"))
+    rng.shuffle(said)
+    be = "is" if len(said) == 1 and not said[0][1] else "are"
+    question = ask(rng, "where", be=be, list=join_phrases([phrase for phrase, _, _ in said]))
+    parts = [f"{phrase} {'are' if plural else 'is'} {place}" for phrase, plural, place in said]
+    return Draft("plain", question, say(rng, "where", list=join_phrases(parts)))
+
+
+def _is_plural(phrase: str, view: SceneView) -> bool:
+    return next(thing.concept.is_plural for thing in view.things if thing.phrase == phrase)

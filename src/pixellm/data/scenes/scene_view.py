@@ -21,6 +21,9 @@ from pixellm.types import Target
 HALF_MARGIN = 0.06
 """Least distance of every centre from the middle line for a question about halves."""
 
+NINTH_MARGIN = 0.04
+"""Least distance of a centre from the lines between thirds for it to have a ninth's name."""
+
 RELATIVE_MARGIN = 0.08
 """Least offset of every centre from the thing that "left of" and the like refer to."""
 
@@ -37,6 +40,11 @@ SIZE_RATIO = 1.3
 """Least ratio of the areas of two things that are compared."""
 
 SIDES = ("left", "right", "top", "bottom")
+_NINTHS = (
+    ("at the top left", "at the top", "at the top right"),
+    ("on the left", "in the middle", "on the right"),
+    ("at the bottom left", "at the bottom", "at the bottom right"),
+)
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 
 
@@ -119,6 +127,14 @@ class SceneView:
     def serving(self, use: str) -> list[Thing]:
         """All things that serve a use, left to right."""
         return [thing for thing in self.things if use in thing.concept.uses]
+
+    def ninth(self, thing: Thing) -> str | None:
+        """Where in the picture a thing's centre is, in words; None where it is near a border."""
+        for share in thing.center:
+            if min(abs(share - 1 / 3), abs(share - 2 / 3)) < NINTH_MARGIN:
+                return None
+        column, row = (min(int(share * 3), 2) for share in thing.center)
+        return _NINTHS[row][column]
 
     def in_half(self, side: str) -> list[Thing] | None:
         """Things whose centre lies in a half; None where one lies too near the middle line."""
