@@ -13,7 +13,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-LOSSES = ("patch_class", "target_class", "text", "mask", "dice", "absent")
+LOSSES = (
+    *("patch_class", "patch_box", "feature_class", "target_class"),
+    *("text", "mask", "dice", "absent"),
+)
 
 
 def read_steps(log: Path) -> list[dict[str, Any]]:

@@ -185,11 +185,15 @@ def test_the_class_map_knows_background_padding_and_what_lies_on_top(
     sample = Sample(
         np.zeros((*size, 3), np.uint8), size, (Turn("What?", "Things."),), objects=objects
     )
-    classes = Collator(processor, GRID, ("cup", "pen"))([[sample]])["patch_classes"][0]
+    batch = Collator(processor, GRID, ("cup", "pen"))([[sample]])
+    classes, boxes = batch["patch_classes"][0], batch["patch_boxes"][0]
     assert classes[:8, :4].unique().tolist() == [1]
     assert classes[:8, 4:8].unique().tolist() == [2]
     assert classes[:8, 8:].unique().tolist() == [0]
     assert classes[8:].unique().tolist() == [IGNORED]
+    assert boxes[:8, :4].unique(dim=0).unique(dim=1).tolist() == [[[0.0, 0.0, 0.5, 0.5]]]
+    assert boxes[:8, 4:8].unique(dim=0).unique(dim=1).tolist() == [[[0.25, 0.0, 0.5, 0.5]]]
+    assert (boxes[:8, 8:] == -1).all() and (boxes[8:] == -1).all()
     assert "patch_classes" not in Collator(processor, GRID)([[sample]])
 
 
@@ -200,6 +204,7 @@ def test_a_picture_that_does_not_tell_its_objects_teaches_no_background(
     both = Collator(processor, GRID, ("red square", "blue square"))([[told], [untold]])
     assert (both["patch_classes"][0] == 0).any()
     assert (both["patch_classes"][1] == -100).all()
+    assert (both["patch_boxes"][0] >= 0).any() and (both["patch_boxes"][1] == -1).all()
 
 
 def test_a_picture_of_another_size_than_its_sample_says_is_refused_by_name(

@@ -11,9 +11,15 @@ import torch
 from conftest import square_sample, tiny_parts, tiny_texts
 from pixellm.checkpoint.build import build_model
 from pixellm.data.collate import Collator
-from pixellm.training.auxiliary import TargetClassHead, empty_mask_loss_sum, find_absent
-from pixellm.training.config import LossWeights, Stage
+from pixellm.training.auxiliary import (
+    FeatureClassHead,
+    PatchBoxHead,
+    empty_mask_loss_sum,
+    find_absent,
+)
+from pixellm.training.config import LossWeights, OptimizerConfig, Stage
 from pixellm.training.objective import LOSS_NAMES, Normalisers, Objective
+from pixellm.training.optim import group_parameters
 from pixellm.types import Sample, Turn
 
 
@@ -22,12 +28,17 @@ def objective_and_batch() -> tuple[Objective, dict[str, Any]]:
     torch.manual_seed(0)
     model, processor = build_model(tiny_parts(), texts=tiny_texts())
     batch = Collator(processor, 16, ("red square", "blue square"))([[square_sample()]])
-    head = TargetClassHead(model.config.num_scales, model.config.decoder_size, 3)
+    sizes = model.config
+    channels = sizes.vision_channels[str(sizes.vision_depths[0])]
+    heads = {
+        "patch_box_head": PatchBoxHead(channels),
+        "feature_class_head": FeatureClassHead(sizes.num_scales, sizes.decoder_size, 3),
+    }
     del batch["sample_ids"]
-    return Objective(model, None, head), batch
+    return Objective(model, heads), batch
 
 
-COUNTS = Normalisers(label_tokens=10, targets=2, pixels=256)
+COUNTS = Normalisers(label_tokens=10, targets=2, pixels=256, shown=100)
 
 
 def test_a_stage_without_mask_losses_decodes_no_masks_but_reads_the_targets(
@@ -47,6 +58,41 @@ def test_a_stage_without_mask_losses_decodes_no_masks_but_reads_the_targets(
     assert decoder.mask_token.grad is None
     objective(batch, LossWeights(text=1, mask=1, dice=1), COUNTS)
     assert calls
+
+
+def test_the_encoder_and_the_neck_learn_without_the_language_model(
+    objective_and_batch: tuple[Objective, dict[str, Any]],
+) -> None:
+    objective, batch = objective_and_batch
+    calls: list[int] = []
+    model = objective.model.model
+    model.language_model.register_forward_hook(lambda *_: calls.append(1))
+    weights = LossWeights(text=0, mask=0, dice=0, patch_box=1, feature_class=1)
+    losses = objective(batch, weights, COUNTS)
+    losses["total"].backward()
+    assert not calls
+    assert list(losses) == ["patch_box", "feature_class", "total"]
+    moved = {
+        name.split(".")[0]
+        for name, value in model.named_parameters()
+        if value.grad is not None and value.grad.any()
+    }
+    assert moved == {"vision_tower", "feature_projector"}
+    stage = Stage(name="encoder", steps=1, batch_size=1, loss=weights)
+    groups = group_parameters(objective.parameters_by_name(), stage, OptimizerConfig())
+    trained = {name for group in groups if group.optimizer for name in group.names}
+    got = {n for n, v in objective.parameters_by_name().items() if v.grad is not None}
+    assert got <= trained
+    assert not any("language_model" in name or "codebook" in name for name in trained)
+
+
+def test_a_loss_whose_head_is_missing_is_refused_by_name(
+    objective_and_batch: tuple[Objective, dict[str, Any]],
+) -> None:
+    objective, batch = objective_and_batch
+    weights = LossWeights(text=0, mask=0, dice=0, patch_class=1)
+    with pytest.raises(ValueError, match="patch_class loss needs data"):
+        objective(batch, weights, COUNTS)
 
 
 def test_a_stage_of_words_alone_touches_nothing_of_targets(
@@ -94,7 +140,7 @@ def test_absence_empties_masks_of_what_is_missing_and_spares_what_is_there() -> 
     plain = replace(alone(names[1]), image=np.full((32, 24, 3), 90, np.uint8))
     batch: dict[str, Any] = dict(Collator(processor, 16, names)([[alone(names[0])], [plain]]))
     del batch["sample_ids"]
-    objective = Objective(model, None)
+    objective = Objective(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     weights = LossWeights(text=0, mask=2, dice=1, absent=2)
     seen = []
@@ -112,7 +158,9 @@ def test_losses_come_in_one_order_and_those_without_targets_are_zero(
     objective_and_batch: tuple[Objective, dict[str, Any]],
 ) -> None:
     objective, batch = objective_and_batch
-    weights = LossWeights(text=1, mask=2, dice=1, target_class=0.5, absent=4)
+    weights = LossWeights(
+        text=1, mask=2, dice=1, patch_box=1, feature_class=1, target_class=0.5, absent=4
+    )
     full = objective(batch, weights, COUNTS)
     assert full["absent"] == 0  # one picture lacks nothing
     sample = square_sample()

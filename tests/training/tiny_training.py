@@ -34,6 +34,7 @@ class TinyModel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.config = SimpleNamespace(vision_depths=[-1], vision_channels={"-1": 8})
         self.model = nn.Module()
         self.model.vision_tower = TinyTower()
         self.model.language_model = nn.Module()
@@ -62,6 +63,7 @@ class TinyModel(nn.Module):
             mask_loss=bce.mean((1, 2)).sum() / batch["num_targets"],
             dice_loss=dice.sum() / batch["num_targets"],
             feature_maps=maps,
+            decoder_features=None,
         )
 
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pixellm.masks import decode_mask
+from pixellm.masks import decode_mask, mask_to_box
 from pixellm.processing.image import letterbox_masks, load_image
 from pixellm.processing.processor import PixelLMProcessor, pad_sequences
 from pixellm.processing.prompts import EncodedDialogue, dialogue_messages
@@ -68,8 +68,8 @@ class Collator:
         Returns:
             input_ids, attention_mask, position_ids, dialogue_ids, labels (B, T), B being the rows
             that were kept; pixel_values (B, 3, S, S), pixel_mask (B, S, S); target_masks
-            (M, g, g) uint8, target_rows, target_answers (M,); patch_classes (B, g, g) and
-            target_classes (M,) with class names given;
+            (M, g, g) uint8, target_rows, target_answers (M,); with class names given
+            patch_classes (B, g, g), patch_boxes (B, g, g, 4) and target_classes (M,);
             sample_ids, a list of strings, of all rows; where something was left out, the whole
             numbers num_dropped_turns and num_dropped_rows, turns of dropped rows counted too.
 
@@ -96,8 +96,9 @@ class Collator:
             batch["num_dropped_turns"] = num_dropped
             batch["num_dropped_rows"] = len(rows) - len(kept)
         if self.class_index:
-            maps = [self._class_map(rows[index][0]) for index in kept]
-            batch["patch_classes"] = torch.stack(maps or [self._unknown_map()])
+            maps = [self._object_maps(rows[index][0]) for index in kept]
+            classes, boxes = zip(*(maps or [self._unknown_maps()]), strict=True)
+            batch["patch_classes"], batch["patch_boxes"] = torch.stack(classes), torch.stack(boxes)
         return batch
 
     def _stack(self, packed: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
@@ -180,28 +181,40 @@ class Collator:
         canvas = self.processor.image_processor.image_size
         return letterbox_masks(rles, sample.size, canvas, self.mask_size).to(torch.uint8)
 
-    def _unknown_map(self) -> Tensor:
-        """(g, g) class ids that teach nothing."""
-        return torch.full((self.mask_size, self.mask_size), IGNORED)
+    def _unknown_maps(self) -> tuple[Tensor, Tensor]:
+        """(g, g) class ids and (g, g, 4) boxes that teach nothing."""
+        size = self.mask_size
+        return torch.full((size, size), IGNORED), torch.full((size, size, 4), -1.0)
 
-    def _class_map(self, sample: Sample) -> Tensor:
-        """(g, g) class ids over the canvas: 0 background, padding ignored, later objects on top.
+    def _object_maps(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """What each of (g, g) points of the canvas shows, later objects on top.
 
-        All is ignored where a sample does not tell what its picture shows.
+        All is unknown where a sample does not tell what its picture shows.
+
+        Returns:
+            (g, g) class ids: 0 background, padding ignored. And (g, g, 4) left, top, right and
+            bottom of the object's visible box as shares of the canvas, -1 where there is none.
         """
         if not sample.objects:
-            return self._unknown_map()
+            return self._unknown_maps()
         known = [o for o in sample.objects if o.name in self.class_index]
         height, width = sample.size
-        flat = np.zeros((height, width), dtype=np.int64)
-        for target in known:
-            flat[decode_mask(target.mask)] = self.class_index[target.name]
         side = max(height, width)
+        on_top = np.zeros((height, width), dtype=np.int64)
+        classes = np.array([0, *(self.class_index[o.name] for o in known)])
+        boxes = np.full((len(known) + 1, 4), -1.0, dtype=np.float32)
+        for number, target in enumerate(known, start=1):
+            mask = decode_mask(target.mask)
+            on_top[mask] = number
+            left, top, wide, high = mask_to_box(mask)
+            boxes[number] = np.array([left, top, left + wide, top + high]) / side
         steps = (np.arange(self.mask_size) + 0.5) * side / self.mask_size
         rows, columns = steps.astype(int), steps.astype(int)
         inside = (rows[:, None] < height) & (columns[None, :] < width)
-        picked = flat[np.minimum(rows, height - 1)[:, None], np.minimum(columns, width - 1)[None]]
-        return torch.from_numpy(np.where(inside, picked, IGNORED))
+        picked = on_top[np.minimum(rows, height - 1)[:, None], np.minimum(columns, width - 1)[None]]
+        picked = np.where(inside, picked, 0)
+        ids = np.where(inside, classes[picked], IGNORED)
+        return torch.from_numpy(ids), torch.from_numpy(boxes[picked])
 
 
 def _load_picture(row: Sequence[Sample]) -> Image.Image:

@@ -1,9 +1,10 @@
-"""The auxiliary losses that classes allow: what is where, what is meant, what is not there.
+"""The auxiliary losses that known objects allow: what is where, how far it reaches, what is meant.
 
-A linear head on each cell predicts the share of every class in the cell's area; another reads the
-class of target embeddings and of the decoder's features with the same weights. Heads belong to
-training alone and are thrown away afterwards; they know nothing of text or of the model. A third
-loss asks for empty masks where a target is looked for in a picture that lacks it.
+Linear heads on each cell of the encoder predict the share of every class in the cell's area and the
+box of what lies there; another reads the class of the decoder's features and of target embeddings
+with the same weights. Heads belong to training alone and are thrown away afterwards; they know
+nothing of text or of the model. A last loss asks for empty masks where a target is looked for in a
+picture that lacks it.
 """
 
 from __future__ import annotations
@@ -74,8 +75,47 @@ class PatchClassHead(nn.Module):
         return -(counts * F.log_softmax(logits, dim=-1)).sum()
 
 
-class TargetClassHead(nn.Module):
-    """One linear classifier per scale for target embeddings and decoder features alike.
+class PatchBoxHead(nn.Module):
+    """Linear reading, off every cell of a feature map, of how far the thing there reaches.
+
+    Four numbers a cell: the distance from the cell's centre to the left, top, right and bottom of
+    the visible box of what it shows, in cells; below 0 where the centre lies outside. A language
+    model that reads the cells finds place and size in them, and cells of one thing agree.
+
+    Args:
+        channels: C, width of the deepest feature map.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reader = nn.Linear(channels, 4)
+
+    def forward(self, features: Tensor, patch_boxes: Tensor) -> Tensor:
+        """Sum over pixels that show a thing of the mean absolute error of the four, in cells.
+
+        Args:
+            features: (B, C, h', w') deepest feature map.
+            patch_boxes: (B, h, w, 4) left, top, right and bottom of the box of what each pixel
+                shows, as shares of the canvas; below 0 where it shows nothing.
+
+        Returns:
+            Scalar float32 sum.
+        """
+        _, height, width, _ = patch_boxes.shape
+        rows, columns = features.shape[2:]
+        device = features.device
+        row_of = torch.arange(height, device=device) * rows // height
+        column_of = torch.arange(width, device=device) * columns // width
+        reaches = self.reader(features.permute(0, 2, 3, 1)).float()[:, row_of][:, :, column_of]
+        middle = torch.stack(torch.meshgrid(column_of + 0.5, row_of + 0.5, indexing="xy"), dim=-1)
+        edges = patch_boxes * torch.tensor([columns, rows] * 2, device=device)
+        wanted = torch.cat([middle - edges[..., :2], edges[..., 2:] - middle], dim=-1)
+        shown = patch_boxes[..., 0] >= 0
+        return (reaches - wanted)[shown].abs().mean(-1).sum()
+
+
+class FeatureClassHead(nn.Module):
+    """One linear classifier per scale, for the decoder's features and target embeddings alike.
 
     A target has to find its pixels by similarity. Left to the mask losses alone, embeddings and
     features first have to agree on a code for hundreds of classes; a shared classifier gives them
@@ -93,35 +133,44 @@ class TargetClassHead(nn.Module):
             PatchClassHead(size, num_classes) for _ in range(num_scales)
         )
 
-    def forward(
-        self,
-        features: Sequence[Tensor],
-        target_embeddings: Tensor,
-        patch_classes: Tensor,
-        target_classes: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropies, means over the scales.
+    def _heads(self) -> list[PatchClassHead]:
+        return [head for head in self.patch_heads if isinstance(head, PatchClassHead)]
+
+    def forward(self, features: Sequence[Tensor], patch_classes: Tensor) -> Tensor:
+        """Sum over annotated pixels of the cross-entropy of their cells, mean over the scales.
 
         Args:
             features: per scale (B, C, h_l, w_l) inputs of the decoder.
-            target_embeddings: (M, L, C).
             patch_classes: (B, h, w) int64, see :class:`PatchClassHead`.
+
+        Returns:
+            Scalar float32 sum.
+        """
+        sums = [
+            head(maps, patch_classes) for head, maps in zip(self._heads(), features, strict=True)
+        ]
+        return torch.stack(sums).mean()
+
+    def read_targets(self, target_embeddings: Tensor, target_classes: Tensor) -> Tensor:
+        """Sum over targets of the cross-entropy of their class, mean over the scales.
+
+        Args:
+            target_embeddings: (M, L, C).
             target_classes: (M,) int64, -100 where unknown.
 
         Returns:
-            The sum over annotated pixels and the sum over targets, scalars.
+            Scalar float32 sum.
         """
-        pixels = target_embeddings.new_zeros(())
-        targets = target_embeddings.new_zeros(())
-        for scale, head in enumerate(self.patch_heads):
-            pixels = pixels + head(features[scale], patch_classes)
-            assert isinstance(head, PatchClassHead)
-            logits = head.classifier(target_embeddings[:, scale]).float()
-            targets = targets + F.cross_entropy(
-                logits, target_classes, ignore_index=IGNORED, reduction="sum"
+        sums = [
+            F.cross_entropy(
+                head.classifier(embeddings).float(),
+                target_classes,
+                ignore_index=IGNORED,
+                reduction="sum",
             )
-        count = len(self.patch_heads)
-        return pixels / count, targets / count
+            for head, embeddings in zip(self._heads(), target_embeddings.unbind(1), strict=True)
+        ]
+        return torch.stack(sums).mean()
 
 
 def find_absent(

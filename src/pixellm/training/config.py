@@ -48,9 +48,14 @@ class LossWeights(Section):
     """DICE loss, per target."""
     patch_class: float = Field(default=0.0, ge=0)
     """Soft class of every cell of the deepest feature map, per annotated pixel."""
+    patch_box: float = Field(default=0.0, ge=0)
+    """How far the thing in a cell of the deepest feature map reaches to either side, in cells; per
+    pixel that shows a thing. Puts place and size of things into the cells."""
+    feature_class: float = Field(default=0.0, ge=0)
+    """Soft class of every cell of the decoder's features, at every scale; per annotated pixel."""
     target_class: float = Field(default=0.0, ge=0)
-    """Class of every target embedding and of every cell of the decoder's features, read by one
-    classifier, so that both come to mean the same; per target and per annotated pixel."""
+    """Class of every target embedding, read by the classifiers of `feature_class`, so that
+    embeddings and features come to mean the same; per target."""
     absent: float = Field(default=0.0, ge=0)
     """Mask cross-entropy of targets looked for in the next picture of the micro-batch, where that
     shows nothing of their class: the mask must stay empty. Per target; teaches masks to tell by
@@ -60,11 +65,14 @@ class LossWeights(Section):
     @property
     def needs_classes(self) -> bool:
         """Whether the data must name its classes."""
-        return self.patch_class > 0 or self.target_class > 0 or self.absent > 0
+        return any(
+            getattr(self, name) > 0
+            for name in ("patch_class", "patch_box", "feature_class", "target_class", "absent")
+        )
 
     @property
     def encoder_only(self) -> bool:
-        """Whether nothing but the vision tower and the auxiliary head is needed."""
+        """Whether the language model is not needed: vision tower, neck and heads are enough."""
         return self.text == self.mask == self.dice == self.target_class == self.absent == 0
 
 
@@ -114,7 +122,8 @@ class Stage(Section):
     accumulation: int = Field(default=1, gt=0)
     """Micro-batches per optimizer step."""
     loss: LossWeights = LossWeights()
-    """Weights of the losses. All but patch_class 0: only the vision tower runs."""
+    """Weights of the losses. Where all but patch_class, patch_box and feature_class are 0, only the
+    vision tower runs, and for feature_class the projection into the decoder."""
     learning_rate: float = Field(default=3e-4, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(default=100, ge=0)

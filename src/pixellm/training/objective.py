@@ -10,21 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pixellm.training.auxiliary import (
-    IGNORED,
-    PatchClassHead,
-    TargetClassHead,
-    empty_mask_loss_sum,
-    find_absent,
-)
+from pixellm.training.auxiliary import IGNORED, empty_mask_loss_sum, find_absent
 from pixellm.training.config import LossWeights
 
-LOSS_NAMES = ("text", "mask", "dice", "patch_class", "target_class", "absent")
+LOSS_NAMES = (
+    *("text", "mask", "dice"),
+    *("patch_class", "patch_box", "feature_class", "target_class", "absent"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +33,24 @@ class Normalisers:
         label_tokens: tokens whose prediction is scored.
         targets: masks.
         pixels: pixels with a known patch class.
+        shown: pixels that show an object whose box is known.
     """
 
     label_tokens: int
     targets: int
     pixels: int
+    shown: int
 
 
 def count_batch(batch: Mapping[str, Tensor]) -> Tensor:
-    """(3,) int64: label tokens that have a predecessor, targets, pixels with a known class."""
-    pixels = batch.get("patch_classes")
+    """(4,) int64: label tokens with a predecessor, targets, pixels of known class, of known box."""
+    pixels, boxes = batch.get("patch_classes"), batch.get("patch_boxes")
     return torch.tensor(
         [
             int((batch["labels"][:, 1:] != -100).sum()),
             len(batch["target_rows"]),
             0 if pixels is None else int((pixels != IGNORED).sum()),
+            0 if boxes is None else int((boxes[..., 0] >= 0).sum()),
         ]
     )
 
@@ -65,14 +66,14 @@ def normalisers_of(total: Tensor) -> Normalisers:
 
 
 class Objective(nn.Module):
-    """The model together with its auxiliary head, as one module whose forward gives the losses.
+    """The model together with its auxiliary heads, as one module whose forward gives the losses.
 
     One module, so that distributed wrappers see every parameter that trains.
 
     Args:
         model: PixelLM for conditional generation.
-        patch_class_head: present where the data names its classes.
-        target_class_head: likewise.
+        heads: of the auxiliary losses, kept under "patch_class_head", "patch_box_head" and
+            "feature_class_head".
         keep_decoder_busy: let the decoder take part, with weight 0, where a micro-batch has no
             target, as processes that share gradients must all compute the same ones.
     """
@@ -80,8 +81,7 @@ class Objective(nn.Module):
     def __init__(
         self,
         model: Any,
-        patch_class_head: PatchClassHead | None,
-        target_class_head: TargetClassHead | None = None,
+        heads: Mapping[str, nn.Module] = MappingProxyType({}),
         *,
         keep_decoder_busy: bool = False,
     ) -> None:
@@ -91,8 +91,8 @@ class Objective(nn.Module):
         language_model = getattr(model.model, "language_model", None)
         # Accelerate shards these one by one unless the launcher names others.
         self._no_split_modules = list(getattr(language_model, "_no_split_modules", None) or ())
-        self.patch_class_head = patch_class_head
-        self.target_class_head = target_class_head
+        for name, head in heads.items():
+            self.add_module(name, head)
 
     def parameters_by_name(self) -> dict[str, nn.Parameter]:
         """All parameters; those of the model under the names of its checkpoints."""
@@ -112,7 +112,7 @@ class Objective(nn.Module):
             Scalars by name: those of LOSS_NAMES that are computed, unweighted, and "total", the
             weighted sum to go backward from.
         """
-        unused = {"patch_classes", "target_classes"}
+        unused = {"patch_classes", "patch_boxes", "target_classes"}
         if weights.mask == weights.dice == 0:
             unused.add("target_masks")
             if weights.target_class == weights.absent == 0:
@@ -121,8 +121,9 @@ class Objective(nn.Module):
         output = None
         if weights.encoder_only:
             losses: dict[str, Tensor] = {}
-            vision_tower = self.model.model.vision_tower
-            deepest = vision_tower(inputs["pixel_values"], inputs["pixel_mask"])[0]
+            inner = self.model.model
+            maps = inner.vision_tower(inputs["pixel_values"], inputs["pixel_mask"])
+            features = inner.feature_projector(maps) if weights.feature_class > 0 else None
         else:
             output = self.model(
                 **inputs, num_label_tokens=counts.label_tokens, num_targets=counts.targets
@@ -132,12 +133,8 @@ class Objective(nn.Module):
                 "mask": output.mask_loss,
                 "dice": output.dice_loss,
             }
-            deepest = output.feature_maps[0]
-        if weights.patch_class > 0:
-            if self.patch_class_head is None:
-                raise ValueError("A patch-class loss needs data with class names.")
-            total_pixels = self.patch_class_head(deepest, batch["patch_classes"])
-            losses["patch_class"] = total_pixels / counts.pixels
+            maps, features = output.feature_maps, output.decoder_features
+        losses |= self._cell_losses(maps, features, batch, weights, counts)
         if output is not None:
             losses |= self._target_losses(output, batch, weights, counts)
         # In one order on all processes, which add up their figures by place.
@@ -147,6 +144,35 @@ class Objective(nn.Module):
         ).sum()
         if self.keep_decoder_busy and output is not None and output.target_embeddings is None:
             losses["total"] = losses["total"] + 0 * self._decode_nothing(output)
+        return losses
+
+    def _head(self, name: str) -> Any:
+        head = getattr(self, f"{name}_head", None)
+        if head is None:
+            raise ValueError(f"A {name} loss needs data that names what its pictures show.")
+        return head
+
+    def _cell_losses(
+        self,
+        maps: list[Tensor],
+        features: list[Tensor] | None,
+        batch: Mapping[str, Tensor],
+        weights: LossWeights,
+        counts: Normalisers,
+    ) -> dict[str, Tensor]:
+        """Auxiliary losses of the cells of the encoder's and the decoder's maps, by weight."""
+        losses = {}
+        if weights.patch_class > 0:
+            pixel_sum = self._head("patch_class")(maps[0], batch["patch_classes"])
+            losses["patch_class"] = pixel_sum / counts.pixels
+        if weights.patch_box > 0:
+            losses["patch_box"] = self._head("patch_box")(maps[0], batch["patch_boxes"])
+            losses["patch_box"] = losses["patch_box"] / counts.shown
+        if weights.feature_class > 0:
+            if features is None:  # the text of this micro-batch asks for no target
+                features = self.model.model.feature_projector(maps)
+            pixel_sum = self._head("feature_class")(features, batch["patch_classes"])
+            losses["feature_class"] = pixel_sum / counts.pixels
         return losses
 
     def _target_losses(
@@ -162,15 +188,10 @@ class Objective(nn.Module):
             return {name: output.hidden_states.new_zeros(()) for name in names}
         losses = {}
         if "target_class" in names:
-            if self.target_class_head is None:
-                raise ValueError("A target-class loss needs data with class names.")
-            pixel_sum, target_sum = self.target_class_head(
-                output.decoder_features,
-                output.target_embeddings,
-                batch["patch_classes"],
-                batch["target_classes"],
+            target_sum = self._head("feature_class").read_targets(
+                output.target_embeddings, batch["target_classes"]
             )
-            losses["target_class"] = pixel_sum / counts.pixels + target_sum / counts.targets
+            losses["target_class"] = target_sum / counts.targets
         if "absent" in names:
             losses["absent"] = self._absent_loss(output, batch) / counts.targets
         return losses

@@ -18,8 +18,17 @@ from torch import Tensor, nn
 from pixellm.training.config import OptimizerConfig, ParameterRule, Stage
 from pixellm.training.muon import Muon
 
-ENCODER_PATTERNS = ("*vision_tower*", "patch_class_head*")
+ENCODER_PATTERNS = ("*vision_tower*", "patch_class_head*", "patch_box_head*")
 """What an encoder-only stage may move."""
+
+FEATURE_PATTERNS = (*ENCODER_PATTERNS, "*feature_projector*", "feature_class_head*")
+"""The same where it has the loss of the decoder's features."""
+
+_LOSSES_OF_HEADS = {
+    "patch_class_head": ("patch_class",),
+    "patch_box_head": ("patch_box",),
+    "feature_class_head": ("feature_class", "target_class"),
+}
 
 FROZEN = ("", 0.0, 0.0)
 """Optimizer, learning rate and decay of what stays as it is."""
@@ -138,10 +147,11 @@ def _group_of(
     """(optimizer, peak learning rate, weight decay) of one parameter."""
     rule = next((rule for rule in config.rules if matches(name, rule.pattern)), None)
     rule = rule or ParameterRule(pattern=name)
-    outside = stage.loss.encoder_only and not _matches_any(name, ENCODER_PATTERNS)
+    reached = FEATURE_PATTERNS if stage.loss.feature_class > 0 else ENCODER_PATTERNS
+    outside = stage.loss.encoder_only and not _matches_any(name, reached)
     idle_head = any(
-        getattr(stage.loss, loss) == 0 and matches(name, f"{loss}_head")
-        for loss in ("patch_class", "target_class")
+        matches(name, head) and not any(getattr(stage.loss, loss) for loss in losses)
+        for head, losses in _LOSSES_OF_HEADS.items()
     )
     frozen = rule.frozen or rule.learning_rate == 0
     if frozen or outside or idle_head or _matches_any(name, stage.freeze):

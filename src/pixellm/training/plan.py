@@ -27,7 +27,7 @@ from pixellm.training.validation import evaluation_source, open_evaluation_data
 _CONTROL_TOKENS = 2
 """Tokens that a dialogue template adds beside the picture's and the codebook's."""
 
-_NO_MODEL_RULES = ("patch_class_head", "target_class_head")
+_NO_MODEL_RULES = ("patch_class_head", "patch_box_head", "feature_class_head")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixellm.data.collate import Collator
 from pixellm.training import checkpoints
-from pixellm.training.auxiliary import PatchClassHead, TargetClassHead
+from pixellm.training.auxiliary import FeatureClassHead, PatchBoxHead, PatchClassHead
 from pixellm.training.checkpoints import TrainState
 from pixellm.training.config import EvaluationConfig, RunConfig, Stage
 from pixellm.training.distribution import build_accelerator, whole_state
@@ -89,9 +89,9 @@ class Run:
         self.run_model = self._set_up_model(checkpoint, sources)
         self.model, self.processor = self.run_model.model, self.run_model.processor
         self.class_names = _class_names(self.config, sources)
-        heads = self._build_heads(sources[0]) if self.class_names else (None, None)
+        heads = self._build_heads() if self.class_names else {}
         distributed = self.accelerator.num_processes > 1
-        self.objective = Objective(self.model, *heads, keep_decoder_busy=distributed)
+        self.objective = Objective(self.model, heads, keep_decoder_busy=distributed)
         self._choose_what_trains()
         if not self.accelerator.is_fsdp2:  # which places each shard by itself
             self.objective.to(self.accelerator.device)
@@ -127,19 +127,26 @@ class Run:
                 "of them only."
             )
 
-    def _build_heads(self, source: SampleDataset) -> tuple[PatchClassHead, TargetClassHead | None]:
-        """Heads of the auxiliary losses; the deepest map's width is read off one sample."""
-        probe = self._collator()([source[0]])
-        tower = self.model.model.vision_tower.eval()
-        device = next(tower.parameters()).device
-        with torch.no_grad():
-            deepest = tower(probe["pixel_values"].to(device), probe["pixel_mask"].to(device))[0]
-        num_classes = len(self.class_names) + 1
-        target_head = None
-        if any(stage.loss.target_class > 0 for stage in self.config.stages):
-            sizes = self.model.config
-            target_head = TargetClassHead(sizes.num_scales, sizes.decoder_size, num_classes)
-        return PatchClassHead(deepest.shape[1], num_classes), target_head
+    def _build_heads(self) -> dict[str, nn.Module]:
+        """Heads of the auxiliary losses that any stage has."""
+        sizes, num_classes = self.model.config, len(self.class_names) + 1
+        channels = sizes.vision_channels[str(sizes.vision_depths[0])]
+        weighed = {
+            name
+            for stage in self.config.stages
+            for name, weight in stage.loss.model_dump().items()
+            if weight > 0
+        }
+        heads: dict[str, nn.Module] = {}
+        if "patch_class" in weighed:
+            heads["patch_class_head"] = PatchClassHead(channels, num_classes)
+        if "patch_box" in weighed:
+            heads["patch_box_head"] = PatchBoxHead(channels)
+        if weighed & {"feature_class", "target_class"}:
+            heads["feature_class_head"] = FeatureClassHead(
+                sizes.num_scales, sizes.decoder_size, num_classes
+            )
+        return heads
 
     def _collator(self) -> Collator:
         sizes = self.config.collate
