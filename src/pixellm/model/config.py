@@ -59,7 +59,8 @@ class PixelLMConfig(PreTrainedConfig):
             otherwise one per scale, needed where scales differ in width.
         decoder_projector_sizes: [inner, output] widths of the projection into the decoder before
             the neck; empty where the neck reads the encoder's features directly.
-        neck_top_down: add the upsampled coarser scale to each finer one in the neck.
+        neck_top_down: add the upsampled coarser scale to each finer one in the neck, before its
+            3 x 3 convolution, which then adds to the sum.
         decoder_size: width ``C`` of the pixel decoder.
         decoder_layers: two-way layers per attention block.
         decoder_heads: attention heads.

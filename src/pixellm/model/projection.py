@@ -6,6 +6,8 @@ B rows, S image tokens, D text width, C decoder width, h w a grid.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,7 +74,10 @@ class ImageProjector(nn.Module):
 
 
 class FeatureProjector(FullPrecision):
-    """``p_{V->D}`` and the neck: encoder features of every scale into the decoder's width."""
+    """``p_{V->D}`` and the neck: encoder features of every scale into the decoder's width.
+
+    With ``neck_top_down`` a finer scale takes the coarser one in before its 3 x 3 mixing.
+    """
 
     def __init__(self, config: PixelLMConfig, vision_sizes: list[int]) -> None:
         super().__init__()
@@ -108,10 +113,15 @@ class FeatureProjector(FullPrecision):
         for scale, feature_map in enumerate(maps):
             index = 0 if self.shared else scale
             tokens = self.projections[index](feature_map.to(self.dtype).permute(0, 2, 3, 1))
-            feature = self.necks[index](tokens.permute(0, 3, 1, 2))
+            neck: Any = self.necks[index]
+            narrow, narrow_norm, mix, mix_norm = neck
+            feature = narrow_norm(narrow(tokens.permute(0, 3, 1, 2)))
             if self.top_down and features:
-                feature = feature + F.interpolate(
-                    features[-1], size=feature.shape[-2:], mode="bilinear"
-                )
+                # Before the mixing, which can then tell an edge of this thing from another's.
+                coarser = F.interpolate(features[-1], size=feature.shape[-2:], mode="bilinear")
+                feature = feature + coarser
+                feature = feature + mix_norm(mix(F.gelu(feature)))
+            else:
+                feature = mix_norm(mix(feature))
             features.append(feature)
         return features
