@@ -17,6 +17,8 @@ LOSSES = (
     *("patch_class", "patch_box", "feature_class", "target_class"),
     *("text", "mask", "dice", "absent"),
 )
+COLUMNS = 4
+"""Panels side by side."""
 
 
 def read_steps(log: Path) -> list[dict[str, Any]]:
@@ -50,11 +52,16 @@ def main() -> None:
     stages = list(dict.fromkeys(line["stage"] for line in steps))
     colors = pyplot.get_cmap("tab10" if len(stages) <= 10 else "tab20")
     shown = [name for name in LOSSES if any(line.get(name, 0) > 0 for line in steps)]
+    columns = min(len(shown), COLUMNS)
+    rows = -(-len(shown) // columns)
+    size = (4 * columns, 3 * rows + 0.6)
     figure, panels = pyplot.subplots(
-        1, len(shown), figsize=(4 * len(shown), 3.2), squeeze=False, layout="constrained"
+        rows, columns, figsize=size, squeeze=False, layout="constrained"
     )
+    for panel in panels.flat[len(shown) :]:
+        panel.remove()
     lines = {}
-    for panel, name in zip(panels[0], shown, strict=True):
+    for panel, name in zip(panels.flat[: len(shown)], shown, strict=True):
         for stage, stretch in groupby(steps, key=lambda line: line["stage"]):
             points = [(line["step"], line[name]) for line in stretch if line.get(name, 0) > 0]
             if points:
@@ -63,7 +70,7 @@ def main() -> None:
         panel.set(title=name, xlabel="step", yscale="log")
         panel.grid(alpha=0.3)
     handles = [lines[stage] for stage in stages if stage in lines]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns)
     figure.savefig(options.picture, dpi=100)
 
 
