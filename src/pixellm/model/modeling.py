@@ -319,12 +319,12 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         logits = self.lm_head(hidden[:, :-1][labelled])
         result.text_loss = text_loss_sum(logits, labels[labelled]) / count
         result.mask_loss = result.dice_loss = result.text_loss.new_zeros(())
+        result.decoder_features = None if encoded is None else encoded.features
         if truth.rows is not None and encoded is not None:
             rows, starts = find_targets(input_ids, truth, config.codebook_token_ids)
             if len(rows):
                 embeddings = self.target_embeddings(hidden, rows, starts)
                 result.target_embeddings = embeddings
-                result.decoder_features = encoded.features
                 if truth.masks is not None:
                     logits = self.decode_masks(embeddings, encoded.features, rows)
                     result.mask_logits = logits

@@ -29,11 +29,10 @@ def count_cell_classes(patch_classes: Tensor, grid: tuple[int, int], num_classes
     Returns:
         (B, rows, columns, K) float32 counts.
     """
-    batch, height, width = patch_classes.shape
+    batch = len(patch_classes)
     rows, columns = grid
     device = patch_classes.device
-    row_of = torch.arange(height, device=device) * rows // height
-    column_of = torch.arange(width, device=device) * columns // width
+    row_of, column_of = _cells_of_pixels(patch_classes, grid)
     cells = row_of[:, None] * columns + column_of
     offsets = torch.arange(batch, device=device)[:, None, None] * (rows * columns)
     keys = (offsets + cells) * num_classes + patch_classes
@@ -41,6 +40,13 @@ def count_cell_classes(patch_classes: Tensor, grid: tuple[int, int], num_classes
         keys[patch_classes != IGNORED], minlength=batch * rows * columns * num_classes
     )
     return counts.view(batch, rows, columns, num_classes).float()
+
+
+def _cells_of_pixels(pixels: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The row (h,) and the column (w,) of ``grid`` that those of a (B, h, w, ...) map lie in."""
+    height, width = pixels.shape[1:3]
+    rows = torch.arange(height, device=pixels.device) * grid[0] // height
+    return rows, torch.arange(width, device=pixels.device) * grid[1] // width
 
 
 class PatchClassHead(nn.Module):
@@ -101,14 +107,11 @@ class PatchBoxHead(nn.Module):
         Returns:
             Scalar float32 sum.
         """
-        _, height, width, _ = patch_boxes.shape
         rows, columns = features.shape[2:]
-        device = features.device
-        row_of = torch.arange(height, device=device) * rows // height
-        column_of = torch.arange(width, device=device) * columns // width
+        row_of, column_of = _cells_of_pixels(patch_boxes, (rows, columns))
         reaches = self.reader(features.permute(0, 2, 3, 1)).float()[:, row_of][:, :, column_of]
         middle = torch.stack(torch.meshgrid(column_of + 0.5, row_of + 0.5, indexing="xy"), dim=-1)
-        edges = patch_boxes * torch.tensor([columns, rows] * 2, device=device)
+        edges = patch_boxes * patch_boxes.new_tensor([columns, rows] * 2)
         wanted = torch.cat([middle - edges[..., :2], edges[..., 2:] - middle], dim=-1)
         shown = patch_boxes[..., 0] >= 0
         return (reaches - wanted)[shown].abs().mean(-1).sum()
@@ -133,9 +136,6 @@ class FeatureClassHead(nn.Module):
             PatchClassHead(size, num_classes) for _ in range(num_scales)
         )
 
-    def _heads(self) -> list[PatchClassHead]:
-        return [head for head in self.patch_heads if isinstance(head, PatchClassHead)]
-
     def forward(self, features: Sequence[Tensor], patch_classes: Tensor) -> Tensor:
         """Sum over annotated pixels of the cross-entropy of their cells, mean over the scales.
 
@@ -147,7 +147,7 @@ class FeatureClassHead(nn.Module):
             Scalar float32 sum.
         """
         sums = [
-            head(maps, patch_classes) for head, maps in zip(self._heads(), features, strict=True)
+            head(maps, patch_classes) for head, maps in zip(self.patch_heads, features, strict=True)
         ]
         return torch.stack(sums).mean()
 
@@ -163,12 +163,12 @@ class FeatureClassHead(nn.Module):
         """
         sums = [
             F.cross_entropy(
-                head.classifier(embeddings).float(),
+                head.get_submodule("classifier")(embeddings).float(),
                 target_classes,
                 ignore_index=IGNORED,
                 reduction="sum",
             )
-            for head, embeddings in zip(self._heads(), target_embeddings.unbind(1), strict=True)
+            for head, embeddings in zip(self.patch_heads, target_embeddings.unbind(1), strict=True)
         ]
         return torch.stack(sums).mean()
 

@@ -169,8 +169,6 @@ class Objective(nn.Module):
             losses["patch_box"] = self._head("patch_box")(maps[0], batch["patch_boxes"])
             losses["patch_box"] = losses["patch_box"] / counts.shown
         if weights.feature_class > 0:
-            if features is None:  # the text of this micro-batch asks for no target
-                features = self.model.model.feature_projector(maps)
             pixel_sum = self._head("feature_class")(features, batch["patch_classes"])
             losses["feature_class"] = pixel_sum / counts.pixels
         return losses

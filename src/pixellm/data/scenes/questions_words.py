@@ -121,15 +121,14 @@ def ask_where(view: SceneView, rng: random.Random) -> Draft | None:
     The name stands in the question, its place only in the picture: nothing but finding the thing
     tells it, and nothing but finding nothing tells what is not there.
     """
-    places = {
-        thing.phrase: place
+    places = [
+        (thing.phrase, thing.concept.is_plural, place)
         for thing in view.things
         if f"name:{thing.concept.key}" not in view.borderline and (place := view.ninth(thing))
-    }
+    ]
     if not places:
         return None
-    chosen = rng.sample(list(places), rng.randint(1, min(len(places), MAX_LOCATED)))
-    said = [(phrase, _is_plural(phrase, view), places[phrase]) for phrase in chosen]
+    said = rng.sample(places, rng.randint(1, min(len(places), MAX_LOCATED)))
     for _ in range(rng.randint(0, min(2, MAX_LOCATED - len(said)))):
         concept = absent_concept(view, rng)
         if concept is not None and f"the {concept.name}" not in [phrase for phrase, _, _ in said]:
@@ -139,7 +138,3 @@ def ask_where(view: SceneView, rng: random.Random) -> Draft | None:
     question = ask(rng, "where", be=be, list=join_phrases([phrase for phrase, _, _ in said]))
     parts = [f"{phrase} {'are' if plural else 'is'} {place}" for phrase, plural, place in said]
     return Draft("plain", question, say(rng, "where", list=join_phrases(parts)))
-
-
-def _is_plural(phrase: str, view: SceneView) -> bool:
-    return next(thing.concept.is_plural for thing in view.things if thing.phrase == phrase)
