@@ -22,7 +22,7 @@ from pixellm.cli_console import import_quietly, load_engine, open_console
 from pixellm.cli_convert import add_commands
 from pixellm.cli_data import add_data_commands
 from pixellm.cli_eval import add_commands as add_evaluation_commands
-from pixellm.cli_predict import Offload, Quantize, predict
+from pixellm.cli_predict import MinScore, Offload, Quantize, predict
 from pixellm.cli_predict import add_commands as add_predict_commands
 from pixellm.cli_train import add_commands as add_train_commands
 
@@ -166,14 +166,7 @@ def segment(
     out: Annotated[Path | None, typer.Option(help=_OUT_HELP, metavar="PICTURE")] = None,
     json: Annotated[str, typer.Option(help="JSON file; - for standard output.")] = "",
     masks: Annotated[Path | None, typer.Option(help="Folder for one PNG per mask.")] = None,
-    min_score: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Withhold masks of a lower score; the model's own limit if not given.",
-        ),
-    ] = None,
+    min_score: MinScore = None,
     device: _Device = "auto",
     dtype: _Dtype = "auto",
     quantize: Quantize = None,
@@ -181,12 +174,12 @@ def segment(
 ) -> None:
     """Answer a question about a picture, with a mask for every object that the answer names."""
     if batch is not None:
-        elsewhere = out or masks or json == "-" or min_score is not None
-        asked = _batch_question(image, question, elsewhere)
+        asked = _batch_question(image, question, out or masks or json == "-")
         predict(
             batch,
             asked,
             Path(json) if json else None,
+            min_score=min_score,
             model=model,
             device=device,
             dtype=dtype,
@@ -262,7 +255,7 @@ def _batch_question(first: str, second: str, elsewhere: object) -> str:
     if second or elsewhere:
         raise ValueError(
             "With --batch there is one question at most, and the answers go to a --json FILE; "
-            "leave out IMAGE, --out, --masks and --min-score."
+            "leave out IMAGE, --out and --masks."
         )
     return first
 

@@ -57,6 +57,14 @@ _Ray = Annotated[
 ]
 
 
+MinScore = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Withhold masks of a lower score; the model's own limit if not given.",
+    ),
+]
 Quantize = Annotated[
     str | None, typer.Option(help="int8 or int4: the language model's weights in so many bits.")
 ]
@@ -75,6 +83,7 @@ class EngineLoader:
     dtype: str
     quantize: str | None = None
     offload: Path | None = None
+    min_score: float | None = None
 
     def __call__(self) -> Engine:
         """Load it."""
@@ -84,6 +93,7 @@ class EngineLoader:
             dtype=self.dtype,
             quantize=self.quantize,
             offload_folder=self.offload,
+            min_mask_score=self.min_score,
         )
         return engine
 
@@ -115,6 +125,7 @@ def predict(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Questions answered, and written to OUT, together.")
     ] = 32,
+    min_score: MinScore = None,
     ray: _Ray = 0,
     model: Annotated[
         str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")
@@ -132,7 +143,7 @@ def predict(
         from pixellm.prediction.rows import read_rows
 
         rows, name = read_rows(dataset, question), dataset.resolve().stem
-    loader = EngineLoader(model, device, dtype, quantize, offload)
+    loader = EngineLoader(model, device, dtype, quantize, offload, min_score)
     _run_and_report(rows, out or Path(f"{name}_pixellm.jsonl"), loader, batch_size, ray)
 
 

@@ -54,7 +54,20 @@ def test_segment_takes_a_batch_instead_of_a_picture(pictures: Path, tiny_model_d
     result = run("segment", "--batch", "rows.jsonl", "--json", "a.jsonl", "--model", tiny_model_dir)
     assert result.exit_code == 0, result.output
     (line,) = Path("a.jsonl").read_text(encoding="ascii").splitlines()
-    assert json.loads(line)["question"] == TINY_QUESTION
+    answer = json.loads(line)
+    assert answer["question"] == TINY_QUESTION
+    assert len(answer["segments"]) == 2
+
+
+@pytest.mark.parametrize("command", [("predict",), ("segment", "--batch")])
+def test_unsure_masks_of_many_pictures_are_withheld(
+    command: tuple[str, ...], pictures: Path, tiny_model_dir: Path
+) -> None:
+    files = ("--model", tiny_model_dir, "--min-score", 1)
+    result = run(*command, pictures, TINY_QUESTION, *files)
+    assert result.exit_code == 0, result.output
+    lines = Path("pictures_pixellm.jsonl").read_text(encoding="ascii").splitlines()
+    assert [json.loads(line).get("segments") for line in lines] == [[], [], None]
 
 
 @pytest.mark.parametrize(

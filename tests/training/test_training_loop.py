@@ -184,6 +184,16 @@ def test_time_limit_brings_the_decay_forward(tmp_path: Path) -> None:
     assert events[-1].step == 2
 
 
+def test_a_rate_that_falls_from_the_start_falls_within_a_time_limit_too(tmp_path: Path) -> None:
+    stage = tiny_config(tmp_path).stages[1].model_dump()
+    stage |= {"steps": 100_000, "max_minutes": 1e-9, "decay_fraction": 1.0, "warmup_steps": 0}
+    _, events = run_and_collect(tiny_config(tmp_path, stages=[stage], log_every=1))
+    rates = [event.values["learning_rate"] for event in events if event.kind == "step"]
+    assert len(rates) == 20
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] <= rates[0] / 10
+
+
 def test_evaluation_is_called_and_changes_nothing(tmp_path: Path) -> None:
     def evaluate(model: Any, processor: Any, settings: Any) -> dict[str, float]:
         assert settings.num_scenes == 100

@@ -43,6 +43,9 @@ from pixellm.training.stream import Batch, Mixture, batch_stream, build_sources
 from pixellm.training.validation import evaluate_run
 from pixellm.training.zero import uses_zero
 
+SHARE_TIMED = 0.05
+"""Least share of a stage's time after which its length in steps is planned."""
+
 
 class NonFiniteLossError(RuntimeError):
     """A loss or gradient was not finite; raised before the optimizer moved anything."""
@@ -220,14 +223,18 @@ class _Run(Run):
             self._evaluate()
 
     def _plan_end(self) -> None:
-        """Brings the decay forward when the stage's time runs out; later steps follow from it."""
+        """Brings the decay forward when the stage's time runs out; later steps follow from it.
+
+        Before the rate falls the steps done so far tell how many the time allows; a rate that is
+        to fall from the start stands still until they do.
+        """
         limit, state = self.stage.max_minutes, self.state
         if limit is None or state.stage_end is not None:
             return
-        constant = 1 - self.stage.decay_fraction
-        if state.stage_seconds < limit * 60 * (constant or 1):
+        constant = max(1 - self.stage.decay_fraction, SHARE_TIMED)
+        if state.stage_seconds < limit * 60 * constant:
             return
-        end = math.ceil(state.stage_step / constant) if constant else state.stage_step
+        end = math.ceil(state.stage_step / constant)
         if end < self.stage.steps:
             state.stage_end = end
             self._report("time_limit", {"minutes": limit, "stage_ends_after": end})
