@@ -50,7 +50,7 @@ def main() -> None:
 
     steps = read_all(options.logs)
     stages = list(dict.fromkeys(line["stage"] for line in steps))
-    colors = pyplot.get_cmap("tab10" if len(stages) <= 10 else "tab20")
+    colors = pyplot.get_cmap("turbo", len(stages)) if len(stages) > 10 else pyplot.get_cmap("tab10")
     shown = [name for name in LOSSES if any(line.get(name, 0) > 0 for line in steps)]
     columns = min(len(shown), COLUMNS)
     rows = -(-len(shown) // columns)

@@ -135,8 +135,8 @@ class Stage(Section):
     data_args: dict[str, Any] = {}
     """Replace or add constructor arguments of every data source during this stage."""
     max_minutes: float | None = Field(default=None, gt=0)
-    """Plan to end within this time: the decay is brought forward, and begins after a twentieth of it
-    at the earliest. Not reproducible to the bit."""
+    """Plan to end within this time: the decay is brought forward, and begins after a twentieth of
+    it at the earliest. Not reproducible to the bit."""
 
     @model_validator(mode="after")
     def _absent_has_other_pictures(self) -> Self:
