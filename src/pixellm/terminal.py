@@ -284,6 +284,8 @@ class TrainDisplay:
 def _stage_table(event: TrainEvent) -> Table:
     """What trains in a stage, module by module, and what is frozen."""
     title = f"Stage {event.stage}: {event.values['steps']} steps"
+    if event.values["max_minutes"] is not None:
+        title += f", {event.values['max_minutes']:g} minutes at most"
     table = plain_table("module", "optimizer", "learning rate", "decay", "parameters", title=title)
     for row in event.values["groups"]:
         rates = ("-", "-")

@@ -10,7 +10,9 @@ import torch
 
 from pixellm.training import stream, trainer
 from pixellm.training.progress import TrainEvent
+from pixellm.training.run import Run
 from pixellm.training.trainer import NonFiniteLossError, train
+from pixellm.training.validation import evaluate_run
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny_training
@@ -192,6 +194,21 @@ def test_a_rate_that_falls_from_the_start_falls_within_a_time_limit_too(tmp_path
     assert len(rates) == 20
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] <= rates[0] / 10
+
+
+def test_steps_ahead_are_told_by_the_pace_where_time_limits_them(tmp_path: Path) -> None:
+    stage = tiny_config(tmp_path).stages[1].model_dump()
+    timed = stage | {"name": "timed", "steps": 100_000, "max_minutes": 5}
+    events: list[TrainEvent] = []
+    run = Run(tiny_config(tmp_path, stages=[timed, stage, timed | {"name": "later"}]), events.append, evaluate_run)
+    assert run.likely_end() == 100_000  # nothing is known yet
+    run.state.step = run.state.stage_step = 30
+    run.state.stage_seconds = 60.0
+    assert run.likely_end() == 150
+    run._report("step", {})
+    assert events[-1].total_steps == 150 + stage["steps"] + 150
+    run.state.stage_end = 40
+    assert run.likely_end() == 40
 
 
 def test_evaluation_is_called_and_changes_nothing(tmp_path: Path) -> None:

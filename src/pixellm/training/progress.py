@@ -22,10 +22,12 @@ class TrainEvent:
     """What happened, for a progress display.
 
     Attributes:
-        kind: "resume", "stage" (values: `groups`, what trains), "step" (losses, rates, time left
-            in the stage), "time_limit", "evaluation", "checkpoint" or "end".
+        kind: "resume", "stage" (values: its steps and minutes at most, `groups`, what trains),
+            "step" (losses, rates, time left in the stage), "time_limit", "evaluation",
+            "checkpoint" or "end".
         step: optimizer steps done in the run.
-        total_steps: of the whole run, as now planned.
+        total_steps: of the whole run, as now planned; where stages are limited by time, what the
+            pace so far makes likely.
         stage: name of the stage.
         values: figures of the event; losses are means over the steps since the last one.
     """

@@ -69,6 +69,22 @@ class Run:
         """Steps that the present stage will have at its end."""
         return self.state.stage_end or self.stage.steps
 
+    def likely_end(self) -> int:
+        """Steps that the present stage will have when its time runs out, at the pace so far."""
+        state = self.state
+        if state.stage_end is not None or self.stage.max_minutes is None or not state.stage_step:
+            return self.stage_end
+        return max(state.stage_step, self._steps_in_time(self.stage))
+
+    def _steps_in_time(self, stage: Stage) -> int:
+        """Steps of a stage that its time allows, each as long as one of the present stage."""
+        state = self.state
+        if stage.max_minutes is None or not state.stage_seconds:
+            return stage.steps
+        return min(
+            stage.steps, round(stage.max_minutes * 60 * state.stage_step / state.stage_seconds)
+        )
+
     # Once, before the first step: model, processor, head, average; state of a checkpoint.
 
     def set_up(self, checkpoint: Path | None) -> None:
@@ -218,8 +234,8 @@ class Run:
             return
         state = self.state
         later = self.config.stages[state.stage + 1 :]
-        planned = sum(stage.steps for stage in later)
-        total = state.step - state.stage_step + self.stage_end + planned
+        planned = sum(self._steps_in_time(stage) for stage in later)
+        total = state.step - state.stage_step + self.likely_end() + planned
         event = TrainEvent(kind, state.step, total, self.stage.name, values)
         self.log.write({"event": kind, "step": state.step, "stage": event.stage, **values})
         if self.config.trackers and kind in ("step", "evaluation"):

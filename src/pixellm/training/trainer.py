@@ -108,7 +108,8 @@ class _Run(Run):
             checkpoints.restore_random_states(self.restored["random"])
             self.restored = None
         rows = list(itertools.chain.from_iterable(group.rows() for group in groups))
-        self._report("stage", {"steps": self.stage_end, "groups": rows})
+        limit = self.stage.max_minutes
+        self._report("stage", {"steps": self.stage_end, "max_minutes": limit, "groups": rows})
         self.objective.train()
         self.meter = Meter()
         if self._is_evaluation_due():  # the run was stopped between a checkpoint and its scores
@@ -250,7 +251,7 @@ class _Run(Run):
         values["images_per_second"] = round(meter.images / seconds, 2)
         values["tokens_per_second"] = round(rate, 1)
         values["peak_memory_gb"] = round(peak_memory(self.accelerator.device) / 1e9, 3)
-        left = (self.stage_end - state.stage_step) * seconds / meter.steps
+        left = (self.likely_end() - state.stage_step) * seconds / meter.steps
         values["seconds_left"] = round(left, 1)
         values["dropped_turns"], values["dropped_rows"] = meter.dropped_turns, meter.dropped_rows
         self._report("step", values)
