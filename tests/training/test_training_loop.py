@@ -200,7 +200,11 @@ def test_steps_ahead_are_told_by_the_pace_where_time_limits_them(tmp_path: Path)
     stage = tiny_config(tmp_path).stages[1].model_dump()
     timed = stage | {"name": "timed", "steps": 100_000, "max_minutes": 5}
     events: list[TrainEvent] = []
-    run = Run(tiny_config(tmp_path, stages=[timed, stage, timed | {"name": "later"}]), events.append, evaluate_run)
+    run = Run(
+        tiny_config(tmp_path, stages=[timed, stage, timed | {"name": "later"}]),
+        events.append,
+        evaluate_run,
+    )
     assert run.likely_end() == 100_000  # nothing is known yet
     run.state.step = run.state.stage_step = 30
     run.state.stage_seconds = 60.0
