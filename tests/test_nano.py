@@ -73,6 +73,7 @@ def test_its_logs_hold_the_stages_of_its_recipe_in_order_down_to_losses_that_fel
     again = {"encoder_2", "language_2", "where", "joint_2", "finish_2"}
     after_whereabouts = {
         *("joint_3", "joint_4", "finish_3", "joint_5", "finish_4", "joint_6", "finish_5"),
+        *("joint_7", "finish_6"),
     }
     assert set(trained) - set(planned) == to_places | to_lists | again | after_whereabouts
     for stage, loss in (("encoder", "patch_class"), ("language", "text"), ("joint", "dice")):
