@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pixellm.benchmark.workload import random_config
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
+from pixellm.model.outputs import CACHE_ARGUMENT
 
 PARTS = ("vision", "prefill", "decode", "masks")
 
@@ -170,13 +171,13 @@ def _text_flops(
 
     def read(count: int, cache: Any = None) -> Any:
         states = torch.empty(1, count, width, device="meta")
-        return text(inputs_embeds=states, past_key_values=cache, use_cache=True)
+        return text(inputs_embeds=states, use_cache=True, **{CACHE_ARGUMENT: cache})
 
     def step() -> None:
         model.lm_head(read(1, before).last_hidden_state)
 
     prefill = count_flops(lambda: read(prompt))
-    before = read(prompt + written // 2).past_key_values
+    before = getattr(read(prompt + written // 2), CACHE_ARGUMENT)
     return prefill, count_flops(step) * written
 
 

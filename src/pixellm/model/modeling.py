@@ -24,7 +24,7 @@ from pixellm.model.config import PixelLMConfig
 from pixellm.model.decoder import PixelDecoder
 from pixellm.model.few_rows import FewRowsLinear
 from pixellm.model.losses import text_loss_sum
-from pixellm.model.outputs import EncodedImages, PixelLMOutput
+from pixellm.model.outputs import CACHE_ARGUMENT, EncodedImages, PixelLMOutput
 from pixellm.model.precision import final_norm, keep_in_full_precision
 from pixellm.model.projection import FeatureProjector, ImageProjector
 from pixellm.model.supervision import Truth, find_targets, mask_losses
@@ -49,7 +49,7 @@ class PixelLMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = ("cache", "past_key_values")
     _supports_sdpa = True
     _supports_flash_attn = True
 
@@ -145,7 +145,7 @@ class PixelLMModel(PixelLMPreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         dialogue_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         use_cache: bool | None = None,
         **wanted: bool | None,
     ) -> Any:
@@ -154,7 +154,7 @@ class PixelLMModel(PixelLMPreTrainedModel):
         ``wanted`` are ``output_hidden_states`` and ``output_attentions``.
         """
         embeddings = self.embed(input_ids, image_tokens)
-        if attention_mask is None and past_key_values is None:
+        if attention_mask is None and cache is None:
             attention_mask = torch.ones_like(input_ids)
         if position_ids is None and attention_mask is not None:
             position_ids = positions_from_mask(attention_mask, input_ids.shape[1])
@@ -164,8 +164,8 @@ class PixelLMModel(PixelLMPreTrainedModel):
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{CACHE_ARGUMENT: cache},
             **{name: value for name, value in wanted.items() if value is not None},
         )
 
@@ -237,11 +237,12 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         target_answers: Tensor | None = None,
         num_label_tokens: Tensor | int | None = None,
         num_targets: Tensor | int | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        past_key_values: Any = None,
         **kwargs: Any,
     ) -> PixelLMOutput | tuple[Any, ...]:
         """Run the model; with labels, compute the losses of the paper's section 3.
@@ -260,11 +261,12 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
             target_answers: (M,) id of the answer that each target belongs to.
             num_label_tokens: divisor of the text loss; this batch's count where None.
             num_targets: divisor of the mask losses; this batch's count where None.
-            past_key_values: cache of earlier tokens.
+            cache: what was kept of earlier tokens.
             use_cache: return a cache.
             output_hidden_states: return the language model's states at all depths.
             output_attentions: return its attention, where its implementation ("eager") has it.
             return_dict: False returns the output's values as a tuple, without those that are None.
+            past_key_values: the cache by its older name, which transformers before 5.24 uses.
             **kwargs: only what transformers' generation and the processor add.
 
         Raises:
@@ -277,7 +279,8 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         if pixel_values is not None:
             encoded, maps = self.model.encode_images(pixel_values, pixel_mask)
         image_tokens = None if encoded is None else encoded.tokens
-        text = (attention_mask, position_ids, dialogue_ids, past_key_values, use_cache)
+        cache = past_key_values if cache is None else cache
+        text = (attention_mask, position_ids, dialogue_ids, cache, use_cache)
         outputs = self.model(
             input_ids,
             image_tokens,
@@ -287,7 +290,7 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         )
         hidden = outputs.last_hidden_state
         result = PixelLMOutput(
-            hidden_states=hidden, feature_maps=maps, past_key_values=outputs.past_key_values
+            hidden_states=hidden, feature_maps=maps, cache=getattr(outputs, CACHE_ARGUMENT)
         )
         if labels is None:
             result.logits = self.lm_head(hidden[:, -kwargs.get("logits_to_keep", 0) :])
@@ -340,22 +343,25 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
-        past_key_values: Any = None,
+        cache: Any = None,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         pixel_mask: Tensor | None = None,
         original_sizes: Tensor | None = None,
         resized_sizes: Tensor | None = None,
+        past_key_values: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Inputs of one step of transformers' ``generate``: pictures go in at the first only.
 
         The pictures' sizes are for whoever restores masks; the network does without them.
+        transformers before 5.24 hands the cache over as ``past_key_values``.
         """
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        cache = past_key_values if cache is None else cache
+        seen = cache.get_seq_length() if cache is not None else 0
         inputs = {
             "input_ids": input_ids[:, seen:],
-            "past_key_values": past_key_values,
+            "cache": cache,
             "attention_mask": attention_mask,
             "use_cache": kwargs.get("use_cache"),
             "output_hidden_states": kwargs.get("output_hidden_states"),

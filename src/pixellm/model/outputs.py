@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
+
+CACHE_ARGUMENT = (
+    "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+)
+"""What transformers' language models call their cache: ``cache`` from 5.24 on."""
 
 
 @dataclass
@@ -52,7 +58,7 @@ class PixelLMOutput(ModelOutput):
         feature_maps: per scale the encoder's (B, C_l, h_l, w_l) maps.
         decoder_features: per scale the decoder's (B, C, h_l, w_l) inputs, while training.
         target_embeddings: (M, L, C), while training.
-        past_key_values: the language model's cache.
+        cache: the language model's; also to be had as ``past_key_values``, its older name.
     """
 
     loss: Tensor | None = None
@@ -66,4 +72,9 @@ class PixelLMOutput(ModelOutput):
     feature_maps: list[Tensor] | None = None
     decoder_features: list[Tensor] | None = None
     target_embeddings: Tensor | None = None
-    past_key_values: Any = None
+    cache: Any = None
+
+    @property
+    def past_key_values(self) -> Any:
+        """The cache, by the name that transformers before 5.24 gives it."""
+        return self.cache

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from pixellm.model.modeling import PixelLMForConditionalGeneration
+from pixellm.model.outputs import CACHE_ARGUMENT
 from pixellm.model.sampling import AnswerOptions, Sampler
 
 _GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -194,9 +195,9 @@ class SeparateRows:
             image_tokens=None if image is None else image[None],
             attention_mask=torch.tensor([visible], dtype=torch.long, device=device),
             position_ids=torch.arange(first, end, device=device)[None],
-            past_key_values=row.cache,
+            cache=row.cache,
             use_cache=self.uses_cache,
         )
-        row.cache = output.past_key_values if self.uses_cache else None
+        row.cache = getattr(output, CACHE_ARGUMENT) if self.uses_cache else None
         states: Tensor = output.last_hidden_state[0, -len(feed) :]
         return states

@@ -231,7 +231,7 @@ class SlotRows:
             image_tokens=shown,
             attention_mask=self._mask(places),
             position_ids=places.minimum(torch.tensor(ends, device=device)[:, None] - 1),
-            past_key_values=self._cache,
+            cache=self._cache,
             use_cache=True,
         )
         states: Tensor = output.last_hidden_state[: len(rows)]
