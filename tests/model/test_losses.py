@@ -15,7 +15,7 @@ from pixellm.model.losses import (
 LOG2 = math.log(2)
 # Three overlapping masks of one answer and one mask of another answer, four pixels each.
 OVERLAPPING = torch.tensor(
-    [[0.9, 0.9, 0.5, 0.2], [0.9, 0.6, 0.5, 0.1], [0.3, 0.6, 0.9, 0.1], [0.99, 0.99, 0.99, 0.99]]
+    [[0.9, 0.9, 0.5, 0.2], [0.6, 0.4, 0.5, 0.1], [0.3, 0.9, 0.9, 0.1], [0.99, 0.99, 0.99, 0.99]]
 )
 ANSWERS = torch.tensor([4, 4, 4, 7])
 
@@ -28,7 +28,7 @@ def test_text_loss_is_the_summed_negative_log_likelihood() -> None:
 
 def test_the_refinement_map_marks_pixels_that_two_targets_of_an_answer_claim() -> None:
     weights = refinement_weights(OVERLAPPING.logit(), ANSWERS, alpha=3)
-    contested = [3, 3, 1, 1]  # sums over the answer's three masks: 2.1, 2.1, 1.9, 0.4
+    contested = [3, 3, 1, 1]  # claims above one half: two, two, one (a logit of 0 is none), none
     assert weights.tolist() == [contested, contested, contested, [1, 1, 1, 1]]
 
 
@@ -37,8 +37,8 @@ def test_the_refinement_loss_follows_the_formula() -> None:
     alpha, expected = 3.0, 0.0
     for k, answer in enumerate(ANSWERS.tolist()):
         for i in range(4):
-            same = [j for j in range(4) if ANSWERS[j] == answer]
-            factor = alpha if sum(OVERLAPPING[j, i].item() for j in same) >= 2 else 1.0
+            claims = [OVERLAPPING[j, i] > 0.5 for j in range(4) if ANSWERS[j] == answer]
+            factor = alpha if sum(claims) >= 2 else 1.0
             p = OVERLAPPING[k, i].item()
             expected -= factor * math.log(p if truth[k, i] else 1 - p) / 4
     loss = target_refinement_loss_sum(OVERLAPPING.logit(), truth, ANSWERS, torch.ones(4, 4), alpha)
@@ -46,16 +46,21 @@ def test_the_refinement_loss_follows_the_formula() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answers", "alpha", "expected"),
-    [([0, 0, 0, 0], 2.0, 8 * LOG2), ([0, 0, 0, 0], 1.0, 4 * LOG2), ([0, 0, 1, 1], 2.0, 4 * LOG2)],
+    ("answers", "alpha", "factor"),
+    [([0, 0, 0, 0], 2.0, 2.0), ([0, 0, 0, 0], 1.0, 1.0), ([0, 1, 2, 3], 2.0, 1.0)],
     ids=["contested", "alpha 1", "other answers don't contest"],
 )
 def test_alpha_counts_contested_pixels_again(
-    answers: list[int], alpha: float, expected: float
+    answers: list[int], alpha: float, factor: float
 ) -> None:
-    logits, valid = torch.zeros(4, 5), torch.ones(4, 5)
+    logits, valid = torch.full((4, 5), 0.1), torch.ones(4, 5)
     loss = target_refinement_loss_sum(logits, torch.ones(4, 5), torch.tensor(answers), valid, alpha)
-    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert loss.item() == pytest.approx(factor * 4 * math.log1p(math.exp(-0.1)), rel=1e-6)
+
+
+def test_a_logit_of_exactly_0_claims_nothing() -> None:
+    weights = refinement_weights(torch.zeros(4, 5), torch.zeros(4, dtype=torch.long), alpha=2)
+    assert bool((weights == 1).all())
 
 
 def test_dice_against_hand_computed_numbers() -> None:

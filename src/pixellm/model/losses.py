@@ -19,7 +19,8 @@ def text_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
 def refinement_weights(mask_logits: Tensor, answers: Tensor, alpha: float) -> Tensor:
     """The map ``A``: alpha where at least two targets of one answer claim the pixel, else 1.
 
-    ``sum_k m_k >= 2`` with probabilities ``m_k``, as the paper writes it.
+    ``sum_k m_k >= 2`` over the predicted **binary** masks ``m_k`` (section 3): a target claims a
+    pixel where its logit is above 0. Neither the truth nor other answers take part.
 
     Args:
         mask_logits: (M, P) mask logits.
@@ -32,9 +33,8 @@ def refinement_weights(mask_logits: Tensor, answers: Tensor, alpha: float) -> Te
     if alpha == 1 or len(answers) == 0:
         return torch.ones_like(mask_logits)
     _, answer_index = answers.unique(return_inverse=True)
-    probabilities = mask_logits.detach().sigmoid()
-    claims = probabilities.new_zeros(int(answer_index.max()) + 1, mask_logits.shape[1])
-    claims.index_add_(0, answer_index, probabilities)
+    claims = answers.new_zeros(int(answer_index.max()) + 1, mask_logits.shape[1])
+    claims.index_add_(0, answer_index, (mask_logits.detach() > 0).to(claims.dtype))
     contested = claims[answer_index] >= 2
     return torch.where(contested, alpha, 1.0).to(mask_logits.dtype)
 
