@@ -120,6 +120,13 @@ def test_scores_of_joined_masks_by_hand():
     assert "union_giou" not in found  # it would only repeat gIoU
 
 
+def test_precision_at_a_level_is_over_questions_with_targets_where_masks_are_joined():
+    spurious = record((0b1111,), (), picture="d")
+    found, before = values([*HAND_MADE, spurious], UNION), values(HAND_MADE, UNION)
+    assert found["p@0.6"] == before["p@0.6"] == 1 / 2
+    assert found["n_acc"] == 1 / 2 and found["giou"] < before["giou"]
+
+
 def test_empty_masks_say_nothing_where_masks_are_joined():
     silent_in_effect = [record((0,), (), picture="a")]
     assert values(silent_in_effect, UNION)["n_acc"] == 1

@@ -399,6 +399,24 @@ def test_target_masks_agree_with_pillow_averages(size):
     np.testing.assert_array_equal(target[clear], average[clear] > 0.5)
 
 
+@pytest.mark.parametrize("grid", [96, 128, 448])
+@pytest.mark.parametrize("size", [(427, 640), (640, 427), (333, 500), (100, 448), (5, 640)])
+def test_what_touches_the_border_is_target_up_to_the_border(size, grid):
+    """A cell that shows little of the picture belongs to what that little shows."""
+    full, half = np.ones(size, dtype=np.bool_), np.zeros(size, dtype=np.bool_)
+    half[:, : size[1] // 2] = True
+    whole, left = letterbox_masks([encode_mask(full), encode_mask(half)], size, 448, grid)
+    shown = torch.zeros(1, 1, 448, 448)
+    height, width = Letterbox.fit(size, 448).resized
+    shown[..., :height, :width] = 1
+    valid = torch.nn.functional.interpolate(shown, size=(grid, grid), mode="nearest")[0, 0]
+    assert torch.equal(whole, valid.to(torch.uint8)), "the cells whose loss counts, no more"
+    bottom = int(valid[:, 0].sum()) - 1
+    assert torch.equal(left[bottom], left[0])
+    restored = restore_masks(whole[None] * 20.0 - 10, (height, width), size, 448)[0] > 0
+    assert restored.all()
+
+
 def test_thin_and_tiny_targets_never_vanish():
     size = (480, 640)
     line, dot, corner, diagonal = (np.zeros(size, dtype=np.bool_) for _ in range(4))

@@ -36,7 +36,11 @@ SCORES = {
     "strict_ciou": "cIoU under the strict protocol, beside the released one",
     "union_giou": "mean IoU of all masks of an answer joined, against all targets joined",
     "union_ciou": "summed intersection over summed union of the joined masks",
-    **{f"p@{level}": f"slots with IoU >= {level}, of all slots" for level in IOU_LEVELS},
+    **{
+        f"p@{level}": f"slots with IoU >= {level}, of all slots; where an answer's masks are "
+        "joined, of questions with targets"
+        for level in IOU_LEVELS
+    },
     "boundary_iou": "mean IoU of the masks' rims (2 % of the diagonal wide), over all slots",
     "precision": "masks shown that match a target at IoU >= 0.5",
     "recall": "targets matched at IoU >= 0.5",
@@ -140,8 +144,10 @@ def _question_ratios(record: AnswerRecord, rules: Rules) -> dict[str, Ratio]:
     if rules.unit == "slots":
         union = strict_ratios(slots_to_score(record.union))
         ratios |= {"union_giou": union["giou"], "union_ciou": union["ciou"]}
+    # The code of generalized referring segmentation (ReLA) leaves out questions without targets.
+    counted = slots if rules.unit == "slots" or record.targets else ()
     for level in IOU_LEVELS:
-        ratios[f"p@{level}"] = (sum(slot.iou >= level for slot in slots), len(slots))
+        ratios[f"p@{level}"] = (sum(slot.iou >= level for slot in counted), len(counted))
     ratios["boundary_iou"] = (math.fsum(slot.boundary_iou for slot in slots), len(slots))
     if rules.mode == "free":
         ratios |= _name_ratios(record) | _text_ratios(record)

@@ -29,6 +29,7 @@ from pixellm.types import RLE
 ImageSource = str | os.PathLike[str] | Image.Image | NDArray[Any]
 
 _LOGITS_AT_ONCE = 1 << 25
+_ROUNDING = 1e-6
 _SIXTEEN_BIT_MAX = 65535
 
 
@@ -264,9 +265,10 @@ def letterbox_masks(
 ) -> torch.Tensor:
     """Bring target masks into the letterboxed frame at the resolution of training.
 
-    A cell belongs to a mask when the mask covers at least half of its area. A mask that covers
-    half of no cell keeps the cells with at least half of its highest coverage, so that thin and
-    tiny objects never vanish.
+    A cell belongs to a mask when the mask covers at least half of what the cell shows of the
+    picture; cells at its border may show less than a cell's area. A mask that covers half of no
+    cell keeps the cells with at least half of its highest coverage, so that thin and tiny objects
+    never vanish.
 
     Args:
         rles: M masks over the original picture.
@@ -301,11 +303,19 @@ def letterbox_masks(
 
 
 def _coverage(edges: NDArray[np.float64], num_pixels: int) -> NDArray[np.float32]:
-    """(cells, pixels): the part of each cell, given by its edges, that each pixel takes up."""
+    """(cells, pixels): the share that each pixel has in the part of a cell inside the picture.
+
+    Args:
+        edges: (cells + 1,) ascending, in pixels.
+        num_pixels: of the picture.
+    """
     pixels = np.arange(num_pixels)
     low = np.maximum(edges[:-1, None], pixels)
     high = np.minimum(edges[1:, None], pixels + 1)
-    return (np.maximum(high - low, 0) / np.diff(edges)[:, None]).astype(np.float32)
+    overlap = np.maximum(high - low, 0)
+    shown = overlap.sum(1, keepdims=True)
+    inside = shown > _ROUNDING * np.diff(edges)[:, None]
+    return np.where(inside, overlap / np.where(inside, shown, 1), 0).astype(np.float32)
 
 
 AutoImageProcessor.register(

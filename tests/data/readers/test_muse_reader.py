@@ -182,6 +182,21 @@ def test_check_names_the_instance_whose_mask_can_not_be_decoded(root: Path) -> N
         list(reader)
 
 
+@pytest.mark.parametrize("folder", ["train2017", "val2017"])
+def test_photos_with_an_address_are_found_as_the_release_lays_them_out(
+    root: Path, folder: str
+) -> None:
+    name = f"{folder}/000000000007.jpg"
+    away = _entry(7, 1, coco_url=f"http://images.cocodataset.org/{name}")
+    del away["file_name"]
+    write_json(root / "muse/muse_val.json", [away])
+    reader = open_reader("muse", root, "val")
+    assert reader[0][0].image == root / "coco" / name, "where it should be"
+    photo = draw_photo(root / "refer_seg/images/mscoco/images" / name, SIZE)
+    assert reader[0][0].image == photo
+    assert list(reader.check()) == []
+
+
 def test_the_other_name_of_the_file_and_ones_own_file_are_read(root: Path) -> None:
     entries = [_entry(9, 1)]
     write_json(root / "multi_reason_seg/MultiReasonSeg/MUSE_test_many.json", entries)

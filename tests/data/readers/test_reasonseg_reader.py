@@ -115,6 +115,15 @@ def test_the_benchmark_asks_the_first_text_of_each_picture(root: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("is_sentence", [True, False])
+def test_the_benchmark_asks_a_text_as_annotated(tmp_path: Path, is_sentence: bool) -> None:
+    """The release strips these texts and keeps their case, unlike those of refCOCO."""
+    _write(tmp_path, "val", "a", [BIG], ["  the Ferris  Wheel "], is_sentence)
+    question = open_reader("reasonseg", tmp_path, "val").evaluation_samples()[0].turns[0].question
+    asked = "the Ferris  Wheel" if is_sentence else "What is the Ferris  Wheel in this image?"
+    assert question == f"{asked} Please output segmentation mask."
+
+
 def test_an_epoch_asks_every_text_once(root: Path) -> None:
     reader = open_reader("reasonseg", root, "train")
     assert reader.counts() == {

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pixellm.data.readers.base import BadRow, LazySamples, Reader, check_picture
 from pixellm.data.readers.class_questions import NamedMasks
 from pixellm.data.readers.instances import InstanceFile
-from pixellm.data.readers.referring import benchmark_turn, compose_dialogues
+from pixellm.data.readers.referring import as_benchmark_asks, benchmark_turn, compose_dialogues
 from pixellm.data.readers.text_table import TextTable
 from pixellm.masks import decode_mask
 from pixellm.types import SEG_MARK, Sample, Target, Turn
@@ -214,7 +214,7 @@ class ExpressionReader(Reader):
             group = members[ends[question] : ends[question + 1]]
             first = int(group[0])
             row = f"{self.table.things[first]}-{self.table.numbers[first]}"
-            turn = benchmark_turn(self._things(group))
+            turn = benchmark_turn([as_benchmark_asks(thing) for thing in self._things(group)])
             name = f"{self.name}-{self.split}-{row}"
             return self._sample(int(self.table.pictures[first]), (turn,), name)
 

@@ -27,8 +27,13 @@ from pixellm.types import SEG_MARK, Sample, Target, Turn
 KIND = "muse"
 """Label of the turns of files that have no labels of their own."""
 
-PHOTO_FOLDERS = ("coco/train2014", "refer_seg/images/mscoco/images/train2014", "coco/train2017")
+_RELEASED_PHOTOS = "refer_seg/images/mscoco/images"
+
+PHOTO_FOLDERS = ("coco/train2014", f"{_RELEASED_PHOTOS}/train2014", "coco/train2017")
 """Where a photo without an address may lie, below the root; then next to the file."""
+
+ADDRESSED_PHOTO_FOLDERS = ("coco", _RELEASED_PHOTOS)
+"""Where a photo with an address may lie, in folders such as val2017; the release has the second."""
 
 
 class Muse(Reader):
@@ -191,9 +196,8 @@ class Muse(Reader):
         name = photo_name(entry)
         if self.images:
             return self.images / name
-        if not entry.get("file_name"):
-            return self.root / "coco" / name
-        folders = [*(self.root / folder for folder in PHOTO_FOLDERS), self.path.parent]
+        known = PHOTO_FOLDERS if entry.get("file_name") else ADDRESSED_PHOTO_FOLDERS
+        folders = [*(self.root / folder for folder in known), self.path.parent]
         paths = [folder / name for folder in folders]
         return next((path for path in paths if path.is_file()), paths[0])
 

@@ -17,7 +17,7 @@ from pixellm.data.readers.base import BadRow, LazySamples, Reader
 from pixellm.data.readers.class_questions import NamedMasks
 from pixellm.data.readers.coco_pictures import CocoPictures, category_name, file_of, size_of
 from pixellm.data.readers.own_coco import ANNOTATIONS, own_files
-from pixellm.data.readers.referring import benchmark_turn, compose_dialogues
+from pixellm.data.readers.referring import as_benchmark_asks, benchmark_turn, compose_dialogues
 from pixellm.types import SEG_MARK, Sample, Target, Turn
 
 _TEXT_KEYS = (
@@ -110,7 +110,7 @@ class OwnExpressions(Reader):
 
         def build(number: int) -> Sample:
             picture, text_round, row = self._places[number].tolist()
-            turn = benchmark_turn([self._thing(picture, text_round, row)])
+            turn = benchmark_turn([as_benchmark_asks(self._thing(picture, text_round, row))])
             return self._sample(picture, (turn,), f"{row}-{text_round}")
 
         return LazySamples(len(self._places), build)

@@ -52,7 +52,7 @@ class Annotation:
 
     Attributes:
         shapes: the polygons, in the order of the file.
-        texts: descriptions of the same region.
+        texts: descriptions of the same region, stripped.
         is_sentence: whether they are whole questions, not noun phrases.
     """
 
@@ -140,7 +140,11 @@ class ReasonSeg(Reader):
         return self.folder / self._names[number], f"text {first}"
 
     def evaluation_samples(self) -> LazySamples:
-        """See :meth:`Reader.evaluation_samples`: the first text of each picture."""
+        """See :meth:`Reader.evaluation_samples`: the first text of each picture.
+
+        It is asked as annotated but for space around it, whole sentences and phrases alike, as in
+        the code that the authors of PixelLM (Ren et al., CVPR 2024) released.
+        """
         return LazySamples(len(self._names), self._evaluation_sample)
 
     def _evaluation_sample(self, number: int) -> Sample:
@@ -184,7 +188,7 @@ class ReasonSeg(Reader):
         self, rng: random.Random, annotation: Annotation, place: int, target: Target, image: str
     ) -> Turn:
         """A question for one text, with its reason where one is known."""
-        text = annotation.texts[place]
+        text = " ".join(annotation.texts[place].split())
         reason = self._reason(image, text, only=len(annotation.texts) == 1)
         explained = bool(reason) and rng.random() < EXPLAINED_SHARE
         if not explained and not annotation.is_sentence:
@@ -209,7 +213,7 @@ def read_annotation(path: Path) -> Annotation:
     values = _read_json(path)
     try:
         shapes = [_to_shape(shape) for shape in values["shapes"]]
-        texts = tuple(" ".join(str(text).split()) for text in values["text"])
+        texts = tuple(str(text).strip() for text in values["text"])
         is_sentence = bool(values["is_sentence"])
     except (KeyError, TypeError) as error:
         raise ValueError(

@@ -64,17 +64,22 @@ def compose_dialogues(
 def benchmark_turn(things: Sequence[NamedMasks]) -> Turn:
     """The fixed question of the published evaluations; its answer is masks alone.
 
-    Source: the expressions are asked stripped and in lower case, as in the code that the authors
-    of PixelLM (Ren et al., CVPR 2024) released.
-
     Args:
-        things: expressions, asked together.
+        things: expressions, asked together word for word.
     """
     phrases = load_phrases("referring")["benchmark"]
     targets = tuple(target for thing in things for target in thing.targets)
-    expressions = join_phrases([thing.name.strip().lower() for thing in things])
+    expressions = join_phrases([thing.name for thing in things])
     answer = f"{_marks(targets)}." if targets else phrases["nothing"]
     return Turn(phrases["question"].format(expressions=expressions), answer, targets, KIND)
+
+
+def as_benchmark_asks(thing: NamedMasks) -> NamedMasks:
+    """An expression of the refCOCO family stripped and in lower case.
+
+    Source: the code that the authors of PixelLM (Ren et al., CVPR 2024) released.
+    """
+    return NamedMasks(thing.name.strip().lower(), thing.targets)
 
 
 def to_noun(expression: str) -> str:
