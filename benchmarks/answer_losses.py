@@ -18,7 +18,7 @@ import torch
 
 import pixellm
 from pixellm.data.collate import Collator
-from pixellm.data.scenes.dataset import ScenesDataset
+from pixellm.scenes.dataset import ScenesDataset
 
 _BATCH = 20
 _LISTS = ("several", "order")

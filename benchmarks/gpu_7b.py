@@ -19,18 +19,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from pixellm.answer_files import json_bytes, write_files
-from pixellm.benchmark.machine import describe_machine, measure_limits, median_seconds
-from pixellm.benchmark.released import answer_as_released
-from pixellm.benchmark.report import make_report, make_tables
-from pixellm.benchmark.speed import Bench
-from pixellm.benchmark.workload import (
+from measuring.machine import describe_machine, measure_limits, median_seconds
+from measuring.released import answer_as_released
+from measuring.report import make_report, make_tables
+from measuring.speed import Bench
+from measuring.workload import (
     ToldEngine,
     random_model,
     random_pictures,
     requests_about,
     told_answer,
 )
+from pixellm.answer_files import json_bytes, write_files
 from pixellm.checkpoint.quantize import quantize_model
 
 FIGURES = (

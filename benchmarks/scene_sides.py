@@ -18,11 +18,11 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from pixellm.data.scenes.dataset import ScenesDataset
-from pixellm.data.scenes.knowledge import Knowledge, load_knowledge
-from pixellm.data.scenes.phrasing import concept_of_phrase
 from pixellm.evaluation.answer_log import read_answers
 from pixellm.evaluation.records import AnswerRecord
+from pixellm.scenes.dataset import ScenesDataset
+from pixellm.scenes.knowledge import Knowledge, load_knowledge
+from pixellm.scenes.phrasing import concept_of_phrase
 
 _SIDES = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "upper": (1, -1)}
 _SIDES |= {"bottom": (1, 1), "lower": (1, 1)}

@@ -22,7 +22,7 @@ def shell_commands(text: str) -> list[list[str]]:
 
 def subcommand(words: list[str]) -> list[str]:
     """The leading words of a command that name it: `eval scenes`, `segment`."""
-    groups = {"eval": 2, "data": 2, "curate": 2, "bench": 2}
+    groups = {"eval": 2, "data": 2, "curate": 2}
     return words[: groups.get(words[0], 1)]
 
 
@@ -32,7 +32,7 @@ def subcommand(words: list[str]) -> list[str]:
     ids=" ".join,
 )
 def test_every_readme_command_exists_with_the_options_it_uses(words: list[str]) -> None:
-    from pixellm.cli import app
+    from pixellm.cli.main import app
 
     result = CliRunner().invoke(app, [*subcommand(words), "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output

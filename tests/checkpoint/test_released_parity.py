@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from pixellm.checkpoint.convert import convert_released
 from pixellm.checkpoint.io import load_model_and_processor
 from pixellm.engine import Engine
+from pixellm.engine.batch import generate_answers
 from pixellm.model.codebook import find_groups
-from pixellm.model.generation import generate_answers
 from pixellm.model.losses import dice_loss_sum, target_refinement_loss_sum, text_loss_sum
 from pixellm.processing.image import restore_masks
 from pixellm.processing.prompts import dialogue_messages

@@ -10,7 +10,7 @@ from chat_server import Answer, ChatServer
 from curation_runs import make_photos
 from typer.testing import CliRunner, Result
 
-from pixellm.curation.commands import app
+from pixellm.cli.curate import app
 
 
 def call(*arguments: object) -> Result:

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent / "readers"))
 from drawn_photos import draw_photo, rectangle, write_json
 from PIL import Image
 
-from pixellm.cli import app
+from pixellm.cli.main import app
 
 SIZE = (30, 40)
 SHAPE = [rectangle(2, 3, 12, 20)]

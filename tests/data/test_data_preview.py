@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent / "readers"))
 
 from drawn_photos import draw_photo, rectangle
 
-from pixellm.cli import app
+from pixellm.cli.main import app
 
 SIZE = (60, 80)
 ANSWER = "The cup {seg} & <b>the spoon</b> {seg}."

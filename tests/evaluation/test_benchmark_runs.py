@@ -157,7 +157,7 @@ def test_a_model_that_is_not_as_the_run_says_is_refused(tmp_path, tiny_engine):
 
 
 def evaluate(*words):
-    from pixellm.cli import app
+    from pixellm.cli.main import app
 
     return CliRunner().invoke(app, ["eval", *map(str, words)], env={"COLUMNS": "200"})
 
@@ -238,7 +238,7 @@ def test_missing_files_are_named(name, tmp_path):
 
 @pytest.mark.parametrize("name", [*BENCHMARKS])
 def test_every_benchmark_is_a_command_with_an_example(name):
-    from pixellm.cli import app
+    from pixellm.cli.main import app
 
     result = CliRunner().invoke(app, ["eval", name, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0

@@ -13,8 +13,8 @@ sys.path.append(str(Path(__file__).parents[1] / "curation"))
 
 from chat_server import Answer, ChatServer
 
-from pixellm.cli import app
-from pixellm.cli_eval import evaluate_muse
+from pixellm.cli.evaluate import evaluate_muse
+from pixellm.cli.main import app
 from pixellm.evaluation.judge import DEFAULT_THRESHOLD, JudgeItem, JudgeSettings
 from pixellm.evaluation.judge_llm import ATTEMPTS, PATIENCE, open_llm_judge
 

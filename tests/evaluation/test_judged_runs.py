@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parents[1] / "curation"))
 from answered_muse import answer_muse
 from chat_server import Answer, ChatServer, user_text
 
-from pixellm.cli import app
+from pixellm.cli.main import app
 from pixellm.evaluation.benchmark_run import BenchmarkRun
 from pixellm.evaluation.judge import JudgeSettings, SimilarityJudge
 from pixellm.evaluation.judge_cache import VerdictCache

@@ -85,7 +85,7 @@ def test_answers_with_logits_equal_the_engines(tiny_engine: Engine, place: int |
 
 
 def invoke(*words: object) -> str:
-    from pixellm.cli import app
+    from pixellm.cli.main import app
 
     result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "160"})
     assert result.exit_code == 0, result.output
@@ -124,7 +124,7 @@ def test_benchmarks_and_their_comparison_from_the_command_line(
     ],
 )
 def test_bad_options_end_in_one_sentence(words: tuple[str, ...], sentence: str) -> None:
-    from pixellm.cli import app
+    from pixellm.cli.main import app
 
     result = CliRunner().invoke(app, list(words))
     assert result.exit_code == 2

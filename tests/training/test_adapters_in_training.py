@@ -254,6 +254,6 @@ def test_quantization_without_a_gpu_and_merging_of_whole_models_are_refused(
 
 
 def _app() -> Any:
-    from pixellm.cli import app
+    from pixellm.cli.main import app
 
     return app

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from tiny_training import TinyCollator, TinyRun, final_weights, tiny_config
 
-from pixellm.terminal import TrainDisplay
+from pixellm.cli.display import TrainDisplay
 from pixellm.training import stream, trainer
 from pixellm.training.trainer import train
 from pixellm.types import Sample

@@ -27,7 +27,7 @@ def squares(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_7b_recipe_is_planned_without_weights_data_or_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pixellm.cli import app
+    from pixellm.cli.main import app
 
     monkeypatch.chdir(tmp_path)
     recipe = str(ROOT / "recipes" / "pixellm_7b.yaml")
@@ -134,7 +134,7 @@ def test_the_data_of_evaluations_are_opened_and_listed(tmp_path: Path) -> None:
 def test_a_dry_run_shows_what_it_would_be_evaluated_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pixellm.cli import app
+    from pixellm.cli.main import app
 
     monkeypatch.chdir(tmp_path)
     raw = real_config(tmp_path).model_dump(mode="json")

@@ -8,7 +8,7 @@ processors; it knows no files but pictures, no terminal and no network.
 from pixellm.engine.chat import ChatSession
 from pixellm.engine.engine import MAX_NEW_TOKENS, Engine
 from pixellm.engine.loading import load, pick_device, pick_dtype
-from pixellm.model.sampling import AnswerOptions
+from pixellm.engine.sampling import AnswerOptions
 
 __all__ = [
     "MAX_NEW_TOKENS",

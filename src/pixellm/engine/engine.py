@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from pixellm.engine.batch import AnswerLoop, Chooser, choose_by_options
+from pixellm.engine.cache import SlotRows, compile_forward
 from pixellm.engine.chat import ChatSession
 from pixellm.engine.grounding import Grounder, Mask, segment
 from pixellm.engine.images import ImageCache, PreparedImage
 from pixellm.engine.jobs import Job, PromptBuilder
+from pixellm.engine.prefixes import PrefixStore
+from pixellm.engine.sampling import AnswerOptions
 from pixellm.model.few_rows import read_few_rows_fast
-from pixellm.model.generation import AnswerLoop, Chooser, choose_by_options
 from pixellm.model.modeling import PixelLMForConditionalGeneration
-from pixellm.model.prefixes import PrefixStore
-from pixellm.model.sampling import AnswerOptions
-from pixellm.model.slots import SlotRows, compile_forward
 from pixellm.processing.image import load_image
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.types import Prediction, Request, Segment

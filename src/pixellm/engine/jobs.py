@@ -9,11 +9,11 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+from pixellm.engine.batch import GeneratedAnswer
 from pixellm.engine.images import PreparedImage
+from pixellm.engine.row import Prompt
+from pixellm.engine.sampling import AnswerOptions
 from pixellm.model.config import PixelLMConfig
-from pixellm.model.generation import GeneratedAnswer
-from pixellm.model.rows import Prompt
-from pixellm.model.sampling import AnswerOptions
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.processing.prompts import EncodedDialogue, dialogue_messages
 from pixellm.types import Request

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from pixellm.model.memory import is_out_of_memory
+from pixellm.engine.out_of_memory import is_out_of_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

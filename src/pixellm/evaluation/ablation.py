@@ -110,9 +110,9 @@ def score_variant(
         ValueError: an unknown split, or answers that don't fit their questions.
         ImportError: the extra ``scenes`` is not installed.
     """
-    from pixellm.data.scenes.dataset import ScenesDataset
-    from pixellm.data.scenes.knowledge import load_knowledge
-    from pixellm.data.scenes.phrasing import concept_of_phrase
+    from pixellm.scenes.dataset import ScenesDataset
+    from pixellm.scenes.knowledge import load_knowledge
+    from pixellm.scenes.phrasing import concept_of_phrase
 
     knowledge = load_knowledge()
     dataset = ScenesDataset(split, seed, num_scenes, dialogues_per_image)

@@ -107,7 +107,7 @@ def guess_scenes(
         ValueError: an unknown guess or split.
         ImportError: the extra ``scenes`` is not installed.
     """
-    from pixellm.data.scenes.dataset import ScenesDataset
+    from pixellm.scenes.dataset import ScenesDataset
 
     if name not in GUESSES:
         raise ValueError(f"There is no guess {name!r}; use {', '.join(GUESSES)}.")

@@ -206,7 +206,7 @@ class SceneQuestions(Sequence[Sample]):
     """
 
     def __init__(self, split: str, seed: int, num_scenes: int, dialogues_per_image: int) -> None:
-        from pixellm.data.scenes.dataset import ScenesDataset
+        from pixellm.scenes.dataset import ScenesDataset
 
         self._dataset = ScenesDataset(
             split=split, seed=seed, length=num_scenes, dialogues_per_image=dialogues_per_image

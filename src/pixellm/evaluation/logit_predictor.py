@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from pixellm.engine import Engine
+from pixellm.engine.batch import GeneratedAnswer, generate_answers
 from pixellm.engine.grounding import is_sure
 from pixellm.evaluation.forced import decode_logits, encode_pictures, score_of_masks
 from pixellm.evaluation.records import MASK_LOGITS
-from pixellm.model.generation import GeneratedAnswer, generate_answers
 from pixellm.processing.phrases import phrase_before
 from pixellm.processing.prompts import dialogue_messages
 from pixellm.types import Prediction, Request, Segment

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from pixellm.data.scenes.phrasing import NUMBERS
+from pixellm.scenes.phrasing import NUMBERS
 
 COUNTING_KIND = "counting"
 TEXT_KINDS = frozenset({COUNTING_KIND, "plain"})

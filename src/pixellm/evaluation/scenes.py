@@ -50,9 +50,9 @@ def evaluate_scenes(
         ValueError: an unknown split, or answers that don't fit their questions.
         ImportError: the extra ``scenes`` is not installed.
     """
-    from pixellm.data.scenes.dataset import ScenesDataset
-    from pixellm.data.scenes.knowledge import load_knowledge
-    from pixellm.data.scenes.phrasing import concept_of_phrase
+    from pixellm.scenes.dataset import ScenesDataset
+    from pixellm.scenes.knowledge import load_knowledge
+    from pixellm.scenes.phrasing import concept_of_phrase
 
     knowledge = load_knowledge()
     dataset = ScenesDataset(
@@ -119,8 +119,8 @@ def report_records(records: Sequence[AnswerRecord], split: str, seed: int) -> Sc
     Raises:
         ImportError: the extra ``scenes`` is not installed.
     """
-    from pixellm.data.scenes.knowledge import load_knowledge
-    from pixellm.data.scenes.phrasing import concept_of_phrase
+    from pixellm.scenes.knowledge import load_knowledge
+    from pixellm.scenes.phrasing import concept_of_phrase
 
     knowledge = load_knowledge()
     numbers: dict[str, int] = {}

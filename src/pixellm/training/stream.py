@@ -21,8 +21,8 @@ from pixellm.training.config import DataSource, Stage
 from pixellm.types import Sample
 
 DATASETS: dict[str, str] = {
-    "scenes": "pixellm.data.scenes.dataset:ScenesDataset",
-    "single_target_scenes": "pixellm.data.scenes.single_target:SingleTargetScenes",
+    "scenes": "pixellm.scenes.dataset:ScenesDataset",
+    "single_target_scenes": "pixellm.scenes.single_target:SingleTargetScenes",
     **READERS,
 }
 """Name in a recipe -> `module:class`."""

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
-from pixellm.data.scenes.phrasing import join_phrases
+from pixellm.scenes.phrasing import join_phrases
 from pixellm.types import SEG_MARK, Target, Turn
 
 UNNAMED_SHARE = 0.2

@@ -20,8 +20,8 @@ from pixellm.data.readers.coco_pictures import photo_name
 from pixellm.data.readers.instances import is_inside
 from pixellm.data.readers.json_index import SpanList, scan_json
 from pixellm.data.readers.referring import load_phrases
-from pixellm.data.scenes.phrasing import join_phrases
 from pixellm.masks import segmentation_to_rle
+from pixellm.scenes.phrasing import join_phrases
 from pixellm.types import SEG_MARK, Sample, Target, Turn
 
 KIND = "muse"

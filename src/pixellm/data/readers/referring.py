@@ -19,7 +19,7 @@ from pixellm.data.readers.class_questions import (
     ask_for_regions,
     definite,
 )
-from pixellm.data.scenes.phrasing import join_phrases
+from pixellm.scenes.phrasing import join_phrases
 from pixellm.types import SEG_MARK, Target, Turn
 
 KIND = "referring"

@@ -1,0 +1,210 @@
+"""Seconds of the engine: against the released procedure, and as requests grow.
+
+Every answer is told (:mod:`measuring.workload`), so that length and targets are chosen and
+both sides write the same. Pictures are new to the engine in every run: nothing is kept from one
+to the next. Seconds are medians of repeated runs.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from measuring.flops import pixellm_flops
+from measuring.machine import measure_limits, median_seconds
+from measuring.phases import PHASES, PhaseClock
+from measuring.released import answer_as_released
+from measuring.workload import (
+    QUESTION,
+    ToldEngine,
+    random_pictures,
+    requests_about,
+    told_answer,
+)
+from pixellm.model.modeling import PixelLMForConditionalGeneration
+from pixellm.processing.processor import PixelLMProcessor
+from pixellm.processing.prompts import dialogue_messages
+from pixellm.types import Prediction, Request
+
+Row = dict[str, Any]
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model to measure.
+
+    Attributes:
+        model: in evaluation mode, on its device.
+        processor: the model's own.
+        repeats: runs of the engine that a median is taken of.
+        report: told what is being measured.
+    """
+
+    model: PixelLMForConditionalGeneration
+    processor: PixelLMProcessor
+    repeats: int = 5
+    report: Report = lambda text: None
+
+    def answer(
+        self, requests: Sequence[Request], told: Sequence[int], max_batch: int = 16
+    ) -> list[Prediction]:
+        """Answer requests with an engine that knows no picture yet."""
+        engine = ToldEngine(self.model, self.processor, len(told), max_batch=max_batch)
+        engine.told = told
+        return engine.predict_batch(requests)
+
+    def tell(self, length: int, targets: int) -> list[int]:
+        """See :func:`told_answer`."""
+        return told_answer(self.model, self.processor, length, targets)
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Median of the repeated runs."""
+        return median_seconds(work, self.model.device, self.repeats)
+
+    def fits(self, length: int, targets: int) -> bool:
+        """Whether each target has a word to stand behind."""
+        return length - 1 - targets * self.model.config.group_size >= max(targets, 1)
+
+
+def compare_with_released(
+    bench: Bench, lengths: Sequence[int], targets: Sequence[int], released_repeats: int = 1
+) -> list[Row]:
+    """The engine against the stand-in, for each length and number of targets that fits.
+
+    Returns:
+        Rows with the seconds of both, their ratio, and the engine's seconds by phase.
+    """
+    rows = []
+    (request,) = requests_about(random_pictures(1))
+    for length in lengths:
+        for count in (t for t in targets if bench.fits(length, t)):
+            bench.report(f"{length} tokens, {count} targets")
+            told = bench.tell(length, count)
+            work = partial(bench.answer, [request], told)
+            seconds = bench.seconds(work)
+            as_released = partial(answer_as_released, bench.model, bench.processor, request, told)
+            released = median_seconds(as_released, bench.model.device, released_repeats, 0)
+            rows.append(
+                {
+                    "tokens": length,
+                    "targets": count,
+                    "released_s": released,
+                    "engine_s": seconds,
+                    "ratio": released / seconds,
+                    **phases_of(bench, work),
+                }
+            )
+    return rows
+
+
+def phases_of(bench: Bench, work: Callable[[], object]) -> dict[str, float]:
+    """Median seconds of each phase, of what is left, and the steps of decoding."""
+    runs, steps = [], 0
+    for _ in range(bench.repeats):
+        with PhaseClock(bench.model) as clock:
+            whole = median_seconds(work, bench.model.device, 1, warm_ups=0)
+        rest = whole - sum(clock.seconds.values())
+        runs.append({**clock.seconds, "rest": rest})
+        steps = clock.steps
+    medians = {f"{p}_s": statistics.median(run[p] for run in runs) for p in (*PHASES, "rest")}
+    return {**medians, "steps": steps}
+
+
+def shares_of_limits(bench: Bench, rows: Sequence[Row]) -> list[Row]:
+    """How near each phase comes to what plain products reach on this machine.
+
+    Encoding, prefill and masks are held against a matrix product's FLOP/s, decoding against the
+    bandwidth at which the language model's weights would be read once a step.
+    """
+    limits = measure_limits(bench.model.device, bench.model.dtype)
+    messages = dialogue_messages((), QUESTION)
+    ids = bench.processor.codec.encode(messages, add_generation_prompt=True).ids
+    prompt_tokens = len(ids) - bench.model.config.num_image_tokens
+    text = [*bench.model.model.language_model.parameters(), *bench.model.lm_head.parameters()]
+    embeddings: Any = bench.model.get_input_embeddings()
+    unread = 0 if bench.model.lm_head.weight is embeddings.weight else embeddings.weight.numel()
+    weights = sum(p.numel() for p in {id(p): p for p in text}.values()) - unread
+    read = weights * bench.model.dtype.itemsize
+    shares = []
+    for row in rows:
+        words = row["tokens"] - row["targets"] * bench.model.config.group_size
+        flops = pixellm_flops(bench.model.config, prompt_tokens, words, row["targets"])
+        shares.append(
+            {
+                "tokens": row["tokens"],
+                "targets": row["targets"],
+                "encode_flops_share": flops.vision / row["encode_s"] / limits["flops"],
+                "prefill_flops_share": flops.prefill / row["prefill_s"] / limits["flops"],
+                "masks_flops_share": flops.masks / row["masks_s"] / limits["flops"],
+                "decode_bandwidth_share": read
+                * row["steps"]
+                / row["decode_s"]
+                / limits["bandwidth"],
+                "machine_gflops": limits["flops"] / 1e9,
+                "machine_gb_per_s": limits["bandwidth"] / 1e9,
+            }
+        )
+    return shares
+
+
+def grow_targets(bench: Bench, counts: Sequence[int], words: int = 32) -> list[Row]:
+    """One picture, the same number of words, more and more targets."""
+    rows: list[Row] = []
+    (request,) = requests_about(random_pictures(1))
+    for count in counts:
+        bench.report(f"{count} targets")
+        told = bench.tell(words + 1 + count * bench.model.config.group_size, count)
+        work = partial(bench.answer, [request], told)
+        row = {"targets": count, "engine_s": bench.seconds(work), **phases_of(bench, work)}
+        if rows:
+            first = rows[0]
+            further = (row["engine_s"] - first["engine_s"]) / (count - first["targets"])
+            step = first["decode_s"] / first["steps"]
+            row["further_target_s"] = further
+            row["beyond_a_step_over_encode"] = (further - step) / first["encode_s"]
+        rows.append(row)
+    return rows
+
+
+def grow_questions(bench: Bench, counts: Sequence[int], length: int, targets: int) -> list[Row]:
+    """Questions about one picture, asked together, against as many separate runs."""
+    told, (request,) = bench.tell(length, targets), requests_about(random_pictures(1))
+    alone = bench.seconds(partial(bench.answer, [request], told))
+    rows = []
+    for count in counts:
+        bench.report(f"{count} questions")
+        together = bench.seconds(partial(bench.answer, [request] * count, told))
+        row = {"questions": count, "together_s": together, "separate_s": alone * count}
+        rows.append({**row, "share": together / row["separate_s"]})
+    return rows
+
+
+def grow_batch(bench: Bench, counts: Sequence[int], length: int, targets: int) -> list[Row]:
+    """More and more pictures, each with its question, answered side by side."""
+    told, rows = bench.tell(length, targets), list[Row]()
+    for count in counts:
+        bench.report(f"batch of {count}")
+        requests = requests_about(random_pictures(count))
+        seconds = bench.seconds(partial(bench.answer, requests, told, max_batch=count))
+        rate = count / seconds
+        first = rows[0]["images_per_s"] if rows else rate
+        rows.append(
+            {"batch": count, "engine_s": seconds, "images_per_s": rate, "gain": rate / first}
+        )
+    return rows
+
+
+def grow_length(bench: Bench, lengths: Sequence[int], targets: int) -> list[Row]:
+    """Longer and longer answers with the same number of targets."""
+    rows = []
+    (request,) = requests_about(random_pictures(1))
+    for length in (n for n in lengths if bench.fits(n, targets)):
+        bench.report(f"{length} tokens")
+        work = partial(bench.answer, [request], bench.tell(length, targets))
+        row = {"tokens": length, "engine_s": bench.seconds(work)}
+        rows.append({**row, **phases_of(bench, work)})
+    return rows

@@ -1,0 +1,112 @@
+"""A dialogue about a picture in a terminal: questions in, answers with masks out.
+
+Reads lines, tells commands from questions and shows what the engine answers. It knows no model
+and no format of files. Bad input costs a sentence, never the dialogue.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from pixellm.answer_files import check_picture_name, overlay_bytes, write_files
+from pixellm.cli.display import print_answer
+
+if TYPE_CHECKING:
+    from pixellm.engine import ChatSession, Engine
+
+HELP = """Type a question about the picture. Earlier turns are kept in mind. Commands:
+  /save [PATH]   write the picture with the masks of the last answer
+  /image PATH    talk about another picture, or begin anew about the same one
+  /help          show this
+  /quit          leave (or Ctrl-D)"""
+
+
+def overlay_name(image: Path) -> Path:
+    """Where an overlay goes if nothing is said: the current folder, named after the picture."""
+    return Path(f"{image.stem}_pixellm.png")
+
+
+class Chat:
+    """A dialogue of several turns; the picture is encoded once.
+
+    Args:
+        engine: answers.
+        image: file of the picture.
+        console: where answers go.
+        errors: where complaints go.
+
+    Raises:
+        ValueError, OSError: the picture can't be read.
+    """
+
+    def __init__(self, engine: Engine, image: Path, console: Console, errors: Console) -> None:
+        self.engine = engine
+        self.console = console
+        self.errors = errors
+        self.open(image)
+
+    def open(self, image: Path) -> None:
+        """Begin a dialogue about a picture."""
+        session = self.engine.chat(image)
+        self.image: Path = image
+        self.session: ChatSession = session
+
+    def run(self) -> None:
+        """Read lines until /quit or the end of the input."""
+        with suppress(ImportError):  # line editing and history, where the system has them
+            import readline  # noqa: F401
+        prompt = "> " if sys.stdin.isatty() else ""
+        while True:
+            try:
+                line = input(prompt)
+            except EOFError:
+                return
+            if line.split()[:1] == ["/quit"]:
+                return
+            self.handle(line)
+
+    def handle(self, line: str) -> None:
+        """Do what one line says; complain in one sentence where that is impossible."""
+        if not line.strip():
+            return
+        try:
+            if line.startswith("/"):
+                self._obey(*line.split(maxsplit=1))
+            else:
+                print_answer(self.console, self.session.ask(line))
+        except (ValueError, OSError) as error:
+            self._complain(str(error))
+        except (RuntimeError, MemoryError) as error:
+            from pixellm.engine.out_of_memory import is_out_of_memory
+
+            if not is_out_of_memory(error):
+                raise
+            self._complain("There is not enough memory for this; ask about a smaller picture.")
+
+    def _complain(self, sentence: str) -> None:
+        self.errors.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+    def _obey(self, command: str, argument: str = "") -> None:
+        path = Path(argument.strip()).expanduser()
+        if command == "/help":
+            self.console.print(HELP, markup=False, highlight=False)
+        elif command == "/save":
+            self._save(path if argument else overlay_name(self.image))
+        elif command == "/image" and argument:
+            self.open(path)
+        elif command == "/image":
+            raise ValueError("Name the picture: /image PATH.")
+        else:
+            raise ValueError(f"There is no command {command}; /help lists them.")
+
+    def _save(self, path: Path) -> None:
+        if self.session.last is None:
+            raise ValueError("There is no answer to save yet; ask something first.")
+        check_picture_name(path, original=self.image)
+        write_files({path: overlay_bytes(self.session.image, self.session.last, path.suffix)})
+        self.console.print(f"Saved {path}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,135 @@
+"""The commands ``pixellm data check`` and ``pixellm data preview``: data before it is trained on.
+
+Reads options, calls :mod:`pixellm.data` and prints what came of it; what a bad row is, is none of
+its business. :func:`add_data_commands` puts the commands into the command line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pixellm.cli.console import reader_options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pixellm.data.check import SplitReport
+
+_Images = Annotated[
+    Path | None, typer.Option(help="Folder of the photos, where they do not lie as usual.")
+]
+_With = Annotated[
+    list[str] | None,
+    typer.Option("--with", metavar="NAME=VALUE", help="An option of the reader; may be repeated."),
+]
+
+
+def add_data_commands(app: typer.Typer) -> None:
+    """Add ``check`` and ``preview`` to a command line."""
+    app.command(
+        epilog="Examples:\n\n    pixellm data check datasets"
+        "\n\n    pixellm data check datasets --set refcoco --set ade20k --report bad.csv"
+        "\n\n    pixellm data check curated --images train2017"
+        "\n\n    pixellm data check mine.json --images photos"
+    )(check)
+    app.command(
+        epilog="Examples:\n\n    pixellm data preview ade20k --root datasets --out look"
+        "\n\n    pixellm data preview coco --root photos --with targets=regions --out look"
+        "\n\n    pixellm data preview mine.jsonl --out look"
+    )(preview)
+
+
+def check(
+    root: Annotated[Path, typer.Argument(help="Folder of data sets, or one file.")],
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Only this data set; may be repeated.")
+    ] = None,
+    splits: Annotated[
+        list[str] | None, typer.Option("--split", help="Only this split; may be repeated.")
+    ] = None,
+    images: _Images = None,
+    options: _With = None,
+    limit: Annotated[int, typer.Option(min=0, help="Bad rows shown of each split.")] = 50,
+    report: Annotated[Path | None, typer.Option(help="CSV file for all bad rows.")] = None,
+) -> None:
+    """Say which data sets are there, what they hold, and every row that can't be used.
+
+    Ends with exit code 1 where a row is bad or a set is incomplete.
+    """
+    from rich.console import Console
+
+    from pixellm.answer_files import write_files
+    from pixellm.data.check import absent_sets, bad_rows_to_csv, check_found, find_sets
+
+    found = find_sets(root, sets or (), splits or (), _options(images, options))
+    if not found:
+        raise ValueError(f"{root} holds no data set in a known layout; see docs/data.md.")
+    console = Console()
+    reports = []
+    for one in found:
+        with Console(stderr=True).status(f"Checking {one.label}"):
+            reports.append(check_found(one))
+        _show_report(console, reports[-1], limit)
+    if root.is_dir() and not sets:
+        for reader in absent_sets(found):
+            typer.echo(f"Not there: {reader.name} ({reader.title}): {reader.obtain}.")
+    if images is None and any(
+        "picture is missing" in b.reason for r in reports for b in r.bad_rows
+    ):
+        typer.echo("Where the pictures lie elsewhere, name their folder with --images.")
+    if report is not None:
+        write_files({report: bad_rows_to_csv(reports)})
+        typer.echo(f"Wrote {report}")
+    if any(one.bad_rows for one in reports):
+        raise typer.Exit(1)
+
+
+def preview(
+    data: Annotated[str, typer.Argument(metavar="SET", help="A data set's name, or one file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page and the pictures.")],
+    root: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path(),
+    split: Annotated[str, typer.Option(help="The set's training split where not given.")] = "",
+    num: Annotated[int, typer.Option(min=1, help="Dialogues to show.")] = 12,
+    seed: Annotated[int, typer.Option(help="Another seed shows others.")] = 0,
+    images: _Images = None,
+    options: _With = None,
+) -> None:
+    """Show a data set: pictures with masks, questions and answers, as a page and a sheet."""
+    from pixellm.data.check import find_sets
+    from pixellm.data.preview import write_preview
+    from pixellm.data.registry import READERS, open_reader, reader_class
+
+    chosen = {**_options(images, options), "seed": seed}
+    if data not in READERS and Path(data).is_file():
+        (found,) = find_sets(Path(data), options=chosen)
+        reader = found.open()
+    else:
+        reader = open_reader(data, root, split or reader_class(data).splits[0], **chosen)
+    written = write_preview(reader, out, num, f"{data} {reader.split}")
+    for problem in written.problems:
+        typer.echo(f"Not shown: {problem}", err=True)
+    typer.echo(f"To look at: {written.page} and {written.sheet}")
+
+
+def _options(images: Path | None, options: list[str] | None) -> dict[str, Any]:
+    """All options of a reader by name; the folder of photos stays right in any other folder."""
+    folder = {} if images is None else {"images": str(images.absolute())}
+    return {**folder, **reader_options(options)}
+
+
+def _show_report(console: Console, report: SplitReport, limit: int) -> None:
+    counts = ", ".join(f"{number:,} {name}" for name, number in report.counts.items())
+    state = f"{len(report.bad_rows):,} bad rows" if report.bad_rows else "no bad row"
+    console.print(
+        f"{report.found.label}: {counts or 'not readable'}; {state}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    for bad in report.bad_rows[:limit]:
+        console.print(f"  {bad}", highlight=False, markup=False, soft_wrap=True)
+    if len(report.bad_rows) > limit:
+        typer.echo(f"  and {len(report.bad_rows) - limit:,} more; --report lists them all")

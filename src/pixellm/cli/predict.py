@@ -1,0 +1,219 @@
+"""The command ``pixellm predict``, and ``pixellm segment`` with ``--batch``: many pictures.
+
+Reads options, shows a progress bar and calls :mod:`pixellm.prediction`; how a job goes on after a
+kill is not its business. :func:`add_commands` puts the command into the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pixellm.cli.console import import_quietly, open_console, reader_options
+
+if TYPE_CHECKING:
+    from pixellm.engine import Engine
+    from pixellm.prediction.rows import Row
+
+_Question = Annotated[
+    str, typer.Argument(help="Asked about each picture of a folder, and where a line has none.")
+]
+_Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSONL file of answers; DATASET_pixellm.jsonl where not given, of a data set "
+        "DATASET_SPLIT_pixellm.jsonl."
+    ),
+]
+_Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="ROOT", help="DATASET is a data set in this folder of them; data where not given."
+    ),
+]
+_Split = Annotated[
+    str,
+    typer.Option(help="Part of the data set; its benchmark's, val or the first where not given."),
+]
+_With = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with",
+        metavar="NAME=VALUE",
+        help="An option of the data set's reader; of scenes num, dialogues or seed; repeatable.",
+    ),
+]
+_Ray = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="WORKERS",
+        help="Answer on a Ray cluster with so many engines, on a GPU each where there are any.",
+    ),
+]
+
+
+MinScore = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Withhold masks of a lower score; the model's own limit if not given.",
+    ),
+]
+Quantize = Annotated[
+    str | None, typer.Option(help="int8 or int4: the language model's weights in so many bits.")
+]
+Offload = Annotated[
+    Path | None,
+    typer.Option(help="Folder for weights that fit neither the GPU nor memory; spreads the model."),
+]
+
+
+@dataclass(frozen=True)
+class EngineLoader:
+    """Loads an engine in whichever process it is called; small enough to be sent there."""
+
+    model: str
+    device: str
+    dtype: str
+    quantize: str | None = None
+    offload: Path | None = None
+    min_score: float | None = None
+
+    def __call__(self) -> Engine:
+        """Load it."""
+        engine: Engine = import_quietly("pixellm.engine").load(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            quantize=self.quantize,
+            offload_folder=self.offload,
+            min_mask_score=self.min_score,
+        )
+        return engine
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add ``predict`` to a command line."""
+    app.command(
+        epilog="Examples:\n\n    pixellm predict questions.jsonl --out answers.jsonl"
+        '\n\n    pixellm predict photos "All the cups, please." --batch-size 8'
+        "\n\n    pixellm predict refcoco --data datasets --split val --out refcoco.jsonl"
+        "\n\n    pixellm predict scenes --split test --with num=100"
+        "\n\n    pixellm predict questions.jsonl --ray 4"
+    )(predict)
+
+
+def predict(
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            help="JSONL of image and question, a folder of pictures, or a data set's name, such "
+            "as refcoco, muse or scenes; a wrong name lists all."
+        ),
+    ],
+    question: _Question = "",
+    out: _Out = None,
+    data: _Data = None,
+    split: _Split = "",
+    options: _With = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Questions answered, and written to OUT, together.")
+    ] = 32,
+    min_score: MinScore = None,
+    ray: _Ray = 0,
+    model: Annotated[
+        str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")
+    ] = "nano",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    quantize: Quantize = None,
+    offload: Offload = None,
+) -> None:
+    """Answer questions about many pictures; the same command goes on where a stopped one was."""
+    rows: Sequence[Row]
+    if data or split or options or _names_a_set(dataset, question):
+        rows, name = _open_set(str(dataset), question, data or Path("data"), split, options)
+    else:
+        from pixellm.prediction.rows import read_rows
+
+        rows, name = read_rows(dataset, question), dataset.resolve().stem
+    loader = EngineLoader(model, device, dtype, quantize, offload, min_score)
+    _run_and_report(rows, out or Path(f"{name}_pixellm.jsonl"), loader, batch_size, ray)
+
+
+def _names_a_set(dataset: Path, question: str) -> bool:
+    """Whether a data set is meant; a file goes first, and a folder that is asked a question.
+
+    Raises:
+        FileNotFoundError: there is nothing of that name.
+    """
+    from pixellm.prediction.sets import SET_NAMES
+
+    if dataset.is_file() or (dataset.is_dir() and (question or str(dataset) not in SET_NAMES)):
+        return False
+    if str(dataset) in SET_NAMES:
+        return True
+    raise FileNotFoundError(
+        f"There is no file or folder {dataset}, and no data set of that name; known: "
+        f"{', '.join(SET_NAMES)}."
+    )
+
+
+def _open_set(
+    name: str, question: str, root: Path, split: str, options: list[str] | None
+) -> tuple[Sequence[Row], str]:
+    """The questions of a data set, and what its file of answers is called."""
+    from pixellm.prediction.sets import open_rows, usual_split
+
+    if question:
+        raise ValueError(f"The data set {name} has its own questions; leave out {question!r}.")
+    split = split or usual_split(name)
+    with open_console(stderr=True).status(f"Opening {name} {split}"):
+        return open_rows(name, root, split, reader_options(options)), f"{name}_{split}"
+
+
+def _run_and_report(
+    rows: Sequence[Row], target: Path, load: EngineLoader, batch_size: int, ray_workers: int
+) -> None:
+    """Run a job with a progress bar; say at the end what was written and what went wrong."""
+    from pixellm.cli.display import answers_progress
+    from pixellm.prediction.cluster import answer_on_ray
+    from pixellm.prediction.job import answer_here, run_job
+
+    if ray_workers:
+        device = _device_of_workers(load.device)
+        gpus = 1.0 if device == "cuda" else 0.0
+        spread = answer_on_ray(replace(load, device=device), load.model, ray_workers, gpus)
+    else:
+        spread = answer_here(load, load.model)
+    try:
+        with answers_progress(open_console(stderr=True)) as progress:
+            state = run_job(rows, target, load.model, spread, batch_size, progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
+    typer.echo(f"Wrote {target}: {state.done - state.bad} answers.")
+    if state.bad:
+        typer.echo(f'{state.bad} rows have no answer; their "error" says why.', err=True)
+
+
+def _device_of_workers(device: str) -> str:
+    """Where the engines of a cluster run: "cuda" is the one GPU that Ray lends a worker.
+
+    Raises:
+        ValueError: a certain GPU is asked for, which all workers would share.
+    """
+    if device.startswith("cuda:"):
+        raise ValueError(
+            f"With --ray each worker is lent a GPU of its own: say --device cuda, not {device}."
+        )
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "auto"

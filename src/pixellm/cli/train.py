@@ -1,0 +1,146 @@
+"""The commands ``pixellm train`` and ``pixellm merge``.
+
+Reads options, shows a run or its plan and calls :mod:`pixellm.training`; how a run works is not
+its business. :func:`add_commands` puts the commands into the command line.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pixellm.cli.console import import_quietly, open_console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pixellm.training.config import RunConfig
+    from pixellm.training.plan import EvaluationPlan, RunPlan, StagePlan
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add ``train`` and ``merge`` to a command line."""
+    app.command(
+        epilog="Examples:\n\n    pixellm train recipes/nano.yaml"
+        "\n\n    pixellm train recipes/nano.yaml --set name=trial --set stages.0.steps=100"
+        "\n\n    pixellm train recipes/nano.yaml --resume"
+        "\n\n    pixellm train recipes/pixellm_7b.yaml --dry-run --gpus 8"
+    )(train)
+    app.command(
+        epilog="Examples:\n\n    pixellm merge runs/pixellm-7b --out pixellm-7b-mine"
+        "\n\n    pixellm merge runs/pixellm-7b/checkpoints/step_00001500 --out early"
+    )(merge)
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML file that describes the run.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=VALUE", help="Change a setting; may be repeated."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would train, memory and steps; no training."),
+    ] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs that a dry run plans for.")] = 1,
+) -> None:
+    """Train a model as a recipe says."""
+    from pixellm.training.config import load_config
+
+    config = load_config(recipe, overrides or ())
+    if dry_run:
+        return _show_plan(config, gpus)
+    from pixellm.cli.display import TrainDisplay
+
+    trainer = import_quietly("pixellm.training.trainer")
+    try:
+        with TrainDisplay(open_console(stderr=True)) as display:
+            folder = trainer.train(config, on_event=display, resume=resume)
+    except KeyboardInterrupt:
+        again = f"pixellm train {recipe} --resume"
+        raise KeyboardInterrupt(f"Stopped; go on from the last checkpoint: {again}") from None
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"The model is in {folder / 'model'}")
+    return None
+
+
+def merge(
+    source: Annotated[str, typer.Argument(help="A run's folder, or one of its checkpoints.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
+    dtype: Annotated[
+        str, typer.Option(help="auto (as the model was before), float32, bfloat16 or float16.")
+    ] = "auto",
+) -> None:
+    """Write adapters and the model that they belong to as one whole model."""
+    merging = import_quietly("pixellm.checkpoint.merging")
+    with open_console(stderr=True).status(f"Merging {source}"):
+        merging.merge_adapters(source, out, dtype=dtype)
+    typer.echo(f"Wrote {out}")
+
+
+def _show_plan(config: RunConfig, gpus: int) -> None:
+    """What the run would do: model, data, what trains, steps, memory, and what is missing."""
+    plan = import_quietly("pixellm.training.plan").plan_run(config, num_gpus=gpus)
+    console = open_console()
+    size = "not known" if plan.num_parameters is None else f"{plan.num_parameters:,} parameters"
+    console.print(f"Run {plan.name}: {size}, {gpus} GPU{'s' if gpus > 1 else ''}.")
+    console.print(_sources_table(plan))
+    if plan.evaluation is not None:
+        console.print(_evaluation_line(plan.evaluation), soft_wrap=True, highlight=False)
+    for stage in plan.stages:
+        console.print(_stage_table(stage))
+        console.print(_memory_table(stage))
+    for problem in plan.problems:
+        console.print(f"Missing: {problem}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _sources_table(plan: RunPlan) -> Table:
+    from pixellm.cli.display import plain_table
+
+    table = plain_table("data", "share", "items", title="Mixture")
+    for source in plan.sources:
+        length = "not here" if source.length is None else f"{source.length:,}"
+        table.add_row(source.name, f"{source.share:.1%}", length)
+    return table
+
+
+def _evaluation_line(evaluation: EvaluationPlan) -> str:
+    count = evaluation.num_pictures
+    pictures = "not here" if count is None else f"{count:,} pictures"
+    steps = f"every {evaluation.every_steps:,} steps and behind each stage"
+    return f"Evaluation on {evaluation.name} ({pictures}), {steps}."
+
+
+def _stage_table(stage: StagePlan) -> Table:
+    from pixellm.cli.display import plain_table
+
+    epoch = "unknown" if stage.steps_per_epoch is None else f"{stage.steps_per_epoch:,}"
+    title = (
+        f"Stage {stage.name}: {stage.steps:,} steps of {stage.samples_per_step} pictures; "
+        f"{epoch} steps an epoch"
+    )
+    table = plain_table("module", "optimizer", "learning rate", "parameters", title=title)
+    for row in stage.rows:
+        frozen = row["optimizer"] == "frozen"
+        rate = "-" if frozen else f"{row['learning_rate']:.1e}"
+        table.add_row(row["module"], row["optimizer"], rate, f"{row['parameters']:,}")
+    trained = sum(row["parameters"] for row in stage.rows if row["optimizer"] != "frozen")
+    table.add_row("all that trains", "", "", f"{trained:,}")
+    return table
+
+
+def _memory_table(stage: StagePlan) -> Table:
+    from pixellm.cli.display import plain_table
+
+    columns = ("strategy", "GPUs", "weights", "gradients", "optimizer", "activations", "total")
+    title = "Memory per GPU in GB, estimated; the CUDA context comes on top"
+    table = plain_table(*columns, title=title)
+    for row in stage.memory:
+        parts = (row.weights, row.gradients, row.optimizer, row.activations, row.total)
+        name = "one GPU" if row.num_gpus == 1 else row.strategy
+        table.add_row(name, str(row.num_gpus), *(f"{part / 1e9:.1f}" for part in parts))
+    return table

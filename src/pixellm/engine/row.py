@@ -1,0 +1,203 @@
+"""Rows being answered, and how a language model reads their ids, each row on its own.
+
+:class:`SeparateRows` is right for every family of language models; :mod:`pixellm.engine.cache`
+reads many rows together where the family allows it. Knows ids and tensors only.
+Shape legend: B rows, F new ids of a row, D text width, S image tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from pixellm.engine.sampling import AnswerOptions, Sampler
+from pixellm.model.modeling import PixelLMForConditionalGeneration
+from pixellm.model.outputs import CACHE_ARGUMENT
+
+_GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
+"""Layers of caches that take several ids at a time, whatever was read before."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What one answer is written to.
+
+    Attributes:
+        ids: the prompt, image placeholders expanded.
+        max_new_tokens: most ids of the answer; a group that does not fit is cut and leaves no
+            mask.
+        image_tokens: (S, D) inputs that stand for the placeholders; None for text alone.
+        visible: for each leading id whether it may be attended to; ids behind them all may.
+        prefix: number of leading ids up to and including the picture.
+        key: names the picture; prompts of one key share what was read of their common beginning.
+            None shares nothing.
+        keep: keep what was read of prompt and answer, for the next turn of a dialogue.
+        options: how the answer is written.
+
+    Raises:
+        ValueError: no ids, or a limit below 1.
+    """
+
+    ids: tuple[int, ...]
+    max_new_tokens: int
+    image_tokens: Tensor | None = None
+    visible: tuple[bool, ...] = ()
+    prefix: int = 0
+    key: Hashable | None = None
+    keep: bool = False
+    options: AnswerOptions = field(default_factory=AnswerOptions)
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise ValueError("A prompt holds no ids; there is nothing to answer.")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
+
+
+class Row:
+    """A prompt, and how far its answer has come.
+
+    Attributes:
+        index: number of the prompt, in the order in which prompts came.
+        prompt: what is answered.
+        sampler: the row's own random stream.
+        ids: prompt and answer so far.
+        read: leading ids that the language model has read and still remembers.
+        used: leading ids whose states were made use of; more than ``read`` only for a row that
+            gave up its memory and has to be read again.
+        told: ids of the answer that were handed out.
+        state: (D,) state of the last id read; None before.
+        group: states of the codebook group being written.
+        cache: what the language model remembers of the row, where it is kept for each row.
+    """
+
+    def __init__(self, index: int, prompt: Prompt) -> None:
+        self.index = index
+        self.prompt = prompt
+        self.sampler = Sampler(prompt.options)
+        self.ids = list(prompt.ids)
+        self.read = 0
+        self.used = len(prompt.ids)
+        self.told = 0
+        self.state: Tensor | None = None
+        self.group: list[Tensor] = []
+        self.cache: Any = None
+
+    @property
+    def turn(self) -> list[int]:
+        """Ids that were chosen and not yet handed out."""
+        return self.ids[len(self.prompt.ids) + self.told :]
+
+    @property
+    def limit(self) -> int:
+        """How many more ids may be handed out."""
+        return self.prompt.max_new_tokens - self.told
+
+
+class Reader(Protocol):
+    """Holds the rows being answered and lets the language model read their next ids.
+
+    Attributes:
+        rows: in any order; ``enter`` appends.
+        spare_ids: ids of padding that cost less than another pass over the weights.
+        shares_prefixes: whether ``copy`` and ``paste`` work.
+    """
+
+    rows: list[Row]
+    spare_ids: float
+    shares_prefixes: bool
+
+    def enter(self, row: Row) -> None:
+        """Make room for a row of which nothing was read."""
+        ...
+
+    def leave(self, row: Row) -> None:
+        """Forget a row."""
+        ...
+
+    def clear(self) -> None:
+        """Forget every row, and give the memory back."""
+        ...
+
+    def feed(self, rows: Sequence[Row], feeds: Sequence[Sequence[int]]) -> Tensor:
+        """Read the ids ``feeds`` behind ``row.read`` of each row.
+
+        Returns:
+            (B, F, D) states after the final norm, rows aligned on the left.
+        """
+        ...
+
+    def copy(self, row: Row, length: int) -> list[tuple[Tensor, Tensor]]:
+        """What is remembered of a row's first ``length`` ids: keys and values of each layer."""
+        ...
+
+    def paste(self, row: Row, memory: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
+        """Remember the first ``length`` ids of a copy as the row's own."""
+        ...
+
+
+class SeparateRows:
+    """Reads every row on its own, without padding: for families that nothing is known of.
+
+    Where the family's own cache takes several ids at a time it is used; otherwise the whole row is
+    read anew for each step, which is slow and always right.
+    """
+
+    spare_ids = float("inf")
+    shares_prefixes = False
+
+    def __init__(self, model: PixelLMForConditionalGeneration) -> None:
+        self.model = model
+        self.rows: list[Row] = []
+        layers = DynamicCache(config=model.config.text_config).layers
+        self.uses_cache = bool(layers) and all(type(layer) in _GROWING for layer in layers)
+
+    def enter(self, row: Row) -> None:
+        """Add a row."""
+        self.rows.append(row)
+
+    def leave(self, row: Row) -> None:
+        """Forget a row and its cache."""
+        self.rows.remove(row)
+        row.cache = None
+
+    def clear(self) -> None:
+        """Forget every row."""
+        for row in self.rows.copy():
+            self.leave(row)
+
+    def feed(self, rows: Sequence[Row], feeds: Sequence[Sequence[int]]) -> Tensor:
+        """See :class:`Reader`."""
+        states = [self._read(row, feed) for row, feed in zip(rows, feeds, strict=True)]
+        return torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
+
+    def copy(self, row: Row, length: int) -> list[tuple[Tensor, Tensor]]:
+        """Not offered: caches of unknown families can't be cut."""
+        raise NotImplementedError
+
+    def paste(self, row: Row, memory: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
+        """Not offered: caches of unknown families can't be cut."""
+        raise NotImplementedError
+
+    def _read(self, row: Row, feed: Sequence[int]) -> Tensor:
+        """States (F, D) of one row's next ids."""
+        device, end = self.model.device, row.read + len(feed)
+        first = row.read if row.cache is not None else 0
+        visible = [*row.prompt.visible, *[True] * end][:end]
+        image = row.prompt.image_tokens if first == 0 else None
+        output = self.model.model(
+            torch.tensor([row.ids[first:end]], device=device),
+            image_tokens=None if image is None else image[None],
+            attention_mask=torch.tensor([visible], dtype=torch.long, device=device),
+            position_ids=torch.arange(first, end, device=device)[None],
+            cache=row.cache,
+            use_cache=self.uses_cache,
+        )
+        row.cache = getattr(output, CACHE_ARGUMENT) if self.uses_cache else None
+        states: Tensor = output.last_hidden_state[0, -len(feed) :]
+        return states

@@ -1,0 +1,212 @@
+"""Dialogues about a scene: chooses kinds of questions by weight and checks what may be asked.
+
+The kinds themselves live in ``questions_things``, ``_places`` and ``_words``, their wording in
+``templates.toml``. This module knows neither pictures nor models.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+from pixellm.scenes import questions_places as places
+from pixellm.scenes import questions_things as things
+from pixellm.scenes import questions_words as words
+from pixellm.scenes.knowledge import Knowledge
+from pixellm.scenes.phrasing import concept_of_phrase
+from pixellm.scenes.questions_things import Draft
+from pixellm.scenes.scene import Scene
+from pixellm.scenes.scene_view import SceneView
+from pixellm.types import Turn
+
+__all__ = ["DEFAULT_WEIGHTS", "KINDS", "check_weights", "compose_dialogues", "concept_of_phrase"]
+
+Ask = Callable[[SceneView, random.Random], Draft | None]
+Allowed = Callable[[str, str], bool]
+
+_PLAIN: tuple[Ask, ...] = (
+    words.ask_if_there,
+    words.ask_color,
+    words.ask_membership,
+    places.ask_largest_in_words,
+    places.ask_if_beside,
+)
+
+
+def _ask_plain(view: SceneView, rng: random.Random) -> Draft | None:
+    return rng.choice(_PLAIN)(view, rng)
+
+
+_ASK: Mapping[str, Ask] = {
+    "naming": things.ask_by_name,
+    "several": things.ask_several,
+    "choice": things.ask_choice,
+    "instances": things.ask_instances,
+    "category": things.ask_by_category,
+    "use": things.ask_by_use,
+    "half": places.ask_half,
+    "relative": places.ask_relative,
+    "nearest": places.ask_nearest,
+    "size": places.ask_size,
+    "order": places.ask_order,
+    "activity": things.ask_activity,
+    "negative": things.ask_for_absent,
+    "counting": words.ask_number,
+    "plain": _ask_plain,
+}
+
+KINDS: tuple[str, ...] = (*_ASK, "follow_up")
+"""Every value of ``Turn.kind``. A "follow_up" is the second turn of a dialogue."""
+
+_ASK_WEIGHED: Mapping[str, Ask] = {
+    **_ASK,
+    "negative_group": things.ask_for_absent_group,
+    "many": things.ask_many,
+    "repeat": words.ask_to_repeat,
+    "where": words.ask_where,
+}
+"""What can be weighed: the kinds, and parts of kinds whose turns are of the whole kind."""
+
+DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(
+    {
+        "naming": 1.0,
+        "several": 1.0,
+        "instances": 1.0,
+        "category": 1.0,
+        "use": 1.2,
+        "half": 1.0,
+        "relative": 1.4,
+        "nearest": 1.0,
+        "size": 1.0,
+        "activity": 0.9,
+        "negative": 0.9,
+        "counting": 0.6,
+        "plain": 0.8,
+        "follow_up": 0.8,
+    }
+)
+"""How often each kind is tried when the caller gives no weights.
+
+"choice", "order" and parts of kinds are asked only where they are weighed.
+"""
+
+_FOLLOWED = ("naming", "several", "instances", "category", "use", "half", "nearest", "size")
+"""Kinds that a second turn can refer to."""
+
+_TRIES_PER_KIND = 6
+"""A kind that fails this often in a row is not tried again in the scene."""
+
+
+def compose_dialogues(
+    scene: Scene,
+    knowledge: Knowledge,
+    rng: random.Random,
+    num_dialogues: int,
+    *,
+    kinds: Mapping[str, float] | None = None,
+    allowed: Allowed | None = None,
+) -> list[tuple[Turn, ...]]:
+    """Different true dialogues about a scene, of one turn or two.
+
+    Answers name things left to right by their centres, except that "several" and "activity"
+    follow the order of the question. The same arguments give the same dialogues.
+
+    Args:
+        scene: what is drawn; its objects' concepts must be in ``knowledge``.
+        knowledge: the tables.
+        rng: the only source of chance.
+        num_dialogues: how many to make at most; a poor scene may allow fewer.
+        kinds: weight of each kind; :data:`DEFAULT_WEIGHTS` if None. A kind left out is not asked.
+            "negative_group" asks for absent categories and uses alone, beside "negative";
+            "many" asks for three things and more, a "several" question; "repeat" has words said
+            again and "where" has places told in words, "plain" ones.
+        allowed: tells whether a kind of question may have a concept among its targets.
+
+    Returns:
+        At most ``num_dialogues`` dialogues; empty where the scene allows none.
+
+    Raises:
+        ValueError: weights that :func:`check_weights` refuses, or a concept that the tables lack.
+    """
+    weights = dict(DEFAULT_WEIGHTS if kinds is None else kinds)
+    check_weights(weights)
+    _check_concepts(scene, knowledge)
+    view = SceneView(scene, knowledge)
+    left = {kind: _TRIES_PER_KIND for kind, weight in weights.items() if weight > 0}
+    dialogues: list[tuple[Turn, ...]] = []
+    asked: set[object] = set()
+    while left and view.things and len(dialogues) < num_dialogues:
+        kind = rng.choices(list(left), [weights[one] for one in left])[0]
+        drafts = _draft_dialogue(view, rng, kind)
+        if drafts and _is_new(drafts, asked) and _are_allowed(drafts, allowed):
+            asked.update(_identities(drafts))
+            dialogues.append(tuple(_to_turn(draft) for draft in drafts))
+            left[kind] = _TRIES_PER_KIND
+            continue
+        left[kind] -= 1
+        if not left[kind]:
+            del left[kind]
+    return dialogues
+
+
+def _draft_dialogue(view: SceneView, rng: random.Random, kind: str) -> tuple[Draft, ...]:
+    """One dialogue of a kind; () where it did not work out this time."""
+    if kind != "follow_up":
+        draft = _ASK_WEIGHED[kind](view, rng)
+        return (draft,) if draft else ()
+    first = _ASK[rng.choice(_FOLLOWED)](view, rng)
+    if first is None or not first.things:
+        return ()
+    second = places.follow_up(view, rng, first)
+    return (first, second) if second else ()
+
+
+def _identities(drafts: Sequence[Draft]) -> list[object]:
+    """What makes a dialogue a repetition: its words, or what it answers to which kind."""
+    marks: list[object] = [" | ".join(draft.question.lower() for draft in drafts)]
+    last = drafts[-1]
+    if last.things and len(drafts) == 1:
+        answered = last.things if last.kind == "order" else frozenset(last.things)
+        marks.append((last.kind, answered))
+    return marks
+
+
+def _is_new(drafts: Sequence[Draft], asked: set[object]) -> bool:
+    return asked.isdisjoint(_identities(drafts))
+
+
+def _are_allowed(drafts: Sequence[Draft], allowed: Allowed | None) -> bool:
+    return allowed is None or all(
+        allowed(thing.concept.key, draft.kind) for draft in drafts for thing in draft.things
+    )
+
+
+def _to_turn(draft: Draft) -> Turn:
+    targets = tuple(thing.target for thing in draft.things)
+    return Turn(draft.question, draft.answer, targets, draft.kind)
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Refuses weights of kinds that can't be asked by.
+
+    Raises:
+        ValueError: no table of weights, an unknown kind, a negative weight, or nothing to ask.
+    """
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"Weights of kinds of questions are a table of numbers, not {weights!r}.")
+    known = (*_ASK_WEIGHED, "follow_up")
+    for kind, weight in weights.items():
+        if kind not in known:
+            raise ValueError(f"Unknown kind of question {kind!r}; choose from {', '.join(known)}.")
+        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise ValueError(f"The weight of {kind!r} is {weight!r}; give a number from 0 on.")
+    if not any(weights.values()):
+        raise ValueError("No kind of question has a weight above 0; give one to at least one.")
+
+
+def _check_concepts(scene: Scene, knowledge: Knowledge) -> None:
+    for one in scene.objects:
+        if one.concept not in knowledge.concepts:
+            raise ValueError(f"The scene shows {one.concept!r}, which the concept table lacks.")

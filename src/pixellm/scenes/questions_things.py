@@ -1,0 +1,268 @@
+"""Questions about what things are: names, kinds, categories, uses, activities, absence.
+
+Every function looks for one true question of its kind in a scene and returns None where the scene
+allows none this time. It knows nothing of places and sizes, and nothing of how kinds are chosen.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pixellm.scenes.knowledge import Concept
+from pixellm.scenes.phrasing import (
+    NUMBERS,
+    ask,
+    grammar_words,
+    join_phrases,
+    mark_phrases,
+    purpose_words,
+    say,
+)
+from pixellm.scenes.scene_view import SceneView, Thing
+
+MAX_TARGETS = 5
+"""More things than this are never asked for at once."""
+
+WITH_SHARE = 0.3
+"""Share of the questions for an instrument that are asked as "What could I ... with?"."""
+
+SYNONYM_SHARE = 0.25
+"""Share of the questions by name that use a synonym, where the concept has one."""
+
+OTHER_WORDS = {
+    "left": ("on the left", "leftmost"),
+    "right": ("on the right", "rightmost"),
+    "middle": ("in the middle", "middle"),
+    "top": ("at the top", "upper"),
+    "bottom": ("at the bottom", "lower"),
+}
+"""Position word to a wording behind the name and one before it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draft:
+    """A question with its answer before it becomes a turn.
+
+    Attributes:
+        kind: one of the kinds of questions.
+        question: as a person types it.
+        answer: the text with its marks.
+        things: what the marks stand for, in order.
+    """
+
+    kind: str
+    question: str
+    answer: str
+    things: tuple[Thing, ...] = ()
+
+
+def ask_by_name(view: SceneView, rng: random.Random) -> Draft | None:
+    """One thing by its name or a synonym."""
+    if not view.unmistakable:
+        return None
+    thing = rng.choice(view.unmistakable)
+    words = grammar_words(thing.concept, called(thing.concept, rng))
+    question = ask(rng, "naming", **words)
+    return Draft("naming", question, answer_with(rng, "naming", [thing], **words), (thing,))
+
+
+def ask_several(
+    view: SceneView, rng: random.Random, numbers: Sequence[int] = (2, 2, 3, 4)
+) -> Draft | None:
+    """Two to four things at once, answered in the order of the question."""
+    things = view.unmistakable
+    possible = [number for number in numbers if number <= len(things)]
+    if not possible:
+        return None
+    things = rng.sample(things, rng.choice(possible))
+    question = ask(rng, "several", list=join_phrases([called(one.concept, rng) for one in things]))
+    return Draft("several", question, answer_with(rng, "several", things), tuple(things))
+
+
+def ask_many(view: SceneView, rng: random.Random) -> Draft | None:
+    """Three things at least, as many as are ever asked for at most: their order is to be kept."""
+    return ask_several(view, rng, range(3, MAX_TARGETS + 1))
+
+
+def ask_choice(view: SceneView, rng: random.Random) -> Draft | None:
+    """Two to five things by their names, of which the scene shows some; those are answered."""
+    most = min(len(view.unmistakable), MAX_TARGETS - 1)
+    if not most:
+        return None
+    shown = rng.sample(view.unmistakable, rng.randint(1, most))
+    absent: dict[str, Concept] = {}
+    for _ in range(rng.randint(1, MAX_TARGETS - len(shown))):
+        concept = absent_concept(view, rng)
+        if concept is not None:
+            absent[concept.key] = concept
+    if not absent:
+        return None
+    named = [*(one.concept for one in shown), *absent.values()]
+    rng.shuffle(named)
+    shown.sort(key=lambda one: named.index(one.concept))
+    names = join_phrases([called(one, rng) for one in named], "or")
+    question = ask(rng, "choice", list=names)
+    return Draft("choice", question, answer_with(rng, "choice", shown), tuple(shown))
+
+
+def ask_instances(view: SceneView, rng: random.Random) -> Draft | None:
+    """All things of a kind that the scene shows twice or more, or one of them by its place."""
+    keys = [
+        key
+        for key, count in view.counts.items()
+        if 2 <= count <= MAX_TARGETS and f"name:{key}" not in view.borderline
+    ]
+    if not keys:
+        return None
+    group = view.group(rng.choice(keys))
+    concept = group[0].concept
+    if rng.random() < 0.5:
+        number = NUMBERS[len(group)]
+        question = ask(rng, "instances_all", plural=concept.plural, number=number)
+        answer = answer_with(rng, "instances_all", group)
+        return Draft("instances", question, answer, tuple(group))
+    thing = rng.choice(group)
+    if thing.position not in OTHER_WORDS:
+        return None
+    behind, before = OTHER_WORDS[thing.position]
+    forms = [thing.phrase, f"the {before} {concept.name}", f"{thing.plain_phrase} {behind}"]
+    words = grammar_words(concept, rng.choice(forms))
+    question = ask(rng, "instances_one", **words)
+    return Draft(
+        "instances", question, answer_with(rng, "instances_one", [thing], **words), (thing,)
+    )
+
+
+def ask_by_category(view: SceneView, rng: random.Random) -> Draft | None:
+    """Everything that belongs to a category."""
+    keys = view.present_categories()
+    if not keys:
+        return None
+    key = rng.choice(keys)
+    things = view.in_category(key)
+    if len(things) > MAX_TARGETS:
+        return None
+    question = ask(rng, "category", **category_words(view, key))
+    return Draft("category", question, answer_with(rng, "category", things), tuple(things))
+
+
+def ask_by_use(view: SceneView, rng: random.Random) -> Draft | None:
+    """Everything that serves a purpose."""
+    keys = view.present_uses()
+    if not keys:
+        return None
+    key = rng.choice(keys)
+    things = view.serving(key)
+    question = _ask_use(view, rng, key, _purpose(view, rng, key))
+    answer = answer_with(rng, "use", things, conjunction="or")
+    return Draft("use", question, answer, tuple(things))
+
+
+def ask_activity(view: SceneView, rng: random.Random) -> Draft | None:
+    """Two purposes one after the other; the answer follows their order."""
+    keys = view.present_uses()
+    if len(keys) < 2:
+        return None
+    first, second = rng.sample(keys, 2)
+    parts = [view.serving(first), view.serving(second)]
+    things = [*parts[0], *parts[1]]
+    if len(set(things)) < len(things) or len(things) > MAX_TARGETS:
+        return None
+    words = _purpose(view, rng, first, "first") | _purpose(view, rng, second, "second")
+    question = ask(rng, "activity", **words)
+    answer = say(
+        rng,
+        "activity",
+        **words,
+        objects_first=mark_phrases([one.phrase for one in parts[0]], "or"),
+        objects_second=mark_phrases([one.phrase for one in parts[1]], "or"),
+    )
+    return Draft("activity", question, answer, tuple(things))
+
+
+def ask_for_absent(
+    view: SceneView,
+    rng: random.Random,
+    ways: Sequence[str] = ("name", "name", "category", "use"),
+) -> Draft | None:
+    """Something that the scene lacks, by name, category or use; answered without masks."""
+    way = rng.choice(ways)
+    if way == "name":
+        concept = absent_concept(view, rng)
+        if concept is None:
+            return None
+        words = grammar_words(concept, called(concept, rng))
+        answer = say(rng, "negative_name", name=concept.name, **words)
+        return Draft("negative", ask(rng, "naming", **words), answer)
+    table = view.knowledge.categories if way == "category" else view.knowledge.uses
+    key = rng.choice(list(table))
+    present = view.in_category(key) if way == "category" else view.serving(key)
+    if present or f"{way}:{key}" in view.borderline:
+        return None
+    if way == "category":
+        words = category_words(view, key)
+        answer = say(rng, "negative_category", **words)
+        return Draft("negative", ask(rng, "category", **words), answer)
+    words = _purpose(view, rng, key)
+    return Draft("negative", _ask_use(view, rng, key, words), say(rng, "negative_use", **words))
+
+
+def ask_for_absent_group(view: SceneView, rng: random.Random) -> Draft | None:
+    """A category or a use that nothing in the scene has: it can't be told from the words asked."""
+    return ask_for_absent(view, rng, ("category", "use"))
+
+
+def called(concept: Concept, rng: random.Random) -> str:
+    """The name with its definite article, now and then a synonym."""
+    if concept.synonyms and rng.random() < SYNONYM_SHARE:
+        return f"the {rng.choice(concept.synonyms)}"
+    return f"the {concept.name}"
+
+
+def absent_concept(view: SceneView, rng: random.Random) -> Concept | None:
+    """A concept that the scene surely lacks, in half of the cases akin to something in it."""
+    keys = list(view.knowledge.concepts)
+    near = [key for thing in view.things for key in thing.concept.categories[:1]]
+    if near and rng.random() < 0.5:
+        keys = list(view.knowledge.concepts_by_category[rng.choice(near)])
+    concept = view.knowledge.concepts[rng.choice(keys)]
+    if view.counts[concept.key] or f"name:{concept.key}" in view.borderline:
+        return None
+    if any(f"name:{thing.concept.key}" in concept.borderline for thing in view.things):
+        return None
+    return concept
+
+
+def category_words(view: SceneView, key: str) -> dict[str, str]:
+    """The words of a category for templates."""
+    category = view.knowledge.categories[key]
+    return {
+        "one": category.one,
+        "many": category.many,
+        "counted": category.counted,
+        "are": "is" if category.is_mass else "are",
+    }
+
+
+def answer_with(
+    rng: random.Random,
+    section: str,
+    things: Sequence[Thing],
+    conjunction: str = "and",
+    **words: str,
+) -> str:
+    """An answer of a section that lists things with their marks."""
+    return say(
+        rng, section, **words, objects=mark_phrases([one.phrase for one in things], conjunction)
+    )
+
+
+def _purpose(view: SceneView, rng: random.Random, use: str, slot: str = "use") -> dict[str, str]:
+    return purpose_words(rng.choice(view.knowledge.uses[use].wordings), slot)
+
+
+def _ask_use(view: SceneView, rng: random.Random, use: str, words: dict[str, str]) -> str:
+    with_it = view.knowledge.uses[use].is_instrument and rng.random() < WITH_SHARE
+    return ask(rng, "use_with" if with_it else "use", **words)

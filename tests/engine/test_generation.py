@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import TINY_QUESTION, TINY_QUESTION_WITHOUT_MASKS, square_picture
+from pixellm.engine import Engine, cache
+from pixellm.engine.batch import generate_answers, generate_steps
+from pixellm.engine.row import Row
+
+sys.path.insert(0, str(Path(__file__).parent))
+from scripted_answers import build_family, prompt_batch, recompute_states, tell
+
+GROUP = -1
+ANSWERS = [[20, GROUP, 21, 22, GROUP], [GROUP, GROUP, 23], [24, 25, 26]]
+
+
+def expanded(answer: list[int], codebook: list[int]) -> list[int]:
+    return [i for a in answer for i in (codebook if a == GROUP else [a])]
+
+
+@pytest.mark.parametrize("codebook_states", ["own", "predicting"])
+@pytest.mark.parametrize("reading", ["one pass", "two passes", "each row alone", "no cache"])
+def test_every_way_of_reading_gives_the_states_of_one_pass_over_the_answer(
+    codebook_states: str, reading: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = build_family("clip", "llama", codebook_states=codebook_states)
+    monkeypatch.setitem(cache._SPARE_IDS, "cpu", 0 if reading == "two passes" else 1000)
+    if reading in ("each row alone", "no cache"):
+        monkeypatch.setattr("pixellm.engine.batch.longest_slot", lambda model: 0)
+    if reading == "no cache":
+        monkeypatch.setattr("pixellm.engine.row._GROWING", ())
+    batch = prompt_batch(processor)
+    for row, (answer, told) in enumerate(zip(tell(model, batch, ANSWERS), ANSWERS, strict=True)):
+        ids = [*expanded(told, model.config.codebook_token_ids), model.config.eos_token_id]
+        assert answer.ids == ids
+        assert len(answer.group_states) == told.count(GROUP)
+        if GROUP in told:
+            states = torch.stack(answer.group_states)
+            whole = recompute_states(model, batch, row, ids)
+            torch.testing.assert_close(states, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_equals_its_rows_one_by_one() -> None:
+    model, processor = build_family("clip", "llama")
+    batch = prompt_batch(processor)
+    together = tell(model, batch, ANSWERS)
+    for row, told in enumerate(ANSWERS):
+        one = {name: value[row : row + 1] for name, value in batch.items()}
+        kept = one["input_ids"][0] != processor.tokenizer.pad_token_id
+        for name in ("input_ids", "attention_mask"):
+            one[name] = one[name][:, kept]
+        (alone,) = tell(model, one, [told])
+        assert alone.ids == together[row].ids
+        for first, second in zip(alone.group_states, together[row].group_states, strict=True):
+            torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
+
+
+def test_a_limit_cuts_at_the_token_and_keeps_only_whole_groups() -> None:
+    model, processor = build_family("clip", "llama")
+    batch = prompt_batch(processor)
+    whole = tell(model, batch, ANSWERS)
+    for limits in ([1, 4, 2], [5, 3, 1], [6, 8, 3], 2):
+        cut = tell(model, batch, ANSWERS, max_new_tokens=limits)
+        each = [limits] * 3 if isinstance(limits, int) else limits
+        for answer, full, limit in zip(cut, whole, each, strict=True):
+            assert answer.ids == full.ids[:limit]
+            assert len(answer.group_states) == answer.ids.count(model.config.codebook_token_ids[-1])
+            for first, second in zip(answer.group_states, full.group_states, strict=False):
+                torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
+
+
+def test_limits_below_one_or_not_one_for_each_row_are_refused() -> None:
+    model, processor = build_family("clip", "llama")
+    batch = prompt_batch(processor)
+    for limits in (0, [1, 2, 0], [1, 2]):
+        with pytest.raises(ValueError, match="max_new_tokens"):
+            tell(model, batch, ANSWERS, max_new_tokens=limits)
+
+
+def test_text_alone_is_answered_without_a_picture() -> None:
+    model, processor = build_family("clip", "llama")
+    batch = processor.encode_batch([[{"role": "user", "content": "Hello"}]])
+    (answer,) = tell(model, batch, [[20, 21]])
+    assert answer.ids == [20, 21, model.config.eos_token_id] and not answer.group_states
+
+
+def known_batch(engine: Engine) -> Any:
+    conversations = [
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "image": square_picture((2, 3))},
+                    {"type": "text", "text": question},
+                ],
+            }
+        ]
+        for question in (TINY_QUESTION, TINY_QUESTION_WITHOUT_MASKS)
+    ]
+    return engine.processor.apply_chat_template(
+        conversations, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+
+
+@torch.inference_mode()
+def test_generate_of_transformers_gives_the_same_answers(tiny_engine: Engine) -> None:
+    model, batch = tiny_engine.model, known_batch(tiny_engine)
+    pad, length = model.config.pad_token_id, batch["input_ids"].shape[1]
+    encoded, _ = model.model.encode_images(batch["pixel_values"], batch["pixel_mask"])
+    ours = generate_answers(
+        model,
+        batch["input_ids"],
+        batch["attention_mask"],
+        encoded,
+        eos_ids=frozenset([model.config.eos_token_id]),
+        max_new_tokens=40,
+    )
+    assert [len(answer.group_states) for answer in ours] == [2, 0]
+    for use_cache in (True, False):
+        theirs = model.generate(**batch, max_new_tokens=40, do_sample=False, use_cache=use_cache)
+        for row, answer in zip(theirs[:, length:].tolist(), ours, strict=True):
+            assert [i for i in row if i != pad] == answer.ids
+
+
+def test_steps_arrive_as_they_are_chosen_with_whole_groups(tiny_engine: Engine) -> None:
+    model, batch = tiny_engine.model, known_batch(tiny_engine)
+    with torch.inference_mode():
+        encoded, _ = model.model.encode_images(batch["pixel_values"], batch["pixel_mask"])
+    steps = list(
+        generate_steps(
+            model,
+            batch["input_ids"],
+            batch["attention_mask"],
+            encoded,
+            eos_ids=frozenset([model.config.eos_token_id]),
+            max_new_tokens=40,
+        )
+    )
+    codebook = tuple(model.config.codebook_token_ids)
+    groups = [step for step in steps if step.group_states is not None]
+    assert [step.row for step in groups] == [0, 0]
+    assert all(step.ids == codebook for step in groups)
+    assert all(len(step.ids) == 1 for step in steps if step.group_states is None)
+    assert sorted(step.row for step in steps if step.finished) == [0, 1]
+
+
+def test_the_image_placeholder_is_never_written(tiny_engine: Engine) -> None:
+    model, batch = tiny_engine.model, known_batch(tiny_engine)
+    image = model.config.image_token_id
+    with torch.inference_mode():
+        encoded, _ = model.model.encode_images(batch["pixel_values"], batch["pixel_mask"])
+
+    def prefer_placeholders(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
+        logits = logits.clone()
+        logits[:, [image, *model.config.codebook_token_ids[1:]]] += 1000
+        chosen: list[int] = logits.argmax(-1).tolist()
+        return chosen
+
+    answers = generate_answers(
+        model,
+        batch["input_ids"],
+        batch["attention_mask"],
+        encoded,
+        eos_ids=frozenset([model.config.eos_token_id]),
+        max_new_tokens=12,
+        choose=prefer_placeholders,
+        forbidden_ids=(image,),
+    )
+    for answer in answers:
+        assert image not in answer.ids
+        whole = len(answer.group_states) * model.config.group_size
+        assert sum(i in model.config.codebook_token_ids for i in answer.ids) <= whole + 3

