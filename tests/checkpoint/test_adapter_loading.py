@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from pixellm.checkpoint import io
 from pixellm.checkpoint.adapters import Adapters, attach_adapters, save_adapters
 from pixellm.checkpoint.io import load_model_and_processor
-from pixellm.engine import load
+from pixellm.engine import load, model_dtype
 
 
 @pytest.fixture
@@ -42,6 +43,18 @@ def test_revision_and_vision_tower_are_those_of_the_model_under_the_adapters(
     monkeypatch.setattr(io, "_own_checkpoint", find)
     load_model_and_processor(adapters, revision="v2", vision_tower="clip")
     assert asked == [("clip", "v2")]
+
+
+def test_the_precision_on_a_gpu_is_that_of_the_model_under_the_adapters(
+    adapters: Path, monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    gpu = torch.device("cuda")
+    assert model_dtype(adapters, gpu) is torch.bfloat16
+    half = shutil.copytree(tiny_model_dir, tmp_path / "half")
+    values = json.loads((half / "config.json").read_text()) | {"gpu_dtype": "float16"}
+    (half / "config.json").write_text(json.dumps(values))
+    monkeypatch.setattr(io, "_own_checkpoint", lambda *_: str(half))
+    assert model_dtype(adapters, gpu) is torch.float16
 
 
 @pytest.mark.parametrize("option", ["quantization_config", "offload_folder"])

@@ -18,6 +18,7 @@ from pixellm.checkpoint import weight_files
 from pixellm.checkpoint.convert import convert_released, convert_to_released
 from pixellm.checkpoint.convert_cache import cache_dir, usable_checkpoint
 from pixellm.checkpoint.io import load_model_and_processor
+from pixellm.engine import model_dtype
 from pixellm.model.codebook import find_groups
 from pixellm.processing.prompts import dialogue_messages
 
@@ -61,6 +62,18 @@ def test_a_model_of_other_sizes_converts_and_loads(converted):
     assert processor.codec.codebook_ids == tuple(model.config.codebook_token_ids)
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert not hasattr(model.model.pixel_decoder, "scale_logits")
+
+
+def test_released_weights_are_run_in_float16_on_a_gpu(
+    converted, released, tower, tmp_path, monkeypatch
+):
+    """Their masks move further from float32 in bfloat16."""
+    monkeypatch.setattr("pixellm.checkpoint.convert_cache.constants.HF_HOME", str(tmp_path / "hf"))
+    gpu = torch.device("cuda")
+    assert model_dtype(converted, gpu) is torch.float16
+    assert model_dtype(released, gpu, vision_tower=tower) is torch.float16
+    assert model_dtype(converted, gpu, "bfloat16") is torch.bfloat16
+    assert model_dtype(converted, torch.device("cpu")) is torch.float32
 
 
 def assert_identical(original, back):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from conftest import TINY_QUESTION, TINY_QUESTION_WITHOUT_MASKS, square_picture
-from pixellm.engine import Engine, load, pick_device, pick_dtype
+from pixellm.engine import Engine, load, model_dtype, pick_device, pick_dtype
 from pixellm.model.few_rows import FewRowsLinear
 from pixellm.processing.prompts import dialogue_messages
 from pixellm.types import Prediction, Request
@@ -162,10 +164,35 @@ def test_what_cannot_be_asked_is_refused(tiny_engine: Engine, question: str, mes
         tiny_engine.predict(KNOWN, question)
 
 
+@pytest.mark.parametrize("gpu_dtype", ["bfloat16", "float16"])
+def test_a_model_says_what_it_is_run_in_on_a_gpu(
+    tiny_model_dir: Path, tmp_path: Path, gpu_dtype: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, model)
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"gpu_dtype": gpu_dtype}))
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert model_dtype(model, gpu) is getattr(torch, gpu_dtype)
+    assert model_dtype(model, cpu) is torch.float32
+    assert model_dtype(model, gpu, "float32") is torch.float32
+    assert model_dtype(model, gpu, quantize="int8") is getattr(torch, gpu_dtype)
+    assert model_dtype(model, gpu, quantize="int4") is torch.bfloat16, "has products in it alone"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"gpu_dtype": "int8"}))
+    with pytest.raises(ValueError, match="gpu_dtype is 'int8'"):
+        load(model, device="cpu")
+
+
+def test_models_run_in_bfloat16_on_a_gpu_unless_they_say_otherwise(tiny_model_dir: Path) -> None:
+    for model in ("nano", tiny_model_dir):
+        assert model_dtype(model, torch.device("cuda")) is torch.bfloat16
+
+
 def test_devices_and_types_go_by_name() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_dtype("auto", torch.device("cpu")) is torch.float32
-    assert pick_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
+    assert pick_dtype("auto", torch.device("cuda"), "float16") is torch.float16
+    assert pick_dtype("bfloat16", torch.device("cuda"), "float16") is torch.bfloat16
     with pytest.raises(ValueError, match="no device 'abacus'"):
         pick_device("abacus")
     for name in ("int64", "float33"):

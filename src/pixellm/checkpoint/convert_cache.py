@@ -18,7 +18,7 @@ from pixellm.checkpoint.released_tower import fetch_tower
 
 _CONFIG_ONLY = ("config.json",)
 _SMALL_BYTES = 1 << 20
-_FORMAT = b"pixellm-1"
+_FORMAT = b"pixellm-2"
 
 
 def cache_dir() -> Path:

@@ -144,6 +144,34 @@ def load_model_and_processor(
     return (model if placement else model.to(device)), processor
 
 
+def load_config(
+    source: str | Path, *, revision: str | None = None, vision_tower: str | Path | None = None
+) -> PixelLMConfig:
+    """The configuration of a model, or of the one that adapters belong to; no weights are read.
+
+    Args:
+        source: as of :func:`load_model_and_processor`; a released PixelLM is converted for it.
+        revision: commit, tag or branch on the hub.
+        vision_tower: CLIP of a released PixelLM; the one that it names where None.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_model_and_processor`.
+    """
+    found = resolve_source(source)
+    if is_adapter_folder(Path(found)):
+        with _base_model(Path(found)) as base:
+            return load_config(base, revision=revision, vision_tower=vision_tower)
+    resolved = _own_checkpoint(found, vision_tower, revision)
+    if Path(resolved).is_dir():
+        check_settings(Path(resolved) / "config.json", _read_json(Path(resolved) / "config.json"))
+    try:
+        config: PixelLMConfig = PixelLMConfig.from_pretrained(resolved, revision=revision)
+    except OSError as error:
+        first = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"The model {str(source)!r} cannot be loaded: {first}") from error
+    return config
+
+
 def _own_checkpoint(source: str, vision_tower: str | Path | None, revision: str | None) -> str:
     """The source itself, or the conversion of a released model."""
     config = Path(source) / "config.json"
@@ -194,18 +222,25 @@ def _load_with_adapters(
     directory: Path, dtype: torch.dtype, revision: str | None, vision_tower: str | Path | None
 ) -> tuple[PixelLMForConditionalGeneration, PixelLMProcessor]:
     """The model that adapters belong to, with them folded into its weights."""
-    _, base = read_adapter_config(directory)
-    try:
+    with _base_model(directory) as base:
         model, processor = load_model_and_processor(
             base, dtype=dtype, revision=revision, vision_tower=vision_tower
         )
+    load_adapters(model, directory)
+    fold_adapters(model)
+    return model, processor
+
+
+@contextmanager
+def _base_model(directory: Path) -> Iterator[str]:
+    """The source of the model that adapters belong to; a missing one is told as theirs."""
+    _, base = read_adapter_config(directory)
+    try:
+        yield base
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{directory} holds adapters for the model {base!r}, which cannot be loaded: {error}"
         ) from error
-    load_adapters(model, directory)
-    fold_adapters(model)
-    return model, processor
 
 
 def save_model(

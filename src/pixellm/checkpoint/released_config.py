@@ -170,6 +170,7 @@ def released_pixellm_config(
         token_fusion="fixed",
         fusion_constant=1 / (num_scales * tokens_per_scale),
         codebook_states="predicting",
+        gpu_dtype="float16",
         target_refinement_alpha=1.0,
     )
     config.architectures = ["PixelLMForConditionalGeneration"]

@@ -163,6 +163,9 @@ def ablate(
     dialogues: _Dialogues = 4,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
     device: Annotated[str, typer.Option(help="For scoring: auto, cpu, cuda.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="For scoring: auto, float32, bfloat16, float16.")
+    ] = "float32",
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="A.B=VALUE", help="Change a setting of all recipes."),
@@ -176,7 +179,7 @@ def ablate(
     library = import_quietly("pixellm.training.ablation")
     variants = library.load_variants(recipes, overrides or ())
     settings = library.AblationSettings(
-        out, seeds, minutes or None, split, num, dialogues, batch_size, device
+        out, seeds, minutes or None, split, num, dialogues, batch_size, device, dtype
     )
     try:
         with TrainDisplay(open_console(stderr=True)) as display:

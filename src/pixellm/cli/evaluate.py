@@ -321,7 +321,7 @@ def _with_numbers(run: BenchmarkRun, device: str, dtype: str) -> BenchmarkRun:
     if run.model in GUESSES:
         return run
     engine = import_quietly("pixellm.engine")
-    floating = str(engine.pick_dtype(dtype, engine.pick_device(device)))
+    floating = str(engine.model_dtype(run.model, engine.pick_device(device), dtype))
     return replace(run, dtype=floating.removeprefix("torch."), max_new_tokens=engine.MAX_NEW_TOKENS)
 
 

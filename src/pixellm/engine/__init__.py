@@ -7,7 +7,7 @@ processors; it knows no files but pictures, no terminal and no network.
 
 from pixellm.engine.chat import ChatSession
 from pixellm.engine.engine import MAX_NEW_TOKENS, Engine
-from pixellm.engine.loading import load, pick_device, pick_dtype
+from pixellm.engine.loading import load, model_dtype, pick_device, pick_dtype
 from pixellm.engine.sampling import AnswerOptions
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "ChatSession",
     "Engine",
     "load",
+    "model_dtype",
     "pick_device",
     "pick_dtype",
 ]

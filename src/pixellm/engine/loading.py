@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pixellm.checkpoint.adapters import is_adapter_folder
-from pixellm.checkpoint.io import load_model_and_processor, resolve_source
+from pixellm.checkpoint.io import load_config, load_model_and_processor, resolve_source
 from pixellm.checkpoint.quantize import quantization_config, quantize_model
 from pixellm.engine.engine import Engine
 
@@ -35,7 +35,7 @@ def load(
         source: "nano", a directory, a run's folder, or a hub id; a released PixelLM is converted
             once into the Hugging Face cache.
         device: "auto" takes a GPU where there is one.
-        dtype: "auto" is bfloat16 on a GPU and float32 elsewhere.
+        dtype: "auto" is the type of :func:`model_dtype`.
         revision: commit, tag or branch on the hub.
         vision_tower: CLIP of a released PixelLM; the one that it names where None.
         quantize: "int8" or "int4" rounds the language model's weights (extra ``quant``); masks
@@ -49,7 +49,14 @@ def load(
         FileNotFoundError, ValueError: as :func:`pixellm.checkpoint.io.load_model_and_processor`.
     """
     chosen = pick_device(device)
-    floating = pick_dtype(dtype, chosen)
+    floating = model_dtype(
+        source,
+        chosen,
+        dtype,
+        revision=revision,
+        vision_tower=vision_tower,
+        quantize=quantize,
+    )
     # Adapters are folded into weights that are whole; the sums are rounded afterwards.
     folds = is_adapter_folder(Path(resolve_source(source)))
     rounding = None if quantize is None else quantization_config(quantize, chosen, floating)
@@ -80,12 +87,37 @@ def pick_device(name: str | torch.device) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def pick_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """A floating type by name; "auto" suits the device."""
+def model_dtype(
+    source: str | Path,
+    device: torch.device,
+    dtype: str | torch.dtype = "auto",
+    *,
+    revision: str | None = None,
+    vision_tower: str | Path | None = None,
+    quantize: str | None = None,
+) -> torch.dtype:
+    """The floating type that :func:`load` would take; its arguments, with a device found.
+
+    "auto" is float32 but on a GPU, and there what the model's configuration names: float16 for
+    converted released weights, bfloat16 for others. int4 has products in bfloat16 alone there.
+
+    Raises:
+        FileNotFoundError, ValueError: no such model, or no such type.
+    """
+    on_gpu = "bfloat16"
+    if dtype == "auto" and device.type == "cuda" and quantize != "int4":
+        on_gpu = load_config(source, revision=revision, vision_tower=vision_tower).gpu_dtype
+    return pick_dtype(dtype, device, on_gpu)
+
+
+def pick_dtype(
+    name: str | torch.dtype, device: torch.device, on_gpu: str = "bfloat16"
+) -> torch.dtype:
+    """A floating type by name; "auto" is float32, on a GPU the one given for that."""
     if isinstance(name, torch.dtype):
         return name
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        name = on_gpu if device.type == "cuda" else "float32"
     found: Callable[..., Any] | torch.dtype | None = getattr(torch, name, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"There is no floating type {name!r}; try float32, bfloat16 or float16.")

@@ -7,12 +7,13 @@ It knows nothing of files, tokenizers or pictures beyond token ids and sizes.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 
 TokenFusion = Literal["linear", "mean", "first", "fixed"]
 CodebookStates = Literal["own", "predicting"]
+HalfPrecision = Literal["bfloat16", "float16"]
 
 
 def _as_config(value: PreTrainedConfig | dict[str, Any] | None, default: str) -> Any:
@@ -80,6 +81,7 @@ class PixelLMConfig(PreTrainedConfig):
             of the position before it, as the release does.
         min_mask_score: an engine withholds masks whose score, the mean probability over their
             pixels, is lower; 0 shows all, as the paper does.
+        gpu_dtype: floating type that the model is run in on a GPU where no other is asked for.
         target_refinement_alpha: alpha of the target refinement loss; 1 switches it off.
         text_loss_weight: weight of the text cross-entropy.
         mask_loss_weight: lambda_ref.
@@ -126,6 +128,7 @@ class PixelLMConfig(PreTrainedConfig):
         fusion_constant: float = 1.0,
         codebook_states: CodebookStates = "own",
         min_mask_score: float = 0.0,
+        gpu_dtype: HalfPrecision = "bfloat16",
         target_refinement_alpha: float = 2.0,
         text_loss_weight: float = 1.0,
         mask_loss_weight: float = 2.0,
@@ -166,6 +169,7 @@ class PixelLMConfig(PreTrainedConfig):
         self.fusion_constant = fusion_constant
         self.codebook_states = codebook_states
         self.min_mask_score = min_mask_score
+        self.gpu_dtype = gpu_dtype
         self.target_refinement_alpha = target_refinement_alpha
         self.text_loss_weight = text_loss_weight
         self.mask_loss_weight = mask_loss_weight
@@ -209,6 +213,8 @@ class PixelLMConfig(PreTrainedConfig):
             f"min_mask_score is {self.min_mask_score}; it must lie in 0 to 1.": (
                 0 <= self.min_mask_score <= 1
             ),
+            f"gpu_dtype is {self.gpu_dtype!r}; it must be bfloat16 or float16.": self.gpu_dtype
+            in get_args(HalfPrecision),
         }
         for message, holds in rules.items():
             if not holds:

@@ -60,6 +60,7 @@ class AblationSettings:
         dialogues_per_image: likewise.
         batch_size: questions answered together.
         device: for scoring; "auto" takes a GPU where there is one, as training does.
+        dtype: for scoring, by name; "auto" is as in :func:`pixellm.engine.load`.
     """
 
     out: Path
@@ -70,6 +71,7 @@ class AblationSettings:
     dialogues_per_image: int = 4
     batch_size: int = 16
     device: str = "auto"
+    dtype: str = "float32"
 
     def scoring(self) -> dict[str, Any]:
         """What a variant's scores depend on beside its weights."""
@@ -77,6 +79,7 @@ class AblationSettings:
             "split": self.split,
             "num_scenes": self.num_scenes,
             "dialogues_per_image": self.dialogues_per_image,
+            "dtype": self.dtype,
             "metrics": list(METRICS),
         }
 
@@ -243,7 +246,7 @@ def _score(config: RunConfig, settings: AblationSettings) -> AnswerTable:
     engine = load(
         config.run_folder,
         device=settings.device,
-        dtype="float32",
+        dtype=settings.dtype,
         max_new_tokens=MAX_NEW_TOKENS,
     )
     return score_variant(
