@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig
 
-from pixellm.checkpoint.build import TEMPLATES, codebook_token_names, train_tokenizer
+from pixellm.checkpoint.build import TEMPLATES, train_tokenizer
 from pixellm.engine import Engine
 from pixellm.engine.batch import AnswerLoop, Chooser, choose_by_options
 from pixellm.engine.row import Row
@@ -25,6 +25,7 @@ from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.image import PixelLMImageProcessor
 from pixellm.processing.processor import PixelLMProcessor
+from pixellm.processing.templates import codebook_token_names
 from pixellm.types import Request
 
 QUESTION = "What in this picture could be used to cut the rope, and where does it lie?"

@@ -14,7 +14,8 @@ from transformers import (
 )
 
 from conftest import tiny_parts, tiny_texts
-from pixellm.checkpoint.build import build_model, codebook_token_names, train_tokenizer
+from pixellm.checkpoint.build import build_model, train_tokenizer
+from pixellm.processing.templates import codebook_token_names
 
 
 def test_parts_fit_together() -> None:

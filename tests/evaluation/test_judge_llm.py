@@ -19,7 +19,7 @@ from pixellm.evaluation.judge_llm import (
     CostCapReachedError,
     LLMJudge,
     VerdictCache,
-    open_llm_judge,
+    open_judge,
     read_ratings,
 )
 
@@ -54,9 +54,7 @@ def server() -> Iterator[ChatServer]:
 def make_judge(server: ChatServer, cache: Path, **changes: Any) -> LLMJudge:
     waits = changes.pop("waits", [])
     options = {"price": (1.0, 1.0), "workers": 2, "timeout": 60.0, **changes}
-    judge = open_llm_judge(
-        JudgeSettings("llm", model="m", base_url=server.url, cache=cache, **options)
-    )
+    judge = open_judge(JudgeSettings("llm", model="m", base_url=server.url, cache=cache, **options))
     judge._wait = waits.append
     return judge
 
@@ -187,7 +185,7 @@ def test_a_wrong_key_stops_at_once_and_is_not_shown(
 def test_another_model_or_text_is_another_verdict(server: ChatServer, tmp_path: Path) -> None:
     cache = tmp_path / "cache.sqlite"
     make_judge(server, cache).rate([item_of(RECORDS[0])])
-    other = open_llm_judge(
+    other = open_judge(
         JudgeSettings("llm", model="n", base_url=server.url, cache=cache, price=(0, 0))
     )
     other.rate([item_of(RECORDS[0])])

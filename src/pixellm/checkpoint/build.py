@@ -28,7 +28,7 @@ from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.image import PixelLMImageProcessor
 from pixellm.processing.processor import PixelLMProcessor
-from pixellm.processing.templates import COMPACT_TEMPLATE, VICUNA_TEMPLATE
+from pixellm.processing.templates import COMPACT_TEMPLATE, VICUNA_TEMPLATE, codebook_token_names
 
 TEMPLATES = {"vicuna": VICUNA_TEMPLATE, "compact": COMPACT_TEMPLATE}
 CONTROL_TOKENS = {
@@ -109,11 +109,6 @@ class ModelParts(Section):
     """The dialogue template."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Arguments of PixelLMConfig, all but the configurations and token ids."""
-
-
-def codebook_token_names(group_size: int) -> list[str]:
-    """Texts of the codebook's tokens, ``[SEG0]`` to ``[SEG{group_size - 1}]``."""
-    return [f"[SEG{i}]" for i in range(group_size)]
 
 
 def build_model(

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pixellm.checkpoint.io import check_files
+from pixellm.checkpoint.model_files import check_files
 from pixellm.checkpoint.released_keys import Move
 from pixellm.checkpoint.tensor_moves import first_names, moves_of, undo_move
 from pixellm.checkpoint.weight_files import (

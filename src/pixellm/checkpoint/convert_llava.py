@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from pixellm.checkpoint.build import CONTROL_TOKENS, build_model, codebook_token_names
+from pixellm.checkpoint.build import CONTROL_TOKENS, build_model
 from pixellm.checkpoint.hub import fetch_directory
 from pixellm.checkpoint.io import save_model
 from pixellm.checkpoint.released_config import llama_config, read_config, released_tower_config
@@ -33,7 +33,7 @@ from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.image import PixelLMImageProcessor
 from pixellm.processing.processor import PixelLMProcessor
-from pixellm.processing.templates import VICUNA_TEMPLATE
+from pixellm.processing.templates import VICUNA_TEMPLATE, codebook_token_names
 
 CANVAS = 448
 CODEBOOK_SIZE = 6

@@ -7,7 +7,6 @@ embedded "nano", a directory, a training run's folder, a hub id.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
@@ -24,13 +23,10 @@ from pixellm.checkpoint.adapters import (
     load_adapters,
     read_adapter_config,
 )
-from pixellm.checkpoint.settings import check_settings
+from pixellm.checkpoint.model_files import check_config, check_files, read_json
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.processor import PixelLMProcessor
-
-PROCESSOR_FILES = ("processor_config.json", "tokenizer.json")
-"""What a model directory holds beside its configuration and weights."""
 
 EMBEDDED_DIR = Path(__file__).parent.parent / "weights"
 """Where the models that the package carries lie, one directory a name."""
@@ -163,7 +159,7 @@ def load_config(
             return load_config(base, revision=revision, vision_tower=vision_tower)
     resolved = _own_checkpoint(found, vision_tower, revision)
     if Path(resolved).is_dir():
-        check_settings(Path(resolved) / "config.json", _read_json(Path(resolved) / "config.json"))
+        check_config(Path(resolved))
     try:
         config: PixelLMConfig = PixelLMConfig.from_pretrained(resolved, revision=revision)
     except OSError as error:
@@ -175,9 +171,9 @@ def load_config(
 def _own_checkpoint(source: str, vision_tower: str | Path | None, revision: str | None) -> str:
     """The source itself, or the conversion of a released model."""
     config = Path(source) / "config.json"
-    if config.is_file() and _read_json(config).get("model_type") == PixelLMConfig.model_type:
+    if config.is_file() and read_json(config).get("model_type") == PixelLMConfig.model_type:
         return source
-    from pixellm.checkpoint.convert_cache import usable_checkpoint  # slow, and reads this module
+    from pixellm.checkpoint.convert_cache import usable_checkpoint  # slow to import
 
     return usable_checkpoint(source, vision_tower, revision)
 
@@ -268,48 +264,6 @@ def save_model(
         model.config.dtype = dtype
     model.save_pretrained(directory, state_dict=state, safe_serialization=True)
     processor.save_pretrained(directory)
-
-
-def check_files(directory: Path) -> None:
-    """Refuse a directory whose configuration or weights cannot be right.
-
-    Raises:
-        FileNotFoundError: a shard, the index, or a file of the processor is missing.
-        ValueError: unknown settings, a damaged index, or only pickled weights.
-    """
-    check_settings(directory / "config.json", _read_json(directory / "config.json"))
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        names = _shard_names(index)
-    elif (directory / "model.safetensors").is_file():
-        names = ["model.safetensors"]
-    elif any(directory.glob("*.bin")):
-        raise ValueError(
-            f"{directory} holds pickled weights only; convert it with: "
-            f"pixellm convert {directory} --out DIR"
-        )
-    else:
-        raise FileNotFoundError(f"{directory} holds no weights: model.safetensors is missing.")
-    missing = [n for n in (*names, *PROCESSOR_FILES) if not (directory / n).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{directory} lacks {', '.join(missing)}; copy the model again.")
-
-
-def _shard_names(index: Path) -> list[str]:
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index} names no weight files; copy the model again.")
-    return sorted({str(name) for name in weight_map.values()})
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object.")
-    return values
 
 
 def _check_report(source: str | Path, report: dict[str, Any]) -> None:

@@ -12,11 +12,10 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from pixellm.checkpoint.build import codebook_token_names
 from pixellm.model.config import PixelLMConfig
 from pixellm.processing.image import PixelLMImageProcessor
 from pixellm.processing.processor import PixelLMProcessor
-from pixellm.processing.templates import VICUNA_TEMPLATE
+from pixellm.processing.templates import VICUNA_TEMPLATE, codebook_token_names
 
 RELEASED_ARCHITECTURE = "PixelLMForCausalLM"
 

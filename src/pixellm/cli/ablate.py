@@ -95,7 +95,7 @@ def score(
         scores_to_dict,
         write_external_report,
     )
-    from pixellm.evaluation.judge import open_judge
+    from pixellm.evaluation.judge_llm import open_judge
 
     settings = read_judge(
         judge, judge_model, base_url, judge_threshold, judge_cache, max_cost, price

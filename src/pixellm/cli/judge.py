@@ -93,7 +93,7 @@ def open_run_judge(run: BenchmarkRun, settings: JudgeSettings) -> Judge | None:
     """
     if settings.kind == "none":
         return None
-    from pixellm.evaluation.judge import open_judge
+    from pixellm.evaluation.judge_llm import open_judge
     from pixellm.evaluation.judged_run import check_judging
 
     check_judging(run)

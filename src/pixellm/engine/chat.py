@@ -5,15 +5,24 @@ Keeps the history and nothing else; the engine answers, and keeps what it has re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from pixellm.engine.images import PreparedImage
 from pixellm.types import Prediction, Segment
 
-if TYPE_CHECKING:
-    from pixellm.engine.engine import Engine
-    from pixellm.engine.images import PreparedImage
+
+class Answering(Protocol):
+    """What a dialogue needs of an engine."""
+
+    @property
+    def predict(self) -> Callable[..., Prediction]:
+        """As :meth:`pixellm.engine.Engine.predict`."""
+
+    @property
+    def stream(self) -> Callable[..., Iterator[str | Segment | Prediction]]:
+        """As :meth:`pixellm.engine.Engine.stream`."""
 
 
 @dataclass
@@ -28,7 +37,7 @@ class ChatSession:
         last: the last prediction.
     """
 
-    engine: Engine
+    engine: Answering
     image: Any
     prepared: PreparedImage
     history: list[tuple[str, str]] = field(default_factory=list)

@@ -277,23 +277,6 @@ def read_price(text: str) -> tuple[float, float] | None:
     return given, written
 
 
-def open_judge(settings: JudgeSettings) -> Judge | None:
-    """The judge of the settings; None for none.
-
-    Raises:
-        ValueError: the price of a hosted model is not known, or its key is missing.
-        OSError: the cache can't be opened.
-        ImportError: the extra ``curate`` is not installed.
-    """
-    if settings.kind == "none":
-        return None
-    if settings.kind != "llm":
-        return SimilarityJudge()
-    from pixellm.evaluation.judge_llm import open_llm_judge
-
-    return open_llm_judge(settings)
-
-
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """What a judge did to an evaluation.

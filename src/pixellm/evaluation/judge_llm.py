@@ -35,10 +35,12 @@ from pixellm.curation.photos import Photo
 from pixellm.evaluation.judge import (
     HIGHEST,
     LOWEST,
+    Judge,
     JudgeItem,
     JudgeProgress,
     JudgeSettings,
     Ratings,
+    SimilarityJudge,
 )
 from pixellm.evaluation.judge_cache import VerdictCache
 
@@ -308,17 +310,23 @@ def read_ratings(text: str, numbers: Sequence[int]) -> dict[int, float]:
     return {int(number): float(score) for number, score in pairs}
 
 
-def open_llm_judge(settings: JudgeSettings) -> LLMJudge:
-    """The language-model judge of the settings.
+def open_judge(settings: JudgeSettings) -> Judge | None:
+    """Open the judge of the settings; None for none.
 
-    Where the cache is empty something must be asked, so a missing key shows here, before hours of
-    answering.
+    Where a language model's cache is empty something must be asked, so a missing key shows here,
+    before hours of answering.
 
     Raises:
         ValueError: the price of a hosted model is not known, or its key is missing.
         OSError: the cache can't be opened.
         ImportError: the extra ``curate`` is not installed.
     """
+    if settings.kind == "none":
+        return None
+    return _open_llm_judge(settings) if settings.kind == "llm" else SimilarityJudge()
+
+
+def _open_llm_judge(settings: JudgeSettings) -> LLMJudge:
     price = (
         Price(*settings.price) if settings.price else price_of(settings.model, settings.base_url)
     )

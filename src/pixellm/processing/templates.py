@@ -1,6 +1,7 @@
 """Prompt templates as data: Jinja chat templates, stored with the tokenizer of a model.
 
-They write control tokens and place what people typed; how either becomes ids is not known here.
+They write control tokens and place what people typed. The texts of the codebook's tokens stand
+here too.
 """
 
 from __future__ import annotations
@@ -38,3 +39,8 @@ COMPACT_TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 """Four control tokens a turn, for small models: <image><user>question<assistant>answer</s>."""
+
+
+def codebook_token_names(group_size: int) -> list[str]:
+    """Texts of the codebook's tokens, ``[SEG0]`` to ``[SEG{group_size - 1}]``."""
+    return [f"[SEG{i}]" for i in range(group_size)]

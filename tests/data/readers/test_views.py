@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixellm.data.readers.class_reader import AnnotatedClass, AnnotatedPicture
+from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedPicture
 from pixellm.data.readers.own_coco import OwnCoco
 from pixellm.data.readers.views import LEAST_KEPT, another_view
 from pixellm.masks import decode_mask, encode_mask

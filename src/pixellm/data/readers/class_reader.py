@@ -10,13 +10,10 @@ import random
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedPicture
 from pixellm.data.readers.base import BadRow, LazySamples, Reader, check_picture
 from pixellm.data.readers.class_questions import (
     NamedMasks,
@@ -27,52 +24,13 @@ from pixellm.data.readers.class_questions import (
 )
 from pixellm.data.readers.run_lengths import areas_of, boxes_of, union_of
 from pixellm.data.readers.views import another_view
-from pixellm.types import RLE, Sample, Target, Turn
+from pixellm.types import Sample, Target, Turn
 
 _WORD = re.compile(r"\w+")
 
 _NOTHING_TO_ASK = "No class of the picture has masks that can be used."
 
 TargetKind = Literal["instances", "regions"]
-
-
-@dataclass(frozen=True, slots=True)
-class AnnotatedClass:
-    """One class, or part of one, in one picture.
-
-    Attributes:
-        name: what its targets are called.
-        masks: one per instance, or one for the whole region; over the picture.
-        crowds: regions that hold many instances without telling them apart.
-        askable: False where the masks may not be all there is of the class, or its name says
-            nothing; such a class is known to be there, and never asked for.
-        wordings: names that a question may use; the name alone where empty.
-    """
-
-    name: str
-    masks: tuple[RLE, ...]
-    crowds: tuple[RLE, ...] = ()
-    askable: bool = True
-    wordings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class AnnotatedPicture:
-    """One picture with its classes.
-
-    Attributes:
-        image: its file, or its pixels.
-        size: (height, width).
-        id: names it in logs.
-        classes: each name once.
-        faults: what of it can't be used, with its place in the file.
-    """
-
-    image: Path | NDArray[np.uint8]
-    size: tuple[int, int]
-    id: str
-    classes: tuple[AnnotatedClass, ...]
-    faults: tuple[BadRow, ...] = ()
 
 
 class ClassReader(Reader):

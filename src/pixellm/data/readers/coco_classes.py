@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedPicture
 from pixellm.data.readers.base import BadRow
-from pixellm.data.readers.class_reader import AnnotatedClass, AnnotatedPicture, ClassReader
+from pixellm.data.readers.class_reader import ClassReader
 from pixellm.data.readers.coco_pictures import CocoPictures, category_name, file_of, size_of
 from pixellm.types import RLE
 

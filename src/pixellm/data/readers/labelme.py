@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedPicture
 from pixellm.data.readers.base import BadRow, path_of_split, picture_size
-from pixellm.data.readers.class_reader import AnnotatedClass, AnnotatedPicture, ClassReader
+from pixellm.data.readers.class_reader import ClassReader
 from pixellm.data.readers.run_lengths import areas_of, union_of
 from pixellm.masks import encode_mask, segmentation_to_rle
 from pixellm.types import RLE, SEG_MARK, BoolMask

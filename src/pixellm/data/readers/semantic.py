@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedPicture
 from pixellm.data.readers.base import BadRow
-from pixellm.data.readers.class_reader import AnnotatedClass, AnnotatedPicture, ClassReader
+from pixellm.data.readers.class_reader import ClassReader
 from pixellm.data.readers.run_lengths import label_map_to_rles
 
 _LABEL_MODES = ("L", "P", "I;16", "I")

@@ -19,7 +19,7 @@ from pixellm.masks import decode_mask, encode_mask
 from pixellm.types import RLE
 
 if TYPE_CHECKING:
-    from pixellm.data.readers.class_reader import AnnotatedClass, AnnotatedPicture
+    from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedPicture
 
 SMALLEST_SIDE = 0.5
 """A cut keeps at least this share of each side."""
