@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from pixellm.curation.photos import Photo
+from pixellm.scenes.phrasing import plural_of
 from pixellm.types import SEG_MARK
 
 MARK = re.compile(r"\{\s*seg\s*:\s*#?(\d{1,6})\s*\}", re.IGNORECASE)
@@ -52,13 +53,6 @@ _EVERYDAY = frozenset(
 _DEFINITE = re.compile(
     r"\b(?:the|this|that|these|those|both|his|her|their)\s+(?:[\w-]+\s+)?$", re.I
 )
-_IRREGULAR = {
-    "person": "people",
-    "mouse": "mice",
-    "knife": "knives",
-    "bus": "buses",
-    "sheep": "sheep",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +104,7 @@ class Vocabulary:
         self._names: dict[tuple[str, ...], set[str]] = {}
         for category in categories:
             plain = re.sub(r"\s*\(.*?\)", "", category).casefold().strip()
-            for form in (plain, plural(plain)) if plain else ():
+            for form in (plain, plural_of(plain)) if plain else ():
                 self._names.setdefault(tuple(_WORD.findall(form)), set()).add(category)
         self._longest = max(map(len, self._names), default=0)
 
@@ -342,17 +336,3 @@ def _outside(draft: Draft) -> str:
 
 def _categories(photo: Photo) -> set[str]:
     return {instance.category for instance in photo.instances} | set(photo.left_out)
-
-
-def plural(name: str) -> str:
-    """The plural of a category's name."""
-    head, _, last = name.rpartition(" ")
-    if last in _IRREGULAR:
-        last = _IRREGULAR[last]
-    elif last.endswith(("s", "sh", "ch", "x")):
-        last = last if last.endswith("s") and not last.endswith("ss") else last + "es"
-    elif last.endswith("y") and last[-2:-1] not in "aeiou":
-        last = last[:-1] + "ies"
-    else:
-        last += "s"
-    return f"{head} {last}".strip()

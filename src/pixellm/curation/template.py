@@ -17,8 +17,8 @@ from typing import Any
 
 from pixellm.curation.client import Reply, Request
 from pixellm.curation.photos import Instance, Photo, seeded_fraction
-from pixellm.curation.rules import plural
 from pixellm.masks import decode_mask
+from pixellm.scenes.phrasing import plural_of
 
 MOST_TARGETS = 8
 """An answer with more objects than this reads like a list, so such topics are passed over."""
@@ -119,7 +119,7 @@ def _comparisons(photo: Photo) -> Iterator[_Draft]:
     for name, group in groups.items():
         texts = describe(group, photo.size) if len(group) == 2 else None
         if texts:
-            pair = f"two {plural(_called(name))}"
+            pair = f"two {plural_of(_called(name))}"
             yield from _compare(group, texts, pair)
     singles = [group[0] for group in groups.values() if len(group) == 1]
     for first, second in combinations(singles[:4], 2):

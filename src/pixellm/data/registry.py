@@ -31,6 +31,7 @@ READERS: dict[str, str] = {
     "pascal-part": "pixellm.data.readers.parts:PascalPart",
     "llava": "pixellm.data.readers.llava:LlavaInstruct",
     "coco": "pixellm.data.readers.own_coco:OwnCoco",
+    "photos": "pixellm.data.readers.photos:Photos",
     "coco-expressions": "pixellm.data.readers.own_expressions:OwnExpressions",
     "jsonl": "pixellm.data.readers.jsonl:JsonlSamples",
     "labelme": "pixellm.data.readers.labelme:LabelMe",

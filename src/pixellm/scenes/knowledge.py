@@ -22,7 +22,7 @@ from types import MappingProxyType
 
 TABLE_DIR = Path(__file__).parent
 GRAMMARS = ("a", "an", "mass", "plural")
-MAX_CONCEPTS_PER_USE = 8
+MAX_CONCEPTS_PER_USE = 10
 _HEX = re.compile(r"[0-9A-F]{4,5}(-[0-9A-F]{4,5})*")
 
 
@@ -41,7 +41,7 @@ class Concept:
         color: its colour in the drawing; "" where no single colour is plain.
         uses: keys of everything in the table of uses that it surely serves.
         borderline: "name:KEY", "category:KEY" and "use:KEY" that it arguably fits.
-        openmoji: file stem of its OpenMoji drawing.
+        openmoji: file stem of its OpenMoji drawing; "" where it is never drawn.
     """
 
     key: str
@@ -106,7 +106,7 @@ class Knowledge:
 
     Raises:
         ValueError: a name with two readings, a reference to an unknown key, a use or category
-            that nothing fits, or a use that fits more than eight concepts.
+            that nothing fits, or a use that fits more than ten concepts.
     """
 
     concepts: Mapping[str, Concept]
@@ -155,7 +155,8 @@ class Knowledge:
                 yield f"use {use.key!r} has no wording; give it one."
         for key, members in self.concepts_by_use.items():
             if not 1 <= len(members) <= MAX_CONCEPTS_PER_USE:
-                yield f"use {key!r} serves {len(members)} concepts; it must be 1 to 8."
+                limits = f"1 to {MAX_CONCEPTS_PER_USE}"
+                yield f"use {key!r} serves {len(members)} concepts; it must be {limits}."
         for key, members in self.concepts_by_category.items():
             if len(members) < 2:
                 yield f"category {key!r} holds {len(members)} concepts; give it two or drop it."
@@ -166,7 +167,7 @@ class Knowledge:
             yield f"{where} lacks a name or a plural."
         if concept.grammar not in GRAMMARS:
             yield f"{where} has grammar {concept.grammar!r}; use one of {', '.join(GRAMMARS)}."
-        if not _HEX.fullmatch(concept.openmoji):
+        if concept.openmoji and not _HEX.fullmatch(concept.openmoji):
             yield f"{where} has drawing {concept.openmoji!r}; give its code, such as 1F34E."
         sure = {f"category:{key}" for key in concept.categories}
         sure |= {f"use:{key}" for key in concept.uses} | {f"name:{concept.key}"}

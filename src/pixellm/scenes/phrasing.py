@@ -28,16 +28,26 @@ BARE_END_SHARE = 0.15
 _WORD = re.compile(r"[a-z0-9]+(?:[-'][a-z0-9]+)*")
 _MY = re.compile(r"\bmy(?=self\b|\b)")
 _MAX_NAME_WORDS = 6
+_IRREGULAR = {
+    "person": "people",
+    "man": "men",
+    "woman": "women",
+    "child": "children",
+    "mouse": "mice",
+    "knife": "knives",
+    "bus": "buses",
+    "sheep": "sheep",
+}
 
 
 @cache
 def load_templates() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
-    """The sections of ``templates.toml``, each from a list's name to its templates."""
-    path = Path(__file__).with_name("templates.toml")
-    sections = tomllib.loads(path.read_text(encoding="utf-8"))
+    """The sections of both files of templates, each from a list's name to its templates."""
+    folder = Path(__file__).parent
     return {
         name: {key: tuple(values) for key, values in section.items()}
-        for name, section in sections.items()
+        for file in ("templates.toml", "photo_tables/templates.toml")
+        for name, section in tomllib.loads((folder / file).read_text(encoding="utf-8")).items()
     }
 
 
@@ -98,6 +108,20 @@ def purpose_words(wording: str, slot: str = "use") -> dict[str, str]:
 def with_article(words: str) -> str:
     """The indefinite article before words whose first letter tells which."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def plural_of(name: str) -> str:
+    """The plural of a noun, or of the last word of several."""
+    head, _, last = name.rpartition(" ")
+    if last in _IRREGULAR:
+        last = _IRREGULAR[last]
+    elif last.endswith(("s", "sh", "ch", "x")):
+        last = last if last.endswith("s") and not last.endswith("ss") else last + "es"
+    elif last.endswith("y") and last[-2:-1] not in "aeiou":
+        last = last[:-1] + "ies"
+    else:
+        last += "s"
+    return f"{head} {last}".strip()
 
 
 def concept_of_phrase(label: str, knowledge: Knowledge) -> str | None:

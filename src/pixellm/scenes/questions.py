@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import TypeVar
 
 from pixellm.scenes import questions_places as places
 from pixellm.scenes import questions_things as things
@@ -21,12 +22,20 @@ from pixellm.scenes.scene import Scene
 from pixellm.scenes.scene_view import SceneView
 from pixellm.types import Turn
 
-__all__ = ["DEFAULT_WEIGHTS", "KINDS", "check_weights", "compose_dialogues", "concept_of_phrase"]
+__all__ = [
+    "DEFAULT_WEIGHTS",
+    "KINDS",
+    "ask_about",
+    "check_weights",
+    "compose_dialogues",
+    "concept_of_phrase",
+]
 
-Ask = Callable[[SceneView, random.Random], Draft | None]
+View = TypeVar("View", bound=SceneView)
+Ask = Callable[[View, random.Random], Draft | None]
 Allowed = Callable[[str, str], bool]
 
-_PLAIN: tuple[Ask, ...] = (
+_PLAIN: tuple[Ask[SceneView], ...] = (
     words.ask_if_there,
     words.ask_color,
     words.ask_membership,
@@ -39,7 +48,7 @@ def _ask_plain(view: SceneView, rng: random.Random) -> Draft | None:
     return rng.choice(_PLAIN)(view, rng)
 
 
-_ASK: Mapping[str, Ask] = {
+_ASK: Mapping[str, Ask[SceneView]] = {
     "naming": things.ask_by_name,
     "several": things.ask_several,
     "choice": things.ask_choice,
@@ -60,7 +69,7 @@ _ASK: Mapping[str, Ask] = {
 KINDS: tuple[str, ...] = (*_ASK, "follow_up")
 """Every value of ``Turn.kind``. A "follow_up" is the second turn of a dialogue."""
 
-_ASK_WEIGHED: Mapping[str, Ask] = {
+_ASK_WEIGHED: Mapping[str, Ask[SceneView]] = {
     **_ASK,
     "negative_group": things.ask_for_absent_group,
     "many": things.ask_many,
@@ -134,12 +143,35 @@ def compose_dialogues(
     check_weights(weights)
     _check_concepts(scene, knowledge)
     view = SceneView(scene, knowledge)
+    if not view.things:
+        return []
+    return ask_about(view, rng, num_dialogues, _ASK_WEIGHED, weights, allowed)
+
+
+def ask_about(
+    view: View,
+    rng: random.Random,
+    num_dialogues: int,
+    asks: Mapping[str, Ask[View]],
+    weights: Mapping[str, float],
+    allowed: Allowed | None = None,
+) -> list[tuple[Turn, ...]]:
+    """Different dialogues about a view, by kinds of questions of the caller's.
+
+    Args:
+        view: what is asked about.
+        rng: the only source of chance.
+        num_dialogues: how many to make at most.
+        asks: what drafts a question of each kind, or returns None; beside "follow_up".
+        weights: how often each kind is tried; every one is in ``asks`` or "follow_up".
+        allowed: tells whether a kind of question may have a concept among its targets.
+    """
     left = {kind: _TRIES_PER_KIND for kind, weight in weights.items() if weight > 0}
     dialogues: list[tuple[Turn, ...]] = []
     asked: set[object] = set()
-    while left and view.things and len(dialogues) < num_dialogues:
+    while left and len(dialogues) < num_dialogues:
         kind = rng.choices(list(left), [weights[one] for one in left])[0]
-        drafts = _draft_dialogue(view, rng, kind)
+        drafts = _draft_dialogue(view, rng, kind, asks)
         if drafts and _is_new(drafts, asked) and _are_allowed(drafts, allowed):
             asked.update(_identities(drafts))
             dialogues.append(tuple(_to_turn(draft) for draft in drafts))
@@ -151,12 +183,14 @@ def compose_dialogues(
     return dialogues
 
 
-def _draft_dialogue(view: SceneView, rng: random.Random, kind: str) -> tuple[Draft, ...]:
+def _draft_dialogue(
+    view: View, rng: random.Random, kind: str, asks: Mapping[str, Ask[View]]
+) -> tuple[Draft, ...]:
     """One dialogue of a kind; () where it did not work out this time."""
     if kind != "follow_up":
-        draft = _ASK_WEIGHED[kind](view, rng)
+        draft = asks[kind](view, rng)
         return (draft,) if draft else ()
-    first = _ASK[rng.choice(_FOLLOWED)](view, rng)
+    first = asks[rng.choice(_FOLLOWED)](view, rng)
     if first is None or not first.things:
         return ()
     second = places.follow_up(view, rng, first)
@@ -188,15 +222,20 @@ def _to_turn(draft: Draft) -> Turn:
     return Turn(draft.question, draft.answer, targets, draft.kind)
 
 
-def check_weights(weights: Mapping[str, float]) -> None:
+def check_weights(
+    weights: Mapping[str, float], known: Sequence[str] = (*_ASK_WEIGHED, "follow_up")
+) -> None:
     """Refuses weights of kinds that can't be asked by.
+
+    Args:
+        weights: how often each kind is tried.
+        known: the kinds that there are.
 
     Raises:
         ValueError: no table of weights, an unknown kind, a negative weight, or nothing to ask.
     """
     if not isinstance(weights, Mapping):
         raise ValueError(f"Weights of kinds of questions are a table of numbers, not {weights!r}.")
-    known = (*_ASK_WEIGHED, "follow_up")
     for kind, weight in weights.items():
         if kind not in known:
             raise ValueError(f"Unknown kind of question {kind!r}; choose from {', '.join(known)}.")

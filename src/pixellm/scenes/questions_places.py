@@ -11,13 +11,12 @@ from collections.abc import Sequence
 
 from pixellm.scenes.phrasing import ask, grammar_words, join_phrases, pick_words, say
 from pixellm.scenes.questions_things import (
-    MAX_TARGETS,
     Draft,
     answer_with,
     called,
     category_words,
 )
-from pixellm.scenes.scene_view import SIDES, SceneView, Thing
+from pixellm.scenes.scene_view import MAX_TARGETS, SIDES, SceneView, Thing
 
 EMPTY_SHARE = 0.2
 """Share of the empty halves and sides that are asked about, answered that nothing is there."""
@@ -27,7 +26,7 @@ def ask_half(view: SceneView, rng: random.Random) -> Draft | None:
     """Everything in the left, right, top or bottom half."""
     side = rng.choice(SIDES)
     things = view.in_half(side)
-    return _list_or_nothing(rng, "half", things, side=side)
+    return _list_or_nothing(view, rng, "half", things, side=side)
 
 
 def ask_relative(view: SceneView, rng: random.Random) -> Draft | None:
@@ -37,7 +36,8 @@ def ask_relative(view: SceneView, rng: random.Random) -> Draft | None:
     anchor, side = rng.choice(view.unmistakable), rng.choice(SIDES)
     place = pick_words(rng, "relative_places", side)
     things = view.beside(anchor, side)
-    return _list_or_nothing(rng, "relative", things, place=place, it=called(anchor.concept, rng))
+    it = called(anchor.concept, rng)
+    return _list_or_nothing(view, rng, "relative", things, place=place, it=it)
 
 
 def ask_nearest(view: SceneView, rng: random.Random) -> Draft | None:
@@ -142,7 +142,7 @@ def _follow_next(view: SceneView, rng: random.Random, things: Sequence[Thing]) -
 def _follow_side(view: SceneView, rng: random.Random, things: Sequence[Thing]) -> Draft | None:
     side = rng.choice(SIDES)
     beside = view.beside(things[0], side)
-    if not beside or len(beside) > MAX_TARGETS:
+    if not beside or len(beside) > view.max_targets:
         return None
     words = _pronouns(things[0]) | {"place": pick_words(rng, "relative_places", side)}
     answer = answer_with(rng, "follow_side", beside)
@@ -160,7 +160,7 @@ def _follow_color(view: SceneView, rng: random.Random, things: Sequence[Thing]) 
 
 def _follow_others(view: SceneView, rng: random.Random, things: Sequence[Thing]) -> Draft | None:
     others = [thing for thing in view.things if thing not in things]
-    if not 1 <= len(others) <= MAX_TARGETS - 1:
+    if not view.is_complete or not 1 <= len(others) <= view.max_targets - 1:
         return None
     verb = "are" if others[0].concept.is_plural else "is"
     answer = answer_with(rng, "follow_others", others, **{"is": verb})
@@ -200,10 +200,10 @@ def _single(
 
 
 def _list_or_nothing(
-    rng: random.Random, kind: str, things: list[Thing] | None, **words: str
+    view: SceneView, rng: random.Random, kind: str, things: list[Thing] | None, **words: str
 ) -> Draft | None:
     """A question for all things at a place, sometimes for a place where nothing is."""
-    if things is None or len(things) > MAX_TARGETS:
+    if things is None or len(things) > view.max_targets:
         return None
     if things:
         return Draft(kind, ask(rng, kind, **words), answer_with(rng, kind, things), tuple(things))

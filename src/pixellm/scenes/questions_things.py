@@ -20,10 +20,7 @@ from pixellm.scenes.phrasing import (
     purpose_words,
     say,
 )
-from pixellm.scenes.scene_view import SceneView, Thing
-
-MAX_TARGETS = 5
-"""More things than this are never asked for at once."""
+from pixellm.scenes.scene_view import MAX_TARGETS, SceneView, Thing
 
 WITH_SHARE = 0.3
 """Share of the questions for an instrument that are asked as "What could I ... with?"."""
@@ -112,7 +109,8 @@ def ask_instances(view: SceneView, rng: random.Random) -> Draft | None:
     keys = [
         key
         for key, count in view.counts.items()
-        if 2 <= count <= MAX_TARGETS and f"name:{key}" not in view.borderline
+        if 2 <= count <= min(view.max_targets, len(NUMBERS) - 1)
+        and f"name:{key}" not in view.borderline
     ]
     if not keys:
         return None
@@ -142,7 +140,7 @@ def ask_by_category(view: SceneView, rng: random.Random) -> Draft | None:
         return None
     key = rng.choice(keys)
     things = view.in_category(key)
-    if len(things) > MAX_TARGETS:
+    if len(things) > view.max_targets:
         return None
     question = ask(rng, "category", **category_words(view, key))
     return Draft("category", question, answer_with(rng, "category", things), tuple(things))
@@ -155,6 +153,8 @@ def ask_by_use(view: SceneView, rng: random.Random) -> Draft | None:
         return None
     key = rng.choice(keys)
     things = view.serving(key)
+    if len(things) > view.max_targets:
+        return None
     question = _ask_use(view, rng, key, _purpose(view, rng, key))
     answer = answer_with(rng, "use", things, conjunction="or")
     return Draft("use", question, answer, tuple(things))
@@ -168,7 +168,7 @@ def ask_activity(view: SceneView, rng: random.Random) -> Draft | None:
     first, second = rng.sample(keys, 2)
     parts = [view.serving(first), view.serving(second)]
     things = [*parts[0], *parts[1]]
-    if len(set(things)) < len(things) or len(things) > MAX_TARGETS:
+    if len(set(things)) < len(things) or len(things) > view.max_targets:
         return None
     words = _purpose(view, rng, first, "first") | _purpose(view, rng, second, "second")
     question = ask(rng, "activity", **words)
@@ -198,8 +198,7 @@ def ask_for_absent(
         return Draft("negative", ask(rng, "naming", **words), answer)
     table = view.knowledge.categories if way == "category" else view.knowledge.uses
     key = rng.choice(list(table))
-    present = view.in_category(key) if way == "category" else view.serving(key)
-    if present or f"{way}:{key}" in view.borderline:
+    if not view.surely_lacks(way, key):
         return None
     if way == "category":
         words = category_words(view, key)

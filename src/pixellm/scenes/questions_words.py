@@ -35,7 +35,7 @@ def ask_number(view: SceneView, rng: random.Random) -> Draft | None:
         repeated = [one for one, count in view.counts.items() if count > 1]
         if repeated and rng.random() < 0.6:
             key = rng.choice(repeated)
-        if f"name:{key}" in view.borderline:
+        if f"name:{key}" in view.borderline or key in view.uncountable:
             return None
         counted, count = view.knowledge.concepts[key].plural, view.counts[key]
     elif way < 0.8:
@@ -43,14 +43,19 @@ def ask_number(view: SceneView, rng: random.Random) -> Draft | None:
         if not keys:
             return None
         key = rng.choice(keys)
-        counted, count = view.knowledge.categories[key].counted, len(view.in_category(key))
+        members = view.in_category(key)
+        if not view.uncountable.isdisjoint(one.concept.key for one in members):
+            return None
+        counted, count = view.knowledge.categories[key].counted, len(members)
     elif way < 0.9:
         concept = absent_concept(view, rng)
         if concept is None:
             return None
         counted, count = concept.plural, 0
-    else:
+    elif view.is_complete:
         counted, count = "things", len(view.things)
+    else:
+        return None
     if count >= len(NUMBERS):
         return None
     are = "is" if count == 1 else "are"

@@ -35,10 +35,18 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture, (H, W, 3) uint8 RGB, and its objects, back to front."""
+    """A picture, (H, W, 3) uint8 RGB, and its objects, back to front.
+
+    Attributes:
+        image: the pixels.
+        objects: what is in it.
+        uncertain: keys of concepts of which it may show more than its objects tell, such as a
+            crowd of people; nothing for a drawn one.
+    """
 
     image: NDArray[np.uint8]
     objects: tuple[SceneObject, ...]
+    uncertain: frozenset[str] = frozenset()
 
     @property
     def size(self) -> tuple[int, int]:

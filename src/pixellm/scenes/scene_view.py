@@ -39,13 +39,20 @@ NEAREST_RATIO = 1.25
 SIZE_RATIO = 1.3
 """Least ratio of the areas of two things that are compared."""
 
+MAX_TARGETS = 5
+"""More things of a drawn scene than this are never asked for at once."""
+
 SIDES = ("left", "right", "top", "bottom")
 _NINTHS = (
     ("at the top left", "at the top", "at the top right"),
     ("on the left", "in the middle", "on the right"),
     ("at the bottom left", "at the bottom", "at the bottom right"),
 )
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+ORDINALS = (
+    *("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth"),
+    *("tenth", "eleventh", "twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth"),
+    *("seventeenth", "eighteenth", "nineteenth", "twentieth"),
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,10 +90,23 @@ class Thing:
 
 
 class SceneView:
-    """The things of one scene, left to right by centre, and what may truly be said of them."""
+    """The things of one scene, left to right by centre, and what may truly be said of them.
 
-    def __init__(self, scene: Scene, knowledge: Knowledge) -> None:
+    Args:
+        scene: its objects' concepts must be in ``knowledge``.
+        knowledge: the tables.
+        max_targets: more things than this are never asked for at once.
+
+    Attributes:
+        is_complete: whether the things are all that can be seen.
+        uncountable: keys of concepts of which a number would be open to dispute.
+    """
+
+    def __init__(self, scene: Scene, knowledge: Knowledge, max_targets: int = MAX_TARGETS) -> None:
         self.knowledge = knowledge
+        self.max_targets = max_targets
+        self.is_complete = True
+        self.uncountable: frozenset[str] = frozenset()
         self._height, self._width = scene.size
         objects = sorted(scene.objects, key=lambda one: (one.center[0], one.center[1]))
         positions = self._name_positions(objects)
@@ -127,6 +147,16 @@ class SceneView:
     def serving(self, use: str) -> list[Thing]:
         """All things that serve a use, left to right."""
         return [thing for thing in self.things if use in thing.concept.uses]
+
+    def surely_lacks(self, kind: str, key: str) -> bool:
+        """Whether nothing at all is of a category, or serves a use.
+
+        Args:
+            kind: "category" or "use".
+            key: its row.
+        """
+        present = self.in_category(key) if kind == "category" else self.serving(key)
+        return not present and f"{kind}:{key}" not in self.borderline
 
     def ninth(self, thing: Thing) -> str | None:
         """Where in the picture a thing's centre is, in words; None where it is near a border."""
@@ -247,7 +277,7 @@ class SceneView:
             if min(b - a for a, b in pairwise(values)) >= INSTANCE_MARGIN:
                 words = (low, high) if len(group) == 2 else (low, "middle", high)
                 return [(word, places[i]) for word, i in zip(words, order, strict=True)]
-        return list(zip(_ORDINALS, places, strict=False))
+        return list(zip(ORDINALS, places, strict=False))
 
     def _beyond(
         self, among: Iterable[Thing], side: str, origin: tuple[float, float], margin: float

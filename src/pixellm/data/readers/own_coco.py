@@ -64,14 +64,22 @@ def own_files(
 ) -> tuple[Path, Path]:
     """The annotation file and the folder of pictures, there or not.
 
+    Where the file is not there but COCO's own "instances_train2017.json" is, it is that one, and
+    the folder "train2017".
+
     Args:
         root: folder that both are below.
         split: put in place of ``{split}`` in both.
         annotations: path of the file.
         images: path of the folder; "" for the usual one.
     """
-    pictures = path_of_split(root, images, split) if images else _picture_folder(root, split)
-    return path_of_split(root, annotations, split), pictures
+    path = path_of_split(root, annotations, split)
+    published = path.with_name(f"{path.stem}2017{path.suffix}")
+    if not path.exists() and published.exists():
+        path, folder = published, root / f"{split}2017"
+    else:
+        folder = _picture_folder(root, split)
+    return path, path_of_split(root, images, split) if images else folder
 
 
 def _picture_folder(root: Path, split: str) -> Path:

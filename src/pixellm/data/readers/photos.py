@@ -1,0 +1,251 @@
+"""Photos with annotated instances, asked everything that their annotations can answer.
+
+An instances file in COCO's format becomes scenes: the annotated objects of a photo have names,
+places and sizes, and the scenes' question writer does the rest. This module reads and joins;
+it words nothing and chooses no kinds.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixellm.data.readers.base import BadRow, LazySamples, Reader
+from pixellm.data.readers.class_reader import AnnotatedPicture
+from pixellm.data.readers.own_coco import ANNOTATIONS, OwnCoco, own_files
+from pixellm.data.readers.run_lengths import boxes_of
+from pixellm.data.readers.views import another_view
+from pixellm.masks import decode_mask
+from pixellm.scenes.photo_knowledge import knowledge_of_categories
+from pixellm.scenes.photo_view import PhotoView
+from pixellm.scenes.questions_photos import (
+    check_photo_weights,
+    compose_photo_dialogues,
+    unknown_nouns,
+)
+from pixellm.scenes.scene import Scene, SceneObject
+from pixellm.types import RLE, Sample, Target, Turn
+
+MAX_TARGETS = 14
+"""COCO tells so many objects of a category apart in a photo, and makes a crowd of the rest."""
+
+
+class Photos(Reader):
+    """An instances file asked for names, places, sizes, kinds, uses and what no mask can answer.
+
+    An item is a photo. A category with a crowd, or with an annotation that can't be used, is known
+    to be there and never asked for.
+
+    Args:
+        root: folder that the other two are below.
+        split: put in place of ``{split}`` in both.
+        seed: another seed gives another order, other questions and another wording.
+        annotations: the instances JSON; see :class:`~pixellm.data.readers.own_coco.OwnCoco`.
+        images: the folder of photos; see there.
+        dialogues_per_image: dialogues about each photo in an epoch, at most.
+        kinds: weight of each kind of question; see
+            :data:`~pixellm.scenes.questions_photos.PHOTO_WEIGHTS`, used where None. A photo
+            that none of them fits is asked questions of any kind.
+        max_targets: no question has more.
+        augment: show each photo mirrored, cut out and recoloured at random, another way in each
+            epoch; questions are about what the view shows.
+
+    Raises:
+        ValueError: a number out of its range, weights of unknown kinds, or a damaged file.
+        FileNotFoundError: the file or the folder is missing.
+    """
+
+    name = "photos"
+    title = "Photos with annotated instances, asked for all that these can answer"
+    splits = ("train", "val", "test")
+    obtain = "export your annotations as COCO instances JSON"
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str = "train",
+        seed: int = 0,
+        *,
+        annotations: str = ANNOTATIONS,
+        images: str = "",
+        dialogues_per_image: int = 3,
+        kinds: Mapping[str, float] | None = None,
+        max_targets: int = MAX_TARGETS,
+        augment: bool = False,
+    ) -> None:
+        super().__init__(root, split, seed)
+        if dialogues_per_image < 1 or max_targets < 1:
+            raise ValueError(
+                f"dialogues_per_image and max_targets of {self.name} are at least 1, not "
+                f"{dialogues_per_image} and {max_targets}."
+            )
+        if kinds is not None:
+            check_photo_weights(kinds)
+        # Photos without any annotation are asked for what they lack.
+        self._coco = OwnCoco(root, split, annotations=annotations, images=images, negatives=1.0)
+        self.bad_rows = self._coco.bad_rows
+        self.knowledge, self._keys = knowledge_of_categories(self._coco.class_names)
+        self.dialogues_per_image = dialogues_per_image
+        self.kinds = kinds
+        self.max_targets = max_targets
+        self.augment = augment
+
+    @classmethod
+    def files(cls, root: Path, split: str) -> tuple[Path, ...]:
+        """The annotation file and the folder of photos under their default names."""
+        return own_files(root, split)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of all things that the file annotates, as targets carry them."""
+        return tuple(concept.name for concept in self.knowledge.concepts.values())
+
+    def __len__(self) -> int:
+        """Photos."""
+        return len(self._coco)
+
+    def where(self, item: int) -> tuple[Path, str]:
+        """The annotation file, and which of its images."""
+        return self._coco.where(item)
+
+    def picture(self, item: int) -> AnnotatedPicture:
+        """A photo with its classes, as the file annotates it.
+
+        Raises:
+            ValueError: nothing of it can be used; names the file and the row.
+        """
+        return self._coco.picture(item)
+
+    def view(self, picture: AnnotatedPicture) -> PhotoView:
+        """A photo as the question writer sees it."""
+        scene = scene_of_picture(picture, self._keys)
+        return PhotoView(scene, self.knowledge, self.max_targets)
+
+    def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
+        """The dialogues about a photo; see :meth:`Reader.compose`."""
+        picture = self.picture(item)
+        if self.augment:
+            picture = another_view(picture, rng)
+        view = self.view(picture)
+        for kinds in (self.kinds, None):
+            turns = compose_photo_dialogues(view, rng, self.dialogues_per_image, kinds=kinds)
+            if turns:
+                return self._to_samples(picture, turns)
+        raise ValueError(str(BadRow(*self.where(item), "No kind of question fits the photo.")))
+
+    def check(self) -> Iterator[BadRow]:
+        """Every bad row."""
+        yield from self._coco.check()
+
+    def evaluation_samples(self) -> LazySamples:
+        """Questions of every kind about every photo, the same for every seed."""
+        asked: list[tuple[int, int]] = []
+        bad: list[BadRow] = []
+        for item in range(len(self)):
+            try:
+                asked += [(item, number) for number in range(len(self._evaluation(item)))]
+            except ValueError as error:
+                bad.append(BadRow(*self.where(item), str(error)))
+        kept: list[tuple[int, tuple[Sample, ...]]] = []
+
+        def build(number: int) -> Sample:
+            item, place = asked[number]
+            if not kept or kept[0][0] != item:
+                kept[:] = [(item, self._evaluation(item))]
+            return kept[0][1][place]
+
+        return LazySamples(len(asked), build, bad)
+
+    def counts(self) -> dict[str, int]:
+        """Photos, annotated objects, and the kinds of things among them."""
+        objects = [len(self.view(self.picture(item)).things) for item in range(len(self))]
+        return {
+            "pictures": len(self),
+            "targets": sum(objects),
+            "classes": len(self.knowledge.concepts),
+        }
+
+    def _evaluation(self, item: int) -> tuple[Sample, ...]:
+        """The questions that a benchmark asks about a photo."""
+        picture = self.picture(item)
+        rng = random.Random(f"evaluation/{picture.id}")
+        view = self.view(picture)
+        turns = [
+            dialogue
+            for kind, number in EVALUATED.items()
+            if self.kinds is None or self.kinds.get(kind)
+            for dialogue in compose_photo_dialogues(
+                view, rng, number, kinds={kind: 1.0}, nouns=unknown_nouns(held_out=True)
+            )
+        ]
+        return self._to_samples(picture, turns)
+
+    def _to_samples(
+        self, picture: AnnotatedPicture, dialogues: Sequence[tuple[Turn, ...]]
+    ) -> tuple[Sample, ...]:
+        concepts = self.knowledge.concepts
+        objects = tuple(
+            Target(concepts[self._keys[one.name]].name, mask)
+            for one in picture.classes
+            for mask in (*one.crowds, *one.masks)
+        )
+        return tuple(
+            Sample(picture.image, picture.size, turns, f"{picture.id}-{number}", objects)
+            for number, turns in enumerate(dialogues)
+        )
+
+
+EVALUATED = {
+    "every": 40,
+    "pick": 12,
+    "use": 6,
+    "category": 4,
+    "activity": 2,
+    "negative": 3,
+    "unknown": 1,
+    "counting": 2,
+    "plain": 2,
+    "half": 1,
+    "relative": 2,
+    "nearest": 2,
+    "size": 2,
+    "several": 1,
+    "describe": 1,
+    "open": 1,
+    "follow_up": 1,
+}
+"""Questions of each kind about a photo that a benchmark asks, at most."""
+
+
+def scene_of_picture(picture: AnnotatedPicture, keys: Mapping[str, str]) -> Scene:
+    """The annotated objects of a photo as a scene; its pixels are left out.
+
+    Args:
+        picture: the photo.
+        keys: concept of each class name.
+    """
+    blank: NDArray[np.uint8] = np.broadcast_to(np.uint8(0), (*picture.size, 3))
+    objects = tuple(
+        measure_object(keys[one.name], mask) for one in picture.classes for mask in one.masks
+    )
+    uncertain = frozenset(
+        keys[one.name] for one in picture.classes if one.crowds or not one.askable
+    )
+    return Scene(blank, objects, uncertain)
+
+
+def measure_object(concept: str, mask: RLE) -> SceneObject:
+    """An object of a scene from its mask, which covers at least one pixel."""
+    left, top, width, height = (int(side) for side in boxes_of([mask])[0])
+    inside = decode_mask(mask)[top : top + height, left : left + width]
+    area = int(np.count_nonzero(inside))
+    across, down = inside.sum(axis=0), inside.sum(axis=1)
+    center = (
+        left + float(across @ np.arange(width)) / area,
+        top + float(down @ np.arange(height)) / area,
+    )
+    return SceneObject(concept, mask, (left, top, width, height), area, center)

@@ -1,0 +1,89 @@
+"""What is known of the things that photos are annotated with: COCO's 80 categories, and others.
+
+The tables in ``photo_tables`` are of the same form as the scenes' own, without drawings. A file's
+categories are looked up in them by any of their names; a category that they lack is a thing of
+which nothing but its name is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cache
+from types import MappingProxyType
+
+from pixellm.scenes.knowledge import TABLE_DIR, Concept, Knowledge, read_knowledge
+from pixellm.scenes.phrasing import plural_of, with_article
+
+
+@cache
+def load_photo_knowledge() -> Knowledge:
+    """The tables for photos that the package ships, read once per process.
+
+    Raises:
+        FileNotFoundError: a table is missing from the installation.
+        ValueError: a table is malformed; the message names the row.
+    """
+    return read_knowledge(TABLE_DIR / "photo_tables")
+
+
+@cache
+def knowledge_of_categories(names: tuple[str, ...]) -> tuple[Knowledge, Mapping[str, str]]:
+    """The tables cut down to what a file annotates.
+
+    Args:
+        names: of the file's categories, underscores as spaces.
+
+    Returns:
+        The tables with these concepts only, and the concept's key of each name. Whatever is true
+        of an unknown thing beside its name is open: it never stands in the way of the truth of a
+        question about a category or a use, since none is asked beside it.
+    """
+    known = load_photo_knowledge()
+    keys = {name: known.concept_by_phrase.get(name.lower(), name) for name in names}
+    listed = {key: concept for key, concept in known.concepts.items() if key in keys.values()}
+    everything = frozenset(
+        [*(f"category:{key}" for key in known.categories), *(f"use:{key}" for key in known.uses)]
+    )
+    for name, key in keys.items():
+        if key not in known.concepts:
+            listed[key] = _bare_concept(name, everything)
+    return _restricted(known, listed), MappingProxyType(keys)
+
+
+def _bare_concept(name: str, borderline: frozenset[str]) -> Concept:
+    grammar = with_article(name.lower()).partition(" ")[0]
+    plural = plural_of(name)
+    return Concept(name, name, grammar, plural, (), (), "", (), borderline, "")
+
+
+def _restricted(known: Knowledge, listed: Mapping[str, Concept]) -> Knowledge:
+    """The tables without concepts that are not listed, nor what then has no members."""
+    members = [key for one in listed.values() for key in one.categories]
+    categories = {key: one for key, one in known.categories.items() if members.count(key) > 1}
+    uses = {
+        key: use
+        for key, use in known.uses.items()
+        if any(key in one.uses for one in listed.values())
+    }
+    kept = {f"name:{key}" for key in listed}
+    kept |= {f"category:{key}" for key in categories} | {f"use:{key}" for key in uses}
+    concepts = {
+        key: replace(
+            one,
+            categories=_among(one.categories, categories),
+            uses=_among(one.uses, uses),
+            borderline=one.borderline & kept,
+        )
+        for key, one in listed.items()
+    }
+    return Knowledge(
+        MappingProxyType(concepts),
+        MappingProxyType(categories),
+        MappingProxyType(uses),
+        "the photos' tables",
+    )
+
+
+def _among(keys: Iterable[str], kept: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(key for key in keys if key in kept)

@@ -1,0 +1,383 @@
+"""Questions about photos: the scenes' kinds as far as photos allow, and what people ask of photos.
+
+A person names a kind of thing and wants all of it, picks one of several, or asks what no model of
+this kind can know; that is answered honestly, with what is seen. Every function returns None where
+the photo allows no true question of its kind this time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from types import MappingProxyType
+
+from pixellm.scenes import questions_places as places
+from pixellm.scenes import questions_things as things
+from pixellm.scenes import questions_words as words
+from pixellm.scenes.knowledge import Concept
+from pixellm.scenes.photo_view import PhotoView
+from pixellm.scenes.phrasing import (
+    NUMBERS,
+    ask,
+    load_templates,
+    mark_phrases,
+    plural_of,
+    say,
+    with_article,
+)
+from pixellm.scenes.questions import Ask, ask_about, check_weights
+from pixellm.scenes.questions_things import SYNONYM_SHARE, Draft, answer_with
+from pixellm.scenes.scene_view import ORDINALS, Thing
+from pixellm.types import Turn
+
+MAX_DESCRIBED = 5
+"""More things than this are not listed where nothing in particular was asked for."""
+
+DIRECT_SHARE = 0.6
+"""Share of the questions by use that ask as people do of a photo, where that is worded."""
+
+LAST_NAMED_PLACE = 5
+"""Nobody asks for the sixth of a row."""
+
+TINY_SHARE = 0.25
+"""Share of the questions for kinds of which only tiny things are seen that are kept."""
+
+_PERSON = "person"
+_PICKS = ("left", "left", "right", "right", "top", "bottom", "middle", "large", "small", "nth")
+_KIND_OF_PICK = {"large": "largest", "small": "smallest"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """How a question calls a kind of thing.
+
+    Attributes:
+        name: one of it: "dog", "pair of scissors".
+        indefinite: the same with its article.
+        plural: several.
+        is_plural: whether the name takes "are".
+    """
+
+    name: str
+    indefinite: str
+    plural: str
+    is_plural: bool
+
+    def words(self) -> dict[str, str]:
+        """The placeholders of a template."""
+        return {
+            "name": self.name,
+            "a_name": self.indefinite,
+            "plural": self.plural,
+            "it": f"the {self.name}",
+            "is": "are" if self.is_plural else "is",
+            "does": "do" if self.is_plural else "does",
+            "them": "them" if self.is_plural else "it",
+        }
+
+
+def name_kind(concept: Concept, rng: random.Random) -> _Named:
+    """A concept by its name, now and then by a synonym."""
+    if concept.synonyms and rng.random() < SYNONYM_SHARE:
+        synonym = rng.choice(concept.synonyms)
+        head, of, rest = synonym.partition(" of ")
+        return _Named(synonym, with_article(synonym), plural_of(head) + of + rest, False)
+    return _Named(concept.name, concept.indefinite, concept.plural, concept.is_plural)
+
+
+def ask_every(view: PhotoView, rng: random.Random) -> Draft | None:
+    """A kind of thing, answered with every one of it, whether one or many were expected."""
+    keys = [
+        key
+        for key, count in view.counts.items()
+        if count <= view.max_targets and f"name:{key}" not in view.borderline
+    ]
+    if not keys:
+        return None
+    group = view.group(rng.choice(keys))
+    if not any(map(view.is_clear, group)) and rng.random() > TINY_SHARE:
+        return None
+    concept = group[0].concept
+    named = name_kind(concept, rng)
+    section = "every_one" if rng.random() < (0.7 if len(group) == 1 else 0.3) else "every"
+    if concept.key == _PERSON and rng.random() < 0.2:
+        question = ask(rng, "every_person")
+    elif concept.grammar in ("mass", "plural"):
+        question = ask(rng, "every_one", **named.words())
+    else:
+        question = ask(rng, section, **named.words())
+    answer = answer_with(rng, "every", group, **_is_or_are(group))
+    return Draft("every", question, answer, tuple(group))
+
+
+def ask_pick(view: PhotoView, rng: random.Random) -> Draft | None:
+    """One of two or more of a kind, by its place, its size or its number in the row."""
+    keys = [
+        key
+        for key, count in view.counts.items()
+        if count > 1 and f"name:{key}" not in view.borderline
+    ]
+    if not keys:
+        return None
+    group = view.group(rng.choice(keys))
+    named, way = name_kind(group[0].concept, rng), rng.choice(_PICKS)
+    found = _pick_by_number(view, rng, group) if way == "nth" else _pick(view, group, way)
+    if found is None:
+        return None
+    thing, key, number = found
+    forms = load_templates()["picks"][key]
+    if len(group) > 2 and way in ("large", "small"):
+        forms = forms[:-1]  # "the big dog" is one of two
+    which = rng.choice(forms).format(name=named.name, nth=ORDINALS[number], number=_number(number))
+    question = ask(rng, "pick", which=which)
+    answer = say(rng, "pick", objects=mark_phrases([which]))
+    return Draft(_KIND_OF_PICK.get(way, way), question, answer, (thing,))
+
+
+def ask_use(view: PhotoView, rng: random.Random) -> Draft | None:
+    """Everything that serves a purpose, asked as people do: "What can I sit on?"."""
+    keys = [key for key in view.present_uses() if f"use_{key}" in load_templates()]
+    if not keys or rng.random() > DIRECT_SHARE:
+        return things.ask_by_use(view, rng)
+    key = rng.choice(keys)
+    found = view.serving(key)
+    if len(found) > view.max_targets:
+        return None
+    answer = answer_with(rng, f"use_{key}", found)
+    return Draft("use", ask(rng, f"use_{key}"), answer, tuple(found))
+
+
+def ask_for_absent(view: PhotoView, rng: random.Random) -> Draft | None:
+    """What the photo surely lacks, by name, by category or by use."""
+    way = rng.random()
+    if way < 0.3:
+        concept = things.absent_concept(view, rng)
+        if concept is None:
+            return None
+        is_counted = concept.grammar in ("a", "an")
+        section = "every" if is_counted and rng.random() < 0.4 else "every_one"
+        question = ask(rng, section, **name_kind(concept, rng).words())
+        denied = {"name": concept.name, **_is_or_are([], plural=concept.is_plural)}
+        return Draft("negative", question, say(rng, "negative_name", **denied))
+    if way < 0.8:
+        return things.ask_for_absent(view, rng, ("name", "category", "use"))
+    keys = [
+        key
+        for key in view.knowledge.uses
+        if f"use_{key}" in load_templates() and view.surely_lacks("use", key)
+    ]
+    if not keys:
+        return None
+    key = rng.choice(keys)
+    return Draft("negative", ask(rng, f"use_{key}"), say(rng, "negative_direct"))
+
+
+def ask_unknown(view: PhotoView, rng: random.Random, nouns: Sequence[str]) -> Draft | None:
+    """A thing that no table knows; the answer says so."""
+    noun = rng.choice(nouns)
+    filled = {"name": noun, "a_name": with_article(noun)}
+    return Draft("unknown", ask(rng, "unknown", **filled), say(rng, "unknown", **filled))
+
+
+def ask_to_describe(view: PhotoView, rng: random.Random) -> Draft | None:
+    """Nothing in particular: what is seen, or the largest of it."""
+    found = view.salient(rng.randint(3, MAX_DESCRIBED))
+    question = ask(rng, "describe")
+    if not found:
+        return None if view.things else Draft("describe", question, say(rng, "describe", "nothing"))
+    is_all = view.is_complete and len(found) == len(view.things)
+    key = "answers" if is_all else "more"
+    answer = say(rng, "describe", key, objects=mark_phrases(_introduced(found)))
+    return Draft("describe", question, answer, tuple(found))
+
+
+def ask_open(view: PhotoView, rng: random.Random) -> Draft | None:
+    """What can't be told from things alone: a color, a reason, a place, a feeling."""
+    named = [one for one in view.things if view.is_clear(one) and _has_plain_name(view, one)]
+    if named and rng.random() < 0.6:
+        thing = rng.choice(named)
+        kind = _Named(thing.phrase[4:], "", "", thing.concept.is_plural)
+        section = rng.choice(("open_color", "open_reason"))
+        question = ask(rng, section, **kind.words())
+        return Draft("open", question, answer_with(rng, section, [thing]), (thing,))
+    return _say_what_is_seen(view, rng, "open_scene", "open")
+
+
+def ask_in_another_script(view: PhotoView, rng: random.Random) -> Draft | None:
+    """A question in another script than the Latin one."""
+    return _say_what_is_seen(view, rng, "foreign", "foreign")
+
+
+def _introduced(found: Sequence[Thing]) -> list[str]:
+    """Things that nobody named before: "a dog", "another dog", "some skis"."""
+    seen: set[str] = set()
+    phrases = []
+    for thing in found:
+        concept = thing.concept
+        again = concept.key in seen and concept.grammar in ("a", "an")
+        phrases.append(f"another {concept.name}" if again else concept.indefinite)
+        seen.add(concept.key)
+    return phrases
+
+
+def _say_what_is_seen(view: PhotoView, rng: random.Random, section: str, kind: str) -> Draft | None:
+    found = view.salient(rng.randint(2, MAX_DESCRIBED))
+    question = ask(rng, section)
+    if not found:
+        return None if view.things else Draft(kind, question, say(rng, section, "nothing"))
+    answer = say(rng, section, objects=mark_phrases(_introduced(found)))
+    return Draft(kind, question, answer, tuple(found))
+
+
+def _has_plain_name(view: PhotoView, thing: Thing) -> bool:
+    """Whether a question may call a thing by the phrase that answers use."""
+    if f"name:{thing.concept.key}" in view.borderline:
+        return False
+    return not thing.position or thing.position in things.OTHER_WORDS
+
+
+def _pick(view: PhotoView, group: Sequence[Thing], way: str) -> tuple[Thing, str, int] | None:
+    """The one of a group that a place or a size tells apart."""
+    if way == "middle":
+        middle = [one for one in group if one.position == "middle" and view.is_clear(one)]
+        row = [view.place_in_row(one, group) for one in middle]
+        return (middle[0], way, 0) if row == [1] else None
+    if way in ("large", "small"):
+        thing = view.extreme_size(group, largest=way == "large")
+    else:
+        thing = view.nearest_edge(way, group)
+    return None if thing is None else (thing, way, 0)
+
+
+def _pick_by_number(
+    view: PhotoView, rng: random.Random, group: Sequence[Thing]
+) -> tuple[Thing, str, int] | None:
+    """One that is neither the first nor the last of a row of three or more."""
+    if len(group) < 3:
+        return None
+    thing, side = rng.choice(group), rng.choice(("nth_left", "nth_left", "nth_right"))
+    place = view.place_in_row(thing, group)
+    if place is None or not 0 < place < len(group) - 1:
+        return None
+    number = place if side == "nth_left" else len(group) - 1 - place
+    return (thing, side, number) if number < LAST_NAMED_PLACE else None
+
+
+def _number(place: int) -> str:
+    return NUMBERS[place + 1]
+
+
+def _is_or_are(found: Sequence[Thing], *, plural: bool = False) -> dict[str, str]:
+    plural = plural or len(found) > 1 or any(one.concept.is_plural for one in found)
+    return {"is": "are" if plural else "is"}
+
+
+_PLAIN: tuple[Ask[PhotoView], ...] = (
+    words.ask_if_there,
+    words.ask_if_there,
+    words.ask_membership,
+    places.ask_largest_in_words,
+    places.ask_if_beside,
+)
+
+
+def _ask_plain(view: PhotoView, rng: random.Random) -> Draft | None:
+    return rng.choice(_PLAIN)(view, rng)
+
+
+_ASK: Mapping[str, Ask[PhotoView]] = {
+    "every": ask_every,
+    "pick": ask_pick,
+    "naming": things.ask_by_name,
+    "several": things.ask_several,
+    "choice": things.ask_choice,
+    "instances": things.ask_instances,
+    "category": things.ask_by_category,
+    "use": ask_use,
+    "activity": things.ask_activity,
+    "half": places.ask_half,
+    "relative": places.ask_relative,
+    "nearest": places.ask_nearest,
+    "size": places.ask_size,
+    "order": places.ask_order,
+    "negative": ask_for_absent,
+    "counting": words.ask_number,
+    "plain": _ask_plain,
+    "describe": ask_to_describe,
+    "open": ask_open,
+    "foreign": ask_in_another_script,
+}
+_WITHOUT_THINGS = ("negative", "unknown", "describe", "open", "foreign")
+
+PHOTO_WEIGHTS: Mapping[str, float] = MappingProxyType(
+    {
+        "every": 3.0,
+        "pick": 2.4,
+        "naming": 0.7,
+        "several": 0.9,
+        "choice": 0.4,
+        "instances": 0.6,
+        "category": 0.9,
+        "use": 1.2,
+        "activity": 0.4,
+        "half": 0.4,
+        "relative": 0.5,
+        "nearest": 0.4,
+        "size": 0.5,
+        "order": 0.3,
+        "negative": 1.3,
+        "unknown": 0.4,
+        "counting": 0.5,
+        "plain": 0.6,
+        "describe": 0.6,
+        "open": 0.6,
+        "foreign": 0.05,
+        "follow_up": 0.9,
+    }
+)
+"""How often each kind is tried when the caller gives no weights."""
+
+
+def check_photo_weights(weights: Mapping[str, float]) -> None:
+    """Refuse weights of kinds that can't be asked about photos.
+
+    Raises:
+        ValueError: no table of weights, an unknown kind, a negative weight, or nothing to ask.
+    """
+    check_weights(weights, tuple(PHOTO_WEIGHTS))
+
+
+def compose_photo_dialogues(
+    view: PhotoView,
+    rng: random.Random,
+    num_dialogues: int,
+    *,
+    kinds: Mapping[str, float] | None = None,
+    nouns: Sequence[str] | None = None,
+) -> list[tuple[Turn, ...]]:
+    """Different true dialogues about a photo, of one turn or two.
+
+    Args:
+        view: the photo.
+        rng: the only source of chance.
+        num_dialogues: how many at most; a photo with little in it allows fewer.
+        kinds: weight of each kind; :data:`PHOTO_WEIGHTS` if None.
+        nouns: things that no table knows; those for training if None.
+    """
+    weights = dict(PHOTO_WEIGHTS if kinds is None else kinds)
+    if not view.things:
+        weights = {kind: weights[kind] for kind in _WITHOUT_THINGS if kind in weights}
+    known = unknown_nouns(held_out=False) if nouns is None else nouns
+    asks: dict[str, Ask[PhotoView]] = {**_ASK, "unknown": partial(ask_unknown, nouns=known)}
+    return ask_about(view, rng, num_dialogues, asks, weights)
+
+
+@cache
+def unknown_nouns(*, held_out: bool) -> tuple[str, ...]:
+    """Nouns that no table knows: those for training, or every fifth, which it never sees."""
+    path = Path(__file__).parent / "photo_tables" / "unknown.txt"
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return tuple(line for i, line in enumerate(filter(None, lines)) if (i % 5 == 0) is held_out)

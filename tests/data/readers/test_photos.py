@@ -1,0 +1,268 @@
+"""Photos asked for all that annotations can answer: what is said of them is true.
+
+Photos are laid out by hand: rectangles with names. A check of every turn of a corpus compares the
+words with the rectangles, not with the code that chose them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from drawn_photos import PHOTOS, draw_photo, rectangle, write_json
+
+from pixellm.data.readers.photos import Photos
+from pixellm.data.registry import open_reader
+from pixellm.masks import decode_mask
+from pixellm.types import SEG_MARK, Sample, Turn
+
+SIZE = (200, 300)
+CATEGORIES = ("person", "dog", "cat", "car", "chair", "couch", "banana", "pizza", "knife", "tv")
+
+PICKED = ("left", "right", "top", "bottom", "middle", "largest", "smallest", "nth")
+
+Box = tuple[str, int, int, int, int]
+WriteFile = Callable[..., Path]
+
+
+@pytest.fixture
+def photos_root(tmp_path: Path) -> WriteFile:
+    """Writes an instances file; each photo is a list of (category, left, top, right, bottom)."""
+
+    def write(
+        *photos: Sequence[Box], crowds: Sequence[int] = (), names: Sequence[str] = CATEGORIES
+    ) -> Path:
+        annotations: list[dict[str, Any]] = []
+        for number, boxes in enumerate(photos):
+            draw_photo(tmp_path / "train" / f"{number}.png", SIZE, number)
+            for name, *corners in boxes:
+                one = {"id": len(annotations), "image_id": number}
+                one |= {"category_id": names.index(name) + 1, "segmentation": [rectangle(*corners)]}
+                annotations.append(one | {"iscrowd": int(len(annotations) in crowds)})
+        images = [
+            {"id": number, "file_name": f"{number}.png", "height": SIZE[0], "width": SIZE[1]}
+            for number in range(len(photos))
+        ]
+        categories = [{"id": number + 1, "name": name} for number, name in enumerate(names)]
+        values = {"images": images, "annotations": annotations, "categories": categories}
+        write_json(tmp_path / "annotations" / "instances_train.json", values)
+        return tmp_path
+
+    return write
+
+
+def ask_kind(root: Path, kind: str, seeds: int = 40, **options: Any) -> list[Turn]:
+    """All last turns of a kind about the first photo, over many seeds; () where none fits."""
+    turns = []
+    for seed in range(seeds):
+        data = Photos(root, seed=seed, kinds={kind: 1.0}, dialogues_per_image=4, **options)
+        turns += [sample.turns[-1] for sample in data[0]]
+    kinds = {*PICKED} if kind == "pick" else {kind}
+    return [turn for turn in turns if turn.kind in kinds]
+
+
+def lefts(turn: Turn) -> list[int]:
+    """The left border of each target."""
+    return [int(np.flatnonzero(decode_mask(one.mask).any(axis=0))[0]) for one in turn.targets]
+
+
+DOGS = [
+    ("dog", 10, 100, 60, 150),
+    ("dog", 100, 90, 200, 190),
+    ("dog", 240, 110, 280, 140),
+    ("car", 20, 10, 120, 60),
+]
+
+
+def test_every_one_of_a_kind_is_answered_however_many_were_expected(
+    photos_root: WriteFile,
+) -> None:
+    turns = ask_kind(photos_root(DOGS), "every")
+    dogs = [turn for turn in turns if re.search("dog|pup", turn.question.lower())]
+    assert len({turn.question.lower() for turn in dogs}) > 20
+    assert all(lefts(turn) == [10, 100, 240] for turn in dogs)
+    assert all("left dog" in turn.answer and "right dog" in turn.answer for turn in dogs)
+    cars = [turn for turn in turns if re.search("car|auto", turn.question.lower())]
+    assert cars and all(lefts(turn) == [20] for turn in cars)
+
+
+@pytest.mark.parametrize(
+    ("kind", "left"), [("left", 10), ("right", 240), ("largest", 100), ("smallest", 240)]
+)
+def test_one_of_several_is_picked_by_place_or_size(
+    photos_root: WriteFile, kind: str, left: int
+) -> None:
+    found = [turn for turn in ask_kind(photos_root(DOGS), "pick") if turn.kind == kind]
+    assert found and all(lefts(turn) == [left] for turn in found)
+
+
+def test_the_second_from_the_right_is_counted_from_there(photos_root: WriteFile) -> None:
+    row = [("dog", 10 + 60 * n, 100, 50 + 60 * n, 150) for n in range(4)]
+    turns = [turn for turn in ask_kind(photos_root(row), "pick") if turn.kind == "nth"]
+    words = {
+        "second dog from the left": 70,
+        "third dog from the left": 130,
+        "second dog from the right": 130,
+        "third dog from the right": 70,
+        "dog number two from the left": 70,
+        "dog number three from the left": 130,
+    }
+    said = {key for turn in turns for key in words if key in turn.question.lower()}
+    assert len(said) > 3
+    for turn in turns:
+        for key, left in words.items():
+            if key in turn.question.lower():
+                assert lefts(turn) == [left]
+
+
+def test_two_that_are_side_by_side_by_a_hair_are_not_called_left_and_right(
+    photos_root: WriteFile,
+) -> None:
+    root = photos_root([("dog", 100, 20, 150, 70), ("dog", 104, 120, 154, 170)])
+    assert not [t for t in ask_kind(root, "pick") if t.kind in ("left", "right", "nth")]
+
+
+def test_a_crowd_is_neither_denied_nor_counted_nor_asked_for(photos_root: WriteFile) -> None:
+    people = [("person", 10, 10, 60, 150), ("person", 100, 20, 299, 190), ("dog", 62, 150, 99, 190)]
+    root = photos_root(people, crowds=[1])
+    for kind in ("every", "pick", "counting", "negative", "plain", "several", "choice"):
+        for turn in ask_kind(root, kind, seeds=15):
+            assert not re.search(r"\bperson|people|human", turn.answer), (kind, turn)
+    assert not ask_kind(root, "half")
+
+
+def test_tiny_things_are_not_counted_or_picked(photos_root: WriteFile) -> None:
+    root = photos_root([("dog", 10, 10, 90, 90), ("dog", 200, 100, 204, 104)])
+    assert not [t for t in ask_kind(root, "pick") if lefts(t) == [200]]
+    assert not [t for t in ask_kind(root, "counting") if re.search("dog|animal", t.question)]
+
+
+def test_uses_are_asked_as_people_do_and_answered_with_all_that_serves(
+    photos_root: WriteFile,
+) -> None:
+    room = [("couch", 5, 100, 120, 180), ("chair", 160, 90, 220, 190), ("tv", 130, 5, 200, 60)]
+    turns = ask_kind(photos_root(room), "use")
+    sitting = [t for t in turns if re.search(r"\bsit\b", t.question)]
+    assert sitting and all(lefts(turn) == [5, 160] for turn in sitting)
+    assert {"What can I sit on?", "what can I sit on?"} & {t.question for t in sitting}
+    assert [t for t in turns if "film" in t.question and lefts(t) == [130]]
+
+
+def test_what_is_absent_is_denied_and_a_kitchen_is_never_said_to_lack_food(
+    photos_root: WriteFile,
+) -> None:
+    turns = ask_kind(photos_root([("knife", 5, 100, 60, 120), ("tv", 130, 5, 200, 60)]), "negative")
+    assert all(not turn.targets and SEG_MARK not in turn.answer for turn in turns)
+    assert not [t for t in turns if re.search(r"food|\beat\b|hungr|snack", t.question + t.answer)]
+    outdoors = photos_root([("car", 5, 100, 160, 180), ("dog", 180, 90, 220, 190)])
+    hungry = [t for t in ask_kind(outdoors, "negative") if re.search("eat|hungr", t.question)]
+    assert hungry
+
+
+def test_unknown_nouns_are_admitted(photos_root: WriteFile) -> None:
+    turns = ask_kind(photos_root(DOGS), "unknown")
+    assert all(re.fullmatch(r"I don't know what an? .* looks like\.", t.answer) for t in turns)
+    nouns = {re.sub(r".* what an? (.*) looks like.", r"\1", turn.answer) for turn in turns}
+    assert len(nouns) > 50
+    assert not re.search(r"\ba [aeio]|\ban [^aeio]", " ".join(turn.answer for turn in turns))
+
+
+def test_open_questions_get_what_is_seen(photos_root: WriteFile) -> None:
+    described = ask_kind(photos_root(DOGS), "describe")
+    assert any(re.search(r"a dog \{seg\}.*another dog", turn.answer) for turn in described)
+    assert all(turn.targets for turn in described)
+    opened = ask_kind(photos_root(DOGS), "open")
+    assert all(re.search("can't|don't know", turn.answer) for turn in opened)
+    assert any("the car {seg}" in turn.answer for turn in opened)
+
+
+def test_a_photo_without_things_is_asked_what_it_lacks(photos_root: WriteFile) -> None:
+    data = Photos(photos_root([]), dialogues_per_image=20)
+    kinds = {turn.kind for sample in data[0] for turn in sample.turns}
+    assert kinds <= {"negative", "unknown", "describe", "open", "foreign"} and len(kinds) > 2
+    assert not any(list(sample.all_targets()) for sample in data[0])
+
+
+def test_names_that_no_table_holds_are_asked_for_and_nothing_is_claimed_of_them(
+    photos_root: WriteFile,
+) -> None:
+    root = photos_root(
+        [("lawn gnome", 10, 10, 90, 90), ("chair", 100, 100, 200, 190)],
+        names=("lawn gnome", "chair", "couch"),
+    )
+    data = Photos(root)
+    assert data.class_names == ("chair", "couch", "lawn gnome")
+    turns = ask_kind(root, "every")
+    assert any("lawn gnomes" in turn.question for turn in turns)
+    assert not ask_kind(root, "use")
+
+
+def test_a_mirrored_view_says_left_of_what_is_left_there(photos_root: WriteFile) -> None:
+    root = photos_root([("dog", 10, 80, 60, 120), ("dog", 230, 60, 290, 140)])
+    seen = set()
+    for seed in range(30):
+        data = Photos(root, seed=seed, kinds={"pick": 1.0}, augment=True)
+        for sample in data[0]:
+            seen |= check_sides(sample)
+    assert seen == {"left", "right"}
+
+
+def check_sides(sample: Sample) -> set[str]:
+    """The sides asked for; the named dog is really on that side of the other one."""
+    asked = set()
+    middles = [np.nonzero(decode_mask(one.mask))[1].mean() for one in sample.objects]
+    for turn in sample.turns:
+        if turn.kind in ("left", "right"):
+            middle = np.nonzero(decode_mask(turn.targets[0].mask))[1].mean()
+            assert middle == (min(middles) if turn.kind == "left" else max(middles))
+            asked.add(turn.kind)
+    return asked
+
+
+def test_the_same_seed_and_epoch_ask_the_same(photos_root: WriteFile) -> None:
+    root = photos_root(DOGS, DOGS[1:])
+    first, second = (Photos(root, seed=3, augment=True) for _ in range(2))
+    for epoch in (0, 1):
+        turns = [[s.turns for s in data.dialogues(1, epoch)] for data in (first, second)]
+        assert turns[0] == turns[1]
+    assert first.dialogues(0, 0)[0].turns != Photos(root, seed=4, augment=True)[0][0].turns
+
+
+def test_cocos_own_layout_is_found(photos_root: WriteFile) -> None:
+    root = photos_root(DOGS)
+    (root / "train").rename(root / "train2017")
+    path = root / "annotations" / "instances_train.json"
+    path.rename(path.with_name("instances_train2017.json"))
+    (sample, *_) = Photos(root)[0]
+    assert sample.image == root / "train2017" / "0.png"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kinds": {"colour": 1.0}}, "Unknown kind of question 'colour'"),
+        ({"dialogues_per_image": 0}, "at least 1"),
+        ({"max_targets": 0}, "at least 1"),
+        ({"colour": True}, "Options of data set 'photos'"),
+    ],
+)
+def test_wrong_options_are_refused(
+    photos_root: WriteFile, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_reader("photos", photos_root(DOGS), "train", **options)
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="no photos at PIXELLM_TEST_PHOTOS")
+def test_real_photos_read_as_english() -> None:
+    data = Photos(PHOTOS, dialogues_per_image=6)
+    turns = [turn for item in range(0, len(data), 4) for s in data[item] for turn in s.turns]
+    assert len({turn.kind for turn in turns}) > 20
+    for turn in turns:
+        assert "{" not in turn.question + turn.answer.replace(SEG_MARK, "")
+        assert turn.answer[0].isupper() and turn.answer.endswith(".")
+        assert not re.search(r"\ba [aeio]|\ban [^aeioh]", turn.answer), turn.answer
