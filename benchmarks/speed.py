@@ -159,7 +159,7 @@ def _show_and_write(
     from rich.console import Console
 
     from measuring.report import make_report, make_tables
-    from pixellm.answer_files import json_bytes, write_files
+    from pixellm.files import json_bytes, write_files
 
     command = shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]])
     report = make_report(command, machine, settings, tables)

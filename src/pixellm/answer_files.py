@@ -6,13 +6,9 @@ no model, no terminal and no network; what it is called with has been read and a
 
 from __future__ import annotations
 
-import errno
 import io
-import json
-import os
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pixellm.files import is_same_file, json_bytes, write_files
 from pixellm.masks import encode_mask, mask_to_box
 from pixellm.types import Prediction
 from pixellm.visualize import draw_overlay
@@ -71,7 +68,7 @@ def write_answer(
         files[destinations.json] = json_bytes(values)
     if destinations.masks is not None:
         files |= mask_files(prediction, destinations.masks)
-    write_files(files, new_folder=destinations.masks)
+    write_files(files, folder=destinations.masks)
     return list(files)
 
 
@@ -114,11 +111,6 @@ def prediction_to_json(prediction: Prediction, image: str, model: str) -> dict[s
     }
 
 
-def json_bytes(values: Mapping[str, Any]) -> bytes:
-    """A JSON document with a line break at its end, in ASCII: readable in any locale."""
-    return (json.dumps(values, indent=2) + "\n").encode("ascii")
-
-
 def overlay_bytes(picture: Image.Image, prediction: Prediction, suffix: str) -> bytes:
     """The picture with the masks drawn over it, encoded as the suffix says (".png", ".jpg").
 
@@ -159,7 +151,7 @@ def check_picture_name(path: Path, original: Path | None = None) -> None:
     format_name = Image.registered_extensions().get(path.suffix.lower())
     if format_name not in Image.SAVE:
         raise ValueError(f"{path} has no suffix of a picture; name it {path.stem or 'answer'}.png.")
-    if original is not None and _is_same_file(path, original):
+    if original is not None and is_same_file(path, original):
         raise ValueError(f"{path} is the picture itself; give the overlay another name.")
 
 
@@ -176,79 +168,18 @@ def check_destinations(destinations: Destinations, original: Path) -> None:
     overlay, json_file, folder = destinations.overlay, destinations.json, destinations.masks
     if overlay is not None:
         check_picture_name(overlay, original)
-    if json_file is not None and _is_same_file(json_file, original):
+    if json_file is not None and is_same_file(json_file, original):
         raise ValueError(f"{json_file} is the picture itself; give the JSON file another name.")
-    if overlay is not None and json_file is not None and _is_same_file(overlay, json_file):
+    if overlay is not None and json_file is not None and is_same_file(overlay, json_file):
         raise ValueError(f"{overlay} can't be both the overlay and the JSON file; name another.")
     for path in (original, overlay, json_file):
         if folder is not None and path is not None and _is_mask_in(path, folder):
             raise ValueError(f"A mask in {folder} may replace {path}; choose another folder.")
 
 
-def _is_same_file(path: Path, other: Path) -> bool:
-    """Whether both names lead to one file, through links too; neither need exist."""
-    if path.exists() and other.exists():
-        return path.samefile(other)
-    return path.resolve() == other.resolve()
-
-
 def _is_mask_in(path: Path, folder: Path) -> bool:
     """Whether a file in the folder is called what :func:`mask_files` may call a mask."""
-    return bool(_MASK_NAME.fullmatch(path.name)) and _is_same_file(path.absolute().parent, folder)
-
-
-def write_files(files: Mapping[Path, bytes], new_folder: Path | None = None) -> None:
-    """Write all files or none: each is written aside in its folder, then all are renamed.
-
-    Existing files are replaced; a link's target is, not the link. What is no regular file, such
-    as a pipe, is written to directly.
-
-    Args:
-        files: path -> content.
-        new_folder: made where missing, and removed again on failure; other folders must exist.
-
-    Raises:
-        OSError: a folder is missing or closed to writing, or the disk is full.
-    """
-    aside: dict[Path, Path] = {}
-    makes_folder = new_folder is not None and not new_folder.exists()
-    path = new_folder
-    try:
-        if new_folder is not None:
-            new_folder.mkdir(exist_ok=True)
-        for number, (path, content) in enumerate(files.items()):
-            target = _place_aside(path, number, aside)
-            target.write_bytes(content)
-        for target, path in aside.items():
-            target.replace(path)
-    except BaseException as error:
-        _clear(aside, new_folder if makes_folder else None)
-        if not isinstance(error, OSError):
-            raise
-        reason = error.strerror or str(error)
-        raise type(error)(f"{path} cannot be written ({reason}); choose another place.") from error
-
-
-def _place_aside(path: Path, number: int, aside: dict[Path, Path]) -> Path:
-    """Where a file's content goes first; notes in ``aside`` what has to be renamed to what."""
-    final = path.resolve()
-    if final.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if final.exists() and not final.is_file():
-        return final
-    target = final.with_name(f".writing-{os.getpid()}-{number}")
-    aside[target] = final
-    return target
-
-
-def _clear(files: Iterable[Path], folder: Path | None) -> None:
-    """Remove what a failed attempt has left behind, as far as it is there."""
-    for path in files:
-        with suppress(OSError):
-            path.unlink()
-    if folder is not None:
-        with suppress(OSError):  # never made, or someone else has written there
-            folder.rmdir()
+    return bool(_MASK_NAME.fullmatch(path.name)) and is_same_file(path.absolute().parent, folder)
 
 
 def _encode(image: Image.Image, suffix: str) -> bytes:

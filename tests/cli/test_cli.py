@@ -20,12 +20,13 @@ from conftest import (
     square_sample,
     tiny_parts,
 )
-from pixellm.answer_files import mask_files, write_files
+from pixellm.answer_files import mask_files
 from pixellm.cli.display import answer_text, print_answer
 from pixellm.cli.main import app
 from pixellm.engine import Engine
 from pixellm.engine.jobs import PromptBuilder
 from pixellm.evaluation.scenes import evaluate_scenes
+from pixellm.files import write_files
 from pixellm.masks import decode_mask, mask_to_box
 from pixellm.model.modeling import PixelLMModel
 from pixellm.training import stream
@@ -253,7 +254,7 @@ def test_chat_survives_bad_input(picture: Path, tiny_model_dir: Path) -> None:
         "long " * 300,
         TINY_QUESTION,
         "/save squares.png",
-        "/save nowhere/at-all.png",
+        "/save squares.png/at-all.png",
     ]
     result = run("chat", picture, "--model", tiny_model_dir, text="\n".join(lines))
     assert result.exit_code == 0, result.output

@@ -26,7 +26,7 @@ from pixellm.curation.muse import read_entries, rows_of, validate
 from pixellm.curation.photos import AnnotationFile, SelectSettings, order_by_balance
 from pixellm.curation.statistics import gather, plot
 from pixellm.curation.template import TemplateWriter
-from pixellm.curation.write import WriteSettings, read_marks, save_marks, write_set
+from pixellm.curation.write import WriteSettings, change_marks, read_marks, write_set
 from pixellm.masks import decode_mask, mask_to_box
 from pixellm.types import SEG_MARK, Sample, Target, Turn
 
@@ -113,13 +113,13 @@ def test_large_sets_are_sharded_and_shards_of_an_earlier_set_disappear(muse: Pat
 
 def test_marks_are_respected_by_write(muse: Path) -> None:
     rows = [row for entry in entries_of(muse) for row in rows_of(entry)]
-    save_marks(muse, {rows[0].key: "reject", rows[1].key: "accept"})
+    change_marks(muse, {rows[0].key: "reject", rows[1].key: "accept"})
     ledger = Ledger(muse)
     summary = write_set(ledger, muse, WriteSettings(train=0.6, val=0.2, shard_photos=8))
     left = {row.key for entry in entries_of(muse) for row in rows_of(entry)}
     assert {row.key for row in rows} - left == {rows[0].key}
     assert summary["dropped"] == {"rejected by a reviewer": 1}
-    save_marks(muse, {})
+    change_marks(muse, {rows[0].key: "", rows[1].key: ""})
     write_set(ledger, muse, WriteSettings(train=0.6, val=0.2, shard_photos=8))
     ledger.close()
     assert {row.key for entry in entries_of(muse) for row in rows_of(entry)} >= {rows[0].key}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pixellm.training.checkpoints import finish_exchange, replace_folder
+from pixellm.files import finish_exchange, replace_folder
 
 
 class Killed(BaseException):

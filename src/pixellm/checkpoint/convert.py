@@ -30,8 +30,8 @@ from pixellm.checkpoint.weight_files import (
     ShardWriter,
     WeightFiles,
     check_disk_space,
-    written_aside,
 )
+from pixellm.files import new_folder
 from pixellm.model.config import PixelLMConfig
 from pixellm.processing.processor import PixelLMProcessor
 
@@ -86,7 +86,7 @@ def convert_released(
     tower_files = WeightFiles(tower_dir)
     total = files.num_bytes + tower_files.num_bytes
     check_disk_space(out, int(total * 1.02) + (64 << 20))
-    with written_aside(out) as partial:
+    with new_folder(out) as partial:
         writer = ShardWriter(partial)
         write_tower(tower_files, tower, stream, writer)
         layout = _write_shards(files, stream, writer, progress, tower_files.num_bytes, total)

@@ -23,8 +23,8 @@ from pixellm.checkpoint.weight_files import (
     Progress,
     WeightFiles,
     check_disk_space,
-    written_aside,
 )
+from pixellm.files import new_folder
 from pixellm.model.config import PixelLMConfig
 
 KEPT_DIR = "released"
@@ -70,7 +70,7 @@ def convert_to_released(
     reader.check_layout(layout)
     check_disk_space(out, int(files.num_bytes * 1.02) + (64 << 20))
     done = 0
-    with written_aside(out) as partial:
+    with new_folder(out) as partial:
         for path in sorted(kept.iterdir()):
             if path.name not in (_EXTRAS, _LAYOUT):
                 shutil.copyfile(path, partial / path.name)

@@ -28,7 +28,8 @@ from pixellm.checkpoint.io import save_model
 from pixellm.checkpoint.released_config import llama_config, read_config, released_tower_config
 from pixellm.checkpoint.released_keys import language_layers
 from pixellm.checkpoint.sentencepiece_tokenizer import build_fast_tokenizer
-from pixellm.checkpoint.weight_files import WeightFiles, written_aside
+from pixellm.checkpoint.weight_files import WeightFiles
+from pixellm.files import new_folder
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.image import PixelLMImageProcessor
@@ -106,7 +107,7 @@ def init_from_llava(
     )
     model = PixelLMForConditionalGeneration(_config(parts))
     _fill(model, parts, str(directory))
-    with written_aside(out) as partial:
+    with new_folder(out) as partial:
         save_model(partial, model, _processor(parts, model.config), dtype=parts.head.dtype)
     return out
 
@@ -147,7 +148,7 @@ def init_from_parts(
             },
         }
     )
-    with written_aside(Path(out)) as partial:
+    with new_folder(Path(out)) as partial:
         save_model(partial, model, processor)
     return Path(out)
 

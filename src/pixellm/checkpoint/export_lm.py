@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pixellm.checkpoint.io import load_model_and_processor
-from pixellm.checkpoint.weight_files import written_aside
+from pixellm.files import new_folder
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 
 
@@ -39,7 +39,7 @@ def export_language_model(
         FileNotFoundError: no such model.
         ValueError: ``out`` is not empty, or the model does not fit.
     """
-    with written_aside(Path(out)) as partial:
+    with new_folder(Path(out)) as partial:
         model, processor = load_model_and_processor(source)
         language_model = build_language_model(model)
         vocab_size = model.config.text_config.vocab_size

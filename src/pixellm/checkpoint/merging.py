@@ -12,7 +12,7 @@ import torch
 
 from pixellm.checkpoint.adapters import is_adapter_folder, read_adapter_config
 from pixellm.checkpoint.io import load_model_and_processor, resolve_source, save_model
-from pixellm.checkpoint.weight_files import written_aside
+from pixellm.files import new_folder
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,7 +37,7 @@ def merge_adapters(source: str | Path, out: str | Path, *, dtype: str = "auto") 
     if dtype != "auto" and dtype not in _TYPES:
         raise ValueError(f"There is no floating type {dtype!r}; try {', '.join(_TYPES)} or auto.")
     name = _type_of_base(found) if dtype == "auto" else dtype
-    with written_aside(Path(out)) as partial:
+    with new_folder(Path(out)) as partial:
         model, processor = load_model_and_processor(found)
         save_model(partial, model, processor, dtype=_TYPES[name])
     return Path(out)

@@ -10,7 +10,6 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -173,28 +172,6 @@ class ShardWriter:
             text = json.dumps(values, indent=2, sort_keys=True)
             index = self.directory / "model.safetensors.index.json"
             index.write_text(text + "\n", encoding="utf-8")
-
-
-@contextmanager
-def written_aside(out: Path) -> Iterator[Path]:
-    """A directory beside ``out`` that becomes ``out`` when the block ends well, else vanishes.
-
-    Raises:
-        ValueError: ``out`` exists and is not empty.
-    """
-    out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists already; name another place or remove it first.")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if out.exists():
-            out.rmdir()
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_disk_space(out: Path, needed: int) -> None:

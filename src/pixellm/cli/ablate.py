@@ -89,13 +89,13 @@ def score(
     """Score any system's predictions, with 95 % intervals, with and without a judge."""
     from pixellm.cli.display import print_text_table
     from pixellm.evaluation.external import ExternalPredictions, score_predictions
-    from pixellm.evaluation.external_questions import check_empty
     from pixellm.evaluation.external_report import (
         describe_scores,
         scores_to_dict,
         write_external_report,
     )
     from pixellm.evaluation.judge_llm import open_judge
+    from pixellm.files import check_new_folder
 
     settings = read_judge(
         judge, judge_model, base_url, judge_threshold, judge_cache, max_cost, price
@@ -103,7 +103,7 @@ def score(
     opened = open_judge(settings)
     answers = ExternalPredictions(predictions)
     if out is not None:
-        check_empty(out)
+        check_new_folder(out)
     run = _describe_run(
         benchmark, data, split, num, dialogues, seed, limit, predictions.stem, protocol
     )
@@ -140,9 +140,10 @@ def questions(
     limit: _Limit = 0,
 ) -> None:
     """Write a benchmark's questions for another system to answer; see `pixellm score`."""
-    from pixellm.evaluation.external_questions import check_empty, write_questions
+    from pixellm.evaluation.external_questions import write_questions
+    from pixellm.files import check_new_folder
 
-    check_empty(out)
+    check_new_folder(out)
     run = _describe_run(benchmark, data, split, num, dialogues, seed, limit)
     written = write_questions(run.open(), out)
     typer.echo(f"{written} questions: {out / 'questions.jsonl'}")

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from pixellm.answer_files import check_picture_name, overlay_bytes, write_files
+from pixellm.answer_files import check_picture_name, overlay_bytes
 from pixellm.cli.display import print_answer
+from pixellm.files import write_files
 
 if TYPE_CHECKING:
     from pixellm.engine import ChatSession, Engine

@@ -80,7 +80,7 @@ def reader_options(options: Sequence[str] | None) -> dict[str, Any]:
 
 def write_json(values: dict[str, Any], target: str) -> None:
     """To a file, to standard output for "-", nowhere for ""."""
-    from pixellm.answer_files import json_bytes, write_files
+    from pixellm.files import json_bytes, write_files
 
     if target == "-":
         typer.echo(json_bytes(values), nl=False)

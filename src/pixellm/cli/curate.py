@@ -83,12 +83,12 @@ def write(
 ) -> None:
     """Write the set of a run again, without the rows that reviewers rejected."""
     from pixellm.curation.ledger import Ledger
-    from pixellm.curation.write import load_marks, read_marks, save_marks
+    from pixellm.curation.write import change_marks, load_marks
 
     with _one_sentence():
         ledger = Ledger(folder)
         if marks is not None:
-            save_marks(folder, {**read_marks(folder), **load_marks(marks)})
+            change_marks(folder, load_marks(marks))
         settings = dict(ledger.get("layout") or {})
         if split:
             settings["train"], settings["val"] = _numbers(split, "--split")

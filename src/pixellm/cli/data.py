@@ -61,8 +61,8 @@ def check(
     """
     from rich.console import Console
 
-    from pixellm.answer_files import write_files
     from pixellm.data.check import absent_sets, bad_rows_to_csv, check_found, find_sets
+    from pixellm.files import write_files
 
     found = find_sets(root, sets or (), splits or (), _options(images, options))
     if not found:

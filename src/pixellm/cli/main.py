@@ -275,8 +275,8 @@ def _read_picture(image: Path) -> Any:
 
 
 def _show_answer(prediction: Prediction, values: dict[str, Any], *, as_json: bool) -> None:
-    from pixellm.answer_files import json_bytes
     from pixellm.cli.display import print_answer
+    from pixellm.files import json_bytes
 
     if as_json:
         typer.echo(json_bytes(values), nl=False)

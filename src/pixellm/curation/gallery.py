@@ -22,7 +22,8 @@ from PIL import Image
 from pixellm.curation.ledger import LEDGER_NAME, Ledger
 from pixellm.curation.muse import MuseRow, muse_files, read_entries, rows_of
 from pixellm.curation.photos import jpeg_data_url, seeded_fraction
-from pixellm.curation.write import read_marks, save_marks
+from pixellm.curation.write import change_marks, read_marks
+from pixellm.files import write_files
 from pixellm.masks import decode_mask, segmentation_to_rle
 from pixellm.types import SEG_MARK
 from pixellm.visualize import segment_color
@@ -74,9 +75,7 @@ def write_gallery(folder: Path, images: Path, path: Path, num: int, seed: int = 
         FileNotFoundError: no rows, or their photos are not below ``images``.
     """
     cards = [_card(row, images) for row in _choose(review_rows(folder), num, seed)]
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(page(cards, read_marks(folder), save_at=""), "utf-8")
-    aside.replace(path)
+    write_files({path: page(cards, read_marks(folder), save_at="").encode("utf-8")})
     return len(cards)
 
 
@@ -120,9 +119,7 @@ class ReviewServer(ThreadingHTTPServer):
         """
         if key not in self.keys or mark not in ("accept", "reject", ""):
             raise ValueError("Unknown row or mark.")
-        marks = read_marks(self.folder)
-        marks.pop(key, None)
-        save_marks(self.folder, {**marks, key: mark} if mark else marks)
+        change_marks(self.folder, {key: mark})
 
 
 class _ReviewHandler(BaseHTTPRequestHandler):

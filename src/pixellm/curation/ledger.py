@@ -12,7 +12,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pixellm.curation.client import Reply, Request
 from pixellm.curation.photos import Photo
 from pixellm.curation.proposal import Task, Verdict
 from pixellm.curation.rules import Row
+from pixellm.files import locked
 
 LEDGER_NAME = "ledger.sqlite"
 
@@ -67,7 +68,9 @@ class Ledger:
             )
         folder.mkdir(parents=True, exist_ok=True)
         self._mutex = threading.RLock()
-        self._guard = _take_guard(folder) if writing else None
+        self._guard = ExitStack()
+        if writing:
+            self._guard.enter_context(locked(folder))
         with self._explain():
             self._db = sqlite3.connect(
                 self.path, timeout=30, check_same_thread=False, isolation_level=None
@@ -82,8 +85,7 @@ class Ledger:
     def close(self) -> None:
         """Close the file and give up the right to write."""
         self._db.close()
-        if self._guard is not None:
-            self._guard.close()
+        self._guard.close()
 
     # -- the run -----------------------------------------------------------------------------
 
@@ -314,20 +316,3 @@ class Ledger:
                 f"The ledger {self.path} can't be used ({error}); nothing recorded is lost, mend "
                 "it and run the same command again."
             ) from None
-
-
-def _take_guard(folder: Path) -> sqlite3.Connection:
-    """The right to write, which ends with the process however it ends.
-
-    A lock on a second, empty database: as portable as SQLite, and readers of the ledger itself
-    aren't held up by it.
-    """
-    guard = sqlite3.connect(folder / "writer.lock", timeout=0, check_same_thread=False)
-    try:
-        guard.execute("BEGIN EXCLUSIVE")
-    except sqlite3.Error:
-        guard.close()
-        raise OSError(
-            f"Another process is writing in {folder}; wait for it or use another --out."
-        ) from None
-    return guard

@@ -24,8 +24,13 @@ from pixellm.curation.muse import row_key
 from pixellm.curation.photos import Instance, Photo, seeded_fraction
 from pixellm.curation.proposal import Task
 from pixellm.curation.rules import Row
+from pixellm.files import json_bytes, locked, merge_folder, read_json, write_files
 
 MARKS_NAME = "marks.json"
+
+_PATIENCE = 30.0
+"""Seconds to wait while another reviewer's mark is saved."""
+
 SPLITS = ("train", "val", "test_less", "test_many")
 """The files of a set; test is parted by the number of targets, as the paper's is."""
 
@@ -71,7 +76,10 @@ def write_set(ledger: Ledger, folder: Path, settings: WriteSettings) -> dict[str
         OSError: the folder can't be written or the disk is full; the earlier set stays.
     """
     for left_over in folder.glob(".writing-*"):  # of a run that was killed
-        shutil.rmtree(left_over, ignore_errors=True)
+        if left_over.is_dir():
+            shutil.rmtree(left_over, ignore_errors=True)
+        else:
+            left_over.unlink(missing_ok=True)
     rows, dropped = _kept_rows(ledger, folder, settings)
     aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     try:
@@ -82,9 +90,9 @@ def write_set(ledger: Ledger, folder: Path, settings: WriteSettings) -> dict[str
         summary["run"] = ledger.get("run") or {}
         # How often the network failed is no property of the set: the same rows, the same files.
         lasting = {key: value for key, value in summary.items() if key != "exchanges"}
-        (aside / "summary.json").write_text(json.dumps(lasting, indent=1), "utf-8")
+        (aside / "summary.json").write_bytes(json_bytes(lasting))
         write_card(summary, aside / "README.md")
-        _take_place(aside, folder)
+        merge_folder(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return summary
@@ -108,22 +116,23 @@ def load_marks(path: Path) -> dict[str, str]:
         ValueError: the file is damaged.
     """
     try:
-        marks = json.loads(path.read_text("utf-8"))
-        known = isinstance(marks, dict) and all(
-            mark in ("accept", "reject") for mark in marks.values()
-        )
-        if not known:
+        marks = read_json(path)
+        if not all(mark in ("accept", "reject") for mark in marks.values()):
             raise ValueError("only accept and reject are known")
     except ValueError as error:
         raise ValueError(f"{path} can't be read ({error}); mend or remove it.") from None
-    return {str(key): str(value) for key, value in marks.items()}
+    return marks
 
 
-def save_marks(folder: Path, marks: Mapping[str, str]) -> None:
-    """Keep the reviewers' marks; the old file is replaced at once or not at all."""
-    aside = folder / f".{MARKS_NAME}.part"
-    aside.write_text(json.dumps(dict(sorted(marks.items())), indent=1), "utf-8")
-    aside.replace(folder / MARKS_NAME)
+def change_marks(folder: Path, marks: Mapping[str, str]) -> None:
+    """Set some of the reviewers' marks, by the key of the row; "" takes one back.
+
+    Others may do the same at once, in this process or another: each sees the others' marks.
+    """
+    with locked(folder / MARKS_NAME, patience=_PATIENCE):
+        changed = {**read_marks(folder), **marks}
+        kept = {key: mark for key, mark in sorted(changed.items()) if mark}
+        write_files({folder / MARKS_NAME: json_bytes(kept)})
 
 
 def _kept_rows(
@@ -276,14 +285,3 @@ def _flat_row(task: Task, row: Row) -> dict[str, Any]:
         "answer": row.answer,
         "targets": [_instance(known[number], text) for number, text in row.targets],
     }
-
-
-def _take_place(aside: Path, folder: Path) -> None:
-    """Move the new files into place and remove those of an earlier set that it no longer has."""
-    new = {path.relative_to(aside) for path in aside.rglob("*") if path.is_file()}
-    (folder / "parquet").mkdir(exist_ok=True)
-    for path in sorted(new):
-        (aside / path).replace(folder / path)
-    for old in (*folder.glob("muse_*.json"), *(folder / "parquet").glob("muse_*.parquet")):
-        if old.relative_to(folder) not in new:
-            old.unlink()

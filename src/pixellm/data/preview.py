@@ -14,8 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from pixellm.answer_files import write_files
 from pixellm.data.readers.base import Reader
+from pixellm.files import write_files
 from pixellm.masks import decode_mask, resize_mask
 from pixellm.processing.image import load_image
 from pixellm.processing.phrases import phrase_before
@@ -102,7 +102,7 @@ def write_preview(reader: Reader, out: Path, num: int, title: str) -> Preview:
     files[sheet] = _png(draw_contact_sheet(tiles, captions))
     body = _PAGE.format(title=html.escape(title), figures="\n".join(figures))
     files[page] = body.encode()
-    write_files(files, new_folder=out)
+    write_files(files, folder=out)
     return Preview(page, sheet, tuple(problems))
 
 

@@ -8,14 +8,13 @@ processes. It knows nothing of models and scores.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-from pixellm.answer_files import json_bytes, write_files
 from pixellm.evaluation.records import AnswerRecord, record_from_json, record_to_json
+from pixellm.files import LineLog, json_bytes, parse_json, read_json, read_lines, write_files
 
 SETTINGS_FILE = "run.json"
 _ANSWER_FILES = "answers-*.jsonl"
@@ -30,22 +29,18 @@ class AnswerLog:
     """
 
     def __init__(self, folder: Path, process: int = 0) -> None:
-        self.path = folder / f"answers-{process:03d}.jsonl"
-        _drop_torn_line(self.path)
-        self._file = self.path.open("ab")
+        self._log = LineLog(folder / f"answers-{process:03d}.jsonl")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._file.close()
+        self._log.close()
 
     def append(self, records: Iterable[AnswerRecord]) -> None:
         """Write the questions of one dialogue; on disk when this returns."""
         lines = [json.dumps(record_to_json(record)) + "\n" for record in records]
-        self._file.write("".join(lines).encode("ascii"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._log.append("".join(lines).encode("ascii"))
 
 
 def read_answers(folder: Path) -> list[AnswerRecord]:
@@ -105,7 +100,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     path = folder / SETTINGS_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{folder} holds no evaluation ({SETTINGS_FILE} is missing); make one with "
@@ -113,9 +108,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise ValueError(f"{path} is damaged; start anew in another folder.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is damaged; start anew in another folder.")
-    return values
 
 
 def _compare(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> None:
@@ -131,23 +123,11 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> No
 
 
 def _read_file(path: Path) -> Iterable[AnswerRecord]:
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], start=1):  # behind the last break: nothing, or torn
+    for number, line in read_lines(path):
         try:
-            yield record_from_json(json.loads(line))
+            yield record_from_json(parse_json(line))
         except ValueError as error:
             raise ValueError(
                 f"Line {number} of {path} is damaged; delete that line, and its question is "
                 "asked again."
             ) from error
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cut off what a killed process wrote of its last line."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)

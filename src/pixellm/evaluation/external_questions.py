@@ -7,7 +7,6 @@ behind. The way back is :mod:`pixellm.evaluation.external`.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,19 +14,10 @@ import numpy as np
 from PIL import Image
 
 from pixellm.evaluation.external import question_to_json
+from pixellm.files import new_folder
 from pixellm.types import Sample
 
 QUESTIONS_NAME = "questions.jsonl"
-
-
-def check_empty(folder: Path) -> None:
-    """Refuse a folder that holds something, before any work is done for it.
-
-    Raises:
-        FileExistsError: it does.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is not empty; name another folder.")
 
 
 def write_questions(samples: Sequence[Sample], out: Path) -> int:
@@ -44,22 +34,14 @@ def write_questions(samples: Sequence[Sample], out: Path) -> int:
         FileExistsError: the folder is not empty.
         OSError: it cannot be written.
     """
-    check_empty(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:
-        folder = Path(aside) / "written"
-        folder.mkdir()
-        with (folder / QUESTIONS_NAME).open("w", encoding="utf-8") as file:
-            for sample in samples:
-                image = _place_picture(sample, folder)
-                for number in range(len(sample.turns)):
-                    line = question_to_json(sample, number, image)
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                    count += 1
-        if out.exists():
-            out.rmdir()
-        folder.rename(out)
+    with new_folder(out) as folder, (folder / QUESTIONS_NAME).open("w", encoding="utf-8") as file:
+        for sample in samples:
+            image = _place_picture(sample, folder)
+            for number in range(len(sample.turns)):
+                line = question_to_json(sample, number, image)
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                count += 1
     return count
 
 

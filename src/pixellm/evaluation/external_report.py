@@ -14,10 +14,10 @@ from typing import Any
 from pixellm.evaluation.answer_log import AnswerLog, open_run
 from pixellm.evaluation.benchmark_run import BenchmarkRun, picture_source
 from pixellm.evaluation.external import ExternalScores
-from pixellm.evaluation.external_questions import check_empty
 from pixellm.evaluation.report import write_report
 from pixellm.evaluation.report.tables import TextTable, all_tables, describe_run
 from pixellm.evaluation.summary import Summary, summarize
+from pixellm.files import check_new_folder
 from pixellm.types import Sample
 
 
@@ -82,7 +82,7 @@ def write_external_report(
         FileExistsError: the folder is not empty.
         OSError: it can't be written to.
     """
-    check_empty(folder)
+    check_new_folder(folder)
     open_run(folder, run.settings())
     with AnswerLog(folder) as log:
         for _, dialogue in groupby(scored.records, key=lambda record: record.index):

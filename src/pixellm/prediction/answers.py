@@ -7,17 +7,14 @@ when the job goes on. It knows rows and bytes; it knows no engine and no picture
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pixellm.files import LineLog, locked, parse_json, read_lines
 from pixellm.prediction.rows import LazyRows, Row
-
-if sys.platform != "win32":
-    import fcntl
 
 
 class AnswerFile:
@@ -44,14 +41,17 @@ class AnswerFile:
         """Rows with their answer, or the reason why there is none, in the file."""
         self.num_bad = 0
         """Of these, the rows without an answer."""
-        # Without a buffer: what a full disk has refused must not be written at the end after all.
-        self._file = path.open("ab", buffering=0)
+        self._lock = ExitStack()
+        self._lock.enter_context(locked(path))
         try:
-            self._lock()
-            self._end = self._find_end(rows, model, batch_size)
-            self._file.truncate(self._end)
+            self._log = LineLog(path, start='{"row": ')
+            try:
+                self._log.cut(self._find_end(rows, model, batch_size))
+            except BaseException:
+                self._log.close()
+                raise
         except BaseException:
-            self._file.close()
+            self._lock.close()
             raise
 
     def __enter__(self) -> Self:
@@ -63,7 +63,8 @@ class AnswerFile:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self._log.close()
+        self._lock.close()
 
     def append(self, lines: bytes) -> None:
         """Put a batch's lines on disk, all or none.
@@ -71,44 +72,20 @@ class AnswerFile:
         Raises:
             OSError: the disk is full or gone.
         """
-        try:
-            left = memoryview(lines)
-            while left:
-                left = left[self._file.write(left) :]
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            self._file.truncate(self._end)
-            reason = error.strerror or str(error)
-            raise type(error)(
-                f"{self.path} cannot be written ({reason}); make room and run the same again."
-            ) from error
-        self._end += len(lines)
+        self._log.append(lines)
         self.num_done += lines.count(b"\n")
         self.num_bad += sum(is_bad(json.loads(line)) for line in lines.splitlines())
-
-    def _lock(self) -> None:
-        if sys.platform == "win32":
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OSError(
-                f"Another process is writing {self.path}; wait for it or choose another file."
-            ) from None
 
     def _find_end(self, rows: Sequence[Row], model: str, batch_size: int) -> int:
         """The byte behind the last batch that is done; counts what is."""
         last_batch = done, bad, end = 0, 0, 0
-        with self.path.open("rb") as written:
-            for line in written:
-                if not line.endswith(b"\n"):
-                    break
-                # Building a row may take reading a picture's labels: one a batch has to do.
-                spared = isinstance(rows, LazyRows) and done % batch_size > 0
-                bad += is_bad(self._check(line, done, rows, model, spared=spared))
-                done, end = done + 1, end + len(line)
-                if done % batch_size == 0 or done == len(rows):
-                    last_batch = done, bad, end
+        for _, line in read_lines(self.path):
+            # Building a row may take reading a picture's labels: one a batch has to do.
+            spared = isinstance(rows, LazyRows) and done % batch_size > 0
+            bad += is_bad(self._check(line, done, rows, model, spared=spared))
+            done, end = done + 1, end + len(line)
+            if done % batch_size == 0 or done == len(rows):
+                last_batch = done, bad, end
         self.num_done, self.num_bad, end = last_batch
         return end
 
@@ -120,7 +97,7 @@ class AnswerFile:
         Of a row that is spared the picture and the question are not compared.
         """
         try:
-            values = json.loads(line)
+            values = parse_json(line)
         except ValueError:
             values = None
         if not isinstance(values, dict):

@@ -22,6 +22,8 @@ from typing import Protocol
 
 from PIL import Image
 
+from pixellm.files import new_folder
+
 STICKER_SIDE = 160
 """Long side of a cached sticker in pixels; the largest drawn at 256 px is 108."""
 
@@ -187,13 +189,9 @@ def fetch_style(name: str) -> Path:
     folder = style_folder(name)
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as aside:
-        archive = _pack(FETCHED_ARTWORK[name], Path(aside))
-        unpacked = Path(aside) / "pictures"
-        unpacked.mkdir()
-        _unpack_pictures(archive, FETCHED_ARTWORK[name].member, unpacked)
-        unpacked.rename(folder)
+    with new_folder(folder) as aside, tempfile.TemporaryDirectory() as packed:
+        archive = _pack(FETCHED_ARTWORK[name], Path(packed))
+        _unpack_pictures(archive, FETCHED_ARTWORK[name].member, aside)
     return folder
 
 

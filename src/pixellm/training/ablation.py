@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from pixellm.answer_files import json_bytes, write_files
 from pixellm.checkpoint.fingerprint import fingerprint_model
 from pixellm.evaluation.ablation import (
     METRICS,
@@ -29,6 +28,7 @@ from pixellm.evaluation.ablation import (
     score_variant,
 )
 from pixellm.evaluation.baselines import GUESSES, guess_scenes
+from pixellm.files import json_bytes, write_files
 from pixellm.training.config import RunConfig, load_config
 from pixellm.training.pace import measure_pace, with_steps
 from pixellm.training.progress import EventCallback

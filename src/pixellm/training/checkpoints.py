@@ -7,9 +7,8 @@ only), `state.json` (position in the run) and `config.yaml`. Knows nothing of ho
 
 from __future__ import annotations
 
-import json
+import pickle
 import random
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from pixellm.files import json_bytes, read_json, remove_folder, replace_folder, write_files
+
+_PARTS = frozenset({"weights", "optimizer", "average", "random"})
+_DAMAGE = (
+    *(TypeError, ValueError, RuntimeError, EOFError, LookupError, AttributeError, OSError),
+    pickle.UnpicklingError,
+)
+"""What reading a file of a checkpoint raises, whatever has happened to it."""
 
 
 @dataclass(slots=True)
@@ -116,7 +124,7 @@ def write_checkpoint(
 
     replace_folder(final, write)
     for old in list_checkpoints(folder)[:-keep_last]:
-        _remove_folder(old)
+        remove_folder(old)
     return final
 
 
@@ -139,9 +147,7 @@ def _name_of(state: TrainState) -> str:
 
 
 def _write_state(checkpoint: Path, state: TrainState) -> None:
-    aside = checkpoint / ".state.json.partial"
-    aside.write_text(json.dumps(asdict(state)), encoding="utf-8")
-    aside.replace(checkpoint / "state.json")
+    write_files({checkpoint / "state.json": json_bytes(asdict(state))})
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -178,54 +184,16 @@ def read_checkpoint(path: Path) -> tuple[TrainState, dict[str, Any]]:
     """
     if not (path / "state.json").is_file():
         raise FileNotFoundError(f"{path} is no checkpoint: it has no state.json.")
+    name = "state.json"
     try:
-        state = TrainState(**json.loads((path / "state.json").read_text(encoding="utf-8")))
-        trainer = torch.load(path / "trainer.pt", map_location="cpu", weights_only=True)
-    except (TypeError, ValueError, RuntimeError, EOFError) as error:
-        raise ValueError(f"Checkpoint {path} is damaged; resume from an older one.") from error
+        state = TrainState(**read_json(path / name))
+        name = "trainer.pt"
+        trainer = torch.load(path / name, map_location="cpu", weights_only=True)
+        if not isinstance(trainer, dict) or not trainer.keys() >= _PARTS:
+            raise ValueError("parts are missing")
+    except _DAMAGE as error:
+        older = [other.name for other in list_checkpoints(path.parent) if other.name < path.name]
+        number = int(older[-1].removeprefix("step_")) if older else 0
+        way = f"resume from an older one: --resume {number}" if older else "start the run anew"
+        raise ValueError(f"Checkpoint {path} is damaged ({name} can't be read); {way}.") from error
     return state, trainer
-
-
-def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
-    """Writes a folder aside and exchanges it for the old one, if there is one.
-
-    The old folder stays until the new one has its name. A kill between the two renames leaves
-    both under other names: :func:`finish_exchange`, at the next start or try, sets this right.
-    """
-    finish_exchange(final)
-    partial = _partial_name(final)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    if final.exists():
-        final.replace(_old_name(final))
-    partial.replace(final)
-    finish_exchange(final)
-
-
-def finish_exchange(final: Path) -> None:
-    """Gives the new folder its name, where a kill came in between, and removes the old one."""
-    old = _old_name(final)
-    if not old.exists():
-        return
-    if not final.exists():  # the new one is complete, or the old one would have its name
-        partial = _partial_name(final)
-        (partial if partial.exists() else old).replace(final)
-    if old.exists():
-        _remove_folder(old)
-
-
-def _partial_name(final: Path) -> Path:
-    return final.with_name(f".{final.name}.partial")
-
-
-def _old_name(final: Path) -> Path:
-    return final.with_name(f".{final.name}.old")
-
-
-def _remove_folder(path: Path) -> None:
-    """Renames before removing, so that a kill half-way leaves no broken checkpoint in sight."""
-    doomed = path.with_name(f".{path.name}.removed")
-    shutil.rmtree(doomed, ignore_errors=True)
-    path.replace(doomed)
-    shutil.rmtree(doomed)

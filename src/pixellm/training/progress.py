@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixellm.files import LineLog
+
 
 @dataclass(frozen=True, slots=True)
 class TrainEvent:
@@ -89,18 +91,21 @@ class RunLog:
 
     Args:
         path: file, created with its folder at the first line. A last line that a kill has cut
-            short is dropped.
+            short is dropped then.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.is_file():
-            whole, newline, _ = path.read_bytes().rpartition(b"\n")
-            with path.open("r+b") as file:
-                file.truncate(len(whole) + len(newline))
+        self._log: LineLog | None = None
 
     def write(self, entry: dict[str, Any]) -> None:
         """Appends one line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        if self._log is None:
+            self._log = LineLog(self.path)
+        self._log.append((json.dumps(entry) + "\n").encode("ascii"))
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None

@@ -17,6 +17,7 @@ import yaml
 from torch import Tensor, nn
 
 from pixellm.data.collate import Collator
+from pixellm.files import finish_exchange, replace_folder
 from pixellm.training import checkpoints
 from pixellm.training.auxiliary import FeatureClassHead, PatchBoxHead, PatchClassHead
 from pixellm.training.checkpoints import TrainState
@@ -94,7 +95,7 @@ class Run:
         checkpoints.seed_everything(self.config.seed)
         if self.accelerator.is_main_process:
             for name in ("best", "model"):
-                checkpoints.finish_exchange(self.folder / name)
+                finish_exchange(self.folder / name)
         sources = build_sources(self.config.data, self.config.stages[0])
         check_sources(self.config.data, self.config.stages)
         if self.config.evaluation.every_steps:
@@ -226,7 +227,7 @@ class Run:
         """Writes the model into a folder of the run, aside and renamed."""
         write = self._model_writer()
         if self.accelerator.is_main_process:
-            checkpoints.replace_folder(folder, write)
+            replace_folder(folder, write)
 
     def _report(self, kind: str, values: dict[str, Any]) -> None:
         """Log line and event, on the main process."""

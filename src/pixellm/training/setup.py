@@ -26,7 +26,8 @@ from pixellm.checkpoint.adapters import (
     without_adapters,
 )
 from pixellm.checkpoint.build import CONTROL_TOKENS
-from pixellm.training.checkpoints import replace_folder, seed_everything
+from pixellm.files import replace_folder
+from pixellm.training.checkpoints import seed_everything
 from pixellm.training.config import LoraConfig, RunConfig
 from pixellm.training.optim import group_parameters
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from pixellm.answer_files import json_bytes, write_files
 from pixellm.evaluation.answer_log import read_answers, read_settings
 from pixellm.evaluation.intervals import (
     Difference,
@@ -32,6 +31,7 @@ from pixellm.evaluation.report.gallery import (
 from pixellm.evaluation.report.page import build_page
 from pixellm.evaluation.report.tables import TextTable, number
 from pixellm.evaluation.scores import Rules, Unit, count_bin, picture_ratios, question_giou
+from pixellm.files import json_bytes, write_files
 
 _SAME = ("benchmark", "split")
 
@@ -160,7 +160,7 @@ def write_comparison(
         folder / "compare.json": json_bytes(values),
         folder / "compare.html": page.encode("utf-8"),
     }
-    write_files(content, new_folder=folder)
+    write_files(content, folder=folder)
     return list(content)
 
 

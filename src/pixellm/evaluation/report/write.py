@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pixellm.answer_files import json_bytes, write_files
 from pixellm.evaluation.intervals import Estimate
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.report.gallery import Card, FetchPicture, build_cards
@@ -27,6 +26,7 @@ from pixellm.evaluation.report.page import build_page
 from pixellm.evaluation.report.plots import bar_plot, calibration_plot, curve_plot
 from pixellm.evaluation.report.tables import TextTable, all_tables, describe_run
 from pixellm.evaluation.summary import SIZE, TARGETS, Summary
+from pixellm.files import json_bytes, write_files
 
 _PACKAGES = ("pixellm", "torch", "transformers", "numpy", "scipy", "pycocotools")
 

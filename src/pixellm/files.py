@@ -1,0 +1,510 @@
+"""Files on disk: whole or not at all, never over what someone else wrote, one writer at a time.
+
+Files and folders are written under another name and renamed; logs of JSON lines grow at their end
+and survive a kill. A file that pixellm wrote can be told by the name of its maker, which pictures
+and pages carry, by the keys of its JSON, or by its folder's list of files; nothing else is ever
+replaced.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+MAKER = "pixellm"
+"""Who wrote a file: ``generator`` in pages, ``Software`` or a comment in pictures."""
+
+MARKED_PAGE = f'<meta name="generator" content="{MAKER}">'
+MARKED_TEXT = f"<!-- generator: {MAKER} -->"
+
+_MARK = re.compile(rb'(?:generator|Software)["\s:=\x00]{1,4}(?:content=")?' + MAKER.encode())
+_MARKED_BYTES = 1 << 16
+_LIST_NAME = ".pixellm.json"
+
+LOCK_NAME = ".lock"
+"""Lies in a folder that one process at a time writes."""
+
+
+class OccupiedError(FileExistsError, ValueError):
+    """Something lies where pixellm is to write, and is not its own."""
+
+
+# Files.
+
+
+def json_bytes(values: Mapping[str, Any]) -> bytes:
+    """A JSON document with a line break at its end, in ASCII: readable in any locale."""
+    return (json.dumps(values, indent=2) + "\n").encode("ascii")
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Values of a JSON document in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: it is no JSON, holds NaN or infinity, or is nested too deep.
+    """
+    text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged or holds no object.
+    """
+    try:
+        values = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}).") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged (it holds no JSON object).")
+    return values
+
+
+def write_files(files: Mapping[Path, bytes], folder: Path | None = None) -> None:
+    """Write all files or none: each is written aside in its folder, then all are renamed.
+
+    Existing files are replaced (see :func:`check_file`); a link's target is, not the link. What
+    is no regular file, such as a pipe, is written to directly. Folders are made where missing,
+    and removed again on failure.
+
+    Args:
+        files: path -> content.
+        folder: made too, where no file lies in it.
+
+    Raises:
+        OSError: a folder is closed to writing, or the disk is full.
+    """
+    aside: dict[Path, Path] = {}
+    made: list[Path] = []
+    path = folder
+    try:
+        if folder is not None:
+            _make_folder(folder, made)
+        for path, content in files.items():
+            final = path.resolve()
+            _make_folder(final.parent, made)
+            target = _place_aside(final)
+            if target != final:
+                aside[target] = final
+            _write_synced(target, content)
+        for target, path in aside.items():
+            target.replace(path)
+    except BaseException as error:
+        for target in aside:
+            target.unlink(missing_ok=True)
+        for parent in reversed(made):
+            with suppress(OSError):  # someone else has written there
+                parent.rmdir()
+        if not isinstance(error, OSError):
+            raise
+        reason = error.strerror or str(error)
+        raise type(error)(f"{path} cannot be written ({reason}); choose another place.") from error
+
+
+def check_file(path: Path, keys: Iterable[str] = (), start: bytes = b"") -> None:
+    """Refuse a place where no file can be written, or where one lies that is not ours.
+
+    Called before the work whose result is to be written; makes nothing. An empty file may be
+    replaced, and one that names its maker.
+
+    Args:
+        path: where the file is to go.
+        keys: a JSON document with all of these is ours too.
+        start: a file that begins so is ours too; "" for none.
+
+    Raises:
+        OSError: a folder, a folder closed to writing, or a file that pixellm did not write.
+    """
+    final = path.resolve()
+    if final.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file.")
+    _check_parent(final, path)
+    if final.is_file() and final.stat().st_size and not _is_ours(final, frozenset(keys), start):
+        raise OccupiedError(
+            f"{path} exists and was not written by {MAKER}; name another file or move it away."
+        )
+
+
+def is_same_file(path: Path, other: Path) -> bool:
+    """Whether both names lead to one file, through links too; neither need exist."""
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return path.resolve() == other.resolve()
+
+
+# Folders.
+
+
+def check_new_folder(path: Path) -> None:
+    """Refuse a folder that can't be made, or that holds something.
+
+    Raises:
+        OSError: it does.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise OccupiedError(f"{path} exists already and is not empty; name another folder.")
+    _check_parent(path.resolve(), path)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that becomes ``out`` when the block ends well, else vanishes.
+
+    Raises:
+        OSError: as :func:`check_new_folder`.
+    """
+    out = out.absolute()
+    check_new_folder(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial_name(out)
+    partial.mkdir(exist_ok=True)
+    with locked(partial):
+        try:
+            _clear_folder(partial)  # of a process that was killed
+            yield partial
+            (partial / LOCK_NAME).unlink(missing_ok=True)
+            if out.exists():
+                out.rmdir()
+            partial.replace(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder aside and exchange it for the old one, if there is one.
+
+    The old folder stays until the new one has its name. A kill between the two renames leaves
+    both under other names: :func:`finish_exchange`, at the next start or try, sets this right.
+    """
+    finish_exchange(final)
+    partial = _partial_name(final)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if final.exists():
+        final.replace(_old_name(final))
+    partial.replace(final)
+    finish_exchange(final)
+
+
+def finish_exchange(final: Path) -> None:
+    """Give the new folder its name, where a kill came in between, and remove the old one."""
+    old = _old_name(final)
+    if not old.exists():
+        return
+    if not final.exists():  # the new one is complete, or the old one would have its name
+        partial = _partial_name(final)
+        (partial if partial.exists() else old).replace(final)
+    if old.exists():
+        remove_folder(old)
+
+
+def remove_folder(path: Path) -> None:
+    """Rename before removing, so that a kill half-way leaves no half of a folder in sight."""
+    doomed = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.replace(doomed)
+    shutil.rmtree(doomed)
+
+
+def check_listed(folder: Path, patterns: Iterable[str]) -> None:
+    """Refuse a folder where a file of these names is not one that :func:`merge_folder` put there.
+
+    Raises:
+        OSError: there is such a file, or the folder can't be made.
+    """
+    _check_parent(folder.resolve() / _LIST_NAME, folder)
+    listed = _read_list(folder)
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or _digest(path) not in listed.get(name, ()):
+            raise OccupiedError(
+                f"{path} was not written by {MAKER}, or changed since; move it away, or name "
+                "another folder."
+            )
+
+
+def merge_folder(aside: Path, folder: Path, last: str = "") -> None:
+    """Move the files of ``aside`` into ``folder`` in place of those of the last such merge.
+
+    Files of that merge that ``aside`` lacks are removed, unless they changed since; all others
+    stay. After a kill at any moment the same merge can be done again.
+
+    Args:
+        aside: on the same disk.
+        folder: must exist.
+        last: name of the file that is moved last.
+
+    Raises:
+        OccupiedError: a file that is not ours would be replaced; nothing has been moved then.
+    """
+    paths = (path.relative_to(aside) for path in aside.rglob("*") if path.is_file())
+    new = {path.as_posix(): _digest(aside / path) for path in sorted(paths)}
+    listed = _read_list(folder)
+    check_listed(folder, [name for name in new if (folder / name).exists()])
+    both = {**listed, **{name: [*listed.get(name, ()), digest] for name, digest in new.items()}}
+    _write_list(folder, both)  # a kill from here on leaves old and new files, and all are listed
+    for name in sorted(new, key=lambda name: name == last):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (aside / name).replace(folder / name)
+    for name in listed.keys() - new.keys():
+        path = folder / name
+        if path.is_file() and _digest(path) in listed[name]:
+            path.unlink()
+    _write_list(folder, {name: [digest] for name, digest in new.items()})
+
+
+# Locks.
+
+
+@contextmanager
+def locked(path: Path, patience: float = 0.0) -> Iterator[None]:
+    """Be the only process and thread inside for a file or folder; gives up the lock at the end.
+
+    Args:
+        path: what is written inside. The lock itself is ``.lock`` in the folder, or a hidden file
+            beside the file; a process that was killed does not hold it any more.
+        patience: seconds to wait for another process.
+
+    Raises:
+        OSError: another process is writing there.
+    """
+    is_folder = path.is_dir()
+    place = path / LOCK_NAME if is_folder else path.with_name(f".{path.name}.lock")
+    lock = FileLock(place, timeout=patience, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OSError(
+            f"Another process is writing {path}; wait for it or choose another place."
+        ) from None
+    try:
+        yield
+    finally:
+        if not is_folder:  # nothing is left beside a user's file
+            with suppress(OSError):  # Windows keeps an open file
+                place.unlink()
+        lock.release()
+
+
+# Logs.
+
+
+class LineLog:
+    """A file of JSON lines that only grows; a context manager. See :func:`locked`.
+
+    After a kill at any moment the file holds whole lines and perhaps a torn end, which is cut off
+    when it is opened again; what can't be the beginning of our own line is refused instead.
+
+    Args:
+        path: the file; made where missing, with its folder.
+        start: what every line begins with.
+
+    Raises:
+        ValueError: the file holds something else than such lines.
+        OSError: it can't be written.
+    """
+
+    def __init__(self, path: Path, start: str = "{") -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._is_new = not path.exists()
+        whole = 0 if self._is_new else _check_end(path, start.encode())
+        # Without a buffer: what a full disk has refused must not be written at the end after all.
+        self._file = path.open("ab", buffering=0)
+        self.cut(whole)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; an empty one that was made here goes."""
+        self._file.close()
+        if self._is_new and not self.end:
+            self.path.unlink(missing_ok=True)
+
+    def append(self, lines: bytes) -> None:
+        """Put lines on disk, all or none.
+
+        Raises:
+            OSError: the disk is full or gone.
+        """
+        try:
+            left = memoryview(lines)
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+        except BaseException as error:
+            self._file.truncate(self.end)
+            if not isinstance(error, OSError):
+                raise
+            reason = error.strerror or str(error)
+            raise type(error)(
+                f"{self.path} cannot be written ({reason}); make room and run the same again."
+            ) from error
+        self.end += len(lines)
+
+    def cut(self, end: int) -> None:
+        """Drop what lies behind the byte ``end``."""
+        self._file.truncate(end)
+        self.end = end
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The whole lines of a log with their numbers, counted from 1; a torn end is passed over."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                yield number, line
+
+
+# Inside.
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is no JSON")
+
+
+def _is_ours(path: Path, keys: frozenset[str], start: bytes) -> bool:
+    """Whether a file names its maker at its beginning or end, or has our own format."""
+    with path.open("rb") as file:
+        head = file.read(_MARKED_BYTES)
+        file.seek(max(0, path.stat().st_size - _MARKED_BYTES))
+        if _MARK.search(head) or _MARK.search(file.read()):
+            return True
+    if start and head.startswith(start):
+        return True
+    try:
+        return bool(keys) and head.startswith(b"{") and keys <= read_json(path).keys()
+    except ValueError:
+        return False
+
+
+def _check_parent(final: Path, path: Path) -> None:
+    """Refuse a place below a file, or in a folder that is closed to writing."""
+    parent = next(p for p in final.parents if p.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {parent} is a file.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be written: {parent} is closed to writing.")
+
+
+def _make_folder(folder: Path, made: list[Path]) -> None:
+    """Make a folder and those above it; notes which of them were not there."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        made.append(path)
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+
+
+def _place_aside(final: Path) -> Path:
+    """Where a file's content goes before it takes its place; the place itself of a pipe."""
+    if final.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if final.exists() and not final.is_file():
+        return final
+    return final.with_name(f".writing-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        if path.is_file():
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _partial_name(final: Path) -> Path:
+    return final.with_name(f".{final.name}.partial")
+
+
+def _old_name(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
+
+
+def _clear_folder(folder: Path) -> None:
+    """Remove everything but the lock that the caller holds."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK_NAME:
+            path.unlink()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_list(folder: Path) -> dict[str, list[str]]:
+    """Names of the files that were merged into a folder -> digests that they may have."""
+    path = folder / _LIST_NAME
+    if not path.is_file():
+        return {}
+    files = read_json(path).get("files")
+    if not isinstance(files, dict):
+        raise ValueError(f"{path} is damaged; move it and the files beside it away.")
+    return files
+
+
+def _write_list(folder: Path, files: Mapping[str, list[str]]) -> None:
+    write_files({folder / _LIST_NAME: json_bytes({"files": dict(files)})})
+
+
+def _check_end(path: Path, start: bytes) -> int:
+    """The byte behind the last whole line of a log whose lines begin with ``start``."""
+    with path.open("rb") as file:
+        head = file.read(len(start))
+        whole = _end_of_lines(file)
+        file.seek(whole)
+        tail = file.read(len(start))
+    if not (start.startswith(head) and start.startswith(tail)):
+        raise ValueError(
+            f"{path} is no such file as {MAKER} writes here; choose another, or move it away."
+        )
+    return whole
+
+
+def _end_of_lines(file: Any) -> int:
+    """The byte behind the last line break of a file, 0 without one; reads from the end."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - _MARKED_BYTES)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
