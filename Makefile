@@ -1,9 +1,11 @@
 # Every target does its own set-up: Python >= 3.11, make and a package index are all it needs.
 PYTHON ?= python3
-# torch goes in first and by itself, so that no other package chooses a build of it.
+# torch goes in first and by itself, and stays: no other package chooses a build of it.
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+KEEP_TORCH := --constraint $(VENV)/torch.txt
 OUT := out
 
 .PHONY: demo test lint format clean
@@ -12,15 +14,16 @@ OUT := out
 $(VENV)/.torch:
 	$(PYTHON) -c 'import sys; sys.exit("pixellm needs Python 3.11 to 3.13; run: make PYTHON=python3.12 ..." if not (3, 11) <= sys.version_info[:2] <= (3, 13) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(PIP_INSTALL) "$(TORCH)"
+	$(BIN)/python -m pip freeze | grep -E '^torch(==| @)' > $(VENV)/torch.txt
 	touch $@
 
 $(VENV)/.core: pyproject.toml $(VENV)/.torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(PIP_INSTALL) $(KEEP_TORCH) --editable .
 	touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(PIP_INSTALL) $(KEEP_TORCH) --editable ".[dev]"
 	touch $@ $(VENV)/.core
 
 # One question about the bundled picture, answered by the embedded model.

@@ -36,7 +36,6 @@ def test_it_answers_the_demo_question_with_a_mask_for_each_thing(nano: "pixellm.
 
 
 def test_it_scores_on_unseen_scenes_as_its_table_says(nano: "pixellm.Engine") -> None:
-    pytest.importorskip("resvg_py")
     from pixellm.evaluation.scenes import evaluate_scenes
 
     report = evaluate_scenes(nano, "test", seed=20251, num_scenes=25, dialogues_per_image=4)

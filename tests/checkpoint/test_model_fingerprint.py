@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from pixellm.checkpoint import fingerprint
@@ -74,7 +75,6 @@ def test_what_is_not_of_the_model_does_not_count(tmp_path, weights):
 
 
 def test_large_pickles_are_seen_by_their_checksums(tmp_path, monkeypatch):
-    torch = pytest.importorskip("torch")
     monkeypatch.setattr(fingerprint, "WHOLE_BYTES", 1 << 10)
     monkeypatch.setattr(fingerprint, "_ARCHIVE_END", 1 << 10)
     (tmp_path / "config.json").write_text("{}")

@@ -20,8 +20,6 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 NEEDED_IOU = {"int8": 0.95, "int4": 0.9}
 
-torchao = pytest.importorskip("torchao", reason="torchao (extra quant) is not installed")
-
 
 def load_nano(bits: str | None) -> Engine:
     config = quantization_config(bits, CPU, torch.float32) if bits else None

@@ -177,7 +177,6 @@ def test_the_command_says_weights_and_type_and_refuses_others(tmp_path, model):
 
 
 def test_a_guess_on_scenes_needs_no_model(tmp_path):
-    pytest.importorskip("resvg_py")
     words = ["scenes", "--num", 2, "--dialogues", 1, "--model", "all_objects"]
     shown = evaluate(*words)
     assert shown.exit_code == 0, shown.output

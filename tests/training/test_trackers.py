@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,6 @@ from tiny_training import TinyRun, tiny_config
 from pixellm.training import stream, trainer
 
 
-@pytest.mark.skipif(
-    not (find_spec("tensorboard") or find_spec("tensorboardX")),
-    reason="neither tensorboard nor tensorboardX is installed",
-)
 def test_tensorboard_gets_the_figures_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
