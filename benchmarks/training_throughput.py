@@ -94,6 +94,8 @@ def random_batch(shape: Any, rows: int, length: int, targets: int, device: str) 
     """Rows of a picture, text and `targets` codebook groups each."""
     import torch
 
+    from pixellm.model.pixel_masks import pack_masks
+
     generator = torch.Generator().manual_seed(1)
     group, side = shape.group_size, shape.image_size
     ordinary = min(shape.image_token_id, *shape.codebook_token_ids)
@@ -106,15 +108,16 @@ def random_batch(shape: Any, rows: int, length: int, targets: int, device: str) 
     for index in range(targets):
         start = 2 + shape.num_image_tokens + index * step
         ids[:, start : start + group] = torch.tensor(shape.codebook_token_ids)
+    drawn = torch.rand(rows * targets, side, side, generator=generator) > 0.5
+    masks, sizes = pack_masks(list(drawn.numpy()))
     batch = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "labels": labels,
         "pixel_values": torch.randn(rows, 3, side, side, generator=generator),
         "pixel_mask": torch.ones(rows, side, side, dtype=torch.bool),
-        "target_masks": torch.randint(
-            0, 2, (rows * targets, 128, 128), generator=generator, dtype=torch.uint8
-        ),
+        "target_masks": masks,
+        "target_sizes": sizes,
         "target_rows": torch.arange(rows).repeat_interleave(targets),
         "target_answers": torch.arange(rows).repeat_interleave(targets),
     }
@@ -130,7 +133,7 @@ def plain_loss(model: Any, batch: dict[str, Any]) -> Any:
     import torch.nn.functional as F
 
     from pixellm.model.codebook import find_groups
-    from pixellm.model.losses import dice_loss_sum
+    from pixellm.model.losses import dice_loss
 
     ids = batch["input_ids"]
     encoded, _ = model.model.encode_images(batch["pixel_values"], batch["pixel_mask"])
@@ -146,7 +149,7 @@ def plain_loss(model: Any, batch: dict[str, Any]) -> Any:
         masks = F.interpolate(masks, PICTURE, mode="bilinear").flatten(1)
         truth = batch["full_masks"][batch["target_rows"] == row].flatten(1).float()
         bce = F.binary_cross_entropy_with_logits(masks, truth)
-        dice = dice_loss_sum(masks, truth, truth.new_ones(()).expand_as(truth)) / len(truth)
+        dice = dice_loss(masks, truth).mean()
         loss = loss + (2.0 * bce + 0.5 * dice) / len(ids)
     return loss
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pixellm.model.codebook import find_groups
 from pixellm.model.modeling import PixelLMForConditionalGeneration
-from pixellm.processing.image import load_image, restore_masks
+from pixellm.model.pixel_masks import restore_masks
+from pixellm.processing.image import load_image
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.processing.prompts import dialogue_messages
 from pixellm.types import Request

@@ -20,8 +20,8 @@ from pixellm.checkpoint.io import load_model_and_processor
 from pixellm.engine import Engine
 from pixellm.engine.batch import generate_answers
 from pixellm.model.codebook import find_groups
-from pixellm.model.losses import dice_loss_sum, target_refinement_loss_sum, text_loss_sum
-from pixellm.processing.image import restore_masks
+from pixellm.model.losses import dice_loss, target_refinement_loss, text_loss_sum
+from pixellm.model.pixel_masks import restore_masks
 from pixellm.processing.prompts import dialogue_messages
 from pixellm.types import Request
 
@@ -171,15 +171,12 @@ def measure_forced(case, model, processor, batch, encoded):
     sizes = [tuple(batch[k][0].tolist()) for k in ("resized_sizes", "original_sizes")]
     logits = restore_masks(low, sizes[0], sizes[1], model.config.image_size).flatten(1)
     truth = expected(case, "gt_masks").flatten(1).float()
-    everywhere, alpha = torch.ones_like(truth), model.config.target_refinement_alpha
+    alpha = model.config.target_refinement_alpha
     losses = {
         "ce_loss": text / labelled.sum(),
         "mask_bce_loss": model.config.mask_loss_weight
-        * target_refinement_loss_sum(logits, truth, rows, everywhere, alpha)
-        / len(rows),
-        "mask_dice_loss": model.config.dice_loss_weight
-        * dice_loss_sum(logits, truth, everywhere)
-        / len(rows),
+        * target_refinement_loss(logits, truth, None, alpha).mean(),
+        "mask_dice_loss": model.config.dice_loss_weight * dice_loss(logits, truth).mean(),
     }
     losses["loss"] = torch.stack(list(losses.values())).sum()
     return found | {k: abs(float(v) - reference["losses"][k]) for k, v in losses.items()}

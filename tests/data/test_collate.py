@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pixellm.data.collate import IGNORED, Collator
 from pixellm.engine import Engine
 from pixellm.masks import encode_mask
 from pixellm.model.codebook import find_groups
+from pixellm.model.pixel_masks import unpack_masks
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.types import Sample, Target, Turn
 
@@ -33,16 +35,19 @@ def box_target(name: str, size: tuple[int, int], box: tuple[int, int, int, int])
 
 def test_a_batch_is_flat_and_of_the_shapes_told(processor: PixelLMProcessor) -> None:
     first, second = square_sample(), square_sample((4, 10))
-    batch = Collator(processor, GRID, ("red square",))([[first, second], [first]])
+    collate = Collator(processor, GRID, ("red square",), class_map_size=8)
+    batch = collate([[first, second], [first]])
     length = batch["input_ids"].shape[1]
     for name in ("input_ids", "attention_mask", "position_ids", "dialogue_ids", "labels"):
         assert batch[name].shape == (2, length) and batch[name].dtype == torch.long, name
     assert batch["pixel_values"].shape == (2, 3, 32, 32)
     assert batch["pixel_mask"].shape == (2, 32, 32)
-    assert batch["target_masks"].shape == (6, GRID, GRID)
+    assert batch["target_sizes"].tolist() == [[GRID, 12]] * 6
+    assert batch["target_masks"].shape == (6 * GRID * 12 // 8,)
+    assert batch["target_masks"].dtype == torch.uint8
     assert batch["target_rows"].tolist() == [0, 0, 0, 0, 1, 1]
     assert batch["target_answers"].tolist() == [0, 0, 2, 2, 4, 4]
-    assert batch["patch_classes"].shape == (2, GRID, GRID)
+    assert batch["patch_classes"].shape == (2, 8, 8)
     assert batch["sample_ids"] == ["squares"] * 3
 
 
@@ -65,7 +70,8 @@ def test_targets_stand_in_the_order_of_the_groups(processor: PixelLMProcessor) -
     rows, starts = find_groups(batch["input_ids"], torch.tensor(processor.codec.codebook_ids))
     assert rows.tolist() == batch["target_rows"].tolist() == [0, 0, 0, 0, 1]
     assert starts.tolist()[:4] == sorted(starts.tolist()[:4])
-    corners = [mask.nonzero()[0].tolist() for mask in batch["target_masks"]]
+    masks = unpack_masks(batch["target_masks"].view(5, -1), (GRID, GRID))
+    corners = [mask.nonzero()[0].tolist() for mask in masks]
     assert corners == [[8, 0], [0, 0], [8, 8], [0, 8], [0, 8]]
     assert batch["target_answers"].tolist() == [0, 0, 2, 3, 4]
 
@@ -115,7 +121,7 @@ def test_turns_that_do_not_fit_are_left_out_whole_and_counted(processor: PixelLM
         ids = batch["input_ids"]
         assert ids.shape[1] <= limit
         rows, _ = find_groups(ids, codebook)
-        assert len(rows) == len(batch["target_masks"])
+        assert len(rows) == len(batch["target_sizes"])
         assert int(torch.isin(ids, codebook).sum()) == len(rows) * len(codebook)
         num_answers = int((batch["labels"] == processor.tokenizer.eos_token_id).sum())
         dropped = batch.get("num_dropped_turns", 0)
@@ -155,7 +161,8 @@ def test_a_batch_of_which_nothing_fits_keeps_a_picture_that_teaches_nothing(
     assert (batch["num_dropped_rows"], batch["num_dropped_turns"]) == (2, 3)
     assert batch["pixel_values"].shape[0] == batch["input_ids"].shape[0] == 1
     assert bool((batch["labels"] == IGNORED).all() and (batch["patch_classes"] == IGNORED).all())
-    assert len(batch["target_masks"]) == len(batch["target_rows"]) == 0
+    assert len(batch["target_masks"]) == len(batch["target_sizes"]) == 0
+    assert len(batch["target_rows"]) == 0
 
 
 def test_rows_shorter_than_a_picture_are_refused(processor: PixelLMProcessor) -> None:
@@ -163,14 +170,23 @@ def test_rows_shorter_than_a_picture_are_refused(processor: PixelLMProcessor) ->
         Collator(processor, GRID, max_length=4)
 
 
-def test_masks_lie_where_the_canvas_shows_them(processor: PixelLMProcessor) -> None:
-    size = (8, 16)
-    target = box_target("right half", size, (8, 0, 8, 8))
-    sample = Sample(np.zeros((*size, 3), np.uint8), size, (Turn("It?", "It {seg}.", (target,)),))
-    mask = Collator(processor, GRID)([[sample]])["target_masks"][0]
-    expected = torch.zeros(GRID, GRID, dtype=torch.uint8)
-    expected[:8, 8:] = 1  # the picture fills the upper half of the canvas
-    assert torch.equal(mask, expected)
+@pytest.mark.parametrize(
+    ("mask_size", "size"), [(GRID, (8, 16)), (8, (4, 8)), (32, (16, 32)), ("original", (10, 20))]
+)
+def test_masks_are_those_of_the_picture_at_the_size_asked_for(
+    processor: PixelLMProcessor, mask_size: int | Literal["original"], size: tuple[int, int]
+) -> None:
+    original = (10, 20)
+    right, top = (10, 0, 10, 10), (0, 0, 20, 5)
+    targets = (box_target("right", original, right), box_target("top", original, top))
+    turn = Turn("It?", "It {seg} and {seg}.", targets)
+    sample = Sample(np.zeros((*original, 3), np.uint8), original, (turn,))
+    batch = Collator(processor, mask_size)([[sample]])
+    assert batch["target_sizes"].tolist() == [list(size)] * 2
+    expected = torch.zeros(2, *size, dtype=torch.bool)
+    expected[0, :, size[1] // 2 :] = True
+    expected[1, : size[0] // 2] = True
+    assert torch.equal(unpack_masks(batch["target_masks"].view(2, -1), size), expected)
 
 
 def test_the_class_map_knows_background_padding_and_what_lies_on_top(
@@ -185,7 +201,7 @@ def test_the_class_map_knows_background_padding_and_what_lies_on_top(
     sample = Sample(
         np.zeros((*size, 3), np.uint8), size, (Turn("What?", "Things."),), objects=objects
     )
-    batch = Collator(processor, GRID, ("cup", "pen"))([[sample]])
+    batch = Collator(processor, 448, ("cup", "pen"), class_map_size=GRID)([[sample]])
     classes, boxes = batch["patch_classes"][0], batch["patch_boxes"][0]
     assert classes[:8, :4].unique().tolist() == [1]
     assert classes[:8, 4:8].unique().tolist() == [2]

@@ -18,7 +18,7 @@ from conftest import square_picture
 from pixellm.engine import Engine
 from pixellm.model.codebook import find_groups
 from pixellm.model.modeling import PixelLMForConditionalGeneration
-from pixellm.processing.image import restore_masks
+from pixellm.model.pixel_masks import restore_masks
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.processing.prompts import dialogue_messages
 from pixellm.types import Prediction, Request

@@ -106,7 +106,7 @@ def test_losses_of_a_batch_are_sums_over_the_counts_given() -> None:
     model, processor = build_family("clip", "llama")
     batch = training_batch(processor)
     tokens = int((batch["labels"][:, 1:] != -100).sum())
-    targets = len(batch["target_masks"])
+    targets = len(batch["target_sizes"])
     with torch.inference_mode():
         mean = model(**batch)
         half = model(**batch, num_label_tokens=2 * tokens, num_targets=4 * targets)
@@ -132,8 +132,11 @@ def test_a_batch_without_targets_has_no_mask_loss() -> None:
 def test_inputs_that_do_not_fit_together_are_refused() -> None:
     model, processor = build_family("clip", "llama")
     batch = training_batch(processor)
-    for masks in (batch["target_masks"][:-1], batch["target_masks"][:0]):
+    for sizes in (batch["target_sizes"][:-1], batch["target_sizes"][:0]):
         with pytest.raises(ValueError, match="each group needs its mask"):
+            model(**{**batch, "target_sizes": sizes})
+    for masks in (batch["target_masks"][:-1], batch["target_masks"].repeat(2)):
+        with pytest.raises(ValueError, match=r"The masks of the batch take \d+ bytes"):
             model(**{**batch, "target_masks": masks})
     with pytest.raises(ValueError, match="image placeholders"):
         model(**{**batch, "pixel_values": batch["pixel_values"][:1], "pixel_mask": None})

@@ -9,15 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch.nn import functional as F
 
 from pixellm.masks import Letterbox, encode_mask
-from pixellm.processing import image as image_module
 from pixellm.processing.image import (
     PixelLMImageProcessor,
-    letterbox_masks,
     load_image,
-    restore_masks,
+    resize_targets,
 )
 
 PARITY = (
@@ -248,22 +245,6 @@ def test_equals_the_released_code(case, tolerance):
     )
 
 
-@needs_parity
-@pytest.mark.parametrize("case", range(5))
-def test_restored_masks_equal_the_released_code(case):
-    golden = load_file(PARITY / "golden.safetensors")
-    facts = json.loads((PARITY / "golden.json").read_text())["cases"][case]
-    logits = restore_masks(
-        golden[f"case{case}.generated.low_res_masks"],
-        tuple(facts["resized_hw"]),
-        tuple(facts["original_hw"]),
-        448,
-    )
-    expected = golden[f"case{case}.generated.mask_logits_sub4"]
-    torch.testing.assert_close(logits[:, ::4, ::4], expected, atol=1e-4, rtol=1e-5)
-    assert [int((mask > 0).sum()) for mask in logits] == facts["mask_areas"]
-
-
 def test_shapes_types_and_padding_of_a_batch():
     processor = PixelLMImageProcessor(image_size=64)
     sources = [COLORS, np.full((4000, 1, 3), 255, np.uint8), Image.new("L", (1, 1))]
@@ -342,79 +323,50 @@ def test_an_empty_batch_is_refused():
         PixelLMImageProcessor()([])
 
 
-# --- masks out of and into the model's frame -------------------------------------------------
-
-
-def test_restored_logits_follow_the_definition():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 16, 16, generator=generator)
-    canvas = F.interpolate(logits[None], (64, 64), mode="bilinear", align_corners=False)
-    expected = F.interpolate(canvas[..., :48, :64], (30, 40), mode="bilinear", align_corners=False)[
-        0
-    ]
-    torch.testing.assert_close(restore_masks(logits, (48, 64), (30, 40), 64), expected)
-
-
-def test_restoring_in_portions_changes_nothing(monkeypatch):
-    logits = torch.randn(5, 8, 8, generator=torch.Generator().manual_seed(1))
-    whole = restore_masks(logits, (24, 32), (60, 80), 32)
-    monkeypatch.setattr(image_module, "_LOGITS_AT_ONCE", 2 * 60 * 80)
-    assert torch.equal(restore_masks(logits, (24, 32), (60, 80), 32), whole)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1)])
-def test_odd_sizes_are_restored(size):
-    box = Letterbox.fit(size, 64)
-    restored = restore_masks(torch.ones(2, 16, 16, dtype=torch.bfloat16), box.resized, size, 64)
-    assert restored.shape == (2, *size)
-    assert restored.dtype == torch.float32
-    assert (restored == 1).all()
-
-
-def test_no_masks_to_restore():
-    assert restore_masks(torch.zeros(0, 8, 8), (6, 8), (30, 40), 8).shape == (0, 30, 40)
+# --- true masks at the size of training -----------------------------------------------------
 
 
 def test_target_masks_by_hand():
     mask = np.zeros((4, 8), dtype=np.bool_)
-    mask[:2, :4] = True  # two whole cells of the 4 x 4 grid
+    mask[:2, :4] = True  # two whole cells of 2 x 4
     mask[2, 4:6] = True  # half of a cell
     mask[3, 7] = True  # a quarter of a cell
-    target = letterbox_masks([encode_mask(mask)], (4, 8), canvas=16, grid=4)
-    assert target.dtype == torch.uint8
-    assert target.tolist() == [[[1, 1, 0, 0], [0, 0, 1, 0], [0] * 4, [0] * 4]]
+    (target,) = resize_targets([encode_mask(mask)], (4, 8), (2, 4))
+    assert target.dtype == np.bool_
+    assert target.tolist() == [[1, 1, 0, 0], [0, 0, 1, 0]]
 
 
-@pytest.mark.parametrize("size", [(300, 400), (400, 300), (37, 91)])
+def test_target_masks_at_the_size_of_their_image_are_those_of_the_image():
+    mask = np.random.default_rng(0).random((13, 31)) < 0.5
+    assert np.array_equal(resize_targets([encode_mask(mask)], (13, 31), (13, 31))[0], mask)
+    (larger,) = resize_targets([encode_mask(mask)], (13, 31), (26, 93))
+    assert np.array_equal(larger, np.kron(mask, np.ones((2, 3), dtype=np.bool_)))
+
+
+@pytest.mark.parametrize("size", [(300, 400), (400, 300), (37, 91), (427, 640), (5, 640)])
 def test_target_masks_agree_with_pillow_averages(size):
     rng = np.random.default_rng(5)
     coarse = rng.random((6, 6)) < 0.5
-    mask = np.kron(coarse, np.ones((80, 80), dtype=bool))[: size[0], : size[1]]
-    box = Letterbox.fit(size, 240)
-    target = letterbox_masks([encode_mask(mask)], size, canvas=240, grid=24)[0].numpy()
-    canvas = Image.fromarray((box.mask_to_canvas(mask) * 255).astype(np.uint8))
-    average = np.asarray(canvas.resize((24, 24), Image.Resampling.BOX)) / 255
-    clear = np.abs(average - 0.5) > 0.12  # nearest resizing shifts edges by half a pixel
-    assert clear.mean() > 0.9
+    mask = np.kron(coarse, np.ones((120, 120), dtype=bool))[: size[0], : size[1]]
+    new = Letterbox.fit(size, 24).resized
+    (target,) = resize_targets([encode_mask(mask)], size, new)
+    picture = Image.fromarray((mask * 255).astype(np.uint8))
+    average = np.asarray(picture.resize(new[::-1], Image.Resampling.BOX)) / 255
+    clear = np.abs(average - 0.5) > 0.12  # its box filter takes whole pixels
+    assert clear.mean() > 0.8
     np.testing.assert_array_equal(target[clear], average[clear] > 0.5)
 
 
-@pytest.mark.parametrize("grid", [96, 128, 448])
+@pytest.mark.parametrize("side", [96, 128, 448])
 @pytest.mark.parametrize("size", [(427, 640), (640, 427), (333, 500), (100, 448), (5, 640)])
-def test_what_touches_the_border_is_target_up_to_the_border(size, grid):
-    """A cell that shows little of the picture belongs to what that little shows."""
+def test_what_touches_the_border_is_target_up_to_the_border(size, side):
     full, half = np.ones(size, dtype=np.bool_), np.zeros(size, dtype=np.bool_)
     half[:, : size[1] // 2] = True
-    whole, left = letterbox_masks([encode_mask(full), encode_mask(half)], size, 448, grid)
-    shown = torch.zeros(1, 1, 448, 448)
-    height, width = Letterbox.fit(size, 448).resized
-    shown[..., :height, :width] = 1
-    valid = torch.nn.functional.interpolate(shown, size=(grid, grid), mode="nearest")[0, 0]
-    assert torch.equal(whole, valid.to(torch.uint8)), "the cells whose loss counts, no more"
-    bottom = int(valid[:, 0].sum()) - 1
-    assert torch.equal(left[bottom], left[0])
-    restored = restore_masks(whole[None] * 20.0 - 10, (height, width), size, 448)[0] > 0
-    assert restored.all()
+    new = Letterbox.fit(size, side).resized
+    whole, left = resize_targets([encode_mask(full), encode_mask(half)], size, new)
+    assert whole.shape == left.shape == new
+    assert whole.all()
+    assert (left == left[0]).all() and left[0].any() and not left[0].all()
 
 
 def test_thin_and_tiny_targets_never_vanish():
@@ -425,30 +377,27 @@ def test_thin_and_tiny_targets_never_vanish():
     corner[479, 639] = True
     diagonal[np.arange(480), np.arange(480)] = True
     rles = [encode_mask(mask) for mask in (line, dot, corner, diagonal)]
-    targets = letterbox_masks(rles, size, canvas=448, grid=32)
-    areas = targets.sum(dim=(1, 2)).tolist()
+    targets = np.stack(resize_targets(rles, size, (24, 32)))
+    areas = targets.sum(axis=(1, 2)).tolist()
     assert areas[1:3] == [1, 1]
-    assert areas[0] >= 26 and targets[0].any(dim=1).sum() == 1  # 550 of 640 pixels: 27.5 cells
+    assert areas[0] >= 26 and targets[0].any(axis=1).sum() == 1  # 550 of 640 pixels: 27.5 cells
     assert areas[3] >= 24
-    assert targets[2, 23, 31] == 1
+    assert targets[2, 23, 31]
 
 
-def test_empty_targets_stay_empty_and_padding_is_never_target():
+def test_empty_targets_stay_empty():
     empty = encode_mask(np.zeros((10, 40), dtype=np.bool_))
-    full = encode_mask(np.ones((10, 40), dtype=np.bool_))
-    targets = letterbox_masks([empty, full], (10, 40), canvas=64, grid=16)
-    assert not targets[0].any()
-    assert targets[1, :4].all() and not targets[1, 4:].any()
-    assert letterbox_masks([], (10, 40), canvas=64, grid=16).shape == (0, 16, 16)
+    assert not resize_targets([empty], (10, 40), (4, 16))[0].any()
+    assert resize_targets([], (10, 40), (4, 16)) == []
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1)])
 def test_odd_pictures_have_targets(size):
-    target = letterbox_masks([encode_mask(np.ones(size, dtype=np.bool_))], size, 64, 16)
-    assert target.any()
-    assert target[0, 0, 0] == 1
+    new = Letterbox.fit(size, 16).resized
+    (target,) = resize_targets([encode_mask(np.ones(size, dtype=np.bool_))], size, new)
+    assert target.shape == new and target.all()
 
 
 def test_targets_of_another_picture_are_refused():
     with pytest.raises(ValueError, match="target mask"):
-        letterbox_masks([encode_mask(np.ones((4, 5), dtype=np.bool_))], (5, 4), 64, 16)
+        resize_targets([encode_mask(np.ones((4, 5), dtype=np.bool_))], (5, 4), (16, 13))

@@ -2,26 +2,28 @@
 
 A row is the shared prefix (system text and picture) once, then each dialogue behind it; the
 ``dialogue_ids`` keep them from seeing each other, so that training equals single-turn use.
-Nothing here is ragged: targets of all rows are stacked, with the row each belongs to. What does
-not fit is left out at a turn boundary, and counted.
+Targets of all rows stand one after the other, with the row each belongs to; their masks are packed
+bits, small enough to be kept at full size. What does not fit is left out at a turn boundary, and
+counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from pixellm.masks import decode_mask, mask_to_box
-from pixellm.processing.image import letterbox_masks, load_image
+from pixellm.masks import Letterbox, Size, decode_mask, mask_to_box
+from pixellm.model.pixel_masks import pack_masks
+from pixellm.processing.image import load_image, resize_targets
 from pixellm.processing.processor import PixelLMProcessor, pad_sequences
 from pixellm.processing.prompts import EncodedDialogue, dialogue_messages
-from pixellm.types import Sample, Turn
+from pixellm.types import BoolMask, Sample, Turn
 
 IGNORED = -100
 
@@ -31,10 +33,12 @@ class Collator:
 
     Args:
         processor: the model's own.
-        mask_size: side of the square grid, over the canvas, that target masks are given at.
+        mask_size: pixels along the long side of an image at which its target masks are given;
+            "original" keeps each image's own size.
         class_names: names of the classes of the auxiliary class map; () builds none.
         max_length: longest row in tokens; turns that do not fit are left out, and rows of which
             none fits.
+        class_map_size: side of the square grid, over the canvas, of that map.
 
     Raises:
         ValueError: the picture alone is as long as a row may be.
@@ -43,12 +47,14 @@ class Collator:
     def __init__(
         self,
         processor: PixelLMProcessor,
-        mask_size: int,
+        mask_size: int | Literal["original"],
         class_names: Sequence[str] = (),
         max_length: int = 2048,
+        class_map_size: int = 96,
     ) -> None:
         self.processor = processor
         self.mask_size = mask_size
+        self.class_map_size = class_map_size
         self.class_index = {name: i + 1 for i, name in enumerate(class_names)}
         self.max_length = max_length
         encoded = processor.codec.encode(dialogue_messages((), "?"))
@@ -67,11 +73,12 @@ class Collator:
 
         Returns:
             input_ids, attention_mask, position_ids, dialogue_ids, labels (B, T), B being the rows
-            that were kept; pixel_values (B, 3, S, S), pixel_mask (B, S, S); target_masks
-            (M, g, g) uint8, target_rows, target_answers (M,); with class names given
-            patch_classes (B, g, g), patch_boxes (B, g, g, 4) and target_classes (M,);
-            sample_ids, a list of strings, of all rows; where something was left out, the whole
-            numbers num_dropped_turns and num_dropped_rows, turns of dropped rows counted too.
+            that were kept; pixel_values (B, 3, S, S), pixel_mask (B, S, S); target_masks (N,)
+            uint8, packed masks of target_sizes (M, 2), over the images without padding;
+            target_rows, target_answers (M,); with class names given patch_classes (B, g, g),
+            patch_boxes (B, g, g, 4) and target_classes (M,); sample_ids, a list of strings, of
+            all rows; where something was left out, the whole numbers num_dropped_turns and
+            num_dropped_rows, turns of dropped rows counted too.
 
         Raises:
             ValueError: a picture that can't be read or is of another size than its samples say.
@@ -113,20 +120,21 @@ class Collator:
         self, samples: Sequence[Sample], turns: Sequence[Sequence[Turn]]
     ) -> dict[str, Tensor]:
         """Masks, rows, answers and classes of the targets of all rows."""
-        masks = [torch.zeros(0, self.mask_size, self.mask_size, dtype=torch.uint8)]
+        masks = list[BoolMask]()
         rows, answers, classes = list[int](), list[int](), list[int]()
         num_answers = 0
         for index, (sample, asked) in enumerate(zip(samples, turns, strict=True)):
             rles = [target.mask for turn in asked for target in turn.targets]
-            if rles:
-                masks.append(self._masks(rles, sample))
+            masks += resize_targets(rles, sample.size, self._size_of_masks(sample))
             for turn in asked:
                 rows += [index] * len(turn.targets)
                 answers += [num_answers] * len(turn.targets)
                 classes += [self.class_index.get(t.name, IGNORED) for t in turn.targets]
                 num_answers += 1
+        packed, sizes = pack_masks(masks)
         found = {
-            "target_masks": torch.cat(masks),
+            "target_masks": packed,
+            "target_sizes": sizes,
             "target_rows": torch.tensor(rows, dtype=torch.long),
             "target_answers": torch.tensor(answers, dtype=torch.long),
         }
@@ -177,13 +185,15 @@ class Collator:
             "labels": [IGNORED] * length,
         }
 
-    def _masks(self, rles: list[Any], sample: Sample) -> Tensor:
-        canvas = self.processor.image_processor.image_size
-        return letterbox_masks(rles, sample.size, canvas, self.mask_size).to(torch.uint8)
+    def _size_of_masks(self, sample: Sample) -> Size:
+        """(height, width) at which the masks of a sample are compared."""
+        if self.mask_size == "original":
+            return sample.size
+        return Letterbox.fit(sample.size, self.mask_size).resized
 
     def _unknown_maps(self) -> tuple[Tensor, Tensor]:
         """(g, g) class ids and (g, g, 4) boxes that teach nothing."""
-        size = self.mask_size
+        size = self.class_map_size
         return torch.full((size, size), IGNORED), torch.full((size, size, 4), -1.0)
 
     def _object_maps(self, sample: Sample) -> tuple[Tensor, Tensor]:
@@ -208,7 +218,7 @@ class Collator:
             on_top[mask] = number
             left, top, wide, high = mask_to_box(mask)
             boxes[number] = np.array([left, top, left + wide, top + high]) / side
-        steps = (np.arange(self.mask_size) + 0.5) * side / self.mask_size
+        steps = (np.arange(self.class_map_size) + 0.5) * side / self.class_map_size
         rows, columns = steps.astype(int), steps.astype(int)
         inside = (rows[:, None] < height) & (columns[None, :] < width)
         picked = on_top[np.minimum(rows, height - 1)[:, None], np.minimum(columns, width - 1)[None]]

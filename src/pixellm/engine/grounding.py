@@ -21,7 +21,7 @@ from pixellm.engine.jobs import Job
 from pixellm.engine.memory import run_in_portions
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.model.outputs import EncodedImages
-from pixellm.processing.image import restore_masks
+from pixellm.model.pixel_masks import restore_masks
 from pixellm.processing.phrases import phrase_before
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.types import Prediction, Segment

@@ -19,7 +19,7 @@ from pixellm.evaluation.records import MASK_LOGITS
 from pixellm.evaluation.runner import AnsweredDialogue
 from pixellm.model.codebook import find_groups
 from pixellm.model.outputs import EncodedImages
-from pixellm.processing.image import restore_masks
+from pixellm.model.pixel_masks import restore_masks
 from pixellm.processing.prompts import dialogue_messages
 from pixellm.types import SEG_MARK, Prediction, Sample, Segment, Turn
 

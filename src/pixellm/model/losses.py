@@ -1,7 +1,7 @@
 """The training objective of PixelLM, section 3: text, target refinement and DICE.
 
-Pure functions over tensors; each returns a sum, so that callers divide by the global number of
-tokens or targets. Shape legend: M targets, P pixels.
+Pure functions over tensors, without means over targets or tokens: callers divide by the global
+numbers of both. Shape legend: M targets, P pixels of the image.
 """
 
 from __future__ import annotations
@@ -16,55 +16,51 @@ def text_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
-def refinement_weights(mask_logits: Tensor, answers: Tensor, alpha: float) -> Tensor:
-    """The map ``A``: alpha where at least two targets of one answer claim the pixel, else 1.
-
-    ``sum_k m_k >= 2`` over the predicted **binary** masks ``m_k`` (section 3): a target claims a
-    pixel where its logit is above 0. Neither the truth nor other answers take part.
+def count_claims(mask_logits: Tensor, answers: Tensor, num_answers: int) -> Tensor:
+    """How many targets of each answer claim each pixel; a logit of exactly 0 claims nothing.
 
     Args:
-        mask_logits: (M, P) mask logits.
-        answers: (M,) id of the answer each target belongs to, in 0..M-1 or any small ids.
-        alpha: weight of contested pixels, >= 1.
+        mask_logits: (M, P).
+        answers: (M,) the answer of each target, in 0..A-1.
+        num_answers: A.
 
     Returns:
-        (M, P) weights, without gradient.
+        (A, P) int16, without gradient.
     """
-    if alpha == 1 or len(answers) == 0:
-        return torch.ones_like(mask_logits)
-    _, answer_index = answers.unique(return_inverse=True)
-    claims = answers.new_zeros(int(answer_index.max()) + 1, mask_logits.shape[1])
-    claims.index_add_(0, answer_index, (mask_logits.detach() > 0).to(claims.dtype))
-    contested = claims[answer_index] >= 2
-    return torch.where(contested, alpha, 1.0).to(mask_logits.dtype)
+    claims = torch.zeros(
+        num_answers, mask_logits.shape[1], dtype=torch.int16, device=mask_logits.device
+    )
+    return claims.index_add_(0, answers, (mask_logits.detach() > 0).to(claims.dtype))
 
 
-def target_refinement_loss_sum(
-    mask_logits: Tensor, targets: Tensor, answers: Tensor, valid: Tensor, alpha: float
+def target_refinement_loss(
+    mask_logits: Tensor, targets: Tensor, contested: Tensor | None, alpha: float
 ) -> Tensor:
-    """``L_ref`` summed over targets: per target, the mean weighted BCE over its valid pixels.
+    """``L_ref`` of each target: the mean over pixels of its binary cross-entropy, weighted.
+
+    The map ``A`` is alpha where at least two of the predicted binary masks of one answer claim the
+    pixel, else 1. Neither the truth nor other answers take part.
 
     Args:
         mask_logits: (M, P).
         targets: (M, P) in [0, 1].
-        answers: (M,) see :func:`refinement_weights`.
-        valid: (M, P) bool or 0/1, false in the padding of the canvas.
-        alpha: weight of contested pixels.
+        contested: (M, P) bool, where :func:`count_claims` gives the target's answer at least 2;
+            None for nowhere.
+        alpha: weight of contested pixels, >= 1.
+
+    Returns:
+        (M,).
     """
-    weights = refinement_weights(mask_logits, answers, alpha) * valid
     bce = F.binary_cross_entropy_with_logits(mask_logits, targets, reduction="none")
-    return ((bce * weights).sum(1) / valid.sum(1).clamp_min(1)).sum()
+    if contested is not None:
+        bce = torch.where(contested, alpha * bce, bce)
+    return bce.mean(1)
 
 
-def dice_loss_sum(
-    mask_logits: Tensor,
-    targets: Tensor,
-    valid: Tensor,
-    *,
-    scale: float = 1000.0,
-    eps: float = 1e-6,
+def dice_loss(
+    mask_logits: Tensor, targets: Tensor, *, scale: float = 1000.0, eps: float = 1e-6
 ) -> Tensor:
-    """DICE summed over targets.
+    """DICE of each target.
 
     ``1 - (2 sum(p t) / scale + eps) / (sum(p) / scale + sum(t) / scale + eps)``; scale and eps
     are the release's, their effect is limited to nearly empty masks.
@@ -72,12 +68,13 @@ def dice_loss_sum(
     Args:
         mask_logits: (M, P).
         targets: (M, P) in [0, 1].
-        valid: (M, P) bool or 0/1.
         scale: divisor of the sums.
         eps: keeps empty masks defined.
+
+    Returns:
+        (M,).
     """
-    probabilities = mask_logits.sigmoid() * valid
-    targets = targets * valid
+    probabilities = mask_logits.sigmoid()
     overlap = 2 * (probabilities / scale * targets).sum(1)
     total = (probabilities / scale).sum(1) + (targets / scale).sum(1)
-    return (1 - (overlap + eps) / (total + eps)).sum()
+    return 1 - (overlap + eps) / (total + eps)

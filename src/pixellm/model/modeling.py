@@ -233,6 +233,7 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         dialogue_ids: Tensor | None = None,
         labels: Tensor | None = None,
         target_masks: Tensor | None = None,
+        target_sizes: Tensor | None = None,
         target_rows: Tensor | None = None,
         target_answers: Tensor | None = None,
         num_label_tokens: Tensor | int | None = None,
@@ -255,8 +256,9 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
             position_ids: (B, T); computed from the mask where None.
             dialogue_ids: (B, T), see :func:`packed_attention_mask`.
             labels: (B, T) ids to predict, -100 elsewhere, not shifted.
-            target_masks: (M, h, w) 0/1 truth in the canvas frame, in the order of the groups;
-                None decodes no masks.
+            target_masks: (N,) uint8 packed truth over the images without padding, in the order of
+                the groups, see :func:`pixellm.model.pixel_masks.pack_masks`; None decodes no masks.
+            target_sizes: (M, 2) height and width of each mask; masks are compared at this size.
             target_rows: (M,) row of each target; None computes nothing of targets.
             target_answers: (M,) id of the answer that each target belongs to.
             num_label_tokens: divisor of the text loss; this batch's count where None.
@@ -295,8 +297,9 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         if labels is None:
             result.logits = self.lm_head(hidden[:, -kwargs.get("logits_to_keep", 0) :])
         else:
+            masks = (target_masks, target_sizes)
             counts = (num_label_tokens, num_targets)
-            truth = Truth(labels, target_masks, target_rows, target_answers, *counts)
+            truth = Truth(labels, *masks, target_rows, target_answers, *counts)
             self._add_losses(result, input_ids, encoded, pixel_mask, truth)
         if output_hidden_states:
             result.hidden_states = outputs.hidden_states
@@ -331,9 +334,10 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
                 if truth.masks is not None:
                     logits = self.decode_masks(embeddings, encoded.features, rows)
                     result.mask_logits = logits
-                    alpha = config.target_refinement_alpha
-                    losses = mask_losses(logits, truth, rows, pixel_mask, alpha)
-                    result.mask_loss, result.dice_loss = losses
+                    frame = (pixel_mask, config.image_size)
+                    losses = mask_losses(logits, truth, *frame, config.target_refinement_alpha)
+                    count = len(rows) if truth.num_targets is None else truth.num_targets
+                    result.mask_loss, result.dice_loss = (loss.sum() / count for loss in losses)
         result.loss = (
             config.text_loss_weight * result.text_loss
             + config.mask_loss_weight * result.mask_loss

@@ -1,8 +1,8 @@
-"""Pictures to pixel tensors and mask tensors back to pictures.
+"""Pictures to pixel tensors, true masks to the size of training.
 
 Reads any picture Pillow can, letterboxes and normalises it (PAPER: Ren et al., CVPR 2024; the
-layout is that of the released code), brings target masks into the same frame and predicted
-logits out of it. This module knows no text, no model and no device.
+layout is that of the released code) and brings true masks to the size at which they are compared.
+This module knows no text, no model and no device.
 """
 
 from __future__ import annotations
@@ -14,22 +14,18 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch.nn import functional as F
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
-from pixellm.masks import Letterbox, Size, decode_mask, mask_to_box
+from pixellm.masks import Letterbox, Size, decode_mask
 from pixellm.model.config import PixelLMConfig
-from pixellm.types import RLE
+from pixellm.types import RLE, BoolMask
 
 ImageSource = str | os.PathLike[str] | Image.Image | NDArray[Any]
 
-_LOGITS_AT_ONCE = 1 << 25
-_ROUNDING = 1e-6
 _SIXTEEN_BIT_MAX = 65535
 
 
@@ -231,91 +227,52 @@ class PixelLMImageProcessor(BaseImageProcessor):
         return normalised.transpose(2, 0, 1)
 
 
-def restore_masks(
-    mask_logits: torch.Tensor, resized_size: Size, original_size: Size, canvas: int
-) -> torch.Tensor:
-    """Bring predicted logits from the model's grid to the picture, as the release does.
+def resize_targets(rles: Sequence[RLE], original_size: Size, size: Size) -> list[BoolMask]:
+    """Bring the true masks of an image to the size at which they are compared.
 
-    Bilinear (align_corners False) to the canvas, the padding cut off, bilinear to the original.
-    Masks are taken in portions, so that memory stays near that of the result.
-
-    Args:
-        mask_logits: (m, h, w) over the whole canvas, any resolution and float type.
-        resized_size: (height, width) that the picture takes up in the canvas.
-        original_size: (height, width) of the picture.
-        canvas: side of the canvas in pixels.
-
-    Returns:
-        (m, H, W) float32 logits over the original picture; a mask is where they are above 0.
-    """
-    restored = mask_logits.new_empty((len(mask_logits), *original_size), dtype=torch.float32)
-    largest = max(canvas * canvas, original_size[0] * original_size[1])
-    portion = max(1, _LOGITS_AT_ONCE // largest)
-    for start in range(0, len(mask_logits), portion):
-        logits = mask_logits[start : start + portion, None].float()
-        logits = F.interpolate(logits, (canvas, canvas), mode="bilinear", align_corners=False)
-        logits = logits[..., : resized_size[0], : resized_size[1]]
-        logits = F.interpolate(logits, original_size, mode="bilinear", align_corners=False)
-        restored[start : start + portion] = logits[:, 0]
-    return restored
-
-
-def letterbox_masks(
-    rles: Sequence[RLE], original_size: Size, canvas: int, grid: int
-) -> torch.Tensor:
-    """Bring target masks into the letterboxed frame at the resolution of training.
-
-    A cell belongs to a mask when the mask covers at least half of what the cell shows of the
-    picture; cells at its border may show less than a cell's area. A mask that covers half of no
-    cell keeps the cells with at least half of its highest coverage, so that thin and tiny objects
-    never vanish.
+    A pixel of the new size belongs to a mask that covers at least half of its area. A mask that
+    covers half of no pixel keeps those with at least half of its highest coverage, so that thin and
+    tiny objects never vanish.
 
     Args:
-        rles: M masks over the original picture.
-        original_size: (height, width) of the picture.
-        canvas: side of the canvas in pixels.
-        grid: cells along a side of the canvas.
+        rles: M masks over the original image.
+        original_size: (height, width) of the image.
+        size: the new (height, width); that of the image leaves masks as they are.
 
     Returns:
-        (M, grid, grid) uint8 of 0 and 1; padding is 0.
+        M masks of the new size.
 
     Raises:
-        ValueError: a mask of another size than the picture.
+        ValueError: a mask of another size than the image.
     """
-    box = Letterbox.fit(original_size, canvas)
-    edges = np.linspace(0, canvas, grid + 1)
-    corners = box.points_to_original(np.stack([edges, edges], axis=-1))
-    columns = _coverage(corners[:, 0], original_size[1])
-    rows = _coverage(corners[:, 1], original_size[0])
-    targets = np.zeros((len(rles), grid, grid), dtype=np.uint8)
-    for index, rle in enumerate(rles):
+    rows, columns = (
+        np.linspace(0, old, new + 1) for old, new in zip(original_size, size, strict=True)
+    )
+    resized = []
+    for rle in rles:
         mask = decode_mask(rle)
         if mask.shape != tuple(original_size):
-            raise ValueError(f"A target mask is {mask.shape}, its picture {tuple(original_size)}.")
-        x, y, width, height = mask_to_box(mask)
-        part = mask[y : y + height, x : x + width].astype(np.float32)
-        covered = rows[:, y : y + height] @ part @ columns[:, x : x + width].T
-        peak = covered.max()
-        share = 0.5 if peak >= 0.5 else 0.5 * peak
-        # The slack keeps a cell of exactly that share on this side of float32 rounding.
-        targets[index] = (covered > 0) & (covered >= share * (1 - 1e-5))
-    return torch.from_numpy(targets)
+            raise ValueError(f"A target mask is {mask.shape}, its image {tuple(original_size)}.")
+        if mask.shape != tuple(size):
+            covered = _mean_between(_mean_between(mask, rows).T, columns).T
+            peak = covered.max()
+            share = 0.5 if peak >= 0.5 else 0.5 * peak
+            # The slack keeps a pixel of exactly that share on this side of rounding.
+            mask = (covered > 0) & (covered >= share * (1 - 1e-9))
+        resized.append(mask)
+    return resized
 
 
-def _coverage(edges: NDArray[np.float64], num_pixels: int) -> NDArray[np.float32]:
-    """(cells, pixels): the share that each pixel has in the part of a cell inside the picture.
-
-    Args:
-        edges: (cells + 1,) ascending, in pixels.
-        num_pixels: of the picture.
-    """
-    pixels = np.arange(num_pixels)
-    low = np.maximum(edges[:-1, None], pixels)
-    high = np.minimum(edges[1:, None], pixels + 1)
-    overlap = np.maximum(high - low, 0)
-    shown = overlap.sum(1, keepdims=True)
-    inside = shown > _ROUNDING * np.diff(edges)[:, None]
-    return np.where(inside, overlap / np.where(inside, shown, 1), 0).astype(np.float32)
+def _mean_between(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(k, W) means of the rows of (H, W) values between k + 1 ascending edges in 0..H."""
+    exact = np.int32 if values.dtype == np.bool_ else np.float64
+    sums = np.zeros((len(values) + 1, values.shape[1]), dtype=exact)
+    np.cumsum(values, axis=0, out=sums[1:])
+    whole = np.minimum(edges.astype(np.intp), len(values) - 1)
+    part = (edges - whole)[:, None]
+    reached = sums[whole] + part * values[whole]
+    means: NDArray[np.float64] = np.diff(reached, axis=0) / np.diff(edges)[:, None]
+    return means
 
 
 AutoImageProcessor.register(

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from pixellm.training.dotted_keys import apply_override
@@ -151,8 +151,11 @@ class Stage(Section):
 class CollateConfig(Section):
     """How samples become rows of tokens and masks."""
 
-    mask_size: int = Field(default=128, gt=0)
-    """Side of the square grid over the canvas at which target masks are compared."""
+    mask_size: PositiveInt | Literal["original"] = 448
+    """Pixels along the long side of an image at which its masks are compared, or `original`: each
+    at its own size, as the release does. Smaller than the canvas, fine and tiny masks are lost."""
+    class_map_size: int = Field(default=96, gt=0)
+    """Side of the square grid over the canvas that tells the auxiliary losses what is where."""
     max_length: int = Field(default=2048, gt=0)
     """Longest row in tokens; dialogues are cut at a turn boundary."""
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pixellm.model.supervision import PIXELS_AT_ONCE
 from pixellm.training.config import RunConfig, Stage
 
 Strategy = Literal["DDP", "FSDP2", "ZeRO-2"]
@@ -27,6 +28,9 @@ _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 _LOGIT_BYTES = 14
 """Per logit at the peak: 16 bits, float32, its softmax and its gradient."""
+
+_MASK_PIXEL_BYTES = 40
+"""Per pixel of masks whose losses are computed together: logits, truth and what comes of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +154,7 @@ def count_activations(model: Any, config: RunConfig, stage: Stage) -> float:
         answers = max(1, length - sizes.num_image_tokens) * rows
         total += answers * sizes.text_config.vocab_size * _LOGIT_BYTES
         looks = 2 if stage.loss.absent > 0 else 1  # that loss decodes each target once more
-        total += looks * _decoder_bytes(model, rows)
+        total += looks * _decoder_bytes(model, rows) + PIXELS_AT_ONCE * _MASK_PIXEL_BYTES
     if any(p.requires_grad for p in model.model.vision_tower.parameters()):
         total += _vision_bytes(model, rows)
     return total

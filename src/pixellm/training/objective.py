@@ -114,7 +114,7 @@ class Objective(nn.Module):
         """
         unused = {"patch_classes", "patch_boxes", "target_classes"}
         if weights.mask == weights.dice == 0:
-            unused.add("target_masks")
+            unused |= {"target_masks", "target_sizes"}
             if weights.target_class == weights.absent == 0:
                 unused.add("target_rows")
         inputs = {key: value for key, value in batch.items() if key not in unused}

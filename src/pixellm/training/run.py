@@ -167,7 +167,13 @@ class Run:
 
     def _collator(self) -> Collator:
         sizes = self.config.collate
-        return Collator(self.processor, sizes.mask_size, self.class_names, sizes.max_length)
+        return Collator(
+            self.processor,
+            sizes.mask_size,
+            self.class_names,
+            sizes.max_length,
+            sizes.class_map_size,
+        )
 
     def _open_run_folder(self, checkpoint: Path | None) -> None:
         """Writes the resolved recipe; a resume records what differs from the saved one."""
