@@ -12,12 +12,12 @@ from PIL import Image, ImageDraw
 from pixellm.curation.client import Client, OpenAIClient, Price
 from pixellm.curation.ledger import Ledger
 from pixellm.curation.photos import SelectSettings
-from pixellm.curation.pipeline import Desk, Pace, Source, select, work_all
+from pixellm.curation.pipeline import RequestRunner, RunLimits, Source, select, work_all
 from pixellm.curation.write import WriteSettings, write_set
 
 CATEGORIES = ("cup", "bowl", "spoon", "dog", "chair", "laptop")
 KEY = "sk-test-3f9a71c05be24d"
-QUICK = Pace(workers=4, wait=0.01)
+QUICK = RunLimits(workers=4, wait=0.01)
 
 
 def make_photos(folder: Path, num: int, **changes: Any) -> tuple[Path, Path]:
@@ -27,8 +27,8 @@ def make_photos(folder: Path, num: int, **changes: Any) -> tuple[Path, Path]:
     entries, annotations = [], []
     for number in range(num):
         name = f"{number:04d}.jpg"
-        picture = Image.new("RGB", (96, 64), (200, 210, 220))
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (96, 64), (200, 210, 220))
+        draw = ImageDraw.Draw(image)
         for place in range(4):
             left, top = 4 + 23 * place, 8 + 3 * ((number + place) % 5)
             right, bottom = left + 16, top + 20 + 4 * place
@@ -44,7 +44,7 @@ def make_photos(folder: Path, num: int, **changes: Any) -> tuple[Path, Path]:
                     "segmentation": [[left, top, right, top, right, bottom, left, bottom]],
                 }
             )
-        picture.save(images / name)
+        image.save(images / name)
         entries.append({"id": number, "file_name": name, "height": 64, "width": 96, "license": 4})
     data = {
         "licenses": [{"id": 4, "name": "Attribution License", "url": "http://example.org/by"}],
@@ -68,7 +68,7 @@ def run_all(
     source: Source,
     out: Path,
     clients: Mapping[str, Client] | str,
-    pace: Pace = QUICK,
+    limits: RunLimits = QUICK,
     prices: Mapping[str, Price] | None = None,
     max_images: int | None = None,
 ) -> tuple[dict[str, Any], str]:
@@ -78,8 +78,8 @@ def run_all(
     ledger = Ledger(out, create=True)
     try:
         writing = select(ledger, source, max_images)
-        desk = Desk(ledger, clients, prices or {}, pace)
-        stopped = work_all(ledger, writing, desk, pace.workers, lambda *_: None)
+        runner = RequestRunner(ledger, clients, prices or {}, limits)
+        stopped = work_all(ledger, writing, runner, limits.workers, lambda *_: None)
         layout = WriteSettings(train=0.6, val=0.2, shard_photos=8)
         return write_set(ledger, out, layout), stopped
     finally:

@@ -17,7 +17,7 @@ import openai.resources.chat
 import pyarrow.parquet
 from curation_runs import client_of, run_all, source_of
 
-from pixellm.curation.pipeline import Pace
+from pixellm.curation.pipeline import RunLimits
 
 WORKERS = 3
 WRITING_TAKES = 0.02
@@ -35,7 +35,7 @@ def run(folder: Path, url: str) -> None:
     Path.replace = replace_late  # type: ignore[assignment, method-assign]
     source = source_of(folder, questions=3)
     _, stopped = run_all(
-        source, folder / "out", {"": client_of(source, url)}, Pace(workers=WORKERS, wait=0.01)
+        source, folder / "out", {"": client_of(source, url)}, RunLimits(workers=WORKERS, wait=0.01)
     )
     os._exit(1 if stopped else 0)
 

@@ -11,10 +11,10 @@ import pytest
 from chat_server import Answer, ChatServer, fingerprint, good
 from curation_runs import client_of, files_of, make_photos, run_all, source_of
 
-from pixellm.curation.batch import Office, run_batches
+from pixellm.curation.batch import BatchRunner, run_batches
 from pixellm.curation.client import OpenAIClient, Price
 from pixellm.curation.ledger import Ledger
-from pixellm.curation.pipeline import Pace, Source, select
+from pixellm.curation.pipeline import RunLimits, Source, select
 from pixellm.curation.write import WriteSettings, write_set
 
 PHOTOS = 8
@@ -34,8 +34,8 @@ def run_in_batches(folder: Path, url: str, **options: Any) -> tuple[dict[str, An
     try:
         writing = select(ledger, source, None)
         clients = {"": client_of(source, url)}
-        office = Office(ledger, clients, {"test": PRICE}, poll=0.01, **options)
-        stopped = run_batches(office, writing, lambda *_: None)
+        runner = BatchRunner(ledger, clients, {"test": PRICE}, poll=0.01, **options)
+        stopped = run_batches(runner, writing, lambda *_: None)
         return write_set(ledger, folder / "out", WriteSettings(train=0.6, val=0.2)), stopped
     finally:
         ledger.close()
@@ -122,9 +122,9 @@ def test_ray_keeps_the_same_books(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         try:
             make, seen = partial(clients_for, source, server.url), list[int]()
-            pace = Pace(workers=2, max_cost=0.009, wait=0.01)  # 0.002 USD each
+            limits = RunLimits(workers=2, max_cost=0.009, wait=0.01)  # 0.002 USD each
             progress = lambda done, *_: seen.append(done)  # noqa: E731
-            stopped = work_on_ray(out, writing, make, prices, pace, progress)
+            stopped = work_on_ray(out, writing, make, prices, limits, progress)
         finally:
             ray.shutdown()
         assert "cost cap" in stopped

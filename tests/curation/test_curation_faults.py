@@ -15,7 +15,7 @@ from curation_runs import KEY, QUICK, client_of, files_of, make_photos, run_all,
 from pixellm.curation.client import ClientError
 from pixellm.curation.ledger import Ledger
 from pixellm.curation.muse import validate
-from pixellm.curation.pipeline import Pace
+from pixellm.curation.pipeline import RunLimits
 
 PHOTOS = 6
 
@@ -123,7 +123,7 @@ def test_a_failed_attempt_is_tried_again(photos: Path, fault: Answer) -> None:
     def every_other(number: int, body: dict[str, Any]) -> Answer:
         return fault if number % 2 == 0 else good(number, body)
 
-    one_at_a_time = Pace(workers=1, wait=0.01)
+    one_at_a_time = RunLimits(workers=1, wait=0.01)
     with ChatServer(every_other) as server:
         summary, _ = run_all(source_of(photos), photos / "out", server.url, one_at_a_time)
     assert summary["tasks"] == {"accepted": PHOTOS}
@@ -154,7 +154,7 @@ def test_all_workers_keep_to_retry_after(photos: Path) -> None:
         return Answer(json.dumps(proposal(body)), delay=0.15)
 
     with ChatServer(first_429) as server:
-        run_all(source_of(photos), photos / "out", server.url, Pace(workers=2, wait=0.01))
+        run_all(source_of(photos), photos / "out", server.url, RunLimits(workers=2, wait=0.01))
     late = [t - times[0] for t in times[2:]]  # the second worker's first request was under way
     assert min(late) >= 0.39
 
@@ -203,10 +203,10 @@ def test_a_tenth_of_all_faults_and_every_photo_accounted_for(tmp_path: Path) -> 
 
 
 def test_a_server_that_is_gone_stops_the_run_and_nothing_is_lost(photos: Path) -> None:
-    source, pace = source_of(photos, questions=3), Pace(workers=2, attempts=2, wait=0.001)
+    source, limits = source_of(photos, questions=3), RunLimits(workers=2, attempts=2, wait=0.001)
     with ChatServer() as server:
         url = server.url
-    _, stopped = run_all(source, photos / "out", url, pace)
+    _, stopped = run_all(source, photos / "out", url, limits)
     assert "no reply" in stopped
     with ChatServer() as server:
         summary, stopped = run_all(source, photos / "out", server.url)
@@ -222,7 +222,7 @@ def test_a_refused_key_or_model_ends_the_run_at_once(photos: Path, status: int) 
         ChatServer(lambda number, body: wrong) as server,
         pytest.raises(ClientError, match="check the key") as caught,
     ):
-        run_all(source_of(photos), photos / "out", server.url, Pace(workers=1))
+        run_all(source_of(photos), photos / "out", server.url, RunLimits(workers=1))
     assert KEY not in str(caught.value)
     assert len(server.bodies) == 1
 
@@ -236,7 +236,7 @@ def test_servers_without_structured_output_are_asked_without_it(photos: Path) ->
         return good(number, body)
 
     with ChatServer(old_server) as server:
-        summary, _ = run_all(source_of(photos), photos / "out", server.url, Pace(workers=1))
+        summary, _ = run_all(source_of(photos), photos / "out", server.url, RunLimits(workers=1))
     assert summary["tasks"] == {"accepted": PHOTOS}
     assert "response_format" not in server.bodies[-1]
     assert len(server.bodies) == PHOTOS + 2
@@ -245,8 +245,8 @@ def test_servers_without_structured_output_are_asked_without_it(photos: Path) ->
 def test_the_photo_and_its_boxes_are_sent(photos: Path) -> None:
     with ChatServer() as server:
         run_all(source_of(photos, text_only=False), photos / "out", server.url)
-    picture, text = server.bodies[0]["messages"][1]["content"]
-    assert picture["image_url"]["url"].startswith("data:image/jpeg;base64,")
+    image, text = server.bodies[0]["messages"][1]["content"]
+    assert image["image_url"]["url"].startswith("data:image/jpeg;base64,")
     assert "96 pixels wide and 64 pixels high" in text["text"]
     assert all(len(o["box"]) == 4 for o in listed(server.bodies[0]))
 
@@ -255,8 +255,8 @@ def test_a_second_model_can_reject_descriptions(photos: Path) -> None:
     def judge(number: int, body: dict[str, Any]) -> Answer:
         if "You check descriptions" not in json.dumps(body):
             return good(number, body)
-        pictures = sum(part["type"] == "image_url" for part in body["messages"][0]["content"])
-        return Answer(json.dumps({"fits": [True] * (pictures - 1) + [body["model"] == "kind"]}))
+        images = sum(part["type"] == "image_url" for part in body["messages"][0]["content"])
+        return Answer(json.dumps({"fits": [True] * (images - 1) + [body["model"] == "kind"]}))
 
     for model, status in (("kind", "accepted"), ("strict", "rejected")):
         source = source_of(photos, check_model=model)

@@ -20,7 +20,7 @@ from curation_runs import files_of, make_photos, run_all, source_of
 from killable_run import WORKERS
 
 from pixellm.curation.ledger import Ledger
-from pixellm.curation.pipeline import Pace, select
+from pixellm.curation.pipeline import RunLimits, select
 
 PHOTOS = 30
 KILLS_WHILE_SELECTING = 4
@@ -178,20 +178,20 @@ def test_a_full_disk_ends_in_one_sentence_and_loses_nothing(tmp_path: Path) -> N
         summary, _ = run_all(source, tmp_path / "out", server.url)
     assert 0 < before < 10 + WORKERS
     assert summary["tasks"] == {"accepted": 10}
-    assert server.repeats() <= Pace().workers
+    assert server.repeats() <= RunLimits().workers
 
 
 def run_with_full_disk(source: Any, out: Path, url: str, pages: int) -> None:
     from curation_runs import QUICK, client_of
 
-    from pixellm.curation.pipeline import Desk, work_all
+    from pixellm.curation.pipeline import RequestRunner, work_all
 
     ledger = Ledger(out)
     ledger._db.execute(f"PRAGMA max_page_count = {pages}")
     try:
         writing = select(ledger, source, None)
-        desk = Desk(ledger, {"": client_of(source, url)}, {}, QUICK)
-        work_all(ledger, writing, desk, 4, lambda *_: None)
+        runner = RequestRunner(ledger, {"": client_of(source, url)}, {}, QUICK)
+        work_all(ledger, writing, runner, 4, lambda *_: None)
     finally:
         ledger.close()
 
@@ -236,21 +236,23 @@ def test_more_photos_can_be_asked_for_later(tmp_path: Path) -> None:
 def test_an_interrupted_run_finishes_what_is_in_flight(tmp_path: Path) -> None:
     from curation_runs import client_of
 
-    from pixellm.curation.pipeline import Desk, work_all
+    from pixellm.curation.pipeline import RequestRunner, work_all
 
     make_photos(tmp_path, 12)
     source = source_of(tmp_path)
 
     def interrupt(number: int, body: dict[str, Any]) -> Answer:
         if number == 4:
-            desk.stop.set()
+            runner.stop.set()
         return slowly(number, body)
 
     with ChatServer(interrupt) as server:
         ledger = Ledger(tmp_path / "out", create=True)
         writing = select(ledger, source, None)
-        desk = Desk(ledger, {"": client_of(source, server.url)}, {}, Pace(workers=2))
-        work_all(ledger, writing, desk, 2, lambda *_: None)
+        runner = RequestRunner(
+            ledger, {"": client_of(source, server.url)}, {}, RunLimits(workers=2)
+        )
+        work_all(ledger, writing, runner, 2, lambda *_: None)
         exchanges = ledger.counts()["exchanges"]
         ledger.close()
     assert 5 <= len(server.bodies) <= 6

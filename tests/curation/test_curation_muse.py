@@ -242,8 +242,8 @@ def test_statistics_count_and_plots_are_pictures(muse: Path, tmp_path: Path) -> 
     assert figures.summary()["questions"] == 2 * PHOTOS
     assert figures.summary()["targets per question, mean"] == 3
     assert set(figures.categories) == set(CATEGORIES)
-    for picture in plot(figures, tmp_path):
-        with Image.open(picture) as opened:
+    for image in plot(figures, tmp_path):
+        with Image.open(image) as opened:
             assert min(opened.size) > 400
 
 

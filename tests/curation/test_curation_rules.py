@@ -13,7 +13,15 @@ from curation_runs import CATEGORIES, KEY, make_photos, run_all, source_of
 from pixellm.curation.client import Reply
 from pixellm.curation.photos import Instance, Photo
 from pixellm.curation.proposal import parse_draft
-from pixellm.curation.rules import RULES, Draft, Fault, Scene, Vocabulary, row_from_draft, verify
+from pixellm.curation.rules import (
+    RULES,
+    Draft,
+    Scene,
+    Violation,
+    Vocabulary,
+    row_from_draft,
+    verify,
+)
 from pixellm.curation.template import TemplateWriter
 
 MASK = {"size": [64, 96], "counts": "0"}
@@ -34,7 +42,7 @@ GOOD = Draft(
 def broken_rules(scene: Scene | None = None, **changes: Any) -> set[str]:
     scene = scene or Scene(PHOTO, Vocabulary([*CATEGORIES, "person", "orange", "wine glass"]))
     draft = Draft(**{f: changes.get(f, getattr(GOOD, f)) for f in Draft.__slots__})
-    return {fault.rule for fault in verify(draft, scene)}
+    return {violation.rule for violation in verify(draft, scene)}
 
 
 def test_a_good_draft_keeps_all_rules_and_becomes_a_row() -> None:
@@ -153,9 +161,9 @@ def test_wrapped_and_sloppy_replies_are_read(text: str) -> None:
     ],
 )
 def test_unreadable_replies_are_named(reply: Reply, rule: str) -> None:
-    fault = parse_draft(reply)
-    assert isinstance(fault, Fault)
-    assert fault.rule == rule
+    violation = parse_draft(reply)
+    assert isinstance(violation, Violation)
+    assert violation.rule == rule
 
 
 HOSTILE = (

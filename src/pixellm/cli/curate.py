@@ -16,7 +16,7 @@ import typer
 if TYPE_CHECKING:
     from pixellm.curation.client import Client, Price
     from pixellm.curation.ledger import Ledger
-    from pixellm.curation.pipeline import Pace, Progress, Source
+    from pixellm.curation.pipeline import Progress, RunLimits, Source
     from pixellm.curation.proposal import Writing
 
 app = typer.Typer(
@@ -60,14 +60,14 @@ def run(
 ) -> None:
     """Generate a set: select, propose, verify, repair, deduplicate, split, write."""
     from pixellm.curation.photos import SelectSettings
-    from pixellm.curation.pipeline import Pace, Source
+    from pixellm.curation.pipeline import RunLimits, Source
 
     chosen = SelectSettings(seed=seed)
     source = Source(annotations, images, model, captions, check_model, text_only, questions, chosen)
     server = {"base_url": base_url, "timeout": timeout, "key_variable": key_env}
     with _one_sentence():
         shares = _numbers(split, "--split")
-        work = _Work(source, server, price, Pace(workers, max_cost), batch, ray)
+        work = _Work(source, server, price, RunLimits(workers, max_cost), batch, ray)
         layout = {"train": shares[0], "val": shares[1], "max_repeats": max_repeats, "seed": seed}
         stopped = work.finish(out, max_images, layout)
     if stopped:
@@ -106,10 +106,10 @@ def stats(
     with _one_sentence():
         figures = gather(folder)
         target = out or (folder if folder.is_dir() else folder.parent) / "plots"
-        pictures = plot(figures, target)
+        plots = plot(figures, target)
     for name, value in figures.summary().items():
         typer.echo(f"{name:28} {value:,.6g}")
-    typer.echo(f"Plots: {', '.join(picture.name for picture in pictures)} in {target}")
+    typer.echo(f"Plots: {', '.join(path.name for path in plots)} in {target}")
 
 
 @app.command(epilog="Example:\n\n    pixellm curate view muse --serve")
@@ -160,14 +160,14 @@ def validate(
 
 
 class _Work:
-    """One sitting of ``run``: builds the parts from the options and sees the run through."""
+    """One session of ``run``: builds the parts from the options and sees the run through."""
 
     def __init__(
         self,
         source: Source,
         server: dict[str, Any],
         price: str,
-        pace: Pace,
+        limits: RunLimits,
         batch: bool,
         ray: bool,
     ) -> None:
@@ -175,7 +175,7 @@ class _Work:
             raise ValueError("--batch goes with a hosted model, and not with --ray.")
         if source.check_model == "template":
             raise ValueError("--check-model takes a vision model; templates see no photo.")
-        self.source, self.server, self.price, self.pace = source, server, price, pace
+        self.source, self.server, self.price, self.limits = source, server, price, limits
         self.batch, self.ray = batch, ray
 
     def finish(self, out: Path, max_images: int | None, layout: dict[str, Any]) -> str:
@@ -210,20 +210,20 @@ class _Work:
         progress: Progress,
     ) -> str:
         if self.batch:
-            from pixellm.curation.batch import Office, run_batches
+            from pixellm.curation.batch import BatchRunner, run_batches
 
-            office = Office(ledger, clients, prices, self.pace.max_cost)  # type: ignore[arg-type]
-            return run_batches(office, writing, progress)
+            batches = BatchRunner(ledger, clients, prices, self.limits.max_cost)  # type: ignore[arg-type]
+            return run_batches(batches, writing, progress)
         if self.ray:
             from pixellm.curation.cluster import work_on_ray
 
             ledger.close()
             folder = ledger.path.parent
-            return work_on_ray(folder, writing, self._clients, prices, self.pace, progress)
-        from pixellm.curation.pipeline import Desk, work_all
+            return work_on_ray(folder, writing, self._clients, prices, self.limits, progress)
+        from pixellm.curation.pipeline import RequestRunner, work_all
 
-        desk = Desk(ledger, clients, prices, self.pace)
-        return work_all(ledger, writing, desk, self.pace.workers, progress)
+        runner = RequestRunner(ledger, clients, prices, self.limits)
+        return work_all(ledger, writing, runner, self.limits.workers, progress)
 
     def _clients(self) -> dict[str, Client]:
         clients = {"": self._client(self.source.model)}

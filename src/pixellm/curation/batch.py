@@ -28,7 +28,7 @@ from pixellm.curation.client import (
 from pixellm.curation.ledger import CostCapError, Ledger
 from pixellm.curation.pipeline import Progress
 from pixellm.curation.proposal import Verdict, Writing
-from pixellm.curation.rules import Fault
+from pixellm.curation.rules import Violation
 
 DISCOUNT = 0.5
 MOST_BYTES = 150_000_000
@@ -40,8 +40,8 @@ _OVER = ("completed", "failed", "expired", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
-class Office:
-    """Where batches go out.
+class BatchRunner:
+    """What sends batches: the ledger, clients, prices and limits.
 
     Attributes:
         ledger: the run.
@@ -67,11 +67,11 @@ class Office:
         return self.prices[client.name].of(reply, DISCOUNT)
 
 
-def run_batches(office: Office, writing: Writing, progress: Progress) -> str:
+def run_batches(runner: BatchRunner, writing: Writing, progress: Progress) -> str:
     """Bring all open tasks to their verdicts, batch after batch.
 
     Args:
-        office: ledger, clients and prices.
+        runner: ledger, clients and prices.
         writing: how tasks become requests.
         progress: called after every verdict.
 
@@ -84,19 +84,19 @@ def run_batches(office: Office, writing: Writing, progress: Progress) -> str:
     import openai
 
     silent = 0
-    while waiting := _settle_ready(office.ledger, writing, progress):
+    while waiting := _settle_ready(runner.ledger, writing, progress):
         try:
-            pending = office.ledger.get("batch") or _submit(office, waiting)
+            pending = runner.ledger.get("batch") or _submit(runner, waiting)
             if pending is None:
                 continue
-            answered = _collect(office, pending, waiting)
+            answered = _collect(runner, pending, waiting)
         except CostCapError:
             return (
-                f"The next batch could pass the cost cap of {office.max_cost} USD; the same "
+                f"The next batch could pass the cost cap of {runner.max_cost} USD; the same "
                 "command with a higher --max-cost goes on from here."
             )
         except openai.APIError as error:
-            reason = office.clients[""].translate(error)
+            reason = runner.clients[""].translate(error)
             if isinstance(reason, ClientError):
                 raise reason from None
             return (
@@ -125,19 +125,19 @@ def _settle_ready(ledger: Ledger, writing: Writing, progress: Progress) -> dict[
     return waiting
 
 
-def _submit(office: Office, waiting: dict[int, Request]) -> dict[str, Any] | None:
+def _submit(runner: BatchRunner, waiting: dict[int, Request]) -> dict[str, Any] | None:
     """Send one batch; its exchanges are in the ledger before, its number right after."""
-    ledger, client = office.ledger, office.client_of(next(iter(waiting.values())))
+    ledger, client = runner.ledger, runner.client_of(next(iter(waiting.values())))
     lines: list[bytes] = []
     exchanges: dict[str, int] = {}
     size, estimate = 0, ledger.spent()
     for line, request in _lines(ledger, client, waiting):
-        if office.client_of(request) is not client:  # a batch is for one model
+        if runner.client_of(request) is not client:  # a batch is for one model
             continue
         worst = Reply("", "stop", estimate_tokens(request), MAX_TOKENS)
-        estimate += office.cost(client, worst)
+        estimate += runner.cost(client, worst)
         size += len(line)
-        dear = office.max_cost is not None and estimate > office.max_cost
+        dear = runner.max_cost is not None and estimate > runner.max_cost
         if dear and not lines:
             raise CostCapError
         if dear or size > MOST_BYTES or len(lines) >= MOST_REQUESTS:
@@ -183,27 +183,27 @@ def _find_batch(client: OpenAIClient, tag: str) -> str:
     return ""
 
 
-def _collect(office: Office, pending: dict[str, Any], waiting: dict[int, Request]) -> int:
+def _collect(runner: BatchRunner, pending: dict[str, Any], waiting: dict[int, Request]) -> int:
     """Wait for a batch and record its replies; returns how many there were."""
-    client = next(c for c in office.clients.values() if c.name == pending["model"])
+    client = next(c for c in runner.clients.values() if c.name == pending["model"])
     number = pending["id"] or _find_batch(client, pending["tag"])
     answered: set[str] = set()
     pause = threading.Event()
     if number:
         while (batch := client.api.batches.retrieve(number)).status not in _OVER:
-            pause.wait(office.poll)
+            pause.wait(runner.poll)
         for file in filter(None, (batch.output_file_id, batch.error_file_id)):
             for line in client.api.files.content(file).text.splitlines():
-                answered |= _record(office, client, json.loads(line), pending, waiting)
+                answered |= _record(runner, client, json.loads(line), pending, waiting)
     for task, exchange in pending["exchanges"].items():
         if task not in answered:
-            office.ledger.fail(exchange, "The batch brought no reply.")
-    office.ledger.put("batch", None)
+            runner.ledger.fail(exchange, "The batch brought no reply.")
+    runner.ledger.put("batch", None)
     return len(answered)
 
 
 def _record(
-    office: Office,
+    runner: BatchRunner,
     client: OpenAIClient,
     line: dict[str, Any],
     pending: dict[str, Any],
@@ -221,14 +221,14 @@ def _record(
             raise NoReplyError(error)
         reply = client.read(response.get("body") or {}, waiting[int(task)])
     except NoReplyError:
-        office.ledger.fail(exchange, error)
+        runner.ledger.fail(exchange, error)
         if 400 <= status < 500 and status not in (408, 429):
-            _reject(office.ledger, int(task), UnanswerableError(error))
+            _reject(runner.ledger, int(task), UnanswerableError(error))
             return {task}
         return set()
-    office.ledger.answer(exchange, reply, office.cost(client, reply))
+    runner.ledger.answer(exchange, reply, runner.cost(client, reply))
     return {task}
 
 
 def _reject(ledger: Ledger, number: int, error: UnanswerableError) -> None:
-    ledger.settle(number, Verdict("rejected", faults=(Fault("unanswerable", str(error)),)))
+    ledger.settle(number, Verdict("rejected", violations=(Violation("unanswerable", str(error)),)))

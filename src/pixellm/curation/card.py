@@ -33,9 +33,9 @@ def card(summary: Mapping[str, Any]) -> str:
     cost = sum(row[-1] for row in summary["models"])
     models = [(*row[:-1], f"{row[-1]:.4f}") for row in summary["models"]]
     writer = run.get("model", "")
-    seen = "captions and boxes, no picture" if run.get("text_only") else "the photo and boxes"
+    seen = "captions and boxes, no image" if run.get("text_only") else "the photo and boxes"
     if writer == "template":
-        seen = "categories, places and sizes from the annotations; no model was asked"
+        seen = "categories, positions and sizes from the annotations; no model was asked"
     return "\n".join(
         [
             "# Multi-target reasoning segmentation set (MUSE format)",

@@ -149,7 +149,7 @@ class OpenAIClient:
         model: the model's name at the server.
         images: the folder of photos.
         base_url: address of the server, None for OpenAI's.
-        text_only: send no pictures.
+        text_only: send no images.
         timeout: seconds for one attempt.
         key_variable: environment variable with the API key; a local server needs none.
 
@@ -203,7 +203,7 @@ class OpenAIClient:
             raise self.translate(error) from None
 
     def body(self, request: Request) -> dict[str, Any]:
-        """The request as the protocol's JSON object, pictures included.
+        """The request as the protocol's JSON object, images included.
 
         Raises:
             UnanswerableError: the photo is missing or damaged.
@@ -217,8 +217,8 @@ class OpenAIClient:
                 urls = [jpeg_data_url(path, side, crop) for crop in request.crops]
             except OSError as error:
                 raise UnanswerableError(f"The photo can't be read: {error}") from None
-            pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-            content = [*pictures, {"type": "text", "text": first}]
+            images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+            content = [*images, {"type": "text", "text": first}]
         body: dict[str, Any] = {
             "model": self.name,
             "messages": [

@@ -1,4 +1,4 @@
-"""The same run on many machines: Ray Data hands out the tasks, one ledger keeps the books.
+"""The same run on many machines: Ray Data hands out the tasks, one ledger stores all.
 
 The ledger lives in an actor on the machine that started the run. Workers elsewhere go through the
 same :func:`~pixellm.curation.pipeline.work` and ask that actor before and after every request, so
@@ -13,7 +13,7 @@ from typing import Any
 
 from pixellm.curation.client import Client, Price, Reply, Request
 from pixellm.curation.ledger import CostCapError, Ledger
-from pixellm.curation.pipeline import Desk, Pace, Progress, StoppedError, work
+from pixellm.curation.pipeline import Progress, RequestRunner, RunLimits, StoppedError, work
 from pixellm.curation.proposal import Task, Verdict, Writing
 
 _TASKS_AT_ONCE = 8
@@ -25,7 +25,7 @@ def work_on_ray(
     writing: Writing,
     clients: Callable[[], Mapping[str, Client]],
     prices: Mapping[str, Price],
-    pace: Pace,
+    limits: RunLimits,
     progress: Progress,
 ) -> str:
     """Bring all open tasks to their verdicts on a Ray cluster.
@@ -38,7 +38,7 @@ def work_on_ray(
         writing: how tasks become requests.
         clients: makes the clients inside each worker; API keys come from its environment.
         prices: per million tokens, by the name of the client.
-        pace: ``workers`` is the number of requests in flight over the whole cluster.
+        limits: ``workers`` is the number of requests in flight over the whole cluster.
         progress: called as tasks come to an end.
 
     Returns:
@@ -54,20 +54,20 @@ def work_on_ray(
 
     ray.init(ignore_reinit_error=True, log_to_driver=False)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    keeper: Any = ray.remote(_Keeper)
-    actor = keeper.options(num_cpus=0, scheduling_strategy=here).remote(folder)
-    book = _RemoteBook(actor)
+    ledger_actor: Any = ray.remote(_LedgerActor)
+    actor = ledger_actor.options(num_cpus=0, scheduling_strategy=here).remote(folder)
+    ledger = _RemoteLedger(actor)
     try:
-        numbers = book.call("open_tasks")
-        total = sum(book.call("counts")["tasks"].values())
+        numbers = ledger.call("open_tasks")
+        total = sum(ledger.call("counts")["tasks"].values())
         if not numbers:
             return ""
-        workers = min(pace.workers, len(numbers))
+        workers = min(limits.workers, len(numbers))
         items = [{"task": number} for number in numbers]
         blocks = max(workers, len(numbers) // _TASKS_AT_ONCE)
         done: Any = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
             _Worker,
-            fn_constructor_args=(actor, writing, clients, prices, pace),
+            fn_constructor_args=(actor, writing, clients, prices, limits),
             batch_size=_TASKS_AT_ONCE,
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=0.01,
@@ -76,14 +76,14 @@ def work_on_ray(
         for row in done.iter_rows():
             reason = reason or str(row["stopped"])
             finished += not row["stopped"]
-            progress(finished, total, book.call("spent"))
+            progress(finished, total, ledger.call("spent"))
         return reason
     finally:
-        book.call("close")
+        ledger.call("close")
         ray.kill(actor)
 
 
-class _Keeper:
+class _LedgerActor:
     """The actor that owns the ledger and calls it for everybody."""
 
     def __init__(self, folder: Path) -> None:
@@ -97,7 +97,7 @@ class _Keeper:
             return _CAP
 
 
-class _RemoteBook:
+class _RemoteLedger:
     """The ledger as a worker sees it, wherever it runs."""
 
     def __init__(self, actor: Any) -> None:
@@ -140,16 +140,16 @@ class _Worker:
         writing: Writing,
         clients: Callable[[], Mapping[str, Client]],
         prices: Mapping[str, Price],
-        pace: Pace,
+        limits: RunLimits,
     ) -> None:
         self._writing = writing
-        self._desk = Desk(_RemoteBook(actor), clients(), prices, pace)
+        self._runner = RequestRunner(_RemoteLedger(actor), clients(), prices, limits)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         stopped = []
         for number in batch["task"]:
             try:
-                work(int(number), self._writing, self._desk)
+                work(int(number), self._writing, self._runner)
                 stopped.append("")
             except StoppedError as reason:
                 stopped.append(str(reason))

@@ -21,7 +21,7 @@ def near_duplicates(
 
     A question goes when it is near-equal to an earlier one about the same photo, or to
     ``max_repeats`` earlier ones over the set: the same good question about three photos is
-    variety of pictures, about three hundred it is a habit of the writer.
+    variety of images, about three hundred it is a habit of the writer.
 
     Args:
         questions: (photo id, question) in order of preference.

@@ -29,7 +29,7 @@ from pixellm.types import SEG_MARK
 from pixellm.visualize import segment_color
 
 SIDE = 480
-"""Long side of the pictures in the page, in pixels."""
+"""Long side of the images in the page, in pixels."""
 
 
 def review_rows(folder: Path) -> Iterator[MuseRow]:
@@ -207,7 +207,7 @@ def _parts(row: MuseRow) -> list[list[Any]]:
 
 
 def _mask_layer(target: Mapping[str, Any], size: tuple[int, int], number: int) -> str:
-    """One target's mask as a transparent PNG of the size of the picture in the page."""
+    """One target's mask as a transparent PNG of the size of the image in the page."""
     mask = decode_mask(segmentation_to_rle(target["segmentation"], size))
     layer = Image.fromarray(mask.astype("uint8") * 255)
     layer.thumbnail((SIDE, SIDE), Image.Resampling.NEAREST)

@@ -169,8 +169,8 @@ class Ledger:
         """Record the end of a task."""
         row = verdict.row
         first, last = (
-            json.dumps([[fault.rule, fault.says] for fault in faults])
-            for faults in (verdict.first_faults, verdict.faults)
+            json.dumps([[one.rule, one.says] for one in violations])
+            for violations in (verdict.first_violations, verdict.violations)
         )
         self._write(
             "UPDATE tasks SET status = ?, first_faults = ?, faults = ?, row = ? WHERE id = ?",
@@ -198,7 +198,7 @@ class Ledger:
     # -- requests and replies ----------------------------------------------------------------
 
     def spent(self) -> float:
-        """USD so far, over all sittings."""
+        """USD so far, over all sessions."""
         return self._spent
 
     def begin(self, request: Request, model: str, max_cost: float | None = None) -> int:

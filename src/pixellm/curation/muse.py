@@ -1,7 +1,7 @@
 """The MUSE file format: read as a stream, and check row by row.
 
 Holds for files written here and for released ones (PAPER: Ren et al., CVPR 2024, and the code its
-authors released). Knows nothing of ledgers, models or pictures' pixels.
+authors released). Knows nothing of ledgers, models or images' pixels.
 
 Frames: boxes are ``(x, y, width, height)`` in pixels of the photo, sizes ``(height, width)``.
 """

@@ -240,17 +240,17 @@ def jpeg_data_url(path: Path, max_side: int, box: Sequence[float] | None = None)
         OSError: the photo is missing or damaged.
     """
     with Image.open(path) as opened:
-        picture = opened.convert("RGB")
+        image = opened.convert("RGB")
     if box is not None:
         x, y, width, height = box
         margin = 0.15 * max(width, height)
         left, top = max(0, int(x - margin)), max(0, int(y - margin))
-        right = min(picture.width, math.ceil(x + width + margin))
-        bottom = min(picture.height, math.ceil(y + height + margin))
-        picture = picture.crop((left, top, right, bottom))
-    picture.thumbnail((max_side, max_side))
+        right = min(image.width, math.ceil(x + width + margin))
+        bottom = min(image.height, math.ceil(y + height + margin))
+        image = image.crop((left, top, right, bottom))
+    image.thumbnail((max_side, max_side))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=88)
+    image.save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -320,11 +320,11 @@ def _why_unusable(photo: Photo, images: Path, settings: SelectSettings) -> str:
     if not path.is_file():
         return "missing_file"
     try:
-        with Image.open(path) as picture:
-            if (picture.height, picture.width) != photo.size:
+        with Image.open(path) as image:
+            if (image.height, image.width) != photo.size:
                 return "size_differs"
-            picture.draft("L", (1, 1))  # reads every byte of a JPEG, decodes an eighth of it
-            picture.load()
+            image.draft("L", (1, 1))  # reads every byte of a JPEG, decodes an eighth of it
+            image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return "unreadable"
     return ""

@@ -1,7 +1,7 @@
 """The run: select, then propose, verify and repair every task, with many requests in flight.
 
-Owns waiting, retrying, stopping and the order of stages. What to ask and what a reply is worth is
-:mod:`~pixellm.curation.proposal`'s, what is remembered is the ledger's. Prints nothing.
+Owns waiting, retries, stopping and the order of stages. Depends on: ``proposal``, which decides
+what to ask and judges replies, and ``ledger``, which stores them; used by: the command line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pixellm.curation.photos import (
     seeded_fraction,
 )
 from pixellm.curation.proposal import Task, Verdict, Writing, prompts_fingerprint
-from pixellm.curation.rules import Fault, Vocabulary
+from pixellm.curation.rules import Violation, Vocabulary
 
 Progress = Callable[[int, int, float], None]
 """Called with (tasks done, tasks in all, USD spent) after every verdict."""
@@ -77,7 +77,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class RunLimits:
     """How hard a run tries; changes nothing in what it writes.
 
     Attributes:
@@ -93,7 +93,7 @@ class Pace:
     wait: float = 1.0
 
 
-class Book(Protocol):
+class LedgerLike(Protocol):
     """The part of the ledger that a worker needs; across machines it is a remote one."""
 
     def task(self, number: int) -> Task:
@@ -144,24 +144,28 @@ def select(ledger: Ledger, source: Source, max_images: int | None) -> Writing:
     return writing
 
 
-class Desk:
-    """Where a worker's requests go out: attempts, waiting, prices, the cost cap, the way to stop.
+class RequestRunner:
+    """Sends a worker's requests: attempts, waiting, prices, the cost cap, the way to stop.
 
     Args:
-        book: the ledger.
+        ledger: what is stored.
         clients: by kind of request, "" for all others.
         prices: per million tokens, by the name of the client.
-        pace: how hard to try.
+        limits: how hard to try.
     """
 
     def __init__(
-        self, book: Book, clients: Mapping[str, Client], prices: Mapping[str, Price], pace: Pace
+        self,
+        ledger: LedgerLike,
+        clients: Mapping[str, Client],
+        prices: Mapping[str, Price],
+        limits: RunLimits,
     ) -> None:
-        self.book = book
+        self.ledger = ledger
         self.stop = threading.Event()
         self._clients = clients
         self._prices = prices
-        self._pace = pace
+        self._limits = limits
         self._mutex = threading.Lock()
         self._quiet_until = 0.0
         self._failures_in_row = 0
@@ -184,22 +188,22 @@ class Desk:
             ClientError: no request can be answered.
         """
         client = self._clients.get(request.kind, self._clients[""])
-        for attempt in range(self._pace.attempts):
+        for attempt in range(self._limits.attempts):
             self._wait_turn()
             exchange = self._begin(request, client.name)
             try:
                 reply = client.complete(request)
             except NoReplyError as error:
-                self.book.fail(exchange, str(error))
+                self.ledger.fail(exchange, str(error))
                 last = error
-                if attempt + 1 < self._pace.attempts:
+                if attempt + 1 < self._limits.attempts:
                     self._put_off(attempt, error.retry_after)
             except (UnanswerableError, OSError) as error:
-                self.book.fail(exchange, str(error))
+                self.ledger.fail(exchange, str(error))
                 raise
             else:
                 price = self._prices.get(client.name, Price(0.0, 0.0))
-                self.book.answer(exchange, reply, price.of(reply))
+                self.ledger.answer(exchange, reply, price.of(reply))
                 self._failures_in_row = 0
                 return reply
         self._give_up(last)
@@ -207,10 +211,10 @@ class Desk:
 
     def _begin(self, request: Request, model: str) -> int:
         try:
-            return self.book.begin(request, model, self._pace.max_cost)
+            return self.ledger.begin(request, model, self._limits.max_cost)
         except CostCapError:
             raise self.halt(
-                f"The cost cap of {self._pace.max_cost} USD is reached; the same command with a "
+                f"The cost cap of {self._limits.max_cost} USD is reached; the same command with a "
                 "higher --max-cost goes on from here."
             ) from None
 
@@ -226,43 +230,45 @@ class Desk:
             with self._mutex:
                 self._quiet_until = max(self._quiet_until, time.monotonic() + retry_after)
         else:
-            pause = min(60.0, self._pace.wait * 2**attempt)
+            pause = min(60.0, self._limits.wait * 2**attempt)
             self.stop.wait(pause * random.uniform(0.5, 1.0))
 
     def _give_up(self, error: NoReplyError) -> None:
         """Stop the run when request after request fails: the server or the network is gone."""
         with self._mutex:
             self._failures_in_row += 1
-        if self._failures_in_row >= self._pace.workers + 2:
+        if self._failures_in_row >= self._limits.workers + 2:
             raise self.halt(
                 f"{self._failures_in_row} requests in a row got no reply ({error}); when the "
                 "server is back, the same command goes on from here."
             )
 
 
-def work(number: int, writing: Writing, desk: Desk) -> Verdict:
+def work(number: int, writing: Writing, runner: RequestRunner) -> Verdict:
     """Bring one task to its verdict, from wherever the ledger says it stands.
 
     Raises:
         StoppedError: the run is to end; the task stays open.
         ClientError: no request can be answered; the task stays open.
     """
-    task, replies = desk.book.task(number), desk.book.replies(number)
+    task, replies = runner.ledger.task(number), runner.ledger.replies(number)
     while True:
         step = writing.next_step(task, replies)
         if isinstance(step, Request):
             try:
-                replies[step.kind] = desk.ask(step)
+                replies[step.kind] = runner.ask(step)
                 continue
             except NoReplyError as error:
-                step = Verdict("failed", faults=(Fault("no_reply", str(error)),))
+                step = Verdict("failed", violations=(Violation("no_reply", str(error)),))
             except UnanswerableError as error:
-                step = Verdict("rejected", faults=(Fault("unanswerable", str(error)),))
-        desk.book.settle(number, step)
+                step = Verdict("rejected", violations=(Violation("unanswerable", str(error)),))
+        runner.ledger.settle(number, step)
         return step
 
 
-def work_all(ledger: Ledger, writing: Writing, desk: Desk, workers: int, progress: Progress) -> str:
+def work_all(
+    ledger: Ledger, writing: Writing, runner: RequestRunner, workers: int, progress: Progress
+) -> str:
     """Bring all open tasks to their verdicts, ``workers`` at a time.
 
     Returns:
@@ -282,8 +288,8 @@ def work_all(ledger: Ledger, writing: Writing, desk: Desk, workers: int, progres
 
     def keep_working() -> None:
         nonlocal left
-        while not desk.stop.is_set() and (number := next_number()) is not None:
-            work(number, writing, desk)
+        while not runner.stop.is_set() and (number := next_number()) is not None:
+            work(number, writing, runner)
             with mutex:
                 left -= 1
                 progress(total - left, total, ledger.spent())
@@ -294,11 +300,11 @@ def work_all(ledger: Ledger, writing: Writing, desk: Desk, workers: int, progres
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
-            desk.stop.set()  # on Ctrl-C or a fault the others finish what is in flight
+            runner.stop.set()  # on Ctrl-C or an error the others finish what is in flight
     for error in filter(None, (future.exception() for future in futures)):
         if not isinstance(error, StoppedError):
             raise error
-    return desk.stopped
+    return runner.stopped
 
 
 def _plan(

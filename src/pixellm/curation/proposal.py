@@ -22,9 +22,9 @@ from pixellm.curation.photos import Photo
 from pixellm.curation.rules import (
     MARK,
     Draft,
-    Fault,
     Row,
     Scene,
+    Violation,
     Vocabulary,
     row_from_draft,
     verify,
@@ -77,14 +77,14 @@ class Verdict:
     Attributes:
         status: ``accepted``, ``rejected`` or ``failed`` (no reply could be had).
         row: the question, when accepted.
-        faults: why it was not accepted.
-        first_faults: the broken rules of the first draft, mended since or not.
+        violations: why it was not accepted.
+        first_violations: the broken rules of the first draft, mended since or not.
     """
 
     status: str
     row: Row | None = None
-    faults: tuple[Fault, ...] = ()
-    first_faults: tuple[Fault, ...] = ()
+    violations: tuple[Violation, ...] = ()
+    first_violations: tuple[Violation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Writing:
 
     Attributes:
         vocabulary: categories of the whole data set.
-        text_only: the model sees captions, no picture.
+        text_only: the model sees captions, no image.
         check_fit: a second model looks at the crop of every described object.
     """
 
@@ -111,31 +111,31 @@ class Writing:
         """
         if "propose" not in replies:
             return self._request(task, "propose", (("user", self._propose(task)),))
-        row, faults = self._judge(task, replies["propose"])
-        first = faults
+        row, violations = self._judge(task, replies["propose"])
+        first = violations
         if row is None and "repair" not in replies:
-            if faults[0].rule in ("refusal", "nothing_to_ask"):
-                return Verdict("rejected", faults=faults, first_faults=first)
-            return self._repair(task, replies["propose"], faults)
+            if violations[0].rule in ("refusal", "nothing_to_ask"):
+                return Verdict("rejected", violations=violations, first_violations=first)
+            return self._repair(task, replies["propose"], violations)
         if row is None:
-            row, faults = self._judge(task, replies["repair"])
+            row, violations = self._judge(task, replies["repair"])
         if row is None:
-            return Verdict("rejected", faults=faults, first_faults=first)
+            return Verdict("rejected", violations=violations, first_violations=first)
         if not self.check_fit:
-            return Verdict("accepted", row, first_faults=first)
+            return Verdict("accepted", row, first_violations=first)
         if "fit" not in replies:
             return self._ask_fit(task, row)
         unfit = _read_fit(replies["fit"], row)
         status = "rejected" if unfit else "accepted"
         return Verdict(status, None if unfit else row, unfit, first)
 
-    def _judge(self, task: Task, reply: Reply) -> tuple[Row | None, tuple[Fault, ...]]:
+    def _judge(self, task: Task, reply: Reply) -> tuple[Row | None, tuple[Violation, ...]]:
         parsed = parse_draft(reply)
-        if isinstance(parsed, Fault):
+        if isinstance(parsed, Violation):
             return None, (parsed,)
         named = task.style == _MAY_NAME_CLASSES
-        faults = verify(parsed, Scene(task.photo, self.vocabulary, may_name_classes=named))
-        return (None, tuple(faults)) if faults else (row_from_draft(parsed), ())
+        violations = verify(parsed, Scene(task.photo, self.vocabulary, may_name_classes=named))
+        return (None, tuple(violations)) if violations else (row_from_draft(parsed), ())
 
     def _propose(self, task: Task) -> str:
         photo = task.photo
@@ -161,8 +161,8 @@ class Writing:
             captions="\n".join(["\nCaptions of the photo:", *captions] if captions else []),
         )
 
-    def _repair(self, task: Task, first: Reply, faults: Sequence[Fault]) -> Request:
-        says = "\n".join(f"- {fault.says}" for fault in faults)
+    def _repair(self, task: Task, first: Reply, violations: Sequence[Violation]) -> Request:
+        says = "\n".join(f"- {violation.says}" for violation in violations)
         text = Template(prompt("repair.txt")).substitute(faults=says)
         earlier = (("user", self._propose(task)), ("assistant", first.text[:6000]))
         return self._request(task, "repair", (*earlier, ("user", text)))
@@ -194,29 +194,29 @@ class Writing:
         )
 
 
-def parse_draft(reply: Reply) -> Draft | Fault:
+def parse_draft(reply: Reply) -> Draft | Violation:
     """Read a proposal, forgiving about the wrapping, strict about the content.
 
     Returns:
-        The draft, or one of the faults ``refusal``, ``truncated``, ``bad_json``,
+        The draft, or one of the violations ``refusal``, ``truncated``, ``bad_json``,
         ``nothing_to_ask``.
     """
     if reply.finish == "refusal":
-        return Fault("refusal", "The model refused.")
+        return Violation("refusal", "The model refused.")
     data = _find_object(reply.text, "question")
     if data is None:
         if reply.finish == "length":
-            return Fault("truncated", "The reply was cut off; use fewer words.")
-        return Fault("bad_json", "The reply is no JSON object of the wanted form.")
+            return Violation("truncated", "The reply was cut off; use fewer words.")
+        return Violation("bad_json", "The reply is no JSON object of the wanted form.")
     question, answer = data.get("question"), data.get("answer")
     objects: Any = data.get("objects")
     if not question and not objects:
-        return Fault("nothing_to_ask", "The writer found no good question of this kind.")
+        return Violation("nothing_to_ask", "The writer found no good question of this kind.")
     try:
         question, answer = _read_text(question), _read_text(answer)
         pairs = tuple((_read_id(item["id"]), _read_text(item["description"])) for item in objects)
     except (KeyError, TypeError, ValueError):
-        return Fault("bad_json", "Use the keys question, answer, objects, id and description.")
+        return Violation("bad_json", "Use the keys question, answer, objects, id and description.")
     return Draft(question, answer, pairs)
 
 
@@ -241,13 +241,13 @@ def _find_object(text: str, key: str) -> dict[str, Any] | None:
     return None
 
 
-def _read_fit(reply: Reply, row: Row) -> tuple[Fault, ...]:
+def _read_fit(reply: Reply, row: Row) -> tuple[Violation, ...]:
     data = _find_object(reply.text, "fits") or {}
     fits = data.get("fits")
     if not isinstance(fits, list) or len(fits) != len(row.targets):
-        return (Fault("fit_unreadable", "The second model gave no clear verdict."),)
+        return (Violation("fit_unreadable", "The second model gave no clear verdict."),)
     if not all(fit is True for fit in fits):
-        return (Fault("unfit", "A description doesn't fit its object."),)
+        return (Violation("unfit", "A description doesn't fit its object."),)
     return ()
 
 

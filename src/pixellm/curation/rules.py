@@ -86,7 +86,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Violation:
     """A broken rule: its name, for counting, and a sentence that tells the writer what to mend."""
 
     rule: str
@@ -112,15 +112,15 @@ class Vocabulary:
         """The (words, categories they may stand for) of each category named in the text."""
         spans = [match.span() for match in _WORD.finditer(text)]
         words = [text[start:end].casefold() for start, end in spans]
-        found, place = [], 0
-        while place < len(words):
-            for length in range(min(self._longest, len(words) - place), 0, -1):
-                names = self._names.get(tuple(words[place : place + length]))
-                if names and self._names_object(text, words[place], spans[place][0], length):
-                    found.append((" ".join(words[place : place + length]), frozenset(names)))
-                    place += length - 1
+        found, position = [], 0
+        while position < len(words):
+            for length in range(min(self._longest, len(words) - position), 0, -1):
+                names = self._names.get(tuple(words[position : position + length]))
+                if names and self._names_object(text, words[position], spans[position][0], length):
+                    found.append((" ".join(words[position : position + length]), frozenset(names)))
+                    position += length - 1
                     break
-            place += 1
+            position += 1
         return found
 
     @staticmethod
@@ -144,17 +144,17 @@ class Scene:
     may_name_classes: bool = False
 
 
-def verify(draft: Draft, scene: Scene) -> list[Fault]:
+def verify(draft: Draft, scene: Scene) -> list[Violation]:
     """Hold a draft against every rule.
 
     Returns:
         The broken rules in the order of :data:`RULES`; empty when the draft is good.
     """
-    return [Fault(name, says) for name, rule in RULES.items() if (says := rule(draft, scene))]
+    return [Violation(name, says) for name, rule in RULES.items() if (says := rule(draft, scene))]
 
 
 def row_from_draft(draft: Draft) -> Row:
-    """The row of a draft without faults: marks lose their ids, targets follow the marks."""
+    """The row of a draft without violations: marks lose their ids, targets follow the marks."""
     descriptions = dict(draft.descriptions)
     targets = tuple((number, descriptions[number]) for number in _marked(draft))
     answer = re.sub(rf"\s*(?:{MARK.pattern})", f" {SEG_MARK}", draft.answer.strip(), flags=re.I)
@@ -275,7 +275,7 @@ def _language(draft: Draft, scene: Scene) -> str:
 
 def _leak(draft: Draft, scene: Scene) -> str:
     found = next((match for text in _texts(draft) if (match := _LEAK.search(text))), None)
-    return "No coordinates, ids or picture sizes in the text." if found else ""
+    return "No coordinates, ids or image sizes in the text." if found else ""
 
 
 def _foreign_text(draft: Draft, scene: Scene) -> str:
@@ -304,7 +304,7 @@ RULES: Mapping[str, Callable[[Draft, Scene], str]] = {
     "leak": _leak,
     "foreign_text": _foreign_text,
 }
-"""Every rule by name, in the order in which faults are reported."""
+"""Every rule by name, in the order in which violations are reported."""
 
 
 def _marked(draft: Draft) -> list[int]:

@@ -85,7 +85,7 @@ def plot(statistics: Statistics, folder: Path) -> list[Path]:
     """Draw targets per question, categories, description and question length.
 
     Returns:
-        The pictures written (PNG).
+        The plots written (PNG).
     """
     folder.mkdir(parents=True, exist_ok=True)
     top = statistics.categories.most_common(30)[::-1]

@@ -1,8 +1,8 @@
-"""The writer that needs no model: honest questions from categories, places and a table of uses.
+"""The writer that needs no model: honest questions from categories, positions and a table of uses.
 
 It answers like a model would, with JSON text, and goes through the same rules. It says only what
 the annotations support: a topic is used only when all objects of its categories are listed, and
-places and sizes come from masks and boxes. What is not annotated it can't know.
+positions and sizes come from masks and boxes. What is not annotated it can't know.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def describe(instances: Sequence[Instance], size: tuple[int, int]) -> dict[int, 
         size: (height, width) of the photo.
 
     Returns:
-        Description by instance id, or None where places don't tell them apart.
+        Description by instance id, or None where positions don't tell them apart.
     """
     height, width = size
     name = _called(instances[0].category)
@@ -84,10 +84,10 @@ def describe(instances: Sequence[Instance], size: tuple[int, int]) -> dict[int, 
         if min(steps) < (0.08 if len(ordered) == 2 else 0.04) * span:
             continue
         if len(ordered) == 2:
-            places = [f"the {name} on the {ends[0]}", f"the {name} on the {ends[1]}"]
+            texts = [f"the {name} on the {ends[0]}", f"the {name} on the {ends[1]}"]
             if axis == 1:
-                places = [f"the upper {name}", f"the lower {name}"]
-            return {i.id: text for i, text in zip(ordered, places, strict=True)}
+                texts = [f"the upper {name}", f"the lower {name}"]
+            return {i.id: text for i, text in zip(ordered, texts, strict=True)}
         if len(ordered) <= len(_ORDINALS):
             side = "from the left" if axis == 0 else "from the top"
             texts = [f"the {_ORDINALS[n]} {name} {side}" for n in range(len(ordered))]

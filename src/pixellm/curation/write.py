@@ -1,7 +1,7 @@
 """From accepted questions to a data set: deduplicate, split, MUSE JSON, Parquet, licences, card.
 
 A pure function of the ledger and of the reviewers' marks, so it can be repeated at will: files are
-written aside and take the place of the old ones at the end. Asks no model.
+written to a temporary folder and replace the old ones at the end. Asks no model.
 """
 
 from __future__ import annotations
@@ -81,20 +81,20 @@ def write_set(ledger: Ledger, folder: Path, settings: WriteSettings) -> dict[str
         else:
             left_over.unlink(missing_ok=True)
     rows, dropped = _kept_rows(ledger, folder, settings)
-    aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     try:
         summary: dict[str, Any] = {"dropped": dropped, **ledger.counts()}
-        splits, licenses = _write_splits(ledger, rows, aside, settings)
+        splits, licenses = _write_splits(ledger, rows, staging, settings)
         summary |= {"splits": splits, "licenses": licenses}
         summary["models"] = ledger.models()
         summary["run"] = ledger.get("run") or {}
         # How often the network failed is no property of the set: the same rows, the same files.
         lasting = {key: value for key, value in summary.items() if key != "exchanges"}
-        (aside / "summary.json").write_bytes(json_bytes(lasting))
-        write_card(summary, aside / "README.md")
-        merge_folder(aside, folder)
+        (staging / "summary.json").write_bytes(json_bytes(lasting))
+        write_card(summary, staging / "README.md")
+        merge_folder(staging, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     return summary
 
 

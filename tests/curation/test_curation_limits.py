@@ -11,7 +11,7 @@ from chat_server import Answer, ChatServer, good
 from curation_runs import files_of, make_photos, run_all, source_of
 
 from pixellm.curation.client import OpenAIClient, Price, price_of, public_url
-from pixellm.curation.pipeline import Pace
+from pixellm.curation.pipeline import RunLimits
 
 
 class Rounds:
@@ -44,7 +44,7 @@ def test_sixteen_workers_are_at_least_ten_times_as_fast_as_one(tmp_path: Path) -
     for workers in (1, 16):
         rounds[workers] = Rounds(workers, 48)
         with ChatServer(rounds[workers]) as server:
-            run_all(source_of(tmp_path), tmp_path / f"out{workers}", server.url, Pace(workers))
+            run_all(source_of(tmp_path), tmp_path / f"out{workers}", server.url, RunLimits(workers))
         assert server.most_in_flight == workers
     assert rounds[1].num >= 10 * rounds[16].num
     assert files_of(tmp_path / "out1") == files_of(tmp_path / "out16")
@@ -56,17 +56,17 @@ def test_the_cost_cap_is_passed_by_the_requests_in_flight_at_most(
 ) -> None:
     make_photos(tmp_path, 30)
     each = Price(1.0, 10.0)  # 1000 tokens in and 100 out: 0.002 USD
-    pace = Pace(workers=workers, max_cost=0.021, wait=0.01)
+    limits = RunLimits(workers=workers, max_cost=0.021, wait=0.01)
     source = source_of(tmp_path)
     with ChatServer() as server:
-        summary, stopped = run_all(source, tmp_path / "out", server.url, pace, {"test": each})
+        summary, stopped = run_all(source, tmp_path / "out", server.url, limits, {"test": each})
         spent = len(server.bodies) * 0.002
         assert "cost cap of 0.021 USD" in stopped
         assert 0.021 <= spent < 0.021 + workers * 0.002
-        _, again = run_all(source, tmp_path / "out", server.url, pace, {"test": each})
+        _, again = run_all(source, tmp_path / "out", server.url, limits, {"test": each})
         assert "cost cap" in again
         assert len(server.bodies) * 0.002 == pytest.approx(spent)
-        higher = Pace(workers=workers, max_cost=1.0, wait=0.01)
+        higher = RunLimits(workers=workers, max_cost=1.0, wait=0.01)
         summary, stopped = run_all(source, tmp_path / "out", server.url, higher, {"test": each})
     assert stopped == ""
     assert summary["tasks"] == {"accepted": 30}
