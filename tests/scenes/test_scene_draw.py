@@ -51,13 +51,13 @@ def shape(code: str) -> SimpleNamespace:
 def laid(monkeypatch: pytest.MonkeyPatch) -> list:
     """What is laid where: (colours, alpha, top, left) of every sticker, back to front."""
     record: list = []
-    original = draw._Canvas.lay
+    original = draw.Canvas.lay
 
     def lay(self, sticker, window):
         record.append((sticker.colours, sticker.alpha, window[0].start, window[1].start))
         original(self, sticker, window)
 
-    monkeypatch.setattr(draw._Canvas, "lay", lay)
+    monkeypatch.setattr(draw.Canvas, "lay", lay)
     return record
 
 

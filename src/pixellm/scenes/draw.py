@@ -9,9 +9,9 @@ Frames: sizes are (height, width), boxes (x, y, width, height), in pixels of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,7 +49,7 @@ _MIN_CONTRAST = 24.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Sticker:
+class Sticker:
     """A sticker ready to be laid.
 
     Attributes:
@@ -63,7 +63,7 @@ class _Sticker:
     solid: BoolMask
 
 
-class _Canvas:
+class Canvas:
     """The picture in the making, with the owner of every pixel: -1 or an object's number."""
 
     def __init__(self, background: NDArray[np.uint8]) -> None:
@@ -75,7 +75,7 @@ class _Canvas:
 
     def fits(
         self,
-        sticker: _Sticker,
+        sticker: Sticker,
         window: tuple[slice, slice],
         min_visible: float,
         min_contrast: float,
@@ -96,7 +96,7 @@ class _Canvas:
         change = np.abs(sticker.colours[step] - self.pixels[window][step])[sticker.solid[step]]
         return change.size > 0 and float(np.median(change.max(axis=-1))) >= min_contrast
 
-    def lay(self, sticker: _Sticker, window: tuple[slice, slice]) -> None:
+    def lay(self, sticker: Sticker, window: tuple[slice, slice]) -> None:
         """Paint the sticker there and make its solid pixels its own."""
         self.visible -= self._hidden_by(sticker, window)
         self.pixels[window] *= 1 - sticker.alpha[..., None]
@@ -106,7 +106,7 @@ class _Canvas:
         self.full = np.append(self.full, np.count_nonzero(sticker.solid))
         self.visible = np.append(self.visible, self.full[-1])
 
-    def _hidden_by(self, sticker: _Sticker, window: tuple[slice, slice]) -> NDArray[np.int64]:
+    def _hidden_by(self, sticker: Sticker, window: tuple[slice, slice]) -> NDArray[np.int64]:
         """How many pixels of each object the sticker would hide."""
         below = self.owner[window][sticker.solid]
         return np.bincount(below[below >= 0], minlength=len(self.windows))
@@ -135,16 +135,17 @@ def draw_scene(
         FileNotFoundError: the style lacks one of the concepts.
         ValueError: a picture too small, or too many objects, for every sticker to find a place.
     """
-    canvas = _Canvas(draw_background(rng, size))
+    canvas = Canvas(draw_background(rng, size))
     crowded = rng.random() < 0.4
     for concept in concepts:
-        if not _place(rng, canvas, style, concept.openmoji, crowded):
+        prepare = partial(_prepare, rng, style, concept.openmoji)
+        if not place_sticker(rng, canvas, prepare, rng.uniform(*LONG_SIDE), crowded=crowded):
             raise ValueError(
                 f"{len(concepts)} stickers find no room in a picture of {size[0]} x {size[1]} "
                 "pixels; ask for fewer objects or a larger picture."
             )
     image = (canvas.pixels + np.float32(0.5)).astype(np.uint8)
-    objects = (_describe(concept.key, canvas, i) for i, concept in enumerate(concepts))
+    objects = (describe_object(concept.key, canvas, i) for i, concept in enumerate(concepts))
     return Scene(image=image, objects=tuple(objects))
 
 
@@ -191,18 +192,33 @@ def choose_size(rng: np.random.Generator, long_side: int) -> tuple[int, int]:
     return (short, long_side) if rng.random() < 0.6 else (long_side, short)
 
 
-def _place(
-    rng: np.random.Generator, canvas: _Canvas, style: StickerStyle, code: str, crowded: bool
+def place_sticker(
+    rng: np.random.Generator,
+    canvas: Canvas,
+    prepare: Callable[[float], Sticker],
+    long_side: float,
+    *,
+    smallest: float = LONG_SIDE[0],
+    crowded: bool,
 ) -> bool:
-    """Lay one sticker; tries many places, then smaller sizes. False where none was found.
+    """Lay one sticker; tries many places, then smaller sizes.
 
     The smaller, the less contrast is asked for: a grey thing on a grey wall has no better place.
+
+    Args:
+        rng: chooses places.
+        canvas: what it is laid on.
+        prepare: makes the sticker from its long side in pixels.
+        long_side: in short sides of the picture, at first.
+        smallest: in the same unit; it is never laid smaller.
+        crowded: whether it may hide much of what lies below from the start.
+
+    Returns:
+        Whether a place was found.
     """
     height, width = canvas.owner.shape
-    short = min(height, width)
-    long_side = rng.uniform(*LONG_SIDE)
     for shrunk in range(_SIZES):
-        sticker = _prepare(rng, style, code, short * max(long_side * 0.85**shrunk, LONG_SIDE[0]))
+        sticker = prepare(min(height, width) * max(long_side * 0.85**shrunk, smallest))
         min_visible = MIN_VISIBLE if crowded or shrunk > 2 else _ALONE
         min_contrast = _MIN_CONTRAST * (1 - shrunk / (_SIZES - 1))
         for _ in range(_PLACES):
@@ -220,21 +236,35 @@ def _choose_window(
     return slice(top, top + sticker[0]), slice(left, left + sticker[1])
 
 
-def _prepare(
-    rng: np.random.Generator, style: StickerStyle, code: str, long_side: float
-) -> _Sticker:
+def _prepare(rng: np.random.Generator, style: StickerStyle, code: str, long_side: float) -> Sticker:
     """Scale, turn, mirror and tint one sticker; cut to its solid part."""
     limit = 40 if rng.random() < 0.15 else 15
     angle = float(np.deg2rad(rng.uniform(-limit, limit)))
     levels = _sticker_levels(style, code)
+    turned = turn_sticker(levels, long_side, angle, mirror=rng.random() < 0.15)
+    colours, alpha = _tint(rng, turned)
+    return Sticker(colours, alpha, turned[..., 3] >= 128)
+
+
+def turn_sticker(
+    levels: Sequence[Image.Image], long_side: float, angle: float, *, mirror: bool
+) -> NDArray[np.uint8]:
+    """Scale, turn and mirror a sticker, and cut it to its solid part.
+
+    Args:
+        levels: it with premultiplied alpha, from full size down by halves.
+        long_side: before turning, in pixels.
+        angle: in radians.
+        mirror: whether left and right change places.
+
+    Returns:
+        (h, w, 4) premultiplied RGBA.
+    """
     level = next((one for one in levels if max(one.size) < 2 * long_side), levels[-1])
-    turned = _turn(level, long_side / max(level.size), angle, mirror=rng.random() < 0.15)
-    values = np.asarray(turned)
+    values = np.asarray(_turn(level, long_side / max(level.size), angle, mirror=mirror))
     solid = values[..., 3] >= 128
     rows, columns = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
-    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    colours, alpha = _tint(rng, values[window])
-    return _Sticker(colours, alpha, solid[window])
+    return values[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def _turn(level: Image.Image, scale: float, angle: float, *, mirror: bool) -> Image.Image:
@@ -269,13 +299,18 @@ def _tint(rng: np.random.Generator, values: NDArray[np.uint8]) -> tuple[Plane, P
 @lru_cache(maxsize=1024)
 def _sticker_levels(style: StickerStyle, code: str) -> tuple[Image.Image, ...]:
     """A sticker with premultiplied alpha at full, half, quarter size: at most 0.14 MB each."""
-    levels = [style.render(code).convert("RGBa")]
-    while max(levels[-1].size) > STICKER_SIDE // 4 and min(levels[-1].size) > 8:
+    return halved_levels(style.render(code).convert("RGBa"), STICKER_SIDE // 4)
+
+
+def halved_levels(sticker: Image.Image, smallest: int) -> tuple[Image.Image, ...]:
+    """A sticker at full size, half, quarter and so on, until its long side is small enough."""
+    levels = [sticker]
+    while max(levels[-1].size) > smallest and min(levels[-1].size) > 8:
         levels.append(levels[-1].reduce(2))
     return tuple(levels)
 
 
-def _describe(key: str, canvas: _Canvas, number: int) -> SceneObject:
+def describe_object(key: str, canvas: Canvas, number: int) -> SceneObject:
     """Mask, box, area and centroid of an object's visible part."""
     window = canvas.windows[number]
     mask = np.zeros(canvas.owner.shape, dtype=np.bool_)

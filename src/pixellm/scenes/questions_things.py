@@ -197,6 +197,8 @@ def ask_for_absent(
         answer = say(rng, "negative_name", name=concept.name, **words)
         return Draft("negative", ask(rng, "naming", **words), answer)
     table = view.knowledge.categories if way == "category" else view.knowledge.uses
+    if not table:
+        return None
     key = rng.choice(list(table))
     if not view.surely_lacks(way, key):
         return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pixellm.types import RLE
+from pixellm.types import RLE, BoolMask
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +52,22 @@ class Scene:
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.image.shape[0], self.image.shape[1]
+
+
+def measure_object(concept: str, mask: BoolMask, encoded: RLE) -> SceneObject:
+    """An object from its mask.
+
+    Args:
+        concept: what it is.
+        mask: (H, W), with at least one pixel.
+        encoded: the same mask.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, left = int(rows[0]), int(columns[0])
+    inside = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+    area = int(np.count_nonzero(inside))
+    height, width = inside.shape
+    across = float(inside.sum(axis=0) @ np.arange(width)) / area
+    down = float(inside.sum(axis=1) @ np.arange(height)) / area
+    box = (left, top, width, height)
+    return SceneObject(concept, encoded, box, area, (left + across, top + down))

@@ -6,6 +6,7 @@ words with the rectangles, not with the code that chose them.
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -229,6 +230,8 @@ def test_the_same_seed_and_epoch_ask_the_same(photos_root: WriteFile) -> None:
     for epoch in (0, 1):
         turns = [[s.turns for s in data.dialogues(1, epoch)] for data in (first, second)]
         assert turns[0] == turns[1]
+    other = pickle.loads(pickle.dumps(first))
+    assert [s.turns for s in other.dialogues(1, 1)] == [s.turns for s in first.dialogues(1, 1)]
     assert first.dialogues(0, 0)[0].turns != Photos(root, seed=4, augment=True)[0][0].turns
 
 

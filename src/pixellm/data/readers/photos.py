@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from pixellm.data.readers.base import BadRow, LazySamples, Reader
 from pixellm.data.readers.class_reader import AnnotatedPicture
 from pixellm.data.readers.own_coco import ANNOTATIONS, OwnCoco, own_files
-from pixellm.data.readers.run_lengths import boxes_of
 from pixellm.data.readers.views import another_view
 from pixellm.masks import decode_mask
+from pixellm.scenes.knowledge import Knowledge
 from pixellm.scenes.photo_knowledge import knowledge_of_categories
 from pixellm.scenes.photo_view import PhotoView
 from pixellm.scenes.questions_photos import (
@@ -27,8 +27,8 @@ from pixellm.scenes.questions_photos import (
     compose_photo_dialogues,
     unknown_nouns,
 )
-from pixellm.scenes.scene import Scene, SceneObject
-from pixellm.types import RLE, Sample, Target, Turn
+from pixellm.scenes.scene import Scene, measure_object
+from pixellm.types import Sample, Target, Turn
 
 MAX_TARGETS = 14
 """COCO tells so many objects of a category apart in a photo, and makes a crowd of the rest."""
@@ -88,7 +88,6 @@ class Photos(Reader):
         # Photos without any annotation are asked for what they lack.
         self._coco = OwnCoco(root, split, annotations=annotations, images=images, negatives=1.0)
         self.bad_rows = self._coco.bad_rows
-        self.knowledge, self._keys = knowledge_of_categories(self._coco.class_names)
         self.dialogues_per_image = dialogues_per_image
         self.kinds = kinds
         self.max_targets = max_targets
@@ -98,6 +97,16 @@ class Photos(Reader):
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
         """The annotation file and the folder of photos under their default names."""
         return own_files(root, split)
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """What is known of the things that the file annotates."""
+        return knowledge_of_categories(self._coco.class_names)[0]
+
+    @property
+    def _keys(self) -> Mapping[str, str]:
+        """Concept of each class name."""
+        return knowledge_of_categories(self._coco.class_names)[1]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -230,22 +239,11 @@ def scene_of_picture(picture: AnnotatedPicture, keys: Mapping[str, str]) -> Scen
     """
     blank: NDArray[np.uint8] = np.broadcast_to(np.uint8(0), (*picture.size, 3))
     objects = tuple(
-        measure_object(keys[one.name], mask) for one in picture.classes for mask in one.masks
+        measure_object(keys[one.name], decode_mask(mask), mask)
+        for one in picture.classes
+        for mask in one.masks
     )
     uncertain = frozenset(
         keys[one.name] for one in picture.classes if one.crowds or not one.askable
     )
     return Scene(blank, objects, uncertain)
-
-
-def measure_object(concept: str, mask: RLE) -> SceneObject:
-    """An object of a scene from its mask, which covers at least one pixel."""
-    left, top, width, height = (int(side) for side in boxes_of([mask])[0])
-    inside = decode_mask(mask)[top : top + height, left : left + width]
-    area = int(np.count_nonzero(inside))
-    across, down = inside.sum(axis=0), inside.sum(axis=1)
-    center = (
-        left + float(across @ np.arange(width)) / area,
-        top + float(down @ np.arange(height)) / area,
-    )
-    return SceneObject(concept, mask, (left, top, width, height), area, center)

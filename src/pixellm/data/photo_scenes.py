@@ -1,0 +1,400 @@
+"""Photo scenes as an endless data set: picture number n of a split and seed is always the same one.
+
+Objects of an instances file, cut out of their photos, are pasted on drawn backgrounds, blurred or
+empty parts of photos, and whole other photos; the questions are those of photos. Pictures of a
+block share some photos, so that few have to be decoded. This module chooses what is pasted on what;
+it draws nothing and words nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pixellm.data.readers.own_coco import ANNOTATIONS, OwnCoco
+from pixellm.data.readers.photos import MAX_TARGETS
+from pixellm.masks import decode_mask
+from pixellm.scenes.backgrounds import draw_background
+from pixellm.scenes.cutouts import Background, Cutout, cut_out, paste_scene
+from pixellm.scenes.draw import choose_size
+from pixellm.scenes.knowledge import Knowledge
+from pixellm.scenes.photo_knowledge import knowledge_of_categories
+from pixellm.scenes.photo_view import PhotoView
+from pixellm.scenes.questions_photos import check_photo_weights, compose_photo_dialogues
+from pixellm.scenes.scene import Scene
+from pixellm.types import RLE, BoolMask, Sample, Target, Turn
+
+SPLITS = ("train", "val", "test")
+
+BLOCK = 1024
+"""So many pictures in a row share photos."""
+
+PHOTOS_PER_BLOCK = 128
+"""So many photos, and as many are kept in memory."""
+
+LEAST_SIDE = 20
+"""The long side of a cut-out in its photo is at least so many pixels."""
+
+LEAST_SHARE = 0.003
+"""A cut-out covers at least this share of its photo."""
+
+LEAST_FILLED = 0.2
+"""A cut-out fills at least this share of its box: less are scraps that others left of it."""
+
+WHOLE_SHARE = 0.8
+"""Share of the cut-outs that are chosen among those that no border of a photo cuts, if any."""
+
+MAX_OBJECTS_BELOW = 8
+"""A photo with more objects is not pasted on as a whole."""
+
+_GROUNDS = ("photo", "drawn", "empty", "blurred")
+_GROUND_SHARES = (0.5, 0.15, 0.25, 0.1)
+_CELLS = 12
+_LEAST_EMPTY = 0.12
+_TRIES = 6
+_ATTEMPTS = 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Photo:
+    """A decoded photo.
+
+    Attributes:
+        image: the photo.
+        cutouts: objects that are large enough, by concept; each with whether it is whole.
+        objects: concept and mask of all objects.
+        uncertain: concepts of which it shows more.
+        empty: (left, top, right, bottom) of its largest part without objects; None where small.
+    """
+
+    image: Image.Image
+    cutouts: Mapping[str, tuple[tuple[Cutout, bool], ...]]
+    objects: tuple[tuple[str, RLE], ...]
+    uncertain: frozenset[str]
+    empty: tuple[int, int, int, int] | None
+
+
+class PhotoScenes:
+    """Cut-outs of photos on backgrounds with dialogues, a map-style data set.
+
+    Everything follows from ``(split, seed, index)``, the files and the arguments below. About a
+    hundred decoded photos are kept once per process, some 100 MB.
+
+    Args:
+        root: folder that the other two are below.
+        split: put in place of ``{split}`` in both; its photos and no others are used.
+        seed: another seed gives other scenes.
+        length: how many pictures the set pretends to hold.
+        annotations: the instances JSON; see :class:`~pixellm.data.readers.own_coco.OwnCoco`.
+        images: the folder of photos; see there.
+        dialogues_per_image: dialogues about each picture, at most.
+        kinds: weight of each kind of question, as for photos; the default weights where None.
+        long_side: of the pictures, in pixels.
+        max_targets: no question has more.
+
+    Raises:
+        ValueError: an unknown split, a number that is too small, weights of unknown kinds, or a
+            damaged file.
+        FileNotFoundError: the file or the folder is missing.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str = "train",
+        seed: int = 0,
+        length: int = 100_000,
+        *,
+        annotations: str = ANNOTATIONS,
+        images: str = "",
+        dialogues_per_image: int = 2,
+        kinds: Mapping[str, float] | None = None,
+        long_side: int = 416,
+        max_targets: int = MAX_TARGETS,
+    ) -> None:
+        counts = {"length": length, "dialogues_per_image": dialogues_per_image}
+        for name, count in {**counts, "max_targets": max_targets}.items():
+            if count < 1:
+                raise ValueError(f"{name} of photo scenes is at least 1, not {count}.")
+        if long_side < 64:
+            raise ValueError(f"Photo scenes of {long_side} pixels show nothing; take 64 or more.")
+        if kinds is not None:
+            check_photo_weights(kinds)
+        self.split = split
+        self.seed = seed
+        self.length = length
+        self.dialogues_per_image = dialogues_per_image
+        self.kinds = kinds
+        self.long_side = long_side
+        self.max_targets = max_targets
+        # With negatives every photo is an item, so that items and photos have the same numbers.
+        self._coco = OwnCoco(root, split, annotations=annotations, images=images, negatives=1.0)
+        self._photos_with = self._index_concepts()
+        self._block: tuple[int, dict[str, list[int]]] = (-1, {})
+        self._kept: OrderedDict[int, _Photo] = OrderedDict()
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """What is known of the things that the file annotates."""
+        return knowledge_of_categories(self._coco.class_names)[0]
+
+    @property
+    def _keys(self) -> Mapping[str, str]:
+        """Concept of each class name."""
+        return knowledge_of_categories(self._coco.class_names)[1]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of all things that the file annotates, as targets carry them."""
+        return tuple(concept.name for concept in self.knowledge.concepts.values())
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the decoded photos, which another process decodes for itself."""
+        return {**self.__dict__, "_kept": OrderedDict(), "_block": (-1, {})}
+
+    def __getitem__(self, index: int) -> tuple[Sample, ...]:
+        """The dialogues about picture ``index``; they share one image array.
+
+        Raises:
+            IndexError: past the length, so that plain iteration ends.
+            ValueError: a photo can't be read, or no object is large enough to be cut out.
+        """
+        if not 0 <= index < self.length:
+            raise IndexError(f"Photo scene {index} of {self.length}.")
+        for attempt in range(_ATTEMPTS):
+            scene = self.scene(index, attempt)
+            view = PhotoView(scene, self.knowledge, self.max_targets)
+            dialogues = compose_photo_dialogues(
+                view,
+                random.Random(self._entropy(index, attempt)),
+                self.dialogues_per_image,
+                kinds=self.kinds if attempt < _ATTEMPTS - 1 else None,
+            )
+            if dialogues:
+                return self._to_samples(index, scene, dialogues)
+        raise ValueError(f"No kind of question fits picture {index} of the photo scenes.")
+
+    def scene(self, index: int, attempt: int = 0) -> Scene:
+        """Picture ``index``; a later attempt replaces one that allows no question."""
+        rng = np.random.default_rng(self._entropy(index, attempt))
+        concepts = self._concepts_of_block(index // BLOCK)
+        size = choose_size(rng, self.long_side)
+        background = self._background(rng, size, concepts)
+        least = 0 if background.objects else 2
+        wanted = self._choose_concepts(rng, list(concepts), int(rng.integers(least, 7)) or 1)
+        cutouts = [self._cutout(rng, key, concepts[key]) for key in wanted]
+        return paste_scene(rng, background, [one for one in cutouts if one is not None])
+
+    def _index_concepts(self) -> dict[str, np.ndarray]:
+        """Numbers of the photos that show each concept otherwise than as a crowd."""
+        index = self._coco.index
+        found: dict[str, list[int]] = {}
+        usable = ~(index.is_crowd | index.is_faulty)
+        names = {key: self._coco.names_of(one)[0] for key, one in index.categories.items()}
+        for item in range(len(self._coco)):
+            rows = index.rows_of(item)
+            for number in np.unique(index.category_of[rows[usable[rows]]]):
+                found.setdefault(self._keys[names[int(number)]], []).append(item)
+        return {key: np.array(items, dtype=np.int64) for key, items in sorted(found.items())}
+
+    def _concepts_of_block(self, block: int) -> dict[str, list[int]]:
+        """Concept to the photos of a block that show it; rare ones are as common as others."""
+        if self._block[0] != block:
+            rng = np.random.default_rng(self._entropy(-1 - block, 0))
+            keys = list(self._photos_with)
+            chosen: dict[str, list[int]] = {}
+            for _ in range(PHOTOS_PER_BLOCK):
+                key = keys[int(rng.integers(len(keys)))]
+                chosen.setdefault(key, []).append(int(rng.choice(self._photos_with[key])))
+            self._block = (block, {key: sorted(set(items)) for key, items in chosen.items()})
+        return self._block[1]
+
+    def _choose_concepts(self, rng: np.random.Generator, keys: list[str], number: int) -> list[str]:
+        """What is pasted, back to front; often several of one kind."""
+        chosen = [keys[int(rng.integers(len(keys)))] for _ in range(number)]
+        if number > 1 and rng.random() < 0.5:
+            again = int(rng.integers(2, number + 1))
+            chosen[:again] = [chosen[0]] * again
+        return [chosen[int(i)] for i in rng.permutation(number)]
+
+    def _cutout(self, rng: np.random.Generator, concept: str, items: list[int]) -> Cutout | None:
+        """One cut-out of a concept; None where its photos show none that is large enough."""
+        for _ in range(_TRIES):
+            photo = self._photo(items[int(rng.integers(len(items)))])
+            found = photo.cutouts.get(concept, ())
+            whole = [one for one in found if one[1]]
+            if whole and rng.random() < WHOLE_SHARE:
+                return whole[int(rng.integers(len(whole)))][0]
+            if found:
+                return found[int(rng.integers(len(found)))][0]
+        return None
+
+    def _background(
+        self, rng: np.random.Generator, size: tuple[int, int], concepts: dict[str, list[int]]
+    ) -> Background:
+        ground = str(rng.choice(_GROUNDS, p=_GROUND_SHARES))
+        keys = list(concepts)
+        for _ in range(_TRIES if ground != "drawn" else 0):
+            items = concepts[keys[int(rng.integers(len(keys)))]]
+            photo = self._photo(items[int(rng.integers(len(items)))])
+            if ground == "blurred":
+                return Background(_blurred(rng, photo.image, size))
+            if ground == "empty" and photo.empty is not None:
+                return Background(_shown(rng, photo.image, photo.empty, size))
+            if ground == "photo" and len(photo.objects) <= MAX_OBJECTS_BELOW:
+                return _photo_below(rng, photo, size)
+        return Background(draw_background(rng, size))
+
+    def _photo(self, item: int) -> _Photo:
+        if item in self._kept:
+            self._kept.move_to_end(item)
+            return self._kept[item]
+        photo = self._kept[item] = self._load(item)
+        if len(self._kept) > PHOTOS_PER_BLOCK:
+            self._kept.popitem(last=False)
+        return photo
+
+    def _load(self, item: int) -> _Photo:
+        from pixellm.processing.image import load_image
+
+        shown = self._coco.picture(item)
+        image = load_image(shown.image)
+        if (image.height, image.width) != tuple(shown.size):
+            raise ValueError(
+                f"Photo {shown.id} is {(image.height, image.width)} (height, width), but its "
+                f"annotation says {tuple(shown.size)}."
+            )
+        pixels = np.asarray(image)
+        objects = [(self._keys[one.name], mask) for one in shown.classes for mask in one.masks]
+        cutouts: dict[str, list[tuple[Cutout, bool]]] = {}
+        covered = np.zeros(shown.size, dtype=np.bool_)
+        for concept, rle in objects:
+            mask = decode_mask(rle)
+            covered |= mask
+            if _is_worth_cutting(mask):
+                is_whole = not (mask[[0, -1]].any() or mask[:, [0, -1]].any())
+                cutout = cut_out(concept, pixels, mask)
+                cutouts.setdefault(concept, []).append((cutout, is_whole))
+        crowds = [mask for one in shown.classes for mask in one.crowds]
+        for rle in crowds:
+            covered |= decode_mask(rle)
+        uncertain = {self._keys[c.name] for c in shown.classes if c.crowds or not c.askable}
+        return _Photo(
+            image,
+            {key: tuple(found) for key, found in cutouts.items()},
+            tuple(objects),
+            frozenset(uncertain),
+            _largest_empty_part(covered),
+        )
+
+    def _entropy(self, index: int, attempt: int) -> int:
+        key = f"photo scenes/{self.split}/{self.seed}/{index}/{attempt}"
+        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "big")
+
+    def _to_samples(
+        self, index: int, scene: Scene, dialogues: list[tuple[Turn, ...]]
+    ) -> tuple[Sample, ...]:
+        concepts = self.knowledge.concepts
+        objects = tuple(Target(concepts[one.concept].name, one.mask) for one in scene.objects)
+        name = f"photo-scenes-{self.split}-{self.seed}-{index:06d}"
+        return tuple(
+            Sample(scene.image, scene.size, turns, id=f"{name}-{number}", objects=objects)
+            for number, turns in enumerate(dialogues)
+        )
+
+
+def _is_worth_cutting(mask: BoolMask) -> bool:
+    """Whether an object is large enough to be told what it is."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    sides = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
+    area = np.count_nonzero(mask)
+    is_large = max(sides) >= LEAST_SIDE and area >= LEAST_SHARE * mask.size
+    return bool(is_large and area >= LEAST_FILLED * sides[0] * sides[1])
+
+
+def _largest_empty_part(covered: BoolMask) -> tuple[int, int, int, int] | None:
+    """The largest box of a coarse grid's cells in which nothing is covered.
+
+    Returns:
+        (left, top, right, bottom); None where it is less than :data:`_LEAST_EMPTY` of the photo.
+    """
+    height, width = covered.shape
+    rows, columns = (np.linspace(0, side, _CELLS + 1).astype(int) for side in covered.shape)
+    sums = np.zeros((_CELLS + 1, _CELLS + 1), dtype=np.int64)
+    per_cell = np.add.reduceat(np.add.reduceat(covered, rows[:-1], 0, np.int64), columns[:-1], 1)
+    sums[1:, 1:] = per_cell.cumsum(axis=0).cumsum(axis=1)
+    best, most = None, _LEAST_EMPTY * height * width
+    for top in range(_CELLS):
+        for bottom in range(top + 1, _CELLS + 1):
+            filled = np.diff(sums[bottom] - sums[top]) > 0
+            edges = np.flatnonzero(np.concatenate(([True], filled, [True])))
+            start = int(np.argmax(np.diff(edges)))
+            left, right = int(columns[edges[start]]), int(columns[edges[start + 1] - 1])
+            area = (right - left) * (rows[bottom] - rows[top])
+            if area > most:
+                best, most = (left, int(rows[top]), right, int(rows[bottom])), area
+    return best
+
+
+def _shown(
+    rng: np.random.Generator,
+    image: Image.Image,
+    box: tuple[int, int, int, int],
+    size: tuple[int, int],
+) -> NDArray[np.uint8]:
+    """A random part of a part of a photo, as a picture of a size, mirrored half the time."""
+    cut = _random_cut(rng, box, size)
+    pixels = np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR, box=cut))
+    return pixels[:, ::-1] if rng.random() < 0.5 else pixels
+
+
+def _random_cut(
+    rng: np.random.Generator, box: tuple[int, int, int, int], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """A part of a box with the format of a size, of at least 0.7 of the largest there is."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    scale = min(width / size[1], height / size[0]) * rng.uniform(0.7, 1.0)
+    left = box[0] + rng.uniform(0, width - scale * size[1])
+    top = box[1] + rng.uniform(0, height - scale * size[0])
+    return left, top, left + scale * size[1], top + scale * size[0]
+
+
+def _blurred(
+    rng: np.random.Generator, image: Image.Image, size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """A photo of which nothing but soft colours is left."""
+    cells = int(rng.integers(4, 9))
+    small = image.resize((cells, cells), Image.Resampling.BOX)
+    return np.asarray(small.resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+def _photo_below(rng: np.random.Generator, photo: _Photo, size: tuple[int, int]) -> Background:
+    """A whole photo, or most of it, with its own objects."""
+    cut = _random_cut(rng, (0, 0, photo.image.width, photo.image.height), size)
+    mirrored = rng.random() < 0.5
+    pixels = np.asarray(photo.image.resize(size[::-1], Image.Resampling.BILINEAR, box=cut))
+    objects, uncertain = [], set(photo.uncertain)
+    for concept, rle in photo.objects:
+        mask = decode_mask(rle)
+        image = Image.fromarray(mask.view(np.uint8) * np.uint8(255))
+        seen = np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR, box=cut)) >= 128
+        share = seen.sum() * (cut[2] - cut[0]) * (cut[3] - cut[1]) / (size[0] * size[1])
+        if share >= mask.sum() / 3:
+            objects.append((concept, seen[:, ::-1] if mirrored else seen))
+        elif seen.any():
+            uncertain.add(concept)
+    if mirrored:
+        pixels = pixels[:, ::-1]
+    return Background(pixels, tuple(objects), frozenset(uncertain))

@@ -1,0 +1,174 @@
+"""Photo scenes: annotated objects cut out of photos and pasted on backgrounds and other photos.
+
+A cut-out is a sticker with soft edges; it is laid as the drawn stickers are, so that every mask is
+exact, what is hidden included. This module knows arrays and names of concepts; where photos come
+from, and what is asked about them, is decided elsewhere.
+
+Frames: sizes are (height, width), in pixels; pictures are (H, W, 3) uint8 RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from pixellm.masks import encode_mask
+from pixellm.scenes.draw import (
+    Canvas,
+    Plane,
+    Sticker,
+    describe_object,
+    halved_levels,
+    place_sticker,
+    turn_sticker,
+)
+from pixellm.scenes.scene import Scene, SceneObject, measure_object
+from pixellm.types import BoolMask
+
+LONG_SIDES = (0.1, 0.9)
+"""Range of a cut-out's long side, in short sides of the picture; small ones are as common."""
+
+MOST_ENLARGED = 1.5
+"""A cut-out is not shown larger than this many times its size in the photo."""
+
+GONE = 0.03
+"""Share of an object of the background up to which what is left of it counts as nothing."""
+
+CLEAR = 0.5
+"""Share of an object of the background from which on it is still called by its name."""
+
+_SMALLEST_LEVEL = 48
+_TURN_DEGREES = 12
+_MARGIN = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cutout:
+    """One object of a photo.
+
+    Attributes:
+        concept: what it is.
+        levels: it with premultiplied soft alpha, from full size down by halves.
+    """
+
+    concept: str
+    levels: tuple[Image.Image, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Background:
+    """What cut-outs are pasted on.
+
+    Attributes:
+        pixels: the picture.
+        objects: concept and mask of each object that it shows itself.
+        uncertain: concepts of which it shows more than that.
+    """
+
+    pixels: NDArray[np.uint8]
+    objects: tuple[tuple[str, BoolMask], ...] = ()
+    uncertain: frozenset[str] = frozenset()
+
+
+def cut_out(concept: str, pixels: NDArray[np.uint8], mask: BoolMask) -> Cutout:
+    """Cut an object out of its photo; the edge fades over about two pixels.
+
+    Args:
+        concept: what it is.
+        pixels: the photo.
+        mask: (H, W), with at least one pixel.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    window = (
+        slice(max(rows[0] - _MARGIN, 0), rows[-1] + 1 + _MARGIN),
+        slice(max(columns[0] - _MARGIN, 0), columns[-1] + 1 + _MARGIN),
+    )
+    hard = Image.fromarray(mask[window].astype(np.uint8) * 255)
+    soft = np.asarray(hard.filter(ImageFilter.GaussianBlur(1.0)), dtype=np.float32)
+    # Outlines drawn by hand lie outside of the object rather than inside; half is reached later.
+    alpha = np.clip((soft - 76) * (255 / 128), 0, 255).astype(np.uint8)
+    rgba = Image.fromarray(np.dstack((pixels[window], alpha)), "RGBA")
+    return Cutout(concept, halved_levels(rgba.convert("RGBa"), _SMALLEST_LEVEL))
+
+
+def paste_scene(
+    rng: np.random.Generator, background: Background, cutouts: Sequence[Cutout]
+) -> Scene:
+    """Paste cut-outs one after the other; one that finds no room is left out.
+
+    Args:
+        rng: the only source of chance.
+        background: what lies below.
+        cutouts: back to front; one may come several times.
+
+    Returns:
+        The picture, and every object in it with its visible mask: those of the background first.
+        One of the background that is hidden in part, but not clear any more, makes its concept
+        uncertain.
+    """
+    canvas = Canvas(background.pixels)
+    crowded = rng.random() < 0.7
+    laid = []
+    for cutout in cutouts:
+        short = min(background.pixels.shape[:2])
+        most = min(MOST_ENLARGED * max(cutout.levels[0].size) / short, LONG_SIDES[1])
+        low, high = np.log(LONG_SIDES[0]), np.log(max(most, LONG_SIDES[0]))
+        prepare = partial(_prepare, rng, cutout)
+        long_side = float(np.exp(rng.uniform(low, high)))
+        if place_sticker(
+            rng, canvas, prepare, long_side, smallest=LONG_SIDES[0] / 2, crowded=crowded
+        ):
+            laid.append(cutout.concept)
+    image = (canvas.pixels + np.float32(0.5)).astype(np.uint8)
+    pasted = [describe_object(concept, canvas, number) for number, concept in enumerate(laid)]
+    kept, hidden = _left_of(background, canvas.owner < 0)
+    return Scene(image, (*kept, *pasted), background.uncertain | hidden)
+
+
+def _prepare(rng: np.random.Generator, cutout: Cutout, long_side: float) -> Sticker:
+    """Scale, turn, mirror and recolour a cut-out."""
+    angle = float(np.deg2rad(rng.normal() * _TURN_DEGREES / 2))
+    values = turn_sticker(cutout.levels, long_side, angle, mirror=rng.random() < 0.5)
+    colours, alpha = _recolour(rng, values)
+    return Sticker(colours, alpha, values[..., 3] >= 128)
+
+
+def _recolour(rng: np.random.Generator, values: NDArray[np.uint8]) -> tuple[Plane, Plane]:
+    """Another light on a cut-out.
+
+    Args:
+        rng: the only source of chance.
+        values: (h, w, 4) premultiplied RGBA.
+
+    Returns:
+        Colours (h, w, 3) in 0..255, premultiplied, and alpha (h, w) in 0..1.
+    """
+    saturation, gain = rng.uniform(0.6, 1.3), rng.uniform(0.75, 1.2) * rng.uniform(0.94, 1.06, 3)
+    mix = (saturation * np.eye(3) + (1 - saturation) / 3) * gain
+    rgba = values.astype(np.float32)
+    colours, alpha = rgba[..., :3] @ mix.astype(np.float32), rgba[..., 3]
+    np.clip(colours, 0, alpha[..., None], out=colours)
+    return colours, alpha / np.float32(255)
+
+
+def _left_of(background: Background, bare: BoolMask) -> tuple[list[SceneObject], frozenset[str]]:
+    """Objects of the background that are still clear, and concepts of those that are not.
+
+    Args:
+        background: with the objects.
+        bare: (H, W), where nothing was pasted.
+    """
+    kept, hidden = [], set()
+    for concept, mask in background.objects:
+        visible = mask & bare
+        share = np.count_nonzero(visible) / np.count_nonzero(mask)
+        if share >= CLEAR:
+            kept.append(measure_object(concept, visible, encode_mask(visible)))
+        elif share > GONE:
+            hidden.add(concept)
+    return kept, frozenset(hidden)
