@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from pixellm.engine import Engine
+    from pixellm.model.config import PixelLMConfig
     from pixellm.types import Sample
 
 # How long an example takes says how busy the machine is.
@@ -71,8 +72,38 @@ def tiny_parts(**changes: Any) -> dict[str, Any]:
         "settings": settings,
     }
     for name, value in changes.items():
-        parts[name] = {**parts[name], **value} if isinstance(value, dict) else value
+        parts[name] = {**parts.get(name, {}), **value} if isinstance(value, dict) else value
     return parts
+
+
+def tiny_evidence_parts() -> dict[str, Any]:
+    """Parts of a model whose encoder tells what it found, as `build_model` takes them."""
+    parts = tiny_parts(
+        image={"mean": (114, 114, 114), "std": (1, 1, 1)},
+        settings={
+            "image_size": 64,
+            "vision_depths": [5, 1],
+            "evidence_depths": [8, 9, 10],
+            "evidence_tokens": 4,
+            "mask_padding": False,
+            "decoder_region_cells": 8,
+            "decoder_region_size": 8,
+        },
+    )
+    small = {"model_type": "yolox", "base_channels": 8, "head_channels": 8, "num_classes": 3}
+    return {**parts, "vision": {"config": small}}
+
+
+def tiny_evidence_config() -> PixelLMConfig:
+    """The configuration of such a model, with CLIP's place taken by the encoder alone."""
+    from pixellm.model.config import PixelLMConfig
+
+    parts = tiny_evidence_parts()
+    return PixelLMConfig(
+        vision_config=parts["vision"]["config"],
+        text_config=parts["text"]["config"],
+        **parts["settings"],
+    )
 
 
 def tiny_texts() -> list[str]:

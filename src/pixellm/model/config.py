@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Literal, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from pixellm.model import yolox_config as yolox_config  # makes this encoder's type known
+
 TokenFusion = Literal["linear", "mean", "first", "fixed"]
 CodebookStates = Literal["own", "predicting"]
 HalfPrecision = Literal["bfloat16", "float16"]
@@ -47,6 +49,11 @@ class PixelLMConfig(PreTrainedConfig):
             the language model.
         vision_channels: depth, as text, to the channels of the encoder's features there; filled in
             when a model is built, so that loading it again needs no trial run of the encoder.
+        evidence_depths: hidden states of the encoder that tell, cell by cell, which things are
+            there (a detector's readings, see :mod:`pixellm.model.evidence`); empty for encoders
+            that tell none. With them masks are drawn by :mod:`pixellm.model.regions`.
+        evidence_tokens: most things found that the language model and the decoder read; each is an
+            image token behind those of the grid.
         mask_padding: leave patches of padding out of the encoder's attention keys (needs a ViT
             that takes an attention mask; convolutional encoders have no keys to leave out).
         freeze_batch_norm: keep the encoder's batch norms in evaluation mode while training.
@@ -72,6 +79,9 @@ class PixelLMConfig(PreTrainedConfig):
         decoder_output_upsampling: number of x2 steps from a block's grid to its mask logits.
         decoder_similarity: add the direct similarity of embedding and features, both normalised,
             to each block; absent in converted released models.
+        decoder_region_cells: cells along a side of the window in which a thing found is drawn;
+            its mask has twice as many.
+        decoder_region_size: channels of these windows.
         scale_weights: "learned" keeps gamma on the simplex and trains it, "fixed" keeps the
             uniform ``1 / L``.
         token_fusion: "linear" is the paper's phi, "mean" and "first" are baselines, "fixed"
@@ -105,6 +115,8 @@ class PixelLMConfig(PreTrainedConfig):
         tokens_per_scale: int = 3,
         vision_depths: list[int] | None = None,
         vision_channels: dict[str, int] | None = None,
+        evidence_depths: list[int] | None = None,
+        evidence_tokens: int = 0,
         mask_padding: bool = True,
         freeze_batch_norm: bool = True,
         llm_grid: list[int] | None = None,
@@ -123,6 +135,8 @@ class PixelLMConfig(PreTrainedConfig):
         decoder_mask_size: int = 32,
         decoder_output_upsampling: int = 1,
         decoder_similarity: bool = False,
+        decoder_region_cells: int = 28,
+        decoder_region_size: int = 32,
         scale_weights: Literal["learned", "fixed"] = "learned",
         token_fusion: TokenFusion = "linear",
         fusion_constant: float = 1.0,
@@ -146,6 +160,8 @@ class PixelLMConfig(PreTrainedConfig):
         self.codebook_token_ids = list(codebook_token_ids or range(first, first + group))
         self.vision_depths = list(vision_depths or [-2, -11][:num_scales])
         self.vision_channels = dict(vision_channels or {})
+        self.evidence_depths = list(evidence_depths or ())
+        self.evidence_tokens = evidence_tokens
         self.mask_padding = mask_padding
         self.freeze_batch_norm = freeze_batch_norm
         self.llm_grid = list(llm_grid or (16, 16))
@@ -164,6 +180,8 @@ class PixelLMConfig(PreTrainedConfig):
         self.decoder_mask_size = decoder_mask_size
         self.decoder_output_upsampling = decoder_output_upsampling
         self.decoder_similarity = decoder_similarity
+        self.decoder_region_cells = decoder_region_cells
+        self.decoder_region_size = decoder_region_size
         self.scale_weights = scale_weights
         self.token_fusion = token_fusion
         self.fusion_constant = fusion_constant
@@ -186,7 +204,12 @@ class PixelLMConfig(PreTrainedConfig):
     @property
     def num_image_tokens(self) -> int:
         """Placeholders that one picture takes in the language model."""
-        return self.llm_grid[0] * self.llm_grid[1]
+        return self.llm_grid[0] * self.llm_grid[1] + self.evidence_tokens
+
+    @property
+    def read_depths(self) -> list[int]:
+        """All hidden states of the encoder that are read: the scales', then the evidence's."""
+        return [*self.vision_depths, *self.evidence_depths]
 
     def _check(self) -> None:
         """Refuse shapes that cannot work, one sentence a rule."""
@@ -207,6 +230,8 @@ class PixelLMConfig(PreTrainedConfig):
             in (0, 2),
             f"decoder_size {self.decoder_size} must be a multiple of 2 x decoder_heads "
             f"({self.decoder_heads}).": self.decoder_size % (2 * self.decoder_heads) == 0,
+            "evidence_depths and evidence_tokens need each other.": bool(self.evidence_depths)
+            == (self.evidence_tokens > 0),
             f"target_refinement_alpha is {self.target_refinement_alpha}; it must be at least 1.": (
                 self.target_refinement_alpha >= 1
             ),

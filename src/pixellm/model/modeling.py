@@ -22,11 +22,13 @@ from pixellm.model.attention import packed_attention_mask, positions_from_mask
 from pixellm.model.codebook import SegmentationCodebook
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.decoder import PixelDecoder
+from pixellm.model.evidence import find_evidence, pack
 from pixellm.model.few_rows import FewRowsLinear
 from pixellm.model.losses import text_loss_sum
 from pixellm.model.outputs import CACHE_ARGUMENT, EncodedImages, PixelLMOutput
 from pixellm.model.precision import final_norm, keep_in_full_precision
 from pixellm.model.projection import FeatureProjector, ImageProjector
+from pixellm.model.regions import RegionDecoder
 from pixellm.model.supervision import Truth, find_targets, mask_losses
 from pixellm.model.vision import VisionTower, feature_shapes
 
@@ -80,7 +82,7 @@ class PixelLMModel(PixelLMPreTrainedModel):
         channels = _vision_channels(config)
         self.vision_tower = VisionTower(
             config.vision_config,
-            config.vision_depths,
+            config.read_depths,
             mask_padding=config.mask_padding,
             freeze_batch_norm=config.freeze_batch_norm,
         )
@@ -91,7 +93,8 @@ class PixelLMModel(PixelLMPreTrainedModel):
         if (norm := final_norm(self.language_model)) is not None:
             keep_in_full_precision(norm)
         self.codebook = SegmentationCodebook(config).float()
-        self.pixel_decoder = PixelDecoder(config).float()
+        decoder: type[nn.Module] = RegionDecoder if config.evidence_tokens else PixelDecoder
+        self.pixel_decoder = decoder(config).float()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -108,11 +111,28 @@ class PixelLMModel(PixelLMPreTrainedModel):
         """Encode (B, 3, H, W) canvases with their (B, H, W) bool masks, once per picture.
 
         Returns:
-            The encoded pictures and the encoder's raw feature maps per scale.
+            The encoded pictures and the encoder's raw feature maps, those of the scales first.
         """
         maps = self.vision_tower(pixel_values, pixel_mask)
-        tokens = self.image_projector(maps[0])
-        return EncodedImages(tokens, self.feature_projector(maps), maps[0]), maps
+        features = self.decoder_features(maps)
+        entries = features[-1] if self.config.evidence_tokens else None
+        tokens = self.image_projector(maps[0], entries)
+        return EncodedImages(tokens, features, maps[0]), maps
+
+    def decoder_features(self, maps: list[Tensor]) -> list[Tensor]:
+        """What the decoder reads of the encoder's maps.
+
+        Returns:
+            Per scale (B, C, h_l, w_l); behind them, where the encoder tells what is there, the
+            entries (B, K, 5 + D) of :func:`pixellm.model.evidence.pack`.
+        """
+        config = self.config
+        features: list[Tensor] = self.feature_projector(maps[: config.num_scales])
+        if config.evidence_tokens:
+            cells = maps[config.num_scales :]
+            num_classes = config.vision_config.num_classes
+            features.append(pack(find_evidence(cells, num_classes, config.evidence_tokens)))
+        return features
 
     def embed(self, input_ids: Tensor, image_tokens: Tensor | None) -> Tensor:
         """Token embeddings (B, T, D), image placeholders filled by one scatter.

@@ -14,7 +14,11 @@ from torch import Tensor, nn
 
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.decoder import ChannelNorm
+from pixellm.model.evidence import BOX_CHANNELS, description_size
 from pixellm.model.precision import FullPrecision
+
+_LOUDNESS = 4.0
+"""How much larger than words the names of things found begin: the other channels add to them."""
 
 _PLACE_WAVES = 6
 """Frequencies along each side of a grid that make up its places."""
@@ -63,14 +67,44 @@ class ImageProjector(nn.Module):
         if config.llm_positions:
             scale = 1.0 if config.llm_normalise else 0.02
             self.positions = nn.Parameter(smooth_places(self.grid, text_size) * scale)
+        if config.evidence_tokens:
+            vision: Any = config.vision_config
+            if not hasattr(vision, "state_size"):
+                raise ValueError(
+                    f"A {vision.model_type} encoder tells no evidence; leave out evidence_depths."
+                )
+            about = description_size(vision.num_classes, vision.state_size)
+            self.evidence_projection = nn.Linear(about, text_size)
+            self.nothing = nn.Parameter(torch.zeros(text_size))
+            self.num_classes: int = vision.num_classes
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, C_v, h, w) features to (B, S, D) image tokens, row by row of the grid."""
+    def forward(self, features: Tensor, entries: Tensor | None = None) -> Tensor:
+        """Make image tokens.
+
+        Args:
+            features: (B, C_v, h, w).
+            entries: (B, K, 5 + D) things found, see :func:`pixellm.model.evidence.pack`.
+
+        Returns:
+            (B, S, D) tokens, row by row of the grid, then one for each entry.
+        """
         if features.shape[-2:] != self.grid:
             features = F.interpolate(features, size=self.grid, mode="bilinear")
         cells = features.flatten(2).transpose(1, 2)
         tokens = self.projection(self.norm(cells) if hasattr(self, "norm") else cells)
-        return tokens + self.positions if hasattr(self, "positions") else tokens
+        if hasattr(self, "positions"):
+            tokens = tokens + self.positions
+        if entries is None:
+            return tokens
+        found = entries[..., BOX_CHANNELS - 1, None] > 0
+        described = self.evidence_projection(entries[..., BOX_CHANNELS:].to(tokens.dtype))
+        return torch.cat([tokens, torch.where(found, described, self.nothing)], 1)
+
+    @torch.no_grad()
+    def name_classes(self, words: Tensor) -> None:
+        """Let the token of a thing lie near (c, D) words, its class's own."""
+        shares = slice(self.num_classes, 2 * self.num_classes)
+        self.evidence_projection.weight[:, shares] = _LOUDNESS * words.T
 
 
 class FeatureProjector(FullPrecision):

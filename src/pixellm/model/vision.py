@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig
 
+from pixellm.model import yolox as yolox  # makes this encoder known to AutoModel
+
 
 def resize_position_table(
     table: Tensor,

@@ -120,6 +120,7 @@ class PixelLMProcessor(ProcessorMixin):
         image_token: text of the image placeholder.
         codebook_tokens: text of the codebook's tokens, in order.
         llm_grid: (height, width) of the language model's image grid.
+        evidence_tokens: image tokens behind those of the grid, for things found in the picture.
         label_lead: ids in front of each answer that are labelled with it, see ``PromptCodec``.
     """
 
@@ -132,6 +133,7 @@ class PixelLMProcessor(ProcessorMixin):
         codebook_tokens: Sequence[str] = (),
         llm_grid: Sequence[int] = (16, 16),
         label_lead: int = 0,
+        evidence_tokens: int = 0,
         **kwargs: Any,
     ) -> None:
         template = chat_template or tokenizer.chat_template
@@ -142,7 +144,8 @@ class PixelLMProcessor(ProcessorMixin):
         self.codebook_tokens = list(codebook_tokens)
         self.llm_grid = list(llm_grid)
         self.label_lead = label_lead
-        num_image_tokens = llm_grid[0] * llm_grid[1]
+        self.evidence_tokens = evidence_tokens
+        num_image_tokens = llm_grid[0] * llm_grid[1] + evidence_tokens
         self.codec = PromptCodec(
             tokenizer, template, image_token, self.codebook_tokens, num_image_tokens, label_lead
         )
@@ -278,11 +281,12 @@ class PixelLMProcessor(ProcessorMixin):
 
     def image_token_mask(self, resized: Sequence[int]) -> NDArray[np.bool_]:
         """Which image tokens of a picture of ``resized`` (height, width) are not padding."""
-        return visible_image_tokens(
+        cells = visible_image_tokens(
             (int(resized[0]), int(resized[1])),
             self.image_processor.image_size,
             (self.llm_grid[0], self.llm_grid[1]),
         )
+        return np.concatenate([cells, np.ones(self.evidence_tokens, dtype=np.bool_)])
 
     def _batch(
         self,

@@ -61,6 +61,16 @@ class LossWeights(Section):
     shows nothing of their class: the mask must stay empty. Per target; teaches masks to tell by
     their score what is not there. Only for data that annotate all they show: what they leave out
     would be taught to be absent."""
+    region: float = Field(default=0.0, ge=0)
+    """How each thing that the encoder finds is drawn, whatever is asked: cross-entropy and DICE in
+    its window, per thing. For models with evidence, see PixelLMConfig."""
+    choice: float = Field(default=0.0, ge=0)
+    """Which of the things found belong to a target: cross-entropy over the things, per target."""
+
+    @property
+    def needs_objects(self) -> bool:
+        """Whether batches must carry the masks of everything that is annotated."""
+        return self.region > 0 or self.choice > 0
 
     @property
     def needs_classes(self) -> bool:
@@ -73,7 +83,8 @@ class LossWeights(Section):
     @property
     def encoder_only(self) -> bool:
         """Whether the language model is not needed: vision tower, neck and heads are enough."""
-        return self.text == self.mask == self.dice == self.target_class == self.absent == 0
+        weights = (self.text, self.mask, self.dice, self.target_class, self.absent, self.choice)
+        return not any(weights)
 
 
 class ParameterRule(Section):

@@ -199,7 +199,7 @@ def _decoder_bytes(model: Any, rows: int) -> float:
     owners = torch.zeros(count, dtype=torch.long, device="meta")
 
     def run() -> Any:
-        features = inner.feature_projector(maps)
+        features = inner.decoder_features(maps)
         return inner.pixel_decoder(inner.codebook(states), features, owners)
 
     return kept_bytes(run, inner)

@@ -2,7 +2,8 @@
 
 Every loss is a sum over this micro-batch divided by a count over the whole optimizer step (all
 micro-batches of all processes), so that adding up micro-batches equals one large batch; but for
-"absent", whose targets are looked for in other pictures of their own micro-batch. Knows
+"absent", whose targets are looked for in other pictures of their own micro-batch, and "region", a
+mean over the things of its own. Knows
 the model's call and its losses; nothing of optimizers, files or schedules.
 """
 
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 
 from pixellm.training.auxiliary import IGNORED, empty_mask_loss_sum, find_absent
 from pixellm.training.config import LossWeights
+from pixellm.training.evidence_losses import choice_loss_sum, region_loss
 
 LOSS_NAMES = (
     *("text", "mask", "dice"),
     *("patch_class", "patch_box", "feature_class", "target_class", "absent"),
+    *("region", "choice"),
 )
 
 
@@ -113,9 +116,10 @@ class Objective(nn.Module):
             weighted sum to go backward from.
         """
         unused = {"patch_classes", "patch_boxes", "target_classes"}
+        unused |= {"object_shapes", "object_rows", "target_shapes"}
         if weights.mask == weights.dice == 0:
             unused |= {"target_masks", "target_sizes"}
-            if weights.target_class == weights.absent == 0:
+            if weights.target_class == weights.absent == weights.choice == 0:
                 unused.add("target_rows")
         inputs = {key: value for key, value in batch.items() if key not in unused}
         output = None
@@ -123,7 +127,8 @@ class Objective(nn.Module):
             losses: dict[str, Tensor] = {}
             inner = self.model.model
             maps = inner.vision_tower(inputs["pixel_values"], inputs["pixel_mask"])
-            features = inner.feature_projector(maps) if weights.feature_class > 0 else None
+            needed = weights.feature_class > 0 or weights.region > 0
+            features = inner.decoder_features(maps) if needed else None
         else:
             output = self.model(
                 **inputs, num_label_tokens=counts.label_tokens, num_targets=counts.targets
@@ -169,8 +174,11 @@ class Objective(nn.Module):
             losses["patch_box"] = self._head("patch_box")(maps[0], batch["patch_boxes"])
             losses["patch_box"] = losses["patch_box"] / counts.shown
         if weights.feature_class > 0:
-            pixel_sum = self._head("feature_class")(features, batch["patch_classes"])
+            scales = (features or [])[: self.model.config.num_scales]
+            pixel_sum = self._head("feature_class")(scales, batch["patch_classes"])
             losses["feature_class"] = pixel_sum / counts.pixels
+        if weights.region > 0:
+            losses["region"] = region_loss(self.model.model.pixel_decoder, features or [], batch)
         return losses
 
     def _target_losses(
@@ -181,7 +189,9 @@ class Objective(nn.Module):
         counts: Normalisers,
     ) -> dict[str, Tensor]:
         """Auxiliary losses of targets that have a weight; 0 in a micro-batch without targets."""
-        names = [name for name in ("target_class", "absent") if getattr(weights, name) > 0]
+        names = [
+            name for name in ("target_class", "absent", "choice") if getattr(weights, name) > 0
+        ]
         if not names or output.target_embeddings is None:
             return {name: output.hidden_states.new_zeros(()) for name in names}
         losses = {}
@@ -192,6 +202,12 @@ class Objective(nn.Module):
             losses["target_class"] = target_sum / counts.targets
         if "absent" in names:
             losses["absent"] = self._absent_loss(output, batch) / counts.targets
+        if "choice" in names:
+            entries = output.decoder_features[-1]
+            choice = self.model.model.pixel_decoder.choose(
+                output.target_embeddings, entries, batch["target_rows"]
+            )
+            losses["choice"] = choice_loss_sum(choice, entries, batch) / counts.targets
         return losses
 
     def _absent_loss(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
@@ -208,7 +224,7 @@ class Objective(nn.Module):
         """A scalar that depends on all of codebook, neck and decoder."""
         group = self.model.config.group_size
         states = output.hidden_states[:1, :1].expand(-1, group, -1)
-        features = self.model.model.feature_projector(output.feature_maps)
+        features = self.model.model.decoder_features(output.feature_maps)
         row = torch.zeros(1, dtype=torch.long, device=states.device)
         masks: Tensor = self.model.decode_masks(self.model.model.codebook(states), features, row)
         return masks.sum()

@@ -24,6 +24,12 @@ ENCODER_PATTERNS = ("*vision_tower*", "patch_class_head*", "patch_box_head*")
 FEATURE_PATTERNS = (*ENCODER_PATTERNS, "*feature_projector*", "feature_class_head*")
 """The same where it has the loss of the decoder's features."""
 
+REGION_PATTERNS = (
+    *("*vision_tower*", "*feature_projector*"),
+    *("*pixel_decoder.regions*", "*pixel_decoder.draw*"),
+)
+"""The same where it has the loss of the things found."""
+
 _LOSSES_OF_HEADS = {
     "patch_class_head": ("patch_class",),
     "patch_box_head": ("patch_box",),
@@ -148,6 +154,8 @@ def _group_of(
     rule = next((rule for rule in config.rules if matches(name, rule.pattern)), None)
     rule = rule or ParameterRule(pattern=name)
     reached = FEATURE_PATTERNS if stage.loss.feature_class > 0 else ENCODER_PATTERNS
+    if stage.loss.region > 0:
+        reached = (*reached, *REGION_PATTERNS)
     outside = stage.loss.encoder_only and not _matches_any(name, reached)
     idle_head = any(
         matches(name, head) and not any(getattr(stage.loss, loss) for loss in losses)

@@ -173,6 +173,7 @@ class Run:
             self.class_names,
             sizes.max_length,
             sizes.class_map_size,
+            with_objects=self.stage.loss.needs_objects,
         )
 
     def _open_run_folder(self, checkpoint: Path | None) -> None:

@@ -1,0 +1,234 @@
+"""The pixel decoder over evidence: a target chooses among the things found, and draws them.
+
+Each entry of :mod:`pixellm.model.evidence` is drawn in a window around its box, whatever was asked;
+the target's embedding of the coarse scale decides which entries belong to it, the one of the fine
+scale bends how they are drawn. A target is the union of its entries. It stands in for
+:class:`~pixellm.model.decoder.PixelDecoder` where an encoder gives evidence, and knows neither text
+nor pictures. Windows as in Mask R-CNN (He et al., 2017).
+Shape legend: M targets, B rows, K entries, C decoder width, U windows, S cells along a window's
+side, P pairs of a target and a window, h w a grid, G its side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pixellm.model.config import PixelLMConfig
+from pixellm.model.evidence import BOX_CHANNELS, description_size
+from pixellm.model.precision import FullPrecision
+
+MARGIN = 0.15
+"""A window reaches so much of the box's size beyond each of its sides."""
+
+LEAST_SIDE = 0.03
+"""A window's least side, as a share of the canvas."""
+
+CHOSEN = 0.05
+"""Entries that belong to a target with less probability leave no trace in its mask."""
+
+MOST_ENTRIES = 24
+"""Likeliest entries of a target that are drawn."""
+
+_OUTSIDE = -12.0
+"""Logit of pixels outside of all windows."""
+
+
+def windows_of(boxes: Tensor) -> Tensor:
+    """Boxes (..., 4) with their margin, left, top, right and bottom in shares of the canvas."""
+    middle = (boxes[..., :2] + boxes[..., 2:]) / 2
+    size = ((boxes[..., 2:] - boxes[..., :2]) * (1 + 2 * MARGIN)).clamp_min(LEAST_SIDE)
+    return torch.cat([middle - size / 2, middle + size / 2], -1)
+
+
+def _into_window(low: Tensor, high: Tensor, cells: int, grid: int) -> Tensor:
+    """(U, cells, grid) weights that average a grid's cells into those of a window.
+
+    Triangles as wide as a cell of the coarser of both, so that nothing is skipped.
+    """
+    step = (high - low)[:, None] * grid / cells
+    place = torch.arange(cells, device=low.device) + 0.5
+    middle = low[:, None] * grid + place * step
+    there = torch.arange(grid, device=low.device) + 0.5
+    distance = (there - middle[..., None]).abs()
+    weights = (1 - distance / step.clamp_min(1)[..., None]).clamp_min(0)
+    return weights / weights.sum(-1, keepdim=True).clamp_min(1e-6)
+
+
+def _onto_canvas(low: Tensor, high: Tensor, cells: int, grid: int) -> tuple[Tensor, Tensor]:
+    """(U, grid, cells) weights that spread a window over a grid, and (U, grid) what lies in it."""
+    size = (high - low)[:, None]
+    there = (torch.arange(grid, device=low.device) + 0.5) / grid
+    place = (there - low[:, None]) / size * cells
+    inside = ((place >= 0) & (place <= cells)).to(low.dtype)
+    place = place.clamp(0.5, cells - 0.5)
+    middle = torch.arange(cells, device=low.device) + 0.5
+    width = (cells / (size * grid)).clamp_min(1)[..., None]
+    weights = (1 - (place[..., None] - middle).abs() / width).clamp_min(0)
+    return weights / weights.sum(-1, keepdim=True).clamp_min(1e-6), inside
+
+
+def cut_windows(maps: Tensor, windows: Tensor, rows: Tensor, cells: int) -> Tensor:
+    """Cut windows out of maps.
+
+    Args:
+        maps: (B, C, h, w).
+        windows: (U, 4) in shares of the canvas.
+        rows: (U,) the map of each window, ascending.
+        cells: S.
+
+    Returns:
+        (U, C, S, S).
+    """
+    height, width = maps.shape[-2:]
+    across = _into_window(windows[:, 0], windows[:, 2], cells, width)
+    down = _into_window(windows[:, 1], windows[:, 3], cells, height)
+    pieces, start = [], 0
+    for row, count in zip(
+        *(t.tolist() for t in rows.unique_consecutive(return_counts=True)), strict=True
+    ):
+        place = slice(start, start + count)
+        narrow = torch.einsum("uxw,chw->uchx", across[place], maps[row])
+        pieces.append(torch.einsum("uyh,uchx->ucyx", down[place], narrow))
+        start += count
+    return torch.cat(pieces) if pieces else maps.new_zeros(0, maps.shape[1], cells, cells)
+
+
+def paste_windows(logits: Tensor, windows: Tensor, grid: int) -> Tensor:
+    """(U, S, S) logits of windows to (U, G, G) over the canvas, low outside of the window."""
+    cells = logits.shape[-1]
+    across, in_columns = _onto_canvas(windows[:, 0], windows[:, 2], cells, grid)
+    down, in_rows = _onto_canvas(windows[:, 1], windows[:, 3], cells, grid)
+    spread = torch.einsum("uys,ust,uxt->uyx", down, logits, across)
+    inside = in_rows[:, :, None] * in_columns[:, None, :]
+    return spread * inside + _OUTSIDE * (1 - inside)
+
+
+class RegionLayers(nn.Module):
+    """Draws what an entry found: convolutions over its window that know what they look for."""
+
+    def __init__(self, size_in: int, size: int, description: int, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+        self.narrow = nn.Conv2d(size_in + 2, size, 1)
+        self.about = nn.Linear(description, 2 * size)
+        self.layers = nn.ModuleList(nn.Conv2d(size, size, 3, padding=1) for _ in range(4))
+        self.norms = nn.ModuleList(nn.GroupNorm(4, size) for _ in range(4))
+        self.finer = nn.ConvTranspose2d(size, size // 2, 2, stride=2)
+        self.readout = nn.Conv2d(size // 2, size // 2, 3, padding=1)
+
+    def forward(self, cut: Tensor, descriptions: Tensor) -> Tensor:
+        """(U, C, S, S) cut features and (U, D) descriptions to (U, c, 2 S, 2 S) mask features."""
+        line = torch.linspace(-1, 1, self.cells, device=cut.device, dtype=cut.dtype)
+        y, x = torch.meshgrid(line, line, indexing="ij")
+        place = torch.stack([x, y]).expand(len(cut), -1, -1, -1)
+        scale, shift = self.about(descriptions)[..., None, None].chunk(2, 1)
+        maps = self.narrow(torch.cat([cut, place], 1)) * (1 + scale) + shift
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            maps = maps + torch.nn.functional.silu(norm(layer(maps)))
+        features: Tensor = self.readout(torch.nn.functional.silu(self.finer(maps)))
+        return torch.nn.functional.silu(features)
+
+
+class RegionDecoder(FullPrecision):
+    """Target embeddings, features and packed evidence in, mask logits out."""
+
+    def __init__(self, config: PixelLMConfig) -> None:
+        super().__init__()
+        vision: Any = config.vision_config
+        size, about = config.decoder_size, description_size(vision.num_classes, vision.state_size)
+        inner = config.decoder_region_size
+        self.cells = config.decoder_region_cells
+        self.output_factor = 2**config.decoder_output_upsampling
+        self.query = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, size))
+        self.key = nn.Sequential(
+            nn.Linear(about, 2 * size), nn.GELU(), nn.Linear(2 * size, size), nn.LayerNorm(size)
+        )
+        self.choice_scale = nn.Parameter(torch.tensor(1.0))
+        self.choice_bias = nn.Parameter(torch.tensor(-2.0))
+        self.regions = RegionLayers(size, inner, about, self.cells)
+        self.draw = nn.Linear(inner // 2, 1)
+        self.bend = nn.Parameter(torch.zeros(inner // 2, size))  # at first all draw alike
+
+    def forward(self, target_embeddings: Tensor, features: list[Tensor], rows: Tensor) -> Tensor:
+        """Decode every target of a batch.
+
+        Args:
+            target_embeddings: (M, 2, C), coarse scale first.
+            features: (B, C, h_0, w_0) and (B, C, h_1, w_1) after the neck, and the entries
+                (B, K, 5 + D), see :func:`pixellm.model.evidence.pack`.
+            rows: (M,) which row's features a target reads.
+
+        Returns:
+            (M, h, w) mask logits in the canvas frame.
+        """
+        entries = features[-1].to(self.dtype)
+        grid = features[-2].shape[-1] * self.output_factor
+        choice = self.choose(target_embeddings, entries, rows)
+        targets, places = self._likely(choice)
+        flat = rows[targets] * entries.shape[1] + places
+        drawn, window_of = flat.unique(return_inverse=True)
+        owner, place = drawn // entries.shape[1], drawn % entries.shape[1]
+        windows, maps = self.window_features(features[-2], entries[owner, place], owner)
+        own = (target_embeddings[:, -1].to(self.dtype) @ self.bend.T)[targets]
+        logits = self.draw(maps.flatten(2).transpose(1, 2))[..., 0][window_of]
+        logits = logits + torch.einsum("pc,pcs->ps", own, maps.flatten(2)[window_of])
+        side = maps.shape[-1]
+        pasted = paste_windows(logits.unflatten(1, (side, side)), windows[window_of], grid)
+        return _unite(choice[targets, places], pasted, targets, len(rows))
+
+    def choose(self, target_embeddings: Tensor, entries: Tensor, rows: Tensor) -> Tensor:
+        """Logits (M, K) that an entry belongs to a target; very low where there is none.
+
+        Args:
+            target_embeddings: (M, L, C).
+            entries: (B, K, 5 + D).
+            rows: (M,).
+        """
+        keys = self.key(entries[..., BOX_CHANNELS:])[rows]
+        queries = self.query(target_embeddings[:, 0].to(self.dtype))
+        logits = torch.einsum("mc,mkc->mk", queries, keys) * keys.shape[-1] ** -0.5
+        logits = logits * self.choice_scale + self.choice_bias
+        return logits.masked_fill(entries[rows][..., BOX_CHANNELS - 1] == 0, _OUTSIDE)
+
+    def window_features(self, fine: Tensor, entries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw entries (U, 5 + D) of (U,) ascending rows.
+
+        Returns:
+            Their windows (U, 4) and mask features (U, c, 2 S, 2 S).
+        """
+        windows = windows_of(entries[:, :4])
+        cut = cut_windows(fine.to(self.dtype), windows, rows, self.cells)
+        return windows, self.regions(cut, entries[:, BOX_CHANNELS:])
+
+    def draw_entries(self, fine: Tensor, entries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Windows (U, 4) and mask logits (U, 2 S, 2 S) of entries, whatever is asked for."""
+        windows, maps = self.window_features(fine, entries, rows)
+        return windows, self.draw(maps.permute(0, 2, 3, 1))[..., 0]
+
+    @staticmethod
+    def _likely(choice: Tensor) -> tuple[Tensor, Tensor]:
+        """Targets (P,) and entries (P,) of the pairs worth drawing, by target."""
+        count = min(MOST_ENTRIES, choice.shape[1])
+        least = choice.detach().topk(count, dim=1).values[:, -1:]
+        likely = (choice.detach().sigmoid() > CHOSEN) & (choice.detach() >= least)
+        targets, places = likely.nonzero(as_tuple=True)
+        return targets, places
+
+
+def _unite(choice: Tensor, pasted: Tensor, targets: Tensor, count: int) -> Tensor:
+    """Logits (M, G, G) that any of a target's entries covers a pixel.
+
+    Args:
+        choice: (P,) logits that the entry belongs to the target.
+        pasted: (P, G, G) logits of the entry's mask.
+        targets: (P,) the target of each pair.
+        count: M.
+    """
+    shown = choice.sigmoid()[:, None, None] * pasted.sigmoid()
+    missed = torch.log1p(-shown.clamp(max=1 - 1e-6))
+    total = missed.new_full((count, *pasted.shape[1:]), -1e-5)
+    total = total.index_add(0, targets, missed)
+    return torch.log(-torch.expm1(total)) - total

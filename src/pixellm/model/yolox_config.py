@@ -1,0 +1,58 @@
+"""The shape of a YOLOX encoder, as a transformers configuration.
+
+Apart from the encoder, so that a PixelLM's configuration can be read without any network.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+
+class YoloxConfig(PreTrainedConfig):
+    """Shape of a :class:`YoloxModel`.
+
+    Args:
+        base_channels: width of the stem; every stage doubles it.
+        base_depth: bottlenecks of the first stage; the two next have three times as many.
+        head_channels: width of the detection head.
+        num_classes: classes that the head tells apart.
+        depthwise: build 3 x 3 convolutions as a depthwise and a pointwise one.
+        pixel_offset: added to what comes in, so that the padding, 0, becomes the grey that the
+            detector was trained with.
+        image_size: side of the usual canvas in pixels.
+        class_names: what the classes are called, where that is known.
+    """
+
+    model_type = "yolox"
+
+    def __init__(
+        self,
+        base_channels: int = 16,
+        base_depth: int = 1,
+        head_channels: int = 64,
+        num_classes: int = 80,
+        depthwise: bool = True,
+        pixel_offset: float = 114.0,
+        image_size: int = 416,
+        class_names: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.base_channels = base_channels
+        self.base_depth = base_depth
+        self.head_channels = head_channels
+        self.num_classes = num_classes
+        self.depthwise = depthwise
+        self.pixel_offset = pixel_offset
+        self.image_size = image_size
+        self.class_names = list(class_names or ())
+        super().__init__(**kwargs)
+
+    @property
+    def state_size(self) -> int:
+        """Channels that an evidence map has beside classes and boxes, see :class:`YoloxHead`."""
+        return 2 * self.head_channels
+
+
+AutoConfig.register(YoloxConfig.model_type, YoloxConfig, exist_ok=True)

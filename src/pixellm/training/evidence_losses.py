@@ -1,0 +1,130 @@
+"""What is learnt about the things that an encoder finds: to draw each, and to choose among them.
+
+Things found and objects annotated are brought together by their boxes. Pure functions over tensors
+and the decoder that draws. Shape legend: B rows, K entries, M targets, N objects, g the grid of the
+true masks, U windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pixellm.model.evidence import BOX_CHANNELS, box_overlap
+from pixellm.model.regions import cut_windows
+
+SAME_THING = 0.5
+"""An entry shows an object when their boxes overlap at least so much (intersection over union)."""
+
+OTHER_THING = 0.3
+"""It shows none when it overlaps none more than so much; what lies between teaches no choice."""
+
+WINDOWS_PER_PICTURE = 12
+"""Things of a picture that are drawn in one step, picked at random."""
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """(N, g, g) masks to (N, 4) boxes in shares of the canvas; 0 for empty ones."""
+    count, size = len(masks), masks.shape[-1]
+    sides = []
+    for shown in (masks.bool().any(1), masks.bool().any(2)):  # columns, then rows
+        place = torch.arange(size, device=masks.device).expand(count, -1)
+        low = place.masked_fill(~shown, size).amin(1)
+        high = (place + 1).masked_fill(~shown, 0).amax(1)
+        sides.append((torch.minimum(low, high), high))
+    (left, right), (top, bottom) = sides
+    return torch.stack([left, top, right, bottom], 1) / size
+
+
+def region_loss(decoder: Any, features: Sequence[Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+    """Mean loss of drawing the things found that are annotated.
+
+    Args:
+        decoder: a :class:`~pixellm.model.regions.RegionDecoder`.
+        features: as it reads them.
+        batch: with ``object_shapes`` (N, g, g) and ``object_rows`` (N,).
+
+    Returns:
+        Scalar: cross-entropy and DICE, each over the pixels of a window.
+    """
+    entries, rows = features[-1], batch["object_rows"]
+    boxes = mask_boxes(batch["object_shapes"])
+    owners, places, objects = [], [], []
+    for row in rows.unique().tolist():
+        own = (rows == row).nonzero()[:, 0]
+        overlap = box_overlap(entries[row, :, :4], boxes[own])
+        best, which = overlap.max(1)
+        shown = ((best > SAME_THING) & (entries[row, :, BOX_CHANNELS - 1] > 0)).nonzero()[:, 0]
+        picked = shown[torch.randperm(len(shown))[:WINDOWS_PER_PICTURE]]
+        picked = picked[which[picked].argsort()]  # by object, so that both are in ascending order
+        owners.append(torch.full_like(picked, row))
+        places.append(picked)
+        objects.append(own[which[picked]])
+    owner = torch.cat(owners) if owners else rows[:0]
+    if not len(owner):
+        return 0 * torch.stack([one.sum() for one in features[:-1]]).sum()
+    place, which = torch.cat(places), torch.cat(objects)
+    windows, logits = decoder.draw_entries(features[-2], entries[owner, place], owner)
+    masks = batch["object_shapes"].to(logits.dtype)[:, None]
+    truth = cut_windows(masks, windows, which, logits.shape[-1])[:, 0]
+    return window_loss(logits.float().flatten(1), truth.flatten(1)).mean()
+
+
+def window_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """(U,) mean cross-entropy plus DICE of (U, P) logits with (U, P) shares in 0..1."""
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1)
+    shown = logits.sigmoid()
+    shared = 2 * (shown * truth).sum(1) + 1
+    return entropy + 1 - shared / (shown.sum(1) + truth.sum(1) + 1)
+
+
+def choice_loss_sum(choice: Tensor, entries: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Sum over targets of the cross-entropy of which entries belong to them.
+
+    Args:
+        choice: (M, K) logits.
+        entries: (B, K, 5 + D).
+        batch: with ``target_shapes``, ``target_rows``, ``object_shapes`` and ``object_rows``.
+    """
+    total = choice.new_zeros(())
+    boxes = mask_boxes(batch["object_shapes"])
+    for row in batch["target_rows"].unique().tolist():
+        asked, own = batch["target_rows"] == row, batch["object_rows"] == row
+        masks = batch["object_shapes"][own].flatten(1).float()
+        belongs = objects_of_targets(batch["target_shapes"][asked].flatten(1).float(), masks)
+        overlap = box_overlap(entries[row, :, :4], boxes[own])
+        if not overlap.shape[1]:
+            continue
+        best, which = overlap.max(1)
+        wanted = belongs[:, which] & (best > SAME_THING)
+        known = (entries[row, :, BOX_CHANNELS - 1] > 0) & (
+            (best > SAME_THING) | (best < OTHER_THING)
+        )
+        entropy = F.binary_cross_entropy_with_logits(
+            choice[asked].float(), wanted.float(), reduction="none"
+        )
+        total = total + (entropy * known).sum()
+    return total
+
+
+def objects_of_targets(targets: Tensor, objects: Tensor) -> Tensor:
+    """Which objects a target is made of.
+
+    An object belongs to a target that covers most of it, unless it only lies upon a larger object
+    that belongs to it too, as a tie upon a person.
+
+    Args:
+        targets: (M, P) 0 or 1.
+        objects: (N, P) 0 or 1.
+
+    Returns:
+        (M, N) bool.
+    """
+    areas = objects.sum(1).clamp_min(1)
+    covered = targets @ objects.T / areas > 0.5
+    upon = (objects @ objects.T / areas[:, None] > 0.6) & (areas[None] > 1.5 * areas[:, None])
+    return covered & ~((covered.float() @ upon.float().T) > 0)

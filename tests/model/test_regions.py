@@ -1,0 +1,111 @@
+"""The decoder over evidence: windows, the choice among entries, and their union."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from conftest import tiny_evidence_config
+from pixellm.model.evidence import BOX_CHANNELS
+from pixellm.model.regions import RegionDecoder, cut_windows, paste_windows
+
+CANVAS = 32
+
+
+def disc(x: float, y: float, radius: float) -> Tensor:
+    line = (torch.arange(CANVAS) + 0.5) / CANVAS
+    return ((line[None] - x) ** 2 + (line[:, None] - y) ** 2 < radius**2).float()
+
+
+def a_decoder() -> RegionDecoder:
+    torch.manual_seed(0)
+    return RegionDecoder(tiny_evidence_config()).eval()
+
+
+def entries_of(decoder: RegionDecoder, *boxes: tuple[float, float, float, float]) -> Tensor:
+    about = decoder.key[0].in_features
+    entries = torch.zeros(1, 4, BOX_CHANNELS + about)
+    for place, box in enumerate(boxes):
+        entries[0, place, :4] = torch.tensor(box)
+        entries[0, place, 4] = 1
+        entries[0, place, BOX_CHANNELS:] = torch.randn(about)
+    return entries
+
+
+def a_picture(decoder: RegionDecoder, entries: Tensor) -> list[Tensor]:
+    return [torch.randn(1, 16, 4, 4), torch.randn(1, 16, 16, 16), entries]
+
+
+def test_what_is_cut_out_and_pasted_back_is_the_same() -> None:
+    shape = disc(0.4, 0.6, 0.2)
+    window = torch.tensor([[0.1, 0.3, 0.7, 0.9]])
+    cut = cut_windows(shape[None, None], window, torch.zeros(1, dtype=torch.long), 28)
+    back = paste_windows((cut[:, 0] - 0.5) * 10, window, CANVAS)[0] > 0
+    overlap = (back & (shape > 0)).sum() / (back | (shape > 0)).sum()
+    assert overlap > 0.9
+
+
+def test_a_window_far_smaller_than_a_cell_keeps_its_value() -> None:
+    maps = torch.arange(16.0).reshape(1, 1, 4, 4)
+    window = torch.tensor([[0.62, 0.62, 0.63, 0.63]])
+    cut = cut_windows(maps, window, torch.zeros(1, dtype=torch.long), 2)
+    torch.testing.assert_close(cut, torch.full((1, 1, 2, 2), 10.0), atol=0.7, rtol=0)
+
+
+def test_windows_come_from_the_map_of_their_row() -> None:
+    maps = torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)])
+    windows = torch.tensor([[0.1, 0.1, 0.5, 0.5]] * 3)
+    cut = cut_windows(maps, windows, torch.tensor([0, 1, 1]), 4)
+    assert cut.mean((1, 2, 3)).tolist() == [0, 1, 1]
+
+
+def test_a_target_is_drawn_inside_of_its_entries_windows_only() -> None:
+    decoder = a_decoder()
+    decoder.draw.bias.data.fill_(20)  # everything inside of a window is drawn
+    decoder.choice_bias.data.fill_(20)  # and every entry is chosen
+    entries = entries_of(decoder, (0.1, 0.1, 0.3, 0.3), (0.6, 0.6, 0.9, 0.9))
+    masks = decoder(torch.randn(1, 2, 16), a_picture(decoder, entries), torch.zeros(1).long()) > 0
+    assert masks.shape == (1, CANVAS, CANVAS)
+    assert masks[0, 6, 6] and masks[0, 24, 24]
+    assert not masks[0, 6, 24] and not masks[0, 16, 16]
+
+
+def test_entries_that_are_not_chosen_leave_the_mask_empty() -> None:
+    decoder = a_decoder()
+    decoder.choice_bias.data.fill_(-20)
+    entries = entries_of(decoder, (0.1, 0.1, 0.3, 0.3))
+    logits = decoder(torch.randn(2, 2, 16), a_picture(decoder, entries), torch.zeros(2).long())
+    assert logits.max() < -5
+    assert torch.isfinite(logits).all()
+
+
+def test_a_picture_without_things_has_empty_masks() -> None:
+    decoder = a_decoder()
+    logits = decoder(
+        torch.randn(1, 2, 16), a_picture(decoder, entries_of(decoder)), torch.zeros(1).long()
+    )
+    assert logits.max() < -5
+
+
+def test_the_mask_teaches_the_choice() -> None:
+    decoder = a_decoder()
+    decoder.choice_bias.data.fill_(0)
+    entries = entries_of(decoder, (0.1, 0.1, 0.5, 0.5), (0.5, 0.5, 0.9, 0.9))
+    targets = torch.randn(1, 2, 16, requires_grad=True)
+    decoder(targets, a_picture(decoder, entries), torch.zeros(1).long()).sum().backward()
+    assert targets.grad is not None and targets.grad[0, 0].abs().sum() > 0
+
+
+def test_targets_of_two_pictures_are_drawn_from_their_own() -> None:
+    decoder = a_decoder()
+    decoder.choice_bias.data.fill_(20)
+    pictures = [
+        a_picture(decoder, entries_of(decoder, (0.1, 0.1, 0.5, 0.5))),
+        a_picture(decoder, entries_of(decoder, (0.4, 0.4, 0.9, 0.9))),
+    ]
+    targets = torch.randn(2, 2, 16)
+    both = [torch.cat(maps) for maps in zip(*pictures, strict=True)]
+    together = decoder(targets, both, torch.tensor([1, 0]))
+    for row, picture in ((0, 1), (1, 0)):
+        alone = decoder(targets[row : row + 1], pictures[picture], torch.zeros(1).long())
+        torch.testing.assert_close(together[row], alone[0], atol=1e-4, rtol=1e-4)

@@ -1,0 +1,92 @@
+"""Losses of the things found: objects and entries are matched, and training moves both ways."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from conftest import tiny_evidence_config
+from pixellm.model.evidence import BOX_CHANNELS
+from pixellm.model.regions import RegionDecoder
+from pixellm.training.evidence_losses import (
+    choice_loss_sum,
+    mask_boxes,
+    objects_of_targets,
+    region_loss,
+)
+
+GRID = 32
+
+
+def rectangle(left: int, top: int, right: int, bottom: int) -> Tensor:
+    mask = torch.zeros(GRID, GRID, dtype=torch.uint8)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def test_boxes_of_masks() -> None:
+    boxes = mask_boxes(
+        torch.stack([rectangle(4, 8, 16, 32), torch.zeros_like(rectangle(0, 0, 1, 1))])
+    )
+    torch.testing.assert_close(boxes[0], torch.tensor([4.0, 8, 16, 32]) / GRID)
+    assert boxes[1].tolist() == [0, 0, 0, 0]
+
+
+def test_what_lies_upon_an_object_of_the_target_is_not_the_target() -> None:
+    person, tie, dog = rectangle(0, 0, 16, 32), rectangle(6, 8, 8, 20), rectangle(20, 20, 30, 30)
+    objects = torch.stack([person, tie, dog]).flatten(1).float()
+    both = (person | dog).flatten()[None].float()
+    assert objects_of_targets(both, objects).tolist() == [[True, False, True]]
+    assert objects_of_targets(objects[1:2], objects).tolist() == [[False, True, False]]
+
+
+def a_batch() -> tuple[Tensor, dict[str, Tensor]]:
+    masks = torch.stack([rectangle(0, 0, 16, 32), rectangle(20, 20, 30, 30)])
+    entries = torch.zeros(1, 4, BOX_CHANNELS + 2)
+    entries[0, :3, 4] = 1
+    entries[0, 0, :4] = torch.tensor([0, 0, 0.5, 1])
+    entries[0, 1, :4] = torch.tensor([20, 20, 30, 30]) / GRID
+    entries[0, 2, :4] = torch.tensor([20, 17, 30, 30]) / GRID  # sure enough the second one too
+    batch = {
+        "target_shapes": masks[:1],
+        "target_rows": torch.zeros(1, dtype=torch.long),
+        "object_shapes": masks,
+        "object_rows": torch.zeros(2, dtype=torch.long),
+    }
+    return entries, batch
+
+
+def test_the_right_choice_costs_nothing_and_a_wrong_one_much() -> None:
+    entries, batch = a_batch()
+    right = torch.tensor([[20.0, -20, -20, 0]])
+    wrong = torch.tensor([[-20.0, 20, -20, 0]])
+    assert choice_loss_sum(right, entries, batch) < 1e-3
+    assert choice_loss_sum(wrong, entries, batch) > 30
+
+
+def test_an_empty_entry_teaches_nothing() -> None:
+    entries, batch = a_batch()
+    choice = torch.zeros(1, 4, requires_grad=True)
+    choice_loss_sum(choice, entries, batch).backward()
+    assert choice.grad is not None
+    assert (choice.grad[0] != 0).tolist() == [True, True, True, False]
+
+
+def test_drawing_is_learnt() -> None:
+    torch.manual_seed(0)
+    decoder = RegionDecoder(tiny_evidence_config())
+    found, batch = a_batch()
+    entries = torch.zeros(1, 4, BOX_CHANNELS + decoder.key[0].in_features)
+    entries[..., : found.shape[-1]] = found
+    shapes = torch.nn.functional.avg_pool2d(batch["object_shapes"][:, None].float(), 2)
+    fine = torch.cat([shapes.amax(0)[None], torch.zeros(1, 15, 16, 16)], 1)
+    features = [torch.zeros(1, 16, 4, 4), fine, entries]
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = region_loss(decoder, features, batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.4 * losses[0]
