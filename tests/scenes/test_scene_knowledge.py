@@ -91,7 +91,7 @@ def test_indefinite_names_read_naturally() -> None:
 
 def test_what_is_arguable_is_not_also_sure() -> None:
     concepts = load_knowledge().concepts
-    assert "category:fruit" in concepts["tomato"].borderline
+    assert "category:fruit" in concepts["tomato"].ambiguous
     assert "vegetables" in concepts["tomato"].categories
 
 
@@ -106,10 +106,10 @@ def test_the_tables_are_read_once() -> None:
         (lambda d: edit(d / "concepts.csv", "sofa", categories="seats"), "'category:seats'"),
         (lambda d: edit(d / "concepts.csv", "sofa", uses="swimming"), "'use:swimming'"),
         (
-            lambda d: edit(d / "concepts.csv", "sofa", borderline="use:nap"),
-            "sure and as borderline",
+            lambda d: edit(d / "concepts.csv", "sofa", ambiguous="use:nap"),
+            "sure and as ambiguous",
         ),
-        (lambda d: edit(d / "concepts.csv", "sofa", borderline="size:nap"), "'size:nap'"),
+        (lambda d: edit(d / "concepts.csv", "sofa", ambiguous="size:nap"), "'size:nap'"),
         (lambda d: edit(d / "concepts.csv", "sofa", grammar="the"), "grammar 'the'"),
         (lambda d: edit(d / "concepts.csv", "sofa", openmoji="sofa.svg"), "drawing 'sofa.svg'"),
         (lambda d: edit(d / "concepts.csv", "sofa", plural=""), "lacks a name or a plural"),

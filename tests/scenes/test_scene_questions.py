@@ -1,6 +1,6 @@
 """Questions about scenes are true, complete, readable and reproducible.
 
-Scenes are made by hand here, without pictures: what matters is where things lie. A mask's counts
+Scenes are made by hand here, without pictures: what matters is where objects lie. A mask's counts
 hold the number of its object, so that a target tells which object it is.
 """
 
@@ -30,10 +30,10 @@ SIDE = 200
 KNOWLEDGE = load_knowledge()
 
 
-def scene_of(*things: tuple[str, float, float, int]) -> Scene:
-    """A scene of (concept, x, y, width) with square things centred at x, y."""
+def scene_of(*placed: tuple[str, float, float, int]) -> Scene:
+    """A scene of (concept, x, y, width) with square objects centred at x, y."""
     objects = []
-    for number, (concept, x, y, width) in enumerate(things):
+    for number, (concept, x, y, width) in enumerate(placed):
         box = (round(x - width / 2), round(y - width / 2), width, width)
         mask = RLE(size=[SIDE, SIDE], counts=str(number))
         objects.append(SceneObject(concept, mask, box, width * width, (x, y)))
@@ -269,7 +269,7 @@ def test_a_thin_thing_is_not_called_smaller_than_a_box_it_fills() -> None:
 
 
 @pytest.mark.parametrize(
-    ("things", "phrases"),
+    ("objects", "phrases"),
     [
         ([("dog", 50, 100, 20), ("dog", 150, 100, 20)], ["the left dog", "the right dog"]),
         ([("dog", 100, 150, 20), ("dog", 101, 50, 20)], ["the bottom dog", "the top dog"]),
@@ -284,10 +284,10 @@ def test_a_thin_thing_is_not_called_smaller_than_a_box_it_fills() -> None:
     ],
 )
 def test_things_of_a_kind_are_told_apart_by_place(
-    things: list[tuple[str, float, float, int]], phrases: list[str]
+    objects: list[tuple[str, float, float, int]], phrases: list[str]
 ) -> None:
-    view = SceneView(scene_of(*things), KNOWLEDGE)
-    assert [thing.phrase for thing in view.things] == phrases
+    view = SceneView(scene_of(*objects), KNOWLEDGE)
+    assert [item.phrase for item in view.objects] == phrases
 
 
 def test_an_arguable_thing_keeps_a_question_from_being_asked() -> None:

@@ -144,7 +144,7 @@ class PhotoScenes:
 
     @property
     def knowledge(self) -> Knowledge:
-        """What is known of the things that the file annotates."""
+        """What is known of the objects that the file annotates."""
         return knowledge_of_categories(self._coco.class_names)[0]
 
     @property
@@ -154,7 +154,7 @@ class PhotoScenes:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of all things that the file annotates, as targets carry them."""
+        """Names of all objects that the file annotates, as targets carry them."""
         return tuple(concept.name for concept in self.knowledge.concepts.values())
 
     def __len__(self) -> int:

@@ -176,7 +176,7 @@ def fetch_style(name: str) -> Path:
     """Bring a style's pictures from the npm registry into :func:`style_folder`.
 
     Nothing is executed from the package: ``npm pack`` downloads the archive, and only its
-    pictures are unpacked, aside, then renamed into place.
+    pictures are unpacked into a temporary folder, then moved.
 
     Raises:
         ValueError: the style needs no fetching, or there is none of that name.
@@ -189,9 +189,9 @@ def fetch_style(name: str) -> Path:
     folder = style_folder(name)
     if folder.is_dir():
         return folder
-    with new_folder(folder) as aside, tempfile.TemporaryDirectory() as packed:
+    with new_folder(folder) as temporary, tempfile.TemporaryDirectory() as packed:
         archive = _pack(FETCHED_ARTWORK[name], Path(packed))
-        _unpack_pictures(archive, FETCHED_ARTWORK[name].member, aside)
+        _unpack_pictures(archive, FETCHED_ARTWORK[name].member, temporary)
     return folder
 
 

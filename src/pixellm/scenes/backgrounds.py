@@ -1,7 +1,7 @@
 """Backgrounds: what a scene is painted on, from flat colour to crops of photos.
 
 Everything is drawn here or cut from pictures that scikit-image carries in its wheel (public
-domain or CC0, see THIRD_PARTY.md). Pictures that show a thing somebody could ask about are
+domain or CC0, see THIRD_PARTY.md). Pictures that show an object somebody could ask about are
 used only blurred beyond recognition. This module knows nothing of stickers or concepts.
 
 Frames: sizes are (height, width) in pixels, pictures (H, W, 3) uint8 RGB.

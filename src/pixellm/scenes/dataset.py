@@ -162,7 +162,7 @@ class ScenesDataset:
             theme = _choose_theme(rng, known)
         concepts = choose_concepts(rng, known, count, theme)
         size = choose_size(rng, self.long_side)
-        for fewer in range(count):  # a crowd that finds no room is drawn with one thing less
+        for fewer in range(count):  # a crowd that finds no room is drawn with one object less
             try:
                 return draw_scene(rng, concepts[: count - fewer], style, size=size)
             except ValueError:
@@ -204,7 +204,7 @@ class ScenesDataset:
 
 @cache
 def knowledge_of_style(style: str) -> Knowledge:
-    """What is true of the things as a style draws them: colours are known for OpenMoji alone."""
+    """What is true of the objects as a style draws them: colours are known for OpenMoji alone."""
     knowledge = load_knowledge()
     if style == TRAINING_STYLE:
         return knowledge

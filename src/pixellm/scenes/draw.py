@@ -203,7 +203,7 @@ def place_sticker(
 ) -> bool:
     """Lay one sticker; tries many places, then smaller sizes.
 
-    The smaller, the less contrast is asked for: a grey thing on a grey wall has no better place.
+    The smaller, the less contrast is asked for: a grey object on a grey wall has no better place.
 
     Args:
         rng: chooses places.

@@ -43,7 +43,7 @@ def export_scenes(
 ) -> ExportedScenes:
     """Write the first ``num`` scenes of a data set.
 
-    Everything is made in a folder aside and moved into place at the end, the annotations last.
+    Everything is made in a temporary folder and moved at the end, the annotations last.
 
     Args:
         dataset: what to draw.
@@ -67,9 +67,9 @@ def export_scenes(
             raise FileExistsError(
                 f"{out_dir} is not empty; choose another folder or allow overwriting."
             )
-        with tempfile.TemporaryDirectory(dir=out_dir, prefix=".writing-") as aside:
-            written = _write(dataset, Path(aside), num)
-            return _move(written, Path(aside), out_dir)
+        with tempfile.TemporaryDirectory(dir=out_dir, prefix=".writing-") as temporary:
+            written = _write(dataset, Path(temporary), num)
+            return _move(written, Path(temporary), out_dir)
     except FileExistsError:
         raise
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the scenes know: things, what they are called, what kind they are, what they are for.
+"""What the scenes know: objects, what they are called, what kind they are, what they are for.
 
 Four readable tables lie beside this module: ``concepts.csv``, ``categories.csv``, ``uses.csv`` and
 ``templates.toml`` (the last belongs to :mod:`pixellm.scenes.phrasing`). This module reads the
@@ -6,8 +6,8 @@ first three, checks them strictly and hands out frozen records. It knows nothing
 positions or wording beyond the words in the tables.
 
 Truth is exact by construction: a concept lists everything it surely is and is good for, and in
-``borderline`` everything that a person might argue about. A question about a name, category or use
-is asked only of scenes in which nothing is borderline for it.
+``ambiguous`` everything that a person might argue about. A question about a name, category or use
+is asked only of scenes in which nothing is ambiguous for it.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _HEX = re.compile(r"[0-9A-F]{4,5}(-[0-9A-F]{4,5})*")
 
 @dataclass(frozen=True, slots=True)
 class Concept:
-    """One kind of thing that a scene can show.
+    """One kind of object that a scene can show.
 
     Attributes:
         key: names the row, such as ``soccer_ball``.
         name: canonical name, the only one that answers use.
-        grammar: "a" or "an" for things that are counted, "mass" for "some bread", "plural" for
+        grammar: "a" or "an" for objects that are counted, "mass" for "some bread", "plural" for
             "some scissors".
         plural: what several are called after a number, such as "loaves of bread".
         synonyms: other names that people use, each with this one reading.
         categories: keys of all categories that it surely belongs to, narrow first.
         color: its colour in the drawing; "" where no single colour is plain.
         uses: keys of everything in the table of uses that it surely serves.
-        borderline: "name:KEY", "category:KEY" and "use:KEY" that it arguably fits.
+        ambiguous: "name:KEY", "category:KEY" and "use:KEY" that it arguably fits.
         openmoji: file stem of its OpenMoji drawing; "" where it is never drawn.
     """
 
@@ -52,7 +52,7 @@ class Concept:
     categories: tuple[str, ...]
     color: str
     uses: tuple[str, ...]
-    borderline: frozenset[str]
+    ambiguous: frozenset[str]
     openmoji: str
 
     @property
@@ -68,7 +68,7 @@ class Concept:
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """A kind of things.
+    """A kind of objects.
 
     Attributes:
         key: names the row.
@@ -173,12 +173,12 @@ class Knowledge:
         sure |= {f"use:{key}" for key in concept.uses} | {f"name:{concept.key}"}
         tables: dict[str, Mapping[str, object]]
         tables = {"name": self.concepts, "category": self.categories, "use": self.uses}
-        for reference in sorted(sure | concept.borderline):
+        for reference in sorted(sure | concept.ambiguous):
             kind, _, key = reference.partition(":")
             if kind not in tables or key not in tables[kind]:
                 yield f"{where} refers to {reference!r}, which no table holds."
-        for reference in sorted(sure & concept.borderline):
-            yield f"{where} lists {reference!r} as sure and as borderline; keep one."
+        for reference in sorted(sure & concept.ambiguous):
+            yield f"{where} lists {reference!r} as sure and as ambiguous; keep one."
 
 
 @cache
@@ -218,7 +218,7 @@ def read_knowledge(directory: Path) -> Knowledge:
 
 _CONCEPT_COLUMNS = (
     *("key", "name", "grammar", "plural", "synonyms"),
-    *("categories", "color", "uses", "borderline", "openmoji"),
+    *("categories", "color", "uses", "ambiguous", "openmoji"),
 )
 _CATEGORY_COLUMNS = ("key", "one", "many", "counted", "number")
 _USE_COLUMNS = ("key", "wordings", "instrument")
@@ -236,7 +236,7 @@ def _concept(row: Mapping[str, str]) -> Concept:
         categories=_split(row["categories"]),
         color=row["color"],
         uses=_split(row["uses"]),
-        borderline=frozenset(_split(row["borderline"])),
+        ambiguous=frozenset(_split(row["ambiguous"])),
         openmoji=row["openmoji"],
     )
 

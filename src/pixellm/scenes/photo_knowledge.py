@@ -1,7 +1,7 @@
-"""What is known of the things that photos are annotated with: COCO's 80 categories, and others.
+"""What is known of the objects that photos are annotated with: COCO's 80 categories, and others.
 
 The tables in ``photo_tables`` are of the same form as the scenes' own, without drawings. A file's
-categories are looked up in them by any of their names; a category that they lack is a thing of
+categories are looked up in them by any of their names; a category that they lack is an object of
 which nothing but its name is known.
 """
 
@@ -36,7 +36,7 @@ def knowledge_of_categories(names: tuple[str, ...]) -> tuple[Knowledge, Mapping[
 
     Returns:
         The tables with these concepts only, and the concept's key of each name. Whatever is true
-        of an unknown thing beside its name is open: it never stands in the way of the truth of a
+        of an unknown object beside its name is open: it never stands in the way of the truth of a
         question about a category or a use, since none is asked beside it.
     """
     known = load_photo_knowledge()
@@ -51,10 +51,10 @@ def knowledge_of_categories(names: tuple[str, ...]) -> tuple[Knowledge, Mapping[
     return _restricted(known, listed), MappingProxyType(keys)
 
 
-def _bare_concept(name: str, borderline: frozenset[str]) -> Concept:
+def _bare_concept(name: str, ambiguous: frozenset[str]) -> Concept:
     grammar = with_article(name.lower()).partition(" ")[0]
     plural = plural_of(name)
-    return Concept(name, name, grammar, plural, (), (), "", (), borderline, "")
+    return Concept(name, name, grammar, plural, (), (), "", (), ambiguous, "")
 
 
 def _restricted(known: Knowledge, listed: Mapping[str, Concept]) -> Knowledge:
@@ -73,7 +73,7 @@ def _restricted(known: Knowledge, listed: Mapping[str, Concept]) -> Knowledge:
             one,
             categories=_among(one.categories, categories),
             uses=_among(one.uses, uses),
-            borderline=one.borderline & kept,
+            ambiguous=one.ambiguous & kept,
         )
         for key, one in listed.items()
     }

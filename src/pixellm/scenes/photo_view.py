@@ -1,6 +1,6 @@
 """A photo as the question writer sees it: what its annotations leave open is never claimed.
 
-A drawn scene is known to the last pixel; a photo shows more than somebody annotated, things
+A drawn scene is known to the last pixel; a photo shows more than somebody annotated, objects
 overlap, and far away ones can't be told apart. This module narrows what
 :class:`~pixellm.scenes.scene_view.SceneView` holds for sayable. It words nothing.
 """
@@ -12,13 +12,13 @@ from functools import cached_property
 
 from pixellm.scenes.knowledge import Knowledge
 from pixellm.scenes.scene import Scene
-from pixellm.scenes.scene_view import INSTANCE_MARGIN, SceneView, Thing
+from pixellm.scenes.scene_view import INSTANCE_MARGIN, SceneView, ViewedObject
 
 LEAST_SHARE = 0.001
-"""A thing that covers less of the photo is not clear enough to be picked out or counted."""
+"""An object that covers less of the photo is not clear enough to be picked out or counted."""
 
 WHOLLY_BESIDE = 0.8
-"""Share of a thing's extent that lies beyond a line for it to be on that side."""
+"""Share of an object's extent that lies beyond a line for it to be on that side."""
 
 DENIABLE = frozenset(
     {
@@ -30,7 +30,7 @@ DENIABLE = frozenset(
         *("use:brush_teeth", "use:dry_hair", "use:cool", "use:cuddle", "use:heat"),
     }
 )
-"""Kinds of things whose annotated members are nearly all that there are of them."""
+"""Kinds of objects whose annotated members are nearly all that there are of them."""
 
 _DENIABLE_OUTDOORS = frozenset(
     {
@@ -45,39 +45,39 @@ _INDOORS = frozenset({"food", "furniture", "electronics", "appliances", "tablewa
 
 
 class PhotoView(SceneView):
-    """The annotated things of a photo, and what may truly be said of them.
+    """The annotated objects of a photo, and what may truly be said of them.
 
     Args:
         scene: its objects, and which concepts they don't show all of.
         knowledge: the tables.
-        max_targets: more things than this are never asked for at once.
+        max_targets: more objects than this are never asked for at once.
     """
 
     def __init__(self, scene: Scene, knowledge: Knowledge, max_targets: int) -> None:
         super().__init__(scene, knowledge, max_targets)
         pixels = self._height * self._width
         self.tiny = frozenset(
-            id(thing) for thing in self.things if thing.object.area < LEAST_SHARE * pixels
+            id(item) for item in self.objects if item.object.area < LEAST_SHARE * pixels
         )
-        small = {thing.concept.key for thing in self.things if id(thing) in self.tiny}
+        small = {item.concept.key for item in self.objects if id(item) in self.tiny}
         self.uncountable = scene.uncertain | small
         self.is_complete = not self.uncountable
         unsure = [knowledge.concepts[key] for key in scene.uncertain]
-        self.borderline |= {f"name:{concept.key}" for concept in unsure}
-        self.borderline |= {f"category:{key}" for one in unsure for key in one.categories}
-        self.borderline |= {f"use:{key}" for one in unsure for key in one.uses}
-        self.borderline |= frozenset[str]().union(*(one.borderline for one in unsure))
-        kinds = {key for thing in self.things for key in thing.concept.categories}
+        self.ambiguous |= {f"name:{concept.key}" for concept in unsure}
+        self.ambiguous |= {f"category:{key}" for one in unsure for key in one.categories}
+        self.ambiguous |= {f"use:{key}" for one in unsure for key in one.uses}
+        self.ambiguous |= frozenset[str]().union(*(one.ambiguous for one in unsure))
+        kinds = {key for item in self.objects for key in item.concept.categories}
         self._is_outdoors = not _OUTDOORS.isdisjoint(kinds) and _INDOORS.isdisjoint(kinds)
 
     @cached_property
-    def unmistakable(self) -> list[Thing]:
-        """Things that their name alone picks out, large enough to be seen."""
-        return [thing for thing in super().unmistakable if self.is_clear(thing)]
+    def unambiguous(self) -> list[ViewedObject]:
+        """Objects that their name alone picks out, large enough to be seen."""
+        return [item for item in super().unambiguous if self.is_clear(item)]
 
-    def is_clear(self, thing: Thing) -> bool:
-        """Whether a thing is large enough to be picked out."""
-        return id(thing) not in self.tiny
+    def is_clear(self, item: ViewedObject) -> bool:
+        """Whether an object is large enough to be picked out."""
+        return id(item) not in self.tiny
 
     def surely_lacks(self, kind: str, key: str) -> bool:
         """Whether nothing is of a category, or serves a use, even where nobody annotated it."""
@@ -85,72 +85,74 @@ class PhotoView(SceneView):
         sure = mark in DENIABLE or (self._is_outdoors and mark in _DENIABLE_OUTDOORS)
         return sure and super().surely_lacks(kind, key)
 
-    def in_half(self, side: str) -> list[Thing] | None:
-        """Things that lie in a half; None where that is unclear, or nothing annotated does."""
+    def in_half(self, side: str) -> list[ViewedObject] | None:
+        """Objects that lie in a half; None where that is unclear, or nothing annotated does."""
         return (super().in_half(side) or None) if self.is_complete else None
 
-    def beside(self, anchor: Thing, side: str) -> list[Thing] | None:
-        """Things on a side of another; None where that is unclear, or nothing annotated is."""
+    def beside(self, anchor: ViewedObject, side: str) -> list[ViewedObject] | None:
+        """Objects on a side of another; None where that is unclear, or nothing annotated is."""
         return (super().beside(anchor, side) or None) if self.is_complete else None
 
-    def nearest_edge(self, side: str, among: Sequence[Thing]) -> Thing | None:
-        """The thing nearest an edge; None where it is unclear."""
+    def nearest_edge(self, side: str, among: Sequence[ViewedObject]) -> ViewedObject | None:
+        """The object nearest an edge; None where it is unclear."""
         return self._sure(super().nearest_edge(side, among), among)
 
-    def nearest_thing(self, anchor: Thing) -> Thing | None:
-        """The thing nearest another one; None where it is unclear, as where several touch it."""
-        nearest = super().nearest_thing(anchor) if self.is_complete else None
+    def nearest_object(self, anchor: ViewedObject) -> ViewedObject | None:
+        """The object nearest another one; None where it is unclear, as where several touch it."""
+        nearest = super().nearest_object(anchor) if self.is_complete else None
         if nearest is None:
             return None
         gap = self._gap(anchor, nearest)
-        others = [one for one in self.things if one is not anchor and one is not nearest]
+        others = [one for one in self.objects if one is not anchor and one is not nearest]
         return nearest if all(gap < self._gap(anchor, one) for one in others) else None
 
-    def extreme_size(self, among: Sequence[Thing], *, largest: bool) -> Thing | None:
+    def extreme_size(self, among: Sequence[ViewedObject], *, largest: bool) -> ViewedObject | None:
         """The largest or smallest; None where it is unclear."""
         return self._sure(super().extreme_size(among, largest=largest), among)
 
-    def place_in_row(self, thing: Thing, group: Sequence[Thing]) -> int | None:
+    def index_in_row(self, item: ViewedObject, group: Sequence[ViewedObject]) -> int | None:
         """How many of a group lie left of one of them; None where a neighbour is too close.
 
         Args:
-            thing: one of the group.
+            item: one of the group.
             group: in any order.
         """
         if any(not self.is_clear(one) for one in group):
             return None
-        offsets = [one.center[0] - thing.center[0] for one in group if one is not thing]
+        offsets = [one.center[0] - item.center[0] for one in group if one is not item]
         if min(map(abs, offsets), default=0.0) < INSTANCE_MARGIN:
             return None
         return sum(offset < 0 for offset in offsets)
 
-    def salient(self, number: int) -> list[Thing]:
-        """The largest clear things, so many at most, left to right."""
-        clear = [thing for thing in self.things if self.is_clear(thing)]
+    def salient(self, number: int) -> list[ViewedObject]:
+        """The largest clear objects, so many at most, left to right."""
+        clear = [item for item in self.objects if self.is_clear(item)]
         chosen = sorted(clear, key=lambda one: -one.object.area)[:number]
-        return [thing for thing in clear if thing in chosen]
+        return [item for item in clear if item in chosen]
 
-    def _sure(self, found: Thing | None, among: Sequence[Thing]) -> Thing | None:
+    def _sure(
+        self, found: ViewedObject | None, among: Sequence[ViewedObject]
+    ) -> ViewedObject | None:
         """What was found, where it is clear and all that could be meant is known."""
-        of_all = len(among) == len(self.things)
+        of_all = len(among) == len(self.objects)
         if found is None or not self.is_clear(found) or (of_all and not self.is_complete):
             return None
         return found
 
     def _beyond(
-        self, among: Iterable[Thing], side: str, origin: tuple[float, float], margin: float
-    ) -> list[Thing] | None:
-        """Things beyond a line by their centres and by most of their extent."""
-        things = list(among)
-        found = super()._beyond(things, side, origin, margin)
+        self, among: Iterable[ViewedObject], side: str, origin: tuple[float, float], margin: float
+    ) -> list[ViewedObject] | None:
+        """Objects beyond a line by their centres and by most of their extent."""
+        objects = list(among)
+        found = super()._beyond(objects, side, origin, margin)
         if found is None:
             return None
         axis = 0 if side in ("left", "right") else 1
-        for thing in things:
-            low, high = thing.edges[axis], thing.edges[axis + 2]
+        for item in objects:
+            low, high = item.edges[axis], item.edges[axis + 2]
             before = min(max((origin[axis] - low) / max(high - low, 1e-9), 0.0), 1.0)
             beyond = before if side in ("left", "top") else 1 - before
-            is_found = any(thing is one for one in found)
+            is_found = any(item is one for one in found)
             if (beyond if is_found else 1 - beyond) < WHOLLY_BESIDE:
                 return None
         return found

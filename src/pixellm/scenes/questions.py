@@ -1,6 +1,6 @@
 """Dialogues about a scene: chooses kinds of questions by weight and checks what may be asked.
 
-The kinds themselves live in ``questions_things``, ``_places`` and ``_words``, their wording in
+The kinds themselves live in ``questions_objects``, ``_places`` and ``_words``, their wording in
 ``templates.toml``. This module knows neither pictures nor models.
 """
 
@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeVar
 
-from pixellm.scenes import questions_places as places
-from pixellm.scenes import questions_things as things
+from pixellm.scenes import questions_objects as objects
+from pixellm.scenes import questions_positions as positions
 from pixellm.scenes import questions_words as words
 from pixellm.scenes.knowledge import Knowledge
 from pixellm.scenes.phrasing import concept_of_phrase
-from pixellm.scenes.questions_things import Draft
+from pixellm.scenes.questions_objects import Draft
 from pixellm.scenes.scene import Scene
 from pixellm.scenes.scene_view import SceneView
 from pixellm.types import Turn
@@ -39,8 +39,8 @@ _PLAIN: tuple[Ask[SceneView], ...] = (
     words.ask_if_there,
     words.ask_color,
     words.ask_membership,
-    places.ask_largest_in_words,
-    places.ask_if_beside,
+    positions.ask_largest_in_words,
+    positions.ask_if_beside,
 )
 
 
@@ -49,19 +49,19 @@ def _ask_plain(view: SceneView, rng: random.Random) -> Draft | None:
 
 
 _ASK: Mapping[str, Ask[SceneView]] = {
-    "naming": things.ask_by_name,
-    "several": things.ask_several,
-    "choice": things.ask_choice,
-    "instances": things.ask_instances,
-    "category": things.ask_by_category,
-    "use": things.ask_by_use,
-    "half": places.ask_half,
-    "relative": places.ask_relative,
-    "nearest": places.ask_nearest,
-    "size": places.ask_size,
-    "order": places.ask_order,
-    "activity": things.ask_activity,
-    "negative": things.ask_for_absent,
+    "naming": objects.ask_by_name,
+    "several": objects.ask_several,
+    "choice": objects.ask_choice,
+    "instances": objects.ask_instances,
+    "category": objects.ask_by_category,
+    "use": objects.ask_by_use,
+    "half": positions.ask_half,
+    "relative": positions.ask_relative,
+    "nearest": positions.ask_nearest,
+    "size": positions.ask_size,
+    "order": positions.ask_order,
+    "activity": objects.ask_activity,
+    "negative": objects.ask_for_absent,
     "counting": words.ask_number,
     "plain": _ask_plain,
 }
@@ -71,8 +71,8 @@ KINDS: tuple[str, ...] = (*_ASK, "follow_up")
 
 _ASK_WEIGHED: Mapping[str, Ask[SceneView]] = {
     **_ASK,
-    "negative_group": things.ask_for_absent_group,
-    "many": things.ask_many,
+    "negative_group": objects.ask_for_absent_group,
+    "many": objects.ask_many,
     "repeat": words.ask_to_repeat,
     "where": words.ask_where,
 }
@@ -119,7 +119,7 @@ def compose_dialogues(
 ) -> list[tuple[Turn, ...]]:
     """Different true dialogues about a scene, of one turn or two.
 
-    Answers name things left to right by their centres, except that "several" and "activity"
+    Answers name objects left to right by their centres, except that "several" and "activity"
     follow the order of the question. The same arguments give the same dialogues.
 
     Args:
@@ -129,8 +129,8 @@ def compose_dialogues(
         num_dialogues: how many to make at most; a poor scene may allow fewer.
         kinds: weight of each kind; :data:`DEFAULT_WEIGHTS` if None. A kind left out is not asked.
             "negative_group" asks for absent categories and uses alone, beside "negative";
-            "many" asks for three things and more, a "several" question; "repeat" has words said
-            again and "where" has places told in words, "plain" ones.
+            "many" asks for three objects and more, a "several" question; "repeat" has words said
+            again and "where" has positions told in words, "plain" ones.
         allowed: tells whether a kind of question may have a concept among its targets.
 
     Returns:
@@ -143,7 +143,7 @@ def compose_dialogues(
     check_weights(weights)
     _check_concepts(scene, knowledge)
     view = SceneView(scene, knowledge)
-    if not view.things:
+    if not view.objects:
         return []
     return ask_about(view, rng, num_dialogues, _ASK_WEIGHED, weights, allowed)
 
@@ -191,9 +191,9 @@ def _draft_dialogue(
         draft = asks[kind](view, rng)
         return (draft,) if draft else ()
     first = asks[rng.choice(_FOLLOWED)](view, rng)
-    if first is None or not first.things:
+    if first is None or not first.objects:
         return ()
-    second = places.follow_up(view, rng, first)
+    second = positions.follow_up(view, rng, first)
     return (first, second) if second else ()
 
 
@@ -201,8 +201,8 @@ def _identities(drafts: Sequence[Draft]) -> list[object]:
     """What makes a dialogue a repetition: its words, or what it answers to which kind."""
     marks: list[object] = [" | ".join(draft.question.lower() for draft in drafts)]
     last = drafts[-1]
-    if last.things and len(drafts) == 1:
-        answered = last.things if last.kind == "order" else frozenset(last.things)
+    if last.objects and len(drafts) == 1:
+        answered = last.objects if last.kind == "order" else frozenset(last.objects)
         marks.append((last.kind, answered))
     return marks
 
@@ -213,12 +213,12 @@ def _is_new(drafts: Sequence[Draft], asked: set[object]) -> bool:
 
 def _are_allowed(drafts: Sequence[Draft], allowed: Allowed | None) -> bool:
     return allowed is None or all(
-        allowed(thing.concept.key, draft.kind) for draft in drafts for thing in draft.things
+        allowed(item.concept.key, draft.kind) for draft in drafts for item in draft.objects
     )
 
 
 def _to_turn(draft: Draft) -> Turn:
-    targets = tuple(thing.target for thing in draft.things)
+    targets = tuple(item.target for item in draft.objects)
     return Turn(draft.question, draft.answer, targets, draft.kind)
 
 

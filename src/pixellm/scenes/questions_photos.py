@@ -1,6 +1,6 @@
 """Questions about photos: the scenes' kinds as far as photos allow, and what people ask of photos.
 
-A person names a kind of thing and wants all of it, picks one of several, or asks what no model of
+A person names a kind of object and wants all of it, picks one of several, or asks what no model of
 this kind can know; that is answered honestly, with what is seen. Every function returns None where
 the photo allows no true question of its kind this time.
 """
@@ -14,8 +14,8 @@ from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 
-from pixellm.scenes import questions_places as places
-from pixellm.scenes import questions_things as things
+from pixellm.scenes import questions_objects as objects
+from pixellm.scenes import questions_positions as positions
 from pixellm.scenes import questions_words as words
 from pixellm.scenes.knowledge import Concept
 from pixellm.scenes.photo_view import PhotoView
@@ -29,12 +29,12 @@ from pixellm.scenes.phrasing import (
     with_article,
 )
 from pixellm.scenes.questions import Ask, ask_about, check_weights
-from pixellm.scenes.questions_things import SYNONYM_SHARE, Draft, answer_with
-from pixellm.scenes.scene_view import ORDINALS, Thing
+from pixellm.scenes.questions_objects import SYNONYM_SHARE, Draft, answer_with
+from pixellm.scenes.scene_view import ORDINALS, ViewedObject
 from pixellm.types import Turn
 
 MAX_DESCRIBED = 5
-"""More things than this are not listed where nothing in particular was asked for."""
+"""More objects than this are not listed where nothing in particular was asked for."""
 
 DIRECT_SHARE = 0.6
 """Share of the questions by use that ask as people do of a photo, where that is worded."""
@@ -43,7 +43,7 @@ LAST_NAMED_PLACE = 5
 """Nobody asks for the sixth of a row."""
 
 TINY_SHARE = 0.25
-"""Share of the questions for kinds of which only tiny things are seen that are kept."""
+"""Share of the questions for kinds of which only tiny objects are seen that are kept."""
 
 _PERSON = "person"
 _PICKS = ("left", "left", "right", "right", "top", "bottom", "middle", "large", "small", "nth")
@@ -52,7 +52,7 @@ _KIND_OF_PICK = {"large": "largest", "small": "smallest"}
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """How a question calls a kind of thing.
+    """How a question calls a kind of object.
 
     Attributes:
         name: one of it: "dog", "pair of scissors".
@@ -89,11 +89,11 @@ def name_kind(concept: Concept, rng: random.Random) -> _Named:
 
 
 def ask_every(view: PhotoView, rng: random.Random) -> Draft | None:
-    """A kind of thing, answered with every one of it, whether one or many were expected."""
+    """A kind of object, answered with every one of it, whether one or many were expected."""
     keys = [
         key
         for key, count in view.counts.items()
-        if count <= view.max_targets and f"name:{key}" not in view.borderline
+        if count <= view.max_targets and f"name:{key}" not in view.ambiguous
     ]
     if not keys:
         return None
@@ -114,11 +114,11 @@ def ask_every(view: PhotoView, rng: random.Random) -> Draft | None:
 
 
 def ask_pick(view: PhotoView, rng: random.Random) -> Draft | None:
-    """One of two or more of a kind, by its place, its size or its number in the row."""
+    """One of two or more of a kind, by its position, its size or its number in the row."""
     keys = [
         key
         for key, count in view.counts.items()
-        if count > 1 and f"name:{key}" not in view.borderline
+        if count > 1 and f"name:{key}" not in view.ambiguous
     ]
     if not keys:
         return None
@@ -127,21 +127,21 @@ def ask_pick(view: PhotoView, rng: random.Random) -> Draft | None:
     found = _pick_by_number(view, rng, group) if way == "nth" else _pick(view, group, way)
     if found is None:
         return None
-    thing, key, number = found
+    item, key, number = found
     forms = load_templates()["picks"][key]
     if len(group) > 2 and way in ("large", "small"):
         forms = forms[:-1]  # "the big dog" is one of two
     which = rng.choice(forms).format(name=named.name, nth=ORDINALS[number], number=_number(number))
     question = ask(rng, "pick", which=which)
     answer = say(rng, "pick", objects=mark_phrases([which]))
-    return Draft(_KIND_OF_PICK.get(way, way), question, answer, (thing,))
+    return Draft(_KIND_OF_PICK.get(way, way), question, answer, (item,))
 
 
 def ask_use(view: PhotoView, rng: random.Random) -> Draft | None:
     """Everything that serves a purpose, asked as people do: "What can I sit on?"."""
     keys = [key for key in view.present_uses() if f"use_{key}" in load_templates()]
     if not keys or rng.random() > DIRECT_SHARE:
-        return things.ask_by_use(view, rng)
+        return objects.ask_by_use(view, rng)
     key = rng.choice(keys)
     found = view.serving(key)
     if len(found) > view.max_targets:
@@ -154,7 +154,7 @@ def ask_for_absent(view: PhotoView, rng: random.Random) -> Draft | None:
     """What the photo surely lacks, by name, by category or by use."""
     way = rng.random()
     if way < 0.3:
-        concept = things.absent_concept(view, rng)
+        concept = objects.absent_concept(view, rng)
         if concept is None:
             return None
         is_counted = concept.grammar in ("a", "an")
@@ -163,7 +163,7 @@ def ask_for_absent(view: PhotoView, rng: random.Random) -> Draft | None:
         denied = {"name": concept.name, **_is_or_are([], plural=concept.is_plural)}
         return Draft("negative", question, say(rng, "negative_name", **denied))
     if way < 0.8:
-        return things.ask_for_absent(view, rng, ("name", "category", "use"))
+        return objects.ask_for_absent(view, rng, ("name", "category", "use"))
     keys = [
         key
         for key in view.knowledge.uses
@@ -176,7 +176,7 @@ def ask_for_absent(view: PhotoView, rng: random.Random) -> Draft | None:
 
 
 def ask_unknown(view: PhotoView, rng: random.Random, nouns: Sequence[str]) -> Draft | None:
-    """A thing that no table knows; the answer says so."""
+    """An object that no table knows; the answer says so."""
     noun = rng.choice(nouns)
     filled = {"name": noun, "a_name": with_article(noun)}
     return Draft("unknown", ask(rng, "unknown", **filled), say(rng, "unknown", **filled))
@@ -187,22 +187,24 @@ def ask_to_describe(view: PhotoView, rng: random.Random) -> Draft | None:
     found = view.salient(rng.randint(3, MAX_DESCRIBED))
     question = ask(rng, "describe")
     if not found:
-        return None if view.things else Draft("describe", question, say(rng, "describe", "nothing"))
-    is_all = view.is_complete and len(found) == len(view.things)
+        return (
+            None if view.objects else Draft("describe", question, say(rng, "describe", "nothing"))
+        )
+    is_all = view.is_complete and len(found) == len(view.objects)
     key = "answers" if is_all else "more"
     answer = say(rng, "describe", key, objects=mark_phrases(_introduced(found)))
     return Draft("describe", question, answer, tuple(found))
 
 
 def ask_open(view: PhotoView, rng: random.Random) -> Draft | None:
-    """What can't be told from things alone: a color, a reason, a place, a feeling."""
-    named = [one for one in view.things if view.is_clear(one) and _has_plain_name(view, one)]
+    """What can't be told from objects alone: a color, a reason, a place, a feeling."""
+    named = [one for one in view.objects if view.is_clear(one) and _has_plain_name(view, one)]
     if named and rng.random() < 0.6:
-        thing = rng.choice(named)
-        kind = _Named(thing.phrase[4:], "", "", thing.concept.is_plural)
+        item = rng.choice(named)
+        kind = _Named(item.phrase[4:], "", "", item.concept.is_plural)
         section = rng.choice(("open_color", "open_reason"))
         question = ask(rng, section, **kind.words())
-        return Draft("open", question, answer_with(rng, section, [thing]), (thing,))
+        return Draft("open", question, answer_with(rng, section, [item]), (item,))
     return _say_what_is_seen(view, rng, "open_scene", "open")
 
 
@@ -211,12 +213,12 @@ def ask_in_another_script(view: PhotoView, rng: random.Random) -> Draft | None:
     return _say_what_is_seen(view, rng, "foreign", "foreign")
 
 
-def _introduced(found: Sequence[Thing]) -> list[str]:
-    """Things that nobody named before: "a dog", "another dog", "some skis"."""
+def _introduced(found: Sequence[ViewedObject]) -> list[str]:
+    """Objects that nobody named before: "a dog", "another dog", "some skis"."""
     seen: set[str] = set()
     phrases = []
-    for thing in found:
-        concept = thing.concept
+    for item in found:
+        concept = item.concept
         again = concept.key in seen and concept.grammar in ("a", "an")
         phrases.append(f"another {concept.name}" if again else concept.indefinite)
         seen.add(concept.key)
@@ -227,50 +229,52 @@ def _say_what_is_seen(view: PhotoView, rng: random.Random, section: str, kind: s
     found = view.salient(rng.randint(2, MAX_DESCRIBED))
     question = ask(rng, section)
     if not found:
-        return None if view.things else Draft(kind, question, say(rng, section, "nothing"))
+        return None if view.objects else Draft(kind, question, say(rng, section, "nothing"))
     answer = say(rng, section, objects=mark_phrases(_introduced(found)))
     return Draft(kind, question, answer, tuple(found))
 
 
-def _has_plain_name(view: PhotoView, thing: Thing) -> bool:
-    """Whether a question may call a thing by the phrase that answers use."""
-    if f"name:{thing.concept.key}" in view.borderline:
+def _has_plain_name(view: PhotoView, item: ViewedObject) -> bool:
+    """Whether a question may call an object by the phrase that answers use."""
+    if f"name:{item.concept.key}" in view.ambiguous:
         return False
-    return not thing.position or thing.position in things.OTHER_WORDS
+    return not item.position or item.position in objects.OTHER_WORDS
 
 
-def _pick(view: PhotoView, group: Sequence[Thing], way: str) -> tuple[Thing, str, int] | None:
-    """The one of a group that a place or a size tells apart."""
+def _pick(
+    view: PhotoView, group: Sequence[ViewedObject], way: str
+) -> tuple[ViewedObject, str, int] | None:
+    """The one of a group that its position or size tells apart."""
     if way == "middle":
         middle = [one for one in group if one.position == "middle" and view.is_clear(one)]
-        row = [view.place_in_row(one, group) for one in middle]
+        row = [view.index_in_row(one, group) for one in middle]
         return (middle[0], way, 0) if row == [1] else None
     if way in ("large", "small"):
-        thing = view.extreme_size(group, largest=way == "large")
+        item = view.extreme_size(group, largest=way == "large")
     else:
-        thing = view.nearest_edge(way, group)
-    return None if thing is None else (thing, way, 0)
+        item = view.nearest_edge(way, group)
+    return None if item is None else (item, way, 0)
 
 
 def _pick_by_number(
-    view: PhotoView, rng: random.Random, group: Sequence[Thing]
-) -> tuple[Thing, str, int] | None:
+    view: PhotoView, rng: random.Random, group: Sequence[ViewedObject]
+) -> tuple[ViewedObject, str, int] | None:
     """One that is neither the first nor the last of a row of three or more."""
     if len(group) < 3:
         return None
-    thing, side = rng.choice(group), rng.choice(("nth_left", "nth_left", "nth_right"))
-    place = view.place_in_row(thing, group)
-    if place is None or not 0 < place < len(group) - 1:
+    item, side = rng.choice(group), rng.choice(("nth_left", "nth_left", "nth_right"))
+    index = view.index_in_row(item, group)
+    if index is None or not 0 < index < len(group) - 1:
         return None
-    number = place if side == "nth_left" else len(group) - 1 - place
-    return (thing, side, number) if number < LAST_NAMED_PLACE else None
+    number = index if side == "nth_left" else len(group) - 1 - index
+    return (item, side, number) if number < LAST_NAMED_PLACE else None
 
 
-def _number(place: int) -> str:
-    return NUMBERS[place + 1]
+def _number(index: int) -> str:
+    return NUMBERS[index + 1]
 
 
-def _is_or_are(found: Sequence[Thing], *, plural: bool = False) -> dict[str, str]:
+def _is_or_are(found: Sequence[ViewedObject], *, plural: bool = False) -> dict[str, str]:
     plural = plural or len(found) > 1 or any(one.concept.is_plural for one in found)
     return {"is": "are" if plural else "is"}
 
@@ -279,8 +283,8 @@ _PLAIN: tuple[Ask[PhotoView], ...] = (
     words.ask_if_there,
     words.ask_if_there,
     words.ask_membership,
-    places.ask_largest_in_words,
-    places.ask_if_beside,
+    positions.ask_largest_in_words,
+    positions.ask_if_beside,
 )
 
 
@@ -291,18 +295,18 @@ def _ask_plain(view: PhotoView, rng: random.Random) -> Draft | None:
 _ASK: Mapping[str, Ask[PhotoView]] = {
     "every": ask_every,
     "pick": ask_pick,
-    "naming": things.ask_by_name,
-    "several": things.ask_several,
-    "choice": things.ask_choice,
-    "instances": things.ask_instances,
-    "category": things.ask_by_category,
+    "naming": objects.ask_by_name,
+    "several": objects.ask_several,
+    "choice": objects.ask_choice,
+    "instances": objects.ask_instances,
+    "category": objects.ask_by_category,
     "use": ask_use,
-    "activity": things.ask_activity,
-    "half": places.ask_half,
-    "relative": places.ask_relative,
-    "nearest": places.ask_nearest,
-    "size": places.ask_size,
-    "order": places.ask_order,
+    "activity": objects.ask_activity,
+    "half": positions.ask_half,
+    "relative": positions.ask_relative,
+    "nearest": positions.ask_nearest,
+    "size": positions.ask_size,
+    "order": positions.ask_order,
     "negative": ask_for_absent,
     "counting": words.ask_number,
     "plain": _ask_plain,
@@ -365,10 +369,10 @@ def compose_photo_dialogues(
         rng: the only source of chance.
         num_dialogues: how many at most; a photo with little in it allows fewer.
         kinds: weight of each kind; :data:`PHOTO_WEIGHTS` if None.
-        nouns: things that no table knows; those for training if None.
+        nouns: objects that no table knows; those for training if None.
     """
     weights = dict(PHOTO_WEIGHTS if kinds is None else kinds)
-    if not view.things:
+    if not view.objects:
         weights = {kind: weights[kind] for kind in _WITHOUT_THINGS if kind in weights}
     known = unknown_nouns(held_out=False) if nouns is None else nouns
     asks: dict[str, Ask[PhotoView]] = {**_ASK, "unknown": partial(ask_unknown, nouns=known)}

@@ -1,7 +1,7 @@
-"""Questions answered in words alone: numbers, yes or no, colours, places, names to be repeated.
+"""Questions answered in words alone: numbers, yes or no, colours, positions, names to be repeated.
 
 Every function looks for one true question in a scene and returns None where the scene allows none
-this time. Those about sizes and sides are in :mod:`pixellm.scenes.questions_places`.
+this time. Those about sizes and sides are in :mod:`pixellm.scenes.questions_positions`.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from pixellm.scenes.phrasing import (
     say,
     with_article,
 )
-from pixellm.scenes.questions_things import Draft, absent_concept, called
+from pixellm.scenes.questions_objects import Draft, absent_concept, definite_name
 from pixellm.scenes.scene_view import SceneView
 
 MAX_REPEATED = 12
 """More names than this are never asked to be repeated."""
 
 MAX_LOCATED = 5
-"""More things than this are never asked for at once by their whereabouts."""
+"""More objects than this are never asked for at once by their whereabouts."""
 
 
 def ask_number(view: SceneView, rng: random.Random) -> Draft | None:
-    """How many things, of a kind, of a category or in all; answered by a number word."""
+    """How many objects, of a kind, of a category or in all; answered by a number word."""
     way = rng.random()
     if way < 0.45:
         key = rng.choice(list(view.counts))
         repeated = [one for one, count in view.counts.items() if count > 1]
         if repeated and rng.random() < 0.6:
             key = rng.choice(repeated)
-        if f"name:{key}" in view.borderline or key in view.uncountable:
+        if f"name:{key}" in view.ambiguous or key in view.uncountable:
             return None
         counted, count = view.knowledge.concepts[key].plural, view.counts[key]
     elif way < 0.8:
@@ -53,7 +53,7 @@ def ask_number(view: SceneView, rng: random.Random) -> Draft | None:
             return None
         counted, count = concept.plural, 0
     elif view.is_complete:
-        counted, count = "things", len(view.things)
+        counted, count = "things", len(view.objects)
     else:
         return None
     if count >= len(NUMBERS):
@@ -64,13 +64,13 @@ def ask_number(view: SceneView, rng: random.Random) -> Draft | None:
 
 
 def ask_if_there(view: SceneView, rng: random.Random) -> Draft | None:
-    """Whether the scene shows a thing: yes or no."""
+    """Whether the scene shows an object: yes or no."""
     present = rng.random() < 0.5
     if present:
-        concept: Concept | None = rng.choice(view.things).concept
+        concept: Concept | None = rng.choice(view.objects).concept
     else:
         concept = absent_concept(view, rng)
-    if concept is None or f"name:{concept.key}" in view.borderline:
+    if concept is None or f"name:{concept.key}" in view.ambiguous:
         return None
     words = grammar_words(concept, concept.name)
     indefinite = concept.indefinite
@@ -81,27 +81,27 @@ def ask_if_there(view: SceneView, rng: random.Random) -> Draft | None:
 
 
 def ask_color(view: SceneView, rng: random.Random) -> Draft | None:
-    """What colour a thing has in the drawing."""
-    things = [thing for thing in view.unmistakable if thing.concept.color]
-    if not things:
+    """What colour an object has in the drawing."""
+    objects = [item for item in view.unambiguous if item.concept.color]
+    if not objects:
         return None
-    concept = rng.choice(things).concept
-    question = ask(rng, "plain_color", **grammar_words(concept, called(concept, rng)))
+    concept = rng.choice(objects).concept
+    question = ask(rng, "plain_color", **grammar_words(concept, definite_name(concept, rng)))
     words = grammar_words(concept, f"the {concept.name}")
     return Draft("plain", question, say(rng, "plain_color", color=concept.color, **words))
 
 
 def ask_membership(view: SceneView, rng: random.Random) -> Draft | None:
-    """Whether a thing belongs to a category: yes or no."""
-    things = [thing for thing in view.unmistakable if not thing.concept.is_plural]
-    if not things:
+    """Whether an object belongs to a category: yes or no."""
+    objects = [item for item in view.unambiguous if not item.concept.is_plural]
+    if not objects:
         return None
-    concept = rng.choice(things).concept
+    concept = rng.choice(objects).concept
     keys = concept.categories if rng.random() < 0.5 else tuple(view.knowledge.categories)
     if not keys:
         return None
     key = rng.choice(keys)
-    if f"category:{key}" in concept.borderline:
+    if f"category:{key}" in concept.ambiguous:
         return None
     words = grammar_words(concept, f"the {concept.name}")
     words["a_one"] = with_article(view.knowledge.categories[key].one)
@@ -110,7 +110,7 @@ def ask_membership(view: SceneView, rng: random.Random) -> Draft | None:
 
 
 def ask_to_repeat(view: SceneView, rng: random.Random) -> Draft:
-    """Names of up to a dozen things, in the scene or not, to be said again in their order.
+    """Names of up to a dozen objects, in the scene or not, to be said again in their order.
 
     Every word of the answer follows from the question's order, none from the picture: a language
     model that starts from nothing learns from it to read its question.
@@ -121,19 +121,19 @@ def ask_to_repeat(view: SceneView, rng: random.Random) -> Draft:
 
 
 def ask_where(view: SceneView, rng: random.Random) -> Draft | None:
-    """Where up to five things are, by ninths of the picture; some may be nowhere.
+    """Where up to five objects are, by ninths of the picture; some may be nowhere.
 
-    The name stands in the question, its place only in the picture: nothing but finding the thing
-    tells it, and nothing but finding nothing tells what is not there.
+    The name stands in the question, its position only in the picture: nothing but finding the
+    object tells it, and nothing but finding nothing tells what is not there.
     """
-    places = [
-        (thing.phrase, thing.concept.is_plural, place)
-        for thing in view.things
-        if f"name:{thing.concept.key}" not in view.borderline and (place := view.ninth(thing))
+    located = [
+        (item.phrase, item.concept.is_plural, place)
+        for item in view.objects
+        if f"name:{item.concept.key}" not in view.ambiguous and (place := view.ninth(item))
     ]
-    if not places:
+    if not located:
         return None
-    said = rng.sample(places, rng.randint(1, min(len(places), MAX_LOCATED)))
+    said = rng.sample(located, rng.randint(1, min(len(located), MAX_LOCATED)))
     for _ in range(rng.randint(0, min(2, MAX_LOCATED - len(said)))):
         concept = absent_concept(view, rng)
         if concept is not None and f"the {concept.name}" not in [phrase for phrase, _, _ in said]:

@@ -1,4 +1,4 @@
-"""A scene as the question writer sees it: things with names, places and sizes, left to right.
+"""A scene as the question writer sees it: objects with names, positions and sizes, left to right.
 
 It measures and names; which question to ask and how to word it is decided elsewhere.
 Frame: fractions of the picture's sides, x to the right, y down; distances are fractions of the
@@ -25,22 +25,22 @@ NINTH_MARGIN = 0.04
 """Least distance of a centre from the lines between thirds for it to have a ninth's name."""
 
 RELATIVE_MARGIN = 0.08
-"""Least offset of every centre from the thing that "left of" and the like refer to."""
+"""Least offset of every centre from the object that "left of" and the like refer to."""
 
 INSTANCE_MARGIN = 0.06
-"""Least gap between the centres of two things of a kind that are called left and right."""
+"""Least gap between the centres of two objects of a kind that are called left and right."""
 
 EDGE_MARGIN = 0.06
-"""Least lead of the thing nearest an edge over the next one."""
+"""Least lead of the object nearest an edge over the next one."""
 
 NEAREST_RATIO = 1.25
-"""The second nearest thing is at least this many times further away than the nearest."""
+"""The second nearest object is at least this many times further away than the nearest."""
 
 SIZE_RATIO = 1.3
-"""Least ratio of the areas of two things that are compared."""
+"""Least ratio of the areas of two objects that are compared."""
 
 MAX_TARGETS = 5
-"""More things of a drawn scene than this are never asked for at once."""
+"""More objects of a drawn scene than this are never asked for at once."""
 
 SIDES = ("left", "right", "top", "bottom")
 _NINTHS = (
@@ -56,7 +56,7 @@ ORDINALS = (
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Thing:
+class ViewedObject:
     """One object with its measures.
 
     Attributes:
@@ -90,15 +90,15 @@ class Thing:
 
 
 class SceneView:
-    """The things of one scene, left to right by centre, and what may truly be said of them.
+    """The objects of one scene, left to right by centre, and what may truly be said of them.
 
     Args:
         scene: its objects' concepts must be in ``knowledge``.
         knowledge: the tables.
-        max_targets: more things than this are never asked for at once.
+        max_targets: more objects than this are never asked for at once.
 
     Attributes:
-        is_complete: whether the things are all that can be seen.
+        is_complete: whether the objects are all that can be seen.
         uncountable: keys of concepts of which a number would be open to dispute.
     """
 
@@ -110,43 +110,41 @@ class SceneView:
         self._height, self._width = scene.size
         objects = sorted(scene.objects, key=lambda one: (one.center[0], one.center[1]))
         positions = self._name_positions(objects)
-        self.things = tuple(
+        self.objects = tuple(
             self._measure(one, position) for one, position in zip(objects, positions, strict=True)
         )
-        self.counts = Counter(thing.concept.key for thing in self.things)
-        self.borderline = frozenset[str]().union(
-            *(thing.concept.borderline for thing in self.things)
-        )
+        self.counts = Counter(item.concept.key for item in self.objects)
+        self.ambiguous = frozenset[str]().union(*(item.concept.ambiguous for item in self.objects))
 
     @cached_property
-    def unmistakable(self) -> list[Thing]:
-        """Things that their name alone picks out: the only one that it can mean."""
+    def unambiguous(self) -> list[ViewedObject]:
+        """Objects that their name alone picks out: the only one that it can mean."""
         return [
-            thing
-            for thing in self.things
-            if self.counts[thing.concept.key] == 1
-            and f"name:{thing.concept.key}" not in self.borderline
+            item
+            for item in self.objects
+            if self.counts[item.concept.key] == 1
+            and f"name:{item.concept.key}" not in self.ambiguous
         ]
 
-    def group(self, concept: str) -> list[Thing]:
-        """All things of a concept, left to right."""
-        return [thing for thing in self.things if thing.concept.key == concept]
+    def group(self, concept: str) -> list[ViewedObject]:
+        """All objects of a concept, left to right."""
+        return [item for item in self.objects if item.concept.key == concept]
 
     def present_categories(self) -> list[str]:
-        """Categories that something belongs to and nothing is borderline for."""
-        return self._clear("category", (thing.concept.categories for thing in self.things))
+        """Categories that something belongs to and nothing is ambiguous for."""
+        return self._clear("category", (item.concept.categories for item in self.objects))
 
     def present_uses(self) -> list[str]:
-        """Uses that something serves and nothing is borderline for."""
-        return self._clear("use", (thing.concept.uses for thing in self.things))
+        """Uses that something serves and nothing is ambiguous for."""
+        return self._clear("use", (item.concept.uses for item in self.objects))
 
-    def in_category(self, category: str) -> list[Thing]:
-        """All things of a category, left to right."""
-        return [thing for thing in self.things if category in thing.concept.categories]
+    def in_category(self, category: str) -> list[ViewedObject]:
+        """All objects of a category, left to right."""
+        return [item for item in self.objects if category in item.concept.categories]
 
-    def serving(self, use: str) -> list[Thing]:
-        """All things that serve a use, left to right."""
-        return [thing for thing in self.things if use in thing.concept.uses]
+    def serving(self, use: str) -> list[ViewedObject]:
+        """All objects that serve a use, left to right."""
+        return [item for item in self.objects if use in item.concept.uses]
 
     def surely_lacks(self, kind: str, key: str) -> bool:
         """Whether nothing at all is of a category, or serves a use.
@@ -156,32 +154,32 @@ class SceneView:
             key: its row.
         """
         present = self.in_category(key) if kind == "category" else self.serving(key)
-        return not present and f"{kind}:{key}" not in self.borderline
+        return not present and f"{kind}:{key}" not in self.ambiguous
 
-    def ninth(self, thing: Thing) -> str | None:
-        """Where in the picture a thing's centre is, in words; None where it is near a border."""
-        for share in thing.center:
+    def ninth(self, item: ViewedObject) -> str | None:
+        """Where in the picture an object's centre is, in words; None where it is near a border."""
+        for share in item.center:
             if min(abs(share - 1 / 3), abs(share - 2 / 3)) < NINTH_MARGIN:
                 return None
-        column, row = (min(int(share * 3), 2) for share in thing.center)
+        column, row = (min(int(share * 3), 2) for share in item.center)
         return _NINTHS[row][column]
 
-    def in_half(self, side: str) -> list[Thing] | None:
-        """Things whose centre lies in a half; None where one lies too near the middle line."""
-        return self._beyond(self.things, side, (0.5, 0.5), HALF_MARGIN)
+    def in_half(self, side: str) -> list[ViewedObject] | None:
+        """Objects whose centre lies in a half; None where one lies too near the middle line."""
+        return self._beyond(self.objects, side, (0.5, 0.5), HALF_MARGIN)
 
-    def beside(self, anchor: Thing, side: str) -> list[Thing] | None:
-        """Things on a side of another one by their centres; None where one is too close to call."""
-        others = [thing for thing in self.things if thing is not anchor]
+    def beside(self, anchor: ViewedObject, side: str) -> list[ViewedObject] | None:
+        """Objects on a side of another by their centres; None where one is too close to call."""
+        others = [item for item in self.objects if item is not anchor]
         return self._beyond(others, side, anchor.center, RELATIVE_MARGIN)
 
-    def is_beside(self, thing: Thing, anchor: Thing, side: str) -> bool | None:
-        """Whether a thing is on a side of another one; None where it is too close to call."""
-        found = self._beyond([thing], side, anchor.center, RELATIVE_MARGIN)
+    def is_beside(self, item: ViewedObject, anchor: ViewedObject, side: str) -> bool | None:
+        """Whether an object is on a side of another one; None where it is too close to call."""
+        found = self._beyond([item], side, anchor.center, RELATIVE_MARGIN)
         return None if found is None else bool(found)
 
-    def nearest_edge(self, side: str, among: Sequence[Thing]) -> Thing | None:
-        """The thing nearest an edge by centre and by outline alike; None where it is unclear."""
+    def nearest_edge(self, side: str, among: Sequence[ViewedObject]) -> ViewedObject | None:
+        """The object nearest an edge by centre and by outline alike; None where it is unclear."""
         if len(among) < 2:
             return None
         axis, sign = _AXES[side]
@@ -192,9 +190,9 @@ class SceneView:
         winner = min(among, key=lambda one: sign * one.edges[outline])
         return first if winner is first else None
 
-    def nearest_thing(self, anchor: Thing) -> Thing | None:
-        """The thing nearest another one by centre and by box alike; None where it is unclear."""
-        others = [thing for thing in self.things if thing is not anchor]
+    def nearest_object(self, anchor: ViewedObject) -> ViewedObject | None:
+        """The object nearest another one by centre and by box alike; None where it is unclear."""
+        others = [item for item in self.objects if item is not anchor]
         if len(others) < 2:
             return None
         reach = {id(one): self._distance(anchor, one) for one in others}
@@ -204,7 +202,7 @@ class SceneView:
         gap = self._gap(anchor, first)
         return first if all(gap <= self._gap(anchor, one) for one in others) else None
 
-    def extreme_size(self, among: Sequence[Thing], *, largest: bool) -> Thing | None:
+    def extreme_size(self, among: Sequence[ViewedObject], *, largest: bool) -> ViewedObject | None:
         """The largest or smallest by visible area and by box alike; None where it is unclear."""
         if len(among) < 2:
             return None
@@ -217,11 +215,11 @@ class SceneView:
         own = first.object.box[2] * first.object.box[3]
         return first if own == (max(boxes) if largest else min(boxes)) else None
 
-    def ranked(self, among: Sequence[Thing], order: str) -> list[Thing] | None:
-        """Things from one side of the picture to the other, or by size.
+    def ranked(self, among: Sequence[ViewedObject], order: str) -> list[ViewedObject] | None:
+        """Objects from one side of the picture to the other, or by size.
 
         Args:
-            among: which things.
+            among: which objects.
             order: the side to begin at, or "large" or "small" for what comes first by visible area.
 
         Returns:
@@ -241,11 +239,11 @@ class SceneView:
 
     def _clear(self, kind: str, keys: Iterable[Iterable[str]]) -> list[str]:
         found = dict.fromkeys(key for some in keys for key in some)
-        return [key for key in found if f"{kind}:{key}" not in self.borderline]
+        return [key for key in found if f"{kind}:{key}" not in self.ambiguous]
 
-    def _measure(self, one: SceneObject, position: str) -> Thing:
+    def _measure(self, one: SceneObject, position: str) -> ViewedObject:
         left, top, width, height = one.box
-        return Thing(
+        return ViewedObject(
             object=one,
             concept=self.knowledge.concepts[one.concept],
             center=(one.center[0] / self._width, one.center[1] / self._height),
@@ -259,46 +257,48 @@ class SceneView:
         )
 
     def _name_positions(self, objects: Sequence[SceneObject]) -> list[str]:
-        """What tells things of one kind apart; "" for the only one of its kind."""
+        """What tells objects of one kind apart; "" for the only one of its kind."""
         positions = [""] * len(objects)
         for concept, count in Counter(one.concept for one in objects).items():
             if count < 2:
                 continue
-            places = [i for i, one in enumerate(objects) if one.concept == concept]
-            for word, place in self._ranked([objects[i] for i in places], places):
-                positions[place] = word
+            indices = [i for i, one in enumerate(objects) if one.concept == concept]
+            for word, index in self._ranked([objects[i] for i in indices], indices):
+                positions[index] = word
         return positions
 
-    def _ranked(self, group: Sequence[SceneObject], places: Sequence[int]) -> list[tuple[str, int]]:
+    def _ranked(
+        self, group: Sequence[SceneObject], indices: Sequence[int]
+    ) -> list[tuple[str, int]]:
         ways = ((0, self._width, "left", "right"), (1, self._height, "top", "bottom"))
         for axis, side, low, high in ways if len(group) <= 3 else ():
             order = sorted(range(len(group)), key=lambda i: group[i].center[axis])
             values = [group[i].center[axis] / side for i in order]
             if min(b - a for a, b in pairwise(values)) >= INSTANCE_MARGIN:
                 words = (low, high) if len(group) == 2 else (low, "middle", high)
-                return [(word, places[i]) for word, i in zip(words, order, strict=True)]
-        return list(zip(ORDINALS, places, strict=False))
+                return [(word, indices[i]) for word, i in zip(words, order, strict=True)]
+        return list(zip(ORDINALS, indices, strict=False))
 
     def _beyond(
-        self, among: Iterable[Thing], side: str, origin: tuple[float, float], margin: float
-    ) -> list[Thing] | None:
+        self, among: Iterable[ViewedObject], side: str, origin: tuple[float, float], margin: float
+    ) -> list[ViewedObject] | None:
         axis, sign = _AXES[side]
         found = []
-        for thing in among:
-            offset = sign * (origin[axis] - thing.center[axis])
+        for item in among:
+            offset = sign * (origin[axis] - item.center[axis])
             if abs(offset) < margin:
                 return None
             if offset > 0:
-                found.append(thing)
+                found.append(item)
         return found
 
-    def _distance(self, one: Thing, other: Thing) -> float:
+    def _distance(self, one: ViewedObject, other: ViewedObject) -> float:
         short = min(self._height, self._width)
         dx = (one.center[0] - other.center[0]) * self._width / short
         dy = (one.center[1] - other.center[1]) * self._height / short
         return math.hypot(dx, dy)
 
-    def _gap(self, one: Thing, other: Thing) -> float:
+    def _gap(self, one: ViewedObject, other: ViewedObject) -> float:
         """Distance between two boxes, in pixels; 0 where they touch."""
         a, b = one.object.box, other.object.box
         dx = max(a[0] - b[0] - b[2], b[0] - a[0] - a[2], 0)

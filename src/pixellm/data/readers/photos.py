@@ -110,7 +110,7 @@ class Photos(Reader):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of all things that the file annotates, as targets carry them."""
+        """Names of all objects that the file annotates, as targets carry them."""
         return tuple(concept.name for concept in self.knowledge.concepts.values())
 
     def __len__(self) -> int:
@@ -170,8 +170,8 @@ class Photos(Reader):
         return LazySamples(len(asked), build, bad)
 
     def counts(self) -> dict[str, int]:
-        """Photos, annotated objects, and the kinds of things among them."""
-        objects = [len(self.view(self.picture(item)).things) for item in range(len(self))]
+        """Photos, annotated objects, and the kinds of objects among them."""
+        objects = [len(self.view(self.picture(item)).objects) for item in range(len(self))]
         return {
             "pictures": len(self),
             "targets": sum(objects),

@@ -1,7 +1,8 @@
-"""Questions about what things are: names, kinds, categories, uses, activities, absence.
+"""Questions about what objects are: names, kinds, categories, uses, activities, absence.
 
 Every function looks for one true question of its kind in a scene and returns None where the scene
-allows none this time. It knows nothing of places and sizes, and nothing of how kinds are chosen.
+allows none this time. Positions and sizes are in ``questions_positions``, the choice
+of kinds in ``questions``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pixellm.scenes.phrasing import (
     purpose_words,
     say,
 )
-from pixellm.scenes.scene_view import MAX_TARGETS, SceneView, Thing
+from pixellm.scenes.scene_view import MAX_TARGETS, SceneView, ViewedObject
 
 WITH_SHARE = 0.3
 """Share of the questions for an instrument that are asked as "What could I ... with?"."""
@@ -46,49 +47,51 @@ class Draft:
         kind: one of the kinds of questions.
         question: as a person types it.
         answer: the text with its marks.
-        things: what the marks stand for, in order.
+        objects: what the marks stand for, in order.
     """
 
     kind: str
     question: str
     answer: str
-    things: tuple[Thing, ...] = ()
+    objects: tuple[ViewedObject, ...] = ()
 
 
 def ask_by_name(view: SceneView, rng: random.Random) -> Draft | None:
-    """One thing by its name or a synonym."""
-    if not view.unmistakable:
+    """One object by its name or a synonym."""
+    if not view.unambiguous:
         return None
-    thing = rng.choice(view.unmistakable)
-    words = grammar_words(thing.concept, called(thing.concept, rng))
+    item = rng.choice(view.unambiguous)
+    words = grammar_words(item.concept, definite_name(item.concept, rng))
     question = ask(rng, "naming", **words)
-    return Draft("naming", question, answer_with(rng, "naming", [thing], **words), (thing,))
+    return Draft("naming", question, answer_with(rng, "naming", [item], **words), (item,))
 
 
 def ask_several(
     view: SceneView, rng: random.Random, numbers: Sequence[int] = (2, 2, 3, 4)
 ) -> Draft | None:
-    """Two to four things at once, answered in the order of the question."""
-    things = view.unmistakable
-    possible = [number for number in numbers if number <= len(things)]
+    """Two to four objects at once, answered in the order of the question."""
+    objects = view.unambiguous
+    possible = [number for number in numbers if number <= len(objects)]
     if not possible:
         return None
-    things = rng.sample(things, rng.choice(possible))
-    question = ask(rng, "several", list=join_phrases([called(one.concept, rng) for one in things]))
-    return Draft("several", question, answer_with(rng, "several", things), tuple(things))
+    objects = rng.sample(objects, rng.choice(possible))
+    question = ask(
+        rng, "several", list=join_phrases([definite_name(one.concept, rng) for one in objects])
+    )
+    return Draft("several", question, answer_with(rng, "several", objects), tuple(objects))
 
 
 def ask_many(view: SceneView, rng: random.Random) -> Draft | None:
-    """Three things at least, as many as are ever asked for at most: their order is to be kept."""
+    """Three objects at least, as many as are ever asked for at most: their order is to be kept."""
     return ask_several(view, rng, range(3, MAX_TARGETS + 1))
 
 
 def ask_choice(view: SceneView, rng: random.Random) -> Draft | None:
-    """Two to five things by their names, of which the scene shows some; those are answered."""
-    most = min(len(view.unmistakable), MAX_TARGETS - 1)
+    """Two to five objects by their names, of which the scene shows some; those are answered."""
+    most = min(len(view.unambiguous), MAX_TARGETS - 1)
     if not most:
         return None
-    shown = rng.sample(view.unmistakable, rng.randint(1, most))
+    shown = rng.sample(view.unambiguous, rng.randint(1, most))
     absent: dict[str, Concept] = {}
     for _ in range(rng.randint(1, MAX_TARGETS - len(shown))):
         concept = absent_concept(view, rng)
@@ -99,18 +102,18 @@ def ask_choice(view: SceneView, rng: random.Random) -> Draft | None:
     named = [*(one.concept for one in shown), *absent.values()]
     rng.shuffle(named)
     shown.sort(key=lambda one: named.index(one.concept))
-    names = join_phrases([called(one, rng) for one in named], "or")
+    names = join_phrases([definite_name(one, rng) for one in named], "or")
     question = ask(rng, "choice", list=names)
     return Draft("choice", question, answer_with(rng, "choice", shown), tuple(shown))
 
 
 def ask_instances(view: SceneView, rng: random.Random) -> Draft | None:
-    """All things of a kind that the scene shows twice or more, or one of them by its place."""
+    """All objects of a kind that the scene shows twice or more, or one of them by its position."""
     keys = [
         key
         for key, count in view.counts.items()
         if 2 <= count <= min(view.max_targets, len(NUMBERS) - 1)
-        and f"name:{key}" not in view.borderline
+        and f"name:{key}" not in view.ambiguous
     ]
     if not keys:
         return None
@@ -121,16 +124,14 @@ def ask_instances(view: SceneView, rng: random.Random) -> Draft | None:
         question = ask(rng, "instances_all", plural=concept.plural, number=number)
         answer = answer_with(rng, "instances_all", group)
         return Draft("instances", question, answer, tuple(group))
-    thing = rng.choice(group)
-    if thing.position not in OTHER_WORDS:
+    item = rng.choice(group)
+    if item.position not in OTHER_WORDS:
         return None
-    behind, before = OTHER_WORDS[thing.position]
-    forms = [thing.phrase, f"the {before} {concept.name}", f"{thing.plain_phrase} {behind}"]
+    behind, before = OTHER_WORDS[item.position]
+    forms = [item.phrase, f"the {before} {concept.name}", f"{item.plain_phrase} {behind}"]
     words = grammar_words(concept, rng.choice(forms))
     question = ask(rng, "instances_one", **words)
-    return Draft(
-        "instances", question, answer_with(rng, "instances_one", [thing], **words), (thing,)
-    )
+    return Draft("instances", question, answer_with(rng, "instances_one", [item], **words), (item,))
 
 
 def ask_by_category(view: SceneView, rng: random.Random) -> Draft | None:
@@ -139,11 +140,11 @@ def ask_by_category(view: SceneView, rng: random.Random) -> Draft | None:
     if not keys:
         return None
     key = rng.choice(keys)
-    things = view.in_category(key)
-    if len(things) > view.max_targets:
+    objects = view.in_category(key)
+    if len(objects) > view.max_targets:
         return None
     question = ask(rng, "category", **category_words(view, key))
-    return Draft("category", question, answer_with(rng, "category", things), tuple(things))
+    return Draft("category", question, answer_with(rng, "category", objects), tuple(objects))
 
 
 def ask_by_use(view: SceneView, rng: random.Random) -> Draft | None:
@@ -152,12 +153,12 @@ def ask_by_use(view: SceneView, rng: random.Random) -> Draft | None:
     if not keys:
         return None
     key = rng.choice(keys)
-    things = view.serving(key)
-    if len(things) > view.max_targets:
+    objects = view.serving(key)
+    if len(objects) > view.max_targets:
         return None
     question = _ask_use(view, rng, key, _purpose(view, rng, key))
-    answer = answer_with(rng, "use", things, conjunction="or")
-    return Draft("use", question, answer, tuple(things))
+    answer = answer_with(rng, "use", objects, conjunction="or")
+    return Draft("use", question, answer, tuple(objects))
 
 
 def ask_activity(view: SceneView, rng: random.Random) -> Draft | None:
@@ -167,8 +168,8 @@ def ask_activity(view: SceneView, rng: random.Random) -> Draft | None:
         return None
     first, second = rng.sample(keys, 2)
     parts = [view.serving(first), view.serving(second)]
-    things = [*parts[0], *parts[1]]
-    if len(set(things)) < len(things) or len(things) > view.max_targets:
+    objects = [*parts[0], *parts[1]]
+    if len(set(objects)) < len(objects) or len(objects) > view.max_targets:
         return None
     words = _purpose(view, rng, first, "first") | _purpose(view, rng, second, "second")
     question = ask(rng, "activity", **words)
@@ -179,7 +180,7 @@ def ask_activity(view: SceneView, rng: random.Random) -> Draft | None:
         objects_first=mark_phrases([one.phrase for one in parts[0]], "or"),
         objects_second=mark_phrases([one.phrase for one in parts[1]], "or"),
     )
-    return Draft("activity", question, answer, tuple(things))
+    return Draft("activity", question, answer, tuple(objects))
 
 
 def ask_for_absent(
@@ -193,7 +194,7 @@ def ask_for_absent(
         concept = absent_concept(view, rng)
         if concept is None:
             return None
-        words = grammar_words(concept, called(concept, rng))
+        words = grammar_words(concept, definite_name(concept, rng))
         answer = say(rng, "negative_name", name=concept.name, **words)
         return Draft("negative", ask(rng, "naming", **words), answer)
     table = view.knowledge.categories if way == "category" else view.knowledge.uses
@@ -215,7 +216,7 @@ def ask_for_absent_group(view: SceneView, rng: random.Random) -> Draft | None:
     return ask_for_absent(view, rng, ("category", "use"))
 
 
-def called(concept: Concept, rng: random.Random) -> str:
+def definite_name(concept: Concept, rng: random.Random) -> str:
     """The name with its definite article, now and then a synonym."""
     if concept.synonyms and rng.random() < SYNONYM_SHARE:
         return f"the {rng.choice(concept.synonyms)}"
@@ -225,13 +226,13 @@ def called(concept: Concept, rng: random.Random) -> str:
 def absent_concept(view: SceneView, rng: random.Random) -> Concept | None:
     """A concept that the scene surely lacks, in half of the cases akin to something in it."""
     keys = list(view.knowledge.concepts)
-    near = [key for thing in view.things for key in thing.concept.categories[:1]]
+    near = [key for item in view.objects for key in item.concept.categories[:1]]
     if near and rng.random() < 0.5:
         keys = list(view.knowledge.concepts_by_category[rng.choice(near)])
     concept = view.knowledge.concepts[rng.choice(keys)]
-    if view.counts[concept.key] or f"name:{concept.key}" in view.borderline:
+    if view.counts[concept.key] or f"name:{concept.key}" in view.ambiguous:
         return None
-    if any(f"name:{thing.concept.key}" in concept.borderline for thing in view.things):
+    if any(f"name:{item.concept.key}" in concept.ambiguous for item in view.objects):
         return None
     return concept
 
@@ -250,13 +251,13 @@ def category_words(view: SceneView, key: str) -> dict[str, str]:
 def answer_with(
     rng: random.Random,
     section: str,
-    things: Sequence[Thing],
+    objects: Sequence[ViewedObject],
     conjunction: str = "and",
     **words: str,
 ) -> str:
-    """An answer of a section that lists things with their marks."""
+    """An answer of a section that lists objects with their marks."""
     return say(
-        rng, section, **words, objects=mark_phrases([one.phrase for one in things], conjunction)
+        rng, section, **words, objects=mark_phrases([one.phrase for one in objects], conjunction)
     )
 
 
