@@ -37,16 +37,18 @@ def text_config(vocab_size):
     )
 
 
-def write_original_llava(directory, tower):
+TWO_LAYERS = {"0.weight": (24, 16), "0.bias": (24,), "2.weight": (24, 24), "2.bias": (24,)}
+ONE_LAYER = {"weight": (24, 16), "bias": (24,)}
+
+
+def write_original_llava(directory, tower, projector=TWO_LAYERS):
     directory.mkdir()
     count = write_sentencepiece(directory / "tokenizer.model")
     torch.manual_seed(0)
     language_model = LlamaForCausalLM(text_config(count))
     state = {name: value.half() for name, value in language_model.state_dict().items()}
-    state["model.mm_projector.0.weight"] = torch.randn(24, 16).half()
-    state["model.mm_projector.0.bias"] = torch.randn(24).half()
-    state["model.mm_projector.2.weight"] = torch.randn(24, 24).half()
-    state["model.mm_projector.2.bias"] = torch.randn(24).half()
+    for name, shape in projector.items():
+        state[f"model.mm_projector.{name}"] = torch.randn(shape).half()
     torch.save(state, directory / "pytorch_model.bin")
     values = language_model.config.to_dict() | {
         "model_type": "llava",
@@ -92,6 +94,15 @@ def test_an_original_llava_fills_the_language_model_and_its_projection(tmp_path,
     assert torch.equal(query, state["model.layers.1.self_attn.q_proj.weight"].float())
     projected = model.model.image_projector.projection[2].weight
     assert torch.equal(projected, state["model.mm_projector.2.weight"].float())
+
+
+def test_the_single_projection_of_the_first_llavas_is_taken_over(tmp_path, tower):
+    """Of LLaVA-Lightning-7B-v1-1 and llava-llama-2-13b-chat-lightning-preview."""
+    state = write_original_llava(tmp_path / "llava", tower, ONE_LAYER)
+    model = assert_answers(init_from_llava(tmp_path / "llava", tmp_path / "out"))
+    assert model.config.llm_projector_size == 0
+    projected = model.model.image_projector.projection.weight
+    assert torch.equal(projected, state["model.mm_projector.weight"].float())
 
 
 def test_a_llava_of_transformers_fills_the_same_parts(tmp_path, tower):

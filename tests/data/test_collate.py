@@ -165,6 +165,18 @@ def test_a_batch_of_which_nothing_fits_keeps_a_picture_that_teaches_nothing(
     assert len(batch["target_rows"]) == 0
 
 
+def test_a_dialogue_has_a_limit_of_its_own(processor: PixelLMProcessor) -> None:
+    """Tokens of text, the picture not counted; the other dialogues of the row stay."""
+    sample = square_sample()
+    whole = Collator(processor, GRID)([[sample, sample]])
+    longest = int((whole["dialogue_ids"][0] == 1).sum())
+    fits = Collator(processor, GRID, max_text_length=longest)([[sample, sample]])
+    assert "num_dropped_turns" not in fits
+    cut = Collator(processor, GRID, max_text_length=longest - 1)([[sample, sample]])
+    assert (cut["num_dropped_turns"], cut["num_dropped_rows"]) == (2, 0)
+    assert set(cut["dialogue_ids"][0].tolist()) == {0, 1, 2}
+
+
 def test_rows_shorter_than_a_picture_are_refused(processor: PixelLMProcessor) -> None:
     with pytest.raises(ValueError, match=r"takes \d+ tokens of a row of 4; raise collate.max_len"):
         Collator(processor, GRID, max_length=4)

@@ -39,11 +39,13 @@ class Collator:
         max_length: longest row in tokens; turns that do not fit are left out, and rows of which
             none fits.
         class_map_size: side of the square grid, over the canvas, of that map.
+        max_text_length: longest dialogue in tokens, the text before the picture included, the
+            picture not; turns that do not fit are left out. None for no limit but the row's.
         with_objects: add the masks of everything annotated, asked for or not, and the targets' on
             the same grid as the class map.
 
     Raises:
-        ValueError: the picture alone is as long as a row may be.
+        ValueError: the picture alone is as long as a row may be, or the template as a dialogue.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Collator:
         class_names: Sequence[str] = (),
         max_length: int = 2048,
         class_map_size: int = 96,
+        max_text_length: int | None = None,
         *,
         with_objects: bool = False,
     ) -> None:
@@ -64,6 +67,15 @@ class Collator:
         self.with_objects = with_objects
         encoded = processor.codec.encode(dialogue_messages((), "?"))
         self.prefix = encoded.ids[: encoded.prefix]
+        text_before = encoded.prefix - processor.codec.num_image_tokens
+        self.longest_dialogue = max_length
+        if max_text_length is not None:
+            self.longest_dialogue = max_text_length - text_before
+            if self.longest_dialogue < 1:
+                raise ValueError(
+                    f"The template alone takes {text_before} of {max_text_length} tokens of text; "
+                    "raise collate.max_text_length."
+                )
         if len(self.prefix) >= max_length:
             raise ValueError(
                 f"A picture alone takes {len(self.prefix)} tokens of a row of {max_length}; raise "
@@ -179,7 +191,8 @@ class Collator:
         out = self._start(resized)
         kept: list[tuple[Sample, int]] = []
         for number, sample in enumerate(row, start=1):
-            encoded, count = self._encode_fitting(sample, self.max_length - len(out["input_ids"]))
+            room = min(self.max_length - len(out["input_ids"]), self.longest_dialogue)
+            encoded, count = self._encode_fitting(sample, room)
             if not count:
                 continue
             tail = slice(encoded.prefix, None)

@@ -169,6 +169,9 @@ class CollateConfig(Section):
     """Side of the square grid over the canvas that tells the auxiliary losses what is where."""
     max_length: int = Field(default=2048, gt=0)
     """Longest row in tokens; dialogues are cut at a turn boundary."""
+    max_text_length: int | None = Field(default=None, gt=0)
+    """Longest dialogue in tokens of text, the picture not counted; None for the row's limit alone.
+    A row holds the picture once and several dialogues about it."""
 
 
 class CheckpointConfig(Section):

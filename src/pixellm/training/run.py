@@ -173,6 +173,7 @@ class Run:
             self.class_names,
             sizes.max_length,
             sizes.class_map_size,
+            sizes.max_text_length,
             with_objects=self.stage.loss.needs_objects,
         )
 

@@ -112,6 +112,23 @@ def test_a_question_asks_for_at_most_three_classes_and_an_epoch_for_all(root):
     assert sizes == {1, 2, 3}
 
 
+@pytest.mark.parametrize(("count", "sizes"), [(14, [3, 3, 3]), (9, [3, 3, 3]), (4, [1, 3])])
+def test_three_full_questions_are_the_papers_setting(tmp_path, count, sizes):
+    folder = tmp_path / "ade20k"
+    write_pair(
+        folder / "images" / "training" / "a.jpg",
+        folder / "annotations" / "training" / "a.png",
+        blocks(*range(1, count + 1)),
+    )
+    data = Ade20k(tmp_path, questions_per_picture=3, fill_questions=True)
+    seen = set()
+    for epoch in range(15):
+        item = data.dialogues(0, epoch)
+        assert sorted(len(sample.turns[0].targets) for sample in item) == sizes
+        seen |= {target.name for sample in item for target in sample.turns[0].targets}
+    assert len(seen) == count, "what is left over comes in other epochs"
+
+
 def test_a_picture_without_classes_is_asked_for_something_it_does_not_show(root):
     write_pair(
         root / "coco" / "train2017" / "7.jpg",

@@ -9,7 +9,7 @@ from refer_layouts import all_turns, coco_set, refs_of, write_refer
 
 from pixellm.data.readers.base import BadRow, LazySamples, Reader, check_split
 from pixellm.data.registry import READERS, open_reader, reader_class
-from pixellm.training.config import DataSource, Stage
+from pixellm.training.config import DataSource, Stage, load_config
 from pixellm.training.stream import DATASETS, Mixture, batch_stream, build_sources
 from pixellm.types import Sample, Turn
 
@@ -81,6 +81,31 @@ def test_recipes_name_readers(root: Path) -> None:
     (reader,) = build_sources([source], stage)
     assert isinstance(reader, Reader)
     assert len(reader) == 16
+
+
+@pytest.mark.parametrize("recipe", ["pixellm_7b.yaml", "pixellm_13b.yaml"])
+def test_the_papers_recipes_ask_a_picture_up_to_three_questions_of_three(
+    recipe: str, tmp_path: Path
+) -> None:
+    """Eight expressions for four things of a picture: all eight are asked, the release's min(9)."""
+    config = load_config(Path(__file__).parents[3] / "recipes" / recipe)
+    instances = coco_set(tmp_path / "coco/train2014")
+    refer = [s for s in config.data if s.name in ("refclef", "refcoco", "refcoco+", "refcocog")]
+    assert len(refer) == 4
+    for source in refer:
+        refs_file = "refs(umd).p" if source.name == "refcocog" else "refs(unc).p"
+        write_refer(tmp_path, source.name, refs_file, instances, refs_of(instances))
+        images = {"root": str(tmp_path), "images": str(tmp_path / "coco/train2014")}
+        (reader,) = build_sources(
+            [source], config.stages[0].model_copy(update={"data_args": images})
+        )
+        assert isinstance(reader, Reader)
+        for turns in all_turns(reader):
+            assert len(turns) <= 3 and sum(len(turn.targets) for turn in turns) == 8
+    classes = [s for s in config.data if s.args.get("fill_questions")]
+    assert {s.name for s in classes} == {"ade20k", "cocostuff", "mapillary", "paco", "pascal-part"}
+    assert all(s.args["questions_per_picture"] == 3 for s in classes)
+    assert config.rows_that_train == "all"
 
 
 def test_a_mixture_takes_a_readers_epochs_one_after_the_other(root: Path) -> None:

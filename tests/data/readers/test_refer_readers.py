@@ -122,6 +122,41 @@ def test_the_same_index_is_the_same_sample_wherever_it_is_read(
     assert all_turns(other) != all_turns(reader)
 
 
+@pytest.mark.parametrize(
+    ("things", "versions", "per_item", "wanted"),
+    [(1, 3, 3, 3), (2, 3, 3, 6), (3, 3, 3, 9), (4, 4, 3, 9), (4, 1, 3, 4), (4, 2, 2, 6)],
+)
+def test_a_picture_is_asked_so_many_questions_about_different_things(
+    tmp_path: Path, things: int, versions: int, per_item: int, wanted: int
+) -> None:
+    """The paper's setting: up to three questions for up to three expressions each."""
+    instances = coco_set(tmp_path / COCO_FOLDER)
+    refs = refs_of(instances, things, versions)
+    write_refer(tmp_path, "refcoco", "refs(unc).p", instances, refs)
+    reader = open_reader("refcoco", tmp_path, "train", per_item=per_item, questions_per_picture=3)
+    assert len(reader) == reader.counts()["pictures"] == 2
+    seen = set()
+    for epoch in range(25):
+        for index in range(len(reader)):
+            turns = [turn for dialogue in reader.dialogues(index, epoch) for turn in dialogue.turns]
+            asked_for = [asked(turn) for turn in turns]
+            assert len(turns) <= 3
+            for pairs in asked_for:
+                assert len({annotation for annotation, _ in pairs}) == len(pairs) <= per_item
+            assert sum(map(len, asked_for)) == len(set().union(*asked_for)) == wanted
+            seen |= set().union(*asked_for)
+    assert len(seen) == reader.counts()["questions"], "what is left over comes in other epochs"
+    assert list(reader.check()) == []
+
+
+def test_a_multi_set_has_its_own_groups(tmp_path: Path, instances: dict[str, Any]) -> None:
+    write_refer(tmp_path, "refcoco", "refs(unc).p", instances, refs_of(instances))
+    with pytest.raises(ValueError, match="take refcoco to choose questions_per_picture"):
+        open_reader("multi-refcoco", tmp_path, "train", questions_per_picture=3)
+    with pytest.raises(ValueError, match="at least 1"):
+        open_reader("refcoco", tmp_path, "train", questions_per_picture=0)
+
+
 def test_several_expressions_are_asked_together_in_turn_and_apart(
     tmp_path: Path, instances: dict[str, Any]
 ) -> None:

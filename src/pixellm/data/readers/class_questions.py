@@ -152,6 +152,7 @@ def _ask(rng: random.Random, section: str, names: Sequence[str]) -> str:
     question = rng.choice(load_phrases()[section]["questions"]).format(
         it=join_phrases([definite(name) for name in names]),
         name=join_phrases(bare),
+        words=join_phrases([name.strip().lower() for name in names]),
         each=join_phrases([f"every {name}" for name in bare]),
         **{"is": "are" if several else "is", "them": "them" if several else "it"},
     )

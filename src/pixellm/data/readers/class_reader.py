@@ -48,6 +48,8 @@ class ClassReader(Reader):
         classes_per_question: at most; each question asks for 1 to so many.
         questions_per_picture: at most, in one epoch; the classes that are left over come in other
             epochs. None asks for everything in each.
+        fill_questions: ask each question for ``classes_per_question`` classes where as many are
+            left, rather than for 1 to so many.
         max_instances: a question has no more targets; a class with more is not asked for.
         min_area: a class that covers less than this share of the picture is not asked for, unless
             the picture shows nothing larger.
@@ -74,6 +76,7 @@ class ClassReader(Reader):
         targets: TargetKind = "regions",
         classes_per_question: int = 3,
         questions_per_picture: int | None = None,
+        fill_questions: bool = False,
         max_instances: int = 20,
         min_area: float = 0.0,
         negatives: float = 0.0,
@@ -93,6 +96,7 @@ class ClassReader(Reader):
         self.targets = targets
         self.classes_per_question = classes_per_question
         self.questions_per_picture = questions_per_picture
+        self.fill_questions = fill_questions
         self.max_instances = max_instances
         self.min_area = min_area
         self.negatives = negatives
@@ -214,7 +218,8 @@ class ClassReader(Reader):
                 if len(groups) == self.questions_per_picture:
                     break
                 groups.append([])
-                room, wanted = self.max_instances, rng.randint(1, self.classes_per_question)
+                fewest = self.classes_per_question if self.fill_questions else 1
+                room, wanted = self.max_instances, rng.randint(fewest, self.classes_per_question)
             groups[-1].append(one)
             room -= targets
         return groups

@@ -120,6 +120,9 @@ class ExpressionReader(Reader):
         seed: another seed gives other groups, another order and wording.
         images: folder of the pictures, where it is not the usual one.
         per_item: expressions of a picture that are asked in one item, at most.
+        questions_per_picture: an item is a picture and asks at most so many questions, each for at
+            most ``per_item`` expressions of different things; the expressions that are left over
+            come in other epochs. None asks for every expression in each.
 
     Raises:
         ValueError: an unknown split, no usable expression, or a damaged file.
@@ -138,12 +141,16 @@ class ExpressionReader(Reader):
         seed: int = 0,
         images: Path | str | None = None,
         per_item: int = 3,
+        questions_per_picture: int | None = None,
     ) -> None:
         super().__init__(root, split, seed)
         if per_item < 1:
             raise ValueError(f"An item of {self.name} holds at least 1 expression, not {per_item}.")
+        if questions_per_picture is not None and questions_per_picture < 1:
+            raise ValueError(f"questions_per_picture of {self.name} is at least 1.")
         self.images = Path(images) if images else self.find_folder(self.root, self.picture_folders)
         self.per_item = per_item
+        self.questions_per_picture = questions_per_picture
         self.require(self.instances_path, self.expressions_path, self.images)
         self.instances = InstanceFile(self.instances_path)
         bad: list[BadRow] = []
@@ -170,8 +177,10 @@ class ExpressionReader(Reader):
     def group_for_training(self) -> tuple[Integers, Integers]:
         """Expression numbers item by item, and where each item starts, with the end.
 
-        The expressions of an item single out different things.
+        The expressions of an item single out different things, unless an item is a picture.
         """
+        if self.questions_per_picture is not None:
+            return np.arange(len(self.table)), self.table.starts
         draw = np.random.default_rng(self.seed)
         groups = [
             group
@@ -190,7 +199,12 @@ class ExpressionReader(Reader):
     def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
         """See :meth:`Reader.compose`."""
         members = self._members[self._ends[item] : self._ends[item + 1]]
-        dialogues = self.to_dialogues(rng, self._things(members))
+        if self.questions_per_picture is None:
+            dialogues = self.to_dialogues(rng, self._things(members))
+        else:
+            drawn = self._draw_questions(rng, members, self.questions_per_picture)
+            together = (compose_dialogues(rng, self._things(one), "together") for one in drawn)
+            dialogues = tuple(dialogue for one in together for dialogue in one)
         ids = [f"{self.name}-{self.split}-{item}-{number}" for number in range(len(dialogues))]
         picture = int(self.table.pictures[members[0]])
         return tuple(self._sample(picture, *one) for one in zip(dialogues, ids, strict=True))
@@ -287,6 +301,21 @@ class ExpressionReader(Reader):
             for members in rounds.values()
             for part in np.array_split(np.array(members), -(-len(members) // self.per_item))
         ]
+
+    def _draw_questions(
+        self, rng: random.Random, members: Integers, num_questions: int
+    ) -> list[Integers]:
+        """Some of a picture's expressions in groups, each of different things."""
+        of_thing: dict[int, list[int]] = {}
+        for member in rng.sample(members.tolist(), len(members)):
+            of_thing.setdefault(int(self.table.things[member]), []).append(member)
+        usable = [member for own in of_thing.values() for member in own[:num_questions]]
+        drawn = set(rng.sample(usable, min(len(usable), num_questions * self.per_item)))
+        kept = [[member for member in own if member in drawn] for own in of_thing.values()]
+        dealt = [member for own in kept for member in own]
+        # Dealt in turn, the expressions of one thing, next to each other, come into different ones.
+        count = max(-(-len(dealt) // self.per_item), *map(len, kept))
+        return [np.array(dealt[first::count]) for first in range(count)]
 
     def _things(self, members: Integers) -> list[NamedMasks]:
         size = self.instances.picture(int(self.table.pictures[members[0]])).size

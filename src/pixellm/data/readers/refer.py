@@ -37,6 +37,7 @@ class ReferReader(ExpressionReader):
         partition: who made the splits, as in the name of the file; the usual one where None.
         images: folder of the pictures, where it is not the usual one.
         per_item: expressions of a picture that are asked in one item, at most.
+        questions_per_picture: see :class:`~pixellm.data.readers.expressions.ExpressionReader`.
 
     Raises:
         ValueError: an unknown split or partition, or a file that is damaged or refused.
@@ -59,6 +60,7 @@ class ReferReader(ExpressionReader):
         partition: str | None = None,
         images: Path | str | None = None,
         per_item: int = 3,
+        questions_per_picture: int | None = None,
     ) -> None:
         self.partition = partition or self.usual_partition(split)
         known = self.partitions.get(self.partition)
@@ -70,7 +72,7 @@ class ReferReader(ExpressionReader):
                 f"The partition {self.partition} of {self.name} has no split {split!r}; choose "
                 f"{', '.join(known)}."
             )
-        super().__init__(root, split, seed, images, per_item)
+        super().__init__(root, split, seed, images, per_item, questions_per_picture)
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
@@ -186,7 +188,16 @@ class _Grouped(ReferReader):
     """Expressions of a picture asked together, in groups of 6, 5, 4, 6, 5, ..."""
 
     def group_for_training(self) -> tuple[Integers, Integers]:
-        """Expression numbers item by item: the evaluation's groups."""
+        """Expression numbers item by item: the evaluation's groups.
+
+        Raises:
+            ValueError: another number of questions was asked for.
+        """
+        if self.questions_per_picture is not None:
+            raise ValueError(
+                f"An item of {self.name} is one question for up to {max(GROUP_SIZES)} expressions; "
+                f"take {self.folder.rpartition('/')[2]} to choose questions_per_picture."
+            )
         return self.group_for_evaluation()
 
     def group_for_evaluation(self) -> tuple[Integers, Integers]:

@@ -40,20 +40,21 @@ def load_phrases(bank: str) -> Mapping[str, Mapping[str, Any]]:
 
 
 def compose_dialogues(
-    rng: random.Random, things: Sequence[NamedMasks]
+    rng: random.Random, things: Sequence[NamedMasks], manner: str | None = None
 ) -> tuple[tuple[Turn, ...], ...]:
     """Ask for every thing once.
 
     Args:
         rng: decides manner and wording.
         things: expressions with the objects that fit; at least one expression.
+        manner: a key of :data:`MANNERS`; drawn by their shares where None.
 
     Returns:
         Dialogues, each of one or more turns.
     """
     named = [NamedMasks(to_noun(thing.name), thing.targets) for thing in things]
     single = [thing for thing in named if len(thing.targets) == 1]
-    manner = rng.choices(list(MANNERS), list(MANNERS.values()))[0]
+    manner = manner or rng.choices(list(MANNERS), list(MANNERS.values()))[0]
     groups = [single] if manner == "together" and single else [[thing] for thing in single]
     groups += [[thing] for thing in named if len(thing.targets) != 1]
     rng.shuffle(groups)
