@@ -34,10 +34,6 @@ LIMIT = 1e-4
 
 pytestmark = pytest.mark.skipif(not FORCED.is_dir(), reason=f"the parity data is not at {FORCED}")
 
-EARLY_LABELS = pytest.mark.xfail(
-    strict=False, reason="answers begin a token too early; their losses are right with right ids"
-)
-
 
 @cache
 def golden():
@@ -134,7 +130,6 @@ def measure(number, model, batch):
     return found
 
 
-@EARLY_LABELS
 @pytest.mark.parametrize("packed", [False, True], ids=["a row each", "packed by picture"])
 @pytest.mark.parametrize("number", batches())
 def test_a_training_step_has_the_released_losses_masks_and_embeddings(number, packed, released):
@@ -144,7 +139,6 @@ def test_a_training_step_has_the_released_losses_masks_and_embeddings(number, pa
     assert {name: value for name, value in found.items() if not value <= LIMIT} == {}
 
 
-@EARLY_LABELS
 @pytest.mark.parametrize("number", batches())
 def test_conversations_and_labels_are_those_of_the_released_collate_function(number, released):
     codec = released[1].codec

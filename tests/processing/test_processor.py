@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,20 @@ def test_rendered_prompts_give_the_same_ids(processor: PixelLMProcessor) -> None
     called = processor(images=picture, text=rendered)
     assert called.keys() == whole.keys()
     assert all(torch.equal(value, whole[name]) for name, value in called.items())
+
+
+def test_folders_that_say_where_labels_begin_still_load(
+    processor: PixelLMProcessor, tmp_path: Path
+) -> None:
+    """Earlier versions wrote ``label_lead``."""
+    processor.save_pretrained(tmp_path / "old")
+    path = tmp_path / "old" / "processor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "label_lead": 1}))
+    loaded = PixelLMProcessor.from_pretrained(tmp_path / "old")
+    messages = [*asking(TINY_QUESTION), {"role": "assistant", "content": "{seg}."}]
+    assert loaded.codec.encode(messages) == processor.codec.encode(messages)
+    loaded.save_pretrained(tmp_path / "new")
+    assert "label_lead" not in (tmp_path / "new" / "processor_config.json").read_text()
 
 
 def test_control_words_that_were_typed_stay_text_in_rendered_prompts(

@@ -123,17 +123,76 @@ def test_labels_cover_the_answers_with_their_ends_and_nothing_else(
         assert codebook == list(codec.codebook_ids) * text.count("{seg}")
 
 
-@pytest.mark.parametrize("template", sorted(CODECS))
+OWN_TEMPLATES = {
+    **TEMPLATES,
+    "line after the role": (
+        "{% for m in messages %}<user>{{ m['role'] }}\n{% for part in m['content'] %}"
+        "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+        "{% endfor %}</s>\n{% endfor %}"
+        "{% if add_generation_prompt %}<user>assistant\n{% endif %}"
+    ),
+    "space that is no part of the prompt": (
+        "{% for m in messages %}{% if m['role'] == 'user' %}ask {% else %}:  {% endif %}"
+        "{% for part in m['content'] %}{% if part['type'] == 'image' %}<image>"
+        "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+        "{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}:{% endif %}"
+    ),
+    "line and space": (
+        "{% for m in messages %}{{ m['role'] }}:\n{% if m['role'] == 'assistant' %} {% endif %}"
+        "{% for part in m['content'] %}{% if part['type'] == 'image' %}<image>"
+        "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+        "{% if m['role'] == 'assistant' %}</s>{% else %}\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:\n{% endif %}"
+    ),
+}
+
+
+def own_codec(name: str) -> PromptCodec:
+    """A codec with another template and the tokenizer of the compact one."""
+    tokenizer = CODECS[name if name in CODECS else "compact"].tokenizer
+    return PromptCodec(tokenizer, OWN_TEMPLATES[name], "<image>", CODEBOOK, IMAGE_TOKENS)
+
+
+@pytest.mark.parametrize("first", ["A red one {seg}.", "{seg}.", " {seg}, {seg}"])
+@pytest.mark.parametrize("second", ["None.", "{seg} and {seg}.", "\n{seg}"])
+@pytest.mark.parametrize("name", sorted(OWN_TEMPLATES))
 def test_what_the_model_reads_before_an_answer_is_what_it_was_trained_behind(
-    template: str,
+    name: str, first: str, second: str
 ) -> None:
-    codec = CODECS[template]
-    history = [("Which?", "A red one {seg}."), ("And?", "None.")]
+    codec = own_codec(name)
+    history = [("Which?", first), ("And?", second)]
     trained = codec.encode(dialogue_messages(history))
-    asked = codec.encode(dialogue_messages(history[:1], "And?"), add_generation_prompt=True)
-    assert trained.ids[: len(asked.ids)] == asked.ids
-    assert trained.labelled[len(asked.ids)] and not trained.labelled[len(asked.ids) - 1]
-    assert not any(asked.labelled[-3:])
+    for number, (question, answer) in enumerate(history):
+        messages = dialogue_messages(history[:number], question)
+        asked = codec.encode(messages, add_generation_prompt=True)
+        length = len(asked.ids)
+        assert trained.ids[:length] == asked.ids
+        assert trained.labelled[length] and not trained.labelled[length - 1]
+        assert not any(asked.labelled[-3:])
+        if answer.lstrip().startswith("{seg}"):
+            assert trained.ids[length : length + len(CODEBOOK)] == codec.codebook_ids
+
+
+@pytest.mark.parametrize("name", sorted(OWN_TEMPLATES))
+def test_text_behind_a_group_is_the_same_wherever_the_group_stands(name: str) -> None:
+    codec = own_codec(name)
+
+    def behind_first_group(answer: str) -> tuple[int, ...]:
+        ids = codec.encode(dialogue_messages([("Which?", answer)])).ids
+        return ids[ids.index(codec.codebook_ids[-1]) + 1 :]
+
+    behind = " and a blue square {seg} on the left."
+    assert behind_first_group("{seg}" + behind) == behind_first_group("There {seg}" + behind)
+
+
+@pytest.mark.parametrize("name", sorted(OWN_TEMPLATES))
+@pytest.mark.parametrize("answer", ["{seg}.", "A red one {seg}.", " {seg} and {seg}", "None."])
+def test_a_rendered_answer_gives_the_ids_of_its_message(name: str, answer: str) -> None:
+    codec = own_codec(name)
+    messages = dialogue_messages([("Which?", answer), ("a [SEG0][SEG1][SEG2]?", answer)], "And?")
+    rendered = codec.render(messages)
+    assert codec.encode_rendered(rendered).ids == codec.encode(messages).ids
 
 
 @pytest.mark.parametrize("template", sorted(CODECS))

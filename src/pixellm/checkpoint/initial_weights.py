@@ -141,5 +141,4 @@ def _new_processor(
         codebook_tokens=names,
         llm_grid=config.llm_grid,
         evidence_tokens=config.evidence_tokens,
-        label_lead=donor.label_lead,
     )

@@ -40,7 +40,6 @@ _LLAMA_SETTINGS = (
 _EARLY_LAYER = -11
 _LLM_GRID = (16, 16)
 _CONTEXT_TOKENS = 4
-_LABEL_LEAD = 1
 
 
 def is_released(directory: Path) -> bool:
@@ -200,7 +199,7 @@ def codebook_names(
 def released_processor(
     tokenizer: PreTrainedTokenizerFast, config: PixelLMConfig
 ) -> PixelLMProcessor:
-    """The release's input pipeline: 0..255 normalisation, Vicuna prompt, label lead."""
+    """The release's input pipeline: 0..255 normalisation, Vicuna prompt."""
     tokenizer.model_max_length = config.text_config.max_position_embeddings
     return PixelLMProcessor(
         PixelLMImageProcessor(image_size=config.image_size),
@@ -208,5 +207,4 @@ def released_processor(
         chat_template=VICUNA_TEMPLATE,
         codebook_tokens=codebook_token_names(config.group_size),
         llm_grid=config.llm_grid,
-        label_lead=_LABEL_LEAD,
     )

@@ -121,7 +121,6 @@ class PixelLMProcessor(ProcessorMixin):
         codebook_tokens: text of the codebook's tokens, in order.
         llm_grid: (height, width) of the language model's image grid.
         evidence_tokens: image tokens behind those of the grid, for things found in the picture.
-        label_lead: ids in front of each answer that are labelled with it, see ``PromptCodec``.
     """
 
     def __init__(
@@ -132,7 +131,6 @@ class PixelLMProcessor(ProcessorMixin):
         image_token: str = "<image>",
         codebook_tokens: Sequence[str] = (),
         llm_grid: Sequence[int] = (16, 16),
-        label_lead: int = 0,
         evidence_tokens: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -143,11 +141,10 @@ class PixelLMProcessor(ProcessorMixin):
         self.image_token = image_token
         self.codebook_tokens = list(codebook_tokens)
         self.llm_grid = list(llm_grid)
-        self.label_lead = label_lead
         self.evidence_tokens = evidence_tokens
         num_image_tokens = llm_grid[0] * llm_grid[1] + evidence_tokens
         self.codec = PromptCodec(
-            tokenizer, template, image_token, self.codebook_tokens, num_image_tokens, label_lead
+            tokenizer, template, image_token, self.codebook_tokens, num_image_tokens
         )
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:

@@ -83,7 +83,6 @@ class PromptCodec:
         image_token: str,
         codebook_tokens: Sequence[str],
         num_image_tokens: int,
-        label_lead: int = 0,
     ) -> None:
         """Prepare a codec.
 
@@ -93,8 +92,6 @@ class PromptCodec:
             image_token: text of the image placeholder.
             codebook_tokens: texts of the codebook's tokens, in order.
             num_image_tokens: ids that one placeholder becomes.
-            label_lead: ids in front of each answer that are labelled with it; the released model
-                learns to write the colon of "ASSISTANT:", 1.
 
         Raises:
             ValueError: the tokenizer lacks one of the named control tokens.
@@ -102,7 +99,6 @@ class PromptCodec:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.num_image_tokens = num_image_tokens
-        self.label_lead = label_lead
         vocabulary = tokenizer.get_vocab()
         missing = [t for t in (image_token, *codebook_tokens) if t not in vocabulary]
         if missing:
@@ -119,6 +115,7 @@ class PromptCodec:
         self._control_pattern = re.compile(f"({control_words(self._control)})")
         self._written_pattern = unmarked(self._control)
         self._group = "".join(codebook_tokens)
+        self._space_before_group = re.compile(rf"\s+(?={re.escape(self._group)})")
         self._plain = _without_control_tokens(tokenizer)
         self._control_ids = set(self._control.values()) - {tokenizer.unk_token_id}
 
@@ -131,24 +128,21 @@ class PromptCodec:
             ValueError: the dialogue holds more than one picture, or a message of another role.
         """
         slots: list[tuple[str, str]] = []
-        rendered = self.tokenizer.apply_chat_template(
-            [self._with_slots(message, slots) for message in messages],
-            chat_template=self.chat_template,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-        )
+        slotted = [self._with_slots(message, slots) for message in messages]
+        rendered = self._fill_template(slotted, self.chat_template, add_generation_prompt)
+        ending = self._prompt_ending(slotted, self.chat_template)
         ids: list[int] = []
         labelled: list[bool] = []
         prefix, after_answer = 0, False
         for piece, token, trim in self._pieces(self._control_pattern.split(rendered)):
             if token is None:
-                after_answer = self._encode_text(piece, slots, ids, labelled, trim)
+                after_answer = self._encode_text(piece, slots, ids, labelled, trim, ending)
                 continue
             prefix = self._place(token, ids, prefix)
             is_end = after_answer and token == self.tokenizer.eos_token_id
             labelled += [is_end] * (len(ids) - len(labelled))
             after_answer = False
-        return EncodedDialogue(tuple(ids), self._add_lead(labelled), prefix)
+        return EncodedDialogue(tuple(ids), tuple(labelled), prefix)
 
     def render(
         self,
@@ -167,13 +161,13 @@ class PromptCodec:
             chat_template: another template than the codec's.
             add_generation_prompt: end where the answer begins.
         """
-        rendered: str = self.tokenizer.apply_chat_template(
-            [protect_message(message, self._control_pattern, self._group) for message in messages],
-            chat_template=chat_template or self.chat_template,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
+        template = chat_template or self.chat_template
+        protected = [protect_message(m, self._control_pattern, self._group) for m in messages]
+        rendered = self._fill_template(protected, template, add_generation_prompt)
+        ending = self._prompt_ending(protected, template)
+        return self._space_before_group.sub(
+            lambda space: ending if space[0].startswith(ending) else "", rendered
         )
-        return rendered
 
     def encode_rendered(self, prompt: str) -> EncodedDialogue:
         """Encode a rendered prompt: control words without a mark are control tokens.
@@ -268,13 +262,29 @@ class PromptCodec:
             replaced.append(part)
         return {"role": message["role"], "content": replaced}
 
-    def _add_lead(self, labelled: list[bool]) -> tuple[bool, ...]:
-        """Label the ids in front of each answer too, :attr:`label_lead` of them."""
-        starts = [i for i, label in enumerate(labelled) if label and not (i and labelled[i - 1])]
-        for start in starts:
-            first = max(0, start - self.label_lead)
-            labelled[first:start] = [True] * (start - first)
-        return tuple(labelled)
+    def _fill_template(
+        self, messages: Sequence[Message], chat_template: str, add_generation_prompt: bool
+    ) -> str:
+        rendered: str = self.tokenizer.apply_chat_template(
+            messages,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+        )
+        return rendered
+
+    def _prompt_ending(self, messages: Sequence[Message], chat_template: str) -> str:
+        """The whitespace that the prompt of an answer ends with; "" where nothing is answered.
+
+        An answer begins right behind it. What else a template writes between its prompt and an
+        answer, such as the space of "ASSISTANT: ", belongs to the answer's first word.
+        """
+        roles = [message["role"] for message in messages]
+        first = roles.index("assistant") if "assistant" in roles else 0
+        if not first:
+            return ""
+        prompt = self._fill_template(messages[:first], chat_template, True)
+        return prompt[len(prompt.rstrip()) :]
 
     def _encode_text(
         self,
@@ -283,11 +293,12 @@ class PromptCodec:
         ids: list[int],
         labelled: list[bool],
         trim: tuple[bool, bool],
+        ending: str,
     ) -> bool:
         """Encode text between control tokens; returns whether it ends in an answer.
 
         ``trim`` says whether the control token on the left and the one on the right swallow the
-        whitespace beside them.
+        whitespace beside them, ``ending`` what whitespace prompts end with.
         """
         trim_left, trim_right = trim
         run, answer_spans = "", list[tuple[int, int]]()
@@ -302,8 +313,11 @@ class PromptCodec:
                 continue
             first, *rest = text.split(SEG_MARK)
             first = first.rstrip() if rest else first
-            # The space that a prompt ends before is the answer's own, where it is a token.
-            answer_spans.append((len(run.rstrip()), len(run) + len(first)))
+            bare = run.rstrip()
+            prompt = bare + ending if run.startswith(bare + ending) else bare
+            if rest and not first:  # a group follows its prompt as it does when it is generated
+                run = prompt
+            answer_spans.append((len(prompt), len(run) + len(first)))
             run += first
             for follower in rest:
                 run, answer_spans = _trimmed(run, answer_spans, trim_left, right=False)

@@ -1,0 +1,255 @@
+"""Given answers and labels are those of the released code, number by number.
+
+Runs on every model that the released code was run on with the answers given;
+``pytest tests/checkpoint/test_forced_parity.py -s`` prints the differences as a table.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from pixellm.checkpoint.convert import convert_released
+from pixellm.checkpoint.io import load_model_and_processor
+from pixellm.data.readers.class_questions import NamedMasks
+from pixellm.data.readers.referring import as_benchmark_asks, benchmark_turn, load_phrases
+from pixellm.engine import Engine
+from pixellm.evaluation.evaluate import answer_with_texts, score_dialogue
+from pixellm.evaluation.records import MASK_LOGITS
+from pixellm.evaluation.scores import Rules
+from pixellm.masks import encode_mask
+from pixellm.model.codebook import find_groups
+from pixellm.model.losses import dice_loss, target_refinement_loss, text_loss_sum
+from pixellm.model.pixel_masks import restore_masks
+from pixellm.processing.prompts import dialogue_messages
+from pixellm.types import SEG_MARK, Sample, Target, Turn
+
+PARITY = Path(os.environ.get("PIXELLM_PARITY_DIR", Path(__file__).parents[3] / "shared/parity"))
+FOLDERS = sorted(PARITY.glob("*_forced"))
+TOLERANCE = 1e-4
+"""Of the largest value of a tensor; of losses absolute."""
+
+pytestmark = pytest.mark.skipif(not FOLDERS, reason=f"no parity data with given answers: {PARITY}")
+
+
+class Golden:
+    """What the released code gave for one model, and ours converted from its checkpoint."""
+
+    def __init__(self, folder: Path, converted: Path) -> None:
+        values = json.loads((folder / "golden.json").read_text())
+        self.cases = values["cases"]
+        self.conversations = values["existing_conversations"]
+        self.training = [c for batch in values["training"] for c in batch["conversations"]]
+        self.loss_weights, self.image_id = values["loss_weights"], values["image_token_index"]
+        self.tensors = load_file(folder / "golden.safetensors")
+        self.model_folder = folder.parent / values["model"]
+        self.first = json.loads((self.model_folder / "golden.json").read_text())["cases"]
+        self.first_tensors = load_file(self.model_folder / "golden.safetensors")
+        names = values["codebook"]
+        size = names["scales"] * names["tokens_per_scale"]
+        self.group = re.compile(r" ?" + " ".join(rf"\[SEG{i}\]" for i in range(size)))
+        (tower,) = (p for p in self.model_folder.glob("clip*") if p.is_dir())
+        convert_released(self.model_folder / "checkpoint", converted, tower)
+        self.model, self.processor = load_model_and_processor(converted)
+        self.engine = Engine(self.model, self.processor)
+
+    def marked(self, answer: str) -> str:
+        return self.group.sub(f" {SEG_MARK}", answer).lstrip()
+
+    def picture(self, case: dict) -> np.ndarray:
+        return np.asarray(Image.open(self.model_folder / case["image"]).convert("RGB"))
+
+    def sample(self, case: dict) -> Sample:
+        """A case as evaluations see it: the targets are rectangles."""
+        size = tuple(case["original_hw"])
+        targets = []
+        for x, y, width, height in case["gt_boxes"]:
+            mask = np.zeros(size, dtype=bool)
+            mask[y : y + height, x : x + width] = True
+            targets.append(Target("object", encode_mask(mask)))
+        turn = Turn(case["question"], self.marked(case["answer"]), tuple(targets))
+        return Sample(self.picture(case), size, (turn,), f"case-{case['case']}")
+
+    def as_released(self, values: tuple[int, ...]) -> list[int]:
+        """Ids with the picture as one, by the release's number."""
+        image = self.processor.codec.image_id
+        kept = [v for i, v in enumerate(values) if v != image or values[i - 1] != image]
+        return [self.image_id if v == image else v for v in kept]
+
+    def encode(self, cases: list[dict]):
+        messages = [dialogue_messages([(c["question"], self.marked(c["answer"]))]) for c in cases]
+        pictures = [self.picture(case) for case in cases]
+        return self.processor.encode_batch(
+            messages, pictures, add_generation_prompt=False, padding_side="right"
+        )
+
+
+@pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
+def golden(request, tmp_path_factory):
+    return Golden(request.param, tmp_path_factory.mktemp("released") / "model")
+
+
+def relative_distance(found, wanted):
+    """Largest difference over the largest value of what is wanted."""
+    assert found.shape == wanted.shape
+    return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max())
+
+
+def test_ids_and_predicting_positions_are_the_released_ones(golden):
+    for case in golden.cases:
+        ids = golden.encode([case])["input_ids"]
+        assert golden.as_released(ids[0].tolist()) == case["conversation_ids"]
+        codebook = torch.tensor(golden.model.config.codebook_token_ids)
+        _, starts = find_groups(ids, codebook)
+        positions = starts[:, None] - 1 + torch.arange(len(codebook))
+        assert positions.tolist() == case["predicting_positions_expanded"]
+        assert ids[0][positions].tolist() == case["predicting_ids"]
+
+
+def test_prompts_end_where_given_answers_begin(golden):
+    for case in golden.cases:
+        codec = golden.processor.codec
+        asked = codec.encode(dialogue_messages([], case["question"]), add_generation_prompt=True)
+        assert golden.encode([case])["input_ids"][0][: len(asked.ids)].tolist() == [*asked.ids]
+
+
+@torch.inference_mode()
+def test_states_embeddings_and_small_masks_are_the_released_ones(golden):
+    """All cases in one padded batch, as evaluations run them."""
+    model, batch = golden.model, golden.encode(golden.cases)
+    encoded, _ = model.model.encode_images(batch["pixel_values"], batch["pixel_mask"])
+    ids, attention = batch["input_ids"], batch["attention_mask"]
+    hidden = model.model(ids, encoded.tokens, attention).last_hidden_state
+    rows, starts = find_groups(ids, torch.tensor(model.config.codebook_token_ids))
+    states = model.model.codebook.gather_states(hidden, rows, starts)
+    embeddings = model.model.codebook(states)
+    found = {
+        "states": states,
+        "target_embeddings": embeddings,
+        "low_res_masks": model.decode_masks(embeddings, encoded.features, rows),
+    }
+    for name, values in found.items():
+        distances = [
+            relative_distance(values[rows == i], golden.tensors[f"case{i}.forced.{name}"])
+            for i in range(len(golden.cases))
+        ]
+        print(f"\n{name}: {max(distances):.1e}")
+        assert max(distances) <= TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def answered(golden):
+    """Every case as ``pixellm eval --mode forced`` answers it, in batches of three."""
+    samples = [golden.sample(case) for case in golden.cases]
+    return [*answer_with_texts(golden.engine, 3)(samples)]
+
+
+def test_masks_and_scores_of_forced_evaluation_are_the_released_ones(golden, answered):
+    distances = {"mask_logits": 0.0, "mask_scores": 0.0}
+    for case, dialogue in zip(golden.cases, answered, strict=True):
+        (prediction,) = dialogue.predictions
+        logits = torch.from_numpy(prediction.info[MASK_LOGITS])
+        scores = torch.tensor([segment.score for segment in prediction.segments])
+        wanted = {
+            name: golden.tensors[f"case{case['case']}.forced.{name}"]
+            for name in ("mask_logits_sub4", "mask_scores")
+        }
+        far = relative_distance(logits[:, ::4, ::4], wanted["mask_logits_sub4"])
+        distances["mask_logits"] = max(distances["mask_logits"], far)
+        far = relative_distance(scores, wanted["mask_scores"])
+        distances["mask_scores"] = max(distances["mask_scores"], far)
+        areas = [int(segment.mask.sum()) for segment in prediction.segments]
+        assert areas == case["mask_areas"]
+    print("\n" + ", ".join(f"{name} {far:.1e}" for name, far in distances.items()))
+    assert max(distances.values()) <= TOLERANCE
+
+
+def test_scores_of_forced_evaluation_are_those_of_the_released_validation(golden, answered):
+    rules = Rules("slots", "forced", "strict")
+    batches: dict[tuple, list[tuple[float, float]]] = {}
+    for case, dialogue in zip(golden.cases, answered, strict=True):
+        (record,) = score_dialogue(dialogue, 0, rules)
+        assert all(slot.prediction == slot.truth for slot in record.slots)
+        slots = [(slot.intersection, slot.union) for slot in record.slots]
+        key = (case["batch_rows"], case["batch_giou"], case["batch_ciou"])
+        batches.setdefault(key, []).extend(slots)
+    for (_, giou, ciou), slots in batches.items():
+        assert np.mean([a / b for a, b in slots]) == pytest.approx(giou, abs=1e-5)
+        total = np.sum(slots, axis=0)
+        assert total[0] / total[1] == pytest.approx(ciou, abs=1e-5)
+
+
+def test_benchmarks_ask_in_the_released_words(golden):
+    for case in golden.cases:
+        if case["kind"] == "sentence":
+            (sentence,) = case["expressions"]
+            form = load_phrases("referring")["benchmark"]["sentence"]
+            asked = form.format(sentence=sentence.strip())
+        elif case["expressions"]:
+            batch = [c for c in golden.cases if c["expressions"] == case["expressions"]]
+            before = sum(c["num_groups"] for c in batch if c["batch_row"] < case["batch_row"])
+            texts = case["expressions"][before : before + case["num_groups"]]
+            things = [as_benchmark_asks(NamedMasks(text, ())) for text in texts]
+            asked = benchmark_turn(things).question
+        else:
+            continue
+        assert asked == case["question"]
+
+
+def test_ids_and_labels_of_training_conversations_are_the_released_ones(golden):
+    """Of one round and of several, beginning with a group and with words."""
+    conversations = [
+        ([first], first["conversation_ids"], wanted["labels"])
+        for first, wanted in zip(golden.first, golden.conversations, strict=True)
+    ]
+    conversations += [(c["rounds"], c["conversation_ids"], c["labels"]) for c in golden.training]
+    for rounds, ids, labels in conversations:
+        history = [(one["question"], golden.marked(one["answer"])) for one in rounds]
+        dialogue = golden.processor.codec.encode(dialogue_messages(history))
+        assert golden.as_released(dialogue.ids) == ids
+        pairs = zip(dialogue.ids, dialogue.labelled, strict=True)
+        answered = [token for token, label in pairs if label]
+        assert answered == [label for label in labels if label != -100]
+        place = labels.index(answered[0])
+        assert dialogue.labelled[place + len(dialogue.ids) - len(ids)]
+
+
+@torch.inference_mode()
+def test_losses_of_conversations_are_the_released_ones(golden):
+    model, weights, distances = golden.model, golden.loss_weights, []
+    for case, (first, wanted) in enumerate(zip(golden.first, golden.conversations, strict=True)):
+        batch = golden.encode([first])
+        history = [(first["question"], golden.marked(first["answer"]))]
+        dialogue = golden.processor.codec.encode(dialogue_messages(history))
+        ids = batch["input_ids"]
+        encoded, _ = model.model.encode_images(batch["pixel_values"], batch["pixel_mask"])
+        hidden = model.model(ids, encoded.tokens, batch["attention_mask"]).last_hidden_state
+        labelled = torch.tensor([dialogue.labelled])[:, 1:]
+        text = text_loss_sum(model.lm_head(hidden[:, :-1][labelled]), ids[:, 1:][labelled])
+        rows, starts = find_groups(ids, torch.tensor(model.config.codebook_token_ids))
+        low = model.decode_masks(
+            model.target_embeddings(hidden, rows, starts), encoded.features, rows
+        )
+        resized, original = (
+            tuple(batch[f"{n}_sizes"][0].tolist()) for n in ("resized", "original")
+        )
+        logits = restore_masks(low, resized, original, model.config.image_size).flatten(1)
+        truth = golden.first_tensors[f"case{case}.gt_masks"].flatten(1).float()
+        alpha = model.config.target_refinement_alpha
+        bce = target_refinement_loss(logits, truth, None, alpha).mean()
+        dice = dice_loss(logits, truth).mean()
+        found = {
+            "ce_loss": weights["ce"] * float(text / labelled.sum()),
+            "mask_bce_loss": weights["bce"] * float(bce),
+            "mask_dice_loss": weights["dice"] * float(dice),
+        }
+        found["loss"] = sum(found.values())
+        distances += [abs(value - wanted["losses"][name]) for name, value in found.items()]
+    print(f"\nlosses: {max(distances):.1e}")
+    assert max(distances) <= TOLERANCE
