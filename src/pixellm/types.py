@@ -55,6 +55,8 @@ class Turn:
         answer: the text, with exactly one ``{seg}`` behind the phrase of each target.
         targets: the objects, in the order of their ``{seg}``.
         kind: a free label for reports, such as "use" or "left_right".
+        takes_suffix: a model that was trained to read a suffix behind reasoning questions is
+            asked with it; the suffix is its processor's.
 
     Raises:
         ValueError: the question is empty, or the marks and the targets differ in number.
@@ -64,6 +66,7 @@ class Turn:
     answer: str
     targets: tuple[Target, ...] = ()
     kind: str = ""
+    takes_suffix: bool = False
 
     def __post_init__(self) -> None:
         if not self.question.strip():
@@ -162,6 +165,7 @@ class Request:
         question: as a person types it.
         history: the earlier (question, answer) pairs of the dialogue, oldest first; an answer
             holds ``{seg}`` behind each phrase that had a mask.
+        takes_suffix: see :class:`Turn`.
 
     Raises:
         ValueError: the question is empty.
@@ -170,6 +174,7 @@ class Request:
     image: Path | NDArray[np.uint8]
     question: str
     history: tuple[tuple[str, str], ...] = ()
+    takes_suffix: bool = False
 
     def __post_init__(self) -> None:
         if not self.question.strip():

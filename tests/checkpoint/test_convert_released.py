@@ -60,6 +60,7 @@ def test_a_model_of_other_sizes_converts_and_loads(converted):
     assert model.config.text_config.num_key_value_heads == 2
     assert model.config.codebook_states == "predicting"
     assert processor.codec.codebook_ids == tuple(model.config.codebook_token_ids)
+    assert processor.reasoning_suffix == "Please output segmentation mask."
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert not hasattr(model.model.pixel_decoder, "scale_logits")
 

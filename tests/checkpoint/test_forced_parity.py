@@ -1,4 +1,4 @@
-"""Given answers and labels are those of the released code, number by number.
+"""Given answers, labels and MUSE's questions are those of the released code, number by number.
 
 Runs on every model that the released code was run on with the answers given;
 ``pytest tests/checkpoint/test_forced_parity.py -s`` prints the differences as a table.
@@ -7,6 +7,7 @@ Runs on every model that the released code was run on with the answers given;
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from pixellm.model.codebook import find_groups
 from pixellm.model.losses import dice_loss, target_refinement_loss, text_loss_sum
 from pixellm.model.pixel_masks import restore_masks
 from pixellm.processing.prompts import dialogue_messages
-from pixellm.types import SEG_MARK, Sample, Target, Turn
+from pixellm.types import SEG_MARK, Request, Sample, Target, Turn
 
 PARITY = Path(os.environ.get("PIXELLM_PARITY_DIR", Path(__file__).parents[3] / "shared/parity"))
 FOLDERS = sorted(PARITY.glob("*_forced"))
@@ -43,7 +44,7 @@ class Golden:
 
     def __init__(self, folder: Path, converted: Path) -> None:
         values = json.loads((folder / "golden.json").read_text())
-        self.cases = values["cases"]
+        self.cases, self.muse = values["cases"], values["muse"]
         self.conversations = values["existing_conversations"]
         self.training = [c for batch in values["training"] for c in batch["conversations"]]
         self.loss_weights, self.image_id = values["loss_weights"], values["image_token_index"]
@@ -253,3 +254,23 @@ def test_losses_of_conversations_are_the_released_ones(golden):
         distances += [abs(value - wanted["losses"][name]) for name, value in found.items()]
     print(f"\nlosses: {max(distances):.1e}")
     assert max(distances) <= TOLERANCE
+
+
+def test_muse_is_asked_with_the_released_suffix(golden):
+    codec, suffixes = golden.processor.codec, set()
+    own = golden.processor.reasoning_suffix
+    try:
+        for prompt in golden.muse["prompts"]:
+            golden.processor.reasoning_suffix = prompt["suffix"].strip()
+            suffixes.add(golden.processor.reasoning_suffix)
+            request = Request(np.zeros((8, 8, 3), np.uint8), prompt["question"], (), True)
+            worded = golden.processor.word_question(request)
+            assert worded == prompt["question_with_suffix"]
+            messages = dialogue_messages([], worded)
+            encoded = codec.encode(messages, add_generation_prompt=True)
+            assert golden.as_released(encoded.ids) == prompt["prompt_ids"]
+            plain = replace(request, takes_suffix=False)
+            assert golden.processor.word_question(plain) == prompt["question"]
+    finally:
+        golden.processor.reasoning_suffix = own
+    assert own in suffixes

@@ -40,6 +40,8 @@ _LLAMA_SETTINGS = (
 _EARLY_LAYER = -11
 _LLM_GRID = (16, 16)
 _CONTEXT_TOKENS = 4
+_REASONING_SUFFIX = "Please output segmentation mask."
+"""One of the two that the release asks MUSE's validation questions with, drawn at random there."""
 
 
 def is_released(directory: Path) -> bool:
@@ -199,7 +201,7 @@ def codebook_names(
 def released_processor(
     tokenizer: PreTrainedTokenizerFast, config: PixelLMConfig
 ) -> PixelLMProcessor:
-    """The release's input pipeline: 0..255 normalisation, Vicuna prompt."""
+    """The release's input pipeline: 0..255 normalisation, Vicuna prompt, suffix of MUSE."""
     tokenizer.model_max_length = config.text_config.max_position_embeddings
     return PixelLMProcessor(
         PixelLMImageProcessor(image_size=config.image_size),
@@ -207,4 +209,5 @@ def released_processor(
         chat_template=VICUNA_TEMPLATE,
         codebook_tokens=codebook_token_names(config.group_size),
         llm_grid=config.llm_grid,
+        reasoning_suffix=_REASONING_SUFFIX,
     )

@@ -208,7 +208,8 @@ class Collator:
     def _encode_fitting(self, sample: Sample, room: int) -> tuple[EncodedDialogue, int]:
         """Encode as many leading turns as fit into ``room`` tokens behind the prefix."""
         for count in range(len(sample.turns), 0, -1):
-            history = [(turn.question, turn.answer) for turn in sample.turns[:count]]
+            turns = sample.turns[:count]
+            history = [(self.processor.word_question(turn), turn.answer) for turn in turns]
             encoded = self.processor.codec.encode(dialogue_messages(history))
             if len(encoded.ids) - encoded.prefix <= room:
                 return encoded, count

@@ -62,7 +62,8 @@ class PromptBuilder:
         if not request.question.strip():
             raise ValueError("The question is empty; ask something about the picture.")
         encoded = self.processor.codec.encode(
-            dialogue_messages(request.history, request.question), add_generation_prompt=True
+            dialogue_messages(request.history, self.processor.word_question(request)),
+            add_generation_prompt=True,
         )
         if self.context - len(encoded.ids) < 1 + self.group_size:
             raise ValueError(

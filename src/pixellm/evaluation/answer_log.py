@@ -17,6 +17,8 @@ from pixellm.evaluation.records import AnswerRecord, record_from_json, record_to
 from pixellm.files import LineLog, json_bytes, parse_json, read_json, read_lines, write_files
 
 SETTINGS_FILE = "run.json"
+FACTS = frozenset({"left_out", "suffix"})
+"""Names in a run's settings that a report says and another call of the run need not repeat."""
 _ANSWER_FILES = "answers-*.jsonl"
 
 
@@ -72,7 +74,7 @@ def open_run(
     Args:
         folder: made where missing.
         settings: what decides the answers and their scores; values that JSON knows.
-        facts: what a report says beside them and an earlier run need not have said.
+        facts: values by names of :data:`FACTS`.
 
     Raises:
         ValueError: the folder holds a run with other settings, or answers without settings.
@@ -80,7 +82,7 @@ def open_run(
     path = folder / SETTINGS_FILE
     if path.exists():
         old = read_settings(folder)
-        said = {name: value for name, value in old.items() if name not in facts}
+        said = {name: value for name, value in old.items() if name not in FACTS}
         _compare(said, json.loads(json.dumps(settings)), folder)
         if {**old, **facts} != old:
             write_files({path: json_bytes({**old, **facts})})

@@ -199,13 +199,18 @@ def run_benchmark(
         ImportError: an extra is not installed.
     """
     questions = run.open()
+    named = {**run.settings(), "weights": _name_weights(run.model)}
     if group.number == 0:
-        named = {**run.settings(), "weights": _name_weights(run.model)}
         open_run(folder, named, {"left_out": len(getattr(questions, "bad_rows", ()))})
     group.wait()
     if missing_questions(questions, folder):
         engine = load_engine()
         _check_engine(run, engine)
+        if questions[0].turns[0].takes_suffix:
+            suffix = _check_suffix(engine, folder)
+            group.wait()  # all must have seen what an earlier call noted
+            if group.number == 0:
+                open_run(folder, named, {"suffix": suffix})
         answer = _answer(run.rules, engine, batch_size)
         records = answer_missing(answer, questions, run.rules, folder, group, progress)
     else:
@@ -286,6 +291,22 @@ def _check_engine(run: BenchmarkRun, engine: Any) -> None:
             f"The engine withholds masks below {limit}, the model's own limit is "
             f"{model.config.min_mask_score}; a run is of a model as it is."
         )
+
+
+def _check_suffix(engine: Any, folder: Path) -> str:
+    """What an engine puts behind questions; "" where nothing, or a predictor does not tell.
+
+    Raises:
+        ValueError: the folder's answers were given to questions with another suffix.
+    """
+    suffix = str(getattr(getattr(engine, "processor", None), "reasoning_suffix", ""))
+    noted = str(read_settings(folder).get("suffix", ""))
+    if suffix != noted and read_answers(folder):
+        raise ValueError(
+            f"{folder} holds answers to questions with the suffix {noted!r}, but the model now "
+            f"asks with {suffix!r}; choose another folder for --out, or remove this one."
+        )
+    return suffix
 
 
 def _answer(rules: Rules, engine: Any, batch_size: int) -> Answer:

@@ -64,7 +64,7 @@ def _predict_masks(engine: Engine, samples: Sequence[Sample]) -> list[Tensor]:
     """Per dialogue the logits (K, H, W) of all its targets, in pixels of its picture."""
     model, processor = engine.model, engine.processor
     conversations = [
-        dialogue_messages([(turn.question, turn.answer) for turn in sample.turns])
+        dialogue_messages([(processor.word_question(t), t.answer) for t in sample.turns])
         for sample in samples
     ]
     batch = processor.encode_batch(

@@ -45,7 +45,7 @@ class LogitPredictor:
         """
         started = time.perf_counter()
         model, processor = self.engine.model, self.engine.processor
-        conversations = [dialogue_messages(r.history, r.question) for r in requests]
+        conversations = [dialogue_messages(r.history, processor.word_question(r)) for r in requests]
         batch = processor.encode_batch(conversations, [r.image for r in requests])
         with torch.inference_mode():
             encoded = encode_pictures(self.engine, batch)

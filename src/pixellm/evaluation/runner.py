@@ -57,8 +57,8 @@ class _OpenDialogue:
             (turn.question, answer.info.get("marked_answer") or mark_answer(answer))
             for turn, answer in earlier
         )
-        question = self.sample.turns[len(self.predictions)].question
-        return Request(self.sample.image, question, history)
+        turn = self.sample.turns[len(self.predictions)]
+        return Request(self.sample.image, turn.question, history, turn.takes_suffix)
 
     @property
     def is_complete(self) -> bool:

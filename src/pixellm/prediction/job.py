@@ -187,7 +187,7 @@ def _open_rows(rows: Sequence[Row]) -> tuple[dict[int, Request], dict[int, str]]
             if isinstance(row.source, Path) and row.source not in pictures:
                 pictures[row.source] = np.asarray(load_image(row.source))
             image = pictures[row.source] if isinstance(row.source, Path) else row.source
-            requests[row.number] = Request(image, row.question, row.history)
+            requests[row.number] = Request(image, row.question, row.history, row.takes_suffix)
         except _MAYBE_BAD_INPUT as error:
             _check_is_bad_input(error)
             problems[row.number] = _one_line(error)

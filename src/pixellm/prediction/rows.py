@@ -34,6 +34,7 @@ class Row:
         history: earlier (question, answer) pairs that the input gives, answers with ``{seg}``.
         problem: why the row can't be asked; "" where it can.
         id: names the question in its data set, as in evaluations; "" where there is none.
+        takes_suffix: see :class:`~pixellm.types.Turn`.
     """
 
     number: int
@@ -43,6 +44,7 @@ class Row:
     history: tuple[tuple[str, str], ...] = ()
     problem: str = ""
     id: str = ""
+    takes_suffix: bool = False
 
 
 class LazyRows(Sequence[Row]):
@@ -169,6 +171,7 @@ class _SampleRows:
             sample.image,
             earlier,
             id=f"{sample.id}/{turn}",
+            takes_suffix=sample.turns[turn].takes_suffix,
         )
 
     def _sample(self, place: int) -> Sample:

@@ -24,6 +24,7 @@ from transformers import (
 from pixellm.model.config import PixelLMConfig
 from pixellm.processing.image import PixelLMImageProcessor, load_image
 from pixellm.processing.prompts import EncodedDialogue, Message, PromptCodec
+from pixellm.types import Request, Turn
 
 
 def visible_image_tokens(
@@ -121,6 +122,8 @@ class PixelLMProcessor(ProcessorMixin):
         codebook_tokens: text of the codebook's tokens, in order.
         llm_grid: (height, width) of the language model's image grid.
         evidence_tokens: image tokens behind those of the grid, for things found in the picture.
+        reasoning_suffix: sentence that the model was trained to read behind a reasoning question,
+            which does not ask for masks itself; "" where it was trained on bare questions.
     """
 
     def __init__(
@@ -132,6 +135,7 @@ class PixelLMProcessor(ProcessorMixin):
         codebook_tokens: Sequence[str] = (),
         llm_grid: Sequence[int] = (16, 16),
         evidence_tokens: int = 0,
+        reasoning_suffix: str = "",
         **kwargs: Any,
     ) -> None:
         template = chat_template or tokenizer.chat_template
@@ -143,6 +147,7 @@ class PixelLMProcessor(ProcessorMixin):
         self.llm_grid = list(llm_grid)
         self.evidence_tokens = evidence_tokens
         num_image_tokens = llm_grid[0] * llm_grid[1] + evidence_tokens
+        self.reasoning_suffix = reasoning_suffix
         self.codec = PromptCodec(
             tokenizer, template, image_token, self.codebook_tokens, num_image_tokens
         )
@@ -275,6 +280,12 @@ class PixelLMProcessor(ProcessorMixin):
         ]
         pictures = self.image_processor([load_image(i) for i in images]) if images else None
         return self._batch(dialogues, pictures, options)
+
+    def word_question(self, asked: Turn | Request) -> str:
+        """A question as the model is to read it: with its suffix, where the question takes one."""
+        if asked.takes_suffix and self.reasoning_suffix:
+            return f"{asked.question} {self.reasoning_suffix}"
+        return asked.question
 
     def image_token_mask(self, resized: Sequence[int]) -> NDArray[np.bool_]:
         """Which image tokens of a picture of ``resized`` (height, width) are not padding."""

@@ -186,7 +186,7 @@ class Muse(Reader):
         answer = text if text is not None else compose_answer(instances, form)
         kinds = entry.get("kinds")
         kind = str(kinds[number]) if isinstance(kinds, list) and number < len(kinds) else KIND
-        turn = Turn(entry["questions"][number].strip(), answer, targets, kind)
+        turn = Turn(entry["questions"][number].strip(), answer, targets, kind, takes_suffix=True)
         return Sample(
             self._photo(entry), size, (turn,), f"{self.name}-{self.split}-{place}-{number}"
         )

@@ -100,13 +100,17 @@ def describe_run(settings: dict[str, Any], summary: Summary) -> str:
     unit = {"slots": "each mask counts", "union": "all masks of an answer joined"}
     rules = summary.rules
     dtype = f" in {settings['dtype']}" if settings.get("dtype") else ""
+    asked = ""
+    if "suffix" in settings:
+        suffix = f'followed by "{settings["suffix"]}"' if settings["suffix"] else "as they stand"
+        asked = f"questions asked {suffix}, "
     left_out = settings.get("left_out", 0)
     bad = (
         f" Unusable rows in the data set: {left_out} (see pixellm data check)." if left_out else ""
     )
     return (
         f"{settings['title']} {settings['split']} with {settings['model']}{dtype}: "
-        f"{mode[rules.mode]}, {settings['protocol']} protocol, {unit[rules.unit]}; "
+        f"{asked}{mode[rules.mode]}, {settings['protocol']} protocol, {unit[rules.unit]}; "
         f"{summary.num_questions} questions about {summary.num_pictures} pictures, "
         f"{summary.num_targets} targets, {summary.num_masks} masks shown.{bad}"
     )
