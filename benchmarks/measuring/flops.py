@@ -174,7 +174,7 @@ def _text_flops(
         return text(inputs_embeds=states, use_cache=True, **{CACHE_ARGUMENT: cache})
 
     def step() -> None:
-        model.lm_head(read(1, before).last_hidden_state)
+        model.compute_logits(read(1, before).last_hidden_state)
 
     prefill = count_flops(lambda: read(prompt))
     before = getattr(read(prompt + written // 2), CACHE_ARGUMENT)

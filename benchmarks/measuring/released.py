@@ -39,7 +39,7 @@ def answer_as_released(
     hidden = None
     for token in told:
         hidden = _read(model, batch, ids, visible)
-        model.lm_head(hidden[:, -1]).float().argmax(-1).tolist()
+        model.compute_logits(hidden[:, -1]).float().argmax(-1).tolist()
         ids = torch.cat([ids, ids.new_tensor([[token]])], 1)
         visible = torch.cat([visible, visible.new_ones(1, 1)], 1)
     assert hidden is not None

@@ -49,7 +49,7 @@ class PlainAnswer:
 def build_talker(text: str = "llama", **settings: Any) -> Any:
     """An untrained model that writes all kinds of ids, groups and ends, and its processor."""
     model, processor = build_family("clip", text, **settings)
-    generator = torch.Generator().manual_seed(8)
+    generator = torch.Generator().manual_seed(2)
     head = model.lm_head.weight
     with torch.no_grad():
         head.copy_(torch.randn(head.shape, generator=generator))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def test_every_way_of_reading_gives_the_states_of_one_pass_over_the_answer(
     if reading in ("each row alone", "no cache"):
         monkeypatch.setattr("pixellm.engine.batch.longest_slot", lambda model: 0)
     if reading == "no cache":
-        monkeypatch.setattr("pixellm.engine.row._GROWING", ())
+        model.model.reading = replace(model.model.reading, caches=False)
     batch = prompt_batch(processor)
     for row, (answer, told) in enumerate(zip(tell(model, batch, ANSWERS), ANSWERS, strict=True)):
         ids = [*expanded(told, model.config.codebook_token_ids), model.config.eos_token_id]

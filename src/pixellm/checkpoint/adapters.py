@@ -90,6 +90,9 @@ class TokenTable(ReplacedRows):
         embedded = self.base(input_ids)
         place = self.index[input_ids]
         replaced = F.embedding(place.clamp_min(0), self.rows).to(embedded.dtype)
+        # The Gemma, BioGPT and XGLM families scale what they look up.
+        scale = getattr(self.base, "embed_scale", 1.0)
+        replaced = replaced * (scale.to(embedded.dtype) if isinstance(scale, Tensor) else scale)
         return torch.where((place >= 0)[..., None], replaced, embedded)
 
 
@@ -99,7 +102,9 @@ class TokenHead(ReplacedRows):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(..., D) states to (..., V) logits."""
         logits = self.base(hidden_states)
-        replaced = F.linear(hidden_states, self.rows.to(hidden_states.dtype))
+        kind, bias = hidden_states.dtype, self.base.bias
+        own_bias = bias[self.ids].to(kind) if isinstance(bias, Tensor) else None
+        replaced = F.linear(hidden_states, self.rows.to(kind), own_bias)
         return logits.index_copy(-1, self.ids, replaced.to(logits.dtype))
 
 
@@ -171,7 +176,7 @@ def base_names(model: nn.Module) -> frozenset[str]:
     """
     names = [name for name, _ in model.named_parameters()]
     tables = [n for n, m in model.named_modules() if isinstance(m, ReplacedRows)]
-    fixed = {f"{table}.base.weight" for table in tables}
+    fixed = {n for n in names if n.rpartition(".")[0] in {f"{t}.base" for t in tables}}
     if any(map(is_lora_name, names)):
         own = {f"{table}.rows" for table in tables}
         within = ("model.language_model.", "lm_head.")

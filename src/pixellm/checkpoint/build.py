@@ -32,6 +32,7 @@ from pixellm.checkpoint.detector_weights import (
     missing_yolox,
 )
 from pixellm.model.config import PixelLMConfig
+from pixellm.model.language import layers_name
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.image import PixelLMImageProcessor
 from pixellm.processing.processor import PixelLMProcessor
@@ -341,11 +342,10 @@ def _load_language_model(model: PixelLMForConditionalGeneration, source: str) ->
     pretrained = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     vocab_size = model.config.text_config.vocab_size
     pretrained.resize_token_embeddings(vocab_size, mean_resizing=True)
-    base = pretrained.base_model
-    model.model.language_model.load_state_dict(base.state_dict())
-    head = pretrained.get_output_embeddings()
-    if head is not None and not model.config.text_config.tie_word_embeddings:
-        model.lm_head.load_state_dict({"weight": head.weight})
+    layers = getattr(pretrained, str(layers_name(pretrained)))
+    model.model.language_model.load_state_dict(layers.state_dict())
+    # Tied or not: a head may have a bias of its own.
+    model.lm_head.load_state_dict(pretrained.get_output_embeddings().state_dict())
 
 
 def _take_language_model(model: PixelLMForConditionalGeneration, source: str) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pixellm.checkpoint.io import load_model_and_processor
 from pixellm.files import new_folder
+from pixellm.model.language import layers_name
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 
 
@@ -57,22 +58,12 @@ def export_language_model(
 
 
 def build_language_model(model: PixelLMForConditionalGeneration) -> PreTrainedModel:
-    """The language model with its head, as transformers' own class; weights are copied.
-
-    Raises:
-        ValueError: transformers has no causal language model for it.
-    """
+    """The language model with its head, as transformers' own class; weights are copied."""
     config = copy.deepcopy(model.config.text_config)
     config.tie_word_embeddings = bool(model.config.tie_word_embeddings)
-    try:
-        plain: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    except ValueError as error:
-        raise ValueError(
-            f"transformers has no causal language model of type {config.model_type!r}."
-        ) from error
-    plain.base_model.load_state_dict(model.model.language_model.state_dict())
-    head = plain.get_output_embeddings()
-    if head is not None and not config.tie_word_embeddings:
-        head.load_state_dict({"weight": model.lm_head.weight})
+    plain: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    layers = getattr(plain, str(layers_name(plain)))
+    layers.load_state_dict(model.model.language_model.state_dict())
+    plain.get_output_embeddings().load_state_dict(model.lm_head.state_dict())
     plain.tie_weights()
     return plain.eval()

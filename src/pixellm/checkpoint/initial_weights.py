@@ -101,7 +101,7 @@ def _copy_pretrained(
     own, given = model.state_dict(), donor.state_dict()
     embeddings = model.get_input_embeddings()
     path = next(name for name, module in model.named_modules() if module is embeddings)
-    tables = [f"{path}.weight", "lm_head.weight"]
+    tables = [f"{path}.weight", *(name for name in own if name.startswith("lm_head."))]
     wanted = [name for name in {**own, **given} if name.startswith(PRETRAINED_PARTS)]
     initial = {name: own[name][fresh_rows].clone() for name in tables}
     for name in wanted:

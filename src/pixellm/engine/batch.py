@@ -215,7 +215,7 @@ class AnswerLoop:
         asked = [row for row in self._rows if row.read == len(row.ids)]
         if asked:
             states = torch.stack([row.state for row in asked if row.state is not None])
-            logits = self.model.lm_head(states).float()
+            logits = self.model.compute_logits(states).float()
             logits[:, self._banned] = -torch.inf
             for row, chosen in zip(asked, self._choose(logits, asked), strict=True):
                 row.ids += self._codebook if chosen == self._codebook[0] else [chosen]

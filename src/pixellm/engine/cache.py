@@ -15,13 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import (
-    Cache,
-    CacheLayerMixin,
-    DynamicCache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-)
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from pixellm.engine.row import Row
 from pixellm.model.modeling import PixelLMForConditionalGeneration
@@ -40,18 +34,12 @@ def longest_slot(model: PixelLMForConditionalGeneration) -> int:
     """
     language_model: Any = model.model.language_model
     config = model.config.text_config
-    fits = getattr(language_model, "_can_compile_fullgraph", False) and getattr(
-        language_model, "_supports_attention_backend", False
-    )
+    rules = model.model.reading
+    fits = rules.packs and getattr(language_model, "_can_compile_fullgraph", False)
     # Flash attention takes no mask that differs from row to row of a pass.
     if not fits or config._attn_implementation not in ("sdpa", "eager"):
         return 0
-    windows = []
-    for layer in DynamicCache(config=config).layers:
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-            return 0
-        windows.append(getattr(layer, "sliding_window", sys.maxsize))
-    return min(windows, default=0)
+    return min(window or sys.maxsize for window in rules.windows.values())
 
 
 def compile_forward(model: PixelLMForConditionalGeneration) -> Callable[..., Any]:

@@ -13,14 +13,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from pixellm.engine.sampling import AnswerOptions, Sampler
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.model.outputs import CACHE_ARGUMENT
-
-_GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
-"""Layers of caches that take several ids at a time, whatever was read before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,8 +150,7 @@ class SeparateRows:
     def __init__(self, model: PixelLMForConditionalGeneration) -> None:
         self.model = model
         self.rows: list[Row] = []
-        layers = DynamicCache(config=model.config.text_config).layers
-        self.uses_cache = bool(layers) and all(type(layer) in _GROWING for layer in layers)
+        self.uses_cache = model.model.reading.caches
 
     def enter(self, row: Row) -> None:
         """Add a row."""

@@ -17,13 +17,14 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from pixellm.model.attention import packed_attention_mask, positions_from_mask
+from pixellm.model.attention import positions_from_mask, unpack_dialogues
 from pixellm.model.codebook import SegmentationCodebook
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.decoder import PixelDecoder
 from pixellm.model.evidence import find_evidence, pack
-from pixellm.model.few_rows import FewRowsLinear
+from pixellm.model.language import build_language_parts, reading_rules
 from pixellm.model.losses import text_loss_sum
 from pixellm.model.outputs import CACHE_ARGUMENT, EncodedImages, PixelLMOutput
 from pixellm.model.precision import final_norm, keep_in_full_precision
@@ -77,7 +78,13 @@ def _vision_channels(config: PixelLMConfig) -> list[int]:
 class PixelLMModel(PixelLMPreTrainedModel):
     """Everything but the language model's head: towers, projections, codebook, decoder."""
 
-    def __init__(self, config: PixelLMConfig) -> None:
+    def __init__(self, config: PixelLMConfig, language_model: nn.Module | None = None) -> None:
+        """Build all parts, fresh.
+
+        Args:
+            config: of the whole.
+            language_model: layers that were built already, as those of a model with its head are.
+        """
         super().__init__(config)
         channels = _vision_channels(config)
         self.vision_tower = VisionTower(
@@ -89,7 +96,10 @@ class PixelLMModel(PixelLMPreTrainedModel):
         self.image_projector = ImageProjector(config, channels[0])
         # In float32 even where all is created in half precision, as from_pretrained does.
         self.feature_projector = FeatureProjector(config, channels).float()
-        self.language_model = AutoModel.from_config(config.text_config)
+        if language_model is None:
+            language_model = build_language_parts(config.text_config).layers
+        self.language_model: Any = language_model
+        self.reading = reading_rules(language_model, config.text_config)
         if (norm := final_norm(self.language_model)) is not None:
             keep_in_full_precision(norm)
         self.codebook = SegmentationCodebook(config).float()
@@ -178,24 +188,36 @@ class PixelLMModel(PixelLMPreTrainedModel):
             attention_mask = torch.ones_like(input_ids)
         if position_ids is None and attention_mask is not None:
             position_ids = positions_from_mask(attention_mask, input_ids.shape[1])
-        if dialogue_ids is not None and attention_mask is not None:
-            attention_mask = packed_attention_mask(attention_mask, dialogue_ids, embeddings.dtype)
+        if dialogue_ids is not None and attention_mask is not None and position_ids is not None:
+            if not self.reading.packs:
+                return self._read_unpacked(embeddings, attention_mask, position_ids, dialogue_ids)
+            attention_mask = self.reading.packed_masks(  # type: ignore[assignment]
+                attention_mask, position_ids, dialogue_ids, embeddings.dtype
+            )
+        named = {"position_ids": position_ids, "use_cache": use_cache, CACHE_ARGUMENT: cache}
         return self.language_model(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=use_cache,
-            **{CACHE_ARGUMENT: cache},
+            **self.reading.select(named),
             **{name: value for name, value in wanted.items() if value is not None},
         )
 
-
-class LanguageModelHead(FewRowsLinear):
-    """States of any floating type to logits in the type of its weights."""
-
-    def forward(self, states: Tensor) -> Tensor:
-        """(..., D) states to (..., V) logits."""
-        return super().forward(states.to(self.weight.dtype))
+    def _read_unpacked(
+        self,
+        embeddings: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        dialogue_ids: Tensor,
+    ) -> BaseModelOutputWithPast:
+        """Read packed dialogues in rows of their own, for families that take no prepared mask."""
+        unpacked = unpack_dialogues(dialogue_ids)
+        named = {"position_ids": unpacked.spread(position_ids), "use_cache": False}
+        states = self.language_model(
+            inputs_embeds=unpacked.spread(embeddings),
+            attention_mask=unpacked.spread(attention_mask) * unpacked.is_filled,
+            **self.reading.select(named),
+        ).last_hidden_state
+        return BaseModelOutputWithPast(unpacked.gather(states, embeddings))
 
 
 class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
@@ -203,9 +225,12 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: PixelLMConfig) -> None:
         super().__init__(config)
-        self.model = PixelLMModel(config)
-        text = config.text_config
-        self.lm_head: nn.Linear = LanguageModelHead(text.hidden_size, text.vocab_size, bias=False)
+        # Built as the family builds it, head and all, and taken apart: weights keep their names.
+        config.text_config.tie_word_embeddings = config.tie_word_embeddings
+        parts = build_language_parts(config.text_config)
+        self.model = PixelLMModel(config, parts.layers)
+        self.lm_head: nn.Linear = parts.head
+        self._family_logits = parts.logits
         # Families differ in the name of their token table, which the head may be tied to.
         table = self.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is table)
@@ -227,6 +252,11 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Linear) -> None:
         """Replace the head."""
         self.lm_head = value
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor:
+        """Logits (..., V) of states (..., D) after the final norm, as the family makes them."""
+        logits = self._family_logits(self.lm_head, hidden_states.flatten(0, -2))
+        return logits.unflatten(0, hidden_states.shape[:-1])
 
     def target_embeddings(self, hidden_states: Tensor, rows: Tensor, starts: Tensor) -> Tensor:
         """Fused embeddings (M, L, C) of the groups that start at ``starts`` (M,) of ``rows``."""
@@ -312,10 +342,10 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         )
         hidden = outputs.last_hidden_state
         result = PixelLMOutput(
-            hidden_states=hidden, feature_maps=maps, cache=getattr(outputs, CACHE_ARGUMENT)
+            hidden_states=hidden, feature_maps=maps, cache=getattr(outputs, CACHE_ARGUMENT, None)
         )
         if labels is None:
-            result.logits = self.lm_head(hidden[:, -kwargs.get("logits_to_keep", 0) :])
+            result.logits = self.compute_logits(hidden[:, -kwargs.get("logits_to_keep", 0) :])
         else:
             masks = (target_masks, target_sizes)
             counts = (num_label_tokens, num_targets)
@@ -342,7 +372,7 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         labelled = labels != -100
         count = truth.num_label_tokens
         count = count if count is not None else labelled.sum().clamp_min(1)
-        logits = self.lm_head(hidden[:, :-1][labelled])
+        logits = self.compute_logits(hidden[:, :-1][labelled])
         result.text_loss = text_loss_sum(logits, labels[labelled]) / count
         result.mask_loss = result.dice_loss = result.text_loss.new_zeros(())
         result.decoder_features = None if encoded is None else encoded.features

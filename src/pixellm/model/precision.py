@@ -27,7 +27,7 @@ class FullPrecision(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Floating type of the weights: float32, or float64 where the model was taken there."""
-        return next(self.parameters()).dtype
+        return next((parameter.dtype for parameter in self.parameters()), torch.float32)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follow the model to another device or to a wider type, but never to a narrower one.

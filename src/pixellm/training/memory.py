@@ -166,8 +166,10 @@ def _language_model_bytes(model: Any, rows: int, length: int, dtype: torch.dtype
     layers = max(1, len(_layers(model)))
     states = torch.empty(rows, length, model.config.text_config.hidden_size, device="meta")
 
-    # As in training: the mask that keeps packed dialogues apart, whole.
-    mask = torch.empty(rows, 1, length, length, device="meta", dtype=dtype)
+    # As in training: the mask that keeps packed dialogues apart, whole, where the family takes one.
+    mask = torch.empty(rows, length, device="meta")
+    if model.model.reading.packs:
+        mask = torch.empty(rows, 1, length, length, device="meta", dtype=dtype)
 
     def run() -> Any:
         inputs = states.to(dtype).requires_grad_()
