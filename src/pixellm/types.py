@@ -89,6 +89,7 @@ class Sample:
         turns: at least one; later turns may refer to earlier ones.
         id: names the sample in logs and reports.
         objects: everything annotated in the picture, asked for or not; () where unknown.
+        source: which collection the picture is from, for reports; "" where unknown.
 
     Raises:
         ValueError: no turns, a size that is not positive, or a mask of another size.
@@ -99,6 +100,7 @@ class Sample:
     turns: tuple[Turn, ...]
     id: str = ""
     objects: tuple[Target, ...] = ()
+    source: str = ""
 
     def __post_init__(self) -> None:
         if not self.turns:

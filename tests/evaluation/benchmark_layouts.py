@@ -28,6 +28,7 @@ def write_benchmark(name: str, root: Path) -> Path:
         "reasonseg": _write_reasonseg,
         "muse": _write_muse,
         "coco": _write_coco,
+        "photos": _write_coco,
         "coco-expressions": _write_expressions,
         "labelme": _write_labelme,
         "jsonl": _write_jsonl,

@@ -42,6 +42,7 @@ def record(
     kind: str = "",
     protocol: str = "strict",
     pairs: list[tuple[int, int]] | None = None,
+    source: str = "",
 ) -> AnswerRecord:
     """An answered question with masks given by bits; targets are called "cup"."""
     ignored = encode_mask(masks_of(ignore)[0]) if ignore else None
@@ -58,7 +59,7 @@ def record(
     )
     info = {MASK_LOGITS: masks_of(*predicted).astype(np.float32) * 6 - 3, "num_tokens": 7}
     prediction = Prediction("the cup", segments, turn.question, SIZE, info)
-    place = Place(0, 0, 1, f"{picture}-{len(segments)}", picture)
+    place = Place(0, 0, 1, f"{picture}-{len(segments)}", picture, source=source)
     return build_record(place, turn, prediction, 0.25, protocol=protocol, pairs=pairs)
 
 
@@ -142,6 +143,35 @@ def test_groups_by_targets_size_and_kind():
     assert summary.groups["size >= 16 %"].count == 6
     assert summary.score("target_iou", "size 4-16 %").value == 1
     assert summary.score("giou", "no such group").value is None
+
+
+def test_groups_by_topic_and_collection():
+    """Of 12 pixels: a left one found, a right one missed, what can be eaten found by half."""
+    records = [
+        record((0b1,), (0b1,), kind="left", source="val2017"),
+        record((), (0b10,), kind="right", source="val2017", picture="b"),
+        record((0b1,), (0b11,), kind="use", source="train2017", picture="c"),
+        record((0b1,), (), kind="absent", source="train2017", picture="c"),
+    ]
+    summary = summarize(records, STRICT)
+    assert summary.score("recall", "topic left, right or largest").value == 1 / 2
+    assert summary.groups["topic left, right or largest"].count == 2
+    assert summary.score("union_giou", "topic use and activity").value == 1 / 2
+    assert summary.groups["topic over 2 % asked for"].count == 3
+    assert summary.groups["source val2017"].count == 2
+    assert summary.score("n_acc", "source train2017").value == 0
+    assert summary.score("union_giou", "source train2017: use and activity").value == 1 / 2
+    assert summary.score("target_iou", "source val2017: targets 4-16 %").value == 1 / 2
+    assert summary.score("target_iou", "size all >= 1 %").value == pytest.approx(1 / 2)
+    titles = [table.title for table in all_tables(summary, ("giou",))]
+    assert {"By topic", "By collection of the picture"} <= {*titles}
+
+
+def test_small_targets_are_not_among_those_that_are_not_small():
+    bits = 0b1
+    tiny = replace(record((bits,), (bits,)), size=(30, 40))
+    assert summarize([tiny], STRICT).groups.keys() >= {"size < 1 %"}
+    assert "size all >= 1 %" not in summarize([tiny], STRICT).groups
 
 
 @pytest.mark.parametrize(

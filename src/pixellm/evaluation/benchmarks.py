@@ -109,6 +109,22 @@ BENCHMARKS = {
             classes_are_kinds=True,
         ),
         Benchmark(
+            "photos",
+            "photos, all kinds of questions",
+            "slots",
+            ("free", "forced"),
+            "",
+            (
+                "giou_targets",
+                "ciou_targets",
+                "union_giou",
+                *_MULTIPLE[2:],
+                "n_acc",
+                "text_accuracy",
+            ),
+            "val",
+        ),
+        Benchmark(
             "coco-expressions",
             "own expressions",
             "union",

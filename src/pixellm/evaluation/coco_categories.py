@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pixellm.data.readers.coco_pictures import source_of
 from pixellm.masks import decode_mask, encode_mask, segmentation_to_rle
 from pixellm.types import RLE, Sample, Target, Turn
 
@@ -90,7 +91,11 @@ class CocoCategories(Sequence[Sample]):
         targets = tuple(Target(name, mask, ignore) for mask in masks)
         turn = Turn(f"segment the {name}", answer, targets, name)
         return Sample(
-            self.pictures / str(image["file_name"]), size, (turn,), f"{image['id']}-{name}"
+            self.pictures / str(image["file_name"]),
+            size,
+            (turn,),
+            f"{image['id']}-{name}",
+            source=source_of(image),
         )
 
 

@@ -151,7 +151,7 @@ def score_dialogue(answered: AnsweredDialogue, index: int, rules: Rules) -> list
     records = []
     rows = zip(sample.turns, answered.predictions, answered.seconds, strict=True)
     for number, (turn, prediction, seconds) in enumerate(rows):
-        place = Place(index, number, len(sample.turns), sample.id, picture, path)
+        place = Place(index, number, len(sample.turns), sample.id, picture, path, sample.source)
         pairs = [(i, i) for i in range(len(turn.targets))] if rules.mode == "forced" else None
         records.append(
             build_record(place, turn, prediction, seconds, protocol=rules.protocol, pairs=pairs)

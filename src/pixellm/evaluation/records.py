@@ -56,6 +56,7 @@ class AnswerRecord:
         seconds: the answer took, its share of a batch.
         num_tokens: of the answer; 0 where it is not known.
         path: file of the picture; "" where it was drawn.
+        source: which collection the picture is from; "" where unknown.
     """
 
     index: int
@@ -76,6 +77,7 @@ class AnswerRecord:
     seconds: float = 0.0
     num_tokens: int = 0
     path: str = ""
+    source: str = ""
 
     @property
     def key(self) -> str:
@@ -93,6 +95,7 @@ class Place:
     sample: str
     picture: str
     path: str = field(default="")
+    source: str = ""
 
 
 def build_record(
@@ -149,6 +152,7 @@ def build_record(
         seconds=seconds,
         num_tokens=int(prediction.info.get("num_tokens", 0)),
         path=place.path,
+        source=place.source,
     )
 
 

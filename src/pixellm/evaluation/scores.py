@@ -67,6 +67,18 @@ SIZE_SCORES = {
 SIZE_BINS = ((0.01, "< 1 %"), (0.04, "1-4 %"), (0.16, "4-16 %"), (math.inf, ">= 16 %"))
 """Upper end of a target's share of its picture -> name of the group."""
 
+NOT_SMALL = "all >= 1 %"
+"""One more group of targets: all that are not of the smallest."""
+
+TOPICS = {
+    "left, right or largest": frozenset({"left", "right", "largest"}),
+    "use and activity": frozenset({"use", "activity"}),
+}
+"""Name of a topic -> the kinds of questions that it joins."""
+
+LARGE_TOPIC, LARGE_SHARE = "over 2 % asked for", 0.02
+"""One more topic: questions whose targets cover more than this share of the picture together."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -109,8 +121,8 @@ def size_ratios(records: Iterable[AnswerRecord]) -> dict[str, dict[str, Ratio]]:
     for record in records:
         num_pixels = record.size[0] * record.size[1]
         for slot in record.slots:
-            if slot.truth is not None:
-                row = sums.setdefault(size_bin(slot.truth_area / num_pixels), [0.0, 0.0, 0.0])
+            for name in () if slot.truth is None else size_bins(slot.truth_area / num_pixels):
+                row = sums.setdefault(name, [0.0, 0.0, 0.0])
                 row[0] += slot.iou
                 row[1] += slot.iou >= HIT_IOU
                 row[2] += 1
@@ -120,9 +132,23 @@ def size_ratios(records: Iterable[AnswerRecord]) -> dict[str, dict[str, Ratio]]:
     }
 
 
+def size_bins(share: float) -> tuple[str, ...]:
+    """All groups of a target that covers this share of its picture."""
+    own = size_bin(share)
+    return (own,) if own == SIZE_BINS[0][1] else (own, NOT_SMALL)
+
+
 def size_bin(share: float) -> str:
-    """The group of a target that covers this share of its picture."""
+    """The group of a target by its size alone."""
     return next(name for limit, name in SIZE_BINS if share < limit)
+
+
+def topics_of(record: AnswerRecord) -> list[str]:
+    """The topics that a question belongs to."""
+    topics = [name for name, kinds in TOPICS.items() if record.kind in kinds]
+    asked = sum(slot.truth_area for slot in record.union)
+    is_large = asked > LARGE_SHARE * record.size[0] * record.size[1]
+    return [*topics, LARGE_TOPIC] if is_large else topics
 
 
 def count_bin(num_targets: int) -> str:

@@ -23,6 +23,7 @@ from pixellm.evaluation.intervals import Estimate, estimate_ratios
 from pixellm.evaluation.metrics import Ratio
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.scores import (
+    NOT_SMALL,
     SCORES,
     SIZE_BINS,
     SIZE_SCORES,
@@ -31,12 +32,15 @@ from pixellm.evaluation.scores import (
     picture_ratios,
     pooled_slots,
     size_ratios,
+    topics_of,
 )
 
 OVERALL = "overall"
 TARGETS = "targets "
 KIND = "kind "
 SIZE = "size "
+TOPIC = "topic "
+SOURCE = "source "
 """Names of groups, and what those of each sort begin with."""
 
 KIND_SCORES = (
@@ -49,7 +53,7 @@ KIND_SCORES = (
     "n_acc",
     "text_accuracy",
 )
-"""Of the groups by kind of question."""
+"""Of the groups by kind of question, by topic and by source."""
 
 Cell = tuple[str, str]
 """(group, score)."""
@@ -78,7 +82,8 @@ class Summary:
         num_pictures: that the questions are about.
         num_targets: true masks.
         num_masks: predicted masks.
-        groups: by name: "overall", "targets N", "kind K", "size S".
+        groups: by name: "overall", "targets N", "kind K", "size S", "topic T", and "source C" with
+            "source C: T" and "source C: targets S" for topics and sizes in it.
         precision: average precision of the masks' scores.
         calibration: bins of the masks' scores.
     """
@@ -186,17 +191,29 @@ def _picture_cells(records: Sequence[AnswerRecord], rules: Rules) -> dict[Cell, 
             members.setdefault(group, []).append(record)
     for group, questions in members.items():
         ratios = picture_ratios(questions, rules)
-        names = KIND_SCORES if group.startswith(KIND) else tuple(ratios)
+        names = KIND_SCORES if group.startswith((KIND, TOPIC, SOURCE)) else tuple(ratios)
         cells.update({(group, name): ratios[name] for name in names})
     for size, ratios in size_ratios(records).items():
-        cells.update({(SIZE + size, name): ratio for name, ratio in ratios.items()})
+        for group in _size_groups(size, records[0].source):
+            cells.update({(group, name): ratio for name, ratio in ratios.items()})
     return cells
+
+
+def _size_groups(size: str, source: str) -> list[str]:
+    """The groups of targets of a size; the questions about a picture have one source."""
+    return [SIZE + size, f"{SOURCE}{source}: targets {size}"] if source else [SIZE + size]
 
 
 def groups_of(record: AnswerRecord) -> list[str]:
     """The groups of questions that a record belongs to."""
-    groups = [OVERALL, TARGETS + count_bin(len(record.targets))]
-    return [*groups, KIND + record.kind] if record.kind else groups
+    topics = topics_of(record)
+    groups = [OVERALL, TARGETS + count_bin(len(record.targets)), *(TOPIC + one for one in topics)]
+    if record.kind:
+        groups.append(KIND + record.kind)
+    if record.source:
+        groups.append(SOURCE + record.source)
+        groups += [f"{SOURCE}{record.source}: {topic}" for topic in topics]
+    return groups
 
 
 def _count_members(records: Iterable[AnswerRecord]) -> dict[str, int]:
@@ -205,15 +222,16 @@ def _count_members(records: Iterable[AnswerRecord]) -> dict[str, int]:
         for group in groups_of(record):
             counts[group] = counts.get(group, 0) + 1
         for size, ratios in size_ratios([record]).items():
-            counts[SIZE + size] = counts.get(SIZE + size, 0) + int(ratios["target_iou"][1])
+            for group in _size_groups(size, record.source):
+                counts[group] = counts.get(group, 0) + int(ratios["target_iou"][1])
     return counts
 
 
 def _cell_order(cell: Cell) -> tuple[int, int, str, int]:
     group, score = cell
-    sorts = (OVERALL, TARGETS, SIZE, KIND)
+    sorts = (OVERALL, TARGETS, SIZE, TOPIC, SOURCE, KIND)
     rank = next(i for i, prefix in enumerate(sorts) if group.startswith(prefix))
-    sizes = [name for _, name in SIZE_BINS]
+    sizes = [*(name for _, name in SIZE_BINS), NOT_SMALL]
     within = sizes.index(group.removeprefix(SIZE)) if group.startswith(SIZE) else 0
     names = [*SCORES, *SIZE_SCORES]
     return rank, within, group, names.index(score)

@@ -62,6 +62,7 @@ class PhotoView(SceneView):
         small = {item.concept.key for item in self.objects if id(item) in self.tiny}
         self.uncountable = scene.uncertain | small
         self.is_complete = not self.uncountable
+        self.is_all_there_is = False
         unsure = [knowledge.concepts[key] for key in scene.uncertain]
         self.ambiguous |= {f"name:{concept.key}" for concept in unsure}
         self.ambiguous |= {f"category:{key}" for one in unsure for key in one.categories}
@@ -125,10 +126,13 @@ class PhotoView(SceneView):
         return sum(offset < 0 for offset in offsets)
 
     def salient(self, number: int) -> list[ViewedObject]:
-        """The largest clear objects, so many at most, left to right."""
-        clear = [item for item in self.objects if self.is_clear(item)]
-        chosen = sorted(clear, key=lambda one: -one.object.area)[:number]
-        return [item for item in clear if item in chosen]
+        """The largest clear objects, so many at most and two of a kind, left to right."""
+        chosen: list[ViewedObject] = []
+        for item in sorted(self.objects, key=lambda one: -one.object.area):
+            alike = [one for one in chosen if one.concept is item.concept]
+            if len(chosen) < number and len(alike) < 2 and self.is_clear(item):
+                chosen.append(item)
+        return [item for item in self.objects if item in chosen]
 
     def _sure(
         self, found: ViewedObject | None, among: Sequence[ViewedObject]

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from pixellm.scenes import questions_objects as objects
 from pixellm.scenes import questions_positions as positions
 from pixellm.scenes import questions_words as words
-from pixellm.scenes.knowledge import Concept
+from pixellm.scenes.knowledge import Concept, load_knowledge
 from pixellm.scenes.photo_view import PhotoView
 from pixellm.scenes.phrasing import (
     NUMBERS,
@@ -151,9 +151,9 @@ def ask_use(view: PhotoView, rng: random.Random) -> Draft | None:
 
 
 def ask_for_absent(view: PhotoView, rng: random.Random) -> Draft | None:
-    """What the photo surely lacks, by name, by category or by use."""
+    """What the photo surely lacks: by name ("absent"), or by category or use ("negative")."""
     way = rng.random()
-    if way < 0.3:
+    if way < 0.55:
         concept = objects.absent_concept(view, rng)
         if concept is None:
             return None
@@ -161,9 +161,9 @@ def ask_for_absent(view: PhotoView, rng: random.Random) -> Draft | None:
         section = "every" if is_counted and rng.random() < 0.4 else "every_one"
         question = ask(rng, section, **name_kind(concept, rng).words())
         denied = {"name": concept.name, **_is_or_are([], plural=concept.is_plural)}
-        return Draft("negative", question, say(rng, "negative_name", **denied))
+        return Draft("absent", question, say(rng, "negative_name", **denied))
     if way < 0.8:
-        return objects.ask_for_absent(view, rng, ("name", "category", "use"))
+        return objects.ask_for_absent(view, rng, ("category", "use"))
     keys = [
         key
         for key in view.knowledge.uses
@@ -383,5 +383,6 @@ def compose_photo_dialogues(
 def unknown_nouns(*, held_out: bool) -> tuple[str, ...]:
     """Nouns that no table knows: those for training, or every fifth, which it never sees."""
     path = Path(__file__).parent / "photo_tables" / "unknown.txt"
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return tuple(line for i, line in enumerate(filter(None, lines)) if (i % 5 == 0) is held_out)
+    drawn = load_knowledge().concept_by_phrase  # a model may know these from stickers
+    nouns = [one for one in path.read_text(encoding="utf-8").splitlines() if one not in drawn]
+    return tuple(noun for i, noun in enumerate(nouns) if (i % 5 == 0) is held_out)

@@ -52,7 +52,7 @@ def ask_number(view: SceneView, rng: random.Random) -> Draft | None:
         if concept is None:
             return None
         counted, count = concept.plural, 0
-    elif view.is_complete:
+    elif view.is_all_there_is:
         counted, count = "things", len(view.objects)
     else:
         return None

@@ -98,14 +98,15 @@ class SceneView:
         max_targets: more objects than this are never asked for at once.
 
     Attributes:
-        is_complete: whether the objects are all that can be seen.
+        is_complete: whether the objects are all that a question for everything can mean.
+        is_all_there_is: whether nothing else at all is in the picture.
         uncountable: keys of concepts of which a number would be open to dispute.
     """
 
     def __init__(self, scene: Scene, knowledge: Knowledge, max_targets: int = MAX_TARGETS) -> None:
         self.knowledge = knowledge
         self.max_targets = max_targets
-        self.is_complete = True
+        self.is_complete = self.is_all_there_is = True
         self.uncountable: frozenset[str] = frozenset()
         self._height, self._width = scene.size
         objects = sorted(scene.objects, key=lambda one: (one.center[0], one.center[1]))

@@ -6,8 +6,10 @@ words with the rectangles, not with the code that chose them.
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,19 @@ from pixellm.masks import decode_mask
 from pixellm.types import SEG_MARK, Sample, Turn
 
 SIZE = (200, 300)
-CATEGORIES = ("person", "dog", "cat", "car", "chair", "couch", "banana", "pizza", "knife", "tv")
+CATEGORIES = (
+    "person",
+    "dog",
+    "cat",
+    "car",
+    "chair",
+    "couch",
+    "banana",
+    "pizza",
+    "knife",
+    "tv",
+    "bus",
+)
 
 PICKED = ("left", "right", "top", "bottom", "middle", "largest", "smallest", "nth")
 
@@ -160,7 +174,7 @@ def test_what_is_absent_is_denied_and_a_kitchen_is_never_said_to_lack_food(
     assert all(not turn.targets and SEG_MARK not in turn.answer for turn in turns)
     assert not [t for t in turns if re.search(r"food|\beat\b|hungr|snack", t.question + t.answer)]
     outdoors = photos_root([("car", 5, 100, 160, 180), ("dog", 180, 90, 220, 190)])
-    hungry = [t for t in ask_kind(outdoors, "negative") if re.search("eat|hungr", t.question)]
+    hungry = [t for t in ask_kind(outdoors, "negative") if re.search(r"\beat\b|hungr", t.question)]
     assert hungry
 
 
@@ -184,7 +198,9 @@ def test_open_questions_get_what_is_seen(photos_root: WriteFile) -> None:
 def test_a_photo_without_things_is_asked_what_it_lacks(photos_root: WriteFile) -> None:
     data = Photos(photos_root([]), dialogues_per_image=20)
     kinds = {turn.kind for sample in data[0] for turn in sample.turns}
-    assert kinds <= {"negative", "unknown", "describe", "open", "foreign"} and len(kinds) > 2
+    assert (
+        kinds <= {"absent", "negative", "unknown", "describe", "open", "foreign"} and len(kinds) > 2
+    )
     assert not any(list(sample.all_targets()) for sample in data[0])
 
 
@@ -242,6 +258,25 @@ def test_cocos_own_layout_is_found(photos_root: WriteFile) -> None:
     path.rename(path.with_name("instances_train2017.json"))
     (sample, *_) = Photos(root)[0]
     assert sample.image == root / "train2017" / "0.png"
+
+
+def test_evaluation_asks_each_photo_everything_the_same_for_every_seed(
+    photos_root: WriteFile,
+) -> None:
+    root = photos_root(DOGS, [("cat", 20, 20, 180, 150)])
+    path = root / "annotations" / "instances_train.json"
+    values = json.loads(path.read_text())
+    values["images"][1]["coco_url"] = "http://images.example/val2017/1.png"
+    path.write_text(json.dumps(values))
+    first, second = (Photos(root, seed=seed).evaluation_samples() for seed in (0, 1))
+    assert [one.turns for one in first] == [one.turns for one in second]
+    kinds = Counter(one.turns[-1].kind for one in first)
+    assert {"every", "left", "right", "largest", "use", "absent", "unknown", "open"} <= {*kinds}
+    assert kinds["every"] == 3 and kinds["left"] == 1
+    assert {one.source for one in first} == {"", "val2017"}
+    trained = {t.question for seed in range(30) for t in ask_kind(root, "unknown", seeds=1)}
+    tested = {one.turns[0].question for one in first if one.turns[0].kind == "unknown"}
+    assert not trained & tested
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ class AnnotatedPicture:
         id: names it in logs.
         classes: each name once.
         faults: what of it can't be used, with its place in the file.
+        source: which collection it is from; "" where unknown.
     """
 
     image: Path | NDArray[np.uint8]
@@ -49,3 +50,4 @@ class AnnotatedPicture:
     id: str
     classes: tuple[AnnotatedClass, ...]
     faults: tuple[BadRow, ...] = ()
+    source: str = ""

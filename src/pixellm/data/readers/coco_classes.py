@@ -16,7 +16,13 @@ import numpy as np
 from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedPicture
 from pixellm.data.readers.base import BadRow
 from pixellm.data.readers.class_reader import ClassReader
-from pixellm.data.readers.coco_pictures import CocoPictures, category_name, file_of, size_of
+from pixellm.data.readers.coco_pictures import (
+    CocoPictures,
+    category_name,
+    file_of,
+    size_of,
+    source_of,
+)
 from pixellm.types import RLE
 
 
@@ -102,7 +108,7 @@ class CocoClasses(ClassReader):
         )
         path = self.images / file_of(entry)
         label = f"{self.name}-{self.split}-{entry['id']}"
-        return AnnotatedPicture(path, size, label, classes, tuple(faults))
+        return AnnotatedPicture(path, size, label, classes, tuple(faults), source_of(entry))
 
     def _not_exhaustive(self, entry: Mapping[str, Any]) -> set[str]:
         """Classes of which a picture may show more than is annotated."""

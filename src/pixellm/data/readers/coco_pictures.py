@@ -55,6 +55,11 @@ def file_of(image: Mapping[str, Any]) -> PurePosixPath:
     return path
 
 
+def source_of(image: Mapping[str, Any]) -> str:
+    """The folder in an entry's ``coco_url``, such as "val2017"; "" without one."""
+    return "/".join(str(image.get("coco_url") or "").split("/")[-2:-1])
+
+
 class CocoPictures:
     """A COCO-style file by picture.
 

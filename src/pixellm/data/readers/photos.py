@@ -203,7 +203,14 @@ class Photos(Reader):
             for mask in (*one.crowds, *one.masks)
         )
         return tuple(
-            Sample(picture.image, picture.size, turns, f"{picture.id}-{number}", objects)
+            Sample(
+                picture.image,
+                picture.size,
+                turns,
+                f"{picture.id}-{number}",
+                objects,
+                picture.source,
+            )
             for number, turns in enumerate(dialogues)
         )
 

@@ -17,22 +17,34 @@ from pixellm.evaluation.summary import (
     KIND_SCORES,
     OVERALL,
     SIZE,
+    SOURCE,
     TARGETS,
+    TOPIC,
     Group,
     Summary,
 )
 
 Row = tuple[str, ...]
 
-_TITLES = {TARGETS: "By number of targets", SIZE: "By size of the target", KIND: "By kind"}
+_TITLES = {
+    TARGETS: "By number of targets",
+    SIZE: "By size of the target",
+    TOPIC: "By topic",
+    SOURCE: "By collection of the picture",
+    KIND: "By kind",
+}
 _LABELS = {
     TARGETS: "targets",
     SIZE: "share of the picture",
+    TOPIC: "topic",
+    SOURCE: "collection",
     KIND: "kind",
 }
 _COLUMNS = {
     TARGETS: ("giou", "ciou", "union_giou", "set_accuracy", "recall", "precision"),
     SIZE: tuple(SIZE_SCORES),
+    TOPIC: KIND_SCORES,
+    SOURCE: (*KIND_SCORES, *SIZE_SCORES),
     KIND: KIND_SCORES,
 }
 _WITH_INTERVAL = frozenset({"giou", "target_iou", "union_giou"})
