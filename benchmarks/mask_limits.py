@@ -13,7 +13,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from pixellm.engine.grounding import is_sure
+from pixellm.engine.answers import passes_threshold
 from pixellm.evaluation.answer_log import read_answers
 from pixellm.evaluation.benchmark_run import run_of_folder
 from pixellm.evaluation.records import AnswerRecord, Place, build_record
@@ -25,11 +25,11 @@ SCORES = ("giou_targets", "union_giou", "set_accuracy_targets")
 
 
 def withhold(record: AnswerRecord, limit: float) -> AnswerRecord:
-    """The record as it would be with masks below the limit withheld."""
+    """The record as it would be with masks below the limit filtered."""
     shown = tuple(
         Segment(mask.label, decode_mask(mask.mask), mask.score, mask.span)
         for mask in record.shown
-        if is_sure(mask.score, limit)
+        if passes_threshold(mask.score, limit)
     )
     answer = Prediction(record.answer, shown, record.question, record.size, {})
     marks = " ".join(SEG_MARK for _ in record.targets)  # the true text is kept below

@@ -6,7 +6,7 @@
 Of the things that answers about a half of the picture name, counts those that lie in it; of pairs
 named one behind the other, those that go from left to right, as all true answers do. A model that
 does not know is right half of the time. What a mask covers does not count, but a thing whose mask
-is withheld is passed over. Draws the scenes again; no model is asked.
+is filtered is passed over. Draws the scenes again; no model is asked.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def prediction_to_json(prediction: Prediction, image: str, model: str) -> dict[s
         each with ``label``, ``score``, ``bbox`` [x, y, width, height] and ``area`` in pixels of
         the picture as it is seen upright, ``span`` [start, end) in the answer's characters, and
         ``segmentation`` as COCO compressed run lengths; ``withheld`` counts masks that the engine
-        was too unsure of to show.
+        filtered, their scores being too low.
     """
     height, width = prediction.size
     segments = [
@@ -107,7 +107,7 @@ def prediction_to_json(prediction: Prediction, image: str, model: str) -> dict[s
         "answer": prediction.text,
         "model": model,
         "segments": segments,
-        "withheld": int(prediction.info.get("num_withheld", 0)),
+        "withheld": int(prediction.info.get("num_filtered", 0)),
     }
 
 

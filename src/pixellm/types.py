@@ -144,7 +144,7 @@ class Prediction:
 
     Attributes:
         text: the answer.
-        segments: one per complete codebook group whose mask is not withheld.
+        segments: one per complete codebook group whose mask is not filtered.
         question: the question, as typed.
         size: (height, width) of the original picture.
         info: figures of the run (tokens, seconds), for reports; never part of the answer.

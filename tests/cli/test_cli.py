@@ -24,7 +24,7 @@ from pixellm.answer_files import mask_files
 from pixellm.cli.display import answer_text, print_answer
 from pixellm.cli.main import app
 from pixellm.engine import Engine
-from pixellm.engine.jobs import PromptBuilder
+from pixellm.engine.pending import PromptBuilder
 from pixellm.evaluation.scenes import evaluate_scenes
 from pixellm.files import write_files
 from pixellm.masks import decode_mask, mask_to_box
@@ -75,7 +75,7 @@ def test_segment_prints_the_answer_with_numbers_and_a_legend(
 def test_segment_says_what_it_withholds(picture: Path, tiny_model_dir: Path) -> None:
     result = run("segment", picture, TINY_QUESTION, "--model", tiny_model_dir, "--min-score", 1)
     assert result.exit_code == 0, result.output
-    assert "2 masks are withheld as too unsure." in result.stdout
+    assert "2 masks are filtered: their score is too low." in result.stdout
     assert "[1]" not in result.stdout
     refused = run("segment", picture, TINY_QUESTION, "--min-score", 1.5)
     assert refused.exit_code == 2 and "--min-score" in refused.stderr

@@ -10,7 +10,7 @@ import torch
 
 from conftest import TINY_QUESTION, TINY_QUESTION_WITHOUT_MASKS, square_picture
 from pixellm.engine import Engine, load, model_dtype, pick_device, pick_dtype
-from pixellm.model.few_rows import FewRowsLinear
+from pixellm.model.small_batch_linear import SmallBatchLinear
 from pixellm.processing.prompts import dialogue_messages
 from pixellm.types import Prediction, Request
 
@@ -43,19 +43,19 @@ def test_an_answer_grounds_each_phrase_in_a_mask_of_original_pixels(tiny_engine:
 def test_on_a_cpu_its_language_model_reads_few_rows_fast(tiny_model_dir: Path) -> None:
     model = load(tiny_model_dir, device="cpu").model
     layers = [m for m in model.model.language_model.modules() if isinstance(m, torch.nn.Linear)]
-    assert layers and all(isinstance(layer, FewRowsLinear) for layer in (*layers, model.lm_head))
+    assert layers and all(isinstance(layer, SmallBatchLinear) for layer in (*layers, model.lm_head))
 
 
 def test_unsure_masks_are_withheld_and_counted_and_their_words_stay(tiny_model_dir: Path) -> None:
     engine = load(tiny_model_dir, device="cpu")
     whole = engine.predict(KNOWN, TINY_QUESTION)
-    assert len(whole.segments) == 2 and whole.info["num_withheld"] == 0
+    assert len(whole.segments) == 2 and whole.info["num_filtered"] == 0
     better = max(segment.score for segment in whole.segments)
     strict = load(tiny_model_dir, device="cpu", min_mask_score=better)
     answer = strict.predict(KNOWN, TINY_QUESTION)
     assert answer.text == whole.text
     assert [segment.score for segment in answer.segments] == [better]
-    assert answer.info["num_withheld"] == 1
+    assert answer.info["num_filtered"] == 1
     *pieces, last = strict.stream(KNOWN, TINY_QUESTION)
     assert [piece.score for piece in pieces if not isinstance(piece, str)] == [better]
     assert_same(last, answer)

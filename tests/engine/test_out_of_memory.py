@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixellm.engine.memory import run_in_portions
-from pixellm.engine.out_of_memory import is_out_of_memory
+from pixellm.engine.memory import is_out_of_memory, run_in_portions
 
 TOO_MANY = 1 << 55
 

@@ -58,7 +58,7 @@ def test_given_answers_do_not_depend_on_the_batch(tiny_engine: Engine) -> None:
                 assert (left.mask != right.mask).mean() < 0.01
 
 
-@pytest.mark.parametrize("place", [None, 1, 2])  # nothing, the unsurer mask, both withheld
+@pytest.mark.parametrize("place", [None, 1, 2])  # nothing, the unsurer mask, both filtered
 def test_answers_with_logits_equal_the_engines(tiny_engine: Engine, place: int | None) -> None:
     image = square_sample().image
     scores = sorted(s.score for s in tiny_engine.predict(image, TINY_QUESTION).segments)

@@ -83,7 +83,7 @@ class Chat:
         except (ValueError, OSError) as error:
             self._complain(str(error))
         except (RuntimeError, MemoryError) as error:
-            from pixellm.engine.out_of_memory import is_out_of_memory
+            from pixellm.engine.memory import is_out_of_memory
 
             if not is_out_of_memory(error):
                 raise

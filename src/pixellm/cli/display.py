@@ -51,9 +51,9 @@ def print_answer(console: Console, prediction: Prediction) -> None:
     console.print(answer_text(prediction), soft_wrap=True, highlight=False)
     if prediction.segments:
         console.print(_legend(prediction), highlight=False)
-    if withheld := prediction.info.get("num_withheld", 0):
-        masks = "1 mask is" if withheld == 1 else f"{withheld} masks are"
-        console.print(f"{masks} withheld as too unsure.", style="dim", highlight=False)
+    if filtered := prediction.info.get("num_filtered", 0):
+        masks = "1 mask is" if filtered == 1 else f"{filtered} masks are"
+        console.print(f"{masks} filtered: their score is too low.", style="dim", highlight=False)
 
 
 def answer_text(prediction: Prediction) -> Text:

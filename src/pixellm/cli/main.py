@@ -304,7 +304,7 @@ def _describe_lack_of_memory(error: RuntimeError | MemoryError) -> str:
     Raises:
         RuntimeError: the given one, where memory is not what is missing.
     """
-    from pixellm.engine.out_of_memory import is_out_of_memory
+    from pixellm.engine.memory import is_out_of_memory
 
     if not is_out_of_memory(error):
         raise error

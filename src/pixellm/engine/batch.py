@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pixellm.engine.cache import SlotRows, longest_slot
-from pixellm.engine.out_of_memory import is_out_of_memory
+from pixellm.engine.memory import is_out_of_memory
 from pixellm.engine.prefixes import PrefixStore
 from pixellm.engine.row import Prompt, Reader, Row, SeparateRows
 from pixellm.engine.sampling import choose_ids

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from pixellm.engine.answers import AnswerDecoder, Mask, segment
 from pixellm.engine.batch import AnswerLoop, Chooser, choose_by_options
 from pixellm.engine.cache import SlotRows, compile_forward
 from pixellm.engine.chat import ChatSession
-from pixellm.engine.grounding import Grounder, Mask, segment
 from pixellm.engine.images import ImageCache, PreparedImage
-from pixellm.engine.jobs import Job, PromptBuilder
+from pixellm.engine.pending import PendingAnswer, PromptBuilder
 from pixellm.engine.prefixes import PrefixStore
 from pixellm.engine.sampling import AnswerOptions
-from pixellm.model.few_rows import read_few_rows_fast
 from pixellm.model.modeling import PixelLMForConditionalGeneration
+from pixellm.model.small_batch_linear import use_small_batch_kernels
 from pixellm.processing.image import load_image
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.types import Prediction, Request, Segment
@@ -57,7 +57,7 @@ class Engine:
             every prompt whole.
         compile: compile the steps and keep their shapes fixed. Pays on a GPU, after
             :meth:`warm_up`; costs minutes once.
-        min_mask_score: masks of a lower score (mean probability over their pixels) are withheld,
+        min_mask_score: masks of a lower score (mean probability over their pixels) are filtered,
             their phrases stay in the text; the model's own limit where None, 0 shows all.
 
     Raises:
@@ -83,14 +83,14 @@ class Engine:
             raise ValueError(f"min_mask_score is {limit}; it must lie in 0 to 1.")
         self.model = model.eval()
         if model.device.type == "cpu":
-            read_few_rows_fast(model.model.language_model)
+            use_small_batch_kernels(model.model.language_model)
         self.processor = processor
         self.max_new_tokens = max_new_tokens
         self.max_batch = max_batch
         self.images = ImageCache(model, processor, cached_images, max_batch)
         eos = model.generation_config.eos_token_id or processor.tokenizer.eos_token_id
         self._eos_ids = frozenset(eos if isinstance(eos, (list, tuple)) else [eos])
-        self._grounder = Grounder(model, processor, self._eos_ids, limit)
+        self._decoder = AnswerDecoder(model, processor, self._eos_ids, limit)
         self._prompts = PromptBuilder(model.config, processor)
         self._prefixes = PrefixStore(prefix_bytes)
         # Compiled steps write into buffers that stay where they are, from call to call.
@@ -98,8 +98,8 @@ class Engine:
 
     @property
     def min_mask_score(self) -> float:
-        """Masks of a lower score are withheld."""
-        return self._grounder.min_score
+        """Masks of a lower score are filtered."""
+        return self._decoder.min_score
 
     def predict(
         self,
@@ -182,7 +182,7 @@ class Engine:
 
         Yields:
             Pieces of the text as they are written, which joined are the Prediction's text; each
-            Segment with its mask as soon as its group is complete, unless the mask is withheld; at
+            Segment with its mask as soon as its group is complete, unless the mask is filtered; at
             last the Prediction, equal to what :meth:`predict` returns.
         """
         options = AnswerOptions(max_new_tokens, temperature, top_p, seed)
@@ -209,16 +209,16 @@ class Engine:
         """
         blank = np.zeros((8, 8, 3), np.uint8)
         request = Request(blank, "What is it?")
-        (job,) = self._begin([(request, AnswerOptions(length))])
-        if not isinstance(job, Job):
-            raise job
-        told = iter((job.prompt.ids[-1], self.model.config.codebook_token_ids[0]))
+        (pending,) = self._begin([(request, AnswerOptions(length))])
+        if not isinstance(pending, PendingAnswer):
+            raise pending
+        told = iter((pending.prompt.ids[-1], self.model.config.codebook_token_ids[0]))
         with self._loop(lambda logits, rows: [next(told)] * len(rows)) as loop:
             for _ in range(min(batch, loop.max_rows)):
-                loop.add(job.prompt)
+                loop.add(pending.prompt)
             steps = [*loop.step(), *loop.step()]
         groups = [step.group_states for step in steps if step.group_states is not None]
-        self._grounder.masks([(group, job.picture) for group in groups])
+        self._decoder.masks([(group, pending.picture) for group in groups])
 
     def _answer(self, requests: Sequence[tuple[Request, AnswerOptions]]) -> list[Prediction]:
         """Answer all requests, or raise the first error."""
@@ -233,47 +233,47 @@ class Engine:
     def _stream(
         self, request: Request, options: AnswerOptions
     ) -> Iterator[str | Segment | Prediction]:
-        (job,) = self._begin([(request, options)])
-        if not isinstance(job, Job):
-            raise job
+        (pending,) = self._begin([(request, options)])
+        if not isinstance(pending, PendingAnswer):
+            raise pending
         masks, sent = list[Mask](), 0
         with self._loop() as loop:
-            loop.add(job.prompt)
+            loop.add(pending.prompt)
             while loop.is_busy:
                 for step in loop.step():
-                    job.answer.extend(step)
-                    text, ends = self._grounder.text_of(job.answer.ids)
+                    pending.answer.extend(step)
+                    text, ends = self._decoder.text_of(pending.answer.ids)
                     # A character may still lack its last bytes.
                     ready = text if step.finished else text.rstrip("\ufffd")
                     if len(ready) > sent:
                         yield ready[sent:]
                         sent = len(ready)
                     if step.group_states is not None:
-                        masks += self._grounder.masks([(step.group_states, job.picture)])
+                        masks += self._decoder.masks([(step.group_states, pending.picture)])
                         start = ends[-2] if len(ends) > 1 else 0
                         found = segment(text, start, ends[-1], masks[-1])
-                        if self._grounder.is_sure(found):
+                        if self._decoder.passes_threshold(found):
                             yield found
-        yield self._grounder.prediction(job, masks)
+        yield self._decoder.prediction(pending, masks)
 
     def _run(
         self, requests: Iterable[tuple[Request, AnswerOptions]]
     ) -> Generator[tuple[int, Prediction | ValueError | OSError], None, None]:
         """Answer requests side by side; those that wait enter as others are finished."""
         arriving = enumerate(requests)
-        running: dict[int, tuple[int, Job]] = {}
-        finished: list[tuple[int, Job]] = []
+        running: dict[int, tuple[int, PendingAnswer]] = {}
+        finished: list[tuple[int, PendingAnswer]] = []
         with self._loop() as loop:
             while True:
                 # A few enter together, so that their pictures and prompts are read together.
                 if loop.room >= max(1, loop.max_rows // 4):
                     taken = list(islice(arriving, loop.room))
-                    jobs = self._begin([asked for _, asked in taken])
-                    for (index, _), job in zip(taken, jobs, strict=True):
-                        if isinstance(job, Job):
-                            running[loop.add(job.prompt)] = index, job
+                    started = self._begin([asked for _, asked in taken])
+                    for (index, _), pending in zip(taken, started, strict=True):
+                        if isinstance(pending, PendingAnswer):
+                            running[loop.add(pending.prompt)] = index, pending
                         else:
-                            yield index, job
+                            yield index, pending
                     if not taken and not loop.is_busy:
                         break
                 for step in loop.step():
@@ -281,29 +281,29 @@ class Engine:
                     if step.finished:
                         finished.append(running.pop(step.row))
                 if len(finished) >= loop.max_rows or not loop.is_busy:
-                    predictions = self._grounder.predictions([job for _, job in finished])
+                    predictions = self._decoder.predictions([pending for _, pending in finished])
                     indices = [index for index, _ in finished]
                     finished = []
                     yield from zip(indices, predictions, strict=True)
 
     def _begin(
         self, requests: Sequence[tuple[Request, AnswerOptions]]
-    ) -> list[Job | ValueError | OSError]:
+    ) -> list[PendingAnswer | ValueError | OSError]:
         """Jobs of requests, their pictures encoded together; an error where one is impossible."""
         pictures = self.images.prepare([request.image for request, _ in requests])
-        jobs: list[Job | ValueError | OSError] = []
+        started: list[PendingAnswer | ValueError | OSError] = []
         for (request, options), picture in zip(requests, pictures, strict=True):
             try:
                 encoded = self._prompts.encode(request)
             except ValueError as error:
-                jobs.append(error)
+                started.append(error)
                 continue
             if isinstance(picture, PreparedImage):
                 limit = self.max_new_tokens
-                jobs.append(self._prompts.job(request, encoded, picture, options, limit))
+                started.append(self._prompts.begin(request, encoded, picture, options, limit))
             else:
-                jobs.append(picture)
-        return jobs
+                started.append(picture)
+        return started
 
     @contextmanager
     def _loop(self, choose: Chooser = choose_by_options) -> Iterator[AnswerLoop]:

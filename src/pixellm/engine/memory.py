@@ -1,6 +1,6 @@
-"""Work in portions that shrink where memory runs out.
+"""Lack of memory: whether an error says so, and work in portions that shrink where it runs out.
 
-Knows nothing of what is worked on.
+Used by: the engine, prediction jobs and the command line.
 """
 
 from __future__ import annotations
@@ -10,10 +10,17 @@ from typing import TypeVar
 
 import torch
 
-from pixellm.engine.out_of_memory import is_out_of_memory
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_WORDS = (
+    "out of memory",  # MPS, and CUDA where no allocator of torch was asked
+    "can't allocate memory",  # torch on a CPU
+    "not enough memory",  # the same on Windows
+    "defaultcpuallocator",
+    "alloc_failed",  # CUDA's libraries for matrix products and convolutions
+    "bad_alloc",
+)
 
 
 def run_in_portions(
@@ -43,3 +50,11 @@ def free_memory() -> None:
     """Give memory that nothing uses back to the device."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: a plain RuntimeError on a CPU, an error of its own on a GPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    told = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in told for words in _WORDS)

@@ -288,7 +288,7 @@ def _check_engine(run: BenchmarkRun, engine: Any) -> None:
     limit = getattr(engine, "min_mask_score", None)
     if model is not None and limit is not None and limit != model.config.min_mask_score:
         raise ValueError(
-            f"The engine withholds masks below {limit}, the model's own limit is "
+            f"The engine filters masks below {limit}, the model's own limit is "
             f"{model.config.min_mask_score}; a run is of a model as it is."
         )
 

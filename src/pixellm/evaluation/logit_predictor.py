@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pixellm.engine import Engine
+from pixellm.engine.answers import passes_threshold
 from pixellm.engine.batch import GeneratedAnswer, generate_answers
-from pixellm.engine.grounding import is_sure
 from pixellm.evaluation.forced import decode_logits, encode_pictures, score_of_masks
 from pixellm.evaluation.records import MASK_LOGITS
 from pixellm.processing.phrases import phrase_before
@@ -97,7 +97,7 @@ class LogitPredictor:
         for place, (start, end, score) in enumerate(
             zip(starts, decoded.ends, score_of_masks(logits), strict=False)
         ):
-            if is_sure(score, self.engine.min_mask_score):  # as where the engine answers itself
+            if passes_threshold(score, self.engine.min_mask_score):  # as the engine does
                 span = phrase_before(decoded.text, end, start)
                 label = decoded.text[span[0] : span[1]]
                 segments.append(Segment(label, (logits[place] > 0).numpy(), score, span))

@@ -74,7 +74,7 @@ def mark_answer(prediction: Prediction) -> str:
     """An answer's text with ``{seg}`` behind each grounded phrase, as a dialogue's history has it.
 
     For predictors that don't say themselves what they wrote: an engine's
-    ``info["marked_answer"]`` also marks phrases whose masks it withheld. A literal ``{seg}`` in
+    ``info["marked_answer"]`` also marks phrases whose masks it filtered. A literal ``{seg}`` in
     the text is dropped: in a history it would stand for a mask.
     """
     pieces, start = [], 0

@@ -89,7 +89,7 @@ class PixelLMConfig(PreTrainedConfig):
         fusion_constant: see above; the release uses 1/6.
         codebook_states: "own" reads a codebook token's own hidden state, "predicting" the state
             of the position before it, as the release does.
-        min_mask_score: an engine withholds masks whose score, the mean probability over their
+        min_mask_score: an engine filters masks whose score, the mean probability over their
             pixels, is lower; 0 shows all, as the paper does.
         gpu_dtype: floating type that the model is run in on a GPU where no other is asked for.
         target_refinement_alpha: alpha of the target refinement loss; 1 switches it off.

@@ -20,14 +20,14 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from pixellm.model.attention import packed_attention_mask
-from pixellm.model.few_rows import FewRowsLinear
 from pixellm.model.outputs import CACHE_ARGUMENT
+from pixellm.model.small_batch_linear import SmallBatchLinear
 
 GROWING_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 """Layers of caches that take several ids at a time, whatever was read before."""
 
 
-class LanguageModelHead(FewRowsLinear):
+class LanguageModelHead(SmallBatchLinear):
     """States of any floating type to the type of its weights, then through them."""
 
     def forward(self, states: Tensor) -> Tensor:

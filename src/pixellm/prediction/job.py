@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixellm.answer_files import prediction_to_json
-from pixellm.engine.out_of_memory import is_out_of_memory
+from pixellm.engine.memory import is_out_of_memory
 from pixellm.prediction.answers import AnswerFile
 from pixellm.prediction.rows import Row, describe_error, split_rows
 from pixellm.processing.image import load_image

@@ -11,17 +11,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-MOST_ROWS = 16
+MAX_ROWS = 16
 """Rows up to which the other order was measured to be faster."""
 
 
-class FewRowsLinear(nn.Linear):
+class SmallBatchLinear(nn.Linear):
     """A linear layer that multiplies weights by rows where these are few and nothing is learnt."""
 
     def forward(self, input: Tensor) -> Tensor:
         """``input`` (..., in_features) to (..., out_features)."""
         rows = input.numel() // self.in_features
-        if not 1 < rows <= MOST_ROWS or torch.is_grad_enabled() or not _is_plain(self.weight):
+        if not 1 < rows <= MAX_ROWS or torch.is_grad_enabled() or not _is_plain(self.weight):
             return super().forward(input)
         columns = input.reshape(rows, self.in_features).T
         if self.bias is None:
@@ -37,11 +37,11 @@ def _is_plain(weight: Tensor) -> bool:
     return own and weight.dtype is torch.float32 and weight.device.type == "cpu"
 
 
-def read_few_rows_fast(module: nn.Module) -> None:
+def use_small_batch_kernels(module: nn.Module) -> None:
     """Let a module's plain linear layers do so, in place; names and weights stay.
 
     Layers of other classes, such as those of adapters and of quantised models, are left alone.
     """
     for layer in module.modules():
         if type(layer) is nn.Linear:
-            layer.__class__ = FewRowsLinear
+            layer.__class__ = SmallBatchLinear

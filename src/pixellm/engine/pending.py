@@ -20,7 +20,7 @@ from pixellm.types import Request
 
 
 @dataclass(eq=False)
-class Job:
+class PendingAnswer:
     """A request on its way.
 
     Attributes:
@@ -72,15 +72,15 @@ class PromptBuilder:
             )
         return encoded
 
-    def job(
+    def begin(
         self,
         request: Request,
         encoded: EncodedDialogue,
         picture: PreparedImage,
         options: AnswerOptions,
         limit: int,
-    ) -> Job:
-        """A job, its answer at most ``limit`` tokens where the options say nothing else."""
+    ) -> PendingAnswer:
+        """Begin an answer of at most ``limit`` tokens, where the options say nothing else."""
         wanted = options.max_new_tokens or limit
         before = encoded.prefix - len(picture.visible)
         prompt = Prompt(
@@ -94,4 +94,4 @@ class PromptBuilder:
             keep=bool(request.history) or isinstance(request.image, PreparedImage),
             options=options,
         )
-        return Job(request, picture, prompt)
+        return PendingAnswer(request, picture, prompt)

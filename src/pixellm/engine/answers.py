@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pixellm.engine.images import PreparedImage
-from pixellm.engine.jobs import Job
 from pixellm.engine.memory import run_in_portions
+from pixellm.engine.pending import PendingAnswer
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.model.outputs import EncodedImages
 from pixellm.model.pixel_masks import restore_masks
@@ -36,7 +36,7 @@ Mask = tuple[NDArray[np.bool_], float]
 """A (H, W) mask over the original picture, and its score."""
 
 
-class Grounder:
+class AnswerDecoder:
     """Turns answers into Predictions.
 
     Args:
@@ -63,38 +63,43 @@ class Grounder:
         decoded = self.processor.codec.decode_answer([i for i in ids if i not in self.eos_ids])
         return decoded.text, decoded.ends
 
-    def predictions(self, jobs: Sequence[Job]) -> list[Prediction]:
-        """Predictions of finished jobs, their masks decoded together."""
-        states = [(states, job.picture) for job in jobs for states in job.answer.group_states]
+    def predictions(self, finished: Sequence[PendingAnswer]) -> list[Prediction]:
+        """Predictions of finished answers, their masks decoded together."""
+        states = [
+            (states, pending.picture)
+            for pending in finished
+            for states in pending.answer.group_states
+        ]
         masks = iter(self.masks(states))
         return [
-            self.prediction(job, [next(masks) for _ in job.answer.group_states]) for job in jobs
+            self.prediction(pending, [next(masks) for _ in pending.answer.group_states])
+            for pending in finished
         ]
 
-    def prediction(self, job: Job, masks: Sequence[Mask]) -> Prediction:
+    def prediction(self, pending: PendingAnswer, masks: Sequence[Mask]) -> Prediction:
         """Text, and a segment for each group with the phrase that it grounds.
 
-        Groups whose masks are too unsure give none; how many is in ``info["num_withheld"]``.
+        Groups whose masks are too unsure give none; how many is in ``info["num_filtered"]``.
         """
-        codec, ids = self.processor.codec, job.answer.ids
+        codec, ids = self.processor.codec, pending.answer.ids
         decoded = codec.decode_answer([i for i in ids if i not in self.eos_ids])
         found = [
             segment(decoded.text, start, end, mask)
             for start, end, mask in zip((0, *decoded.ends), decoded.ends, masks, strict=False)
         ]
-        segments = tuple(one for one in found if self.is_sure(one))
+        segments = tuple(one for one in found if self.passes_threshold(one))
         info = {
             "num_tokens": len(ids),
-            "num_withheld": len(found) - len(segments),
-            "seconds": time.perf_counter() - job.started,
+            "num_filtered": len(found) - len(segments),
+            "seconds": time.perf_counter() - pending.started,
             "marked_answer": codec.mark_answer(decoded),
         }
-        size = job.picture.original
-        return Prediction(decoded.text, segments, job.request.question, size, info)
+        size = pending.picture.original
+        return Prediction(decoded.text, segments, pending.request.question, size, info)
 
-    def is_sure(self, found: Segment) -> bool:
+    def passes_threshold(self, found: Segment) -> bool:
         """Whether a segment's mask is sure enough to be shown."""
-        return is_sure(found.score, self.min_score)
+        return passes_threshold(found.score, self.min_score)
 
     def masks(self, targets: Sequence[tuple[Tensor, PreparedImage]]) -> list[Mask]:
         """Masks of (G, D) group states, each about its picture."""
@@ -132,7 +137,7 @@ def _portion(picture: PreparedImage) -> int:
     return max(1, PIXELS_AT_ONCE // (picture.original[0] * picture.original[1]))
 
 
-def is_sure(score: float, limit: float) -> bool:
+def passes_threshold(score: float, limit: float) -> bool:
     """Whether a mask of that score is shown; 0 shows all, those without a score too."""
     return not score < limit
 

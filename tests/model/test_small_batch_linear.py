@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pixellm.model.few_rows import MOST_ROWS, FewRowsLinear, read_few_rows_fast
+from pixellm.model.small_batch_linear import MAX_ROWS, SmallBatchLinear, use_small_batch_kernels
 
 
 def pair_of_layers(bias: bool) -> tuple[nn.Linear, nn.Linear]:
@@ -17,16 +17,16 @@ def pair_of_layers(bias: bool) -> tuple[nn.Linear, nn.Linear]:
     torch.manual_seed(0)
     plain = nn.Linear(24, 40, bias=bias)
     fast = nn.ModuleList([copy.deepcopy(plain)])
-    read_few_rows_fast(fast)
+    use_small_batch_kernels(fast)
     return plain, fast[0]
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(1,), (1, 1), (2, 1), (3, 6), (MOST_ROWS, 1), (5, 40), (0, 3)])
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (2, 1), (3, 6), (MAX_ROWS, 1), (5, 40), (0, 3)])
 @torch.inference_mode()
 def test_equals_the_plain_layer(bias: bool, shape: tuple[int, ...]) -> None:
     plain, fast = pair_of_layers(bias)
-    assert isinstance(fast, FewRowsLinear)
+    assert isinstance(fast, SmallBatchLinear)
     states = torch.randn(*shape, 24)
     found = fast(states)
     assert found.shape == (*shape, 40)
@@ -62,8 +62,8 @@ def test_layers_of_other_classes_are_left_alone() -> None:
         """Stands for a quantised or adapted layer of another library."""
 
     module = nn.ModuleList([Adapted(4, 4), nn.Conv1d(4, 4, 1), nn.Linear(4, 4)])
-    read_few_rows_fast(module)
-    assert [type(layer) for layer in module] == [Adapted, nn.Conv1d, FewRowsLinear]
+    use_small_batch_kernels(module)
+    assert [type(layer) for layer in module] == [Adapted, nn.Conv1d, SmallBatchLinear]
 
 
 def test_names_weights_and_pickles_stay() -> None:
