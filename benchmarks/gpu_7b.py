@@ -24,11 +24,11 @@ from measuring.released import answer_as_released
 from measuring.report import make_report, make_tables
 from measuring.speed import Bench
 from measuring.workload import (
-    ToldEngine,
+    ScriptedEngine,
     random_model,
     random_pictures,
     requests_about,
-    told_answer,
+    scripted_answer,
 )
 from pixellm.answer_files import json_bytes, write_files
 from pixellm.checkpoint.quantize import quantize_model
@@ -59,15 +59,17 @@ def measure(precision: str, size: str, repeats: int) -> dict[str, Any]:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     bench = Bench(model, processor, repeats)
-    told = told_answer(model, processor, LENGTH, TARGETS)
+    script = scripted_answer(model, processor, LENGTH, TARGETS)
     compiled = precision.endswith("compiled")
-    engine = ToldEngine(model, processor, LENGTH, cached_images=0, prefix_bytes=0, compile=compiled)
-    engine.told = told
+    engine = ScriptedEngine(
+        model, processor, LENGTH, cached_images=0, prefix_bytes=0, compile=compiled
+    )
+    engine.script = script
     one, many = (requests_about(random_pictures(count)) for count in (1, BATCH))
     seconds = bench.seconds(lambda: engine.predict_batch(one))
-    engine.told = told[-1:]
+    engine.script = script[-1:]
     first = bench.seconds(lambda: engine.predict_batch(one))
-    engine.told = told
+    engine.script = script
     decoder = time_decoder(bench)
     # A group is one step, and the end is never read. Resizing the masks counts as decoding.
     steps = LENGTH - TARGETS * (model.config.group_size - 1) - 1
@@ -75,7 +77,7 @@ def measure(precision: str, size: str, repeats: int) -> dict[str, Any]:
     batch = bench.seconds(lambda: engine.predict_batch(many))
     peak = torch.cuda.max_memory_allocated() / 1e9
     released = median_seconds(
-        lambda: answer_as_released(model, processor, one[0], told), device, 1, 0
+        lambda: answer_as_released(model, processor, one[0], script), device, 1, 0
     )
     figures: dict[str, Any] = {
         "precision": precision,

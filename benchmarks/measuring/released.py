@@ -1,6 +1,6 @@
 """A stand-in for how the released code answers: no cache, the picture anew for every token.
 
-Same weights, same prompt, same told answer as the engine, and so the same masks; only the way
+Same weights, same prompt, same scripted answer as the engine, and so the same masks; only the way
 there differs. Kinder than the release where that was simpler: the head is applied to the last
 position alone, and the decoder's features are computed once. Source: PixelLM's released code.
 """
@@ -29,15 +29,15 @@ def answer_as_released(
     model: PixelLMForConditionalGeneration,
     processor: PixelLMProcessor,
     request: Request,
-    told: Sequence[int],
+    script: Sequence[int],
 ) -> NDArray[np.bool_]:
-    """Masks (K, H, W) of a told answer, in pixels of the request's picture."""
+    """Masks (K, H, W) of a scripted answer, in pixels of the request's picture."""
     device = model.device
     messages = [dialogue_messages(request.history, request.question)]
     batch = processor.encode_batch(messages, [load_image(request.image)]).to(device)
     ids, visible = batch["input_ids"], batch["attention_mask"]
     hidden = None
-    for token in told:
+    for token in script:
         hidden = _read(model, batch, ids, visible)
         model.compute_logits(hidden[:, -1]).float().argmax(-1).tolist()
         ids = torch.cat([ids, ids.new_tensor([[token]])], 1)

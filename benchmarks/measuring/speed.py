@@ -1,6 +1,6 @@
 """Seconds of the engine: against the released procedure, and as requests grow.
 
-Every answer is told (:mod:`measuring.workload`), so that length and targets are chosen and
+Every answer is scripted (:mod:`measuring.workload`), so that length and targets are chosen and
 both sides write the same. Pictures are new to the engine in every run: nothing is kept from one
 to the next. Seconds are medians of repeated runs.
 """
@@ -19,10 +19,10 @@ from measuring.phases import PHASES, PhaseClock
 from measuring.released import answer_as_released
 from measuring.workload import (
     QUESTION,
-    ToldEngine,
+    ScriptedEngine,
     random_pictures,
     requests_about,
-    told_answer,
+    scripted_answer,
 )
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.processor import PixelLMProcessor
@@ -50,16 +50,16 @@ class Bench:
     report: Report = lambda text: None
 
     def answer(
-        self, requests: Sequence[Request], told: Sequence[int], max_batch: int = 16
+        self, requests: Sequence[Request], script: Sequence[int], max_batch: int = 16
     ) -> list[Prediction]:
         """Answer requests with an engine that knows no picture yet."""
-        engine = ToldEngine(self.model, self.processor, len(told), max_batch=max_batch)
-        engine.told = told
+        engine = ScriptedEngine(self.model, self.processor, len(script), max_batch=max_batch)
+        engine.script = script
         return engine.predict_batch(requests)
 
-    def tell(self, length: int, targets: int) -> list[int]:
-        """See :func:`told_answer`."""
-        return told_answer(self.model, self.processor, length, targets)
+    def write_script(self, length: int, targets: int) -> list[int]:
+        """See :func:`scripted_answer`."""
+        return scripted_answer(self.model, self.processor, length, targets)
 
     def seconds(self, work: Callable[[], object]) -> float:
         """Median of the repeated runs."""
@@ -83,10 +83,10 @@ def compare_with_released(
     for length in lengths:
         for count in (t for t in targets if bench.fits(length, t)):
             bench.report(f"{length} tokens, {count} targets")
-            told = bench.tell(length, count)
-            work = partial(bench.answer, [request], told)
+            script = bench.write_script(length, count)
+            work = partial(bench.answer, [request], script)
             seconds = bench.seconds(work)
-            as_released = partial(answer_as_released, bench.model, bench.processor, request, told)
+            as_released = partial(answer_as_released, bench.model, bench.processor, request, script)
             released = median_seconds(as_released, bench.model.device, released_repeats, 0)
             rows.append(
                 {
@@ -157,8 +157,8 @@ def grow_targets(bench: Bench, counts: Sequence[int], words: int = 32) -> list[R
     (request,) = requests_about(random_pictures(1))
     for count in counts:
         bench.report(f"{count} targets")
-        told = bench.tell(words + 1 + count * bench.model.config.group_size, count)
-        work = partial(bench.answer, [request], told)
+        script = bench.write_script(words + 1 + count * bench.model.config.group_size, count)
+        work = partial(bench.answer, [request], script)
         row = {"targets": count, "engine_s": bench.seconds(work), **phases_of(bench, work)}
         if rows:
             first = rows[0]
@@ -172,12 +172,12 @@ def grow_targets(bench: Bench, counts: Sequence[int], words: int = 32) -> list[R
 
 def grow_questions(bench: Bench, counts: Sequence[int], length: int, targets: int) -> list[Row]:
     """Questions about one picture, asked together, against as many separate runs."""
-    told, (request,) = bench.tell(length, targets), requests_about(random_pictures(1))
-    alone = bench.seconds(partial(bench.answer, [request], told))
+    script, (request,) = bench.write_script(length, targets), requests_about(random_pictures(1))
+    alone = bench.seconds(partial(bench.answer, [request], script))
     rows = []
     for count in counts:
         bench.report(f"{count} questions")
-        together = bench.seconds(partial(bench.answer, [request] * count, told))
+        together = bench.seconds(partial(bench.answer, [request] * count, script))
         row = {"questions": count, "together_s": together, "separate_s": alone * count}
         rows.append({**row, "share": together / row["separate_s"]})
     return rows
@@ -185,11 +185,11 @@ def grow_questions(bench: Bench, counts: Sequence[int], length: int, targets: in
 
 def grow_batch(bench: Bench, counts: Sequence[int], length: int, targets: int) -> list[Row]:
     """More and more pictures, each with its question, answered side by side."""
-    told, rows = bench.tell(length, targets), list[Row]()
+    script, rows = bench.write_script(length, targets), list[Row]()
     for count in counts:
         bench.report(f"batch of {count}")
         requests = requests_about(random_pictures(count))
-        seconds = bench.seconds(partial(bench.answer, requests, told, max_batch=count))
+        seconds = bench.seconds(partial(bench.answer, requests, script, max_batch=count))
         rate = count / seconds
         first = rows[0]["images_per_s"] if rows else rate
         rows.append(
@@ -204,7 +204,7 @@ def grow_length(bench: Bench, lengths: Sequence[int], targets: int) -> list[Row]
     (request,) = requests_about(random_pictures(1))
     for length in (n for n in lengths if bench.fits(n, targets)):
         bench.report(f"{length} tokens")
-        work = partial(bench.answer, [request], bench.tell(length, targets))
+        work = partial(bench.answer, [request], bench.write_script(length, targets))
         row = {"tokens": length, "engine_s": bench.seconds(work)}
         rows.append({**row, **phases_of(bench, work)})
     return rows

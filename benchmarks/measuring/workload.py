@@ -1,7 +1,8 @@
 """Models to time without downloading any, and answers of a chosen length and number of targets.
 
-A random model says nothing sensible, and how long it talks is chance. So its answers are told: it
-computes every step as ever, and the told token is taken instead of the one that it chose.
+A random model says nothing sensible, and how long it talks is chance. So its answers are
+scripted: it computes every step as ever, and the script's token is taken instead of the one that it
+chose.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def random_pictures(count: int, side: int = 448) -> list[NDArray[np.uint8]]:
     return [rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(count)]
 
 
-def told_answer(
+def scripted_answer(
     model: PixelLMForConditionalGeneration,
     processor: PixelLMProcessor,
     length: int,
@@ -141,18 +142,18 @@ def told_answer(
     return [*ids, processor.tokenizer.eos_token_id]
 
 
-class ToldEngine(Engine):
-    """An engine whose every answer is the one in :attr:`told`, at the full cost of a choice."""
+class ScriptedEngine(Engine):
+    """An engine whose every answer is the one in :attr:`script`, at the full cost of a choice."""
 
-    told: Sequence[int] = ()
+    script: Sequence[int] = ()
 
     @contextmanager
     def _loop(self, choose: Chooser = choose_by_options) -> Iterator[AnswerLoop]:
-        def tell(logits: Tensor, rows: Sequence[Row]) -> list[int]:
+        def write_script(logits: Tensor, rows: Sequence[Row]) -> list[int]:
             choose(logits, rows)
-            return [self.told[len(row.ids) - len(row.prompt.ids)] for row in rows]
+            return [self.script[len(row.ids) - len(row.prompt.ids)] for row in rows]
 
-        with super()._loop(tell) as loop:
+        with super()._loop(write_script) as loop:
             yield loop
 
 

@@ -35,10 +35,10 @@ def bench() -> Bench:
 def test_told_answers_have_the_length_and_the_targets_asked_for(
     bench: Bench, length: int, targets: int
 ) -> None:
-    told = bench.tell(length, targets)
-    assert len(told) == length
-    assert told.count(bench.model.config.codebook_token_ids[0]) == targets
-    (prediction,) = bench.answer(requests_about(random_pictures(1, 32)), told)
+    script = bench.write_script(length, targets)
+    assert len(script) == length
+    assert script.count(bench.model.config.codebook_token_ids[0]) == targets
+    (prediction,) = bench.answer(requests_about(random_pictures(1, 32)), script)
     assert prediction.info["num_tokens"] == length
     assert len(prediction.segments) == targets
 
@@ -46,15 +46,15 @@ def test_told_answers_have_the_length_and_the_targets_asked_for(
 def test_targets_that_do_not_fit_are_refused(bench: Bench) -> None:
     assert not bench.fits(5, 1)
     with pytest.raises(ValueError, match="do not fit into 5 tokens"):
-        bench.tell(5, 1)
+        bench.write_script(5, 1)
 
 
 def test_the_stand_in_and_the_engine_find_the_same_masks(bench: Bench) -> None:
-    told = bench.tell(20, 2)
+    script = bench.write_script(20, 2)
     (request,) = requests_about(random_pictures(1, 32))
-    (prediction,) = bench.answer([request], told)
+    (prediction,) = bench.answer([request], script)
     own = np.stack([segment.mask for segment in prediction.segments])
-    released = answer_as_released(bench.model, bench.processor, request, told)
+    released = answer_as_released(bench.model, bench.processor, request, script)
     assert own.shape == released.shape
     assert (own == released).mean() > 0.999
 

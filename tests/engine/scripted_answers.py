@@ -1,6 +1,6 @@
-"""Small models of several families, and answers that are told instead of chosen.
+"""Small models of several families, and answers that are scripted instead of chosen.
 
-A told answer makes every way of generating comparable: the ids are the same, so the hidden
+A scripted answer makes every way of generating comparable: the ids are the same, so the hidden
 states must be, whatever the family and however badly it is trained.
 """
 
@@ -69,7 +69,7 @@ def prompt_batch(processor: PixelLMProcessor) -> Any:
     return processor.encode_batch([dialogue_messages((), q) for q in questions], pictures)
 
 
-class Teller:
+class Follower:
     """A chooser that tells each row its answer."""
 
     def __init__(self, answers: Sequence[list[int]]) -> None:
@@ -79,16 +79,16 @@ class Teller:
         return [self.left[row.index].pop(0) for row in rows]
 
 
-def tell(
+def follow(
     model: PixelLMForConditionalGeneration,
     batch: Any,
     answers: Sequence[list[int]],
     *,
     max_new_tokens: Any = 64,
 ) -> list[GeneratedAnswer]:
-    """Generate the answers told; -1 in one stands for a codebook group."""
+    """Generate the answers of a script; -1 in one stands for a codebook group."""
     codebook, end = model.config.codebook_token_ids, model.config.eos_token_id
-    told = [[codebook[0] if i == -1 else i for i in [*answer, end]] for answer in answers]
+    script = [[codebook[0] if i == -1 else i for i in [*answer, end]] for answer in answers]
     encoded = None
     with torch.inference_mode():
         if "pixel_values" in batch:
@@ -99,7 +99,7 @@ def tell(
         batch["attention_mask"],
         encoded,
         eos_ids=frozenset([end]),
-        choose=Teller(told),
+        choose=Follower(script),
         max_new_tokens=max_new_tokens,
     )
 

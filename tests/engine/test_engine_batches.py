@@ -214,16 +214,16 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_nothing(
 def test_memory_that_runs_out_in_the_middle_of_a_group_loses_nothing(
     talker: Any, plain: list[PlainAnswer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cache._SPARE_IDS, "cpu", 0)
-    feed, failed = cache.SlotRows.feed, list[int]()
+    monkeypatch.setitem(cache._PADDING_BUDGETS, "cpu", 0)
+    forward, failed = cache.SlotRows.forward, list[int]()
 
-    def failing(self: Any, rows: Any, feeds: Any) -> Any:
+    def failing(self: Any, rows: Any, new_ids: Any) -> Any:
         if any(row.group for row in rows) and len(failed) < 2:
             failed.append(len(rows))
             raise torch.OutOfMemoryError("too much")
-        return feed(self, rows, feeds)
+        return forward(self, rows, new_ids)
 
-    monkeypatch.setattr(cache.SlotRows, "feed", failing)
+    monkeypatch.setattr(cache.SlotRows, "forward", failing)
     engine = Engine(*talker, LIMIT)
     for answer, wanted in zip(engine.predict_batch(mixed_requests()), plain, strict=True):
         assert_plain(answer, wanted)
@@ -233,17 +233,17 @@ def test_memory_that_runs_out_in_the_middle_of_a_group_loses_nothing(
 def test_what_is_kept_for_others_goes_before_a_single_row_does_not_fit(
     talker: Any, plain: list[PlainAnswer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, feed = Engine(*talker, LIMIT), cache.SlotRows.feed
+    engine, forward = Engine(*talker, LIMIT), cache.SlotRows.forward
     request = mixed_requests(1)[0]
     assert_plain(engine.predict(request.image, request.question), plain[0])
     assert len(engine._prefixes) == 1
 
-    def limited(self: Any, rows: Any, feeds: Any) -> Any:
+    def limited(self: Any, rows: Any, new_ids: Any) -> Any:
         if len(engine._prefixes):
             raise torch.OutOfMemoryError("too much")
-        return feed(self, rows, feeds)
+        return forward(self, rows, new_ids)
 
-    monkeypatch.setattr(cache.SlotRows, "feed", limited)
+    monkeypatch.setattr(cache.SlotRows, "forward", limited)
     assert_plain(engine.predict(request.image, request.question), plain[0])
     assert len(engine._prefixes) == 0 and engine.max_batch > 1
 
@@ -348,20 +348,20 @@ def test_a_limit_in_the_middle_of_a_group_keeps_the_masks_of_whole_ones(
 
 def counted_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of every pass from now on."""
-    return _counted(monkeypatch, lambda rows, feeds: len(rows))
+    return _counted(monkeypatch, lambda rows, new_ids: len(rows))
 
 
 def counted_ids(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Ids read in every pass from now on."""
-    return _counted(monkeypatch, lambda rows, feeds: sum(map(len, feeds)))
+    return _counted(monkeypatch, lambda rows, new_ids: sum(map(len, new_ids)))
 
 
 def _counted(monkeypatch: pytest.MonkeyPatch, measure: Any) -> list[int]:
-    feed, counts = cache.SlotRows.feed, list[int]()
+    forward, counts = cache.SlotRows.forward, list[int]()
 
-    def counting(self: Any, rows: Any, feeds: Any) -> Any:
-        counts.append(measure(rows, feeds))
-        return feed(self, rows, feeds)
+    def counting(self: Any, rows: Any, new_ids: Any) -> Any:
+        counts.append(measure(rows, new_ids))
+        return forward(self, rows, new_ids)
 
-    monkeypatch.setattr(cache.SlotRows, "feed", counting)
+    monkeypatch.setattr(cache.SlotRows, "forward", counting)
     return counts

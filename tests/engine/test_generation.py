@@ -15,7 +15,7 @@ from pixellm.engine.batch import generate_answers, generate_steps
 from pixellm.engine.row import Row
 
 sys.path.insert(0, str(Path(__file__).parent))
-from scripted_answers import build_family, prompt_batch, recompute_states, tell
+from scripted_answers import build_family, follow, prompt_batch, recompute_states
 
 GROUP = -1
 ANSWERS = [[20, GROUP, 21, 22, GROUP], [GROUP, GROUP, 23], [24, 25, 26]]
@@ -31,17 +31,19 @@ def test_every_way_of_reading_gives_the_states_of_one_pass_over_the_answer(
     codebook_states: str, reading: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, processor = build_family("clip", "llama", codebook_states=codebook_states)
-    monkeypatch.setitem(cache._SPARE_IDS, "cpu", 0 if reading == "two passes" else 1000)
+    monkeypatch.setitem(cache._PADDING_BUDGETS, "cpu", 0 if reading == "two passes" else 1000)
     if reading in ("each row alone", "no cache"):
         monkeypatch.setattr("pixellm.engine.batch.longest_slot", lambda model: 0)
     if reading == "no cache":
         model.model.reading = replace(model.model.reading, caches=False)
     batch = prompt_batch(processor)
-    for row, (answer, told) in enumerate(zip(tell(model, batch, ANSWERS), ANSWERS, strict=True)):
-        ids = [*expanded(told, model.config.codebook_token_ids), model.config.eos_token_id]
+    for row, (answer, script) in enumerate(
+        zip(follow(model, batch, ANSWERS), ANSWERS, strict=True)
+    ):
+        ids = [*expanded(script, model.config.codebook_token_ids), model.config.eos_token_id]
         assert answer.ids == ids
-        assert len(answer.group_states) == told.count(GROUP)
-        if GROUP in told:
+        assert len(answer.group_states) == script.count(GROUP)
+        if GROUP in script:
             states = torch.stack(answer.group_states)
             whole = recompute_states(model, batch, row, ids)
             torch.testing.assert_close(states, whole, atol=1e-4, rtol=1e-4)
@@ -50,13 +52,13 @@ def test_every_way_of_reading_gives_the_states_of_one_pass_over_the_answer(
 def test_a_batch_equals_its_rows_one_by_one() -> None:
     model, processor = build_family("clip", "llama")
     batch = prompt_batch(processor)
-    together = tell(model, batch, ANSWERS)
-    for row, told in enumerate(ANSWERS):
+    together = follow(model, batch, ANSWERS)
+    for row, script in enumerate(ANSWERS):
         one = {name: value[row : row + 1] for name, value in batch.items()}
         kept = one["input_ids"][0] != processor.tokenizer.pad_token_id
         for name in ("input_ids", "attention_mask"):
             one[name] = one[name][:, kept]
-        (alone,) = tell(model, one, [told])
+        (alone,) = follow(model, one, [script])
         assert alone.ids == together[row].ids
         for first, second in zip(alone.group_states, together[row].group_states, strict=True):
             torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
@@ -65,9 +67,9 @@ def test_a_batch_equals_its_rows_one_by_one() -> None:
 def test_a_limit_cuts_at_the_token_and_keeps_only_whole_groups() -> None:
     model, processor = build_family("clip", "llama")
     batch = prompt_batch(processor)
-    whole = tell(model, batch, ANSWERS)
+    whole = follow(model, batch, ANSWERS)
     for limits in ([1, 4, 2], [5, 3, 1], [6, 8, 3], 2):
-        cut = tell(model, batch, ANSWERS, max_new_tokens=limits)
+        cut = follow(model, batch, ANSWERS, max_new_tokens=limits)
         each = [limits] * 3 if isinstance(limits, int) else limits
         for answer, full, limit in zip(cut, whole, each, strict=True):
             assert answer.ids == full.ids[:limit]
@@ -81,13 +83,13 @@ def test_limits_below_one_or_not_one_for_each_row_are_refused() -> None:
     batch = prompt_batch(processor)
     for limits in (0, [1, 2, 0], [1, 2]):
         with pytest.raises(ValueError, match="max_new_tokens"):
-            tell(model, batch, ANSWERS, max_new_tokens=limits)
+            follow(model, batch, ANSWERS, max_new_tokens=limits)
 
 
 def test_text_alone_is_answered_without_a_picture() -> None:
     model, processor = build_family("clip", "llama")
     batch = processor.encode_batch([[{"role": "user", "content": "Hello"}]])
-    (answer,) = tell(model, batch, [[20, 21]])
+    (answer,) = follow(model, batch, [[20, 21]])
     assert answer.ids == [20, 21, model.config.eos_token_id] and not answer.group_states
 
 

@@ -13,7 +13,7 @@ from pixellm.data.collate import Collator
 from pixellm.types import Sample
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-from scripted_answers import build_family, prompt_batch, recompute_states, tell
+from scripted_answers import build_family, follow, prompt_batch, recompute_states
 
 GROUP = -1
 ANSWERS = [[20, GROUP, 21], [GROUP, GROUP], [24, 25]]
@@ -55,7 +55,7 @@ def test_every_family_trains_generates_and_is_saved_to_the_bit(
 
     model.eval()
     prompts = prompt_batch(processor)
-    answers = tell(model, prompts, ANSWERS)
+    answers = follow(model, prompts, ANSWERS)
     for row, answer in enumerate(answers):
         if answer.group_states:
             states = torch.stack(answer.group_states)

@@ -19,7 +19,7 @@ from torch import Tensor
 from pixellm.engine.cache import SlotRows, longest_slot
 from pixellm.engine.memory import is_out_of_memory
 from pixellm.engine.prefixes import PrefixStore
-from pixellm.engine.row import Prompt, Reader, Row, SeparateRows
+from pixellm.engine.row import KVBackend, Prompt, Row, SeparateRows
 from pixellm.engine.sampling import choose_ids
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.model.outputs import EncodedImages
@@ -156,7 +156,7 @@ class AnswerLoop:
         for rows in (self._rows, self._slots.rows, self._separate.rows, self._waiting):
             rows.clear()
 
-    def _reader_of(self, row: Row) -> Reader:
+    def _backend_of(self, row: Row) -> KVBackend:
         longest = len(row.prompt.ids) + row.prompt.max_new_tokens
         return self._slots if longest <= self._longest_slot else self._separate
 
@@ -179,32 +179,32 @@ class AnswerLoop:
         """Read what is not known of prompts; rows in which nothing is known go together."""
         passes: dict[tuple[int, bool, bool], list[Row]] = {}
         for row in rows:
-            reader = self._reader_of(row)
-            reader.enter(row)
-            self._recall(row, reader)
-            kind = (id(reader), row.read == 0, row.prompt.image_tokens is None)
+            backend = self._backend_of(row)
+            backend.add(row)
+            self._recall(row, backend)
+            kind = (id(backend), row.read == 0, row.prompt.image_tokens is None)
             passes.setdefault(kind, []).append(row)
         for (_, is_new, _), together in passes.items():
-            reader = self._reader_of(together[0])
-            self._read(reader, together, [row.used - row.read for row in together])
+            backend = self._backend_of(together[0])
+            self._read(backend, together, [row.used - row.read for row in together])
             for row in together if is_new else ():
-                self._remember(row, reader, row.prompt.prefix)
+                self._remember(row, backend, row.prompt.prefix)
 
-    def _recall(self, row: Row, reader: Reader) -> None:
+    def _recall(self, row: Row, backend: KVBackend) -> None:
         """Take over what was read of the same beginning; the last id is always read anew."""
-        if not reader.shares_prefixes or row.prompt.key is None:
+        if not backend.shares_prefixes or row.prompt.key is None:
             return
         memory, length = self._prefixes.find(row.prompt.key, row.ids[: row.used - 1])
         if memory and length >= row.prompt.prefix:
-            reader.paste(row, memory, length)
+            backend.load(row, memory, length)
             row.read = length
 
-    def _remember(self, row: Row, reader: Reader, length: int) -> None:
+    def _remember(self, row: Row, backend: KVBackend, length: int) -> None:
         """Keep what was read of a row's first ids for others."""
-        if not (reader.shares_prefixes and row.prompt.key is not None and self._prefixes.is_open):
+        if not (backend.shares_prefixes and row.prompt.key is not None and self._prefixes.is_open):
             return
         try:
-            self._prefixes.put(row.prompt.key, row.ids[:length], reader.copy(row, length))
+            self._prefixes.put(row.prompt.key, row.ids[:length], backend.copy(row, length))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -223,8 +223,8 @@ class AnswerLoop:
             # A row that ends with a whole group still needs that group's states.
             if self._is_last(row) and not self._completes_group(row):
                 self._hand_out(row)
-        for reader in (self._slots, self._separate):
-            self._read_chosen(reader, reader.rows.copy())
+        for backend in (self._slots, self._separate):
+            self._read_chosen(backend, backend.rows.copy())
         for row in self._rows.copy():
             self._hand_out(row)
 
@@ -242,30 +242,30 @@ class AnswerLoop:
         is_last = self._is_last(row)
         ids = tuple(row.turn[: row.limit])
         self._ready.append(Step(row.index, ids, group, is_last))
-        row.told += len(ids)
+        row.handed_out += len(ids)
         if is_last:
             self._rows.remove(row)
-            reader = self._reader_of(row)
+            backend = self._backend_of(row)
             if row.prompt.keep:
-                self._remember(row, reader, row.read)
-            reader.leave(row)
+                self._remember(row, backend, row.read)
+            backend.remove(row)
 
-    def _read_chosen(self, reader: Reader, rows: Sequence[Row]) -> None:
+    def _read_chosen(self, backend: KVBackend, rows: Sequence[Row]) -> None:
         """Read the new ids of all rows, in one pass or, where that would be mostly padding, two."""
         counts = [len(row.ids) - row.read for row in rows]
-        if sum(max(counts) - count for count in counts) > reader.spare_ids:
-            self._read(reader, rows, [1] * len(rows))
+        if sum(max(counts) - count for count in counts) > backend.padding_budget:
+            self._read(backend, rows, [1] * len(rows))
             rows = [row for row in rows if row.read < len(row.ids)]
             counts = [len(row.ids) - row.read for row in rows]
         if rows:
-            self._read(reader, rows, counts)
+            self._read(backend, rows, counts)
 
-    def _read(self, reader: Reader, rows: Sequence[Row], counts: Sequence[int]) -> None:
+    def _read(self, backend: KVBackend, rows: Sequence[Row], counts: Sequence[int]) -> None:
         """Read the next ``counts`` ids of rows, and keep the states that matter."""
         ends = [row.read + count for row, count in zip(rows, counts, strict=True)]
-        feeds = [row.ids[row.read : end] for row, end in zip(rows, ends, strict=True)]
+        new_ids = [row.ids[row.read : end] for row, end in zip(rows, ends, strict=True)]
         own = self.model.config.codebook_states == "own"
-        for row, end, states in zip(rows, ends, reader.feed(rows, feeds), strict=True):
+        for row, end, states in zip(rows, ends, backend.forward(rows, new_ids), strict=True):
             new = [row.state, *states[: end - row.read]]
             if row.read >= row.used and row.ids[row.read] in self._codebook:
                 row.group += [s for s in (new[1:] if own else new[:-1]) if s is not None]

@@ -1,9 +1,9 @@
 """Keys and values of many rows in one buffer: a batch that rows enter and leave at any time.
 
-Each row owns a slot, and its ids stand in the slot from 0 on without holes, so that a key's place
+Each row owns a slot, and its ids stand in the slot from 0 on without holes, so that a key's index
 is its position. Buffers are made once and written in place: nothing is copied as answers grow, and
 shapes can stay fixed for compiled steps. Knows ids and tensors only.
-Shape legend: R slots, C places of a slot, B rows of a pass, F new ids of a row, D text width,
+Shape legend: R slots, C positions of a slot, B rows of a pass, F new ids of a row, D text width,
 h heads, d head width.
 """
 
@@ -21,8 +21,8 @@ from pixellm.engine.row import Row
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 
 _PLACES_STEP = 64
-_SPARE_IDS = {"cpu": 16}
-_SPARE_IDS_ELSEWHERE = 256
+_PADDING_BUDGETS = {"cpu": 16}
+_PADDING_BUDGET_ELSEWHERE = 256
 """Ids that a pass computes in about the time in which it reads the weights; an estimate."""
 
 
@@ -58,7 +58,7 @@ class _Pass:
     """Where one pass over the model writes and what it sees; set before each, read by layers."""
 
     rows: Tensor
-    places: Tensor
+    positions: Tensor
     chosen: slice | Tensor
     length: int
 
@@ -94,9 +94,9 @@ class _SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         now, device = self.current, key_states.device
         # Layers of one model may lie on several devices.
-        rows, places = now.rows.to(device), now.places.to(device)
+        rows, positions = now.rows.to(device), now.positions.to(device)
         for buffer, states in ((self.keys, key_states), (self.values, value_states)):
-            buffer[rows, :, places] = states.transpose(1, 2)
+            buffer[rows, :, positions] = states.transpose(1, 2)
         keys, values = self.keys[:, :, : now.length], self.values[:, :, : now.length]
         chosen = now.chosen if isinstance(now.chosen, slice) else now.chosen.to(device)
         return keys[chosen], values[chosen]
@@ -115,7 +115,7 @@ class _SlotLayer(CacheLayerMixin):
         return self.current.length, 0
 
     def get_seq_length(self) -> int:
-        return self.current.length - self.current.places.shape[1]
+        return self.current.length - self.current.positions.shape[1]
 
     def get_max_length(self) -> int:
         return self.size[1]
@@ -126,13 +126,13 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class SlotRows:
-    """Reads many rows together, each in its slot; see :class:`pixellm.engine.row.Reader`.
+    """Reads many rows together, each in its slot; see :class:`pixellm.engine.row.KVBackend`.
 
     Args:
         model: of a family that reads in slots, see :func:`longest_slot`.
-        forward: runs steps of fixed shape in the place of ``model.model``, see
-            :func:`compile_forward`: the number of rows is a power of two, and all places of a slot
-            are seen. None lets shapes follow what there is.
+        forward: runs steps of fixed shape instead of ``model.model``, see
+            :func:`compile_forward`: the number of rows is a power of two, and a slot's positions
+            are all seen. None lets shapes follow what there is.
     """
 
     shares_prefixes = True
@@ -144,10 +144,10 @@ class SlotRows:
     ) -> None:
         self.model = model
         self.fixed = forward is not None
-        self.forward = forward or model.model
+        self._model_forward = forward or model.model
         self.rows: list[Row] = []
-        padding_costs = _SPARE_IDS.get(model.device.type, _SPARE_IDS_ELSEWHERE)
-        self.spare_ids = float("inf") if self.fixed else float(padding_costs)
+        padding_costs = _PADDING_BUDGETS.get(model.device.type, _PADDING_BUDGET_ELSEWHERE)
+        self.padding_budget = float("inf") if self.fixed else float(padding_costs)
         self._current = _Pass()
         self._start()
 
@@ -159,7 +159,7 @@ class SlotRows:
         self._cache = Cache(layers=self._layers)
         self._visible = torch.ones(0, 0, dtype=torch.bool, device=self.model.device)
 
-    def enter(self, row: Row) -> None:
+    def add(self, row: Row) -> None:
         """Give a row the next slot."""
         self.rows.append(row)
         self._reserve(len(self.rows), self._needed(row))
@@ -168,14 +168,14 @@ class SlotRows:
         if not all(shown):
             self._visible[slot, : len(shown)] = torch.tensor(shown, device=self._visible.device)
 
-    def leave(self, row: Row) -> None:
+    def remove(self, row: Row) -> None:
         """Free a row's slot; the last row moves into it, so that slots stay next to each other."""
         slot, last = self.rows.index(row), self.rows.pop()
         if last is row:
             return
         self.rows[slot] = last
         self._visible[slot] = self._visible[len(self.rows)]
-        self.paste(last, self._views(len(self.rows), last.read), last.read)
+        self.load(last, self._views(len(self.rows), last.read), last.read)
 
     def clear(self) -> None:
         """Forget every row, and give the memory back."""
@@ -187,7 +187,7 @@ class SlotRows:
         views = self._views(self.rows.index(row), length)
         return [(keys.clone(), values.clone()) for keys, values in views]
 
-    def paste(self, row: Row, memory: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
+    def load(self, row: Row, memory: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
         """Remember the first ``length`` ids of a copy as the row's own."""
         slot = self.rows.index(row)
         for layer, (keys, values) in zip(self._layers, memory, strict=True):
@@ -196,18 +196,18 @@ class SlotRows:
             layer.keys[slot, :, :length] = keys[:, :length]
             layer.values[slot, :, :length] = values[:, :length]
 
-    def feed(self, rows: Sequence[Row], feeds: Sequence[Sequence[int]]) -> Tensor:
-        """Read the next ids of rows in one pass; see :class:`pixellm.engine.row.Reader`."""
+    def forward(self, rows: Sequence[Row], new_ids: Sequence[Sequence[int]]) -> Tensor:
+        """Read the next ids of rows in one pass; see :class:`pixellm.engine.row.KVBackend`."""
         slots, device = [self.rows.index(row) for row in rows], self.model.device
         images = [row.prompt.image_tokens for row in rows if row.read == 0]
         placed = [image for image in images if image is not None]
         shown = torch.stack(placed) if placed else None
         # Padding is a row's last id again, at its last position, written behind what counts.
-        width, lines = max(map(len, feeds)), [list(feed) for feed in feeds]
+        width, lines = max(map(len, new_ids)), [list(new) for new in new_ids]
         is_step = shown is None and width in (1, self.model.config.group_size)
         is_fixed = self.fixed and is_step and len(slots) == len(self.rows)
         starts = [row.read for row in rows]
-        ends = [start + len(feed) for start, feed in zip(starts, feeds, strict=True)]
+        ends = [start + len(new) for start, new in zip(starts, new_ids, strict=True)]
         if is_fixed:
             spare = _power_of_two(len(slots)) - len(slots)
             slots += range(len(slots), len(slots) + spare)
@@ -215,14 +215,16 @@ class SlotRows:
             starts, ends = starts + [0] * spare, ends + [1] * spare
         self._reserve(max(slots) + 1, max(starts) + width)
         ids = torch.tensor([x + x[-1:] * (width - len(x)) for x in lines], device=device)
-        places = torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device)
-        self._aim(slots, places, self._size[1] if is_fixed else max(starts) + width)
-        run = self.forward if is_fixed else self.model.model
+        positions = torch.tensor(starts, device=device)[:, None] + torch.arange(
+            width, device=device
+        )
+        self._aim(slots, positions, self._size[1] if is_fixed else max(starts) + width)
+        run = self._model_forward if is_fixed else self.model.model
         output = run(
             ids,
             image_tokens=shown,
-            attention_mask=self._mask(places),
-            position_ids=places.minimum(torch.tensor(ends, device=device)[:, None] - 1),
+            attention_mask=self._mask(positions),
+            position_ids=positions.minimum(torch.tensor(ends, device=device)[:, None] - 1),
             cache=self._cache,
             use_cache=True,
         )
@@ -230,24 +232,24 @@ class SlotRows:
         # A graph's next run writes over its outputs, and states are needed beyond it.
         return states.clone() if is_fixed else states
 
-    def _aim(self, slots: list[int], places: Tensor, length: int) -> None:
+    def _aim(self, slots: list[int], positions: Tensor, length: int) -> None:
         """Tell the layers where the next pass writes and what it sees."""
-        rows = torch.tensor(slots, device=places.device)
+        rows = torch.tensor(slots, device=positions.device)
         first, following = slots[0], slots == list(range(slots[0], slots[0] + len(slots)))
-        self._current.rows, self._current.places = rows[:, None], places
+        self._current.rows, self._current.positions = rows[:, None], positions
         self._current.chosen = slice(first, first + len(slots)) if following else rows
         self._current.length = length
 
-    def _mask(self, places: Tensor) -> Tensor:
+    def _mask(self, positions: Tensor) -> Tensor:
         """Additive (B, 1, F, length) mask: a row's own visible ids up to each new one."""
         now = self._current
-        keys = torch.arange(now.length, device=places.device)
+        keys = torch.arange(now.length, device=positions.device)
         visible = self._visible[:, : now.length][now.chosen]
-        allowed = visible[:, None] & (keys <= places[..., None])
+        allowed = visible[:, None] & (keys <= positions[..., None])
         # Every query sees something, itself, or its softmax would be undefined.
-        allowed |= keys == places[..., None]
+        allowed |= keys == positions[..., None]
         table: Any = self.model.get_input_embeddings()
-        bias = torch.zeros(allowed.shape, dtype=table.weight.dtype, device=places.device)
+        bias = torch.zeros(allowed.shape, dtype=table.weight.dtype, device=positions.device)
         return bias.masked_fill(~allowed, torch.finfo(bias.dtype).min)[:, None]
 
     def _needed(self, row: Row) -> int:
@@ -257,7 +259,7 @@ class SlotRows:
         return _power_of_two(longest + width) if self.fixed else len(row.ids)
 
     def _reserve(self, rows: int, length: int) -> None:
-        """Make the buffers hold so many rows and places, with room to grow."""
+        """Make the buffers hold so many rows and positions, with room to grow."""
         if rows <= self._size[0] and length <= self._size[1]:
             return
         if rows > self._size[0]:

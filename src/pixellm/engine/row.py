@@ -66,7 +66,7 @@ class Row:
         read: leading ids that the language model has read and still remembers.
         used: leading ids whose states were made use of; more than ``read`` only for a row that
             gave up its memory and has to be read again.
-        told: ids of the answer that were handed out.
+        handed_out: how many ids of the answer were handed out.
         state: (D,) state of the last id read; None before.
         group: states of the codebook group being written.
         cache: what the language model remembers of the row, where it is kept for each row.
@@ -79,7 +79,7 @@ class Row:
         self.ids = list(prompt.ids)
         self.read = 0
         self.used = len(prompt.ids)
-        self.told = 0
+        self.handed_out = 0
         self.state: Tensor | None = None
         self.group: list[Tensor] = []
         self.cache: Any = None
@@ -87,32 +87,32 @@ class Row:
     @property
     def turn(self) -> list[int]:
         """Ids that were chosen and not yet handed out."""
-        return self.ids[len(self.prompt.ids) + self.told :]
+        return self.ids[len(self.prompt.ids) + self.handed_out :]
 
     @property
     def limit(self) -> int:
         """How many more ids may be handed out."""
-        return self.prompt.max_new_tokens - self.told
+        return self.prompt.max_new_tokens - self.handed_out
 
 
-class Reader(Protocol):
+class KVBackend(Protocol):
     """Holds the rows being answered and lets the language model read their next ids.
 
     Attributes:
-        rows: in any order; ``enter`` appends.
-        spare_ids: ids of padding that cost less than another pass over the weights.
-        shares_prefixes: whether ``copy`` and ``paste`` work.
+        rows: in any order; ``add`` appends.
+        padding_budget: ids of padding that cost less than another pass over the weights.
+        shares_prefixes: whether ``copy`` and ``load`` work.
     """
 
     rows: list[Row]
-    spare_ids: float
+    padding_budget: float
     shares_prefixes: bool
 
-    def enter(self, row: Row) -> None:
+    def add(self, row: Row) -> None:
         """Make room for a row of which nothing was read."""
         ...
 
-    def leave(self, row: Row) -> None:
+    def remove(self, row: Row) -> None:
         """Forget a row."""
         ...
 
@@ -120,8 +120,8 @@ class Reader(Protocol):
         """Forget every row, and give the memory back."""
         ...
 
-    def feed(self, rows: Sequence[Row], feeds: Sequence[Sequence[int]]) -> Tensor:
-        """Read the ids ``feeds`` behind ``row.read`` of each row.
+    def forward(self, rows: Sequence[Row], new_ids: Sequence[Sequence[int]]) -> Tensor:
+        """Read the ids ``new_ids`` behind ``row.read`` of each row.
 
         Returns:
             (B, F, D) states after the final norm, rows aligned on the left.
@@ -132,7 +132,7 @@ class Reader(Protocol):
         """What is remembered of a row's first ``length`` ids: keys and values of each layer."""
         ...
 
-    def paste(self, row: Row, memory: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
+    def load(self, row: Row, memory: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
         """Remember the first ``length`` ids of a copy as the row's own."""
         ...
 
@@ -144,7 +144,7 @@ class SeparateRows:
     read anew for each step, which is slow and always right.
     """
 
-    spare_ids = float("inf")
+    padding_budget = float("inf")
     shares_prefixes = False
 
     def __init__(self, model: PixelLMForConditionalGeneration) -> None:
@@ -152,11 +152,11 @@ class SeparateRows:
         self.rows: list[Row] = []
         self.uses_cache = model.model.reading.caches
 
-    def enter(self, row: Row) -> None:
+    def add(self, row: Row) -> None:
         """Add a row."""
         self.rows.append(row)
 
-    def leave(self, row: Row) -> None:
+    def remove(self, row: Row) -> None:
         """Forget a row and its cache."""
         self.rows.remove(row)
         row.cache = None
@@ -164,24 +164,24 @@ class SeparateRows:
     def clear(self) -> None:
         """Forget every row."""
         for row in self.rows.copy():
-            self.leave(row)
+            self.remove(row)
 
-    def feed(self, rows: Sequence[Row], feeds: Sequence[Sequence[int]]) -> Tensor:
-        """See :class:`Reader`."""
-        states = [self._read(row, feed) for row, feed in zip(rows, feeds, strict=True)]
+    def forward(self, rows: Sequence[Row], new_ids: Sequence[Sequence[int]]) -> Tensor:
+        """See :class:`KVBackend`."""
+        states = [self._read(row, new) for row, new in zip(rows, new_ids, strict=True)]
         return torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
 
     def copy(self, row: Row, length: int) -> list[tuple[Tensor, Tensor]]:
         """Not offered: caches of unknown families can't be cut."""
         raise NotImplementedError
 
-    def paste(self, row: Row, memory: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
+    def load(self, row: Row, memory: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
         """Not offered: caches of unknown families can't be cut."""
         raise NotImplementedError
 
-    def _read(self, row: Row, feed: Sequence[int]) -> Tensor:
+    def _read(self, row: Row, new: Sequence[int]) -> Tensor:
         """States (F, D) of one row's next ids."""
-        device, end = self.model.device, row.read + len(feed)
+        device, end = self.model.device, row.read + len(new)
         first = row.read if row.cache is not None else 0
         visible = [*row.prompt.visible, *[True] * end][:end]
         image = row.prompt.image_tokens if first == 0 else None
@@ -194,5 +194,5 @@ class SeparateRows:
             use_cache=self.uses_cache,
         )
         row.cache = getattr(output, CACHE_ARGUMENT) if self.uses_cache else None
-        states: Tensor = output.last_hidden_state[0, -len(feed) :]
+        states: Tensor = output.last_hidden_state[0, -len(new) :]
         return states
