@@ -179,6 +179,24 @@ def test_the_recipes_differ_from_base_in_what_they_are_named_for() -> None:
         assert config.name == name
 
 
+def test_the_recipes_of_losses_differ_in_alpha_or_in_the_size_of_masks() -> None:
+    variants = load_variants(sorted(RECIPES[0].parents[1].glob("ablation_losses/*.yaml")))
+    found = {
+        name: (config.model["target_refinement_alpha"], config.collate.mask_size)
+        for name, config in variants.items()
+    }
+    assert found == {
+        "base": (2, 192),
+        "alpha_1": (1, 192),
+        "alpha_4": (4, 192),
+        "mask_48": (2, 48),
+        "mask_96": (2, 96),
+    }
+    base = variants["base"].model_dump(exclude={"name", "model", "collate"})
+    for config in variants.values():
+        assert config.model_dump(exclude={"name", "model", "collate"}) == base
+
+
 @pytest.mark.parametrize("name", STRUCTURE)
 def test_recipes_of_other_shapes_build_around_nano(name: str) -> None:
     path = next(path for path in RECIPES if path.stem == name)

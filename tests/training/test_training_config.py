@@ -86,6 +86,7 @@ def test_bad_files(tmp_path: Path) -> None:
         ),
         ({"model": {"checkpoint": "a", "min_mask_score": 1.5}}, "it must lie in 0 to 1"),
         ({"model": {"checkpoint": "a", "min_mask_score": None}}, "it must lie in 0 to 1"),
+        ({"model": {"checkpoint": "a", "target_refinement_alpha": 0.5}}, "must be at least 1"),
         ({"model": {"checkpoint": "a", "vision_weights": ""}}, "names a directory"),
     ],
 )

@@ -196,6 +196,22 @@ def test_the_limit_of_other_weights_is_not_taken_over(
     assert model.config.min_mask_score == limit
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["whole", "adapters"])
+def test_target_refinement_of_a_checkpoint_can_be_switched_on(
+    tiny_model_dir: Path, tmp_path: Path, lora: dict[str, int] | None
+) -> None:
+    """Converted released weights come without it."""
+    released = shutil.copytree(tiny_model_dir, tmp_path / "released")
+    settings = json.loads((released / "config.json").read_text())
+    settings["target_refinement_alpha"] = 1.0
+    (released / "config.json").write_text(json.dumps(settings))
+    raw = real_config(tmp_path).model_dump(mode="json") | {"lora": lora}
+    for chosen, alpha in (({}, 1), ({"target_refinement_alpha": 3}, 3)):
+        config = parse_config({**raw, "model": {"checkpoint": str(released), **chosen}})
+        model = set_up_model(config, None, (), is_main=True).model
+        assert model.config.target_refinement_alpha == alpha
+
+
 def test_weights_of_another_encoder_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
     model, _ = load_model_and_processor(tiny_model_dir)
     shape = deepcopy(model.config.vision_config)

@@ -68,6 +68,8 @@ CLAIMS = (
         "overlapping",
     ),
     Claim("Alpha 4 beats alpha 2", "alpha_4", "base"),
+    Claim("Masks compared at the canvas's size beat half of it", "base", "mask_96"),
+    Claim("Masks compared at the canvas's size beat a quarter of it", "base", "mask_48"),
     Claim("The codebook beats a single token without refinement", "base", "single_token"),
     Claim("Multi-target data beat single-target data", "base", "single_target_data"),
 )

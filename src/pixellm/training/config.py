@@ -229,7 +229,9 @@ class RunConfig(Section):
     """Either `checkpoint: DIR_OR_ID`, or a new model's parts (see `pixellm.checkpoint.build`).
     Beside a checkpoint, `vision_weights` may name pretrained weights that its encoder starts over
     from, `min_mask_score` sets the limit of the new weights (0 if not given; adapters keep their
-    base's), and `sizes` may hold the same parts, for a dry run where it is not at hand."""
+    base's), `target_refinement_alpha` replaces the model's (1 in converted released weights, which
+    leaves target refinement out), and `sizes` may hold the same parts, for a dry run where it is
+    not at hand."""
     lora: LoraConfig | None = None
     """Train adapters in place of the language model's weights."""
     token_rows: Literal["all", "added", "none"] | None = None
@@ -274,11 +276,15 @@ class RunConfig(Section):
         if "checkpoint" not in self.model:
             return self
         changes = {"vision_weights", "min_mask_score"}
-        if unknown := sorted(self.model.keys() - {"checkpoint", "sizes", *changes}):
+        known = {"checkpoint", "sizes", "target_refinement_alpha", *changes}
+        if unknown := sorted(self.model.keys() - known):
             raise ValueError(
                 f"model.checkpoint brings its own {', '.join(unknown)}; only vision_weights, "
-                "min_mask_score and sizes stand beside it"
+                "min_mask_score, target_refinement_alpha and sizes stand beside it"
             )
+        alpha = self.model.get("target_refinement_alpha", 1)
+        if not isinstance(alpha, int | float) or not alpha >= 1:
+            raise ValueError(f"model.target_refinement_alpha is {alpha!r}; it must be at least 1")
         limit = self.model.get("min_mask_score", 0)
         if not isinstance(limit, int | float) or not 0 <= limit <= 1:
             raise ValueError(f"model.min_mask_score is {limit!r}; it must lie in 0 to 1")

@@ -73,10 +73,18 @@ def set_up_model(
         FileNotFoundError: a source that is not there.
         ValueError: sources or settings that don't fit.
     """
+    if config.has_adapters:
+        run_model = _set_up_with_adapters(config, texts, is_main=is_main)
+    else:
+        run_model = _set_up_whole(config, checkpoint, texts)
+    if "target_refinement_alpha" in config.model:
+        run_model.model.config.target_refinement_alpha = config.model["target_refinement_alpha"]
+    return run_model
+
+
+def _set_up_whole(config: RunConfig, checkpoint: Path | None, texts: Iterable[str]) -> RunModel:
     from pixellm.checkpoint.io import load_model_and_processor
 
-    if config.has_adapters:
-        return _set_up_with_adapters(config, texts, is_main=is_main)
     if checkpoint is not None:
         model, processor = load_model_and_processor(checkpoint / "model")
     elif "checkpoint" in config.model:
