@@ -1,7 +1,7 @@
 """Given answers, labels and MUSE's questions are those of the released code, number by number.
 
 Runs on every model that the released code was run on with the answers given;
-``pytest tests/checkpoint/test_forced_parity.py -s`` prints the differences as a table.
+``python benchmarks/released_differences.py`` makes a table of the differences.
 """
 
 import json
@@ -35,6 +35,15 @@ PARITY = Path(os.environ.get("PIXELLM_PARITY_DIR", Path(__file__).parents[3] / "
 FOLDERS = sorted(PARITY.glob("*_forced"))
 TOLERANCE = 1e-4
 """Of the largest value of a tensor; of losses absolute."""
+
+QUANTITIES = {
+    "states": "states at the predicting positions, of the largest",
+    "target_embeddings": "target embeddings, of the largest",
+    "low_res_masks": "low-resolution mask logits, of the largest",
+    "mask_logits": "mask logits at the picture's size, of the largest",
+    "mask_scores": "mask scores, of the largest",
+}
+"""What is measured -> what the table calls it."""
 
 pytestmark = pytest.mark.skipif(not FOLDERS, reason=f"no parity data with given answers: {PARITY}")
 
@@ -121,7 +130,7 @@ def test_prompts_end_where_given_answers_begin(golden):
 
 
 @torch.inference_mode()
-def test_states_embeddings_and_small_masks_are_the_released_ones(golden):
+def test_states_embeddings_and_small_masks_are_the_released_ones(golden, note_difference):
     """All cases in one padded batch, as evaluations run them."""
     model, batch = golden.model, golden.encode(golden.cases)
     encoded, _ = model.model.encode_images(batch["pixel_values"], batch["pixel_mask"])
@@ -140,7 +149,7 @@ def test_states_embeddings_and_small_masks_are_the_released_ones(golden):
             relative_distance(values[rows == i], golden.tensors[f"case{i}.forced.{name}"])
             for i in range(len(golden.cases))
         ]
-        print(f"\n{name}: {max(distances):.1e}")
+        note_difference("given", QUANTITIES[name], max(distances), TOLERANCE)
         assert max(distances) <= TOLERANCE
 
 
@@ -151,7 +160,9 @@ def answered(golden):
     return [*answer_with_texts(golden.engine, 3)(samples)]
 
 
-def test_masks_and_scores_of_forced_evaluation_are_the_released_ones(golden, answered):
+def test_masks_and_scores_of_forced_evaluation_are_the_released_ones(
+    golden, answered, note_difference
+):
     distances = {"mask_logits": 0.0, "mask_scores": 0.0}
     for case, dialogue in zip(golden.cases, answered, strict=True):
         (prediction,) = dialogue.predictions
@@ -167,7 +178,8 @@ def test_masks_and_scores_of_forced_evaluation_are_the_released_ones(golden, ans
         distances["mask_scores"] = max(distances["mask_scores"], far)
         areas = [int(segment.mask.sum()) for segment in prediction.segments]
         assert areas == case["mask_areas"]
-    print("\n" + ", ".join(f"{name} {far:.1e}" for name, far in distances.items()))
+    for name, far in distances.items():
+        note_difference("given", QUANTITIES[name], far, TOLERANCE)
     assert max(distances.values()) <= TOLERANCE
 
 
@@ -222,7 +234,7 @@ def test_ids_and_labels_of_training_conversations_are_the_released_ones(golden):
 
 
 @torch.inference_mode()
-def test_losses_of_conversations_are_the_released_ones(golden):
+def test_losses_of_conversations_are_the_released_ones(golden, note_difference):
     model, weights, distances = golden.model, golden.loss_weights, []
     for case, (first, wanted) in enumerate(zip(golden.first, golden.conversations, strict=True)):
         batch = golden.encode([first])
@@ -252,7 +264,8 @@ def test_losses_of_conversations_are_the_released_ones(golden):
         }
         found["loss"] = sum(found.values())
         distances += [abs(value - wanted["losses"][name]) for name, value in found.items()]
-    print(f"\nlosses: {max(distances):.1e}")
+    quantity = "loss of one conversation and its parts, absolute"
+    note_difference("training", quantity, max(distances), TOLERANCE)
     assert max(distances) <= TOLERANCE
 
 

@@ -1,7 +1,7 @@
 """Converted released weights compute what the released code computed, number by number.
 
 Labels, losses and given answers are compared in ``test_forced_parity.py``.
-``pytest tests/checkpoint/test_released_parity.py -s`` prints the differences as a table.
+``python benchmarks/released_differences.py`` makes a table of the differences.
 """
 
 import json
@@ -53,6 +53,20 @@ ROUNDED = EXACT | {
     "forced_embeddings": 5e-3,
     "forced_low_res_masks": 2e-2,
 }
+
+QUANTITIES = {
+    "pixels": ("any", "normalised pixels, absolute"),
+    "clip_select": ("any", "CLIP features, select, absolute"),
+    "clip_early": ("any", "CLIP features, early, absolute"),
+    "embeddings": ("free", "target embeddings, of their spread"),
+    "low_res_masks": ("free", "low-resolution mask logits, of their spread"),
+    "mask_logits": ("free", "mask logits at the picture's size, of their spread"),
+    "pixels_flipped": ("free", "share of mask pixels that differ"),
+    "scores": ("free", "mask scores, absolute"),
+    "forced_embeddings": ("given, words first", "target embeddings, of their spread"),
+    "forced_low_res_masks": ("given, words first", "low-resolution mask logits, of their spread"),
+}
+"""What is measured -> how the answer came about, and what the table calls it."""
 
 pytestmark = pytest.mark.skipif(
     not OFFICIAL.is_dir(), reason=f"the parity data is not at {OFFICIAL}"
@@ -165,10 +179,11 @@ def measure_forced(case, model, processor, batch, encoded):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_all_numbers_are_those_of_the_released_code(case, float32):
+def test_all_numbers_are_those_of_the_released_code(case, float32, note_difference):
     found, ids, areas = measure(case, *float32)
-    print(f"\ncase {case}: " + ", ".join(f"{k} {v:.1e}" for k, v in sorted(found.items())))
     limits = ROUNDED if case == 4 else EXACT
+    for name, (answers, quantity) in QUANTITIES.items():
+        note_difference(answers, quantity, found[name], EXACT[name])
     too_far = {name: value for name, value in found.items() if not value <= limits[name]}
     assert not too_far
     assert set(found) == set(limits)

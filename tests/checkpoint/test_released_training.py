@@ -1,8 +1,7 @@
 """A training step computes what the released code computed, number by number.
 
 From the processor through the collator and the model's forward to its losses, and target
-refinement by itself. ``pytest tests/checkpoint/test_released_training.py -s`` prints the
-differences.
+refinement by itself. ``python benchmarks/released_differences.py`` makes a table of it.
 """
 
 from __future__ import annotations
@@ -31,6 +30,19 @@ PARITY = Path(os.environ.get("PIXELLM_PARITY_DIR", Path(__file__).parents[3] / "
 OFFICIAL, FORCED = PARITY / "official_a", PARITY / "official_a_forced"
 GROUP = re.compile(r"\[SEG0\](?: \[SEG\d+\])+")
 LIMIT = 1e-4
+
+QUANTITIES = {
+    "ce_loss": "loss of a batch: text, absolute",
+    "mask_bce_loss": "loss of a batch: BCE, absolute",
+    "mask_dice_loss": "loss of a batch: DICE, absolute",
+    "loss": "loss of a batch: whole, absolute",
+    "bce of each mask": "BCE of each mask, of the largest",
+    "dice of each mask": "DICE of each mask, of the largest",
+    "target_embeddings": "target embeddings, of the largest",
+    "low_res_masks": "low-resolution mask logits, of the largest",
+    "mask_logits_sub4": "mask logits at the picture's size, of the largest",
+}
+"""What is measured -> what the table calls it."""
 
 pytestmark = pytest.mark.skipif(not FORCED.is_dir(), reason=f"the parity data is not at {FORCED}")
 
@@ -132,10 +144,13 @@ def measure(number, model, batch):
 
 @pytest.mark.parametrize("packed", [False, True], ids=["a row each", "packed by picture"])
 @pytest.mark.parametrize("number", batches())
-def test_a_training_step_has_the_released_losses_masks_and_embeddings(number, packed, released):
+def test_a_training_step_has_the_released_losses_masks_and_embeddings(
+    number, packed, released, note_difference
+):
     model, processor = released
     found = measure(number, model, collated(number, processor, packed=packed))
-    print(f"\nbatch {number}: " + ", ".join(f"{k} {v:.1e}" for k, v in sorted(found.items())))
+    for name, value in found.items():
+        note_difference("training", QUANTITIES[name], value, LIMIT)
     assert {name: value for name, value in found.items() if not value <= LIMIT} == {}
 
 
@@ -174,7 +189,7 @@ def test_losses_in_portions_are_those_of_the_whole(released, monkeypatch):
     assert bool((results[0][0] > plain[0]).any()), "some pixels are contested"
 
 
-def test_target_refinement_is_the_released_overlap_loss_added_to_plain_bce():
+def test_target_refinement_is_the_released_overlap_loss_added_to_plain_bce(note_difference):
     """Weights, value and gradient; with alpha 2 contested pixels count once more."""
     tensors, cases = golden_tensors(), golden()["overlap"]
     assert cases
@@ -192,4 +207,12 @@ def test_target_refinement_is_the_released_overlap_loss_added_to_plain_bce():
         assert plain.item() == pytest.approx(case["plain_bce"], abs=1e-5)
         assert overlap.item() == pytest.approx(case["loss"], abs=1e-5)
         (gradient,) = torch.autograd.grad(overlap, logits)
-        assert share_off(gradient, tensors[f"{name}.grad"].flatten(1)) <= LIMIT
+        off = share_off(gradient, tensors[f"{name}.grad"].flatten(1))
+        note_difference(
+            "training",
+            "target refinement: value, absolute",
+            abs(overlap.item() - case["loss"]),
+            1e-5,
+        )
+        note_difference("training", "target refinement: gradient, of the largest", off, LIMIT)
+        assert off <= LIMIT
