@@ -303,4 +303,5 @@ def test_real_photos_read_as_english() -> None:
     for turn in turns:
         assert "{" not in turn.question + turn.answer.replace(SEG_MARK, "")
         assert turn.answer[0].isupper() and turn.answer.endswith(".")
-        assert not re.search(r"\ba [aeio]|\ban [^aeioh]", turn.answer), turn.answer
+        assert not re.search(r"\ba [aeio]|\ban [^aeiouh]", turn.answer), turn.answer
+        assert not re.search(r"\b[a-z][A-Z]", turn.question), turn.question
