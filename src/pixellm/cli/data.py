@@ -1,4 +1,4 @@
-"""The commands ``pixellm data check`` and ``pixellm data preview``: data before it is trained on.
+"""The commands ``pixellm data check``, ``preview`` and ``pseudo-label``: data to be trained on.
 
 Reads options, calls :mod:`pixellm.data` and prints what came of it; what a bad row is, is none of
 its business. :func:`add_data_commands` puts the commands into the command line.
@@ -28,7 +28,7 @@ _With = Annotated[
 
 
 def add_data_commands(app: typer.Typer) -> None:
-    """Add ``check`` and ``preview`` to a command line."""
+    """Add ``check``, ``preview`` and ``pseudo-label`` to a command line."""
     app.command(
         epilog="Examples:\n\n    pixellm data check datasets"
         "\n\n    pixellm data check datasets --set refcoco --set ade20k --report bad.csv"
@@ -40,6 +40,12 @@ def add_data_commands(app: typer.Typer) -> None:
         "\n\n    pixellm data preview coco --root photos --with targets=regions --out look"
         "\n\n    pixellm data preview mine.jsonl --out look"
     )(preview)
+    app.command(
+        "pseudo-label",
+        epilog="Examples:\n\n    pixellm data pseudo-label photos --out labels"
+        " --class dog --class cat"
+        "\n\n    pixellm data pseudo-label photos --out labels --boxes boxes.json --min-score 0.5",
+    )(pseudo_label)
 
 
 def check(
@@ -112,6 +118,65 @@ def preview(
     for problem in written.problems:
         typer.echo(f"Not shown: {problem}", err=True)
     typer.echo(f"To look at: {written.page} and {written.sheet}")
+
+
+def pseudo_label(
+    images: Annotated[Path, typer.Argument(help="Folder of photos.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for instances.json; the same command goes on where it stopped."),
+    ],
+    boxes: Annotated[
+        Path | None,
+        typer.Option(help="COCO file with proposed boxes and their scores, as detectors write."),
+    ] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Look for this; may be repeated. COCO's 80 if not given."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")
+    ] = "nano",
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Keep masks that are as sure as this.")
+    ] = 0.6,
+    doubt: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Mark what is as sure as this as a crowd, not as absent."),
+    ] = 0.3,
+    overlap: Annotated[
+        float, typer.Option(min=0, max=1, help="Least IoU of a mask's box with a proposed one.")
+    ] = 0.5,
+    limit: Annotated[int, typer.Option(min=0, help="The first photos only; 0 for all.")] = 0,
+    shown: Annotated[int, typer.Option(min=0, help="Photos on the sheet to look at.")] = 24,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+) -> None:
+    """Let a model draw the masks of photos that nobody annotated: a COCO file to train on."""
+    from functools import partial
+
+    from pixellm.cli.console import load_engine, open_console
+    from pixellm.cli.display import labels_progress
+    from pixellm.prediction.label_run import COCO_FILE, SHEET_FILE, run_labels, start_run
+    from pixellm.prediction.pseudo_labels import LabelRules
+
+    rules = LabelRules(min_score, doubt, overlap)
+    run = start_run(images, out, model, rules, boxes, classes or (), limit)
+    load = partial(load_engine, model, device, dtype)
+    try:
+        with labels_progress(open_console(stderr=True)) as progress:
+            state = run_labels(run, load, batch_size, progress, shown)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
+    typer.echo(
+        f"Wrote {out / COCO_FILE}: {state.masks:,} masks in {state.done - state.bad:,} photos, "
+        f"{state.doubts:,} regions in doubt."
+    )
+    if state.bad:
+        typer.echo(f"{state.bad} photos can't be read; they are left out.", err=True)
+    if shown and state.masks + state.doubts:
+        typer.echo(f"To look at: {out / SHEET_FILE}")
 
 
 def _options(images: Path | None, options: list[str] | None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pixellm.evaluation.scenes_report import ScenesReport
     from pixellm.prediction.job import JobState
     from pixellm.prediction.job import Progress as JobProgress
+    from pixellm.prediction.label_run import Progress as LabelProgress
     from pixellm.training.progress import TrainEvent
 
 SECONDS_A_LINE = 30.0
@@ -139,6 +140,13 @@ def answers_progress(console: Console) -> Iterator[JobProgress]:
 
     with _progress(console, "questions") as show:
         yield lambda state: show(state.done, state.total, describe(state))
+
+
+@contextmanager
+def labels_progress(console: Console) -> Iterator[LabelProgress]:
+    """A bar over photos being labelled with the masks so far, as a callback for the run."""
+    with _progress(console, "photos") as show:
+        yield lambda state: show(state.done, state.total, f"{state.masks} masks")
 
 
 @contextmanager

@@ -1,0 +1,278 @@
+"""A run of pseudo-labels over a folder of photos: resumable, and a COCO file at its end.
+
+Each labelled photo is a line on disk before the next one is begun. The COCO file, and a sheet of
+photos to look at, are made of the lines. It knows no model and no command line.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from pixellm.evaluation.answer_log import open_run
+from pixellm.files import LineLog, check_file, locked, parse_json, read_lines, write_files
+from pixellm.masks import decode_mask
+from pixellm.prediction.pseudo_labels import (
+    LabelRules,
+    Proposals,
+    PseudoLabeler,
+    label_to_json,
+    read_proposals,
+)
+from pixellm.prediction.rows import read_rows
+from pixellm.processing.image import load_image
+from pixellm.scenes.photo_knowledge import load_photo_knowledge
+from pixellm.visualize import draw_contact_sheet, draw_overlay
+
+if TYPE_CHECKING:
+    from pixellm.evaluation.runner import Predictor
+
+LOG_FILE = "labels.jsonl"
+COCO_FILE = "instances.json"
+SHEET_FILE = "look.jpg"
+_MADE = ("images", "annotations", "categories", "pseudo_labels")
+_SHEET_SIDE = 320
+
+
+Progress = Callable[["LabelState"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelState:
+    """How far a run is.
+
+    Attributes:
+        done: photos on disk, bad ones included.
+        total: photos of the run.
+        masks: labels that are sure.
+        doubts: regions that are not.
+        bad: photos that can't be read.
+    """
+
+    done: int
+    total: int
+    masks: int
+    doubts: int
+    bad: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRun:
+    """What is to be labelled.
+
+    Attributes:
+        images: folder of photos; those in folders below it count too.
+        out: folder for the run's files.
+        model: as the user called it.
+        categories: name -> id of every kind of thing to look for, or that boxes propose.
+        proposals: boxes; None to look for everything.
+        rules: which masks are kept.
+        limit: the first photos only; all where 0.
+        boxes_name: what the file of boxes is called, so that another one is noticed.
+    """
+
+    images: Path
+    out: Path
+    model: str
+    categories: Mapping[str, int]
+    proposals: Proposals | None
+    rules: LabelRules
+    limit: int = 0
+    boxes_name: str = ""
+
+    def photos(self) -> list[str]:
+        """Names of the photos below the folder; those that boxes are known for, where there are.
+
+        Raises:
+            FileNotFoundError: no such folder, or no photo in it.
+        """
+        names = [row.image for row in read_rows(self.images, "label")]
+        if self.proposals is not None:
+            names = [name for name in names if name in self.proposals.boxes]
+        if not names:
+            of_boxes = " that the file of boxes lists" if self.proposals is not None else ""
+            raise FileNotFoundError(f"{self.images} holds no photo{of_boxes}.")
+        return names[: self.limit] if self.limit else names
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the labels, as values that JSON knows."""
+        categories = {name: int(number) for name, number in self.categories.items()}
+        kept = {"model": self.model, "images": str(self.images.resolve())}
+        return {**kept, "boxes": self.boxes_name, "categories": categories, **asdict(self.rules)}
+
+
+def start_run(
+    images: Path,
+    out: Path,
+    model: str,
+    rules: LabelRules,
+    boxes: Path | None = None,
+    names: Sequence[str] = (),
+    limit: int = 0,
+) -> LabelRun:
+    """A run from what a user says.
+
+    Args:
+        images: folder of photos.
+        out: folder for the run's files.
+        model: as the user called it.
+        rules: which masks are kept.
+        boxes: COCO file of proposals.
+        names: categories to look for; those of the boxes, or all that are known, where empty.
+        limit: the first photos only; all where 0.
+
+    Raises:
+        FileNotFoundError: no file of boxes.
+        ValueError: it is damaged, or proposes nothing of a name.
+    """
+    if boxes is None:
+        chosen = names or [one.name for one in load_photo_knowledge().concepts.values()]
+        categories = {name: number for number, name in enumerate(dict.fromkeys(chosen), start=1)}
+        return LabelRun(images, out, model, categories, None, rules, limit)
+    proposals = read_proposals(boxes)
+    unknown = [name for name in names if name not in proposals.categories]
+    if unknown:
+        raise ValueError(f"{boxes} has no category {unknown[0]!r}.")
+    kept = {k: v for k, v in proposals.categories.items() if not names or k in names}
+    only = {
+        photo: tuple(one for one in found if one.name in kept)
+        for photo, found in proposals.boxes.items()
+    }
+    name = str(boxes.resolve())
+    return LabelRun(images, out, model, kept, Proposals(kept, only), rules, limit, name)
+
+
+def run_labels(
+    run: LabelRun,
+    load: Callable[[], Predictor],
+    batch_size: int,
+    progress: Progress = lambda state: None,
+    num_shown: int = 24,
+) -> LabelState:
+    """Label the photos that the run's folder lacks, then write the COCO file and the sheet.
+
+    Args:
+        run: what is to be labelled.
+        load: makes the model; called only where a photo is left.
+        batch_size: questions answered together.
+        progress: told before the first photo and after every one.
+        num_shown: photos on the sheet; none for 0.
+
+    Raises:
+        ValueError: the folder holds another run, or a damaged log.
+        FileNotFoundError: no photos.
+        OSError: the folder can't be written, or another process writes there.
+    """
+    names = run.photos()
+    check_file(run.out / COCO_FILE, keys=_MADE)
+    check_file(run.out / SHEET_FILE)
+    open_run(run.out, run.settings())
+    with locked(run.out), LineLog(run.out / LOG_FILE) as log:
+        lines = _read_log(run.out / LOG_FILE)
+        progress(_state(lines, names))
+        todo = [name for name in names if name not in lines]
+        labeler = PseudoLabeler(load(), run.rules, batch_size) if todo else None
+        for name in todo:
+            assert labeler is not None
+            lines[name] = _label_photo(run, labeler, name)
+            log.append((json.dumps(lines[name]) + "\n").encode("ascii"))
+            progress(_state(lines, names))
+        chosen = [lines[name] for name in names]
+        files = {run.out / COCO_FILE: json.dumps(_to_coco(run, chosen)).encode("ascii")}
+        sheet = _draw_sheet(run.images, chosen, num_shown)
+        write_files(files | ({run.out / SHEET_FILE: sheet} if sheet else {}))
+    return _state(lines, names)
+
+
+def _label_photo(run: LabelRun, labeler: PseudoLabeler, name: str) -> dict[str, Any]:
+    """A photo's line: its labels, or why it has none."""
+    try:
+        image = np.asarray(load_image(run.images / name))
+    except (OSError, ValueError) as error:
+        return {"image": name, "error": " ".join(str(error).split())}
+    if run.proposals is None:
+        labels = labeler.label_all(image, list(run.categories))
+    else:
+        labels = labeler.label_boxes(image, run.proposals.boxes[name])
+    size = [int(side) for side in image.shape[:2]]
+    return {"image": name, "size": size, "labels": [label_to_json(one) for one in labels]}
+
+
+def _read_log(path: Path) -> dict[str, dict[str, Any]]:
+    """Name of each photo that is done -> its line.
+
+    Raises:
+        ValueError: a line is damaged.
+    """
+    lines: dict[str, dict[str, Any]] = {}
+    for number, line in read_lines(path):
+        try:
+            values = parse_json(line)
+            lines.setdefault(str(values["image"]), values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"Line {number} of {path} is damaged; delete that line, and its photo is labelled "
+                "again."
+            ) from error
+    return lines
+
+
+def _state(lines: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> LabelState:
+    done = [lines[name] for name in names if name in lines]
+    labels = [label for line in done for label in line.get("labels", ())]
+    doubts = sum(label["iscrowd"] for label in labels)
+    bad = sum("error" in line for line in done)
+    return LabelState(len(done), len(names), len(labels) - doubts, doubts, bad)
+
+
+def _to_coco(run: LabelRun, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The run as a COCO instances file; photos that can't be read are left out."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for line in lines:
+        if "error" in line:
+            continue
+        height, width = line["size"]
+        number = len(images) + 1
+        images.append({"id": number, "file_name": line["image"], "height": height, "width": width})
+        for label in line["labels"]:
+            values = {key: value for key, value in label.items() if key != "name"}
+            category = run.categories[label["name"]]
+            ids = {"id": len(annotations) + 1, "image_id": number, "category_id": category}
+            annotations.append(ids | values)
+    categories = [{"id": number, "name": name} for name, number in run.categories.items()]
+    return {
+        "info": {"description": "Masks by a model, not by people; crowds are what it doubts."},
+        "pseudo_labels": run.settings(),
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
+
+
+def _draw_sheet(images: Path, lines: Sequence[Mapping[str, Any]], number: int) -> bytes:
+    """Photos spread over the run with their sure masks, as a JPEG; b"" for none."""
+    shown = [line for line in lines if line.get("labels")]
+    step = max(len(shown) // number, 1) if number else 1
+    tiles, captions = [], []
+    for line in shown[::step][:number]:
+        sure = [label for label in line["labels"] if not label["iscrowd"]]
+        photo = load_image(images / line["image"])
+        masks = [decode_mask(label["segmentation"]) for label in sure]
+        names = [f"{label['name']} {label['score']:.2f}" for label in sure]
+        tiles.append(draw_overlay(photo, masks, names, numbered=False))
+        doubts = sorted({label["name"] for label in line["labels"] if label["iscrowd"]})
+        captions.append(f"{line['image']}\n" + (f"in doubt: {', '.join(doubts)}" if doubts else ""))
+    if not tiles:
+        return b""
+    buffer = io.BytesIO()
+    sheet: Image.Image = draw_contact_sheet(tiles, captions, tile_width=_SHEET_SIDE)
+    sheet.save(buffer, "JPEG", quality=88, comment=b"Software: pixellm")
+    return buffer.getvalue()
