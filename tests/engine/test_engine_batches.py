@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import square_picture
-from pixellm.engine import AnswerOptions, Engine, cache, grounding
+from pixellm.engine import AnswerOptions, Engine, cache
 from pixellm.engine import engine as engine_module
 from pixellm.types import Prediction, Request
 
@@ -264,7 +264,7 @@ def test_pictures_and_masks_that_do_not_fit_together_are_done_apart(
             raise torch.OutOfMemoryError("too much")
         return decode(embeddings, features, rows, **options)
 
-    monkeypatch.setattr(grounding, "PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr("pixellm.engine.answers.PIXELS_AT_ONCE", 1)
     monkeypatch.setattr(model.model, "encode_images", encode_one)
     monkeypatch.setattr(model, "decode_masks", decode_two)
     for answer, wanted in zip(
