@@ -16,7 +16,7 @@ from pathlib import Path
 from pixellm.engine.answers import passes_threshold
 from pixellm.evaluation.answer_log import read_answers
 from pixellm.evaluation.benchmark_run import run_of_folder
-from pixellm.evaluation.records import AnswerRecord, Place, build_record
+from pixellm.evaluation.records import AnswerRecord, Origin, build_record
 from pixellm.evaluation.summary import Group, summarize
 from pixellm.masks import decode_mask
 from pixellm.types import SEG_MARK, Prediction, Segment, Turn
@@ -34,8 +34,8 @@ def withhold(record: AnswerRecord, limit: float) -> AnswerRecord:
     answer = Prediction(record.answer, shown, record.question, record.size, {})
     marks = " ".join(SEG_MARK for _ in record.targets)  # the true text is kept below
     turn = Turn(record.question, marks, record.targets, record.kind)
-    place = Place(record.index, record.turn, record.num_turns, record.sample, record.picture)
-    again = build_record(place, turn, answer, record.seconds)
+    origin = Origin(record.index, record.turn, record.num_turns, record.sample, record.picture)
+    again = build_record(origin, turn, answer, record.seconds)
     return replace(again, expected=record.expected)
 
 

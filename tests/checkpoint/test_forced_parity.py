@@ -188,13 +188,13 @@ def test_scores_of_forced_evaluation_are_those_of_the_released_validation(golden
     batches: dict[tuple, list[tuple[float, float]]] = {}
     for case, dialogue in zip(golden.cases, answered, strict=True):
         (record,) = score_dialogue(dialogue, 0, rules)
-        assert all(slot.prediction == slot.truth for slot in record.slots)
-        slots = [(slot.intersection, slot.union) for slot in record.slots]
+        assert all(match.prediction == match.truth for match in record.matches)
+        matches = [(match.intersection, match.union) for match in record.matches]
         key = (case["batch_rows"], case["batch_giou"], case["batch_ciou"])
-        batches.setdefault(key, []).extend(slots)
-    for (_, giou, ciou), slots in batches.items():
-        assert np.mean([a / b for a, b in slots]) == pytest.approx(giou, abs=1e-5)
-        total = np.sum(slots, axis=0)
+        batches.setdefault(key, []).extend(matches)
+    for (_, giou, ciou), matches in batches.items():
+        assert np.mean([a / b for a, b in matches]) == pytest.approx(giou, abs=1e-5)
+        total = np.sum(matches, axis=0)
         assert total[0] / total[1] == pytest.approx(ciou, abs=1e-5)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from hand_made_scenes import APPLE, CUP, PEAR, SIZE, cell_mask
 
 from pixellm.evaluation.judge import JudgeItem, describe_targets
-from pixellm.evaluation.records import AnswerRecord, Place, build_record
+from pixellm.evaluation.records import AnswerRecord, Origin, build_record
 from pixellm.masks import decode_mask
 from pixellm.types import Prediction, Sample, Segment, Turn
 
@@ -29,7 +29,7 @@ def fruit_prediction(second: str = "the pear", *, spurious: bool = False) -> Pre
 
 
 def fruit_record(second: str = "the pear", *, spurious: bool = False) -> AnswerRecord:
-    place = Place(0, 0, 1, "sample", "picture")
+    place = Origin(0, 0, 1, "sample", "picture")
     return build_record(place, QUESTION, fruit_prediction(second, spurious=spurious), 0.0)
 
 
@@ -44,7 +44,7 @@ def silent_record() -> AnswerRecord:
     """An answer without masks to a question about a cup."""
     turn = CUP_QUESTION
     return build_record(
-        Place(1, 0, 1, "other", "picture"),
+        Origin(1, 0, 1, "other", "picture"),
         turn,
         Prediction("I see none.", (), turn.question, SIZE),
         0.0,
@@ -53,7 +53,7 @@ def silent_record() -> AnswerRecord:
 
 def item_of(record: AnswerRecord) -> JudgeItem:
     turn = QUESTIONS[record.index].turns[0]
-    pairs = [(s.prediction, s.truth) for s in record.slots if None not in (s.prediction, s.truth)]
+    pairs = [(s.prediction, s.truth) for s in record.matches if None not in (s.prediction, s.truth)]
     spans = [mask.span for mask in record.shown]
     return JudgeItem.from_pairs(
         record.question, record.answer, spans, pairs, describe_targets(turn)

@@ -17,12 +17,12 @@ from pixellm.evaluation.curves import (
     compute_calibration,
     compute_precision,
 )
+from pixellm.evaluation.mask_match import MaskMatch
 from pixellm.evaluation.metrics import MuseScorer
-from pixellm.evaluation.records import MASK_LOGITS, AnswerRecord, Place, build_record
+from pixellm.evaluation.records import MASK_LOGITS, AnswerRecord, Origin, build_record
 from pixellm.evaluation.report.tables import all_tables
 from pixellm.evaluation.report.write import build_markdown
 from pixellm.evaluation.scores import SCORES, Rules, picture_ratios, size_bin
-from pixellm.evaluation.slots import Slot
 from pixellm.evaluation.summary import summarize
 from pixellm.masks import encode_mask
 from pixellm.types import Prediction, Segment, Target, Turn
@@ -59,7 +59,7 @@ def record(
     )
     info = {MASK_LOGITS: masks_of(*predicted).astype(np.float32) * 6 - 3, "num_tokens": 7}
     prediction = Prediction("the cup", segments, turn.question, SIZE, info)
-    place = Place(0, 0, 1, f"{picture}-{len(segments)}", picture, source=source)
+    place = Origin(0, 0, 1, f"{picture}-{len(segments)}", picture, source=source)
     return build_record(place, turn, prediction, 0.25, protocol=protocol, pairs=pairs)
 
 
@@ -185,16 +185,16 @@ def test_bins_of_size(share, name):
 def test_ignored_pixels_count_for_nobody():
     # Predicted: the truth and two pixels beside it, one of which is ignored.
     with_ignored = record((0b0111,), (0b0001,), ignore=0b0110)
-    assert with_ignored.slots[0].iou == 1
-    assert record((0b0111,), (0b0001,), ignore=0b0100).slots[0].iou == pytest.approx(1 / 2)
+    assert with_ignored.matches[0].iou == 1
+    assert record((0b0111,), (0b0001,), ignore=0b0100).matches[0].iou == pytest.approx(1 / 2)
     # A mask of such a region is not spurious, and the others keep their numbers; one beside it is.
     crowd = record((0b1110_0000, 0b0001), (0b0001,), ignore=0b1100_0000)
-    assert [(slot.prediction, slot.truth) for slot in crowd.slots] == [(1, 0)]
+    assert [(match.prediction, match.truth) for match in crowd.matches] == [(1, 0)]
     beside = record((0b0111_0000, 0b0001), (0b0001,), ignore=0b0100_0000)
-    assert [(slot.prediction, slot.truth) for slot in beside.slots] == [(1, 0), (0, None)]
-    assert len(record((0, 0b0001), (0b0001,), ignore=0b0100).slots) == 2  # an empty mask is
+    assert [(match.prediction, match.truth) for match in beside.matches] == [(1, 0), (0, None)]
+    assert len(record((0, 0b0001), (0b0001,), ignore=0b0100).matches) == 2  # an empty mask is
     # What a target claims counts, ignored or not.
-    assert record((0b0010,), (0b0011,), ignore=0b0001).slots[0].iou == pytest.approx(1 / 2)
+    assert record((0b0010,), (0b0011,), ignore=0b0001).matches[0].iou == pytest.approx(1 / 2)
 
 
 def test_the_release_knows_no_ignored_pixels():
@@ -202,7 +202,7 @@ def test_the_release_knows_no_ignored_pixels():
         record((0b0111,), (0b0001,), ignore=ignore, protocol="released") for ignore in (0b0110, 0)
     )
     assert ignoring.released == plain.released
-    assert ignoring.slots[0].iou == 1 > plain.slots[0].iou
+    assert ignoring.matches[0].iou == 1 > plain.matches[0].iou
 
 
 def test_answers_in_words_alone_are_compared_with_the_true_ones():
@@ -250,7 +250,7 @@ def test_the_released_protocol_needs_logits():
     shown = Segment("cup", masks_of(1)[0], 0.5, (0, 3))
     prediction = Prediction("cup", (shown,), "what?", SIZE)
     with pytest.raises(ValueError, match="carries no mask logits"):
-        build_record(Place(0, 0, 1, "s", "p"), turn, prediction, 0.0, protocol="released")
+        build_record(Origin(0, 0, 1, "s", "p"), turn, prediction, 0.0, protocol="released")
 
 
 bits = st.lists(mask_bits, max_size=3)
@@ -349,15 +349,15 @@ def test_average_precision_of_a_hundred_targets_takes_all_of_them():
     turn = Turn("all?", "{seg}" * 100, targets)
     shown = tuple(Segment("cell", mask, 0.9, (0, 0)) for mask in masks)
     answered = build_record(
-        Place(0, 0, 1, "s", "p"), turn, Prediction("", shown, "all?", (20, 20)), 0.0
+        Origin(0, 0, 1, "s", "p"), turn, Prediction("", shown, "all?", (20, 20)), 0.0
     )
     assert compute_precision([answered]).ap == pytest.approx(1)
     assert values([answered])["giou"] == 1
 
 
 def test_calibration_compares_scores_with_ious():
-    def scored(score: float | None, iou: float) -> Slot:
-        return Slot(0, 0, iou, iou, 0, 1, 1, score)
+    def scored(score: float | None, iou: float) -> MaskMatch:
+        return MaskMatch(0, 0, iou, iou, 0, 1, 1, score)
 
     bins = compute_calibration(
         [

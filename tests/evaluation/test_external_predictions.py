@@ -88,7 +88,7 @@ def test_given_logits_decide_what_the_release_counts(tmp_path: Path) -> None:
 def test_scores_with_and_without_a_judge_are_both_given(
     tmp_path: Path, rules: Rules, judged: float
 ) -> None:
-    """15 targets are 15 slots; strictly, 6 questions without targets count 1 each."""
+    """15 targets are 15 matches; strictly, 6 questions without targets count 1 each."""
     lines = true_lines()
     lines[0]["text"] = "The hammer {seg} and the pear {seg}."
     predictions = write(tmp_path / "p.jsonl", lines)

@@ -16,7 +16,8 @@ from chat_server import Answer, ChatServer
 from pixellm.cli.evaluate import evaluate_muse
 from pixellm.cli.main import app
 from pixellm.evaluation.judge import DEFAULT_THRESHOLD, JudgeItem, JudgeSettings
-from pixellm.evaluation.judge_llm import ATTEMPTS, PATIENCE, open_judge
+from pixellm.evaluation.judge_llm import ATTEMPTS, open_judge
+from pixellm.evaluation.judge_llm import MAX_CONSECUTIVE_FAILURES as LIMIT
 
 LLM = ["--judge", "llm", "--judge-model", "gpt-4o-mini", "--base-url"]
 HOSTED = [*LLM, "https://judge.example/v1"]
@@ -89,13 +90,13 @@ def test_reports_name_a_server_without_its_password() -> None:
 
 
 def test_a_server_that_never_replies_is_given_up(tmp_path: Path) -> None:
-    items = [JudgeItem(f"{i}?", "the cup", ((0, 7),), ("a cup",)) for i in range(PATIENCE + 5)]
+    items = [JudgeItem(f"{i}?", "the cup", ((0, 7),), ("a cup",)) for i in range(LIMIT + 5)]
     with ChatServer(lambda number, body: Answer("down", status=500)) as server:
         cache = tmp_path / "cache.sqlite"
         judge = open_judge(
             JudgeSettings("llm", model="m", base_url=server.url, cache=cache, workers=1)
         )
         judge._wait = lambda seconds: None
-        with pytest.raises(OSError, match=f"left {PATIENCE} requests in a row without a reply"):
+        with pytest.raises(OSError, match=f"left {LIMIT} requests in a row without a reply"):
             judge.rate(items)
-        assert len(server.bodies) == PATIENCE * ATTEMPTS
+        assert len(server.bodies) == LIMIT * ATTEMPTS

@@ -1,4 +1,4 @@
-"""Slots, joined masks and rims: hand-computed values and what must always hold."""
+"""Matches, joined masks and boundary bands: hand-computed values and what must always hold."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from bit_masks import HEIGHT, WIDTH, mask_bits, masks_of, untimed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixellm.evaluation.boundary import boundary_iou, mask_rim
+from pixellm.evaluation.boundary import boundary_band, boundary_iou
+from pixellm.evaluation.mask_match import (
+    match_and_score,
+    matches_to_score,
+    reject_matches,
+    score_union,
+)
 from pixellm.evaluation.metrics import score_masks
-from pixellm.evaluation.slots import reject_slots, score_slots, score_union, slots_to_score
 
 NOTHING = np.zeros((0, HEIGHT, WIDTH), dtype=np.bool_)
 bits = st.lists(mask_bits, max_size=4)
 
 
-def slots_of(predicted, true, pairs=None):
-    return score_slots(masks_of(*predicted), masks_of(*true), [0.5] * len(predicted), pairs)
+def matches_of(predicted, true, pairs=None):
+    return match_and_score(masks_of(*predicted), masks_of(*true), [0.5] * len(predicted), pairs)
 
 
 @untimed
 @given(bits, bits)
 def test_slots_add_up_to_the_strict_score(predicted, true):
     score = score_masks(masks_of(*predicted), masks_of(*true))
-    again = slots_to_score(slots_of(predicted, true))
+    again = matches_to_score(matches_of(predicted, true))
     assert again.num_slots == score.num_slots
     assert sorted(again.pair_ious) == pytest.approx(sorted(score.pair_ious))
     assert (again.intersection, again.union) == (score.intersection, score.union)
@@ -33,10 +38,10 @@ def test_slots_add_up_to_the_strict_score(predicted, true):
 @untimed
 @given(bits, bits)
 def test_a_question_has_as_many_slots_as_the_longer_side(predicted, true):
-    slots = slots_of(predicted, true)
-    assert len(slots) == max(len(predicted), len(true))
-    assert {s.prediction for s in slots} - {None} == set(range(len(predicted)))
-    assert {s.truth for s in slots} - {None} == set(range(len(true)))
+    matches = matches_of(predicted, true)
+    assert len(matches) == max(len(predicted), len(true))
+    assert {s.prediction for s in matches} - {None} == set(range(len(predicted)))
+    assert {s.truth for s in matches} - {None} == set(range(len(true)))
 
 
 @untimed
@@ -46,9 +51,9 @@ def test_a_spurious_mask_never_raises_a_mean_over_slots(predicted, true, spuriou
         spurious &= ~number
     if not spurious and 0 in true:
         return
-    before, after = slots_of(predicted, true), slots_of([*predicted, spurious], true)
+    before, after = matches_of(predicted, true), matches_of([*predicted, spurious], true)
     for name in ("iou", "boundary_iou"):
-        sums = [sum(getattr(slot, name) for slot in slots) for slots in (before, after)]
+        sums = [sum(getattr(match, name) for match in matches) for matches in (before, after)]
         assert sums[1] <= sums[0] + 1e-9
     assert len(after) >= len(before)
 
@@ -56,31 +61,31 @@ def test_a_spurious_mask_never_raises_a_mean_over_slots(predicted, true, spuriou
 @untimed
 @given(st.lists(mask_bits, min_size=1, max_size=4))
 def test_perfect_masks_fill_every_slot(true):
-    assert all(slot.iou == slot.boundary_iou == 1 for slot in slots_of(true, true))
+    assert all(match.iou == match.boundary_iou == 1 for match in matches_of(true, true))
 
 
 def test_given_pairs_are_kept_even_where_another_matching_is_better():
-    crossed = slots_of((0b1100, 0b0011), (0b0011, 0b1100), pairs=[(0, 0), (1, 1)])
-    assert [slot.iou for slot in crossed] == [0, 0]
-    assert [slot.iou for slot in slots_of((0b1100, 0b0011), (0b0011, 0b1100))] == [1, 1]
+    crossed = matches_of((0b1100, 0b0011), (0b0011, 0b1100), pairs=[(0, 0), (1, 1)])
+    assert [match.iou for match in crossed] == [0, 0]
+    assert [match.iou for match in matches_of((0b1100, 0b0011), (0b0011, 0b1100))] == [1, 1]
 
 
 def test_masks_left_over_keep_their_area_and_score():
-    spurious, missed = (slots_of((0b111,), ())[0], slots_of((), (0b11,))[0])
+    spurious, missed = (matches_of((0b111,), ())[0], matches_of((), (0b11,))[0])
     assert (spurious.union, spurious.truth_area, spurious.score) == (3, 0, 0.5)
     assert (missed.union, missed.truth_area, missed.score) == (2, 2, None)
 
 
 def test_as_many_scores_as_predictions():
     with pytest.raises(ValueError, match="1 predictions but 0 scores"):
-        score_slots(masks_of(1), NOTHING, [])
+        match_and_score(masks_of(1), NOTHING, [])
 
 
 def test_joined_masks_count_once():
-    slots = score_union(masks_of(0b0011, 0b0110), masks_of(0b0001, 0b1000), [0.2, 0.8])
-    assert len(slots) == 1
-    assert (slots[0].intersection, slots[0].union) == (1, 4)
-    assert slots[0].score == pytest.approx(0.5)
+    matches = score_union(masks_of(0b0011, 0b0110), masks_of(0b0001, 0b1000), [0.2, 0.8])
+    assert len(matches) == 1
+    assert (matches[0].intersection, matches[0].union) == (1, 4)
+    assert matches[0].score == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -88,30 +93,33 @@ def test_joined_masks_count_once():
     [((), (), []), ((0,), (), []), ((), (0,), []), ((0,), (0b1,), [0]), ((0b1,), (0,), [0])],
 )
 def test_joined_masks_without_a_pixel_are_no_masks(predicted, true, ious):
-    slots = score_union(masks_of(*predicted), masks_of(*true), [0.0] * len(predicted))
-    assert [slot.iou for slot in slots] == ious
+    matches = score_union(masks_of(*predicted), masks_of(*true), [0.0] * len(predicted))
+    assert [match.iou for match in matches] == ious
 
 
 def test_a_judge_takes_intersections_away_and_leaves_unions():
-    slots = slots_of((0b11, 0b1100), (0b11, 0b1100))
-    judged = reject_slots(slots, {1})
-    assert [(slot.iou, slot.intersection, slot.union) for slot in judged] == [(1, 2, 2), (0, 0, 2)]
+    matches = matches_of((0b11, 0b1100), (0b11, 0b1100))
+    judged = reject_matches(matches, {1})
+    assert [(match.iou, match.intersection, match.union) for match in judged] == [
+        (1, 2, 2),
+        (0, 0, 2),
+    ]
 
 
 def square(top: int, left: int, side: int) -> np.ndarray:
-    mask = np.zeros((60, 80), dtype=np.bool_)  # diagonal 100 pixels, rim 2
+    mask = np.zeros((60, 80), dtype=np.bool_)  # diagonal 100 pixels, boundary band 2
     mask[top : top + side, left : left + side] = True
     return mask
 
 
 def test_the_rim_is_two_percent_of_the_diagonal_wide():
-    rim = mask_rim(square(10, 10, 20))
-    assert rim.sum() == 20 * 20 - 16 * 16
-    assert not rim[12:28, 12:28].any()
+    band = boundary_band(square(10, 10, 20))
+    assert band.sum() == 20 * 20 - 16 * 16
+    assert not band[12:28, 12:28].any()
 
 
 def test_the_rim_follows_the_edge_of_the_picture():
-    assert mask_rim(square(0, 0, 20))[0, 0]
+    assert boundary_band(square(0, 0, 20))[0, 0]
 
 
 def test_boundary_iou_is_harsher_than_iou_on_large_masks():

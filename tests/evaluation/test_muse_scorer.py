@@ -41,11 +41,11 @@ HAND_PICTURES = (
 
 
 def test_strict_scores_of_a_hand_computed_table():
-    slots = [1, 2 / 6, 3 / 6, 0, 0, 0]  # of the three questions with targets
+    matches = [1, 2 / 6, 3 / 6, 0, 0, 0]  # of the three questions with targets
     intersection, union = 4 + 2 + 3, (4 + 6) + (6 + 2) + (4 + 2)
     expected = {
-        "giou": (sum(slots) + 1) / (len(slots) + 1),
-        "giou_targets": sum(slots) / len(slots),
+        "giou": (sum(matches) + 1) / (len(matches) + 1),
+        "giou_targets": sum(matches) / len(matches),
         "ciou": intersection / union,
         "ciou_targets": intersection / union,
         "precision": 2 / 4,
@@ -64,7 +64,7 @@ def test_strict_scores_of_a_hand_computed_table():
 
 def test_masks_for_nothing_are_punished():
     scores = scores_of([(masks_of(0b1, 0b11), NOTHING), (masks_of(0b1), masks_of(0b1))])
-    assert scores["giou"] == pytest.approx(1 / 3)  # two spurious slots, one perfect
+    assert scores["giou"] == pytest.approx(1 / 3)  # two spurious matches, one perfect
     assert scores["ciou"] == pytest.approx(1 / 4)
     assert scores["giou_targets"] == scores["ciou_targets"] == 1
     assert scores["n_acc"] == 0
@@ -235,7 +235,7 @@ def test_a_spurious_mask_may_even_count_as_right_when_released():
 
 
 def test_released_slots_are_counted_per_picture():
-    # One question misses a truth, the other adds a mask: 2 + 1 slots, but max(2, 2) = 2.
+    # One question misses a truth, the other adds a mask: 2 + 1 matches, but max(2, 2) = 2.
     full = np.full((1, HEIGHT, WIDTH), -5.0)
     first, second = full.copy(), full.copy()
     first[0, 0], second[0, 1] = 5.0, 0.7
@@ -287,22 +287,22 @@ def test_released_giou_and_ciou_are_reproduced(released_run):
 def test_released_matching_is_identical(released_run):
     pictures, _ = released_run
     for questions, row in pictures:
-        slots = []
+        matches = []
         for (logits, truths), expected in zip(questions, row["assign_indice"], strict=True):
             pairs = match_by_released_cost(logits.astype(np.float32), truths)
             assert [prediction for prediction, _ in pairs] == expected
-            slots.extend(
+            matches.extend(
                 [
                     (np.sum((logits[i] > 0) & truths[j]), np.sum((logits[i] > 0) | truths[j]))
                     for i, j in pairs
                 ]
             )
             # Missed truths and spurious predictions follow the pairs of their question.
-            slots.extend([None] * (max(len(logits), len(truths)) - len(pairs)))
+            matches.extend([None] * (max(len(logits), len(truths)) - len(pairs)))
         counted = row["intersection_union"]
-        assert len(slots) == len(counted)
-        for slot, reference in zip(slots, counted, strict=True):
-            assert reference[0] == 0 if slot is None else list(slot) == reference
+        assert len(matches) == len(counted)
+        for match, reference in zip(matches, counted, strict=True):
+            assert reference[0] == 0 if match is None else list(match) == reference
 
 
 def test_released_pixels_are_identical_picture_by_picture(released_run):

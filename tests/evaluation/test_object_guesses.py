@@ -38,7 +38,7 @@ def test_all_objects_are_named_in_order_each_with_its_mask_and_phrase() -> None:
 
 
 def test_all_objects_find_every_target_and_pay_for_the_rest() -> None:
-    """Asked for 2 of 3 objects: 2 perfect slots and a spurious one."""
+    """Asked for 2 of 3 objects: 2 perfect matches and a spurious one."""
     turn = Turn("Which fruit?", "The apple {seg} and the pear {seg}.", (APPLE, PEAR))
     shown = sample(0, (APPLE, PEAR, CUP))
     answer = ObjectGuesser([shown], guess_all).predict_batch([Request(shown.image, "Which?")])[0]

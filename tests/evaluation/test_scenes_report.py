@@ -54,13 +54,13 @@ def test_silence_is_right_only_where_nothing_is_asked_for():
     assert all(scores[name] == 0 for name in zero)
     assert scores["precision"] is None
     assert scores["n_acc"] == 1
-    assert scores["giou_with_no_target"] == pytest.approx(2 / 7)  # per scene 5 slots, 2 silences
+    assert scores["giou_with_no_target"] == pytest.approx(2 / 7)  # per scene 5 matches, 2 silences
 
 
 def test_spurious_masks_are_paid_for():
     report = report_of(Sprayer(SCENES))
     scores = values(report)
-    # Per scene: slots of questions with targets 3 + 2 + 3, five of them right.
+    # Per scene: matches of questions with targets 3 + 2 + 3, five of them right.
     assert scores["giou"] == pytest.approx(5 / 8)
     assert scores["ciou"] == pytest.approx(5 / 8)
     assert scores["giou_with_no_target"] == pytest.approx(5 / 10)

@@ -72,7 +72,7 @@ def score(
     limit: _Limit = 0,
     protocol: Annotated[str, typer.Option(help="strict or released.")] = "strict",
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Questions without a line count as silence.")
+        bool, typer.Option("--allow-missing", help="Questions without a line count as no mask.")
     ] = False,
     judge: JudgeKind = "none",
     judge_model: JudgeModel = "",

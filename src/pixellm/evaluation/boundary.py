@@ -1,7 +1,8 @@
 """Boundary IoU: how well the outline of a mask is met, whatever its size.
 
-Source: Cheng et al., "Boundary IoU", CVPR 2021: the IoU of the two masks' inner rims, whose width
-is 2 % of the picture's diagonal. A bool array in, a number out; it knows nothing of questions.
+Source: Cheng et al., "Boundary IoU", CVPR 2021: the IoU of the two masks' inner
+boundary bands, whose width is 2 % of the picture's diagonal.
+Used by: ``mask_match``.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from pixellm.masks import mask_to_box
 from pixellm.types import BoolMask
 
 RIM_SHARE = 0.02
-"""Width of the rim, as a share of the picture's diagonal."""
+"""Width of the boundary band, as a share of the picture's diagonal."""
 
 
 def boundary_iou(prediction: BoolMask, truth: BoolMask) -> float:
-    """IoU of the rims of two (H, W) masks; two empty masks agree, which is 1.
+    """IoU of the boundary bands of two (H, W) masks; two empty masks agree, which is 1.
 
     Raises:
         ValueError: the masks differ in size.
@@ -29,13 +30,13 @@ def boundary_iou(prediction: BoolMask, truth: BoolMask) -> float:
             f"Masks of {prediction.shape} and {truth.shape} can't be compared; "
             "bring both to the size of the picture."
         )
-    first, second = mask_rim(prediction), mask_rim(truth)
+    first, second = boundary_band(prediction), boundary_band(truth)
     union = int(np.count_nonzero(first | second))
     return int(np.count_nonzero(first & second)) / union if union else 1.0
 
 
-def mask_rim(mask: BoolMask) -> BoolMask:
-    """Pixels of a (H, W) mask within the rim's width of its outline or the picture's edge.
+def boundary_band(mask: BoolMask) -> BoolMask:
+    """Pixels of a (H, W) mask within the band's width of its outline or the picture's edge.
 
     Raises:
         ImportError: scipy is missing.
@@ -45,9 +46,9 @@ def mask_rim(mask: BoolMask) -> BoolMask:
         return mask
     reach = max(1, round(RIM_SHARE * math.hypot(*mask.shape)))
     part = (slice(y, y + height), slice(x, x + width))
-    rim = np.zeros_like(mask)
-    rim[part] = mask[part] & ~_erode(mask[part], reach)
-    return rim
+    band = np.zeros_like(mask)
+    band[part] = mask[part] & ~_erode(mask[part], reach)
+    return band
 
 
 def _erode(mask: BoolMask, reach: int) -> BoolMask:

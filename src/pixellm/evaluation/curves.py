@@ -18,8 +18,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from pixellm.evaluation.mask_match import MaskMatch
 from pixellm.evaluation.records import AnswerRecord, ignored_pixels
-from pixellm.evaluation.slots import Slot
 from pixellm.masks import encode_mask
 
 NUM_CALIBRATION_BINS = 10
@@ -98,9 +98,9 @@ def compute_precision(
     return _to_curve(evaluation)
 
 
-def compute_calibration(slots: Sequence[Slot]) -> list[CalibrationBin]:
+def compute_calibration(matches: Sequence[MaskMatch]) -> list[CalibrationBin]:
     """Bins of equal width over the scores of all predictions; empty bins are left out."""
-    pairs = np.array([(s.score, s.iou) for s in slots if s.score is not None], dtype=float)
+    pairs = np.array([(s.score, s.iou) for s in matches if s.score is not None], dtype=float)
     if not len(pairs):
         return []
     edges = np.linspace(0, 1, NUM_CALIBRATION_BINS + 1)

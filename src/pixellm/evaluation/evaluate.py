@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixellm.evaluation.answer_log import AnswerLog, read_answers
-from pixellm.evaluation.records import AnswerRecord, Place, build_record
+from pixellm.evaluation.records import AnswerRecord, Origin, build_record
 from pixellm.evaluation.runner import AnsweredDialogue, Predictor, answer_dialogues
 from pixellm.evaluation.scores import Rules, question_giou
 from pixellm.types import Sample
@@ -29,7 +29,7 @@ LONGEST_WAIT = timedelta(hours=24)
 """For processes that are done with their part while another still answers."""
 
 Answer = Callable[[Sequence[Sample]], Iterator[AnsweredDialogue]]
-"""Answers dialogues; each carries its place in the input."""
+"""Answers dialogues; each carries its index in the input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +136,12 @@ def answer_with_texts(engine: Engine, batch_size: int) -> Answer:
 def score_dialogue(answered: AnsweredDialogue, index: int, rules: Rules) -> list[AnswerRecord]:
     """One record for each turn of a dialogue.
 
-    Given answers name their targets in order, so their masks are paired by place; free ones are
+    Given answers name their targets in order, so their masks are paired by position; free ones are
     matched.
 
     Args:
         answered: the dialogue with its answers.
-        index: its place in the benchmark.
+        index: its index in the benchmark.
         rules: how to score.
     """
     sample = answered.sample
@@ -151,10 +151,10 @@ def score_dialogue(answered: AnsweredDialogue, index: int, rules: Rules) -> list
     records = []
     rows = zip(sample.turns, answered.predictions, answered.seconds, strict=True)
     for number, (turn, prediction, seconds) in enumerate(rows):
-        place = Place(index, number, len(sample.turns), sample.id, picture, path, sample.source)
+        origin = Origin(index, number, len(sample.turns), sample.id, picture, path, sample.source)
         pairs = [(i, i) for i in range(len(turn.targets))] if rules.mode == "forced" else None
         records.append(
-            build_record(place, turn, prediction, seconds, protocol=rules.protocol, pairs=pairs)
+            build_record(origin, turn, prediction, seconds, protocol=rules.protocol, pairs=pairs)
         )
     return records
 
@@ -162,14 +162,14 @@ def score_dialogue(answered: AnsweredDialogue, index: int, rules: Rules) -> list
 class _Selection(Sequence[Sample]):
     """Some of the questions, fetched one at a time."""
 
-    def __init__(self, questions: Sequence[Sample], places: Sequence[int]) -> None:
+    def __init__(self, questions: Sequence[Sample], indices: Sequence[int]) -> None:
         self._questions = questions
-        self._places = places
+        self._indices = indices
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
     def __getitem__(self, index: Any) -> Any:  # a sample; for a slice, several
         if isinstance(index, slice):
-            return _Selection(self._questions, self._places[index])
-        return self._questions[self._places[index]]
+            return _Selection(self._questions, self._indices[index])
+        return self._questions[self._indices[index]]

@@ -38,7 +38,7 @@ def describe_scores(run: BenchmarkRun, scored: ExternalScores) -> tuple[str, lis
     plain, judged = summarize_scores(run, scored)
     lead = describe_run(run.settings(), plain)
     if scored.num_missing:
-        lead += f" {scored.num_missing} questions without a prediction count as silence."
+        lead += f" {scored.num_missing} questions without a prediction count as no mask."
     tables = all_tables(plain, run.benchmark.headline)
     if judged is not None and scored.judgement is not None:
         summary = scored.judgement.summary

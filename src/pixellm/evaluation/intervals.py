@@ -23,7 +23,7 @@ class Estimate:
         value: the score; None where nothing counts towards it.
         low: lower end of the interval, None where there is no value.
         high: upper end, likewise.
-        count: the sum that the score was divided by: questions, slots or pixels.
+        count: the sum that the score was divided by: questions, matches or pixels.
     """
 
     value: float | None

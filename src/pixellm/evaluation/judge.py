@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
+from pixellm.evaluation.mask_match import reject_matches
 from pixellm.evaluation.matching import Pairs
 from pixellm.evaluation.records import AnswerRecord
-from pixellm.evaluation.slots import reject_slots
 from pixellm.processing.phrases import phrase_before
 from pixellm.types import SEG_MARK, Sample, Turn
 
@@ -282,7 +282,7 @@ class Judgement:
     """What a judge did to an evaluation.
 
     Attributes:
-        records: all answers; slots of rejected masks have intersection 0.
+        records: all answers; matches of rejected masks have intersection 0.
         items: what the judge was shown of every answer, in order.
         ratings: of every answer, in order.
         rejected: of every answer, the masks that are rated below the threshold.
@@ -324,7 +324,7 @@ def judge_records(
         rejected_masks(item, rating, threshold) for item, rating in zip(items, ratings, strict=True)
     )
     judged = tuple(
-        replace(record, slots=reject_slots(record.slots, masks))
+        replace(record, matches=reject_matches(record.matches, masks))
         for record, masks in zip(records, rejected, strict=True)
     )
     summary = summarise_ratings(judge.name, threshold, items, ratings)
@@ -358,8 +358,8 @@ def summarise_ratings(
 
 
 def _item_of(record: AnswerRecord, turn: Turn) -> JudgeItem:
-    slots = record.slots
-    pairs = [(s.prediction, s.truth) for s in slots if s.prediction is not None]
+    matches = record.matches
+    pairs = [(s.prediction, s.truth) for s in matches if s.prediction is not None]
     return JudgeItem.from_pairs(
         record.question,
         record.answer,

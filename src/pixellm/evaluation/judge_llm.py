@@ -53,7 +53,7 @@ REPROMPTS = 2
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds; each wait is twice the one before, unless the server says how long."""
 
-PATIENCE = 16
+MAX_CONSECUTIVE_FAILURES = 16
 """Requests in a row that get no reply in all attempts, before the server is given up."""
 
 _EXPECTED_OUTPUT_TOKENS = 300
@@ -108,7 +108,7 @@ class LLMJudge:
         self._client: Client | None = None
         self._mutex = threading.Lock()
         self._reserved = 0.0
-        self._num_silent = 0
+        self._num_failures = 0
         self._stopped = threading.Event()
         self._wait = wait or self._stopped.wait
         self._system = load_rules()
@@ -124,8 +124,8 @@ class LLMJudge:
 
         Raises:
             CostCapReachedError: the cap leaves no room for a further request.
-            OSError: no request can be served (a wrong key, model or address, or a server that
-                has been silent :data:`PATIENCE` times in a row), or the cache fails.
+            OSError: no request can be served (a wrong key, model or address, or a server
+                that failed :data:`MAX_CONSECUTIVE_FAILURES` times in a row), or the cache fails.
         """
         texts = {item: self._prompt(item) for item in items if item.is_judged}
         found: dict[str, dict[int, float] | None] = {}
@@ -202,24 +202,24 @@ class LLMJudge:
                 with self._reserve(request):
                     reply = self.connect().complete(request)
                     self.cache.add_cost(self._price.of(reply))
-                self._num_silent = 0
+                self._num_failures = 0
                 return reply
             except UnanswerableError:
                 return None
             except NoReplyError as error:
                 if attempt == ATTEMPTS - 1:
-                    self._count_silence(error)
+                    self._count_failure(error)
                     return None
                 self._wait(pause if error.retry_after is None else error.retry_after)
                 pause = min(2 * pause, LONGEST_WAIT)
         return None
 
-    def _count_silence(self, error: NoReplyError) -> None:
+    def _count_failure(self, error: NoReplyError) -> None:
         with self._mutex:
-            self._num_silent += 1
-            if self._num_silent >= PATIENCE:
+            self._num_failures += 1
+            if self._num_failures >= MAX_CONSECUTIVE_FAILURES:
                 raise ClientError(
-                    f"The judge at {self._server} has left {self._num_silent} requests in a row "
+                    f"The judge at {self._server} has left {self._num_failures} requests in a row "
                     f"without a reply ({error}); check --base-url and run again, nothing rated so "
                     "far is asked twice."
                 )

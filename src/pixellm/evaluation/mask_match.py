@@ -1,8 +1,8 @@
-"""The slots of a question: what each predicted and each true mask is worth.
+"""The matches of a question: what each predicted and each true mask is worth.
 
-A question with P predictions and G truths has max(P, G) slots: the pairs, and every mask left
+A question with P predictions and G truths has max(P, G) matches: the pairs, and every mask left
 over, missing or spurious, with IoU 0 and its area in the union. All strict scores are sums over
-slots. Masks in, small numbers out; it knows nothing of texts, files or data sets.
+matches. Masks in, small numbers out; it knows nothing of texts, files or data sets.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pixellm.types import BoolMask
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class MaskMatch:
     """A pair of masks, or one mask left over.
 
     Attributes:
         prediction: index of the predicted mask; None for a truth that was missed.
         truth: index of the true mask; None for a spurious prediction.
         iou: 0..1; 1 for a pair of empty masks, 0 for a mask left over.
-        boundary_iou: likewise, of the rims.
+        boundary_iou: likewise, of the boundary bands.
         intersection: in pixels.
         union: in pixels.
         truth_area: pixels of the true mask, 0 without one.
@@ -44,12 +44,12 @@ class Slot:
     score: float | None = None
 
 
-def score_slots(
+def match_and_score(
     predictions: BoolMask,
     truths: BoolMask,
     scores: Sequence[float],
     pairs: Pairs | None = None,
-) -> tuple[Slot, ...]:
+) -> tuple[MaskMatch, ...]:
     """Score one question under the strict protocol.
 
     Args:
@@ -69,25 +69,25 @@ def score_slots(
     if len(scores) != len(predictions):
         raise ValueError(f"There are {len(predictions)} predictions but {len(scores)} scores.")
     pairs = match_by_iou(predictions, truths) if pairs is None else pairs
-    slots = [_score_pair(i, j, predictions[i], truths[j], scores[i]) for i, j in pairs]
+    matches = [_score_pair(i, j, predictions[i], truths[j], scores[i]) for i, j in pairs]
     matched, found = {i for i, _ in pairs}, {j for _, j in pairs}
     for i in sorted(set(range(len(predictions))) - matched):
-        slots.append(Slot(i, None, 0.0, 0.0, 0, _area(predictions[i]), 0, scores[i]))
+        matches.append(MaskMatch(i, None, 0.0, 0.0, 0, _area(predictions[i]), 0, scores[i]))
     for j in sorted(set(range(len(truths))) - found):
-        slots.append(Slot(None, j, 0.0, 0.0, 0, _area(truths[j]), _area(truths[j])))
-    return tuple(slots)
+        matches.append(MaskMatch(None, j, 0.0, 0.0, 0, _area(truths[j]), _area(truths[j])))
+    return tuple(matches)
 
 
 def score_union(
     predictions: BoolMask, truths: BoolMask, scores: Sequence[float]
-) -> tuple[Slot, ...]:
+) -> tuple[MaskMatch, ...]:
     """Score a question by one mask: all predictions together against all truths together.
 
     That is how referring segmentation is scored (gRefCOCO; Liu et al., CVPR 2023). The score of
     the joined mask is the mean of its parts, weighted by area.
 
     Returns:
-        One slot, or none where neither side shows a pixel.
+        One match, or none where neither side shows a pixel.
 
     Raises:
         ValueError, ImportError: as :func:`score_slots`.
@@ -95,39 +95,41 @@ def score_union(
     areas = [_area(mask) for mask in predictions]
     weights = [a * s for a, s in zip(areas, scores, strict=True)]
     first, second = _join(predictions), _join(truths)
-    return score_slots(first, second, [math.fsum(weights) / sum(areas)] if len(first) else [])
+    return match_and_score(first, second, [math.fsum(weights) / sum(areas)] if len(first) else [])
 
 
-def reject_slots(slots: Sequence[Slot], rejected: Collection[int]) -> tuple[Slot, ...]:
-    """Slots after a judge found some predictions not to fit: their intersection is 0."""
+def reject_matches(
+    matches: Sequence[MaskMatch], rejected: Collection[int]
+) -> tuple[MaskMatch, ...]:
+    """Matches after a judge found some predictions not to fit: their intersection is 0."""
     return tuple(
-        replace(slot, iou=0.0, boundary_iou=0.0, intersection=0)
-        if slot.prediction in rejected
-        else slot
-        for slot in slots
+        replace(match, iou=0.0, boundary_iou=0.0, intersection=0)
+        if match.prediction in rejected
+        else match
+        for match in matches
     )
 
 
-def slots_to_score(slots: Sequence[Slot]) -> QuestionScore:
+def matches_to_score(matches: Sequence[MaskMatch]) -> QuestionScore:
     """The question's strict :class:`QuestionScore`."""
-    pairs = [s for s in slots if s.prediction is not None and s.truth is not None]
-    ious = tuple(slot.iou for slot in sorted(pairs, key=lambda slot: slot.prediction or 0))
+    pairs = [s for s in matches if s.prediction is not None and s.truth is not None]
+    ious = tuple(match.iou for match in sorted(pairs, key=lambda match: match.prediction or 0))
     return QuestionScore(
-        num_predictions=sum(slot.prediction is not None for slot in slots),
-        num_truths=sum(slot.truth is not None for slot in slots),
+        num_predictions=sum(match.prediction is not None for match in matches),
+        num_truths=sum(match.truth is not None for match in matches),
         pair_ious=ious,
         iou_sum=math.fsum(ious),
-        intersection=sum(slot.intersection for slot in slots),
-        union=sum(slot.union for slot in slots),
+        intersection=sum(match.intersection for match in matches),
+        union=sum(match.union for match in matches),
     )
 
 
-def _score_pair(i: int, j: int, prediction: BoolMask, truth: BoolMask, score: float) -> Slot:
+def _score_pair(i: int, j: int, prediction: BoolMask, truth: BoolMask, score: float) -> MaskMatch:
     common = int(np.count_nonzero(prediction & truth))
     either = int(np.count_nonzero(prediction | truth))
     iou = common / either if either else 1.0
-    rims = boundary_iou(prediction, truth) if common or not either else 0.0
-    return Slot(i, j, iou, rims, common, either, _area(truth), float(score))
+    band_iou = boundary_iou(prediction, truth) if common or not either else 0.0
+    return MaskMatch(i, j, iou, band_iou, common, either, _area(truth), float(score))
 
 
 def _join(masks: BoolMask) -> BoolMask:

@@ -46,9 +46,9 @@ class QuestionScore:
         num_truths: masks asked for, G.
         pair_ious: IoU of each matched pair, in the order of the predictions; 1 where both masks
             are empty, 0 where a judge rejected the answer.
-        iou_sum: sum over the question's max(P, G) slots, by the rules of the protocol.
-        intersection: pixels, summed over slots.
-        union: pixels, summed over slots.
+        iou_sum: sum over the question's max(P, G) matches, by the rules of the protocol.
+        intersection: pixels, summed over matches.
+        union: pixels, summed over matches.
     """
 
     num_predictions: int
@@ -85,7 +85,7 @@ def score_masks(
         rejected: predictions that a judge found not to fit; their IoU is 0, after matching.
 
     Returns:
-        The slots: matched pairs, and every mask left over as IoU 0 with its area in the union.
+        The matches: matched pairs, and every mask left over as IoU 0 with its area in the union.
 
     Raises:
         ValueError: the masks differ in size.
@@ -113,7 +113,7 @@ def score_masks_as_released(
         rejected: predictions that a judge found not to fit; their IoU is 0, after matching.
 
     Returns:
-        The slots under those rules.
+        The matches under those rules.
 
     Raises:
         ImportError: scipy is missing.
@@ -159,11 +159,11 @@ class MuseScorer:
 
     *strict*: logits are thresholded at 0, predictions are matched to truths by total IoU, and
     each mask left over, missing or spurious, is one IoU of 0 with its area in the union. gIoU is
-    the mean over all max(P, G) slots of all questions. A question without targets that is
+    the mean over all max(P, G) matches of all questions. A question without targets that is
     answered without masks counts as one IoU of 1.
 
     *released*: the numbers of the released code, for comparison with published ones; see
-    :func:`score_masks_as_released`. Slots are counted there per picture, max(P, G) over all its
+    :func:`score_masks_as_released`. Matches are counted there per picture, max(P, G) over all its
     questions together. Precision, recall and accuracies are those of the strict protocol on the
     released matching.
 

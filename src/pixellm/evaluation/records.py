@@ -1,6 +1,6 @@
 """One answered and scored question as a value that can be kept: in JSON, without the model.
 
-A record holds what was asked, answered and true, all masks as run lengths, and the slots that
+A record holds what was asked, answered and true, all masks as run lengths, and the matches that
 every score is computed from. It knows nothing of files, models or data sets.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from pixellm.evaluation.mask_match import MaskMatch, match_and_score, score_union
 from pixellm.evaluation.matching import Pairs
 from pixellm.evaluation.metrics import Protocol, QuestionScore, score_masks_as_released
-from pixellm.evaluation.slots import Slot, score_slots, score_union
 from pixellm.masks import decode_mask, encode_mask
 from pixellm.types import RLE, SEG_MARK, BoolMask, Prediction, Target, Turn
 
@@ -38,8 +38,8 @@ class AnswerRecord:
     """One question with its answer and what the answer is worth.
 
     Attributes:
-        index: the dialogue's place in the benchmark.
-        turn: the question's place in its dialogue, from 0.
+        index: the dialogue's index in the benchmark.
+        turn: the question's index in its dialogue, from 0.
         num_turns: of the dialogue.
         sample: id of the dialogue.
         picture: names the picture; questions about one picture are resampled together.
@@ -50,7 +50,7 @@ class AnswerRecord:
         size: (height, width) of the picture in pixels.
         targets: true objects.
         shown: predicted masks.
-        slots: of the strict protocol, see :func:`~pixellm.evaluation.slots.score_slots`.
+        matches: of the strict protocol, see :func:`~pixellm.evaluation.mask_match.score_slots`.
         union: likewise for all masks joined, none or one.
         released: score under the released protocol; None where that was not asked for.
         seconds: the answer took, its share of a batch.
@@ -71,8 +71,8 @@ class AnswerRecord:
     size: tuple[int, int]
     targets: tuple[Target, ...]
     shown: tuple[ShownMask, ...]
-    slots: tuple[Slot, ...]
-    union: tuple[Slot, ...]
+    matches: tuple[MaskMatch, ...]
+    union: tuple[MaskMatch, ...]
     released: QuestionScore | None = None
     seconds: float = 0.0
     num_tokens: int = 0
@@ -86,7 +86,7 @@ class AnswerRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Origin:
     """Where a question comes from: the first fields of :class:`AnswerRecord`."""
 
     index: int
@@ -99,7 +99,7 @@ class Place:
 
 
 def build_record(
-    place: Place,
+    origin: Origin,
     turn: Turn,
     prediction: Prediction,
     seconds: float,
@@ -113,7 +113,7 @@ def build_record(
     mask that lies there by half or more and touches no target is no spurious one.
 
     Args:
-        place: where the question comes from.
+        origin: where the question comes from.
         turn: question, true answer and targets.
         prediction: the answer, masks (H, W) bool in pixels of the picture.
         seconds: the answer took.
@@ -131,11 +131,11 @@ def build_record(
     ignored = ignored_pixels(turn.targets, size)
     scores = [float(segment.score) for segment in prediction.segments]
     return AnswerRecord(
-        index=place.index,
-        turn=place.turn,
-        num_turns=place.num_turns,
-        sample=place.sample,
-        picture=place.picture,
+        index=origin.index,
+        turn=origin.turn,
+        num_turns=origin.num_turns,
+        sample=origin.sample,
+        picture=origin.picture,
         kind=turn.kind,
         question=turn.question,
         expected=without_marks(turn.answer),
@@ -146,21 +146,22 @@ def build_record(
             ShownMask(s.label, float(s.score), s.span, encode_mask(s.mask))
             for s in prediction.segments
         ),
-        slots=_score_what_counts(shown, truths, ignored, scores, pairs),
+        matches=_score_what_counts(shown, truths, ignored, scores, pairs),
         union=score_union(shown & ~ignored, truths, scores),
         released=_score_as_released(prediction, truths) if protocol == "released" else None,
         seconds=seconds,
         num_tokens=int(prediction.info.get("num_tokens", 0)),
-        path=place.path,
-        source=place.source,
+        path=origin.path,
+        source=origin.source,
     )
 
 
 def record_to_json(record: AnswerRecord) -> dict[str, Any]:
     """The record as values that JSON knows."""
     values = asdict(record)
-    values["slots"] = [_slot_to_json(slot) for slot in record.slots]
-    values["union"] = [_slot_to_json(slot) for slot in record.union]
+    del values["matches"]
+    values["slots"] = [_match_to_json(match) for match in record.matches]
+    values["union"] = [_match_to_json(match) for match in record.union]
     return values
 
 
@@ -178,8 +179,8 @@ def record_from_json(values: Mapping[str, Any]) -> AnswerRecord:
             ShownMask(**{**mask, "span": (int(mask["span"][0]), int(mask["span"][1]))})
             for mask in values["shown"]
         )
-        for name in ("slots", "union"):
-            fields[name] = tuple(Slot(*slot) for slot in values[name])
+        fields["matches"] = tuple(MaskMatch(*match) for match in fields.pop("slots"))
+        fields["union"] = tuple(MaskMatch(*match) for match in values["union"])
         released = values["released"]
         if released is not None:
             ious = tuple(released["pair_ious"])
@@ -218,8 +219,8 @@ def without_marks(answer: str) -> str:
 
 def _score_what_counts(
     shown: BoolMask, truths: BoolMask, ignored: BoolMask, scores: list[float], pairs: Pairs | None
-) -> tuple[Slot, ...]:
-    """Slots over the pixels that count, of the masks that count."""
+) -> tuple[MaskMatch, ...]:
+    """Matches over the pixels that count, of the masks that count."""
     kept = [*range(len(shown))]
     if pairs is None and ignored.any():
         claimed = truths.any(axis=0)
@@ -228,10 +229,10 @@ def _score_what_counts(
             for i, mask in enumerate(shown)
             if (mask & claimed).any() or 2 * (mask & ignored).sum() < max(mask.sum(), 1)
         ]
-    slots = score_slots(shown[kept] & ~ignored, truths, [scores[i] for i in kept], pairs)
+    matches = match_and_score(shown[kept] & ~ignored, truths, [scores[i] for i in kept], pairs)
     return tuple(
-        slot if slot.prediction is None else replace(slot, prediction=kept[slot.prediction])
-        for slot in slots
+        match if match.prediction is None else replace(match, prediction=kept[match.prediction])
+        for match in matches
     )
 
 
@@ -248,6 +249,6 @@ def _score_as_released(prediction: Prediction, truths: BoolMask) -> QuestionScor
     return score_masks_as_released(np.asarray(logits, dtype=np.float32), truths)
 
 
-def _slot_to_json(slot: Slot) -> list[Any]:
-    """A slot's fields in order; names would be most of a file of many slots."""
-    return [getattr(slot, name) for name in Slot.__dataclass_fields__]
+def _match_to_json(match: MaskMatch) -> list[Any]:
+    """A match's fields in order; names would be most of a file of many matches."""
+    return [getattr(match, name) for name in MaskMatch.__dataclass_fields__]

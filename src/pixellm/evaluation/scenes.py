@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from pixellm.evaluation.mask_match import matches_to_score
 from pixellm.evaluation.metrics import score_masks
 from pixellm.evaluation.records import AnswerRecord, stack_masks, without_marks
 from pixellm.evaluation.runner import Predictor, answer_dialogues
 from pixellm.evaluation.scenes_report import AnswerScore, ScenesReport, build_report
-from pixellm.evaluation.slots import slots_to_score
 from pixellm.masks import decode_mask
 from pixellm.types import Prediction, Sample, Turn
 
@@ -134,7 +134,7 @@ def report_records(records: Sequence[AnswerRecord], split: str, seed: int) -> Sc
                 question=record.question,
                 expected=record.expected,
                 answer=record.answer,
-                masks=slots_to_score(record.slots),
+                masks=matches_to_score(record.matches),
                 expected_names=tuple(
                     name or target.name for name, target in zip(names, record.targets, strict=True)
                 ),

@@ -1,6 +1,6 @@
 """What an evaluation on scenes reports: scores by kind and number of targets, with intervals.
 
-Takes scored answers, each with its slots, names and text, and makes tables and JSON values of
+Takes scored answers, each with its matches, names and text, and makes tables and JSON values of
 them. It never prints, and knows nothing of predictors or masks.
 """
 
@@ -21,9 +21,9 @@ SPACE_AND_SIZE_KINDS = frozenset({"half", "relative", "nearest", "size"})
 NEGATIVE_KIND = "negative"
 
 DEFINITIONS = {
-    "giou": "mean IoU over the max(predicted, true) slots of questions that have targets; "
+    "giou": "mean IoU over the max(predicted, true) matches of questions that have targets; "
     "missing and spurious masks are 0",
-    "ciou": "summed intersection over summed union of the same slots",
+    "ciou": "summed intersection over summed union of the same matches",
     "set_accuracy": "questions with targets in which every target is matched at IoU >= 0.5 and no "
     "mask is spurious",
     "named_set_accuracy": "right names: questions with targets whose phrases with masks name "
@@ -51,7 +51,7 @@ class AnswerScore:
         question: as asked.
         expected: the true answer, without marks.
         answer: the predicted one.
-        masks: slots of the strict protocol.
+        masks: matches of the strict protocol.
         expected_names: concepts of the targets.
         given_names: concepts of the predicted segments' phrases; None for any other phrase.
         seconds: share of the batch's time.

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pixellm.evaluation.mask_match import MaskMatch, matches_to_score
 from pixellm.evaluation.matching import HIT_IOU
 from pixellm.evaluation.metrics import Protocol, Ratio, add_ratios, strict_ratios
 from pixellm.evaluation.naming import count_named
 from pixellm.evaluation.plain_answers import TEXT_KINDS, is_text_right
 from pixellm.evaluation.records import AnswerRecord
-from pixellm.evaluation.slots import Slot, slots_to_score
 
 Unit = Literal["slots", "union"]
 """What counts as one IoU: each mask, matched, or all masks of a question joined."""
@@ -27,9 +27,9 @@ Mode = Literal["free", "forced"]
 IOU_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 SCORES = {
-    "giou": "mean IoU over all slots; a missing or spurious mask is 0, silence where nothing was "
+    "giou": "mean IoU over all matches; a missing or spurious mask is 0, none where nothing was "
     "asked for is 1",
-    "ciou": "summed intersection over summed union of the same slots",
+    "ciou": "summed intersection over summed union of the same matches",
     "giou_targets": "gIoU over questions that have targets",
     "ciou_targets": "cIoU over questions that have targets",
     "strict_giou": "gIoU under the strict protocol, beside the released one",
@@ -37,11 +37,12 @@ SCORES = {
     "union_giou": "mean IoU of all masks of an answer joined, against all targets joined",
     "union_ciou": "summed intersection over summed union of the joined masks",
     **{
-        f"p@{level}": f"slots with IoU >= {level}, of all slots; where an answer's masks are "
+        f"p@{level}": f"matches with IoU >= {level}, of all matches; where an answer's masks are "
         "joined, of questions with targets"
         for level in IOU_LEVELS
     },
-    "boundary_iou": "mean IoU of the masks' rims (2 % of the diagonal wide), over all slots",
+    "boundary_iou": "mean IoU of the masks' boundary bands (2 % of the diagonal wide), over "
+    "all matches",
     "precision": "masks shown that match a target at IoU >= 0.5",
     "recall": "targets matched at IoU >= 0.5",
     "set_accuracy": "questions with every target matched at IoU >= 0.5 and no spurious mask",
@@ -55,8 +56,8 @@ SCORES = {
     "seconds": "per answer, its share of the time of its batch",
     "tokens": "per answer, those of the masks included",
 }
-"""Name -> meaning of every score. "Slots" are the pairs of predicted and true masks and all masks
-left over; where a question is scored by its joined masks it has a single slot."""
+"""Name -> meaning of every score. "Matches" are the pairs of predicted and true masks and all masks
+left over; where a question is scored by its joined masks it has a single match."""
 
 SIZE_SCORES = {
     "target_iou": "mean IoU over targets of that size; a missed one is 0",
@@ -98,7 +99,7 @@ class Rules:
 def picture_ratios(records: Sequence[AnswerRecord], rules: Rules) -> dict[str, Ratio]:
     """What the questions about one picture add to each of :data:`SCORES`.
 
-    The released protocol counts slots per picture, max(P, G) over all its questions together.
+    The released protocol counts matches per picture, max(P, G) over all its questions together.
     """
     ratios = add_ratios(*(_question_ratios(record, rules) for record in records))
     if rules.protocol == "released" and rules.unit == "slots":
@@ -120,11 +121,11 @@ def size_ratios(records: Iterable[AnswerRecord]) -> dict[str, dict[str, Ratio]]:
     sums: dict[str, list[float]] = {}
     for record in records:
         num_pixels = record.size[0] * record.size[1]
-        for slot in record.slots:
-            for name in () if slot.truth is None else size_bins(slot.truth_area / num_pixels):
+        for match in record.matches:
+            for name in () if match.truth is None else size_bins(match.truth_area / num_pixels):
                 row = sums.setdefault(name, [0.0, 0.0, 0.0])
-                row[0] += slot.iou
-                row[1] += slot.iou >= HIT_IOU
+                row[0] += match.iou
+                row[1] += match.iou >= HIT_IOU
                 row[2] += 1
     return {
         name: {"target_iou": (iou, count), "target_recall": (hits, count)}
@@ -146,7 +147,7 @@ def size_bin(share: float) -> str:
 def topics_of(record: AnswerRecord) -> list[str]:
     """The topics that a question belongs to."""
     topics = [name for name, kinds in TOPICS.items() if record.kind in kinds]
-    asked = sum(slot.truth_area for slot in record.union)
+    asked = sum(match.truth_area for match in record.union)
     is_large = asked > LARGE_SHARE * record.size[0] * record.size[1]
     return [*topics, LARGE_TOPIC] if is_large else topics
 
@@ -159,22 +160,22 @@ def count_bin(num_targets: int) -> str:
 
 
 def question_giou(record: AnswerRecord, unit: Unit) -> float:
-    """The question's own mean IoU, for rankings; 1 for silence where nothing was asked for."""
-    slots = record.slots if unit == "slots" else record.union
-    return math.fsum(slot.iou for slot in slots) / len(slots) if slots else 1.0
+    """The question's own mean IoU, for rankings; 1 for no mask where nothing was asked for."""
+    matches = record.matches if unit == "slots" else record.union
+    return math.fsum(match.iou for match in matches) / len(matches) if matches else 1.0
 
 
 def _question_ratios(record: AnswerRecord, rules: Rules) -> dict[str, Ratio]:
-    slots = record.slots if rules.unit == "slots" else record.union
-    ratios = dict.fromkeys(SCORES, (0.0, 0.0)) | strict_ratios(slots_to_score(slots))
+    matches = record.matches if rules.unit == "slots" else record.union
+    ratios = dict.fromkeys(SCORES, (0.0, 0.0)) | strict_ratios(matches_to_score(matches))
     if rules.unit == "slots":
-        union = strict_ratios(slots_to_score(record.union))
+        union = strict_ratios(matches_to_score(record.union))
         ratios |= {"union_giou": union["giou"], "union_ciou": union["ciou"]}
     # The code of generalized referring segmentation (ReLA) leaves out questions without targets.
-    counted = slots if rules.unit == "slots" or record.targets else ()
+    counted = matches if rules.unit == "slots" or record.targets else ()
     for level in IOU_LEVELS:
-        ratios[f"p@{level}"] = (sum(slot.iou >= level for slot in counted), len(counted))
-    ratios["boundary_iou"] = (math.fsum(slot.boundary_iou for slot in slots), len(slots))
+        ratios[f"p@{level}"] = (sum(match.iou >= level for match in counted), len(counted))
+    ratios["boundary_iou"] = (math.fsum(match.boundary_iou for match in matches), len(matches))
     if rules.mode == "free":
         ratios |= _name_ratios(record) | _text_ratios(record)
     else:  # a given text shows masks exactly where some are asked for
@@ -201,6 +202,6 @@ def _text_ratios(record: AnswerRecord) -> dict[str, Ratio]:
     }
 
 
-def pooled_slots(records: Iterable[AnswerRecord], unit: Unit) -> list[Slot]:
-    """All slots of all questions, of the unit that a benchmark counts."""
-    return [slot for r in records for slot in (r.slots if unit == "slots" else r.union)]
+def pooled_matches(records: Iterable[AnswerRecord], unit: Unit) -> list[MaskMatch]:
+    """All matches of all questions, of the unit that a benchmark counts."""
+    return [match for r in records for match in (r.matches if unit == "slots" else r.union)]

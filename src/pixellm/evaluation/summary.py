@@ -30,7 +30,7 @@ from pixellm.evaluation.scores import (
     Rules,
     count_bin,
     picture_ratios,
-    pooled_slots,
+    pooled_matches,
     size_ratios,
     topics_of,
 )
@@ -151,7 +151,7 @@ def summarize(
         num_masks=sum(len(record.shown) for record in records),
         groups=_estimate_groups(records, rules),
         precision=compute_precision(records, class_of),
-        calibration=compute_calibration(pooled_slots(records, "slots")),
+        calibration=compute_calibration(pooled_matches(records, "slots")),
     )
 
 

@@ -70,7 +70,7 @@ def choose_records(records: Sequence[AnswerRecord], unit: Unit) -> dict[str, lis
     """The worst, median and best answers, each at most once.
 
     Where fewer than three times :data:`EACH` were answered, all are shown. Questions answered
-    rightly by silence show no mask and are passed over.
+    rightly without a mask show nothing and are passed over.
     """
     shown = [record for record in records if record.shown or record.targets]
     ranked = sorted(shown, key=lambda r: (question_giou(r, unit), r.index, r.turn))
