@@ -223,13 +223,15 @@ class YoloxModel(YoloxPreTrainedModel):
             ``hidden_states`` in the order of :data:`STAGE_NAMES`; ``last_hidden_state`` is the
             pyramid's deepest map.
         """
-        maps = self.stem(_fold_neighbours(pixel_values + self.config.pixel_offset))
-        states = [maps]
-        for stage in self.stages:
-            maps = stage(maps)
-            states.append(maps)
-        pyramid = self.pyramid(*states[2:])
-        evidence = [head(level) for head, level in zip(self.heads, pyramid, strict=True)]
+        # Boxes and scores of rounded features are others than those of the same picture elsewhere.
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            maps = self.stem(_fold_neighbours(pixel_values + self.config.pixel_offset))
+            states = [maps]
+            for stage in self.stages:
+                maps = stage(maps)
+                states.append(maps)
+            pyramid = self.pyramid(*states[2:])
+            evidence = [head(level) for head, level in zip(self.heads, pyramid, strict=True)]
         return BaseModelOutputWithNoAttention(
             last_hidden_state=pyramid[-1], hidden_states=(*states, *pyramid, *evidence)
         )
