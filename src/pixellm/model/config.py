@@ -82,6 +82,9 @@ class PixelLMConfig(PreTrainedConfig):
         decoder_region_cells: cells along a side of the window in which a thing found is drawn;
             its mask has twice as many.
         decoder_region_size: channels of these windows.
+        decoder_detail_depth: hidden state of the encoder whose fine map sharpens the masks in the
+            windows; None for none.
+        decoder_detail_size: its channels.
         scale_weights: "learned" keeps gamma on the simplex and trains it, "fixed" keeps the
             uniform ``1 / L``.
         token_fusion: "linear" is the paper's phi, "mean" and "first" are baselines, "fixed"
@@ -137,6 +140,8 @@ class PixelLMConfig(PreTrainedConfig):
         decoder_similarity: bool = False,
         decoder_region_cells: int = 28,
         decoder_region_size: int = 32,
+        decoder_detail_depth: int | None = None,
+        decoder_detail_size: int = 16,
         scale_weights: Literal["learned", "fixed"] = "learned",
         token_fusion: TokenFusion = "linear",
         fusion_constant: float = 1.0,
@@ -182,6 +187,8 @@ class PixelLMConfig(PreTrainedConfig):
         self.decoder_similarity = decoder_similarity
         self.decoder_region_cells = decoder_region_cells
         self.decoder_region_size = decoder_region_size
+        self.decoder_detail_depth = decoder_detail_depth
+        self.decoder_detail_size = decoder_detail_size
         self.scale_weights = scale_weights
         self.token_fusion = token_fusion
         self.fusion_constant = fusion_constant
@@ -208,8 +215,9 @@ class PixelLMConfig(PreTrainedConfig):
 
     @property
     def read_depths(self) -> list[int]:
-        """All hidden states of the encoder that are read: the scales', then the evidence's."""
-        return [*self.vision_depths, *self.evidence_depths]
+        """Hidden states of the encoder that are read: the scales', the evidence's, the detail."""
+        detail = () if self.decoder_detail_depth is None else (self.decoder_detail_depth,)
+        return [*self.vision_depths, *self.evidence_depths, *detail]
 
     def _check(self) -> None:
         """Refuse shapes that cannot work, one sentence a rule."""

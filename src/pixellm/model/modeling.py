@@ -134,12 +134,15 @@ class PixelLMModel(PixelLMPreTrainedModel):
 
         Returns:
             Per scale (B, C, h_l, w_l); behind them, where the encoder tells what is there, the
-            entries (B, K, 5 + D) of :func:`pixellm.model.evidence.pack`.
+            encoder's map of fine detail, if it is read, and the entries (B, K, 5 + D) of
+            :func:`pixellm.model.evidence.pack`.
         """
         config = self.config
         features: list[Tensor] = self.feature_projector(maps[: config.num_scales])
         if config.evidence_tokens:
-            cells = maps[config.num_scales :]
+            first, count = config.num_scales, len(config.evidence_depths)
+            cells = maps[first : first + count]
+            features += maps[first + count :]
             num_classes = config.vision_config.num_classes
             features.append(pack(find_evidence(cells, num_classes, config.evidence_tokens)))
         return features

@@ -11,9 +11,11 @@ side, P pairs of a target and a window, h w a grid, G its side.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixellm.model.config import PixelLMConfig
@@ -109,27 +111,50 @@ def paste_windows(logits: Tensor, windows: Tensor, grid: int) -> Tensor:
 class RegionLayers(nn.Module):
     """Draws what an entry found: convolutions over its window that know what they look for."""
 
-    def __init__(self, size_in: int, size: int, description: int, cells: int) -> None:
+    def __init__(self, config: PixelLMConfig, description: int) -> None:
         super().__init__()
-        self.cells = cells
-        self.narrow = nn.Conv2d(size_in + 2, size, 1)
+        size = config.decoder_region_size
+        self.cells = config.decoder_region_cells
+        self.narrow = nn.Conv2d(config.decoder_size + 2, size, 1)
         self.about = nn.Linear(description, 2 * size)
-        self.layers = nn.ModuleList(nn.Conv2d(size, size, 3, padding=1) for _ in range(4))
-        self.norms = nn.ModuleList(nn.GroupNorm(4, size) for _ in range(4))
+        # Ever wider looks around: a window is one thing, and its edge depends on all of it.
+        self.layers = nn.ModuleList(
+            nn.Conv2d(size, size, 3, padding=reach, dilation=reach) for reach in (1, 2, 4, 1)
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(4, size) for _ in self.layers)
         self.finer = nn.ConvTranspose2d(size, size // 2, 2, stride=2)
+        self.has_detail = config.decoder_detail_depth is not None
+        detail = config.decoder_detail_size if self.has_detail else 0
+        if detail:
+            self.detail_norm = nn.GroupNorm(1, detail)
+        self.sharpen = nn.Conv2d(size // 2 + detail, size // 2, 3, padding=1)
+        self.sharpen_norm = nn.GroupNorm(4, size // 2)
         self.readout = nn.Conv2d(size // 2, size // 2, 3, padding=1)
 
-    def forward(self, cut: Tensor, descriptions: Tensor) -> Tensor:
-        """(U, C, S, S) cut features and (U, D) descriptions to (U, c, 2 S, 2 S) mask features."""
+    def forward(self, cut: Tensor, detail: Tensor | None, descriptions: Tensor) -> Tensor:
+        """Draw windows.
+
+        Args:
+            cut: (U, C, S, S) features.
+            detail: (U, c', 2 S, 2 S) of the encoder's fine map, where it is read.
+            descriptions: (U, D) what was found.
+
+        Returns:
+            (U, c, 2 S, 2 S) mask features.
+        """
         line = torch.linspace(-1, 1, self.cells, device=cut.device, dtype=cut.dtype)
         y, x = torch.meshgrid(line, line, indexing="ij")
         place = torch.stack([x, y]).expand(len(cut), -1, -1, -1)
         scale, shift = self.about(descriptions)[..., None, None].chunk(2, 1)
         maps = self.narrow(torch.cat([cut, place], 1)) * (1 + scale) + shift
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            maps = maps + torch.nn.functional.silu(norm(layer(maps)))
-        features: Tensor = self.readout(torch.nn.functional.silu(self.finer(maps)))
-        return torch.nn.functional.silu(features)
+            maps = maps + F.silu(norm(layer(maps)))
+        fine = F.silu(self.finer(maps))
+        if detail is not None:
+            fine = torch.cat([fine, self.detail_norm(detail)], 1)
+        fine = F.silu(self.sharpen_norm(self.sharpen(fine)))
+        features: Tensor = F.silu(self.readout(fine))
+        return features
 
 
 class RegionDecoder(FullPrecision):
@@ -140,6 +165,7 @@ class RegionDecoder(FullPrecision):
         vision: Any = config.vision_config
         size, about = config.decoder_size, description_size(vision.num_classes, vision.state_size)
         inner = config.decoder_region_size
+        self.num_scales = config.num_scales
         self.cells = config.decoder_region_cells
         self.output_factor = 2**config.decoder_output_upsampling
         self.query = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, size))
@@ -148,7 +174,7 @@ class RegionDecoder(FullPrecision):
         )
         self.choice_scale = nn.Parameter(torch.tensor(1.0))
         self.choice_bias = nn.Parameter(torch.tensor(-2.0))
-        self.regions = RegionLayers(size, inner, about, self.cells)
+        self.regions = RegionLayers(config, about)
         self.draw = nn.Linear(inner // 2, 1)
         self.bend = nn.Parameter(torch.zeros(inner // 2, size))  # at first all draw alike
 
@@ -157,21 +183,20 @@ class RegionDecoder(FullPrecision):
 
         Args:
             target_embeddings: (M, 2, C), coarse scale first.
-            features: (B, C, h_0, w_0) and (B, C, h_1, w_1) after the neck, and the entries
-                (B, K, 5 + D), see :func:`pixellm.model.evidence.pack`.
+            features: see :meth:`pixellm.model.modeling.PixelLMModel.decoder_features`.
             rows: (M,) which row's features a target reads.
 
         Returns:
             (M, h, w) mask logits in the canvas frame.
         """
         entries = features[-1].to(self.dtype)
-        grid = features[-2].shape[-1] * self.output_factor
+        grid = features[self.num_scales - 1].shape[-1] * self.output_factor
         choice = self.choose(target_embeddings, entries, rows)
         targets, places = self._likely(choice)
         flat = rows[targets] * entries.shape[1] + places
         drawn, window_of = flat.unique(return_inverse=True)
         owner, place = drawn // entries.shape[1], drawn % entries.shape[1]
-        windows, maps = self.window_features(features[-2], entries[owner, place], owner)
+        windows, maps = self.window_features(features, entries[owner, place], owner)
         own = (target_embeddings[:, -1].to(self.dtype) @ self.bend.T)[targets]
         logits = self.draw(maps.flatten(2).transpose(1, 2))[..., 0][window_of]
         logits = logits + torch.einsum("pc,pcs->ps", own, maps.flatten(2)[window_of])
@@ -193,19 +218,27 @@ class RegionDecoder(FullPrecision):
         logits = logits * self.choice_scale + self.choice_bias
         return logits.masked_fill(entries[rows][..., BOX_CHANNELS - 1] == 0, _OUTSIDE)
 
-    def window_features(self, fine: Tensor, entries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def window_features(
+        self, features: Sequence[Tensor], entries: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Draw entries (U, 5 + D) of (U,) ascending rows.
 
         Returns:
             Their windows (U, 4) and mask features (U, c, 2 S, 2 S).
         """
         windows = windows_of(entries[:, :4])
-        cut = cut_windows(fine.to(self.dtype), windows, rows, self.cells)
-        return windows, self.regions(cut, entries[:, BOX_CHANNELS:])
+        cut = cut_windows(features[self.num_scales - 1], windows, rows, self.cells)
+        detail = None
+        if self.regions.has_detail:
+            fine = features[self.num_scales].to(self.dtype)
+            detail = cut_windows(fine, windows, rows, 2 * self.cells)
+        return windows, self.regions(cut, detail, entries[:, BOX_CHANNELS:])
 
-    def draw_entries(self, fine: Tensor, entries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def draw_entries(
+        self, features: Sequence[Tensor], entries: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Windows (U, 4) and mask logits (U, 2 S, 2 S) of entries, whatever is asked for."""
-        windows, maps = self.window_features(fine, entries, rows)
+        windows, maps = self.window_features(features, entries, rows)
         return windows, self.draw(maps.permute(0, 2, 3, 1))[..., 0]
 
     @staticmethod
@@ -227,7 +260,7 @@ def _unite(choice: Tensor, pasted: Tensor, targets: Tensor, count: int) -> Tenso
         targets: (P,) the target of each pair.
         count: M.
     """
-    shown = choice.sigmoid()[:, None, None] * pasted.sigmoid()
+    shown = choice.float().sigmoid()[:, None, None] * pasted.float().sigmoid()
     missed = torch.log1p(-shown.clamp(max=1 - 1e-6))
     total = missed.new_full((count, *pasted.shape[1:]), -1e-5)
     total = total.index_add(0, targets, missed)

@@ -68,7 +68,7 @@ def region_loss(decoder: Any, features: Sequence[Tensor], batch: Mapping[str, Te
     if not len(owner):
         return 0 * torch.stack([one.sum() for one in features[:-1]]).sum()
     place, which = torch.cat(places), torch.cat(objects)
-    windows, logits = decoder.draw_entries(features[-2], entries[owner, place], owner)
+    windows, logits = decoder.draw_entries(features, entries[owner, place], owner)
     masks = batch["object_shapes"].to(logits.dtype)[:, None]
     truth = cut_windows(masks, windows, which, logits.shape[-1])[:, 0]
     return window_loss(logits.float().flatten(1), truth.flatten(1)).mean()
