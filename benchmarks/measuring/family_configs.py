@@ -53,10 +53,10 @@ TEXT_FAMILIES: dict[str, dict[str, Any]] = {
     "granitemoe": {**_GROUPED, **_EXPERTS, "logits_scaling": 8.0},
     "cohere": {**_GROUPED, "logit_scale": 16.0},
     "cohere2": {**_GROUPED, **_MIXED, "logit_scale": 0.25},
-    "stablelm": _LLAMA,
+    "stablelm": {**_LLAMA, "num_key_value_heads": 2},
     "starcoder2": {**_GROUPED, "sliding_window": 6},
     "smollm3": _GROUPED,
-    "nemotron": _LLAMA,
+    "nemotron": {**_LLAMA, "num_key_value_heads": 2, "head_dim": 16},
     "glm4": {**_GROUPED, "head_dim": 16},
     "gpt_oss": {**_GROUPED, **_MIXED, **_EXPERTS, "head_dim": 16},
     "deepseek_v3": {

@@ -14,7 +14,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from pixellm.checkpoint.convert_llava import init_from_llava, init_from_parts
+from pixellm.checkpoint.convert_llava import init_from_llava
+from pixellm.checkpoint.init_parts import init_from_parts
 from pixellm.checkpoint.io import load_model_and_processor
 from pixellm.checkpoint.sentencepiece_tokenizer import build_fast_tokenizer
 from pixellm.engine import Engine

