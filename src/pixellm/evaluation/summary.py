@@ -48,6 +48,7 @@ KIND_SCORES = (
     "ciou",
     "union_giou",
     "union_ciou",
+    "set_accuracy",
     "recall",
     "precision",
     "n_acc",

@@ -8,11 +8,15 @@ overlap, and far away ones can't be told apart. This module narrows what
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from pixellm.scenes.knowledge import Knowledge
-from pixellm.scenes.scene import Scene
+from pixellm.scenes.scene import Scene, SceneObject
 from pixellm.scenes.scene_view import INSTANCE_MARGIN, SceneView, ViewedObject
+
+PERSON = "person"
+"""Key of the concept of people."""
 
 LEAST_SHARE = 0.001
 """An object that covers less of the photo is not clear enough to be picked out or counted."""
@@ -51,9 +55,17 @@ class PhotoView(SceneView):
         scene: its objects, and which concepts they don't show all of.
         knowledge: the tables.
         max_targets: more objects than this are never asked for at once.
+        people: what a question may call each person of this photo, beside the usual words.
     """
 
-    def __init__(self, scene: Scene, knowledge: Knowledge, max_targets: int) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        knowledge: Knowledge,
+        max_targets: int,
+        people: tuple[str, ...] = (),
+    ) -> None:
+        self._people = people
         super().__init__(scene, knowledge, max_targets)
         pixels = self._height * self._width
         self.tiny = frozenset(
@@ -129,10 +141,18 @@ class PhotoView(SceneView):
         """The largest clear objects, so many at most and two of a kind, left to right."""
         chosen: list[ViewedObject] = []
         for item in sorted(self.objects, key=lambda one: -one.object.area):
-            alike = [one for one in chosen if one.concept is item.concept]
+            alike = [one for one in chosen if one.concept.key == item.concept.key]
             if len(chosen) < number and len(alike) < 2 and self.is_clear(item):
                 chosen.append(item)
         return [item for item in self.objects if item in chosen]
+
+    def _measure(self, one: SceneObject, position: str) -> ViewedObject:
+        """An object with its measures; a person may have more names than usual."""
+        item = super()._measure(one, position)
+        if not self._people or one.concept != PERSON:
+            return item
+        names = (*item.concept.synonyms, *self._people)
+        return replace(item, concept=replace(item.concept, synonyms=names))
 
     def _sure(
         self, found: ViewedObject | None, among: Sequence[ViewedObject]

@@ -18,7 +18,7 @@ from pixellm.scenes import questions_objects as objects
 from pixellm.scenes import questions_positions as positions
 from pixellm.scenes import questions_words as words
 from pixellm.scenes.knowledge import Concept, load_knowledge
-from pixellm.scenes.photo_view import PhotoView
+from pixellm.scenes.photo_view import PERSON, PhotoView
 from pixellm.scenes.phrasing import (
     NUMBERS,
     ask,
@@ -39,13 +39,15 @@ MAX_DESCRIBED = 5
 DIRECT_SHARE = 0.6
 """Share of the questions by use that ask as people do of a photo, where that is worded."""
 
+MANY_SYNONYMS_SHARE = 0.4
+"""Share of the questions that use a synonym, of a concept with three or more."""
+
 LAST_NAMED_PLACE = 5
 """Nobody asks for the sixth of a row."""
 
 TINY_SHARE = 0.25
 """Share of the questions for kinds of which only tiny objects are seen that are kept."""
 
-_PERSON = "person"
 _PICKS = ("left", "left", "right", "right", "top", "bottom", "middle", "large", "small", "nth")
 _KIND_OF_PICK = {"large": "largest", "small": "smallest"}
 
@@ -81,7 +83,8 @@ class _Named:
 
 def name_kind(concept: Concept, rng: random.Random) -> _Named:
     """A concept by its name, now and then by a synonym."""
-    if concept.synonyms and rng.random() < SYNONYM_SHARE:
+    share = MANY_SYNONYMS_SHARE if len(concept.synonyms) > 2 else SYNONYM_SHARE
+    if concept.synonyms and rng.random() < share:
         synonym = rng.choice(concept.synonyms)
         head, of, rest = synonym.partition(" of ")
         return _Named(synonym, with_article(synonym), plural_of(head) + of + rest, False)
@@ -103,7 +106,7 @@ def ask_every(view: PhotoView, rng: random.Random) -> Draft | None:
     concept = group[0].concept
     named = name_kind(concept, rng)
     section = "every_one" if rng.random() < (0.7 if len(group) == 1 else 0.3) else "every"
-    if concept.key == _PERSON and rng.random() < 0.2:
+    if concept.key == PERSON and rng.random() < 0.2:
         question = ask(rng, "every_person")
     elif concept.grammar in ("mass", "plural"):
         question = ask(rng, "every_one", **named.words())

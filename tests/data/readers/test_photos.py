@@ -260,6 +260,37 @@ def test_cocos_own_layout_is_found(photos_root: WriteFile) -> None:
     assert sample.image == root / "train2017" / "0.png"
 
 
+def test_people_are_called_as_captions_agree(photos_root: WriteFile) -> None:
+    one, two = (
+        [("person", 5, 5, 90, 190)],
+        [("person", 5, 5, 90, 190), ("person", 150, 9, 290, 190)],
+    )
+    root = photos_root(one, one, two, two)
+    texts = {
+        0: ["A man on a bench.", "A guy sits.", "Someone outdoors."],
+        1: ["A man with a dog.", "A woman with a dog."],
+        2: ["Two women talk.", "Women at a table.", "A pair."],
+        3: ["A man and a woman.", "Two men."],
+    }
+    captions = [{"image_id": n, "caption": text} for n, all_of in texts.items() for text in all_of]
+    write_json(root / "annotations" / "captions_train.json", {"annotations": captions})
+    asked: dict[int, set[str]] = {number: set() for number in texts}
+    for seed in range(60):
+        data = Photos(root, seed=seed, kinds={"every": 1.0, "pick": 1.0})
+        for item in range(4):
+            for sample in data.compose(item, data.random_of(item)):
+                words = re.findall(r"[a-z]+", sample.turns[0].question.lower())
+                asked[item] |= {"man", "men", "guy", "guys", "woman", "women", "lady"} & {*words}
+                assert "person" in sample.turns[0].answer or sample.turns[0].kind != "every"
+    assert {"man", "guy"} <= asked[0] <= {"man", "men", "guy", "guys"}
+    assert not asked[1] and not asked[3]
+    assert {"women", "woman", "lady"} <= asked[2]
+    plain = Photos(root, kinds={"every": 1.0}, captions="")
+    questions = [t.question for item in range(4) for s in plain[item] for t in s.turns]
+    assert not re.search(r"\bwom[ae]n|\bm[ae]n\b", " ".join(questions).lower())
+    assert "man" not in {one.turns[0].question for one in plain.evaluation_samples()}
+
+
 def test_evaluation_asks_each_photo_everything_the_same_for_every_seed(
     photos_root: WriteFile,
 ) -> None:

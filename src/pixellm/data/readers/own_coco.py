@@ -73,13 +73,16 @@ def own_files(
         annotations: path of the file.
         images: path of the folder; "" for the usual one.
     """
-    path = path_of_split(root, annotations, split)
-    published = path.with_name(f"{path.stem}2017{path.suffix}")
-    if not path.exists() and published.exists():
-        path, folder = published, root / f"{split}2017"
-    else:
-        folder = _picture_folder(root, split)
+    usual = path_of_split(root, annotations, split)
+    path = published_or(usual)
+    folder = _picture_folder(root, split) if path == usual else root / f"{split}2017"
     return path, path_of_split(root, images, split) if images else folder
+
+
+def published_or(path: Path) -> Path:
+    """The path, or that of COCO's own file with 2017 in its name where only that one is there."""
+    published = path.with_name(f"{path.stem}2017{path.suffix}")
+    return published if published.exists() and not path.exists() else path
 
 
 def _picture_folder(root: Path, split: str) -> Path:

@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pixellm.data.readers.base import BadRow, LazySamples, Reader
+from pixellm.data.readers.base import BadRow, LazySamples, Reader, path_of_split
+from pixellm.data.readers.captions import read_people_words
 from pixellm.data.readers.class_reader import AnnotatedPicture
-from pixellm.data.readers.own_coco import ANNOTATIONS, OwnCoco, own_files
+from pixellm.data.readers.own_coco import ANNOTATIONS, OwnCoco, own_files, published_or
 from pixellm.data.readers.views import another_view
 from pixellm.masks import decode_mask
 from pixellm.scenes.knowledge import Knowledge
 from pixellm.scenes.photo_knowledge import knowledge_of_categories
-from pixellm.scenes.photo_view import PhotoView
+from pixellm.scenes.photo_view import PERSON, PhotoView
 from pixellm.scenes.questions_photos import (
     check_photo_weights,
     compose_photo_dialogues,
@@ -29,6 +30,12 @@ from pixellm.scenes.questions_photos import (
 )
 from pixellm.scenes.scene import Scene, measure_object
 from pixellm.types import Sample, Target, Turn
+
+CAPTIONS = "annotations/captions_{split}.json"
+"""Where captions usually are, below the root."""
+
+MOST_ALIKE = 4
+"""Of more people, some may be others than those that captions speak of."""
 
 MAX_TARGETS = 14
 """COCO tells so many objects of a category apart in a photo, and makes a crowd of the rest."""
@@ -51,6 +58,9 @@ class Photos(Reader):
             :data:`~pixellm.scenes.questions_photos.PHOTO_WEIGHTS`, used where None. A photo
             that none of them fits is asked questions of any kind.
         max_targets: no question has more.
+        captions: file of captions in COCO's format, read where it is there: a person of whom they
+            agree may be asked for as the man, the lady, the kid or the surfer. Evaluation does
+            without.
         augment: show each photo mirrored, cut out and recoloured at random, another way in each
             epoch; questions are about what the view shows.
 
@@ -75,6 +85,7 @@ class Photos(Reader):
         dialogues_per_image: int = 3,
         kinds: Mapping[str, float] | None = None,
         max_targets: int = MAX_TARGETS,
+        captions: str = CAPTIONS,
         augment: bool = False,
     ) -> None:
         super().__init__(root, split, seed)
@@ -88,6 +99,8 @@ class Photos(Reader):
         # Photos without any annotation are asked for what they lack.
         self._coco = OwnCoco(root, split, annotations=annotations, images=images, negatives=1.0)
         self.bad_rows = self._coco.bad_rows
+        path = published_or(path_of_split(self.root, captions, split))
+        self._people = read_people_words(path) if captions and path.exists() else {}
         self.dialogues_per_image = dialogues_per_image
         self.kinds = kinds
         self.max_targets = max_targets
@@ -129,17 +142,33 @@ class Photos(Reader):
         """
         return self._coco.picture(item)
 
-    def view(self, picture: AnnotatedPicture) -> PhotoView:
-        """A photo as the question writer sees it."""
+    def view(self, picture: AnnotatedPicture, people: tuple[str, ...] = ()) -> PhotoView:
+        """A photo as the question writer sees it.
+
+        Args:
+            picture: the photo.
+            people: what its people may be called, beside the usual words.
+        """
         scene = scene_of_picture(picture, self._keys)
-        return PhotoView(scene, self.knowledge, self.max_targets)
+        return PhotoView(scene, self.knowledge, self.max_targets, people)
+
+    def people_of(self, item: int, picture: AnnotatedPicture) -> tuple[str, ...]:
+        """What the people of a photo may be called by its captions; () where that is unsure."""
+        said = self._people.get(self._coco.index.picture(item)["id"])
+        shown = [one for one in picture.classes if self._keys[one.name] == PERSON]
+        if said is None or any(one.crowds or not one.askable for one in shown):
+            return ()
+        number = sum(len(one.masks) for one in shown)
+        fits = 2 <= number <= MOST_ALIKE if said.are_several else number == 1
+        return said.words if fits else ()
 
     def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
         """The dialogues about a photo; see :meth:`Reader.compose`."""
         picture = self.picture(item)
+        people = self.people_of(item, picture)
         if self.augment:
             picture = another_view(picture, rng)
-        view = self.view(picture)
+        view = self.view(picture, people)
         for kinds in (self.kinds, None):
             turns = compose_photo_dialogues(view, rng, self.dialogues_per_image, kinds=kinds)
             if turns:
