@@ -10,6 +10,7 @@ import gc
 import importlib
 import importlib.abc
 import importlib.machinery
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -118,6 +119,18 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 
+
+_NOTES_ON_TORCHAO = {"torchao": "Failed to load", "torch.utils._pytree": "is an Enum subclass"}
+"""Logger -> words of its notes that concern nobody here: kernels for other machines, and how
+torchao registers its types. transformers imports torchao, where it is installed, for all models."""
+
+
+def _without_notes(logger: str, words: str) -> None:
+    logging.getLogger(logger).addFilter(lambda record: words not in str(record.msg))
+
+
+for _logger, _words in _NOTES_ON_TORCHAO.items():
+    _without_notes(_logger, _words)
 
 for _module, _home in _AUTO_MODULES.items():
     if _module in sys.modules:
