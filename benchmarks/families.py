@@ -91,7 +91,8 @@ def holds(outcome: Outcome) -> bool:
         return False
     values = outcome.findings.values()
     return bool(outcome.refusal) or all(
-        value if isinstance(value, bool) else value <= LARGEST_ROUNDING for value in values
+        value if isinstance(value, bool) else isinstance(value, str) or value <= LARGEST_ROUNDING
+        for value in values
     )
 
 
@@ -109,6 +110,8 @@ def _table(title: str, outcomes: Sequence[Outcome], columns: Sequence[str]) -> s
         if sentence := outcome.refusal or outcome.failure:
             refused.append(f"- `{outcome.family}`: {sentence}")
             continue
+        parts = outcome.findings.items()
+        refused += [f"- `{outcome.family}`, {n}: {v}" for n, v in parts if isinstance(v, str)]
         cells = (_cell(outcome.findings.get(column)) for column in columns)
         lines.append(f"| `{outcome.family}` | {' | '.join(cells)} |")
     if refused:
@@ -116,7 +119,9 @@ def _table(title: str, outcomes: Sequence[Outcome], columns: Sequence[str]) -> s
     return "\n".join([*lines, ""])
 
 
-def _cell(value: float | bool | None) -> str:
+def _cell(value: float | bool | str | None) -> str:
+    if isinstance(value, str):
+        return "refused"
     if isinstance(value, bool):
         return "yes" if value else "NO"
     return "-" if value is None else "0" if value == 0 else f"{value:.0e}"

@@ -57,13 +57,14 @@ class Outcome:
 
     Attributes:
         family: its model type.
-        findings: largest differences, and what works or not, by column.
+        findings: largest differences, and what works or not, by column; a sentence where a part
+            of it is refused.
         refusal: the sentence that it is refused with; "" where it is not.
         failure: what went wrong, as nothing should.
     """
 
     family: str
-    findings: dict[str, float | bool] = field(default_factory=dict)
+    findings: dict[str, float | bool | str] = field(default_factory=dict)
     refusal: str = ""
     failure: str = ""
 
@@ -95,8 +96,10 @@ def check_text_family(name: str, folder: Path, found: dict[str, Any]) -> None:
         found["logits"] = _difference(ours, own(ids).logits)
     found["packed"] = _packing(model, processor)
     _shared_checks(model, processor, folder, found)
-    attached, merged = _adapters(model, ids)
-    found["LoRA attached"], found["LoRA merged"] = attached, merged
+    try:
+        found["LoRA attached"], found["LoRA merged"] = _adapters(model, ids)
+    except ValueError as error:
+        found["LoRA attached"] = str(error)
 
 
 def check_vision_family(name: str, folder: Path, found: dict[str, Any]) -> None:

@@ -27,15 +27,22 @@ def test_a_family_of_language_models_keeps_what_is_its_own(family: str, tmp_path
     assert not (outcome.failure or outcome.refusal)
     assert load_script().holds(outcome)
     assert outcome.findings["trains"] is True
-    assert max(v for v in outcome.findings.values() if not isinstance(v, bool)) < 1e-3
+    assert all(isinstance(v, bool) or float(v) < 1e-3 for v in outcome.findings.values())
 
 
-@pytest.mark.parametrize("family", ["swin", "siglip2_vision_model", "deit", "convnext"])
+@pytest.mark.parametrize("family", ["swin", "siglip2_vision_model", "deit", "segformer"])
 def test_a_family_of_encoders_is_read_as_its_own_class_does(family: str, tmp_path: Path) -> None:
     outcome = try_family(check_vision_family, family, tmp_path)
     assert not (outcome.failure or outcome.refusal)
     assert load_script().holds(outcome)
     assert ("padding" in outcome.findings) == (family in ("siglip2_vision_model", "deit"))
+
+
+def test_lora_is_refused_in_layers_that_read_past_it(tmp_path: Path) -> None:
+    outcome = try_family(check_text_family, "mamba", tmp_path)
+    assert not (outcome.failure or outcome.refusal)
+    assert outcome.findings["trains"] is True
+    assert "MambaMixer layers, which read" in str(outcome.findings["LoRA attached"])
 
 
 def test_families_that_do_not_fit_are_refused_in_a_sentence(tmp_path: Path) -> None:

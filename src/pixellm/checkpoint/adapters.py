@@ -137,6 +137,11 @@ def _attach_lora(language_model: nn.Module, lora: LoraShape) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     wanted = lora.target_modules
+    if mixer := _mixer_within(language_model, wanted):
+        raise ValueError(
+            f"LoRA can't go into {mixer} layers, which read their weights past it; name layers of "
+            "attention in lora.target_modules, or take `lora` out of the recipe."
+        )
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float is used as one
@@ -154,6 +159,16 @@ def _attach_lora(language_model: nn.Module, lora: LoraShape) -> None:
     for name, parameter in language_model.named_parameters():
         if is_lora_name(name):
             parameter.data = parameter.data.float()
+
+
+def _mixer_within(language_model: nn.Module, wanted: Sequence[str]) -> str:
+    """The class of a state space's mixer that LoRA would go into; "" where there is none."""
+    for module in language_model.modules():
+        if type(module).__name__.endswith("Mixer"):
+            inner = {name.rpartition(".")[2] for name, _ in module.named_modules()}
+            if "all-linear" in wanted or inner & {*wanted}:
+                return type(module).__name__
+    return ""
 
 
 def _is_linear(module: nn.Module) -> bool:

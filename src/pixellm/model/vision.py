@@ -111,7 +111,8 @@ def _skip_unread_layers(
     Their weights stay, and are saved as ever.
     """
     count = getattr(config, "num_hidden_layers", None)
-    if count is None or not hasattr(config, "num_attention_heads"):
+    # A pyramid has a number of heads for each stage, and other hidden states than its layers'.
+    if count is None or not isinstance(getattr(config, "num_attention_heads", None), int):
         return
     # Hidden states are the embeddings and one entry for each layer.
     deepest = max(depth % (count + 1) for depth in depths)
