@@ -30,8 +30,8 @@ from measuring.workload import (
     requests_about,
     scripted_answer,
 )
-from pixellm.answer_files import json_bytes, write_files
 from pixellm.checkpoint.quantize import quantize_model
+from pixellm.files import json_bytes, write_files
 
 FIGURES = (
     "first_token_s",

@@ -6,7 +6,6 @@ no model, no terminal and no network; what it is called with has been read and a
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pixellm.files import is_same_file, json_bytes, write_files
+from pixellm.files import check_file, check_folder, is_same_file, json_bytes, write_files
 from pixellm.masks import encode_mask, mask_to_box
 from pixellm.types import Prediction
-from pixellm.visualize import draw_overlay
+from pixellm.visualize import draw_overlay, encode_picture
+
+ANSWER_KEYS = ("image", "question", "answer", "segments")
+"""Of the JSON of an answer; a file that has them was written here."""
 
 _LONGEST_LABEL = 40
 _MASK_NAME = re.compile(r"\d{2,}_.*\.png", re.IGNORECASE)
@@ -119,7 +121,7 @@ def overlay_bytes(picture: Image.Image, prediction: Prediction, suffix: str) -> 
     """
     masks = [segment.mask for segment in prediction.segments]
     labels = [segment.label for segment in prediction.segments]
-    return _encode(draw_overlay(picture, masks, labels), suffix)
+    return encode_picture(draw_overlay(picture, masks, labels), suffix)
 
 
 def mask_files(prediction: Prediction, folder: Path) -> dict[Path, bytes]:
@@ -134,7 +136,7 @@ def mask_files(prediction: Prediction, folder: Path) -> dict[Path, bytes]:
         words = re.sub(r"[\W_]+", "-", segment.label.casefold())[:_LONGEST_LABEL].strip("-")
         name = f"{number:02d}_{words or 'mask'}.png"
         pixels = segment.mask.astype(np.uint8) * 255
-        files[folder / name] = _encode(Image.fromarray(pixels), ".png")
+        files[folder / name] = encode_picture(Image.fromarray(pixels), ".png")
     return files
 
 
@@ -156,7 +158,7 @@ def check_picture_name(path: Path, original: Path | None = None) -> None:
 
 
 def check_destinations(destinations: Destinations, original: Path) -> None:
-    """Refuse places where one part of an answer would replace another part, or the picture.
+    """Refuse places where a part of an answer would replace another, the picture, or foreign files.
 
     Args:
         destinations: what goes where.
@@ -164,6 +166,7 @@ def check_destinations(destinations: Destinations, original: Path) -> None:
 
     Raises:
         ValueError: a part would be lost, or the overlay's suffix names no picture format.
+        OSError: a place can't be written, or holds a file that is not ours.
     """
     overlay, json_file, folder = destinations.overlay, destinations.json, destinations.masks
     if overlay is not None:
@@ -175,14 +178,17 @@ def check_destinations(destinations: Destinations, original: Path) -> None:
     for path in (original, overlay, json_file):
         if folder is not None and path is not None and _is_mask_in(path, folder):
             raise ValueError(f"A mask in {folder} may replace {path}; choose another folder.")
+    if overlay is not None:
+        check_file(overlay)
+    if json_file is not None:
+        check_file(json_file, keys=ANSWER_KEYS)
+    if folder is not None:
+        check_folder(folder)
+        for path in sorted(folder.glob("*.png")):
+            if _MASK_NAME.fullmatch(path.name):
+                check_file(path)
 
 
 def _is_mask_in(path: Path, folder: Path) -> bool:
     """Whether a file in the folder is called what :func:`mask_files` may call a mask."""
     return bool(_MASK_NAME.fullmatch(path.name)) and is_same_file(path.absolute().parent, folder)
-
-
-def _encode(image: Image.Image, suffix: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, Image.registered_extensions()[suffix.lower()])
-    return buffer.getvalue()

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,9 @@ from filelock import FileLock, Timeout
 
 MAKER = "pixellm"
 """Who wrote a file: ``generator`` in pages, ``Software`` or a comment in pictures."""
+
+STANDARD = "-"
+"""Stands for standard input or output wherever a file is named."""
 
 MARKED_PAGE = f'<meta name="generator" content="{MAKER}">'
 MARKED_TEXT = f"<!-- generator: {MAKER} -->"
@@ -62,6 +66,11 @@ def parse_json(content: bytes | str) -> Any:
         raise ValueError("its brackets are nested too deep") from None
 
 
+def read_input(path: Path) -> bytes:
+    """The content of a file, or of standard input for "-"."""
+    return sys.stdin.buffer.read() if str(path) == STANDARD else path.read_bytes()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
@@ -76,6 +85,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} is damaged (it holds no JSON object).")
     return values
+
+
+def plain_cell(value: object) -> str:
+    """A cell of a CSV file that a spreadsheet shows as text and never computes."""
+    text = str(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def write_files(files: Mapping[Path, bytes], folder: Path | None = None) -> None:
@@ -153,6 +168,15 @@ def is_same_file(path: Path, other: Path) -> bool:
 # Folders.
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a folder that can't be made or written in.
+
+    Raises:
+        OSError: it can't.
+    """
+    _check_parent(path.resolve() / _LIST_NAME, path)
+
+
 def check_new_folder(path: Path) -> None:
     """Refuse a folder that can't be made, or that holds something.
 
@@ -162,6 +186,18 @@ def check_new_folder(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OccupiedError(f"{path} exists already and is not empty; name another folder.")
     _check_parent(path.resolve(), path)
+
+
+def claim_folder(path: Path) -> None:
+    """Make a folder ours, to write there what we like; made where missing.
+
+    Raises:
+        OccupiedError: it holds something, and was not claimed before.
+        OSError: it can't be made or written.
+    """
+    if not (path / _LIST_NAME).is_file():
+        check_new_folder(path)
+        _write_list(path, {})
 
 
 @contextmanager
@@ -235,7 +271,7 @@ def check_listed(folder: Path, patterns: Iterable[str]) -> None:
     Raises:
         OSError: there is such a file, or the folder can't be made.
     """
-    _check_parent(folder.resolve() / _LIST_NAME, folder)
+    check_folder(folder)
     listed = _read_list(folder)
     for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
         name = path.relative_to(folder).as_posix()

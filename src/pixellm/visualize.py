@@ -6,13 +6,15 @@ masks and words, and gives back a picture.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ExifTags, Image, ImageDraw, ImageFont, PngImagePlugin
 
+from pixellm.files import MAKER
 from pixellm.masks import Size, mask_to_box, resize_mask
 from pixellm.types import BoolMask
 
@@ -140,6 +142,34 @@ def draw_contact_sheet(
             sheet.paste(cell, (gap + column * (tile_width + gap), top))
         top += height + gap
     return sheet
+
+
+def encode_picture(image: Image.Image, suffix: str, **options: Any) -> bytes:
+    """A picture as a file that names its maker, where its format has room for that.
+
+    Args:
+        image: the picture.
+        suffix: chooses the format (".png", ".jpg").
+        **options: of Pillow's writer.
+
+    Raises:
+        ValueError: Pillow writes no such format.
+    """
+    name = Image.registered_extensions().get(suffix.lower(), "")
+    note = f"generator: {MAKER}"
+    if name == "PNG":
+        info = PngImagePlugin.PngInfo()
+        info.add_text("Software", MAKER)
+        options["pnginfo"] = info
+    elif name in ("JPEG", "GIF"):
+        options["comment"] = note
+    elif name in ("WEBP", "AVIF", "TIFF"):
+        exif = image.getexif()
+        exif[ExifTags.Base.Software] = note
+        options["exif"] = exif
+    buffer = io.BytesIO()
+    image.save(buffer, name, **options)
+    return buffer.getvalue()
 
 
 def _to_image(image: Picture) -> Image.Image:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pixellm.cli.console import import_quietly, open_console, write_json
+from pixellm.cli.console import check_json, import_quietly, open_console, write_json
 from pixellm.cli.judge import (
     BaseUrl,
     JudgeCache,
@@ -97,13 +97,14 @@ def score(
     from pixellm.evaluation.judge_llm import open_judge
     from pixellm.files import check_new_folder
 
+    check_json(json, ("settings", "num_missing", "headline"))
+    if out is not None:
+        check_new_folder(out)
     settings = read_judge(
         judge, judge_model, base_url, judge_threshold, judge_cache, max_cost, price
     )
     opened = open_judge(settings)
     answers = ExternalPredictions(predictions)
-    if out is not None:
-        check_new_folder(out)
     run = _describe_run(
         benchmark, data, split, num, dialogues, seed, limit, predictions.stem, protocol
     )
@@ -197,6 +198,9 @@ def export_lm(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Write a model's language model alone, for lm-evaluation-harness, VLMEvalKit and others."""
+    from pixellm.files import check_new_folder
+
+    check_new_folder(out)
     pick_dtype = import_quietly("pixellm.engine").pick_dtype
     library = import_quietly("pixellm.checkpoint.export_lm")
     import torch

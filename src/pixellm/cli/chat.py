@@ -15,7 +15,7 @@ from rich.console import Console
 
 from pixellm.answer_files import check_picture_name, overlay_bytes
 from pixellm.cli.display import print_answer
-from pixellm.files import write_files
+from pixellm.files import check_file, write_files
 
 if TYPE_CHECKING:
     from pixellm.engine import ChatSession, Engine
@@ -109,5 +109,6 @@ class Chat:
         if self.session.last is None:
             raise ValueError("There is no answer to save yet; ask something first.")
         check_picture_name(path, original=self.image)
+        check_file(path)
         write_files({path: overlay_bytes(self.session.image, self.session.last, path.suffix)})
         self.console.print(f"Saved {path}", markup=False, highlight=False, soft_wrap=True)

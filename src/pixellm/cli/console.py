@@ -78,6 +78,22 @@ def reader_options(options: Sequence[str] | None) -> dict[str, Any]:
     return chosen
 
 
+def check_json(target: str, keys: Sequence[str]) -> None:
+    """Refuse a place where :func:`write_json` can't write, or would replace a foreign file.
+
+    Args:
+        target: as :func:`write_json` takes it.
+        keys: of such a document; a file that has them may be replaced.
+
+    Raises:
+        OSError: the place is not good.
+    """
+    from pixellm.files import check_file
+
+    if target not in ("", "-"):
+        check_file(Path(target), keys)
+
+
 def write_json(values: dict[str, Any], target: str) -> None:
     """To a file, to standard output for "-", nowhere for ""."""
     from pixellm.files import json_bytes, write_files

@@ -42,10 +42,13 @@ def convert(
     revision: _Revision = None,
 ) -> None:
     """Turn released PixelLM weights into a checkpoint, or such a checkpoint back."""
-    from pixellm.checkpoint.convert import convert_released, convert_to_released
+    from pixellm.files import check_new_folder
 
     if to not in ("pixellm", "released"):
         raise ValueError(f"--to is pixellm or released, not {to!r}.")
+    check_new_folder(out)
+    from pixellm.checkpoint.convert import convert_released, convert_to_released
+
     with _progress_bar() as show:
         if to == "released":
             convert_to_released(source, out, progress=show)
@@ -80,6 +83,9 @@ def init(
         raise ValueError("Pass either --llava, or --llm together with --vision.")
     if template not in (None, "own", "vicuna", "compact"):
         raise ValueError(f"--template is own, vicuna or compact, not {template!r}.")
+    from pixellm.files import check_new_folder
+
+    check_new_folder(out)
     from pixellm.checkpoint.convert_llava import init_from_llava
     from pixellm.checkpoint.init_parts import init_from_parts
 

@@ -83,9 +83,10 @@ def write(
 ) -> None:
     """Write the set of a run again, without the rows that reviewers rejected."""
     from pixellm.curation.ledger import Ledger
-    from pixellm.curation.write import change_marks, load_marks
+    from pixellm.curation.write import change_marks, check_set, load_marks
 
     with _one_sentence():
+        check_set(folder)
         ledger = Ledger(folder)
         if marks is not None:
             change_marks(folder, load_marks(marks))
@@ -101,11 +102,12 @@ def stats(
     out: Annotated[Path | None, typer.Option(help="Folder of the plots; DIR/plots.")] = None,
 ) -> None:
     """Print the figures of a set and draw them."""
-    from pixellm.curation.statistics import gather, plot
+    from pixellm.curation.statistics import check_plots, gather, plot
 
     with _one_sentence():
-        figures = gather(folder)
         target = out or (folder if folder.is_dir() else folder.parent) / "plots"
+        check_plots(target)
+        figures = gather(folder)
         plots = plot(figures, target)
     for name, value in figures.summary().items():
         typer.echo(f"{name:28} {value:,.6g}")
@@ -182,9 +184,10 @@ class _Work:
         """All stages; returns why the run stopped early, or ""."""
         from pixellm.curation.ledger import Ledger
         from pixellm.curation.pipeline import select
-        from pixellm.curation.write import WriteSettings
+        from pixellm.curation.write import WriteSettings, check_set
 
         WriteSettings(**layout)  # refused before anything is done
+        check_set(out)
         prices, clients = self._prices(), self._clients()
         ledger = Ledger(out, create=True)
         writing = select(ledger, self.source, max_images)

@@ -67,9 +67,11 @@ def check(
     """
     from rich.console import Console
 
-    from pixellm.data.check import absent_sets, bad_rows_to_csv, check_found, find_sets
-    from pixellm.files import write_files
+    from pixellm.data.check import CSV_HEADER, absent_sets, bad_rows_to_csv, check_found, find_sets
+    from pixellm.files import check_file, write_files
 
+    if report is not None:
+        check_file(report, start=CSV_HEADER)
     found = find_sets(root, sets or (), splits or (), _options(images, options))
     if not found:
         raise ValueError(f"{root} holds no data set in a known layout; see docs/data.md.")

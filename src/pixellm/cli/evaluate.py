@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pixellm.cli.console import import_quietly, load_engine, open_console, write_json
+from pixellm.cli.console import check_json, import_quietly, load_engine, open_console, write_json
 from pixellm.cli.judge import (
     BaseUrl,
     JudgeCache,
@@ -214,6 +214,7 @@ def evaluate_scenes(
     from pixellm.evaluation.evaluate import ProcessGroup
     from pixellm.scenes.dataset import ScenesDataset
 
+    check_json(json, ("benchmark", "split", "groups"))
     ScenesDataset(split, seed, num, dialogues)  # refuses what can't be drawn before a model loads
     if out is None and (mode or limit or protocol != "strict"):
         raise ValueError("--mode, --protocol and --limit make a report; add --out FOLDER.")
@@ -242,8 +243,10 @@ def compare(
 ) -> None:
     """Compare two runs: paired differences with intervals, and the answers that moved most."""
     from pixellm.cli.display import print_text_table
-    from pixellm.evaluation.report.compare import compare_runs, write_comparison
+    from pixellm.evaluation.report.compare import check_comparison, compare_runs, write_comparison
 
+    if out is not None:
+        check_comparison(out)
     comparison = compare_runs(run_a, run_b)
     console = open_console()
     console.print(comparison.describe(), highlight=False, soft_wrap=True, markup=False)

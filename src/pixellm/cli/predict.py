@@ -136,15 +136,24 @@ def predict(
     offload: Offload = None,
 ) -> None:
     """Answer questions about many pictures; the same command goes on where a stopped one was."""
+    from pixellm.files import STANDARD, is_same_file
+
     rows: Sequence[Row]
-    if data or split or options or _names_a_set(dataset, question):
+    if out is not None and str(out) != STANDARD and is_same_file(out, dataset):
+        raise ValueError(f"{out} holds the questions; choose another file for the answers.")
+    if str(dataset) != STANDARD and (data or split or options or _names_a_set(dataset, question)):
         rows, name = _open_set(str(dataset), question, data or Path("data"), split, options)
     else:
         from pixellm.prediction.rows import read_rows
 
-        rows, name = read_rows(dataset, question), dataset.resolve().stem
+        rows, name = read_rows(dataset, question), _stem(dataset)
     loader = EngineLoader(model, device, dtype, quantize, offload, min_score)
     _run_and_report(rows, out or Path(f"{name}_pixellm.jsonl"), loader, batch_size, ray)
+
+
+def _stem(dataset: Path) -> str:
+    """What the file of answers is called after."""
+    return "standard_input" if str(dataset) == "-" else dataset.resolve().stem
 
 
 def _names_a_set(dataset: Path, question: str) -> bool:
@@ -155,7 +164,9 @@ def _names_a_set(dataset: Path, question: str) -> bool:
     """
     from pixellm.prediction.sets import SET_NAMES
 
-    if dataset.is_file() or (dataset.is_dir() and (question or str(dataset) not in SET_NAMES)):
+    if (dataset.exists() and not dataset.is_dir()) or (
+        dataset.is_dir() and (question or str(dataset) not in SET_NAMES)
+    ):
         return False
     if str(dataset) in SET_NAMES:
         return True
@@ -183,6 +194,7 @@ def _run_and_report(
 ) -> None:
     """Run a job with a progress bar; say at the end what was written and what went wrong."""
     from pixellm.cli.display import answers_progress
+    from pixellm.files import STANDARD
     from pixellm.prediction.cluster import answer_on_ray
     from pixellm.prediction.job import answer_here, run_job
 
@@ -197,9 +209,17 @@ def _run_and_report(
             state = run_job(rows, target, load.model, spread, batch_size, progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
-    typer.echo(f"Wrote {target}: {state.done - state.bad} answers.")
+    aside = str(target) == STANDARD
+    where = "" if aside else f"Wrote {target}: "
+    typer.echo(
+        f"{where}{state.done - state.bad} answers. {state.bad} failed, {state.skipped} skipped as "
+        f"done before, {state.seconds:.1f} s.",
+        err=aside,
+    )
     if state.bad:
         typer.echo(f'{state.bad} rows have no answer; their "error" says why.', err=True)
+    if state.bad == state.done:
+        raise typer.Exit(1)
 
 
 def _device_of_workers(device: str) -> str:

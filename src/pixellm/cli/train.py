@@ -7,6 +7,8 @@ its business. :func:`add_commands` puts the commands into the command line.
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +29,7 @@ def add_commands(app: typer.Typer) -> None:
         epilog="Examples:\n\n    pixellm train recipes/nano.yaml"
         "\n\n    pixellm train recipes/nano.yaml --set name=trial --set stages.0.steps=100"
         "\n\n    pixellm train recipes/nano.yaml --resume"
+        "\n\n    pixellm train recipes/nano.yaml --resume 1500"
         "\n\n    pixellm train recipes/pixellm_7b.yaml --dry-run --gpus 8"
     )(train)
     app.command(
@@ -41,7 +44,13 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="A.B=VALUE", help="Change a setting; may be repeated."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    step: Annotated[
+        int | None,
+        typer.Argument(min=1, help="With --resume: go back to the checkpoint of this step."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint, or that of STEP.")
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Show what would train, memory and steps; no training."),
@@ -51,21 +60,40 @@ def train(
     """Train a model as a recipe says."""
     from pixellm.training.config import load_config
 
+    if step is not None and not resume:
+        raise ValueError(f"Step {step} is for --resume; leave it out, or add --resume.")
     config = load_config(recipe, overrides or ())
     if dry_run:
         return _show_plan(config, gpus)
     from pixellm.cli.display import TrainDisplay
+    from pixellm.training.checkpoints import list_checkpoints
+
+    if resume and not list_checkpoints(config.run_folder / "checkpoints"):
+        raise ValueError(
+            f"{config.run_folder} has no checkpoint to go on from; leave out --resume to start the "
+            "run."
+        )
 
     trainer = import_quietly("pixellm.training.trainer")
     try:
         with TrainDisplay(open_console(stderr=True)) as display:
-            folder = trainer.train(config, on_event=display, resume=resume)
-    except KeyboardInterrupt:
-        again = f"pixellm train {recipe} --resume"
-        raise KeyboardInterrupt(f"Stopped; go on from the last checkpoint: {again}") from None
+            folder = trainer.train(config, on_event=display, resume=step or resume)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(_how_to_go_on(str(stop), recipe, overrides or (), config)) from None
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"The model is in {folder / 'model'}")
     return None
+
+
+def _how_to_go_on(stopped: str, recipe: Path, overrides: Sequence[str], config: RunConfig) -> str:
+    """One sentence with the exact command that goes on with a run that was stopped."""
+    from pixellm.training.checkpoints import list_checkpoints
+
+    settings = [part for setting in overrides for part in ("--set", setting)]
+    command = shlex.join(["pixellm", "train", str(recipe), *settings])
+    if list_checkpoints(config.run_folder / "checkpoints"):
+        return f"{stopped or 'Stopped'}; go on from the last checkpoint: {command} --resume"
+    return f"Stopped before the first checkpoint; {config.run_folder} has nothing to go on from."
 
 
 def merge(
@@ -76,6 +104,9 @@ def merge(
     ] = "auto",
 ) -> None:
     """Write adapters and the model that they belong to as one whole model."""
+    from pixellm.files import check_new_folder
+
+    check_new_folder(out)
     merging = import_quietly("pixellm.checkpoint.merging")
     with open_console(stderr=True).status(f"Merging {source}"):
         merging.merge_adapters(source, out, dtype=dtype)

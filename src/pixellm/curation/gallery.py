@@ -23,7 +23,7 @@ from pixellm.curation.ledger import LEDGER_NAME, Ledger
 from pixellm.curation.muse import MuseRow, muse_files, read_entries, rows_of
 from pixellm.curation.photos import jpeg_data_url, seeded_fraction
 from pixellm.curation.write import change_marks, read_marks
-from pixellm.files import write_files
+from pixellm.files import check_file, write_files
 from pixellm.masks import decode_mask, segmentation_to_rle
 from pixellm.types import SEG_MARK
 from pixellm.visualize import segment_color
@@ -74,6 +74,7 @@ def write_gallery(folder: Path, images: Path, path: Path, num: int, seed: int = 
     Raises:
         FileNotFoundError: no rows, or their photos are not below ``images``.
     """
+    check_file(path)
     cards = [_card(row, images) for row in _choose(review_rows(folder), num, seed)]
     write_files({path: page(cards, read_marks(folder), save_at="").encode("utf-8")})
     return len(cards)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixellm.curation.muse import MuseRow, muse_files, read_entries, rows_of
+from pixellm.files import MAKER, check_file, check_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,12 +82,24 @@ def gather(path: Path) -> Statistics:
     return statistics
 
 
+def check_plots(folder: Path) -> None:
+    """Refuse a folder where a plot would replace a file that is not ours.
+
+    Raises:
+        OSError: it can't be written, or holds such a file.
+    """
+    check_folder(folder)
+    for name in ("targets.png", "words.png", "questions.png", "categories.png"):
+        check_file(folder / name)
+
+
 def plot(statistics: Statistics, folder: Path) -> list[Path]:
     """Draw targets per question, categories, description and question length.
 
     Returns:
         The plots written (PNG).
     """
+    check_plots(folder)
     folder.mkdir(parents=True, exist_ok=True)
     top = statistics.categories.most_common(30)[::-1]
     return [
@@ -130,7 +143,8 @@ def _axes(title: str, tall: bool = False) -> Axes:
 
 
 def _save(axes: Axes, path: Path) -> Path:
-    axes.get_figure().savefig(path, dpi=130)  # type: ignore[union-attr]
+    figure = axes.get_figure()
+    figure.savefig(path, dpi=130, metadata={"Software": MAKER})  # type: ignore[union-attr]
     return path
 
 

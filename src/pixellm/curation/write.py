@@ -24,7 +24,15 @@ from pixellm.curation.muse import row_key
 from pixellm.curation.photos import Instance, Photo, seeded_fraction
 from pixellm.curation.proposal import Task
 from pixellm.curation.rules import Row
-from pixellm.files import json_bytes, locked, merge_folder, read_json, write_files
+from pixellm.files import (
+    check_listed,
+    json_bytes,
+    locked,
+    merge_folder,
+    plain_cell,
+    read_json,
+    write_files,
+)
 
 MARKS_NAME = "marks.json"
 
@@ -65,6 +73,21 @@ class WriteSettings:
             )
 
 
+def check_set(folder: Path) -> None:
+    """Refuse a folder where a set would replace files that are not of the set written there last.
+
+    Raises:
+        OSError: it can't be written, or holds such a file.
+    """
+    splits = [
+        f"{part}muse_{split}{end}"
+        for part in ("", "parquet/")
+        for split in SPLITS
+        for end in (".*", "-*-of-*")
+    ]
+    check_listed(folder, ("README.md", "summary.json", "licenses.csv", *splits))
+
+
 def write_set(ledger: Ledger, folder: Path, settings: WriteSettings) -> dict[str, Any]:
     """Write the whole data set of a ledger into a folder, in place of an earlier one.
 
@@ -73,8 +96,10 @@ def write_set(ledger: Ledger, folder: Path, settings: WriteSettings) -> dict[str
 
     Raises:
         ValueError: ``marks.json`` is damaged.
-        OSError: the folder can't be written or the disk is full; the earlier set stays.
+        OSError: the folder can't be written or holds files that are not ours, or the disk is
+            full; what was there stays.
     """
+    check_set(folder)
     for left_over in folder.glob(".writing-*"):  # of a run that was killed
         if left_over.is_dir():
             shutil.rmtree(left_over, ignore_errors=True)
@@ -235,7 +260,7 @@ def _write_splits(
             for split, writer in writers.items():
                 writer.add([p for p in about_photo if _split_of(photo, p[1], settings) == split])
             terms = [photo.license.get(key, "") for key in ("name", "url", "source")]
-            table.writerow([photo.file_name, *terms])
+            table.writerow(map(plain_cell, (photo.file_name, *terms)))
             licenses[terms[0] or "not stated"] += 1
     for writer in writers.values():
         writer.close()

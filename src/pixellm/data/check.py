@@ -16,9 +16,13 @@ from typing import Any
 from pixellm.data.readers.base import BadRow, Reader
 from pixellm.data.readers.json_index import scan_json
 from pixellm.data.registry import READERS, open_reader, reader_class
+from pixellm.files import plain_cell
 
 _OWN = frozenset({"coco", "coco-expressions", "jsonl", "labelme"})
 """Sets that are their users' own, and nobody's to miss."""
+
+CSV_HEADER = b"set,file,row,reason\r\n"
+"""How the table of bad rows begins."""
 
 _KEYS_OF_COCO = frozenset({"images", "annotations", "categories", "info", "licenses"})
 
@@ -143,12 +147,12 @@ def bad_rows_to_csv(reports: Iterable[SplitReport]) -> bytes:
     """Every bad row as a table: set, file, row, reason."""
     text = io.StringIO(newline="")
     table = csv.writer(text)
-    table.writerow(["set", "file", "row", "reason"])
     for report in reports:
         table.writerows(
-            (report.found.label, bad.file, bad.row, bad.reason) for bad in report.bad_rows
+            map(plain_cell, (report.found.label, bad.file, bad.row, bad.reason))
+            for bad in report.bad_rows
         )
-    return text.getvalue().encode()
+    return CSV_HEADER + text.getvalue().encode()
 
 
 def _wanted_splits(reader: type[Reader], splits: Sequence[str], *, anywhere: bool) -> Sequence[str]:

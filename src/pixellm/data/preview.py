@@ -7,7 +7,6 @@ gives the dialogues, :mod:`pixellm.visualize` draws.
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +14,21 @@ from pathlib import Path
 from PIL import Image
 
 from pixellm.data.readers.base import Reader
-from pixellm.files import write_files
+from pixellm.files import MARKED_PAGE, check_file, check_folder, write_files
 from pixellm.masks import decode_mask, resize_mask
 from pixellm.processing.image import load_image
 from pixellm.processing.phrases import phrase_before
 from pixellm.types import SEG_MARK, Sample, Turn
-from pixellm.visualize import draw_contact_sheet, draw_overlay, segment_color
+from pixellm.visualize import draw_contact_sheet, draw_overlay, encode_picture, segment_color
 
 _LONG_SIDE = 1024
-_PAGE = """<!doctype html>
+_PAGE = (
+    """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
+"""
+    + MARKED_PAGE
+    + """
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
@@ -48,6 +51,7 @@ _PAGE = """<!doctype html>
 </main>
 </html>
 """
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +81,14 @@ def write_preview(reader: Reader, out: Path, num: int, title: str) -> Preview:
 
     Raises:
         ValueError: ``num`` is below 1, or none of the dialogues can be shown.
-        OSError: the folder can't be written.
+        OSError: the folder can't be written, or holds a file of these names that is not ours.
     """
     if num < 1:
         raise ValueError(f"A preview of {num} dialogues shows nothing; ask for at least 1.")
+    sheet, page = out / "contact_sheet.png", out / "index.html"
+    check_folder(out)
+    for path in (page, sheet, *(out / f"{index:03d}.jpg" for index in range(num))):
+        check_file(path)
     files: dict[Path, bytes] = {}
     tiles, captions, figures, problems = [], [], [], []
     for index in range(min(num, len(reader))):
@@ -92,14 +100,13 @@ def write_preview(reader: Reader, out: Path, num: int, title: str) -> Preview:
             problems.append(str(error))
             continue
         name = f"{index:03d}.jpg"
-        files[out / name] = _jpeg(tile)
+        files[out / name] = encode_picture(tile, ".jpg", quality=88)
         tiles.append(tile)
         captions.append("\n".join(f"Q: {t.question}\nA: {t.answer}" for t in sample.turns))
         figures.append(_figure(sample, name))
     if not tiles:
         raise ValueError(f"Nothing of {title} can be shown: {problems[0]}")
-    sheet, page = out / "contact_sheet.png", out / "index.html"
-    files[sheet] = _png(draw_contact_sheet(tiles, captions))
+    files[sheet] = encode_picture(draw_contact_sheet(tiles, captions), ".png")
     body = _PAGE.format(title=html.escape(title), figures="\n".join(figures))
     files[page] = body.encode()
     write_files(files, folder=out)
@@ -160,15 +167,3 @@ def _answer_html(turn: Turn, first: int) -> Iterator[str]:
         yield f"{mark}{html.escape(piece[start:end])}</mark>{html.escape(piece[end:].rstrip())}"
         yield f" {mark}[{number + 1}]</mark>"
     yield html.escape(rest)
-
-
-def _jpeg(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()

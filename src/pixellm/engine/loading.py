@@ -15,6 +15,7 @@ from pixellm.checkpoint.adapters import is_adapter_folder
 from pixellm.checkpoint.io import load_config, load_model_and_processor, resolve_source
 from pixellm.checkpoint.quantize import quantization_config, quantize_model
 from pixellm.engine.engine import Engine
+from pixellm.files import claim_folder
 
 
 def load(
@@ -41,13 +42,16 @@ def load(
         quantize: "int8" or "int4" rounds the language model's weights (extra ``quant``); masks
             keep their precision, see :mod:`pixellm.checkpoint.quantize`.
         offload_folder: for models that do not fit: weights are spread over GPUs, main memory and
-            this folder (needs accelerate).
+            this folder, new or empty at first (needs accelerate).
         max_memory: what may be used of each device, with ``offload_folder``.
         **options: arguments of :class:`Engine`.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`pixellm.checkpoint.io.load_model_and_processor`.
+        OccupiedError: ``offload_folder`` holds something else.
     """
+    if offload_folder is not None:
+        claim_folder(Path(offload_folder))
     chosen = pick_device(device)
     floating = model_dtype(
         source,

@@ -32,7 +32,7 @@ from pixellm.evaluation.evaluate import (
 )
 from pixellm.evaluation.metrics import Protocol
 from pixellm.evaluation.records import AnswerRecord
-from pixellm.evaluation.report import write_report
+from pixellm.evaluation.report import check_report, write_report
 from pixellm.evaluation.report.gallery import FetchPicture, read_picture
 from pixellm.evaluation.runner import Predictor
 from pixellm.evaluation.scores import Mode, Rules
@@ -198,6 +198,8 @@ def run_benchmark(
         FileNotFoundError: files of the data set are missing.
         ImportError: an extra is not installed.
     """
+    if group.number == 0:
+        check_report(folder)
     questions = run.open()
     named = {**run.settings(), "weights": _name_weights(run.model)}
     if group.number == 0:

@@ -7,7 +7,6 @@ comes from outside, and scored exactly as a benchmark scores a model of ours.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from pixellm.evaluation.metrics import score_masks_as_released
 from pixellm.evaluation.records import MASK_LOGITS, AnswerRecord, stack_masks, without_marks
 from pixellm.evaluation.runner import AnsweredDialogue
 from pixellm.evaluation.scores import Rules
+from pixellm.files import STANDARD, parse_json, read_input
 from pixellm.masks import decode_mask, segmentation_to_rle
 from pixellm.processing.phrases import phrase_before
 from pixellm.types import SEG_MARK, Prediction, Sample, Segment
@@ -157,7 +157,7 @@ class ExternalPredictions:
     """A file of predictions: checked as a whole, its masks decoded when asked for.
 
     Args:
-        path: JSON, one object a line.
+        path: JSON, one object a line, or the answers of `pixellm predict`; "-" is standard input.
 
     Raises:
         FileNotFoundError: no such file.
@@ -166,13 +166,12 @@ class ExternalPredictions:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.is_file():
+        if str(path) != STANDARD and (path.is_dir() or not path.exists()):
             raise FileNotFoundError(f"There are no predictions at {path}; pass a JSONL file.")
         self._lines: dict[str, tuple[int, dict[str, Any]]] = {}
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    self._add(number, line)
+        for number, line in enumerate(read_input(path).split(b"\n"), start=1):
+            if line.strip():
+                self._add(number, line)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -224,12 +223,16 @@ class ExternalPredictions:
         except (ValueError, TypeError, OSError) as error:
             raise ValueError(f"{self.path}, line {number}: {error}") from error
 
-    def _add(self, number: int, line: str) -> None:
+    def _add(self, number: int, line: bytes) -> None:
         where = f"{self.path}, line {number}"
         try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            values = parse_json(line)
+        except ValueError as error:
             raise ValueError(f"{where} is not JSON ({error}); write one object a line.") from error
+        if isinstance(values, dict) and "row" in values:  # of `pixellm predict`
+            if "error" in values:
+                return
+            values = _from_answer(values)
         if not isinstance(values, dict) or not isinstance(values.get("id"), str):
             raise ValueError(f'{where} must be an object with the question\'s "id".')
         if unknown := sorted(values.keys() - _KEYS):
@@ -262,6 +265,31 @@ class ExternalPredictions:
         rows = zip(masks, scores, spans or [(0, 0)] * len(masks), strict=True)
         segments = tuple(Segment(text[a:b], mask, score, (a, b)) for mask, score, (a, b) in rows)
         return Prediction(text, segments, question, size, {MASK_LOGITS: logits})
+
+
+def _from_answer(values: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer of `pixellm predict` in the form of a prediction; a bad one is told as such."""
+    segments, text = values.get("segments"), values.get("answer")
+    known: dict[str, Any] = {"id": values.get("id"), "text": text}
+    try:
+        marked = join_marks(str(text), [(one["span"][0], one["span"][1]) for one in segments or ()])
+        masks = [one["segmentation"] for one in segments or ()]
+        return known | {
+            "text": marked,
+            "masks": masks,
+            "scores": [one["score"] for one in segments or ()],
+        }
+    except (KeyError, TypeError, IndexError):
+        return known
+
+
+def join_marks(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    """The text with a ``{seg}`` mark behind each phrase; spans are in order of mention."""
+    parts, begun = [], 0
+    for _, end in spans:
+        parts.append(f"{text[begun:end]} {SEG_MARK}")
+        begun = end
+    return "".join([*parts, text[begun:]])
 
 
 def read_marks(marked: str) -> tuple[str, tuple[tuple[int, int], ...]]:

@@ -7,13 +7,14 @@ when the job goes on. It knows rows and bytes; it knows no engine and no picture
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pixellm.files import LineLog, locked, parse_json, read_lines
+from pixellm.files import STANDARD, LineLog, locked, parse_json, read_lines
 from pixellm.prediction.rows import LazyRows, Row
 
 
@@ -25,7 +26,7 @@ class AnswerFile:
     depend, in the last bit of a score, on what it was batched with.
 
     Args:
-        path: the file; made where missing, but not its folder.
+        path: the file; made where missing, with its folder.
         rows: of the whole job.
         model: what the model is called in the answers.
         batch_size: rows that are answered together.
@@ -41,6 +42,7 @@ class AnswerFile:
         """Rows with their answer, or the reason why there is none, in the file."""
         self.num_bad = 0
         """Of these, the rows without an answer."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = ExitStack()
         self._lock.enter_context(locked(path))
         try:
@@ -115,6 +117,43 @@ class AnswerFile:
                 "choose another file for the answers, or remove it."
             )
         return values
+
+
+class AnswerStream:
+    """Answers to standard output or a pipe, which keep nothing to go on from; a context manager.
+
+    Args:
+        path: "-", or a pipe.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.num_done = 0
+        self.num_bad = 0
+        self._owns = str(path) != STANDARD
+        self._file = path.open("wb") if self._owns else sys.stdout.buffer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._owns:
+            self._file.close()
+
+    def append(self, lines: bytes) -> None:
+        """Hand a batch's lines on."""
+        self._file.write(lines)
+        self._file.flush()
+        self.num_done += lines.count(b"\n")
+        self.num_bad += sum(is_bad(json.loads(line)) for line in lines.splitlines())
+
+
+def open_answers(
+    path: Path, rows: Sequence[Row], model: str, batch_size: int
+) -> AnswerFile | AnswerStream:
+    """Where answers go: a file that a job goes on with, or a stream for "-" and pipes."""
+    if str(path) == STANDARD or (path.exists() and not path.is_file() and not path.is_dir()):
+        return AnswerStream(path)
+    return AnswerFile(path, rows, model, batch_size)
 
 
 def is_bad(values: dict[str, Any]) -> bool:

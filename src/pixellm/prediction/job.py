@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pixellm.answer_files import prediction_to_json
 from pixellm.engine.memory import is_out_of_memory
-from pixellm.prediction.answers import AnswerFile
+from pixellm.prediction.answers import open_answers
 from pixellm.prediction.rows import Row, describe_error, split_rows
 from pixellm.processing.image import load_image
 from pixellm.types import Prediction, Request
@@ -45,6 +45,7 @@ class JobState:
         total: rows of the job.
         images: pictures answered by this process, each counted once a batch.
         seconds: since the first batch was begun; loading models came before that.
+        skipped: rows that an earlier call had done.
     """
 
     done: int
@@ -52,6 +53,7 @@ class JobState:
     total: int
     images: int = 0
     seconds: float = field(default=0.0, compare=False)
+    skipped: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,7 @@ def run_job(
 
     Args:
         rows: of the whole job.
-        path: JSONL file of answers; an unfinished one is gone on with.
+        path: JSONL file of answers; an unfinished one is gone on with. "-" is standard output.
         model: what the model is called in the answers.
         spread: answers batches; called only where something is left to do.
         batch_size: rows answered together; the same for all of a job, or the last batch that is
@@ -145,15 +147,15 @@ def run_job(
         progress: called before the first and after every batch.
 
     Raises:
-        ValueError, OSError: as :class:`AnswerFile`.
+        ValueError, OSError: as :class:`~pixellm.prediction.answers.AnswerFile`.
     """
     if batch_size < 1:
         raise ValueError(f"The batch size must be at least 1, not {batch_size}.")
-    with AnswerFile(path, rows, model, batch_size) as answers:
-        state = JobState(answers.num_done, answers.num_bad, len(rows))
+    with open_answers(path, rows, model, batch_size) as answers:
+        state = JobState(answers.num_done, answers.num_bad, len(rows), skipped=answers.num_done)
         progress(state)
         batches = split_rows(rows, answers.num_done, batch_size)
-        images = 0
+        skipped, images = answers.num_done, 0
         begun: float | None = None
         for _, answered in zip(batches, spread(batches) if batches else (), strict=True):
             answers.append(answered.lines)
@@ -161,7 +163,7 @@ def run_job(
             now = time.monotonic()
             begun = now - answered.seconds if begun is None else begun
             counts = (answers.num_done, answers.num_bad, len(rows))
-            state = JobState(*counts, images, now - begun)
+            state = JobState(*counts, images, now - begun, skipped)
             progress(state)
     return state
 

@@ -6,10 +6,11 @@ or sample that can't be asked becomes a row that says why, so that none of them 
 
 from __future__ import annotations
 
-import json
 import os
+import shlex
 from array import array
 from bisect import bisect_right
+from codecs import BOM_UTF8
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pixellm.files import STANDARD, parse_json, read_input
 from pixellm.types import Sample
 
 
@@ -79,21 +81,29 @@ def read_rows(path: Path, question: str = "") -> list[Row]:
     """The rows of a JSONL file, or of a folder of pictures.
 
     A line of the file is an object with ``image`` (a path, relative to the file's folder),
-    ``question`` and optionally ``history``, a list of [question, answer] pairs; other keys are
-    passed over. In a folder, and those below it, every file with a picture's suffix counts, in
-    the order of their names.
+    ``question`` and optionally ``history``, a list of [question, answer] pairs, and ``id``, which
+    comes back with the answer; other keys are passed over. In a folder, and those below it, every
+    file with a picture's suffix counts, in the order of their names.
 
     Args:
-        path: a file or a folder.
+        path: a file or a folder; "-" for lines from standard input.
         question: asked about every picture of a folder, and in lines without a question.
 
     Raises:
         FileNotFoundError: there is neither.
         ValueError: nothing to ask, or pictures without a question.
     """
-    if path.is_dir():
+    if str(path) == STANDARD:
+        rows = _rows_of_lines(path, question)
+    elif path.is_dir():
         rows = _rows_of_folder(path, question)
-    elif path.is_file():
+    elif path.suffix.lower() in Image.registered_extensions() and path.is_file():
+        asked = shlex.quote(question or "What is there?")
+        raise ValueError(
+            f"{path} is one picture; ask about it with: pixellm segment {shlex.quote(str(path))} "
+            f"{asked}"
+        )
+    elif path.exists():
         rows = _rows_of_lines(path, question)
     else:
         raise FileNotFoundError(f"There is no file or folder {path}.")
@@ -213,14 +223,14 @@ def _rows_of_folder(folder: Path, question: str) -> list[Row]:
 
 
 def _rows_of_lines(path: Path, question: str) -> list[Row]:
-    with path.open("rb") as file:
-        lines = [line for line in file if line.strip()]
+    content = read_input(path).removeprefix(BOM_UTF8)
+    lines = [line for line in content.split(b"\n") if line.strip()]
     return [_row_of_line(n, line, path.parent, question) for n, line in enumerate(lines)]
 
 
 def _row_of_line(number: int, line: bytes, folder: Path, default: str) -> Row:
     try:
-        values = json.loads(line)
+        values = parse_json(line)
     except ValueError as error:
         return Row(number, "", "", None, problem=f"The line is not valid JSON ({error}).")
     if not isinstance(values, dict):
@@ -233,11 +243,14 @@ def _row_of_line(number: int, line: bytes, folder: Path, default: str) -> Row:
         problem = 'The line has no "image" with the path of a picture.'
     elif not shown[1].strip():
         problem = 'The line has no "question", and none is given for all.'
+    elif "id" in values and not isinstance(values["id"], str):
+        problem = '"id" is no text.'
     elif not _is_history(history):
         problem = '"history" is no list of [question, answer] pairs.'
     if problem:
         return Row(number, *shown, None, problem=problem)
-    return Row(number, *shown, Path(os.path.normpath(folder / shown[0])), _pairs(history))
+    source = Path(os.path.normpath(folder / shown[0]))
+    return Row(number, *shown, source, _pairs(history), id=values.get("id", ""))
 
 
 def _is_history(value: Any) -> bool:

@@ -9,9 +9,10 @@ dialogue or null, because a question of MUSE stands alone.
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,31 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pixellm.files import (
+    LineLog,
+    check_file,
+    json_bytes,
+    locked,
+    parse_json,
+    read_json,
+    read_lines,
+    write_files,
+)
 from pixellm.masks import decode_mask, mask_to_box
 from pixellm.processing.phrases import phrase_before
 from pixellm.scenes.dataset import ScenesDataset
 from pixellm.types import SEG_MARK, Sample, Target, Turn
-from pixellm.visualize import draw_contact_sheet, draw_overlay
+from pixellm.visualize import draw_contact_sheet, draw_overlay, encode_picture
 
 SHEET_TILES = 48
 """The contact sheet shows the first so many questions."""
+
+
+_ASIDE = ".writing"
+_ENTRIES = "entries.jsonl"
+_SETTINGS = "settings.json"
+_FIRST_BYTES = b'[\n {\n  "file_name": "images/'
+"""How the annotations of an export begin, and no foreign file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,41 +61,52 @@ def export_scenes(
 ) -> ExportedScenes:
     """Write the first ``num`` scenes of a data set.
 
-    Everything is made in a temporary folder and moved at the end, the annotations last.
+    Everything is made in a folder aside and moved into place at the end, the annotations last.
+    A call that was killed, stopped or out of room goes on where it was.
 
     Args:
         dataset: what to draw.
         out_dir: gets ``images/*.png``, ``muse_{split}.json`` and ``contact_sheet.png``; made
             where missing.
         num: how many pictures.
-        overwrite: whether ``out_dir`` may hold files already; those of the same name are
+        overwrite: whether ``out_dir`` may hold files already; those of an earlier export are
             replaced, others stay.
 
     Raises:
         ValueError: ``num`` is below 1 or beyond the data set's length.
-        FileExistsError: the folder is not empty, and ``overwrite`` is off.
+        FileExistsError: the folder is not empty, and ``overwrite`` is off, or a file that was not
+            written here would be replaced.
         OSError: the folder cannot be made or written.
     """
     if not 1 <= num <= len(dataset):
         raise ValueError(f"Asked for {num} scenes of {len(dataset)}; give 1 to {len(dataset)}.")
     out_dir = Path(out_dir)
+    aside = out_dir / _ASIDE
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        if not overwrite and any(out_dir.iterdir()):
+        if not overwrite and any(path != aside for path in out_dir.iterdir()):
             raise FileExistsError(
                 f"{out_dir} is not empty; choose another folder or allow overwriting."
             )
-        with tempfile.TemporaryDirectory(dir=out_dir, prefix=".writing-") as temporary:
-            written = _write(dataset, Path(temporary), num)
-            return _move(written, Path(temporary), out_dir)
-    except FileExistsError:
+        planned = _planned(dataset, out_dir, num)
+        for path in (*planned.pictures, planned.contact_sheet):
+            check_file(path)
+        check_file(planned.annotations, start=_FIRST_BYTES)
+        aside.mkdir(exist_ok=True)
+        with locked(aside):
+            return _move(_write(dataset, aside, num), aside, out_dir)
+    except (FileExistsError, KeyboardInterrupt):
         raise
     except OSError as error:
         if error.errno is None:
             raise
         raise OSError(
-            f"Cannot write scenes to {out_dir} ({error.strerror}); choose another folder."
+            f"Cannot write scenes to {out_dir} ({error.strerror}); choose another folder, or make "
+            "room and run the same again."
         ) from error
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def muse_entry(
@@ -137,29 +166,61 @@ def _follow_up(turn: Turn, category_ids: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
+def _planned(dataset: ScenesDataset, folder: Path, num: int) -> ExportedScenes:
+    """The files of an export into ``folder``."""
+    names = (f"{dataset.split}-{dataset.seed}-{index:06d}.png" for index in range(num))
+    return ExportedScenes(
+        folder / f"muse_{dataset.split}.json",
+        folder / "contact_sheet.png",
+        tuple(folder / "images" / name for name in names),
+    )
+
+
 def _write(dataset: ScenesDataset, folder: Path, num: int) -> ExportedScenes:
-    """Draw and write everything into ``folder``."""
+    """Draw and write everything into ``folder``, but for what it holds of the same scenes."""
     category_ids = {name: number for number, name in enumerate(dataset.class_names, start=1)}
-    entries, pictures = [], []
+    planned = _planned(dataset, folder, num)
+    entries = _begin(dataset, folder)
+    (folder / "images").mkdir(exist_ok=True)
+    with LineLog(folder / _ENTRIES) as log:
+        for index in range(len(entries), num):
+            dialogues = dataset[index]
+            picture = planned.pictures[index]
+            picture.write_bytes(encode_picture(Image.fromarray(_pixels(dialogues[0])), ".png"))
+            name = picture.relative_to(folder).as_posix()
+            entries.append(muse_entry(dialogues, name, category_ids))
+            log.append((json.dumps(entries[-1]) + "\n").encode("ascii"))
+    planned.annotations.write_text(json.dumps(entries[:num], indent=1), encoding="utf-8")
+    planned.contact_sheet.write_bytes(_contact_sheet(dataset, num))
+    return planned
+
+
+def _begin(dataset: ScenesDataset, folder: Path) -> list[dict[str, Any]]:
+    """The entries that a call before has finished; begins anew where it drew other scenes."""
+    settings = {"split": dataset.split, "seed": dataset.seed, "version": version("pixellm")}
+    path = folder / _SETTINGS
+    if path.is_file() and read_json(path) != settings:
+        for old in (folder / _ENTRIES, path):
+            old.unlink(missing_ok=True)
+        shutil.rmtree(folder / "images", ignore_errors=True)
+    write_files({path: json_bytes(settings)})
+    log = folder / _ENTRIES
+    return [parse_json(line) for _, line in read_lines(log)] if log.is_file() else []
+
+
+def _contact_sheet(dataset: ScenesDataset, num: int) -> bytes:
+    """The first questions, with the masks of their answers."""
     tiles: list[Image.Image] = []
     captions: list[str] = []
-    (folder / "images").mkdir()
     for index in range(num):
-        dialogues = dataset[index]
-        picture = folder / "images" / f"{dataset.split}-{dataset.seed}-{index:06d}.png"
-        Image.fromarray(_pixels(dialogues[0])).save(picture)
-        pictures.append(picture)
-        name = picture.relative_to(folder).as_posix()
-        entries.append(muse_entry(dialogues, name, category_ids))
-        for sample in dialogues:
+        if len(tiles) == SHEET_TILES:
+            break
+        for sample in dataset[index]:
             for turn in sample.turns[: SHEET_TILES - len(tiles)]:
                 tiles.append(_tile(sample, turn))
                 captions.append(f"{index} · {turn.kind}\nQ: {turn.question}\nA: {turn.answer}")
-    annotations = folder / f"muse_{dataset.split}.json"
-    annotations.write_text(json.dumps(entries, indent=1), encoding="utf-8")
-    sheet = folder / "contact_sheet.png"
-    draw_contact_sheet(tiles, captions, columns=min(6, len(tiles))).save(sheet)
-    return ExportedScenes(annotations, sheet, tuple(pictures))
+    sheet = draw_contact_sheet(tiles, captions, columns=min(6, len(tiles)))
+    return encode_picture(sheet, ".png")
 
 
 def _pixels(sample: Sample) -> NDArray[np.uint8]:
@@ -173,12 +234,15 @@ def _tile(sample: Sample, turn: Turn) -> Image.Image:
 
 
 def _move(written: ExportedScenes, source: Path, target: Path) -> ExportedScenes:
-    """Rename every file into ``target``, the annotations last."""
+    """Rename every file into ``target``, the annotations last, and remove ``source``."""
 
     def move(path: Path) -> Path:
-        return path.replace(target / path.relative_to(source))
+        final = target / path.relative_to(source)
+        return path.replace(final) if path.exists() else final  # a call before has moved it
 
     (target / "images").mkdir(exist_ok=True)
     pictures = tuple(move(picture) for picture in written.pictures)
     sheet = move(written.contact_sheet)
-    return ExportedScenes(move(written.annotations), sheet, pictures)
+    annotations = move(written.annotations)
+    shutil.rmtree(source)
+    return ExportedScenes(annotations, sheet, pictures)

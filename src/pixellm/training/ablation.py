@@ -28,7 +28,7 @@ from pixellm.evaluation.ablation import (
     score_variant,
 )
 from pixellm.evaluation.baselines import GUESSES, guess_scenes
-from pixellm.files import json_bytes, write_files
+from pixellm.files import MARKED_TEXT, check_file, check_folder, json_bytes, read_json, write_files
 from pixellm.training.config import RunConfig, load_config
 from pixellm.training.pace import measure_pace, with_steps
 from pixellm.training.progress import EventCallback
@@ -134,6 +134,10 @@ def ablate(
     """
     if not variants:
         raise ValueError("There is nothing to compare; name recipes, such as recipes/ablation/*.")
+    path = settings.out / "ablation.md"
+    check_folder(settings.out)
+    check_file(path)
+    check_file(path.with_suffix(".json"), keys=("settings", "budget", "diverged"))
     on_run = on_run or (lambda *progress: None)
     if settings.minutes is not None:
         variants = with_steps(variants, _plan_steps(variants, settings, settings.minutes))
@@ -141,7 +145,6 @@ def ablate(
     runs = [(name, seed) for seed in range(settings.num_seeds) for name in variants]
     tables: dict[str, list[AnswerTable]] = {name: [] for name in variants}
     diverged: list[str] = []
-    path = settings.out / "ablation.md"
     for number, (name, seed) in enumerate(runs, start=1):
         on_run(name, seed, number, len(runs))
         table = _result_of(name, seed, variants[name], settings, on_event)
@@ -208,7 +211,7 @@ def _start_of(config: RunConfig) -> str:
 def _read_result(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path)
     for key, value in identity.items():
         if values.get(key) != value:
             raise ValueError(
@@ -234,9 +237,6 @@ def _train(config: RunConfig, on_event: EventCallback | None) -> None:
         raise ValueError(f"{config.run_folder} holds a run of another recipe; use another --out.")
     if (config.run_folder / "model").is_dir():
         return
-    log = config.run_folder / "train_log.jsonl"
-    if not any((config.run_folder / "checkpoints").glob("step_*")):
-        log.unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
     train(config, on_event=on_event, resume=True)
 
 
@@ -328,4 +328,5 @@ def _write_tables(
         **comparison_to_dict(comparison, BASE),
     }
     table = comparison_table(comparison, BASE, notes)
-    write_files({path.with_suffix(".json"): json_bytes(values), path: table.encode("utf-8")})
+    marked = f"{table}\n{MARKED_TEXT}\n".encode()
+    write_files({path.with_suffix(".json"): json_bytes(values), path: marked})

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from pixellm.files import json_bytes, read_json, remove_folder, replace_folder, write_files
+from pixellm.files import (
+    LOCK_NAME,
+    check_folder,
+    json_bytes,
+    locked,
+    parse_json,
+    read_json,
+    read_lines,
+    remove_folder,
+    replace_folder,
+    write_files,
+)
 
 _PARTS = frozenset({"weights", "optimizer", "average", "random"})
 _DAMAGE = (
@@ -152,27 +164,95 @@ def _write_state(checkpoint: Path, state: TrainState) -> None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step_*") if (path / "state.json").is_file())
+    return sorted(path for path in folder.glob("step_[0-9]*") if (path / "state.json").is_file())
 
 
-def checkpoint_to_resume(run_folder: Path, resume: bool | Path) -> Path | None:
+def checkpoint_to_resume(run_folder: Path, resume: bool | int | Path) -> Path | None:
     """The checkpoint that a run starts from; None where it starts anew.
 
     Args:
         run_folder: the run's folder, there or not.
-        resume: True for the newest checkpoint, if there is one; a path for that one.
+        resume: True for the newest checkpoint, if there is one; a number for the one of that
+            step; a path for that one.
 
     Raises:
-        ValueError: the folder holds a run and `resume` is False.
+        ValueError: the folder holds a run or anything else and `resume` is False, or there is no
+            such checkpoint.
     """
-    if not isinstance(resume, bool):
-        return Path(resume)
-    if resume:
-        found = list_checkpoints(run_folder / "checkpoints")
-        return found[-1] if found else None
-    if (run_folder / "train_log.jsonl").exists():
+    if resume is False and (run_folder / "train_log.jsonl").exists():
         raise ValueError(f"{run_folder} already holds a run; resume it, or choose another name.")
-    return None
+    if resume is False or not (run_folder / "train_log.jsonl").exists():
+        _check_new_run(run_folder)
+        return resume if isinstance(resume, Path) else None
+    _check_results(run_folder)
+    if isinstance(resume, Path):
+        return resume
+    found = list_checkpoints(run_folder / "checkpoints")
+    if resume is True:
+        return found[-1] if found else None
+    steps = [_step_of(path) for path in found]
+    if resume not in steps:
+        raise ValueError(
+            f"{run_folder} has no checkpoint of step {resume}; there is "
+            f"{', '.join(map(str, steps)) or 'none'}."
+        )
+    return found[steps.index(resume)]
+
+
+def set_aside_newer(checkpoint: Path) -> list[str]:
+    """Rename the checkpoints behind one that a run goes back to; returns their names.
+
+    They stay as `abandoned_step_...`, which nothing resumes or counts.
+    """
+    newer = [other for other in list_checkpoints(checkpoint.parent) if other.name > checkpoint.name]
+    for path in newer:
+        aside = path.with_name(f"abandoned_{path.name}")
+        if aside.exists():
+            remove_folder(aside)
+        path.replace(aside)
+    return [path.name for path in newer]
+
+
+@contextmanager
+def own_run_folder(run_folder: Path) -> Iterator[None]:
+    """Makes the folder of a run, and keeps other processes out of it; one without files goes.
+
+    Raises:
+        OSError: it can't be made or written, or another process trains there.
+    """
+    check_folder(run_folder)
+    run_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(run_folder):
+            yield
+    finally:
+        if [path.name for path in run_folder.iterdir()] == [LOCK_NAME]:
+            (run_folder / LOCK_NAME).unlink()
+            run_folder.rmdir()
+
+
+def _check_new_run(run_folder: Path) -> None:
+    found = [path.name for path in run_folder.glob("*") if path.name != LOCK_NAME]
+    if found:
+        raise ValueError(
+            f"{run_folder} holds {min(found)} and no run; choose another name, or move it away."
+        )
+
+
+def _check_results(run_folder: Path) -> None:
+    """Refuse a run with results that its log knows nothing of: a new one would replace them."""
+    entries = [parse_json(line) for _, line in read_lines(run_folder / "train_log.jsonl")]
+    told = {value for entry in entries for value in (entry.get("event"), entry.get("path"))}
+    for name, event in (("model", "end"), ("best", "evaluation")):  # older logs lack the path
+        if (run_folder / name).exists() and not {name, event} & told:
+            raise ValueError(
+                f"{run_folder / name} was not written by this run; move it away, or choose another "
+                "name for the run."
+            )
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def read_checkpoint(path: Path) -> tuple[TrainState, dict[str, Any]]:
@@ -193,7 +273,7 @@ def read_checkpoint(path: Path) -> tuple[TrainState, dict[str, Any]]:
             raise ValueError("parts are missing")
     except _DAMAGE as error:
         older = [other.name for other in list_checkpoints(path.parent) if other.name < path.name]
-        number = int(older[-1].removeprefix("step_")) if older else 0
+        number = _step_of(path.with_name(older[-1])) if older else 0
         way = f"resume from an older one: --resume {number}" if older else "start the run anew"
         raise ValueError(f"Checkpoint {path} is damaged ({name} can't be read); {way}.") from error
     return state, trainer

@@ -219,7 +219,7 @@ class LoraConfig(Section):
 class RunConfig(Section):
     """One training run."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^\w[\w.-]*$")
     """Name of the run folder inside `output_dir`."""
     seed: int = Field(default=0, ge=0)
     """Seeds initial weights and dropout; data sources take theirs from `args`."""

@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor, nn
 
 from pixellm.data.collate import Collator
-from pixellm.files import finish_exchange, replace_folder
+from pixellm.files import finish_exchange, replace_folder, write_files
 from pixellm.training import checkpoints
 from pixellm.training.auxiliary import FeatureClassHead, PatchBoxHead, PatchClassHead
 from pixellm.training.checkpoints import TrainState
@@ -59,6 +59,11 @@ class Run:
         self.folder = config.run_folder
         self.log = RunLog(self.folder / "train_log.jsonl")
         self.accelerator = build_accelerator(config)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and reports."""
+        return bool(self.accelerator.is_main_process)
 
     @property
     def stage(self) -> Stage:
@@ -136,7 +141,11 @@ class Run:
 
     def _restore_weights(self, weights: dict[str, Tensor]) -> None:
         """Fills in a checkpoint's weights; those under adapters are the base model's."""
-        missing, unexpected = self.objective.load_state_dict(weights, strict=False)
+        try:
+            missing, unexpected = self.objective.load_state_dict(weights, strict=False)
+        except RuntimeError as error:  # the size of a tensor
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ValueError(f"The checkpoint does not fit the recipe: {reason}") from error
         lost = [n for n in missing if n.removeprefix("model.") not in self.fixed]
         if lost or unexpected:
             raise ValueError(
@@ -186,12 +195,19 @@ class Run:
             fixed = [key for key in changes if key.split(".")[0] in ("model", "seed")]
             if fixed:
                 raise ValueError(f"A resumed run cannot change {fixed[0]!r}; start a new run.")
-            self._report("resume", {"checkpoint": checkpoint.name, "changes": changes})
+            left = self._set_aside_newer(checkpoint)
+            abandoned = {"abandoned": left} if left else {}
+            self._report("resume", {"checkpoint": checkpoint.name, "changes": changes, **abandoned})
         if self.config.trackers:
             self.accelerator.init_trackers(self.config.name, flatten(yaml.safe_load(resolved)))
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(resolved, encoding="utf-8")
+            write_files({self.folder / "config.yaml": resolved.encode("utf-8")})
+
+    def _set_aside_newer(self, checkpoint: Path) -> list[str]:
+        """Checkpoints of this run behind the one that it goes back to; nothing resumes them."""
+        is_own = checkpoint.parent.resolve() == (self.folder / "checkpoints").resolve()
+        return checkpoints.set_aside_newer(checkpoint) if self.is_main and is_own else []
 
     # Once, after the last step.
 
@@ -201,6 +217,7 @@ class Run:
         self.state.stage -= 1
         names = ("samples", "dropped_turns", "dropped_rows")
         self._report("end", {name: getattr(self.state, name) for name in names})
+        self.log.close()
         self.accelerator.wait_for_everyone()
 
     # Whenever weights are written or looked at.
@@ -235,6 +252,7 @@ class Run:
         """Writes the model into a folder of the run, aside and renamed."""
         write = self._model_writer()
         if self.accelerator.is_main_process:
+            self.log.write({"event": "writing", "step": self.state.step, "path": folder.name})
             replace_folder(folder, write)
 
     def _report(self, kind: str, values: dict[str, Any]) -> None:

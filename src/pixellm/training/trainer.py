@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +58,7 @@ class NonFiniteLossError(RuntimeError):
 def train(
     config: RunConfig,
     on_event: EventCallback | None = None,
-    resume: bool | Path = False,
+    resume: bool | int | Path = False,
     evaluate: Evaluate = evaluate_run,
 ) -> Path:
     """Runs a recipe to its end.
@@ -67,30 +71,71 @@ def train(
         config: the recipe.
         on_event: called on the main process, about every `log_every` steps.
         resume: True continues from the newest checkpoint (or starts, where there is none), a
-            path from that one. One process continues to the bit.
+            number from that of this step, a path from that one. One process continues to the
+            bit.
         evaluate: (model, processor, settings) -> scores, called as `config.evaluation` says.
 
     Returns:
         The run folder.
 
     Raises:
-        ValueError: the run folder holds a run and `resume` is False, or the recipe does not fit.
+        ValueError: the run folder holds something and `resume` is False, there is no checkpoint
+            to resume, or the recipe does not fit.
+        KeyboardInterrupt: SIGINT was sent; the step was finished and a checkpoint written first.
+            A second one stops at once.
         ValueError, OSError: data that cannot be used, or a step of which no sample fits.
         NonFiniteLossError: with the ids of the samples of the step.
     """
-    run = _Run(config, on_event or (lambda event: None), evaluate)
-    run.set_up(checkpoints.checkpoint_to_resume(config.run_folder, resume))
-    while run.state.stage < len(config.stages):
-        run.train_stage()
-        run.state.enter_next_stage()
-    run.save_result()
-    for tracker in getattr(run.accelerator, "trackers", ()):
-        tracker.finish()
+    is_main = os.environ.get("RANK", "0") == "0"  # others may come when it has begun to write
+    if is_main:  # before the folder is touched, and below when no other process may write there
+        checkpoints.checkpoint_to_resume(config.run_folder, resume)
+    with checkpoints.own_run_folder(config.run_folder) if is_main else nullcontext():
+        checkpoint = None
+        if is_main or resume is not False:
+            checkpoint = checkpoints.checkpoint_to_resume(config.run_folder, resume)
+        run = _Run(config, on_event or (lambda event: None), evaluate)
+        try:
+            run.set_up(checkpoint)
+            with run.stop_at_interrupt():
+                while run.state.stage < len(config.stages):
+                    run.train_stage()
+                    run.state.enter_next_stage()
+            run.save_result()
+        finally:
+            run.log.close()
+        for tracker in getattr(run.accelerator, "trackers", ()):
+            tracker.finish()
     return config.run_folder
 
 
 class _Run(Run):
     """A run with its loop."""
+
+    _is_stopping = False
+
+    @contextmanager
+    def stop_at_interrupt(self) -> Iterator[None]:
+        """Inside, the first SIGINT lets the step end and a checkpoint be written; see `train`."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may take signals
+            return
+
+        def note(number: int, frame: object) -> None:
+            self._is_stopping = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        before = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _must_stop(self) -> bool:
+        """Whether any process was told to stop; all must ask."""
+        if self.accelerator.num_processes == 1:
+            return self._is_stopping
+        told = torch.tensor(float(self._is_stopping), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(told, "sum") > 0)
 
     # Once per stage: what trains, a fresh optimizer, the stage's data.
 
@@ -104,7 +149,13 @@ class _Run(Run):
         if self.restored is not None:
             begun = self.state.stage_step > 0
             parts = (self.accelerator, self.objective, self.optimizer, self.restored)
-            restore_optimizer(*parts, with_state=begun)
+            try:
+                restore_optimizer(*parts, with_state=begun)
+            except (IndexError, KeyError, RuntimeError, ValueError) as error:
+                raise ValueError(
+                    "The checkpoint does not fit the recipe: its optimizer trains other parameters "
+                    f"than stage {self.stage.name!r} does now; resume with the former settings."
+                ) from error
             checkpoints.restore_random_states(self.restored["random"])
             self.restored = None
         rows = list(itertools.chain.from_iterable(group.rows() for group in groups))
@@ -218,8 +269,11 @@ class _Run(Run):
         ends = state.stage_step >= self.stage_end
         if ends or state.step % config.log_every == 0:
             self._report_step()
-        if ends or state.step % config.checkpoint.every_steps == 0:
+        stops = self._must_stop()
+        if ends or stops or state.step % config.checkpoint.every_steps == 0:
             self._write_checkpoint()
+        if stops:
+            raise KeyboardInterrupt(f"Stopped after step {state.step}, which is saved")
         if self._is_evaluation_due():
             self._evaluate()
 

@@ -4,7 +4,19 @@
 ``gallery`` the pictures, ``page`` the HTML. Nothing here scores or runs a model.
 """
 
-from pixellm.evaluation.report.compare import Comparison, compare_runs, write_comparison
-from pixellm.evaluation.report.write import write_report
+from pixellm.evaluation.report.compare import (
+    Comparison,
+    check_comparison,
+    compare_runs,
+    write_comparison,
+)
+from pixellm.evaluation.report.write import check_report, write_report
 
-__all__ = ["Comparison", "compare_runs", "write_comparison", "write_report"]
+__all__ = [
+    "Comparison",
+    "check_comparison",
+    "check_report",
+    "compare_runs",
+    "write_comparison",
+    "write_report",
+]

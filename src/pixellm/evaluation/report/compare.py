@@ -31,7 +31,7 @@ from pixellm.evaluation.report.gallery import (
 from pixellm.evaluation.report.page import build_page
 from pixellm.evaluation.report.tables import TextTable, number
 from pixellm.evaluation.scores import Rules, Unit, count_bin, picture_ratios, question_giou
-from pixellm.files import json_bytes, write_files
+from pixellm.files import check_file, check_folder, json_bytes, write_files
 
 _SAME = ("benchmark", "split")
 
@@ -125,6 +125,17 @@ def compare_runs(first: Path, second: Path) -> Comparison:
     )
 
 
+def check_comparison(folder: Path) -> None:
+    """Refuse a folder where a comparison would replace files that are not of a comparison.
+
+    Raises:
+        OSError: it can't be written, or holds such a file.
+    """
+    check_folder(folder)
+    check_file(folder / "compare.json", keys=("runs", "num_questions", "scores"))
+    check_file(folder / "compare.html")
+
+
 def write_comparison(
     folder: Path, comparison: Comparison, fetch_picture: FetchPicture
 ) -> list[Path]:
@@ -136,8 +147,9 @@ def write_comparison(
         fetch_picture: gives the pictures of the answers that moved most.
 
     Raises:
-        OSError: the folder can't be written to.
+        OSError: the folder can't be written to, or holds files of these names that are not ours.
     """
+    check_comparison(folder)
     title = f"{comparison.names[0]} and {comparison.names[1]}"
     tables = [comparison.table(), comparison.moved()]
     cards = _cards(comparison, fetch_picture)

@@ -12,6 +12,7 @@ from importlib.resources import files
 
 from pixellm.evaluation.report.gallery import Card, Panel
 from pixellm.evaluation.report.tables import TextTable
+from pixellm.files import MARKED_PAGE
 
 _WORDY = frozenset({"meaning", "question"})
 
@@ -41,7 +42,7 @@ def build_page(
         _gallery(cards),
     ]
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{MARKED_PAGE}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'
         f"<title>{escape(title)}</title><style>{_resource('page.css')}</style></head><body>"

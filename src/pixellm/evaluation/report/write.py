@@ -26,9 +26,21 @@ from pixellm.evaluation.report.page import build_page
 from pixellm.evaluation.report.plots import bar_plot, calibration_plot, curve_plot
 from pixellm.evaluation.report.tables import TextTable, all_tables, describe_run
 from pixellm.evaluation.summary import SIZE, TARGETS, Summary
-from pixellm.files import json_bytes, write_files
+from pixellm.files import MARKED_TEXT, check_file, check_folder, json_bytes, write_files
 
 _PACKAGES = ("pixellm", "torch", "transformers", "numpy", "scipy", "pycocotools")
+
+
+def check_report(folder: Path) -> None:
+    """Refuse a folder whose files a report would replace though they are not of a report.
+
+    Raises:
+        OSError: it can't be written, or holds such a file.
+    """
+    check_folder(folder)
+    check_file(folder / "report.json", keys=("settings", "versions", "headline"))
+    check_file(folder / "report.md")
+    check_file(folder / "report.html")
 
 
 def write_report(
@@ -120,7 +132,7 @@ def build_markdown(title: str, lead: str, tables: Sequence[TextTable]) -> str:
         lines = [header, ("---",) * len(header), *rows]
         parts.append(f"## {_plain(table.title)}")
         parts.append("\n".join(f"| {' | '.join(map(_plain, row))} |" for row in lines))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, MARKED_TEXT]) + "\n"
 
 
 def installed_versions() -> dict[str, str]:
