@@ -35,6 +35,10 @@ MARKED_TEXT = f"<!-- generator: {MAKER} -->"
 
 _MARK = re.compile(rb'(?:generator|Software)["\s:=\x00]{1,4}(?:content=")?' + MAKER.encode())
 _MARKED_BYTES = 1 << 16
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
+_DISK_WORDS = re.compile(r"No space left|quota exceeded|File too large|inline_container\.cc", re.I)
+"""What torch and safetensors say, in errors of their own, when a disk takes no more."""
+
 _LIST_NAME = ".pixellm.json"
 
 LOCK_NAME = ".lock"
@@ -201,6 +205,25 @@ def claim_folder(path: Path) -> None:
 
 
 @contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Tell a full or lost disk in one sentence, whichever library has met it inside.
+
+    Raises:
+        OSError: ``path`` could not be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        known = isinstance(error, OSError) and error.errno in _DISK_ERRORS
+        if not (known or _DISK_WORDS.search(str(error))):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "disk full"
+        raise OSError(
+            f"{path} cannot be written ({reason}); make room and run the same again."
+        ) from error
+
+
+@contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that becomes ``out`` when the block ends well, else vanishes.
 
@@ -215,7 +238,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     with locked(partial):
         try:
             _clear_folder(partial)  # of a process that was killed
-            yield partial
+            with explained(out):
+                yield partial
             (partial / LOCK_NAME).unlink(missing_ok=True)
             if out.exists():
                 out.rmdir()
@@ -235,7 +259,8 @@ def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        write(partial)
+        with explained(final):
+            write(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -51,7 +51,7 @@ def build_from_checkpoint(
         FileNotFoundError: no such model.
     """
     donor, donor_processor = load_model_and_processor(source)
-    config = _new_config(donor, settings)
+    config = derive_config(donor.config, settings)
     names = _codebook_names(donor_processor, config.group_size)
     tokenizer = donor_processor.tokenizer
     tokenizer.add_tokens([AddedToken(n, special=True, normalized=False) for n in names])
@@ -64,20 +64,26 @@ def build_from_checkpoint(
     return model, _new_processor(donor_processor, config, names)
 
 
-def _new_config(
-    donor: PixelLMForConditionalGeneration, settings: Mapping[str, Any]
-) -> PixelLMConfig:
-    """The source's configuration with some settings changed and provisional codebook ids."""
+def derive_config(donor: PixelLMConfig, settings: Mapping[str, Any]) -> PixelLMConfig:
+    """The source's configuration with some settings changed and provisional codebook ids.
+
+    Args:
+        donor: of the model that gives its weights.
+        settings: arguments of ``PixelLMConfig`` that differ.
+
+    Raises:
+        ValueError: an unknown setting.
+    """
     known = inspect.signature(PixelLMConfig.__init__).parameters.keys() - _NOT_SETTINGS
     if unknown := sorted(settings.keys() - known):
         raise ValueError(f"model.settings has no {', '.join(unknown)}; see PixelLMConfig.")
-    values = donor.config.to_dict()
+    values = donor.to_dict()
     kept = {name: values[name] for name in known if name in values}
     config = PixelLMConfig(
-        **{**kept, **settings}, image_token_id=donor.config.image_token_id, codebook_token_ids=None
+        **{**kept, **settings}, image_token_id=donor.image_token_id, codebook_token_ids=None
     )
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(config, name, getattr(donor.config, name, None))
+        setattr(config, name, getattr(donor, name, None))
     return config
 
 

@@ -136,8 +136,29 @@ def load_model_and_processor(
         first = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"The model {str(source)!r} cannot be loaded: {first}") from error
     _check_report(source, report)
+    _check_finite(source, model)
     model.eval()
     return (model if placement else model.to(device)), processor
+
+
+_FLOATING = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
+
+
+@torch.no_grad()
+def _check_finite(source: str | Path, model: torch.nn.Module) -> None:
+    """Refuse weights that are not numbers: all that follows from them would be wrong in silence.
+
+    Raises:
+        ValueError: NaN or infinity, with the name of the weight.
+    """
+    for name, weight in model.named_parameters():
+        if weight.device.type == "meta" or weight.dtype not in _FLOATING:
+            continue
+        if not bool(torch.isfinite(weight.sum(dtype=torch.float32))):  # one pass, no copy
+            raise ValueError(
+                f"The weights of {source} are damaged: {name} holds NaN or infinity; train again "
+                "from an earlier checkpoint, or copy the model again."
+            )
 
 
 def load_config(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pixellm.cli.console import check_json, import_quietly, open_console, write_json
+from pixellm.cli.console import check_json, import_quietly, open_console, say, write_json
 from pixellm.cli.judge import (
     BaseUrl,
     JudgeCache,
@@ -127,7 +127,7 @@ def score(
     write_json(scores_to_dict(run, scored), json)
     if out is not None:
         write_external_report(out, run, scored, samples)
-        typer.echo(f"Wrote {out / 'report.html'}, report.md and report.json", err=json == "-")
+        say(f"Wrote {out / 'report.html'}, report.md and report.json", err=json == "-")
 
 
 def questions(
@@ -147,7 +147,7 @@ def questions(
     check_new_folder(out)
     run = _describe_run(benchmark, data, split, num, dialogues, seed, limit)
     written = write_questions(run.open(), out)
-    typer.echo(f"{written} questions: {out / 'questions.jsonl'}")
+    say(f"{written} questions: {out / 'questions.jsonl'}")
 
 
 def ablate(
@@ -188,8 +188,8 @@ def ablate(
             table = library.ablate(variants, settings, on_event=display, on_run=_say_run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
-    typer.echo(table.read_text(encoding="utf-8"))
-    typer.echo(f"Wrote {table} and {table.with_suffix('.json')}")
+    say(table.read_text(encoding="utf-8"))
+    say(f"Wrote {table} and {table.with_suffix('.json')}")
 
 
 def export_lm(
@@ -206,7 +206,7 @@ def export_lm(
     import torch
 
     chosen = pick_dtype(dtype, torch.device("cpu"))
-    typer.echo(f"Wrote {library.export_language_model(checkpoint, out, dtype=chosen)}")
+    say(f"Wrote {library.export_language_model(checkpoint, out, dtype=chosen)}")
 
 
 def _describe_run(
@@ -243,4 +243,4 @@ def _describe_run(
 
 
 def _say_run(name: str, seed: int, number: int, total: int) -> None:
-    typer.echo(f"Run {number} of {total}: {name}, seed {seed}", err=True)
+    say(f"Run {number} of {total}: {name}, seed {seed}", err=True)

@@ -27,6 +27,22 @@ def open_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr)
 
 
+def printable(text: object) -> str:
+    """Text that can't steer a terminal: control characters are shown as a replacement character.
+
+    Names of files and answers of models are printed, and they may hold anything.
+    """
+    return "".join(
+        one if one.isprintable() or one in "\n\t" else "\N{REPLACEMENT CHARACTER}"
+        for one in str(text)
+    )
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """Print a line, or on standard error, with nothing in it that steers a terminal."""
+    typer.echo(printable(text), err=err)
+
+
 def import_quietly(name: str) -> Any:
     """Import one of our modules that needs transformers, whose own bars and notes are hidden."""
     module = importlib.import_module(name)
@@ -49,8 +65,10 @@ def load_engine(
     Raises:
         ValueError: this machine lacks the device; nothing is read then.
     """
+    from rich.markup import escape
+
     engine = import_quietly("pixellm.engine")
-    with open_console(stderr=True).status(f"Loading {model}"):
+    with open_console(stderr=True).status(escape(printable(f"Loading {model}"))):
         _check_device(engine.pick_device(device))
         loaded: Engine = engine.load(
             model, device=device, dtype=dtype, quantize=quantize, offload_folder=offload, **options
@@ -102,7 +120,7 @@ def write_json(values: dict[str, Any], target: str) -> None:
         typer.echo(json_bytes(values), nl=False)
     elif target:
         write_files({Path(target): json_bytes(values)})
-        typer.echo(f"Wrote {target}")
+        say(f"Wrote {target}")
 
 
 def _check_device(device: Any) -> None:

@@ -13,6 +13,8 @@ from typing import Annotated
 
 import typer
 
+from pixellm.cli.console import say
+
 _Out = Annotated[Path, typer.Option(help="Folder to write; new or empty.")]
 _Tower = Annotated[
     str | None, typer.Option(help="Folder or hub id of the model's CLIP; by default as it names.")
@@ -54,7 +56,7 @@ def convert(
             convert_to_released(source, out, progress=show)
         else:
             convert_released(source, out, vision_tower, revision=revision, progress=show)
-    typer.echo(f"Wrote {out}")
+    say(f"Wrote {out}")
 
 
 def init(
@@ -95,7 +97,7 @@ def init(
         init_from_parts(
             str(llm), str(vision), out, template=template, image_size=image_size, seed=seed
         )
-    typer.echo(f"Wrote {out}")
+    say(f"Wrote {out}")
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pixellm.cli.console import say
+
 if TYPE_CHECKING:
     from pixellm.curation.client import Client, Price
     from pixellm.curation.ledger import Ledger
@@ -71,7 +73,7 @@ def run(
         layout = {"train": shares[0], "val": shares[1], "max_repeats": max_repeats, "seed": seed}
         stopped = work.finish(out, max_images, layout)
     if stopped:
-        typer.echo(stopped, err=True)
+        say(stopped, err=True)
         raise typer.Exit(1)
 
 
@@ -110,8 +112,8 @@ def stats(
         figures = gather(folder)
         plots = plot(figures, target)
     for name, value in figures.summary().items():
-        typer.echo(f"{name:28} {value:,.6g}")
-    typer.echo(f"Plots: {', '.join(path.name for path in plots)} in {target}")
+        say(f"{name:28} {value:,.6g}")
+    say(f"Plots: {', '.join(path.name for path in plots)} in {target}")
 
 
 @app.command(epilog="Example:\n\n    pixellm curate view muse --serve")
@@ -131,10 +133,10 @@ def view(
         if not serve:
             page = out or folder / "gallery.html"
             shown = write_gallery(folder, photos, page, num, seed)
-            typer.echo(f"{shown} rows in {page}")
+            say(f"{shown} rows in {page}")
             return
         server = ReviewServer(folder, photos, num, seed=seed)
-        typer.echo(f"Review at {server.url} until Ctrl-C; `pixellm curate write` respects marks.")
+        say(f"Review at {server.url} until Ctrl-C; `pixellm curate write` respects marks.")
         with server:
             server.serve_forever()
 
@@ -155,8 +157,8 @@ def validate(
         for problem in find_problems(folder, images):
             checks[problem.check] += 1
             if checks.total() <= limit:
-                typer.echo(str(problem))
-    typer.echo(", ".join(f"{n} {check}" for check, n in checks.items()) or "No problems found.")
+                say(str(problem))
+    say(", ".join(f"{n} {check}" for check, n in checks.items()) or "No problems found.")
     if checks:
         raise typer.Exit(1)
 
@@ -263,9 +265,9 @@ def _write(ledger: Ledger, folder: Path, layout: dict[str, Any]) -> dict[str, An
     questions = {name: counts["questions"] for name, counts in summary["splits"].items()}
     for title in ("photos", "tasks", "first", "final", "dropped"):
         row = ", ".join(f"{count} {name}" for name, count in summary[title].items())
-        typer.echo(f"{title:8} {row or 'none'}")
+        say(f"{title:8} {row or 'none'}")
     written = ", ".join(f"{count} {name}" for name, count in questions.items())
-    typer.echo(f"Written to {folder}: {written} questions.")
+    say(f"Written to {folder}: {written} questions.")
     return summary
 
 
@@ -312,14 +314,14 @@ def _one_sentence() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        typer.echo(f"{error.name} is missing; install pixellm[curate].", err=True)
+        say(f"{error.name} is missing; install pixellm[curate].", err=True)
         raise typer.Exit(2) from None
     except (ValueError, OSError) as error:
         says = str(error)
         if isinstance(error, OSError) and error.filename:
             says = f"{error.filename}: {error.strerror}; check the path and the disk."
-        typer.echo(says, err=True)
+        say(says, err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo("Stopped; the same command goes on from here.", err=True)
+        say("Stopped; the same command goes on from here.", err=True)
         raise typer.Exit(130) from None

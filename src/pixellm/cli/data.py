@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pixellm.cli.console import reader_options
+from pixellm.cli.console import printable, reader_options, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,6 +66,7 @@ def check(
     Ends with exit code 1 where a row is bad or a set is incomplete.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from pixellm.data.check import CSV_HEADER, absent_sets, bad_rows_to_csv, check_found, find_sets
     from pixellm.files import check_file, write_files
@@ -78,19 +79,19 @@ def check(
     console = Console()
     reports = []
     for one in found:
-        with Console(stderr=True).status(f"Checking {one.label}"):
+        with Console(stderr=True).status(escape(printable(f"Checking {one.label}"))):
             reports.append(check_found(one))
         _show_report(console, reports[-1], limit)
     if root.is_dir() and not sets:
         for reader in absent_sets(found):
-            typer.echo(f"Not there: {reader.name} ({reader.title}): {reader.obtain}.")
+            say(f"Not there: {reader.name} ({reader.title}): {reader.obtain}.")
     if images is None and any(
         "picture is missing" in b.reason for r in reports for b in r.bad_rows
     ):
-        typer.echo("Where the pictures lie elsewhere, name their folder with --images.")
+        say("Where the pictures lie elsewhere, name their folder with --images.")
     if report is not None:
         write_files({report: bad_rows_to_csv(reports)})
-        typer.echo(f"Wrote {report}")
+        say(f"Wrote {report}")
     if any(one.bad_rows for one in reports):
         raise typer.Exit(1)
 
@@ -118,8 +119,8 @@ def preview(
         reader = open_reader(data, root, split or reader_class(data).splits[0], **chosen)
     written = write_preview(reader, out, num, f"{data} {reader.split}")
     for problem in written.problems:
-        typer.echo(f"Not shown: {problem}", err=True)
-    typer.echo(f"To look at: {written.page} and {written.sheet}")
+        say(f"Not shown: {problem}", err=True)
+    say(f"To look at: {written.page} and {written.sheet}")
 
 
 def pseudo_label(
@@ -191,12 +192,12 @@ def _show_report(console: Console, report: SplitReport, limit: int) -> None:
     counts = ", ".join(f"{number:,} {name}" for name, number in report.counts.items())
     state = f"{len(report.bad_rows):,} bad rows" if report.bad_rows else "no bad row"
     console.print(
-        f"{report.found.label}: {counts or 'not readable'}; {state}",
+        printable(f"{report.found.label}: {counts or 'not readable'}; {state}"),
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
     for bad in report.bad_rows[:limit]:
-        console.print(f"  {bad}", highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(f"  {bad}"), highlight=False, markup=False, soft_wrap=True)
     if len(report.bad_rows) > limit:
-        typer.echo(f"  and {len(report.bad_rows) - limit:,} more; --report lists them all")
+        say(f"  and {len(report.bad_rows) - limit:,} more; --report lists them all")

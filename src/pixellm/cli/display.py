@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from pixellm.cli.console import printable
 from pixellm.types import Prediction
 from pixellm.visualize import segment_color
 
@@ -60,7 +61,7 @@ def print_answer(console: Console, prediction: Prediction) -> None:
 def answer_text(prediction: Prediction) -> Text:
     """The answer; each grounded phrase in its mask's colour, its number in brackets behind it."""
     text, start = Text(), 0
-    shown = _printable(prediction.text)
+    shown = printable(prediction.text)
     for index, segment in enumerate(prediction.segments):
         style = _style(index)
         begin, end = segment.span
@@ -77,7 +78,7 @@ def _legend(prediction: Prediction) -> Table:
     for index, segment in enumerate(prediction.segments):
         area = int(segment.mask.sum())
         share = f"{area:,} px, {area / (height * width):.1%}"
-        label = Text(_printable(segment.label))
+        label = Text(printable(segment.label))
         table.add_row(Text(f"[{index + 1}]", _style(index)), label, f"{segment.score:.2f}", share)
     return table
 
@@ -85,11 +86,6 @@ def _legend(prediction: Prediction) -> Table:
 def _style(index: int) -> str:
     red, green, blue = segment_color(index)
     return f"bold rgb({red},{green},{blue})"
-
-
-def _printable(text: str) -> str:
-    """The text without what a terminal would obey; as long as before."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def plain_table(*columns: str, title: str | None = None) -> Table:

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pixellm.cli.console import check_json, import_quietly, load_engine, open_console, write_json
+from pixellm.cli.console import (
+    check_json,
+    import_quietly,
+    load_engine,
+    open_console,
+    say,
+    write_json,
+)
 from pixellm.cli.judge import (
     BaseUrl,
     JudgeCache,
@@ -258,7 +265,7 @@ def compare(
         run = run_of_folder(run_b)
         questions = run.open() if run.name == "scenes" else None
         for path in write_comparison(out, comparison, picture_source(questions)):
-            typer.echo(f"Wrote {path}")
+            say(f"Wrote {path}")
 
 
 def _describe_run(
@@ -315,7 +322,7 @@ def _run(
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
     if group.number == 0:
         _show_run(run, out, summary, judged, aside=aside)
-        typer.echo(f"Wrote {out / 'report.html'}, report.md and report.json", err=aside)
+        say(f"Wrote {out / 'report.html'}, report.md and report.json", err=aside)
     return records
 
 

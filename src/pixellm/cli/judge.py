@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pixellm.cli.console import open_console
+from pixellm.cli.console import open_console, say
 
 if TYPE_CHECKING:
     from pixellm.evaluation.benchmark_run import BenchmarkRun
@@ -115,4 +115,4 @@ def judge_bar(settings: JudgeSettings) -> Iterator[JudgeProgress]:
 
         yield show
     if settings.kind == "llm":
-        typer.echo(f"All ratings in {settings.cache} have cost {spent:.4f} USD.", err=True)
+        say(f"All ratings in {settings.cache} have cost {spent:.4f} USD.", err=True)

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from pixellm import __version__
 from pixellm.cli.ablate import add_commands as add_ablation_commands
-from pixellm.cli.console import import_quietly, load_engine, open_console
+from pixellm.cli.console import import_quietly, load_engine, open_console, say
 from pixellm.cli.convert import add_commands
 from pixellm.cli.data import add_data_commands
 from pixellm.cli.evaluate import add_commands as add_evaluation_commands
@@ -125,7 +125,7 @@ def main() -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"pixellm {__version__}")
+        say(f"pixellm {__version__}")
         raise typer.Exit
 
 
@@ -199,7 +199,7 @@ def segment(
     values = prediction_to_json(prediction, image, model)
     _show_answer(prediction, values, as_json=json == "-")
     for path in write_answer(prediction, picture, values, destinations):
-        typer.echo(f"Wrote {path}", err=json == "-")
+        say(f"Wrote {path}", err=json == "-")
 
 
 @app.command(epilog="Example:\n\n    pixellm chat photo.jpg")
@@ -244,8 +244,8 @@ def data_scenes(
         artwork.fetch_style(fetch_style)
     dataset = ScenesDataset(split=split, seed=seed, length=num)
     written = export_scenes(dataset, out, num, overwrite=overwrite)
-    typer.echo(f"{len(written.pictures)} pictures with questions: {written.annotations}")
-    typer.echo(f"To look at: {written.contact_sheet}")
+    say(f"{len(written.pictures)} pictures with questions: {written.annotations}")
+    say(f"To look at: {written.contact_sheet}")
 
 
 def _batch_question(first: str, second: str, elsewhere: object) -> str:
@@ -321,5 +321,5 @@ def _describe_os_error(error: OSError) -> str:
 
 
 def _leave(sentence: str, code: int) -> NoReturn:
-    typer.echo(" ".join(sentence.split()), err=True)
+    say(" ".join(sentence.split()), err=True)
     raise typer.Exit(code)

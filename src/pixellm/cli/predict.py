@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pixellm.cli.console import import_quietly, open_console, reader_options
+from pixellm.cli.console import import_quietly, open_console, reader_options, say
 
 if TYPE_CHECKING:
     from pixellm.engine import Engine
@@ -211,13 +211,13 @@ def _run_and_report(
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
     aside = str(target) == STANDARD
     where = "" if aside else f"Wrote {target}: "
-    typer.echo(
+    say(
         f"{where}{state.done - state.bad} answers. {state.bad} failed, {state.skipped} skipped as "
         f"done before, {state.seconds:.1f} s.",
         err=aside,
     )
     if state.bad:
-        typer.echo(f'{state.bad} rows have no answer; their "error" says why.', err=True)
+        say(f'{state.bad} rows have no answer; their "error" says why.', err=True)
     if state.bad == state.done:
         raise typer.Exit(1)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pixellm.cli.console import import_quietly, open_console
+from pixellm.cli.console import import_quietly, open_console, printable, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,7 +81,7 @@ def train(
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(_how_to_go_on(str(stop), recipe, overrides or (), config)) from None
     if os.environ.get("RANK", "0") == "0":
-        typer.echo(f"The model is in {folder / 'model'}")
+        say(f"The model is in {folder / 'model'}")
     return None
 
 
@@ -107,10 +107,12 @@ def merge(
     from pixellm.files import check_new_folder
 
     check_new_folder(out)
+    from rich.markup import escape
+
     merging = import_quietly("pixellm.checkpoint.merging")
-    with open_console(stderr=True).status(f"Merging {source}"):
+    with open_console(stderr=True).status(escape(printable(f"Merging {source}"))):
         merging.merge_adapters(source, out, dtype=dtype)
-    typer.echo(f"Wrote {out}")
+    say(f"Wrote {out}")
 
 
 def _show_plan(config: RunConfig, gpus: int) -> None:

@@ -7,6 +7,7 @@ so that the same run gives the same card.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def card(summary: Mapping[str, Any]) -> str:
     cost = sum(row[-1] for row in summary["models"])
     models = [(*row[:-1], f"{row[-1]:.4f}") for row in summary["models"]]
     writer = run.get("model", "")
+    checker = _plain(run.get("check_model") or "none")
     seen = "captions and boxes, no image" if run.get("text_only") else "the photo and boxes"
     if writer == "template":
         seen = "categories, positions and sizes from the annotations; no model was asked"
@@ -53,8 +55,8 @@ def card(summary: Mapping[str, Any]) -> str:
             "",
             "## How it was made",
             "",
-            f"- Writer: `{writer}`, which saw {seen}.",
-            f"- Second model that checked descriptions: `{run.get('check_model') or 'none'}`.",
+            f"- Writer: `{_plain(writer)}`, which saw {seen}.",
+            f"- Second model that checked descriptions: `{checker}`.",
             f"- Settings: {_settings(run)}.",
             f"- Cost of the replies: {cost:.4f} USD.",
             "",
@@ -103,7 +105,7 @@ def _prompts(writer: str) -> list[str]:
 
 def _settings(run: Mapping[str, Any]) -> str:
     own = ("model", "check_model", "prompts", "annotations", "captions", "text_only")
-    return ", ".join(f"{key} {value}" for key, value in run.items() if key not in own)
+    return ", ".join(_plain(f"{key} {value}") for key, value in run.items() if key not in own)
 
 
 def _counts(title: str, counts: Mapping[str, int]) -> list[str]:
@@ -115,9 +117,14 @@ def _counts(title: str, counts: Mapping[str, int]) -> list[str]:
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in rows:
-        cells = [str(cell).replace("|", "/").replace("\n", " ") for cell in row]
+        cells = [_plain(cell).replace("|", "/") for cell in row]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _plain(value: Any) -> str:
+    """Text of the run on one line, with nothing in it that a reader of Markdown takes for HTML."""
+    return escape(" ".join(str(value).split()), quote=False)
 
 
 def _mean(total: int, number: int) -> str:

@@ -132,7 +132,8 @@ def plan_run(config: RunConfig, num_gpus: int = 1) -> RunPlan:
     if model is not None:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         attach_adapters(model, _adapters(config, model))
-        stages = tuple(_plan_stage(config, s, model, sources, num_gpus) for s in config.stages)
+        plain = _without_heads(config)
+        stages = tuple(_plan_stage(plain, s, model, sources, num_gpus) for s in plain.stages)
     return RunPlan(
         config.name, num_gpus, num_parameters, tuple(sources), evaluation, stages, tuple(problems)
     )
@@ -186,6 +187,8 @@ def model_on_meta(config: RunConfig) -> tuple[Any | None, str]:
 
 def _shape_of(section: Mapping[str, Any]) -> tuple[Any | None, str]:
     """The model's configuration, from its folder or from the recipe."""
+    if section.get("initial_weights") is not None:
+        return _shape_around(str(section["initial_weights"]), section.get("settings") or {})
     if "checkpoint" not in section:
         return model_shape_from_parts(section)
     source = str(section["checkpoint"])
@@ -197,6 +200,21 @@ def _shape_of(section: Mapping[str, Any]) -> tuple[Any | None, str]:
         return None, f"{problem} Put it there, or give its parts under model.sizes."
     shape, missing = model_shape_from_parts(section["sizes"])
     return shape, f"{problem} Sizes are the recipe's. {missing}".strip()
+
+
+def _shape_around(source: str, settings: Mapping[str, Any]) -> tuple[Any | None, str]:
+    """The configuration of a fresh model around the encoder and language model of another one."""
+    from pixellm.checkpoint.initial_weights import derive_config
+
+    donor = _checkpoint_shape(source)
+    if donor is None:
+        return None, f"The model {source!r} is not here."
+    shape = derive_config(donor, settings)
+    added = max(0, shape.group_size - len(donor.codebook_token_ids))
+    vocabulary = donor.text_config.vocab_size + added
+    shape.text_config.vocab_size = vocabulary
+    shape.codebook_token_ids = list(range(vocabulary - shape.group_size, vocabulary))
+    return shape, ""
 
 
 def _checkpoint_shape(source: str) -> Any | None:
@@ -267,18 +285,30 @@ def _adapters(config: RunConfig, model: Any) -> Adapters:
     return Adapters(lora_shape(config.lora), rows)
 
 
+def _without_heads(config: RunConfig) -> RunConfig:
+    """The recipe without what it says of auxiliary heads, which only a run makes."""
+
+    def is_of_model(pattern: str) -> bool:
+        return not pattern.startswith(_NO_MODEL_RULES)
+
+    rules = tuple(rule for rule in config.optimizer.rules if is_of_model(rule.pattern))
+    stages = tuple(
+        stage.model_copy(update={"freeze": tuple(filter(is_of_model, stage.freeze))})
+        for stage in config.stages
+    )
+    optimizer = config.optimizer.model_copy(update={"rules": rules})
+    return config.model_copy(update={"optimizer": optimizer, "stages": stages})
+
+
 def _plan_stage(
     config: RunConfig, stage: Stage, model: Any, sources: list[SourcePlan], num_gpus: int
 ) -> StagePlan:
-    rules = [r for r in config.optimizer.rules if not r.pattern.startswith(_NO_MODEL_RULES)]
-    optimizer = config.optimizer.model_copy(update={"rules": tuple(rules)})
     if config.gradient_checkpointing:
         model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
     parameters = dict(model.named_parameters())
     fixed = fixed_names(model, config)
-    plain = config.model_copy(update={"optimizer": optimizer})
-    trained = names_that_train(parameters, plain, fixed)
-    groups = group_parameters(parameters, stage, optimizer, fixed)
+    trained = names_that_train(parameters, config, fixed)
+    groups = group_parameters(parameters, stage, config.optimizer, fixed)
     rows = [row for group in groups for row in group.rows()]
     samples = stage.batch_size * stage.accumulation * num_gpus
     return StagePlan(
