@@ -36,7 +36,9 @@ MARKED_TEXT = f"<!-- generator: {MAKER} -->"
 _MARK = re.compile(rb'(?:generator|Software)["\s:=\x00]{1,4}(?:content=")?' + MAKER.encode())
 _MARKED_BYTES = 1 << 16
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
-_DISK_WORDS = re.compile(r"No space left|quota exceeded|File too large|inline_container\.cc", re.I)
+_DISK_WORDS = re.compile(
+    r"No space left|quota exceeded|File too large|inline_container\.cc|iostream error", re.I
+)
 """What torch and safetensors say, in errors of their own, when a disk takes no more."""
 
 _LIST_NAME = ".pixellm.json"
@@ -154,7 +156,7 @@ def check_file(path: Path, keys: Iterable[str] = (), start: bytes = b"") -> None
     """
     final = path.resolve()
     if final.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file.")
+        raise IsADirectoryError(f"{path} cannot be written: it is a folder; name a file.")
     _check_parent(final, path)
     if final.is_file() and final.stat().st_size and not _is_ours(final, frozenset(keys), start):
         raise OccupiedError(
@@ -500,10 +502,9 @@ def _place_aside(final: Path) -> Path:
 
 
 def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        if path.is_file():
-            file.flush()
+    path.write_bytes(content)
+    if path.is_file():
+        with path.open("rb") as file:
             os.fsync(file.fileno())
 
 

@@ -272,30 +272,27 @@ def test_an_unknown_device_or_type_is_named(
     assert_one_sentence(segment(picture, tiny_model_dir, *option), option[1])
 
 
-# Outputs that can't be written: the answer is printed all the same.
+# Outputs that can't be written: told before a model is loaded, and where only the writing tells,
+# after the answer.
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        ["--out", "nowhere/seen.png"],
-        ["--json", "nowhere/answer.json"],
-        ["--masks", "nowhere/masks"],
         ["--out", "folder.png"],
         ["--json", "squares.png/answer.json"],
         ["--masks", "squares.png"],
-        ["--json", "first.json", "--masks", "masks", "--out", "nowhere/seen.png"],
+        ["--json", "first.json", "--masks", "masks", "--out", "squares.png/seen.png"],
     ],
     ids=" ".join,
 )
-def test_the_answer_is_printed_before_an_output_fails(
-    picture: Path, tiny_model_dir: Path, options: list[str]
+def test_a_bad_place_is_told_before_a_model_is_looked_for(
+    picture: Path, options: list[str]
 ) -> None:
     Path("folder.png").mkdir()
     before = picture.read_bytes()
-    result = segment(picture, tiny_model_dir, *options)
+    result = segment(picture, "never-looked-at", *options)
     assert_one_sentence(result, "cannot be written")
-    assert "[1]" in result.stdout
     assert {path.name for path in Path().iterdir()} == {"squares.png", "folder.png"}
     assert list(Path("folder.png").iterdir()) == []
     assert picture.read_bytes() == before
@@ -349,10 +346,20 @@ def assert_full_disk(result: Result) -> None:
     assert "[1]" in result.stdout
 
 
-def test_json_is_printed_before_another_output_fails(picture: Path, tiny_model_dir: Path) -> None:
-    result = segment(picture, tiny_model_dir, "--json", "-", "--out", "nowhere/seen.png")
-    assert_one_sentence(result, "nowhere/seen.png")
+def test_json_is_printed_before_another_output_fails(
+    picture: Path, tiny_model_dir: Path, full_disk: Path
+) -> None:
+    result = segment(picture, tiny_model_dir, "--json", "-", "--out", full_disk / "seen.png")
+    assert_one_sentence(result, "seen.png")
     assert json.loads(result.stdout)["segments"]
+
+
+def test_folders_of_outputs_are_made(picture: Path, tiny_model_dir: Path) -> None:
+    files = ["--out", "new/seen.png", "--json", "other/new/answer.json", "--masks", "new/masks"]
+    result = segment(picture, tiny_model_dir, *files)
+    assert result.exit_code == 0, result.output
+    assert Path("new/seen.png").is_file() and Path("other/new/answer.json").is_file()
+    assert len(list(Path("new/masks").iterdir())) == 2
 
 
 @pytest.mark.parametrize("name", ["squares.png", "./squares.png", "seen.docx", "seen"])

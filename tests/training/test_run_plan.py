@@ -195,3 +195,14 @@ def test_stages_with_the_same_data_open_them_once(
     raw["stages"] = [{**changed, "name": name} for name in ("one", "two", "three")]
     plan_run(parse_config(raw))
     assert opened == [{}, {"dialogues_per_image": 1}]
+
+
+@pytest.mark.parametrize("recipe", sorted((RECIPES / "ablation").glob("*.yaml")), ids=str)
+def test_recipes_of_ablations_can_be_planned(recipe: Path) -> None:
+    plan = plan_run(load_config(recipe))
+    assert plan.num_parameters and plan.stages and not plan.problems
+
+
+def test_the_embedded_models_recipe_can_be_planned() -> None:
+    plan = plan_run(load_config(RECIPES / "nano.yaml"))
+    assert plan.num_parameters and len(plan.stages) > 1

@@ -24,6 +24,7 @@ from pixellm.checkpoint.adapters import (
     read_adapter_config,
 )
 from pixellm.checkpoint.model_files import check_config, check_files, read_json
+from pixellm.files import claim_folder
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.processor import PixelLMProcessor
@@ -221,6 +222,7 @@ def _placement(
 
     Raises:
         ImportError: accelerate is missing, with which transformers does either.
+        OccupiedError: the folder holds something that is not ours.
     """
     placement: dict[str, Any] = {}
     if quantization_config is not None:
@@ -232,6 +234,8 @@ def _placement(
         raise ImportError(
             "Models are spread or quantized with accelerate: pip install 'pixellm[train]'."
         )
+    if offload_folder is not None:
+        claim_folder(Path(offload_folder))
     return placement
 
 

@@ -93,7 +93,7 @@ def _how_to_go_on(stopped: str, recipe: Path, overrides: Sequence[str], config: 
     command = shlex.join(["pixellm", "train", str(recipe), *settings])
     if list_checkpoints(config.run_folder / "checkpoints"):
         return f"{stopped or 'Stopped'}; go on from the last checkpoint: {command} --resume"
-    return f"Stopped before the first checkpoint; {config.run_folder} has nothing to go on from."
+    return f"Stopped before the first checkpoint: {command} --resume has nothing to go on from."
 
 
 def merge(

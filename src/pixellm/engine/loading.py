@@ -15,7 +15,6 @@ from pixellm.checkpoint.adapters import is_adapter_folder
 from pixellm.checkpoint.io import load_config, load_model_and_processor, resolve_source
 from pixellm.checkpoint.quantize import quantization_config, quantize_model
 from pixellm.engine.engine import Engine
-from pixellm.files import claim_folder
 
 
 def load(
@@ -50,8 +49,6 @@ def load(
         FileNotFoundError, ValueError: as :func:`pixellm.checkpoint.io.load_model_and_processor`.
         OccupiedError: ``offload_folder`` holds something else.
     """
-    if offload_folder is not None:
-        claim_folder(Path(offload_folder))
     chosen = pick_device(device)
     floating = model_dtype(
         source,

@@ -124,7 +124,13 @@ class Run:
         decay = self.config.ema_decay
         self.average = WeightAverage(self.model, decay, self.fixed) if decay > 0 else None
         if self.average and self.restored and self.restored["average"] is not None:
-            self.average.load_state_dict(self.restored["average"])
+            try:
+                self.average.load_state_dict(self.restored["average"])
+            except (KeyError, RuntimeError) as error:
+                raise ValueError(
+                    "The checkpoint does not fit the recipe: its average is of other weights; "
+                    "resume with the former settings."
+                ) from error
         self._open_run_folder(checkpoint)
 
     def _set_up_model(self, checkpoint: Path | None, sources: Sequence[SampleDataset]) -> RunModel:

@@ -1,0 +1,168 @@
+"""A run loses nothing: interrupts, older checkpoints, damage, full disks, foreign files, locks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_training
+import torch
+from tiny_training import final_weights, tiny_config, use_tiny_parts
+
+from pixellm.files import locked
+from pixellm.training import trainer
+from pixellm.training.checkpoints import list_checkpoints
+from pixellm.training.config import RunConfig
+from pixellm.training.trainer import train
+
+KEEP_ALL = {"every_steps": 3, "keep_last": 9}
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import tiny_training
+from pixellm.training.trainer import train
+tiny_training.use_tiny_parts()
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+try:
+    train(tiny_training.tiny_config(Path(sys.argv[1])))
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "_Run", trainer._Run)
+    use_tiny_parts()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run, before = tmp_path_factory.mktemp("whole"), trainer._Run
+    use_tiny_parts()
+    try:
+        return train(tiny_config(run))
+    finally:
+        trainer._Run = before  # type: ignore[misc]
+
+
+def steps_of(config: RunConfig) -> list[int]:
+    found = list_checkpoints(config.run_folder / "checkpoints")
+    return [int(path.name.removeprefix("step_")) for path in found]
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    for name, value in final_weights(run).items():
+        assert torch.equal(value, final_weights(other)[name]), name
+
+
+def test_an_interrupt_saves_the_step_first(tmp_path: Path, whole: Path) -> None:
+    script = [sys.executable, tiny_training.__file__, str(tmp_path)]
+    process = subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= 7:
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode != 0
+    stopped = int(errors.split("KeyboardInterrupt: Stopped after step ")[1].split(",")[0])
+    assert steps_of(tiny_config(tmp_path))[-1] == stopped
+    subprocess.run(script, check=True, stdout=subprocess.DEVNULL)
+    assert_same_end(tmp_path / "tiny", whole)
+
+
+def test_a_run_goes_back_to_an_older_checkpoint(tmp_path: Path, whole: Path) -> None:
+    config = tiny_config(tmp_path, checkpoint=KEEP_ALL)
+    train(config)
+    assert steps_of(config) == [3, 6, 9, 12, 14]
+    with pytest.raises(ValueError, match="no checkpoint of step 5; there is 3, 6, 9, 12, 14"):
+        train(config, resume=5)
+    events: list[Any] = []
+    train(config, resume=6, on_event=events.append)
+    assert events[0].values["checkpoint"] == "step_00000006"
+    assert [e.step for e in events if e.kind == "step"] == list(range(7, 15))
+    assert steps_of(config) == [3, 6, 9, 12, 14]
+    assert_same_end(config.run_folder, whole)
+    left = sorted(path.name for path in (config.run_folder / "checkpoints").glob("abandoned*"))
+    assert left == [f"abandoned_step_{step:08d}" for step in (9, 12, 14)]
+
+
+@pytest.mark.parametrize("name", ["state.json", "trainer.pt"])
+@pytest.mark.parametrize("content", [b"", b"{", b"PK\x03\x04 cut", b"\x80\x04K\x01."])
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, name: str, content: bytes) -> None:
+    config = tiny_config(tmp_path, stages=[tiny_config(tmp_path).stages[0].model_dump()])
+    train(config)
+    newest = list_checkpoints(config.run_folder / "checkpoints")[-1]
+    (newest / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"damaged \({name} can't be read\); .* --resume 3\."):
+        train(config, resume=True)
+    train(config, resume=3)
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    folder = str(Path(tiny_training.__file__).parent)
+    path = os.pathsep.join([folder, *sys.path])
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cannot be written" in done.stdout and "make room" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert not list((tmp_path / "tiny" / "checkpoints").glob(".step*"))
+
+
+def test_foreign_files_in_the_folder_of_a_run_are_left_alone(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    model = config.run_folder / "model"
+    model.mkdir(parents=True)
+    (model / "weights.pt").write_bytes(b"foreign")
+    with pytest.raises(ValueError, match="holds model and no run"):
+        train(config)
+    (config.run_folder / "train_log.jsonl").write_text(json.dumps({"event": "stage"}) + "\n")
+    with pytest.raises(ValueError, match="model was not written by this run"):
+        train(config, resume=True)
+    assert (model / "weights.pt").read_bytes() == b"foreign"
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", ".hidden", ""])
+def test_the_name_of_a_run_is_one_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="name"):
+        tiny_config(tmp_path, name=name)
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    config.run_folder.mkdir(parents=True)
+    with locked(config.run_folder), pytest.raises(OSError, match="Another process is writing"):
+        train(config)
+    train(config)
+
+
+def test_another_model_or_freeze_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path)
+    joint = config.stages[1].model_dump() | {"steps": 20}
+    train(config)
+    frozen = joint | {"freeze": ["*vision_tower"]}
+    changed = tiny_config(tmp_path, stages=[config.stages[0].model_dump(), frozen])
+    with pytest.raises(ValueError, match="The checkpoint does not fit the recipe"):
+        train(changed, resume=True)
+    wide = torch.nn.Embedding(17, 8)
+
+    class WideModel(tiny_training.TinyModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = wide
+
+    monkeypatch.setattr(tiny_training, "TinyModel", WideModel)
+    longer = tiny_config(tmp_path, stages=[config.stages[0].model_dump(), joint])
+    with pytest.raises(ValueError, match=r"The checkpoint does not fit the recipe: .*size"):
+        train(longer, resume=True)
