@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 
 from pixellm.training import plan as planning
 from pixellm.training import stream
-from pixellm.training.config import parse_config
+from pixellm.training.config import load_config, parse_config
 from pixellm.training.memory import kept_bytes
 from pixellm.training.plan import plan_run
 
 ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
 
 
 @pytest.fixture(autouse=True)
