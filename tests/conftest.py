@@ -11,6 +11,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,3 +186,18 @@ def tiny_engine(tiny_model_dir: Path) -> Engine:
     from pixellm.engine import load
 
     return load(tiny_model_dir, device="cpu", dtype="float32", max_new_tokens=48)
+
+
+@pytest.fixture
+def note_difference(
+    record_property: Callable[[str, object], None],
+) -> Callable[[str, str, float, float], None]:
+    """Tell ``benchmarks/released_differences.py`` of a difference.
+
+    Takes how answers came about, the quantity with its unit, the difference and what is allowed.
+    """
+
+    def note(answers: str, quantity: str, found: float, allowed: float) -> None:
+        record_property("difference", (answers, quantity, found, allowed))
+
+    return note
