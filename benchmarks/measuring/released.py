@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pixellm.engine.answers import AnswerDecoder
+from pixellm.engine.images import PreparedImage
 from pixellm.model.codebook import find_groups
 from pixellm.model.modeling import PixelLMForConditionalGeneration
-from pixellm.model.pixel_masks import restore_masks
 from pixellm.processing.image import load_image
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.processing.prompts import dialogue_messages
@@ -30,8 +31,8 @@ def answer_as_released(
     processor: PixelLMProcessor,
     request: Request,
     script: Sequence[int],
-) -> NDArray[np.bool_]:
-    """Masks (K, H, W) of a scripted answer, in pixels of the request's picture."""
+) -> list[NDArray[np.bool_]]:
+    """Masks, each (H, W), of a scripted answer, in pixels of the request's picture."""
     device = model.device
     messages = [dialogue_messages(request.history, request.question)]
     batch = processor.encode_batch(messages, [load_image(request.image)]).to(device)
@@ -43,12 +44,13 @@ def answer_as_released(
         ids = torch.cat([ids, ids.new_tensor([[token]])], 1)
         visible = torch.cat([visible, visible.new_ones(1, 1)], 1)
     assert hidden is not None
-    logits = _decode(model, batch, ids[:, :-1], hidden)
-    canvas = processor.image_processor.image_size
+    rows, starts = find_groups(ids[:, :-1], ids.new_tensor(model.config.codebook_token_ids))
+    groups = model.model.codebook.gather_states(hidden, rows, starts)
+    encoded, _ = model.model.encode_images(batch["pixel_values"], batch["pixel_mask"])
     resized, original = (batch[f"{name}_sizes"][0].tolist() for name in ("resized", "original"))
-    restored = restore_masks(logits.float(), tuple(resized), tuple(original), canvas)
-    masks: NDArray[np.bool_] = (restored > 0).cpu().numpy()
-    return masks
+    picture = PreparedImage(b"", encoded, tuple(original), tuple(resized), ())
+    decoder = AnswerDecoder(model, processor, frozenset())
+    return [found.mask for found in decoder.masks([(states, picture) for states in groups])]
 
 
 def _read(
@@ -61,15 +63,3 @@ def _read(
     output = model.model(ids, tokens, visible, positions, use_cache=False)
     states: Tensor = output.last_hidden_state
     return states
-
-
-def _decode(
-    model: PixelLMForConditionalGeneration, batch: Any, ids: Tensor, hidden: Tensor
-) -> Tensor:
-    """Mask logits (K, h, w) of all groups."""
-    codebook = torch.tensor(model.config.codebook_token_ids, device=ids.device)
-    rows, starts = find_groups(ids, codebook)
-    features = model.model.encode_images(batch["pixel_values"], batch["pixel_mask"])[0].features
-    if not len(rows):
-        return torch.zeros(0, 1, 1, device=ids.device)
-    return model.decode_masks(model.target_embeddings(hidden, rows, starts), features, rows)

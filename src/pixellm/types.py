@@ -147,7 +147,11 @@ class Prediction:
         segments: one per complete codebook group whose mask is not filtered.
         question: the question, as typed.
         size: (height, width) of the original picture.
-        info: figures of the run (tokens, seconds), for reports; never part of the answer.
+        info: facts about how it came about, never part of the answer; those that are known of
+            ``num_tokens`` of the answer, ``num_filtered`` masks that are not shown, ``seconds``
+            that it took, ``marked_text`` (the text with ``{seg}`` behind each phrase that was
+            grounded, its mask filtered or not), and ``logits``, (P, H, W) float32 of the
+            segments' masks, where they were asked for.
     """
 
     text: str

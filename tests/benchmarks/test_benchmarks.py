@@ -54,7 +54,7 @@ def test_the_stand_in_and_the_engine_find_the_same_masks(bench: Bench) -> None:
     (request,) = requests_about(random_pictures(1, 32))
     (prediction,) = bench.answer([request], script)
     own = np.stack([segment.mask for segment in prediction.segments])
-    released = answer_as_released(bench.model, bench.processor, request, script)
+    released = np.stack(answer_as_released(bench.model, bench.processor, request, script))
     assert own.shape == released.shape
     assert (own == released).mean() > 0.999
 

@@ -22,7 +22,6 @@ from pixellm.data.readers.class_questions import NamedMasks
 from pixellm.data.readers.referring import as_benchmark_asks, benchmark_turn, load_phrases
 from pixellm.engine import Engine
 from pixellm.evaluation.evaluate import answer_with_texts, score_dialogue
-from pixellm.evaluation.records import MASK_LOGITS
 from pixellm.evaluation.scores import Rules
 from pixellm.masks import encode_mask
 from pixellm.model.codebook import find_groups
@@ -166,7 +165,7 @@ def test_masks_and_scores_of_forced_evaluation_are_the_released_ones(
     distances = {"mask_logits": 0.0, "mask_scores": 0.0}
     for case, dialogue in zip(golden.cases, answered, strict=True):
         (prediction,) = dialogue.predictions
-        logits = torch.from_numpy(prediction.info[MASK_LOGITS])
+        logits = torch.from_numpy(prediction.info["logits"])
         scores = torch.tensor([segment.score for segment in prediction.segments])
         wanted = {
             name: golden.tensors[f"case{case['case']}.forced.{name}"]

@@ -52,7 +52,7 @@ def masks_of_told_answer(engine: Engine, marked: str) -> np.ndarray:
 def test_masks_of_nano_stay_the_same_and_are_not_blank(nano: Engine, bits: str) -> None:
     question = (ROOT / "examples" / "question.txt").read_text(encoding="utf-8").strip()
     answer = nano.predict(ROOT / "examples" / "scene.png", question)
-    marked = answer.info["marked_answer"]
+    marked = answer.info["marked_text"]
     assert marked.count(SEG_MARK) >= 2
     exact = masks_of_told_answer(nano, marked)
     rounded = masks_of_told_answer(load_nano(bits), marked)

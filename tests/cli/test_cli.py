@@ -24,7 +24,7 @@ from pixellm.answer_files import mask_files
 from pixellm.cli.display import answer_text, print_answer
 from pixellm.cli.main import app
 from pixellm.engine import Engine
-from pixellm.engine.pending import PromptBuilder
+from pixellm.engine.answers import PromptBuilder
 from pixellm.evaluation.scenes import evaluate_scenes
 from pixellm.files import write_files
 from pixellm.masks import decode_mask, mask_to_box

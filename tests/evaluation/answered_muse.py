@@ -15,7 +15,6 @@ from pixellm.evaluation.answer_log import open_run
 from pixellm.evaluation.benchmark_run import BenchmarkRun
 from pixellm.evaluation.evaluate import answer_freely, answer_missing
 from pixellm.evaluation.metrics import Protocol
-from pixellm.evaluation.records import MASK_LOGITS
 from pixellm.types import Prediction, Request
 
 WRONG_NAME = "The hammer {seg}, the dog {seg} and the hat {seg}."
@@ -36,7 +35,7 @@ class Misnaming:
             turn = replace(turn, answer=WRONG_NAME)
         answer = true_prediction(turn, size)
         logits = [np.where(segment.mask, 20.0, -20.0) for segment in answer.segments]
-        return replace(answer, info={MASK_LOGITS: np.array(logits, np.float32)})
+        return replace(answer, info={"logits": np.array(logits, np.float32)})
 
 
 def answer_muse(root: Path, protocol: Protocol = "strict") -> tuple[BenchmarkRun, Path]:

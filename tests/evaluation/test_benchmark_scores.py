@@ -19,7 +19,7 @@ from pixellm.evaluation.curves import (
 )
 from pixellm.evaluation.mask_match import MaskMatch
 from pixellm.evaluation.metrics import MuseScorer
-from pixellm.evaluation.records import MASK_LOGITS, AnswerRecord, Origin, build_record
+from pixellm.evaluation.records import AnswerRecord, Origin, build_record
 from pixellm.evaluation.report.tables import all_tables
 from pixellm.evaluation.report.write import build_markdown
 from pixellm.evaluation.scores import SCORES, Rules, picture_ratios, size_bin
@@ -57,7 +57,7 @@ def record(
             strict=True,
         )
     )
-    info = {MASK_LOGITS: masks_of(*predicted).astype(np.float32) * 6 - 3, "num_tokens": 7}
+    info = {"logits": masks_of(*predicted).astype(np.float32) * 6 - 3, "num_tokens": 7}
     prediction = Prediction("the cup", segments, turn.question, SIZE, info)
     place = Origin(0, 0, 1, f"{picture}-{len(segments)}", picture, source=source)
     return build_record(place, turn, prediction, 0.25, protocol=protocol, pairs=pairs)

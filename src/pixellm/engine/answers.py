@@ -1,30 +1,39 @@
-"""Finished answers to Predictions: text, phrases and masks in original pixels.
+"""From a request to its prompt, and from an answer's ids and states to its Prediction.
 
-The masks of all answers given are decoded together, resized on the device and brought back in
-one transfer. Knows nothing of how answers were written.
+The only place where hidden states become masks: of answers that the model wrote and of answers
+that were given, with logits or without. The masks of many answers are decoded together and
+resized on the device. How answers are written is for ``batch`` to know.
 Shape legend: K targets of an answer, M of all, G tokens of a group, D text width.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pixellm.engine.batch import GeneratedAnswer
 from pixellm.engine.images import PreparedImage
 from pixellm.engine.memory import run_in_portions
-from pixellm.engine.pending import PendingAnswer
+from pixellm.engine.row import Prompt, read_groups
+from pixellm.engine.sampling import AnswerOptions
+from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.model.outputs import EncodedImages
 from pixellm.model.pixel_masks import restore_masks
 from pixellm.processing.phrases import phrase_before
 from pixellm.processing.processor import PixelLMProcessor
-from pixellm.types import Prediction, Segment
+from pixellm.processing.prompts import EncodedDialogue, dialogue_messages
+from pixellm.types import SEG_MARK, Prediction, Request, Sample, Segment, Turn
 
 TARGETS_AT_ONCE = 256
 """Most targets in one call of the pixel decoder."""
@@ -32,8 +41,117 @@ TARGETS_AT_ONCE = 256
 PIXELS_AT_ONCE = 1 << 25
 """Most logits at the size of the original picture, the largest tensors that there are."""
 
-Mask = tuple[NDArray[np.bool_], float]
-"""A (H, W) mask over the original picture, and its score."""
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedMask:
+    """A mask over the original picture.
+
+    Attributes:
+        mask: (H, W), true where the logits are above 0.
+        score: mean probability over the mask's pixels, 0 for an empty mask.
+        logits: (H, W) float32, where they were asked for.
+    """
+
+    mask: NDArray[np.bool_]
+    score: float
+    logits: NDArray[np.float32] | None = None
+
+
+@dataclass(eq=False)
+class PendingAnswer:
+    """A request on its way.
+
+    Attributes:
+        request: as asked.
+        picture: its picture, encoded.
+        prompt: what the language model reads.
+        answer: as far as it is written.
+        started: when work on it began, by ``time.perf_counter``.
+    """
+
+    request: Request
+    picture: PreparedImage
+    prompt: Prompt
+    answer: GeneratedAnswer = field(default_factory=GeneratedAnswer)
+    started: float = field(default_factory=time.perf_counter)
+
+
+class PromptBuilder:
+    """Builds prompts for one model.
+
+    Args:
+        config: the model's.
+        processor: the model's own.
+    """
+
+    def __init__(self, config: PixelLMConfig, processor: PixelLMProcessor) -> None:
+        self.processor = processor
+        self.group_size = config.group_size
+        # None or absent where the language model's positions have no end.
+        limit = getattr(config.text_config, "max_position_embeddings", None)
+        self.context = sys.maxsize if limit is None else limit
+
+    def encode(self, request: Request) -> EncodedDialogue:
+        """Prompt ids.
+
+        Raises:
+            ValueError: an empty question, or one that leaves no room for an answer.
+        """
+        if not request.question.strip():
+            raise ValueError("The question is empty; ask something about the picture.")
+        encoded = self.processor.codec.encode(
+            dialogue_messages(request.history, self.processor.word_question(request)),
+            add_generation_prompt=True,
+        )
+        if self.context - len(encoded.ids) < 1 + self.group_size:
+            raise ValueError(
+                f"The question takes {len(encoded.ids)} tokens with its picture and history; the "
+                f"model's context holds {self.context}. Ask something shorter."
+            )
+        return encoded
+
+    def encode_given(self, sample: Sample) -> EncodedDialogue:
+        """Ids of a dialogue with its answers.
+
+        Raises:
+            ValueError: it is longer than the model's context.
+        """
+        turns = [(self.processor.word_question(turn), turn.answer) for turn in sample.turns]
+        encoded = self.processor.codec.encode(dialogue_messages(turns))
+        if len(encoded.ids) > self.context:
+            raise ValueError(
+                f"Dialogue {sample.id!r} takes {len(encoded.ids)} tokens with its picture and "
+                f"answers; the model's context holds {self.context}. Ask it without its answers."
+            )
+        return encoded
+
+    def begin(
+        self,
+        request: Request,
+        encoded: EncodedDialogue,
+        picture: PreparedImage,
+        options: AnswerOptions,
+        limit: int,
+    ) -> PendingAnswer:
+        """Begin an answer of at most ``limit`` tokens, where the options say nothing else."""
+        wanted = options.max_new_tokens or limit
+        prompt = Prompt(
+            ids=encoded.ids,
+            max_new_tokens=min(wanted, self.context - len(encoded.ids)),
+            image_tokens=picture.encoded.tokens[0],
+            visible=visible_ids(encoded, picture),
+            prefix=encoded.prefix,
+            key=picture.key,
+            # Who asks with a history, or about a picture prepared before, may ask again.
+            keep=bool(request.history) or isinstance(request.image, PreparedImage),
+            options=options,
+        )
+        return PendingAnswer(request, picture, prompt)
+
+
+def visible_ids(encoded: EncodedDialogue, picture: PreparedImage) -> tuple[bool, ...]:
+    """For each id up to the end of the picture whether it may be attended to."""
+    return (True,) * (encoded.prefix - len(picture.visible)) + picture.visible
 
 
 class AnswerDecoder:
@@ -70,66 +188,127 @@ class AnswerDecoder:
             for pending in finished
             for states in pending.answer.group_states
         ]
-        masks = iter(self.masks(states))
+        keep_logits = any(pending.prompt.options.keep_logits for pending in finished)
+        masks = iter(self.masks(states, keep_logits=keep_logits))
         return [
             self.prediction(pending, [next(masks) for _ in pending.answer.group_states])
             for pending in finished
         ]
 
-    def prediction(self, pending: PendingAnswer, masks: Sequence[Mask]) -> Prediction:
+    def prediction(self, pending: PendingAnswer, masks: Sequence[DecodedMask]) -> Prediction:
         """Text, and a segment for each group with the phrase that it grounds.
 
-        Groups whose masks are too unsure give none; how many is in ``info["num_filtered"]``.
+        Groups whose masks are too unsure give none.
         """
-        codec, ids = self.processor.codec, pending.answer.ids
+        codec, ids, size = self.processor.codec, pending.answer.ids, pending.picture.original
         decoded = codec.decode_answer([i for i in ids if i not in self.eos_ids])
-        found = [
-            segment(decoded.text, start, end, mask)
-            for start, end, mask in zip((0, *decoded.ends), decoded.ends, masks, strict=False)
-        ]
-        segments = tuple(one for one in found if self.passes_threshold(one))
-        info = {
+        starts = (0, *decoded.ends)
+        found = list(zip(starts, decoded.ends, masks, strict=False))
+        shown = [one for one in found if passes_threshold(one[2].score, self.min_score)]
+        info: dict[str, Any] = {
             "num_tokens": len(ids),
-            "num_filtered": len(found) - len(segments),
+            "num_filtered": len(found) - len(shown),
             "seconds": time.perf_counter() - pending.started,
-            "marked_answer": codec.mark_answer(decoded),
+            "marked_text": codec.mark_answer(decoded),
         }
-        size = pending.picture.original
+        if pending.prompt.options.keep_logits:
+            info["logits"] = _stack_logits([mask for _, _, mask in shown], size)
+        segments = tuple(segment(decoded.text, *one) for one in shown)
         return Prediction(decoded.text, segments, pending.request.question, size, info)
+
+    def given_predictions(
+        self,
+        samples: Sequence[Sample],
+        dialogues: Sequence[EncodedDialogue],
+        pictures: Sequence[PreparedImage],
+        keep_logits: bool,
+    ) -> list[tuple[Prediction, ...]]:
+        """Predictions of the turns of given dialogues, read in one pass, their masks together."""
+        groups = read_groups(
+            self.model,
+            [dialogue.ids for dialogue in dialogues],
+            [visible_ids(*one) for one in zip(dialogues, pictures, strict=True)],
+            [picture.encoded.tokens[0] for picture in pictures],
+        )
+        targets = [(g, picture) for own, picture in zip(groups, pictures, strict=True) for g in own]
+        masks = iter(self.masks(targets, keep_logits=keep_logits))
+        predictions = []
+        for sample, picture in zip(samples, pictures, strict=True):
+            drawn = [(turn, [next(masks) for _ in turn.targets]) for turn in sample.turns]
+            predictions.append(
+                tuple(_given_prediction(*one, picture.original, keep_logits) for one in drawn)
+            )
+        return predictions
 
     def passes_threshold(self, found: Segment) -> bool:
         """Whether a segment's mask is sure enough to be shown."""
         return passes_threshold(found.score, self.min_score)
 
-    def masks(self, targets: Sequence[tuple[Tensor, PreparedImage]]) -> list[Mask]:
+    def masks(
+        self, targets: Sequence[tuple[Tensor, PreparedImage]], *, keep_logits: bool = False
+    ) -> list[DecodedMask]:
         """Masks of (G, D) group states, each about its picture."""
-        return run_in_portions(self._decode, targets, TARGETS_AT_ONCE)
+        decode = partial(self._decode, keep_logits=keep_logits)
+        return run_in_portions(decode, targets, TARGETS_AT_ONCE)
 
     @torch.inference_mode()
-    def _decode(self, targets: Sequence[tuple[Tensor, PreparedImage]]) -> list[Mask]:
+    def _decode(
+        self, targets: Sequence[tuple[Tensor, PreparedImage]], *, keep_logits: bool
+    ) -> list[DecodedMask]:
         pictures = {picture.key: picture for _, picture in targets}
-        place = {key: row for row, key in enumerate(pictures)}
-        rows = torch.tensor([place[p.key] for _, p in targets], device=self.model.device)
+        position = {key: row for row, key in enumerate(pictures)}
+        rows = torch.tensor([position[p.key] for _, p in targets], device=self.model.device)
         features = _join_features([picture.encoded for picture in pictures.values()])
         embeddings = self.model.model.codebook(torch.stack([state for state, _ in targets]))
-        logits = self.model.decode_masks(embeddings, features, rows)
-        masks, scores, done = list[Tensor](), list[Tensor](), 0
+        low = self.model.decode_masks(embeddings, features, rows)
+        masks, scores, logits, done = list[Tensor](), list[Tensor](), list[Tensor](), 0
         for _, group in groupby((picture for _, picture in targets), key=lambda p: p.key):
             same = list(group)
-            for piece in logits[done : done + len(same)].split(_portion(same[0])):
-                found, score = self._restore(piece, same[0])
-                masks += [*found]
-                scores.append(score)
+            for piece in low[done : done + len(same)].split(_portion(same[0])):
+                restored = self._restore(piece, same[0])
+                masks += [*(restored > 0)]
+                scores.append(score_masks(restored))
+                logits += [*restored.cpu()] if keep_logits else []
             done += len(same)
-        return list(zip(_to_host(masks), torch.cat(scores).tolist(), strict=True))
+        found = zip(_to_host(masks), torch.cat(scores).tolist(), strict=True)
+        if not keep_logits:
+            return [DecodedMask(*one) for one in found]
+        kept = zip(found, logits, strict=True)
+        return [DecodedMask(*one, piece.numpy()) for one, piece in kept]
 
-    def _restore(self, logits: Tensor, picture: PreparedImage) -> tuple[Tensor, Tensor]:
-        """Bool masks (K, H, W) in original pixels on the device, and their scores (K,)."""
+    def _restore(self, logits: Tensor, picture: PreparedImage) -> Tensor:
+        """Logits (K, H, W) in original pixels, on the device."""
         canvas = self.processor.image_processor.image_size
-        restored = restore_masks(logits.float(), picture.resized, picture.original, canvas)
-        masks = restored > 0
-        covered = masks.flatten(1).sum(1).clamp_min(1)
-        return masks, (restored.sigmoid() * masks).flatten(1).sum(1) / covered
+        return restore_masks(logits.float(), picture.resized, picture.original, canvas)
+
+
+def score_masks(logits: Tensor) -> Tensor:
+    """(K,) mean probability over the positive pixels of (K, H, W) logits, 0 where none is."""
+    masks = logits > 0
+    covered = masks.flatten(1).sum(1).clamp_min(1)
+    return (logits.sigmoid() * masks).flatten(1).sum(1) / covered
+
+
+def _given_prediction(
+    turn: Turn, masks: Sequence[DecodedMask], size: tuple[int, int], keep_logits: bool
+) -> Prediction:
+    """A given answer with the masks drawn for its targets; all are shown, whatever their score."""
+    text, segments = "", []
+    *pieces, rest = turn.answer.split(SEG_MARK)
+    for piece, target, found in zip(pieces, turn.targets, masks, strict=True):
+        start = len(text)
+        text += piece.rstrip()
+        segments.append(Segment(target.name, found.mask, found.score, (start, len(text))))
+    info: dict[str, Any] = {"num_filtered": 0, "marked_text": turn.answer}
+    if keep_logits:
+        info["logits"] = _stack_logits(masks, size)
+    return Prediction(text + rest, tuple(segments), turn.question, size, info)
+
+
+def _stack_logits(masks: Sequence[DecodedMask], size: tuple[int, int]) -> NDArray[np.float32]:
+    """(P, H, W), P may be 0."""
+    kept = [mask.logits for mask in masks if mask.logits is not None]
+    return np.stack(kept) if kept else np.zeros((0, *size), dtype=np.float32)
 
 
 def _portion(picture: PreparedImage) -> int:
@@ -142,10 +321,10 @@ def passes_threshold(score: float, limit: float) -> bool:
     return not score < limit
 
 
-def segment(text: str, start: int, end: int, mask: Mask) -> Segment:
+def segment(text: str, start: int, end: int, found: DecodedMask) -> Segment:
     """The segment of a group at ``end`` of a text, behind the one before at ``start``."""
     span = phrase_before(text, end, start)
-    return Segment(text[span[0] : span[1]], mask[0], mask[1], span)
+    return Segment(text[span[0] : span[1]], found.mask, found.score, span)
 
 
 def _to_host(masks: Sequence[Tensor]) -> list[NDArray[np.bool_]]:

@@ -65,5 +65,5 @@ class ChatSession:
             yield item
 
     def _remember(self, prediction: Prediction) -> None:
-        self.history.append((prediction.question, prediction.info["marked_answer"]))
+        self.history.append((prediction.question, prediction.info["marked_text"]))
         self.last = prediction

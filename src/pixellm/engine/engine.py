@@ -13,19 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from pixellm.engine.answers import AnswerDecoder, Mask, segment
+from pixellm.engine.answers import (
+    AnswerDecoder,
+    DecodedMask,
+    PendingAnswer,
+    PromptBuilder,
+    segment,
+)
 from pixellm.engine.batch import AnswerLoop, Chooser, choose_by_options
 from pixellm.engine.cache import SlotRows, compile_forward
 from pixellm.engine.chat import ChatSession
 from pixellm.engine.images import ImageCache, PreparedImage
-from pixellm.engine.pending import PendingAnswer, PromptBuilder
+from pixellm.engine.memory import run_in_portions
 from pixellm.engine.prefixes import PrefixStore
 from pixellm.engine.sampling import AnswerOptions
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.model.small_batch_linear import use_small_batch_kernels
 from pixellm.processing.image import load_image
 from pixellm.processing.processor import PixelLMProcessor
-from pixellm.types import Prediction, Request, Segment
+from pixellm.types import Prediction, Request, Sample, Segment
 
 CACHED_IMAGES = 32
 """Encoded pictures that an engine keeps by default."""
@@ -111,6 +117,7 @@ class Engine:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        keep_logits: bool = False,
     ) -> Prediction:
         """Answer one question about one picture.
 
@@ -122,13 +129,14 @@ class Engine:
             temperature: 0 is greedy; above, tokens are drawn.
             top_p: draw from the fewest most likely tokens that reach this probability.
             seed: same request and seed, same answer.
+            keep_logits: hand the masks' logits on, see :attr:`Prediction.info`.
 
         Raises:
             ValueError: an empty question, one longer than the context, an option out of range,
                 or an unreadable picture.
             FileNotFoundError: no such picture.
         """
-        options = AnswerOptions(max_new_tokens, temperature, top_p, seed)
+        options = AnswerOptions(max_new_tokens, temperature, top_p, seed, keep_logits)
         return self._answer([(Request(image, question, tuple(history)), options)])[0]
 
     def predict_batch(
@@ -149,6 +157,37 @@ class Engine:
         if len(each) != len(requests):
             raise ValueError(f"There are {len(each)} options for {len(requests)} requests.")
         return self._answer(list(zip(requests, each, strict=True)))
+
+    def predict_given(
+        self, samples: Sequence[Sample], *, keep_logits: bool = False
+    ) -> list[tuple[Prediction, ...]]:
+        """Draw the masks of answers that are given (teacher forcing).
+
+        Each dialogue is read in one pass, ``max_batch`` of them together.
+
+        Args:
+            samples: dialogues with their answers.
+            keep_logits: as :meth:`predict`.
+
+        Returns:
+            For each dialogue a Prediction of every turn: the given text, and a segment for each
+            target in order, called by the target's name. None is filtered.
+
+        Raises:
+            ValueError: a dialogue that is longer than the context, or an unreadable picture.
+            FileNotFoundError: no such picture.
+        """
+
+        def draw(portion: Sequence[Sample]) -> list[tuple[Prediction, ...]]:
+            dialogues = [self._prompts.encode_given(sample) for sample in portion]
+            pictures = self.images.prepare([sample.image for sample in portion])
+            prepared = [picture for picture in pictures if isinstance(picture, PreparedImage)]
+            for error in pictures:
+                if not isinstance(error, PreparedImage):
+                    raise error
+            return self._decoder.given_predictions(portion, dialogues, prepared, keep_logits)
+
+        return run_in_portions(draw, samples, self.max_batch)
 
     def predict_many(
         self,
@@ -236,7 +275,7 @@ class Engine:
         (pending,) = self._begin([(request, options)])
         if not isinstance(pending, PendingAnswer):
             raise pending
-        masks, sent = list[Mask](), 0
+        masks, sent = list[DecodedMask](), 0
         with self._loop() as loop:
             loop.add(pending.prompt)
             while loop.is_busy:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pixellm.engine.sampling import AnswerOptions, Sampler
+from pixellm.model.codebook import find_groups
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.model.outputs import CACHE_ARGUMENT
 
@@ -196,3 +197,33 @@ class SeparateRows:
         row.cache = getattr(output, CACHE_ARGUMENT) if self.uses_cache else None
         states: Tensor = output.last_hidden_state[0, -len(new) :]
         return states
+
+
+@torch.inference_mode()
+def read_groups(
+    model: PixelLMForConditionalGeneration,
+    ids: Sequence[Sequence[int]],
+    visible: Sequence[Sequence[bool]],
+    image_tokens: Sequence[Tensor],
+) -> list[Tensor]:
+    """Read whole texts in one pass, for the states of the codebook groups in them.
+
+    Args:
+        model: in evaluation mode.
+        ids: of each text, image placeholders expanded.
+        visible: for each leading id whether it may be attended to; ids behind them all may.
+        image_tokens: (S, D) inputs that stand for the placeholders, of each text.
+
+    Returns:
+        For each text (K, G, D) states of its groups, from left to right.
+    """
+    device, pad = model.device, torch.nn.utils.rnn.pad_sequence
+    seen = [[*v, *[True] * len(i)][: len(i)] for i, v in zip(ids, visible, strict=True)]
+    # Padding lies behind everything that is read, so that its ids change nothing.
+    padded = pad([torch.tensor(i) for i in ids], batch_first=True).to(device)
+    mask = pad([torch.tensor(s, dtype=torch.long) for s in seen], batch_first=True).to(device)
+    hidden = model.model(padded, torch.stack(list(image_tokens)), mask).last_hidden_state
+    codebook = torch.tensor(model.config.codebook_token_ids, device=device)
+    rows, starts = find_groups(padded, codebook)
+    states = model.model.codebook.gather_states(hidden, rows, starts)
+    return list(states.split(torch.bincount(rows, minlength=len(ids)).tolist()))

@@ -26,6 +26,7 @@ class AnswerOptions:
             ``softmax(logits / temperature)``.
         top_p: draw from the fewest most likely tokens whose probabilities reach this sum.
         seed: the same request with the same seed gets the same answer, whatever its company.
+        keep_logits: hand the masks' logits on, in :attr:`pixellm.types.Prediction.info`.
 
     Raises:
         ValueError: a value out of range.
@@ -35,6 +36,7 @@ class AnswerOptions:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    keep_logits: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None and self.max_new_tokens < 1:

@@ -314,11 +314,7 @@ def _check_suffix(engine: Any, folder: Path) -> str:
 def _answer(rules: Rules, engine: Any, batch_size: int) -> Answer:
     if rules.mode == "forced":
         return answer_with_texts(engine, batch_size)
-    if rules.protocol == "strict":
-        return answer_freely(engine, batch_size)
-    from pixellm.evaluation.logit_predictor import LogitPredictor
-
-    return answer_freely(LogitPredictor(engine), batch_size)
+    return answer_freely(engine, batch_size, keep_logits=rules.protocol == "released")
 
 
 class _First(Sequence[Sample]):

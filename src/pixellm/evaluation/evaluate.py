@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from pixellm.evaluation.answer_log import AnswerLog, read_answers
 from pixellm.evaluation.records import AnswerRecord, Origin, build_record
-from pixellm.evaluation.runner import AnsweredDialogue, Predictor, answer_dialogues
+from pixellm.evaluation.runner import (
+    AnsweredDialogue,
+    Predictor,
+    answer_dialogues,
+    answer_given,
+)
 from pixellm.evaluation.scores import Rules, question_giou
 from pixellm.types import Sample
 
@@ -121,16 +126,16 @@ def answer_missing(
     return read_answers(folder)
 
 
-def answer_freely(predictor: Predictor, batch_size: int) -> Answer:
+def answer_freely(predictor: Predictor, batch_size: int, *, keep_logits: bool = False) -> Answer:
     """By free generation, see :func:`~pixellm.evaluation.runner.answer_dialogues`."""
-    return lambda questions: answer_dialogues(predictor, questions, batch_size)
+    return lambda questions: answer_dialogues(
+        predictor, questions, batch_size, keep_logits=keep_logits
+    )
 
 
 def answer_with_texts(engine: Engine, batch_size: int) -> Answer:
-    """With the true texts given, see :func:`~pixellm.evaluation.forced.answer_forced`."""
-    from pixellm.evaluation.forced import answer_forced
-
-    return lambda questions: answer_forced(engine, questions, batch_size, keep_logits=True)
+    """With the true texts given, see :func:`~pixellm.evaluation.runner.answer_given`."""
+    return lambda questions: answer_given(engine, questions, batch_size)
 
 
 def score_dialogue(answered: AnsweredDialogue, index: int, rules: Rules) -> list[AnswerRecord]:

@@ -24,7 +24,7 @@ from pixellm.evaluation.judge import (
     judge_records,
 )
 from pixellm.evaluation.metrics import score_masks_as_released
-from pixellm.evaluation.records import MASK_LOGITS, AnswerRecord, stack_masks, without_marks
+from pixellm.evaluation.records import AnswerRecord, stack_masks, without_marks
 from pixellm.evaluation.runner import AnsweredDialogue
 from pixellm.evaluation.scores import Rules
 from pixellm.files import STANDARD, parse_json, read_input
@@ -117,7 +117,7 @@ def _rejudge_released(
     for record, rejected in zip(judgement.records, judgement.rejected, strict=True):
         if rejected:
             turn = samples[record.index].turns[record.turn]
-            logits = predictions.predict(record.key, turn.question, record.size).info[MASK_LOGITS]
+            logits = predictions.predict(record.key, turn.question, record.size).info["logits"]
             truths = stack_masks([decode_mask(t.mask) for t in turn.targets], record.size)
             released = score_masks_as_released(logits, truths, rejected)
             record = replace(record, released=released)
@@ -264,7 +264,7 @@ class ExternalPredictions:
         scores = _read_scores(values.get("scores"), len(masks))
         rows = zip(masks, scores, spans or [(0, 0)] * len(masks), strict=True)
         segments = tuple(Segment(text[a:b], mask, score, (a, b)) for mask, score, (a, b) in rows)
-        return Prediction(text, segments, question, size, {MASK_LOGITS: logits})
+        return Prediction(text, segments, question, size, {"logits": logits})
 
 
 def _from_answer(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,9 +19,6 @@ from pixellm.evaluation.metrics import Protocol, QuestionScore, score_masks_as_r
 from pixellm.masks import decode_mask, encode_mask
 from pixellm.types import RLE, SEG_MARK, BoolMask, Prediction, Target, Turn
 
-MASK_LOGITS = "mask_logits"
-"""Key of a prediction's ``info`` with its (P, H, W) mask logits, for the released protocol."""
-
 
 @dataclass(frozen=True, slots=True)
 class ShownMask:
@@ -117,8 +114,7 @@ def build_record(
         turn: question, true answer and targets.
         prediction: the answer, masks (H, W) bool in pixels of the picture.
         seconds: the answer took.
-        protocol: "released" also scores the logits that the prediction carries under
-            :data:`MASK_LOGITS`.
+        protocol: "released" also scores the logits that the prediction carries.
         pairs: which mask answers which target, where the answer was given; matched where None.
 
     Raises:
@@ -238,7 +234,7 @@ def _score_what_counts(
 
 def _score_as_released(prediction: Prediction, truths: BoolMask) -> QuestionScore:
     """By the release's MUSE scorer, which knows no ignored pixels: all of them count here."""
-    logits = prediction.info.get(MASK_LOGITS)
+    logits = prediction.info.get("logits")
     if logits is None:
         if prediction.segments:
             raise ValueError(

@@ -1,18 +1,23 @@
 """Puts the questions of dialogues to a predictor, turn by turn, in full batches.
 
 Anything with ``predict_batch`` can be evaluated: the engine, a remote model, a baseline. It knows
-nothing of scores, and never shows a predictor an answer from the data.
+nothing of scores, and shows an answer from the data to no predictor but where it is to be given.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pixellm.types import SEG_MARK, Prediction, Request, Sample
+
+if TYPE_CHECKING:
+    from pixellm.engine import Engine
 
 
 class Predictor(Protocol):
@@ -54,7 +59,7 @@ class _OpenDialogue:
         """The next question; the history is what the predictor itself answered before."""
         earlier = zip(self.sample.turns, self.predictions, strict=False)
         history = tuple(
-            (turn.question, answer.info.get("marked_answer") or mark_answer(answer))
+            (turn.question, answer.info.get("marked_text") or mark_answer(answer))
             for turn, answer in earlier
         )
         turn = self.sample.turns[len(self.predictions)]
@@ -74,7 +79,7 @@ def mark_answer(prediction: Prediction) -> str:
     """An answer's text with ``{seg}`` behind each grounded phrase, as a dialogue's history has it.
 
     For predictors that don't say themselves what they wrote: an engine's
-    ``info["marked_answer"]`` also marks phrases whose masks it filtered. A literal ``{seg}`` in
+    ``info["marked_text"]`` also marks phrases whose masks it filtered. A literal ``{seg}`` in
     the text is dropped: in a history it would stand for a mask.
     """
     pieces, start = [], 0
@@ -85,8 +90,34 @@ def mark_answer(prediction: Prediction) -> str:
     return f" {SEG_MARK}".join(piece.replace(SEG_MARK, "") for piece in pieces)
 
 
+def answer_given(
+    engine: Engine, samples: Iterable[Sample], batch_size: int
+) -> Iterator[AnsweredDialogue]:
+    """Run dialogues with their true answers given, in order; predictions carry logits.
+
+    The masks of a turn come in the order of its targets, one each; the texts are the true ones.
+
+    Args:
+        engine: draws the masks.
+        samples: dialogues, read a batch at a time.
+        batch_size: dialogues per call, at least 1.
+
+    Raises:
+        ValueError: ``batch_size`` is below 1, or a dialogue is longer than the model's context.
+    """
+    if batch_size < 1:
+        raise ValueError(f"The batch size must be at least 1, not {batch_size}.")
+    arriving = enumerate(samples)
+    while batch := list(islice(arriving, batch_size)):
+        start = time.perf_counter()
+        drawn = engine.predict_given([sample for _, sample in batch], keep_logits=True)
+        seconds = (time.perf_counter() - start) / sum(map(len, drawn))
+        for (index, sample), predictions in zip(batch, drawn, strict=True):
+            yield AnsweredDialogue(index, sample, predictions, (seconds,) * len(predictions))
+
+
 def answer_dialogues(
-    predictor: Predictor, samples: Iterable[Sample], batch_size: int
+    predictor: Predictor, samples: Iterable[Sample], batch_size: int, *, keep_logits: bool = False
 ) -> Iterator[AnsweredDialogue]:
     """Run dialogues by free generation.
 
@@ -98,6 +129,7 @@ def answer_dialogues(
         predictor: answers the questions.
         samples: dialogues, read only as fast as they are answered.
         batch_size: requests per call, at least 1; only the last calls may hold fewer.
+        keep_logits: predictions carry logits; for engines alone.
 
     Yields:
         Each dialogue once it is complete, not necessarily in the order of the input.
@@ -110,22 +142,29 @@ def answer_dialogues(
         raise ValueError(f"The batch size must be at least 1, not {batch_size}.")
     arriving = enumerate(samples)
     waiting: deque[_OpenDialogue] = deque()
+    ask: Any = predictor.predict_batch
+    if keep_logits:
+        from pixellm.engine import AnswerOptions
+
+        ask = partial(ask, options=AnswerOptions(keep_logits=True))
     while True:
         while len(waiting) < batch_size and (arrival := next(arriving, None)):
             waiting.append(_OpenDialogue(*arrival))
         if not waiting:
             return
         batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
-        _ask(predictor, batch)
+        _ask(ask, batch)
         yield from (dialogue.close() for dialogue in batch if dialogue.is_complete)
         waiting.extendleft(d for d in reversed(batch) if not d.is_complete)
 
 
-def _ask(predictor: Predictor, batch: Sequence[_OpenDialogue]) -> None:
+def _ask(
+    ask: Callable[[Sequence[Request]], list[Prediction]], batch: Sequence[_OpenDialogue]
+) -> None:
     """Answer the next turn of every dialogue of a batch."""
     requests = [dialogue.next_request() for dialogue in batch]
     start = time.perf_counter()
-    predictions = predictor.predict_batch(requests)
+    predictions = ask(requests)
     seconds = (time.perf_counter() - start) / len(batch)
     if len(predictions) != len(requests):
         raise ValueError(
