@@ -18,7 +18,7 @@ from pixellm.files import MAKER
 from pixellm.masks import Size, mask_to_box, resize_mask
 from pixellm.types import BoolMask
 
-Picture = Image.Image | NDArray[np.uint8]
+ImageLike = Image.Image | NDArray[np.uint8]
 Color = tuple[int, int, int]
 
 PALETTE: tuple[Color, ...] = (
@@ -56,7 +56,7 @@ def segment_color(index: int) -> Color:
 
 
 def draw_overlay(
-    image: Picture,
+    image: ImageLike,
     masks: Sequence[BoolMask],
     labels: Sequence[str] | None = None,
     *,
@@ -83,25 +83,25 @@ def draw_overlay(
     Raises:
         ValueError: a mask of another size than the picture, or masks and labels differ in number.
     """
-    picture = _to_image(image)
-    _check(picture, masks, labels)
-    pixels = np.asarray(picture, dtype=np.float32).copy()
+    base = _to_image(image)
+    _check(base, masks, labels)
+    pixels = np.asarray(base, dtype=np.float32).copy()
     for index in sorted(range(len(masks)), key=lambda i: -int(masks[i].sum())):
         tint = np.array(segment_color(index), dtype=np.float32)
         pixels[masks[index]] += (tint - pixels[masks[index]]) * opacity
-    thickness = max(1, round(max(picture.size) / 350))
+    thickness = max(1, round(max(base.size) / 350))
     for index, mask in enumerate(masks):
         _draw_outline(pixels, mask, segment_color(index), thickness)
     drawn = Image.fromarray(np.rint(pixels).astype(np.uint8))
-    font_size = int(np.clip(max(picture.size) / 42, 11, 40))
-    if labels is None or picture.width < _LETTERS_ACROSS * font_size:
+    font_size = int(np.clip(max(base.size) / 42, 11, 40))
+    if labels is None or base.width < _LETTERS_ACROSS * font_size:
         labels = [""] * len(masks)
     _draw_tags(drawn, masks, _tag_texts(labels, numbered), _font(font_size))
     return drawn
 
 
 def draw_contact_sheet(
-    tiles: Sequence[Picture],
+    tiles: Sequence[ImageLike],
     captions: Sequence[str] | None = None,
     columns: int = 4,
     tile_width: int = 320,
@@ -172,7 +172,7 @@ def encode_picture(image: Image.Image, suffix: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _to_image(image: Picture) -> Image.Image:
+def _to_image(image: ImageLike) -> Image.Image:
     return (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
 
 

@@ -53,10 +53,10 @@ def draw(path: Path, seed: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def write_refcoco(root: Path, pictures: int = 4) -> Path:
+def write_refcoco(root: Path, count: int = 4) -> Path:
     """A refCOCO of two expressions a picture, in its true layout; the first picture is missing."""
     images, annotations, refs = [], [], []
-    for number in range(pictures):
+    for number in range(count):
         name = f"COCO_train2014_{number:012d}.jpg"
         draw(root / PHOTOS / name, number)
         images.append({"id": number, "file_name": name, "height": 24, "width": 32})

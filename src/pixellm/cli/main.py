@@ -193,12 +193,12 @@ def segment(
         raise ValueError("Name a picture and a question, or many pictures with --batch.")
     destinations = _destinations(Path(image), out, json, masks)
     Request(Path(image), question)  # refuses an empty one before a model is loaded
-    picture = _read_picture(Path(image))
+    loaded = _read_picture(Path(image))
     engine = load_engine(model, device, dtype, quantize, offload, min_mask_score=min_score)
-    prediction = engine.predict(picture, question)
+    prediction = engine.predict(loaded, question)
     values = prediction_to_json(prediction, image, model)
     _show_answer(prediction, values, as_json=json == "-")
-    for path in write_answer(prediction, picture, values, destinations):
+    for path in write_answer(prediction, loaded, values, destinations):
         say(f"Wrote {path}", err=json == "-")
 
 

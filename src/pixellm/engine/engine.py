@@ -233,11 +233,11 @@ class Engine:
         What the model has read of the dialogue is kept, so that a turn costs its question and
         answer alone.
         """
-        picture = load_image(image)
-        (prepared,) = self.images.prepare([picture])
+        opened = load_image(image)
+        (prepared,) = self.images.prepare([opened])
         if not isinstance(prepared, PreparedImage):
             raise prepared
-        return ChatSession(self, picture, prepared)
+        return ChatSession(self, opened, prepared)
 
     def warm_up(self, batch: int = 1, length: int | None = None) -> None:
         """Run each kind of step once, so that no real request pays for what is made only once.

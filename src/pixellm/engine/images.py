@@ -80,19 +80,19 @@ class ImageCache:
         found: dict[bytes, PreparedImage] = {}
         fresh: dict[bytes, Image.Image] = {}
         keys: dict[int, bytes] = {}
-        for number, picture in opened.items():
-            if isinstance(picture, PreparedImage):
-                keys[number] = picture.key
-                found[picture.key] = picture
-            elif isinstance(picture, Image.Image):
-                key = keys[number] = _content_key(picture)
+        for number, one in opened.items():
+            if isinstance(one, PreparedImage):
+                keys[number] = one.key
+                found[one.key] = one
+            elif isinstance(one, Image.Image):
+                key = keys[number] = _content_key(one)
                 if key in self._kept:
                     found[key] = self._kept[key]
                 else:
-                    fresh[key] = picture
-        missing = [(key, picture) for key, picture in fresh.items() if key not in found]
+                    fresh[key] = one
+        missing = [(key, one) for key, one in fresh.items() if key not in found]
         encoded = run_in_portions(self._encode, missing, self.max_batch)
-        found |= {picture.key: picture for picture in encoded}
+        found |= {one.key: one for one in encoded}
         self._keep(found)
         results = {number: found[key] for number, key in keys.items()}
         errors = {n: p for n, p in opened.items() if isinstance(p, (ValueError, OSError))}

@@ -182,8 +182,8 @@ class PixelLMProcessor(ProcessorMixin):
         chosen = BatchOptions.parse(options)
         prompts = [text] if isinstance(text, str) else list(text or ())
         dialogues = [self.codec.encode_rendered(prompt) for prompt in prompts]
-        pictures = None if images is None else self.image_processor(self._as_list(images))
-        return self._batch(dialogues, pictures, chosen)
+        features = None if images is None else self.image_processor(self._as_list(images))
+        return self._batch(dialogues, features, chosen)
 
     def apply_chat_template(
         self,
@@ -241,8 +241,8 @@ class PixelLMProcessor(ProcessorMixin):
             return rendered if batched else rendered[0]
         if chat_template not in (None, self.chat_template):
             raise ValueError("Inputs are built with the processor's own chat template only.")
-        pictures = [image for messages in conversations for image in self._pictures(messages)]
-        batch = self._encode_conversations(conversations, pictures, add_generation_prompt, chosen)
+        images = [image for messages in conversations for image in self._pictures(messages)]
+        batch = self._encode_conversations(conversations, images, add_generation_prompt, chosen)
         return batch if return_dict else batch["input_ids"]
 
     def encode_batch(
@@ -278,8 +278,8 @@ class PixelLMProcessor(ProcessorMixin):
             self.codec.encode(messages, add_generation_prompt=add_generation_prompt)
             for messages in conversations
         ]
-        pictures = self.image_processor([load_image(i) for i in images]) if images else None
-        return self._batch(dialogues, pictures, options)
+        features = self.image_processor([load_image(i) for i in images]) if images else None
+        return self._batch(dialogues, features, options)
 
     def word_question(self, asked: Turn | Request) -> str:
         """A question as the model is to read it: with its suffix, where the question takes one."""
@@ -299,7 +299,7 @@ class PixelLMProcessor(ProcessorMixin):
     def _batch(
         self,
         dialogues: Sequence[EncodedDialogue],
-        pictures: BatchFeature | None,
+        features: BatchFeature | None,
         options: BatchOptions,
     ) -> BatchFeature:
         """Pad rows and mask padding, in the text and among the image tokens."""
@@ -309,14 +309,14 @@ class PixelLMProcessor(ProcessorMixin):
                 f"Rows of {min(lengths)} to {max(lengths)} ids make a batch only with padding=True."
             )
         masks = [[1] * len(d.ids) for d in dialogues]
-        sizes = () if pictures is None else pictures["resized_sizes"]
+        sizes = () if features is None else features["resized_sizes"]
         placed = sum(dialogue.prefix > 0 for dialogue in dialogues)
         if placed != len(sizes) or (len(sizes) and placed != len(dialogues)):
             raise ValueError(
                 f"{len(dialogues)} dialogues place {placed} pictures, but {len(sizes)} are given; "
                 "each dialogue needs its own, or none has any."
             )
-        if pictures is not None:
+        if features is not None:
             for dialogue, mask, size in zip(dialogues, masks, sizes, strict=True):
                 shown = self.image_token_mask(size.tolist())
                 mask[dialogue.prefix - len(shown) : dialogue.prefix] = shown.astype(int).tolist()
@@ -325,7 +325,7 @@ class PixelLMProcessor(ProcessorMixin):
             "input_ids": pad_sequences([d.ids for d in dialogues], pad, side),
             "attention_mask": pad_sequences(masks, 0, side),
         }
-        return BatchFeature({**data, **(pictures or {})}, tensor_type=options.return_tensors)
+        return BatchFeature({**data, **(features or {})}, tensor_type=options.return_tensors)
 
     @staticmethod
     def _as_list(images: Any) -> list[Any]:

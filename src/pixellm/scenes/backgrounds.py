@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 Colour = NDArray[np.float64]
 Field = NDArray[np.float32]
 
@@ -40,7 +40,7 @@ _WEIGHTS = (0.16, 0.10, 0.08, 0.06, 0.06, 0.08, 0.14, 0.20, 0.12)
 _POOL_SIDE = 384
 
 
-def draw_background(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
+def draw_background(rng: np.random.Generator, size: tuple[int, int]) -> Pixels:
     """One background of a random kind.
 
     Its contrast is held below that of the stickers, so that every sticker stays visible.
@@ -84,14 +84,14 @@ def _grid(size: tuple[int, int]) -> tuple[Field, Field]:
     return rows[:, None], columns[None, :]
 
 
-def _blend(field: Field, first: Colour, second: Colour) -> Picture:
+def _blend(field: Field, first: Colour, second: Colour) -> Pixels:
     """Colours between two, by a field in 0..1, in 256 steps."""
     steps = np.linspace(first, second, 256).astype(np.uint8)
     index = (field * 255).astype(np.uint8)
     return _look_up(np.broadcast_to(index[..., None], (*field.shape, 3)), steps)
 
 
-def _look_up(index: NDArray[np.uint8], table: NDArray[np.uint8]) -> Picture:
+def _look_up(index: NDArray[np.uint8], table: NDArray[np.uint8]) -> Pixels:
     """Replace every channel's values, (H, W, 3), by its column of the table, (256, 3)."""
     picture = np.empty(index.shape, dtype=np.uint8)
     for channel in range(3):
@@ -151,7 +151,7 @@ def _smooth_noise(rng: np.random.Generator, size: tuple[int, int], cells: int) -
     return np.asarray(knots.resize(size[::-1], Image.Resampling.BILINEAR))
 
 
-def _clouds(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
+def _clouds(rng: np.random.Generator, size: tuple[int, int]) -> Pixels:
     """Low-frequency colour noise."""
     cells = int(rng.integers(3, 12))
     spread = rng.uniform(20, 60)
@@ -160,7 +160,7 @@ def _clouds(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
     return np.asarray(small.resize(size[::-1], Image.Resampling.BICUBIC))
 
 
-def _grainy(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
+def _grainy(rng: np.random.Generator, size: tuple[int, int]) -> Pixels:
     """One colour with grey noise, cut from a fixed sheet."""
     sheet = _grain_sheet()
     rows, columns = (
@@ -179,7 +179,7 @@ def _grain_sheet() -> Field:
 
 def _crop_photo(
     rng: np.random.Generator, size: tuple[int, int], pool: tuple[Image.Image, ...]
-) -> Picture:
+) -> Pixels:
     """A random part of a random photo, mirrored half the time, in lighter or darker tones."""
     photo = pool[int(rng.integers(len(pool)))]
     height, width = size

@@ -54,11 +54,11 @@ def _cut_from_photos(images: Path, count: int) -> dict[str, Any]:
     return {**values, "images": crowded, "annotations": kept}
 
 
-def _draw(images: Path, count: int) -> dict[str, Any]:
+def _draw(folder: Path, count: int) -> dict[str, Any]:
     pictures, annotations = [], []
     for number in range(count):
         name, height, width = f"COCO_train2014_{number:012d}.jpg", 40 + number, 60
-        draw_photo(images / name, (height, width), seed=number)
+        draw_photo(folder / name, (height, width), seed=number)
         pictures.append({"id": 500 - number, "file_name": name, "height": height, "width": width})
         for place in range(4):
             shape: Any = [

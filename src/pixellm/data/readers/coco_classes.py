@@ -79,7 +79,7 @@ class CocoClasses(ClassReader):
 
     def where(self, item: int) -> tuple[Path, str]:
         """The annotation file, and which of its images."""
-        return self.annotations, f"image {self.index.pictures[self._items[item]]}"
+        return self.annotations, f"image {self.index.usable[self._items[item]]}"
 
     def picture(self, item: int) -> AnnotatedPicture:
         """A picture with its classes, in the order of its annotations."""

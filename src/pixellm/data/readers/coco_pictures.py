@@ -68,7 +68,7 @@ class CocoPictures:
 
     Attributes:
         categories: category id -> its entry, in the order of the file.
-        pictures: the usable pictures, as places in the file's ``images``.
+        usable: the usable pictures, as indices in the file's ``images``.
         category_of: (num annotations,) category id of each annotation.
         is_crowd: (num annotations,) bool, regions that hold many objects.
         is_faulty: (num annotations,) bool, annotations whose mask can't be used.
@@ -88,20 +88,20 @@ class CocoPictures:
         self.annotations: JsonRecords = found.annotation_spans.records(path)
         self.category_of = np.array(found.category_ids, dtype=np.int64)
         self.is_crowd = np.array(found.crowds, dtype=np.int8).astype(bool)
-        self.pictures = np.array(list(found.images.values()), dtype=np.int64)
+        self.usable = np.array(list(found.images.values()), dtype=np.int64)
         self.is_faulty = np.array(found.faulty, dtype=np.int8).astype(bool)
         items = found.items_of_annotations()
         rows = np.flatnonzero(items >= 0)
         self._rows = rows[np.argsort(items[rows], kind="stable")]
-        self._starts = np.searchsorted(items[self._rows], np.arange(len(self.pictures) + 1))
+        self._starts = np.searchsorted(items[self._rows], np.arange(len(self.usable) + 1))
 
     def __len__(self) -> int:
         """Usable pictures."""
-        return len(self.pictures)
+        return len(self.usable)
 
     def picture(self, item: int) -> dict[str, Any]:
         """The entry of a usable picture, by its number."""
-        entry: dict[str, Any] = self.images[int(self.pictures[item])]
+        entry: dict[str, Any] = self.images[int(self.usable[item])]
         return entry
 
     def rows_of(self, item: int) -> np.ndarray:

@@ -93,7 +93,7 @@ class OwnExpressions(Reader):
 
     def where(self, item: int) -> tuple[Path, str]:
         """The annotation file, and which of its images."""
-        return self.annotations, f"image {self.index.pictures[self._places_of(item)[0, 0]]}"
+        return self.annotations, f"image {self.index.usable[self._places_of(item)[0, 0]]}"
 
     def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
         """The dialogues about a group of expressions."""

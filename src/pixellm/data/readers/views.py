@@ -33,14 +33,14 @@ LEAST_KEPT = 0.25
 Box = tuple[int, int, int, int]
 
 
-def another_view(picture: AnnotatedPicture, rng: random.Random) -> AnnotatedPicture:
+def another_view(annotated: AnnotatedPicture, rng: random.Random) -> AnnotatedPicture:
     """Draw a view of a picture.
 
     Half of all views are mirrored. A class that lies outside of the cut is gone; one of which too
     little is left stays known, but can't be asked for.
 
     Args:
-        picture: its file is read.
+        annotated: its file is read.
         rng: decides everything.
 
     Returns:
@@ -52,20 +52,20 @@ def another_view(picture: AnnotatedPicture, rng: random.Random) -> AnnotatedPict
     """
     from pixellm.processing.image import load_image
 
-    image = load_image(picture.image)
-    if (image.height, image.width) != tuple(picture.size):
+    image = load_image(annotated.image)
+    if (image.height, image.width) != tuple(annotated.size):
         raise ValueError(
-            f"Picture {picture.id} is {(image.height, image.width)} (height, width), but its "
-            f"annotation says {tuple(picture.size)}."
+            f"Picture {annotated.id} is {(image.height, image.width)} (height, width), but its "
+            f"annotation says {tuple(annotated.size)}."
         )
-    box, mirrored = _cut(rng, picture.size), rng.random() < 0.5
+    box, mirrored = _cut(rng, annotated.size), rng.random() < 0.5
     pixels = np.asarray(_recolored(image.crop(box), rng))
     if mirrored:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
-    seen = [_class_in_view(one, box, mirrored) for one in picture.classes]
+    seen = [_class_in_view(one, box, mirrored) for one in annotated.classes]
     shown = tuple(one for one in seen if one.masks or one.crowds)
     size = (box[3] - box[1], box[2] - box[0])
-    return replace(picture, image=pixels, size=size, classes=shown)
+    return replace(annotated, image=pixels, size=size, classes=shown)
 
 
 def _cut(rng: random.Random, size: tuple[int, int]) -> Box:

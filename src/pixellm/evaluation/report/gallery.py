@@ -128,10 +128,10 @@ def read_picture(record: AnswerRecord) -> Image.Image | None:
     if not record.path:
         return None
     try:
-        with Image.open(Path(record.path)) as image:
+        with Image.open(Path(record.path)) as opened:
             from PIL import ImageOps
 
-            picture = ImageOps.exif_transpose(image).convert("RGB")
+            picture = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, UnidentifiedImageError):
         return None
     return picture if (picture.height, picture.width) == record.size else None
