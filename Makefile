@@ -26,12 +26,12 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.torch
 	$(PIP_INSTALL) $(KEEP_TORCH) --editable ".[dev]"
 	touch $@ $(VENV)/.core
 
-# One question about the bundled picture, answered by the embedded model.
+# One question about the bundled image, answered by the embedded model.
 demo: $(VENV)/.core
 	@mkdir -p $(OUT)
 	@$(BIN)/pixellm segment examples/scene.png "$$(cat examples/question.txt)" \
 	  --out $(OUT)/demo.png --json $(OUT)/demo.json
-	@echo "The picture with its masks lies in $(OUT)/demo.png, the answer with run lengths in $(OUT)/demo.json."
+	@echo "The image with its masks lies in $(OUT)/demo.png, the answer with run lengths in $(OUT)/demo.json."
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests benchmarks examples

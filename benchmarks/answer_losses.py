@@ -2,7 +2,7 @@
 
     python benchmarks/answer_losses.py nano [MODEL ...] [--num 120] [--kinds several,order]
 
-Teacher forcing on the split val, one dialogue a picture: nats per answer, and for answers with
+Teacher forcing on the split val, one dialogue an image: nats per answer, and for answers with
 several masks nats of each name, first to last. A name's nats are those of all tokens from the mask
 before up to its own: articles, commas and the begin of its mask are in it, and in the first name's
 the answer's first words, drawn from several wordings, which costs about 0.7 that nobody can know.

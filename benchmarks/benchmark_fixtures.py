@@ -10,7 +10,7 @@ tells its instance from all others ("left dog", "largest car"), the purpose of a
 show that the path from a benchmark's files to its report works, and compare models roughly; never
 set them beside published numbers.
 
-Each fixture lies in OUT/data/NAME as the benchmark's authors lay theirs out, pictures being links;
+Each fixture lies in OUT/data/NAME as the benchmark's authors lay theirs out, images being links;
 OUT/NAME is what `pixellm eval NAME --model MODEL --data OUT/data/NAME --out OUT/NAME` writes. Where
 that gives the answers, OUT/NAME-free has the same with `--mode free`; where the released protocol
 counts otherwise, OUT/NAME-released has it with `--protocol released`. The reports show photos that
@@ -115,7 +115,7 @@ def to_ref(number: int, asked: Asked, several: bool) -> dict[str, Any]:
 
 
 def write_reasonseg(root: Path, asked: list[Asked]) -> None:
-    """ReasonSeg: next to each picture its polygons and text, every other one a whole question."""
+    """ReasonSeg: next to each image its polygons and text, every other one a whole question."""
     folder = root / "reason_seg/ReasonSeg" / SPLIT
     for number, one in enumerate(asked):
         name = one.photo.path.stem
@@ -212,7 +212,7 @@ def evaluate(run: BenchmarkRun, engine: Engine, folder: Path) -> dict[str, Any]:
     return {
         "benchmark": run.name,
         "mode": run.rules.mode,
-        "pictures": summary.num_pictures,
+        "pictures": summary.num_images,
         "questions": summary.num_questions,
         "targets": summary.num_targets,
         "masks": summary.num_masks,
@@ -258,9 +258,9 @@ def build_fixtures(out: Path, photos: Path, num: int) -> None:
         return
     if out.exists():
         raise FileExistsError(f"{out} holds something else; give --out a new folder.")
-    pictures, categories = read_photos(photos)
+    images, categories = read_photos(photos)
     for name in NAMES:
-        write_fixture(name, out / "data" / name, pictures, categories, num)
+        write_fixture(name, out / "data" / name, images, categories, num)
     write_json(note, settings)
 
 

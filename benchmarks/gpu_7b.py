@@ -25,8 +25,8 @@ from measuring.report import make_report, make_tables
 from measuring.speed import Bench
 from measuring.workload import (
     ScriptedEngine,
+    random_images,
     random_model,
-    random_pictures,
     requests_about,
     scripted_answer,
 )
@@ -65,7 +65,7 @@ def measure(precision: str, size: str, repeats: int) -> dict[str, Any]:
         model, processor, LENGTH, cached_images=0, prefix_bytes=0, compile=compiled
     )
     engine.script = script
-    one, many = (requests_about(random_pictures(count)) for count in (1, BATCH))
+    one, many = (requests_about(random_images(count)) for count in (1, BATCH))
     seconds = bench.seconds(lambda: engine.predict_batch(one))
     engine.script = script[-1:]
     first = bench.seconds(lambda: engine.predict_batch(one))
@@ -117,8 +117,8 @@ def weight_bytes(module: torch.nn.Module) -> int:
 def time_decoder(bench: Bench, targets: int = 64) -> float:
     """Seconds of codebook and pixel decoder for a target, when many are decoded together."""
     model, config = bench.model, bench.model.config
-    (picture,) = random_pictures(1)
-    inputs = bench.processor.image_processor([picture]).to(model.device)
+    (image,) = random_images(1)
+    inputs = bench.processor.image_processor([image]).to(model.device)
     features = model.model.encode_images(inputs["pixel_values"], inputs["pixel_mask"])[0].features
     shape = (targets, config.group_size, config.text_config.hidden_size)
     states = torch.randn(shape, device=model.device, dtype=model.dtype)

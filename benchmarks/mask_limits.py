@@ -34,7 +34,7 @@ def withhold(record: AnswerRecord, limit: float) -> AnswerRecord:
     answer = Prediction(record.answer, shown, record.question, record.size, {})
     marks = " ".join(SEG_MARK for _ in record.targets)  # the true text is kept below
     turn = Turn(record.question, marks, record.targets, record.kind)
-    origin = Origin(record.index, record.turn, record.num_turns, record.sample, record.picture)
+    origin = Origin(record.index, record.turn, record.num_turns, record.sample, record.image)
     again = build_record(origin, turn, answer, record.seconds)
     return replace(again, expected=record.expected)
 

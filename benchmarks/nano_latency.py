@@ -1,4 +1,4 @@
-"""How long the embedded model takes: loading, and answering about one picture.
+"""How long the embedded model takes: loading, and answering about one image.
 
     python benchmarks/nano_latency.py [--repeats 9] [--json FILE]
 
@@ -34,21 +34,21 @@ def time_loading(repeats: int) -> list[float]:
 
 
 def time_answers(repeats: int) -> dict[str, list[float]]:
-    """Seconds of an answer with the picture encoded anew, and with it cached."""
+    """Seconds of an answer with the image encoded anew, and with it cached."""
     import pixellm
 
     keeping = pixellm.load("nano", device="cpu")
     forgetting = pixellm.Engine(keeping.model, keeping.processor, cached_images=0)
-    picture = ROOT / "examples" / "scene.png"
+    image = ROOT / "examples" / "scene.png"
     question = (ROOT / "examples" / "question.txt").read_text(encoding="utf-8").strip()
     fresh, cached = [], []
-    keeping.predict(picture, question)
+    keeping.predict(image, question)
     for _ in range(repeats):
         for engine, runs in ((forgetting, fresh), (keeping, cached)):
             start = time.perf_counter()
-            engine.predict(picture, question)
+            engine.predict(image, question)
             runs.append(time.perf_counter() - start)
-    return {"answer": fresh, "answer, picture cached": cached}
+    return {"answer": fresh, "answer, image cached": cached}
 
 
 def main() -> None:

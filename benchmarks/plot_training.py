@@ -71,7 +71,7 @@ def main() -> None:
         panel.grid(alpha=0.3)
     handles = [lines[stage] for stage in stages if stage in lines]
     figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns)
-    figure.savefig(options.picture, dpi=100)
+    figure.savefig(options.image, dpi=100)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ process of its own:
 
     python benchmarks/readers.py --photos ../shared/photos --seconds 2
 
-`items/s` counts calls for an item (all questions about one picture) without its pixels, `decoded/s`
-with the picture decoded as well, `questions/s` the questions in them. `MiB` is what opening the set
+`items/s` counts calls for an item (all questions about one image) without its pixels, `decoded/s`
+with the image decoded as well, `questions/s` the questions in them. `MiB` is what opening the set
 adds to a process; workers that are forked share it.
 """
 
@@ -29,7 +29,7 @@ SPLIT = "val"
 
 
 def lay_out(photos: Path, root: Path) -> None:
-    """Write every layout below `root`; pictures are links."""
+    """Write every layout below `root`; images are links."""
     content = json.loads((photos / "annotations" / f"instances_{SPLIT}.json").read_bytes())
     source = photos / SPLIT / "images"
     for folder in (
@@ -47,7 +47,7 @@ def lay_out(photos: Path, root: Path) -> None:
 
 
 def lay_out_labels(content: dict, root: Path) -> None:
-    """ADE20K, COCO-Stuff and Mapillary: instances painted into label pictures."""
+    """ADE20K, COCO-Stuff and Mapillary: instances painted into label images."""
     from pixellm.masks import decode_mask, segmentation_to_rle
 
     numbers = {one["id"]: place for place, one in enumerate(content["categories"])}
@@ -155,8 +155,8 @@ def measure(name: str, root: Path, options: dict, seconds: float) -> dict[str, f
 
 
 def decode(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def repeat(call: Callable[[int], object], seconds: float) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """What the referring and MUSE readers cost at the size of the real data sets, without those sets.
 
-Writes files of refCOCO's size (20,000 pictures, 200,000 annotations, 50,000 refs with three
-expressions each; no pictures) and of a quarter of MUSE's, then opens and reads them in processes of
+Writes files of refCOCO's size (20,000 images, 200,000 annotations, 50,000 refs with three
+expressions each; no images) and of a quarter of MUSE's, then opens and reads them in processes of
 their own:
 
     python benchmarks/referring_readers.py --scale 1.0 --items 500
@@ -32,16 +32,16 @@ WORDS = ("left", "right", "man", "woman", "guy", "blue", "red", "shirt", "the", 
 def write_refcoco(root: Path, scale: float) -> None:
     """refCOCO's two files, with polygons of 40 points."""
     draw = random.Random(0)
-    pictures, annotations, refs = range(int(20_000 * scale)), int(200_000 * scale), []
+    images, annotations, refs = range(int(20_000 * scale)), int(200_000 * scale), []
     content = {
         "images": [
             {"id": i, "file_name": f"COCO_train2014_{i:012d}.jpg", "height": 480, "width": 640}
-            for i in pictures
+            for i in images
         ],
         "annotations": [
             {
                 "id": i,
-                "image_id": i % len(pictures),
+                "image_id": i % len(images),
                 "category_id": 1,
                 "bbox": [0, 0, 9, 9],
                 "segmentation": [[round(draw.uniform(0, 480), 2) for _ in range(80)]],
@@ -53,7 +53,7 @@ def write_refcoco(root: Path, scale: float) -> None:
     for number in range(int(50_000 * scale)):
         texts = [" ".join(draw.choices(WORDS, k=draw.randint(1, 7))) for _ in range(3)]
         sentences = [{"sent": t, "raw": t, "tokens": t.split(), "sent_id": number} for t in texts]
-        ref = {"ref_id": number, "ann_id": number, "image_id": number % len(pictures)}
+        ref = {"ref_id": number, "ann_id": number, "image_id": number % len(images)}
         refs.append({**ref, "category_id": 1, "split": "train", "sentences": sentences})
     folder = root / "refer_seg/refcoco"
     folder.mkdir(parents=True)

@@ -82,7 +82,7 @@ def growth(
     quick: _Quick = False,
     json: _Json = None,
 ) -> None:
-    """Measure how cost grows with targets, questions per picture, batch and answer length."""
+    """Measure how cost grows with targets, questions per image, batch and answer length."""
     from measuring import speed
 
     bench = _prepare(model, vision_tower, device, dtype, 1 if quick else repeats)
@@ -91,7 +91,7 @@ def growth(
     length = words + targets * bench.model.config.group_size
     tables = {
         "targets": speed.grow_targets(bench, counts, words),
-        "questions about one picture": speed.grow_questions(bench, counts, length, targets),
+        "questions about one image": speed.grow_questions(bench, counts, length, targets),
         "batch": speed.grow_batch(bench, counts, length, targets),
         "answer length": speed.grow_length(bench, [length * n for n in counts[:4]], targets),
     }
@@ -114,7 +114,7 @@ def flops(
     rows = compare_flops(("7b", "13b"), prompt, words, (1, 3, 6))
     settings = {"prompt_tokens": prompt, "answer_words": words}
     machine = describe_machine(torch.device("meta"))
-    _show_and_write(machine, settings, {"TFLOPs of an answer about one picture": rows}, json)
+    _show_and_write(machine, settings, {"TFLOPs of an answer about one image": rows}, json)
 
 
 def _prepare(model: str, vision_tower: str | None, device: str, dtype: str, repeats: int) -> Bench:

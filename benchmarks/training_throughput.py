@@ -1,8 +1,8 @@
-"""Training throughput: pictures per second and peak memory, against a plain loop.
+"""Training throughput: images per second and peak memory, against a plain loop.
 
-The plain loop does what the released code does: the decoder runs picture by picture, logits are
-made for every position, masks are compared at the size of the picture, and every batch carries a
-1024 x 1024 float picture that nothing reads. Both loops see the same random pictures, texts and
+The plain loop does what the released code does: the decoder runs image by image, logits are
+made for every position, masks are compared at the size of the image, and every batch carries a
+1024 x 1024 float image that nothing reads. Both loops see the same random images, texts and
 masks, and move the same parameters with AdamW. Each figure comes from a process of its own.
 
     python benchmarks/training_throughput.py --model nano --model 110m --json out.json
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PICTURE = (480, 640)
+IMAGE = (480, 640)
 DUMMY_SIDE = 1024
 RECIPE_7B = Path(__file__).parents[1] / "recipes" / "pixellm_7b.yaml"
 
@@ -91,7 +91,7 @@ def build(name: str, device: str) -> Any:
 
 
 def random_batch(shape: Any, rows: int, length: int, targets: int, device: str) -> dict[str, Any]:
-    """Rows of a picture, text and `targets` codebook groups each."""
+    """Rows of an image, text and `targets` codebook groups each."""
     import torch
 
     from pixellm.model.pixel_masks import pack_masks
@@ -129,7 +129,7 @@ def our_loss(model: Any, batch: dict[str, Any]) -> Any:
 
 
 def plain_loss(model: Any, batch: dict[str, Any]) -> Any:
-    """Picture by picture, at the size of the picture, with logits for every position."""
+    """Image by image, at the size of the image, with logits for every position."""
     import torch.nn.functional as F
 
     from pixellm.model.codebook import find_groups
@@ -146,7 +146,7 @@ def plain_loss(model: Any, batch: dict[str, Any]) -> Any:
         embeddings = model.target_embeddings(hidden[row : row + 1], rows, starts)
         features = [feature[row : row + 1] for feature in encoded.features]
         masks = model.decode_masks(embeddings, features, rows)[:, None].float()
-        masks = F.interpolate(masks, PICTURE, mode="bilinear").flatten(1)
+        masks = F.interpolate(masks, IMAGE, mode="bilinear").flatten(1)
         truth = batch["full_masks"][batch["target_rows"] == row].flatten(1).float()
         bce = F.binary_cross_entropy_with_logits(masks, truth)
         dice = dice_loss(masks, truth).mean()
@@ -155,7 +155,7 @@ def plain_loss(model: Any, batch: dict[str, Any]) -> Any:
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """One loop of one model: pictures per second over the steps after the first two."""
+    """One loop of one model: images per second over the steps after the first two."""
     import torch
 
     from pixellm.training.progress import peak_memory
@@ -166,7 +166,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     model = build(job["model"], device)
     batch = random_batch(model.config, rows, job["length"], job["targets"], device)
     if plain:
-        full = torch.rand(rows * job["targets"], *PICTURE) > 0.5
+        full = torch.rand(rows * job["targets"], *IMAGE) > 0.5
         batch |= {
             "full_masks": full.to(device),
             "dummy": torch.zeros(rows, 3, DUMMY_SIDE, DUMMY_SIDE, device=device),
@@ -215,8 +215,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", action="append", choices=["nano", "110m", "7b"], required=True)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rows", type=int, default=4, help="pictures per step")
-    parser.add_argument("--targets", type=int, default=6, help="masks per picture")
+    parser.add_argument("--rows", type=int, default=4, help="images per step")
+    parser.add_argument("--targets", type=int, default=6, help="masks per image")
     parser.add_argument("--length", type=int, default=0, help="tokens per row; 0 suits the model")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)

@@ -24,7 +24,7 @@ SHAPES = {
 """LLaMA's sizes."""
 
 VOCAB_SIZE = 32008
-"""LLaMA's 32,000 pieces, six codebook tokens, and the two around a picture."""
+"""LLaMA's 32,000 pieces, six codebook tokens, and the two around an image."""
 
 IMAGE_TOKENS = 256
 
@@ -108,7 +108,7 @@ def main() -> None:
         per_token = count(released_shape(**sizes)).cache_bytes_per_token
         print(
             f"{name}: keys and values take {per_token / 1e6:.2f} MB a token in 16 bits, "
-            f"a picture {per_token * IMAGE_TOKENS / 1e6:.0f} MB."
+            f"an image {per_token * IMAGE_TOKENS / 1e6:.0f} MB."
         )
 
 

@@ -1,6 +1,6 @@
 """Why the release's MUSE score rewards masks that nobody asked for: three invented models.
 
-One picture, one question, two true objects. All three models are made up here: an honest one,
+One image, one question, two true objects. All three models are made up here: an honest one,
 one that adds spurious masks to the same answer, and one that shows spurious masks alone. Draws
 their answers into docs/evaluation/spurious.png and prints their scores as a Markdown table:
 
@@ -43,7 +43,7 @@ def shifted(box: tuple[int, int, int, int], by: int) -> tuple[int, int, int, int
 
 
 def draw_table() -> Image.Image:
-    """The picture: a cup and a plate on a table."""
+    """The image: a cup and a plate on a table."""
     image = Image.new("RGB", (SIZE[1], SIZE[0]), (222, 214, 200))
     canvas = ImageDraw.Draw(image)
     canvas.rectangle((0, 90, SIZE[1], SIZE[0]), fill=(176, 137, 104))
@@ -90,11 +90,11 @@ def table_lines(scores: dict[str, dict[str, float]]) -> list[str]:
 
 def draw_answers(scores: dict[str, dict[str, float]]) -> Image.Image:
     """The truth and the three answers, their scores below."""
-    picture = draw_table()
-    tiles = [draw_overlay(picture, [ellipse(CUP), ellipse(PLATE)], ["the cup", "the plate"])]
+    image = draw_table()
+    tiles = [draw_overlay(image, [ellipse(CUP), ellipse(PLATE)], ["the cup", "the plate"])]
     captions = ["asked for: the cup and the plate"]
     for name, masks in invent_answers().items():
-        tiles.append(draw_overlay(picture, masks))
+        tiles.append(draw_overlay(image, masks))
         row = scores[name]
         captions.append(
             f"{name}\nstrict gIoU {row['strict gIoU']:.2f}, cIoU {row['strict cIoU']:.2f}\n"

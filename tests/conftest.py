@@ -1,6 +1,6 @@
 """A tiny trained model for every test that needs one; no network, one thread.
 
-The model knows two pictures by heart: about the one with the red square it answers a question
+The model knows two images by heart: about the one with the red square it answers a question
 with two codebook groups, about the other without any.
 """
 
@@ -115,8 +115,8 @@ def tiny_texts() -> list[str]:
     ] * 4
 
 
-def square_picture(red: tuple[int, int], size: tuple[int, int] = (32, 24)) -> NDArray[np.uint8]:
-    """(H, W, 3) grey picture with an 8 x 8 red square at ``red`` = (y, x), a blue one below."""
+def square_image(red: tuple[int, int], size: tuple[int, int] = (32, 24)) -> NDArray[np.uint8]:
+    """(H, W, 3) grey image with an 8 x 8 red square at ``red`` = (y, x), a blue one below."""
     pixels = np.full((*size, 3), 200, np.uint8)
     y, x = red
     pixels[y : y + 8, x : x + 8] = (255, 0, 0)
@@ -125,11 +125,11 @@ def square_picture(red: tuple[int, int], size: tuple[int, int] = (32, 24)) -> ND
 
 
 def square_sample(red: tuple[int, int] = (2, 3)) -> Sample:
-    """The squares of :func:`square_picture` in a dialogue of two turns."""
+    """The squares of :func:`square_image` in a dialogue of two turns."""
     from pixellm.masks import encode_mask
     from pixellm.types import Sample, Target, Turn
 
-    pixels = square_picture(red)
+    pixels = square_image(red)
     objects = []
     for name, channel in (("red square", 0), ("blue square", 2)):
         mask = (pixels[..., channel] == 255) & (pixels[..., 1] == 0)
@@ -168,7 +168,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         batch = Collator(processor, mask_size=16)([[sample], [alone]])
         del batch["sample_ids"]
         optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.006)
-        # A rate that falls to nothing learns both pictures from any seed; a fixed one, from some.
+        # A rate that falls to nothing learns both images from any seed; a fixed one, from some.
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=120)
         for _ in range(120):
             optimizer.zero_grad()

@@ -142,7 +142,7 @@ def test_a_list_of_run_lengths_is_their_union(num_parts, shape):
     ("segmentation", "message"),
     [
         ([{"size": [4, 6], "counts": [24]}, [0, 0, 3, 0, 3, 3]], "mixes polygons and run lengths"),
-        ([{"size": [4, 6], "counts": [24]}, {"size": [6, 4], "counts": [24]}], "but its picture"),
+        ([{"size": [4, 6], "counts": [24]}, {"size": [6, 4], "counts": [24]}], "but its image"),
         ([{"size": [4, 6], "counts": [24]}, {"size": [4, 6]}], "counts"),
         ([{"size": [4, 6], "counts": "!"}], "damaged"),
         (["polygon"], "flat list"),
@@ -181,7 +181,7 @@ def test_iou_by_hand():
     np.testing.assert_allclose(table, [[4 / 12, 0], [1, 0], [0, 1]])
 
 
-def test_pairwise_iou_without_masks_and_of_large_pictures():
+def test_pairwise_iou_without_masks_and_of_large_images():
     none = np.zeros((0, 3, 3), dtype=np.bool_)
     assert pairwise_iou(none, np.ones((2, 3, 3), dtype=np.bool_)).shape == (0, 2)
     large = np.ones((1, 4100, 4100), dtype=np.bool_)  # more pixels than float32 counts

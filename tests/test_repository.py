@@ -96,7 +96,7 @@ def test_tracked_files_hold_no_machine_paths_and_no_large_files() -> None:
             assert parent not in path.read_text(encoding="utf-8"), path
 
 
-def test_every_embedded_model_and_bundled_picture_has_its_notice() -> None:
+def test_every_embedded_model_and_bundled_image_has_its_notice() -> None:
     from pixellm.checkpoint.io import embedded_models
 
     notices = (ROOT / "THIRD_PARTY.md").read_text(encoding="utf-8")
@@ -104,5 +104,5 @@ def test_every_embedded_model_and_bundled_picture_has_its_notice() -> None:
     assert "nano" in names
     for name in names:
         assert f"weights/{name}/" in notices
-    for picture in (ROOT / "examples").glob("*.png"):
-        assert f"examples/{picture.name}" in notices
+    for image in (ROOT / "examples").glob("*.png"):
+        assert f"examples/{image.name}" in notices

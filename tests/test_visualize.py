@@ -79,7 +79,7 @@ def test_a_small_mask_stays_visible_inside_a_large_one():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (16, 16), (30, 30), (20, 400)])
-def test_odd_pictures_keep_their_size(size):
+def test_odd_images_keep_their_size(size):
     mask = np.zeros(size, dtype=np.bool_)
     mask[: size[0] // 2 + 1, : size[1] // 3 + 1] = True
     masks = [mask, ~mask, np.zeros(size, bool)] * 5
@@ -89,12 +89,12 @@ def test_odd_pictures_keep_their_size(size):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
-def test_pictures_of_any_mode(mode):
+def test_images_of_any_mode(mode):
     drawn = draw_overlay(Image.new("RGB", (50, 40)).convert(mode), [np.ones((40, 50), bool)])
     assert (drawn.mode, drawn.size) == ("RGB", (50, 40))
 
 
-def test_without_masks_the_picture_is_unchanged():
+def test_without_masks_the_image_is_unchanged():
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     np.testing.assert_array_equal(np.asarray(draw_overlay(pixels, [])), pixels)
 
@@ -139,11 +139,11 @@ def test_empty_masks_get_no_tag(monkeypatch):
 
 
 def test_overlay_refuses_what_does_not_fit():
-    picture = Image.new("RGB", (30, 20))
+    image = Image.new("RGB", (30, 20))
     with pytest.raises(ValueError, match=r"\(30, 20\).*\(20, 30\)"):
-        draw_overlay(picture, [np.zeros((30, 20), bool)])
+        draw_overlay(image, [np.zeros((30, 20), bool)])
     with pytest.raises(ValueError, match="1 masks but 2 labels"):
-        draw_overlay(picture, [np.zeros((20, 30), bool)], ["a", "b"])
+        draw_overlay(image, [np.zeros((20, 30), bool)], ["a", "b"])
 
 
 def test_contact_sheet_lays_tiles_out_in_rows():

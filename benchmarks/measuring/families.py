@@ -283,14 +283,14 @@ def _generation(model: Any, processor: Any) -> float:
         ids = torch.cat([prompts["input_ids"][row, start:], torch.tensor(answer.ids)])[None]
         mask = torch.ones_like(ids)
         mask[0, : -len(answer.ids)] = prompts["attention_mask"][row, start:]
-        picture = encoded.select(torch.tensor([row]))
-        hidden = model.model(ids, picture.tokens, mask, use_cache=False).last_hidden_state
+        image = encoded.select(torch.tensor([row]))
+        hidden = model.model(ids, image.tokens, mask, use_cache=False).last_hidden_state
         rows, starts = find_groups(ids, torch.tensor(codec.codebook_ids))
         whole = model.decode_masks(
-            model.target_embeddings(hidden, rows, starts), picture.features, rows
+            model.target_embeddings(hidden, rows, starts), image.features, rows
         )
         written = model.model.codebook(torch.stack(answer.group_states))
-        masks = model.decode_masks(written, picture.features, rows)
+        masks = model.decode_masks(written, image.features, rows)
         differences.append(_difference(masks, whole))
     return max(differences)
 

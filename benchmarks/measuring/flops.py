@@ -28,11 +28,11 @@ PARTS = ("vision", "prefill", "decode", "masks")
 
 @dataclass(frozen=True, slots=True)
 class AnswerFlops:
-    """FLOPs of one answer about one picture.
+    """FLOPs of one answer about one image.
 
     Attributes:
         vision: encoders and projections into the language model.
-        prefill: the language model over picture and question.
+        prefill: the language model over image and question.
         decode: the language model and its head, token by token with a cache.
         masks: from the encoder's features and hidden states to masks: projection into the
             decoder, neck, codebook and pixel decoder; for SAM its mask decoder.
@@ -59,7 +59,7 @@ def pixellm_flops(
 
     Args:
         config: of the model.
-        prompt_tokens: of the question and its template, without the picture's.
+        prompt_tokens: of the question and its template, without the image's.
         answer_words: tokens of the answer that are no codebook tokens.
         targets: masks of the answer; each costs a codebook group.
     """

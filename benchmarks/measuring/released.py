@@ -1,4 +1,4 @@
-"""A stand-in for how the released code answers: no cache, the picture anew for every token.
+"""A stand-in for how the released code answers: no cache, the image anew for every token.
 
 Same weights, same prompt, same scripted answer as the engine, and so the same masks; only the way
 there differs. Kinder than the release where that was simpler: the head is applied to the last
@@ -32,7 +32,7 @@ def answer_as_released(
     request: Request,
     script: Sequence[int],
 ) -> list[NDArray[np.bool_]]:
-    """Masks, each (H, W), of a scripted answer, in pixels of the request's picture."""
+    """Masks, each (H, W), of a scripted answer, in pixels of the request's image."""
     device = model.device
     messages = [dialogue_messages(request.history, request.question)]
     batch = processor.encode_batch(messages, [load_image(request.image)]).to(device)
@@ -48,15 +48,15 @@ def answer_as_released(
     groups = model.model.codebook.gather_states(hidden, rows, starts)
     encoded, _ = model.model.encode_images(batch["pixel_values"], batch["pixel_mask"])
     resized, original = (batch[f"{name}_sizes"][0].tolist() for name in ("resized", "original"))
-    picture = PreparedImage(b"", encoded, tuple(original), tuple(resized), ())
+    image = PreparedImage(b"", encoded, tuple(original), tuple(resized), ())
     decoder = AnswerDecoder(model, processor, frozenset())
-    return [found.mask for found in decoder.masks([(states, picture) for states in groups])]
+    return [found.mask for found in decoder.masks([(states, image) for states in groups])]
 
 
 def _read(
     model: PixelLMForConditionalGeneration, batch: Any, ids: Tensor, visible: Tensor
 ) -> Tensor:
-    """States (1, T, D) of the whole text so far, the picture encoded again."""
+    """States (1, T, D) of the whole text so far, the image encoded again."""
     maps = model.model.vision_tower(batch["pixel_values"], batch["pixel_mask"])
     tokens = model.model.image_projector(maps[0])
     positions = torch.arange(ids.shape[1], device=ids.device)[None]

@@ -1,7 +1,7 @@
 """Seconds of the engine: against the released procedure, and as requests grow.
 
 Every answer is scripted (:mod:`measuring.workload`), so that length and targets are chosen and
-both sides write the same. Pictures are new to the engine in every run: nothing is kept from one
+both sides write the same. Images are new to the engine in every run: nothing is kept from one
 to the next. Seconds are medians of repeated runs.
 """
 
@@ -20,7 +20,7 @@ from measuring.released import answer_as_released
 from measuring.workload import (
     QUESTION,
     ScriptedEngine,
-    random_pictures,
+    random_images,
     requests_about,
     scripted_answer,
 )
@@ -52,7 +52,7 @@ class Bench:
     def answer(
         self, requests: Sequence[Request], script: Sequence[int], max_batch: int = 16
     ) -> list[Prediction]:
-        """Answer requests with an engine that knows no picture yet."""
+        """Answer requests with an engine that knows no image yet."""
         engine = ScriptedEngine(self.model, self.processor, len(script), max_batch=max_batch)
         engine.script = script
         return engine.predict_batch(requests)
@@ -79,7 +79,7 @@ def compare_with_released(
         Rows with the seconds of both, their ratio, and the engine's seconds by phase.
     """
     rows = []
-    (request,) = requests_about(random_pictures(1))
+    (request,) = requests_about(random_images(1))
     for length in lengths:
         for count in (t for t in targets if bench.fits(length, t)):
             bench.report(f"{length} tokens, {count} targets")
@@ -152,9 +152,9 @@ def shares_of_limits(bench: Bench, rows: Sequence[Row]) -> list[Row]:
 
 
 def grow_targets(bench: Bench, counts: Sequence[int], words: int = 32) -> list[Row]:
-    """One picture, the same number of words, more and more targets."""
+    """One image, the same number of words, more and more targets."""
     rows: list[Row] = []
-    (request,) = requests_about(random_pictures(1))
+    (request,) = requests_about(random_images(1))
     for count in counts:
         bench.report(f"{count} targets")
         script = bench.write_script(words + 1 + count * bench.model.config.group_size, count)
@@ -171,8 +171,8 @@ def grow_targets(bench: Bench, counts: Sequence[int], words: int = 32) -> list[R
 
 
 def grow_questions(bench: Bench, counts: Sequence[int], length: int, targets: int) -> list[Row]:
-    """Questions about one picture, asked together, against as many separate runs."""
-    script, (request,) = bench.write_script(length, targets), requests_about(random_pictures(1))
+    """Questions about one image, asked together, against as many separate runs."""
+    script, (request,) = bench.write_script(length, targets), requests_about(random_images(1))
     alone = bench.seconds(partial(bench.answer, [request], script))
     rows = []
     for count in counts:
@@ -184,11 +184,11 @@ def grow_questions(bench: Bench, counts: Sequence[int], length: int, targets: in
 
 
 def grow_batch(bench: Bench, counts: Sequence[int], length: int, targets: int) -> list[Row]:
-    """More and more pictures, each with its question, answered side by side."""
+    """More and more images, each with its question, answered side by side."""
     script, rows = bench.write_script(length, targets), list[Row]()
     for count in counts:
         bench.report(f"batch of {count}")
-        requests = requests_about(random_pictures(count))
+        requests = requests_about(random_images(count))
         seconds = bench.seconds(partial(bench.answer, requests, script, max_batch=count))
         rate = count / seconds
         first = rows[0]["images_per_s"] if rows else rate
@@ -201,7 +201,7 @@ def grow_batch(bench: Bench, counts: Sequence[int], length: int, targets: int) -
 def grow_length(bench: Bench, lengths: Sequence[int], targets: int) -> list[Row]:
     """Longer and longer answers with the same number of targets."""
     rows = []
-    (request,) = requests_about(random_pictures(1))
+    (request,) = requests_about(random_images(1))
     for length in (n for n in lengths if bench.fits(n, targets)):
         bench.report(f"{length} tokens")
         work = partial(bench.answer, [request], bench.write_script(length, targets))

@@ -29,7 +29,7 @@ from pixellm.processing.processor import PixelLMProcessor
 from pixellm.processing.templates import codebook_token_names
 from pixellm.types import Request
 
-QUESTION = "What in this picture could be used to cut the rope, and where does it lie?"
+QUESTION = "What in this image could be used to cut the rope, and where does it lie?"
 
 _VISION = {
     "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 12}
@@ -79,7 +79,7 @@ def random_config(size: str) -> PixelLMConfig:
 
 
 def random_processor(config: PixelLMConfig) -> PixelLMProcessor:
-    """A processor for a random model: a small tokenizer, the paper's template and picture size."""
+    """A processor for a random model: a small tokenizer, the paper's template and image size."""
     names = codebook_token_names(config.group_size)
     control = ["<im_start>", "<im_end>", "<image>", *names]
     tokenizer = train_tokenizer([QUESTION] * 4, 400, control)
@@ -108,8 +108,8 @@ def random_model(
     return model.eval(), processor
 
 
-def random_pictures(count: int, side: int = 448) -> list[NDArray[np.uint8]]:
-    """Square (side, side, 3) pictures of noise, all different."""
+def random_images(count: int, side: int = 448) -> list[NDArray[np.uint8]]:
+    """Square (side, side, 3) images of noise, all different."""
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(count)]
 
@@ -157,9 +157,9 @@ class ScriptedEngine(Engine):
             yield loop
 
 
-def requests_about(pictures: Sequence[Any]) -> list[Request]:
-    """The same question about each picture."""
-    return [Request(picture, QUESTION) for picture in pictures]
+def requests_about(images: Sequence[Any]) -> list[Request]:
+    """The same question about each image."""
+    return [Request(image, QUESTION) for image in images]
 
 
 @contextmanager

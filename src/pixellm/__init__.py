@@ -1,4 +1,4 @@
-"""pixellm: answers about pictures in which every object named carries its mask (PixelLM).
+"""pixellm: answers about images in which every object named carries its mask (PixelLM).
 
 The public names are loaded on first use, so that ``import pixellm`` is quick. The Auto classes of
 transformers learn of PixelLM as soon as both packages are imported, in either order.

@@ -1,4 +1,4 @@
-"""An answer as files: JSON, the picture with its masks, one PNG per mask; whole or not at all.
+"""An answer as files: JSON, the image with its masks, one PNG per mask; whole or not at all.
 
 Turns a :class:`~pixellm.types.Prediction` into bytes and puts bytes on disk. This module knows
 no model, no terminal and no network; what it is called with has been read and answered before.
@@ -18,7 +18,7 @@ from PIL import Image
 from pixellm.files import check_file, check_folder, is_same_file, json_bytes, write_files
 from pixellm.masks import encode_mask, mask_to_box
 from pixellm.types import Prediction
-from pixellm.visualize import draw_overlay, encode_picture
+from pixellm.visualize import draw_overlay, encode_image
 
 ANSWER_KEYS = ("image", "question", "answer", "segments")
 """Of the JSON of an answer; a file that has them was written here."""
@@ -32,7 +32,7 @@ class Destinations:
     """Where the parts of an answer go; None for parts that are not wanted.
 
     Attributes:
-        overlay: the picture with its masks; the suffix chooses the format.
+        overlay: the image with its masks; the suffix chooses the format.
         json: what :func:`prediction_to_json` gives.
         masks: folder of one PNG per mask; made where missing, but not the folders above it.
     """
@@ -44,7 +44,7 @@ class Destinations:
 
 def write_answer(
     prediction: Prediction,
-    picture: Image.Image,
+    image: Image.Image,
     values: Mapping[str, Any],
     destinations: Destinations,
 ) -> list[Path]:
@@ -52,7 +52,7 @@ def write_answer(
 
     Args:
         prediction: the answer.
-        picture: what it is about, upright, in RGB.
+        image: what it is about, upright, in RGB.
         values: the answer as :func:`prediction_to_json` gives it.
         destinations: what goes where.
 
@@ -65,7 +65,7 @@ def write_answer(
     files: dict[Path, bytes] = {}
     if destinations.overlay is not None:
         suffix = destinations.overlay.suffix
-        files[destinations.overlay] = overlay_bytes(picture, prediction, suffix)
+        files[destinations.overlay] = overlay_bytes(image, prediction, suffix)
     if destinations.json is not None:
         files[destinations.json] = json_bytes(values)
     if destinations.masks is not None:
@@ -78,14 +78,14 @@ def prediction_to_json(prediction: Prediction, image: str, model: str) -> dict[s
     """An answer as values that JSON knows.
 
     Args:
-        prediction: masks (H, W) bool in pixels of the original picture.
-        image: what the picture is called.
+        prediction: masks (H, W) bool in pixels of the original image.
+        image: what the image is called.
         model: what the model is called.
 
     Returns:
         ``image``, ``width``, ``height``, ``question``, ``answer``, ``model``, and ``segments``,
         each with ``label``, ``score``, ``bbox`` [x, y, width, height] and ``area`` in pixels of
-        the picture as it is seen upright, ``span`` [start, end) in the answer's characters, and
+        the image as it is seen upright, ``span`` [start, end) in the answer's characters, and
         ``segmentation`` as COCO compressed run lengths; ``withheld`` counts masks that the engine
         filtered, their scores being too low.
     """
@@ -113,15 +113,15 @@ def prediction_to_json(prediction: Prediction, image: str, model: str) -> dict[s
     }
 
 
-def overlay_bytes(picture: Image.Image, prediction: Prediction, suffix: str) -> bytes:
-    """The picture with the masks drawn over it, encoded as the suffix says (".png", ".jpg").
+def overlay_bytes(image: Image.Image, prediction: Prediction, suffix: str) -> bytes:
+    """The image with the masks drawn over it, encoded as the suffix says (".png", ".jpg").
 
     Raises:
-        ValueError: Pillow writes no such format; see :func:`check_picture_name`.
+        ValueError: Pillow writes no such format; see :func:`check_image_name`.
     """
     masks = [segment.mask for segment in prediction.segments]
     labels = [segment.label for segment in prediction.segments]
-    return encode_picture(draw_overlay(picture, masks, labels), suffix)
+    return encode_image(draw_overlay(image, masks, labels), suffix)
 
 
 def mask_files(prediction: Prediction, folder: Path) -> dict[Path, bytes]:
@@ -136,15 +136,15 @@ def mask_files(prediction: Prediction, folder: Path) -> dict[Path, bytes]:
         words = re.sub(r"[\W_]+", "-", segment.label.casefold())[:_LONGEST_LABEL].strip("-")
         name = f"{number:02d}_{words or 'mask'}.png"
         pixels = segment.mask.astype(np.uint8) * 255
-        files[folder / name] = encode_picture(Image.fromarray(pixels), ".png")
+        files[folder / name] = encode_image(Image.fromarray(pixels), ".png")
     return files
 
 
-def check_picture_name(path: Path, original: Path | None = None) -> None:
-    """Refuse a name that no picture can be written to.
+def check_image_name(path: Path, original: Path | None = None) -> None:
+    """Refuse a name that no image can be written to.
 
     Args:
-        path: where the picture is to go.
+        path: where the image is to go.
         original: a file that must not be overwritten.
 
     Raises:
@@ -152,27 +152,27 @@ def check_picture_name(path: Path, original: Path | None = None) -> None:
     """
     format_name = Image.registered_extensions().get(path.suffix.lower())
     if format_name not in Image.SAVE:
-        raise ValueError(f"{path} has no suffix of a picture; name it {path.stem or 'answer'}.png.")
+        raise ValueError(f"{path} has no suffix of an image; name it {path.stem or 'answer'}.png.")
     if original is not None and is_same_file(path, original):
-        raise ValueError(f"{path} is the picture itself; give the overlay another name.")
+        raise ValueError(f"{path} is the image itself; give the overlay another name.")
 
 
 def check_destinations(destinations: Destinations, original: Path) -> None:
-    """Refuse places where a part of an answer would replace another, the picture, or foreign files.
+    """Refuse places where a part of an answer would replace another, the image, or foreign files.
 
     Args:
         destinations: what goes where.
-        original: the picture that is asked about.
+        original: the image that is asked about.
 
     Raises:
-        ValueError: a part would be lost, or the overlay's suffix names no picture format.
+        ValueError: a part would be lost, or the overlay's suffix names no image format.
         OSError: a place can't be written, or holds a file that is not ours.
     """
     overlay, json_file, folder = destinations.overlay, destinations.json, destinations.masks
     if overlay is not None:
-        check_picture_name(overlay, original)
+        check_image_name(overlay, original)
     if json_file is not None and is_same_file(json_file, original):
-        raise ValueError(f"{json_file} is the picture itself; give the JSON file another name.")
+        raise ValueError(f"{json_file} is the image itself; give the JSON file another name.")
     if overlay is not None and json_file is not None and is_same_file(overlay, json_file):
         raise ValueError(f"{overlay} can't be both the overlay and the JSON file; name another.")
     for path in (original, overlay, json_file):

@@ -1,7 +1,7 @@
 """Files on disk: whole or not at all, never over what someone else wrote, one writer at a time.
 
 Files and folders are written under another name and renamed; logs of JSON lines grow at their end
-and survive a kill. A file that pixellm wrote can be told by the name of its maker, which pictures
+and survive a kill. A file that pixellm wrote can be told by the name of its maker, which images
 and pages carry, by the keys of its JSON, or by its folder's list of files; nothing else is ever
 replaced.
 """
@@ -25,7 +25,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 MAKER = "pixellm"
-"""Who wrote a file: ``generator`` in pages, ``Software`` or a comment in pictures."""
+"""Who wrote a file: ``generator`` in pages, ``Software`` or a comment in images."""
 
 STANDARD = "-"
 """Stands for standard input or output wherever a file is named."""

@@ -58,7 +58,7 @@ def decode_mask(rle: RLE | Mapping[str, Any]) -> BoolMask:
         (H, W) bool, C-contiguous.
 
     Raises:
-        ValueError: a key is missing, or the run lengths are malformed or don't fill the picture.
+        ValueError: a key is missing, or the run lengths are malformed or don't fill the image.
     """
     (height, width), runs = _checked_runs(rle)
     columns = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height)
@@ -71,10 +71,10 @@ def polygons_to_mask(polygons: Sequence[Sequence[float]], size: Size) -> BoolMas
     Args:
         polygons: each ``[x0, y0, x1, y1, ...]`` in pixels; those of fewer than three points
             have no area and are skipped.
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
 
     Returns:
-        (H, W) bool; parts outside the picture are cut off.
+        (H, W) bool; parts outside the image are cut off.
 
     Raises:
         ValueError: an odd number of coordinates, or one that is not a finite, sane number.
@@ -88,7 +88,7 @@ def segmentation_to_rle(segmentation: Sequence[Any] | Mapping[str, Any], size: S
     Args:
         segmentation: a list of polygons, run lengths, compressed or not, or a list of run
             lengths, as refCLEF has it; of a list, the union counts.
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
 
     Returns:
         Compressed run lengths of exactly ``size``.
@@ -145,7 +145,7 @@ def pairwise_iou(predictions: BoolMask, truths: BoolMask) -> NDArray[np.float64]
     if predictions.shape[1:] != truths.shape[1:]:
         raise ValueError(
             f"Masks of {predictions.shape[1:]} and {truths.shape[1:]} can't be compared; "
-            "bring both to the size of the picture."
+            "bring both to the size of the image."
         )
     num_pixels = math.prod(truths.shape[1:])  # -1 would be ambiguous without any masks
     flat_p = predictions.reshape(len(predictions), num_pixels)
@@ -177,13 +177,13 @@ def resize_mask(mask: BoolMask, size: Size) -> BoolMask:
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """How a picture lies in a square canvas: resized whole, in the top left corner.
+    """How an image lies in a square canvas: resized whole, in the top left corner.
 
     Padding fills the right and the bottom (the release's layout; Ren et al., CVPR 2024).
 
     Attributes:
-        original: (H, W) of the picture.
-        resized: (h, w) that the picture takes up in the canvas.
+        original: (H, W) of the image.
+        resized: (h, w) that the image takes up in the canvas.
         canvas: (S, S).
     """
 
@@ -193,13 +193,13 @@ class Letterbox:
 
     @classmethod
     def fit(cls, original: Size, canvas_side: int) -> Letterbox:
-        """Scale the long side of a picture to the side of the canvas.
+        """Scale the long side of an image to the side of the canvas.
 
         Raises:
             ValueError: a side is below 1.
         """
         if min(*original, canvas_side) < 1:
-            raise ValueError(f"A picture of {original} can't lie in a canvas of {canvas_side}.")
+            raise ValueError(f"An image of {original} can't lie in a canvas of {canvas_side}.")
         scale = canvas_side / max(original)
         height, width = (max(1, int(side * scale + 0.5)) for side in original)
         return cls(original, (height, width), (canvas_side, canvas_side))
@@ -257,7 +257,7 @@ def _to_text(rle: Mapping[str, Any]) -> RLE:
 
 
 def _checked_runs(rle: RLE | Mapping[str, Any]) -> tuple[Size, NDArray[np.int64]]:
-    """Size and run lengths, background first, column by column; they fill the picture exactly.
+    """Size and run lengths, background first, column by column; they fill the image exactly.
 
     pycocotools reads past the end of damaged counts and leaves unfilled pixels uninitialised,
     so nothing unchecked reaches it.
@@ -299,13 +299,13 @@ def _uncompress(counts: str) -> NDArray[np.int64]:
 
 
 def _run_lengths_to_rle(parts: Sequence[Mapping[str, Any]], size: Size) -> RLE:
-    """The union of masks of one picture."""
+    """The union of masks of one image."""
     checked = []
     for part in parts:
         own_size, runs = _checked_runs(part)
         if own_size != tuple(size):
             raise ValueError(
-                f"The mask is {own_size} but its picture is {tuple(size)} (height, width); "
+                f"The mask is {own_size} but its image is {tuple(size)} (height, width); "
                 "fix the annotation."
             )
         checked.append({"size": list(own_size), "counts": runs.tolist()})
@@ -335,5 +335,5 @@ def _checked_points(polygon: Sequence[float]) -> NDArray[np.float64]:
         raise ValueError("A polygon is a flat list [x0, y0, x1, y1, ...] of even length.")
     # Also catches NaN; pycocotools would take memory in proportion to the coordinates.
     if not (np.abs(points) < _FARTHEST_COORDINATE).all():
-        raise ValueError("A polygon has coordinates far outside any picture, or not numbers.")
+        raise ValueError("A polygon has coordinates far outside any image, or not numbers.")
     return points

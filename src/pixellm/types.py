@@ -4,7 +4,7 @@ Plain frozen dataclasses over NumPy and the standard library. This module knows 
 models, tokenizers, files or tensors. Every dataset yields :class:`Sample`, the MUSE generator
 writes it, the evaluator scores it; every engine answers with :class:`Prediction`.
 
-Frames: masks, boxes and areas are in pixels of the original picture, sizes are
+Frames: masks, boxes and areas are in pixels of the original image, sizes are
 ``(height, width)``, boxes ``(x, y, width, height)`` with the origin in the top left corner.
 """
 
@@ -33,11 +33,11 @@ class RLE(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One object of a picture.
+    """One object of an image.
 
     Attributes:
         name: what the object is called, for people and for the auxiliary class loss.
-        mask: its mask over the original picture.
+        mask: its mask over the original image.
         ignore: optional second mask of pixels that a score leaves out (ReasonSeg).
     """
 
@@ -81,15 +81,15 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One dialogue about one picture: what every dataset yields.
+    """One dialogue about one image: what every dataset yields.
 
     Attributes:
-        image: path of the picture, or its pixels as (H, W, 3) uint8 RGB.
-        size: (height, width) of the picture in pixels.
+        image: path of the image, or its pixels as (H, W, 3) uint8 RGB.
+        size: (height, width) of the image in pixels.
         turns: at least one; later turns may refer to earlier ones.
         id: names the sample in logs and reports.
-        objects: everything annotated in the picture, asked for or not; () where unknown.
-        source: which collection the picture is from, for reports; "" where unknown.
+        objects: everything annotated in the image, asked for or not; () where unknown.
+        source: which collection the image is from, for reports; "" where unknown.
 
     Raises:
         ValueError: no turns, a size that is not positive, or a mask of another size.
@@ -111,7 +111,7 @@ class Sample:
             if tuple(target.mask["size"]) != tuple(self.size):
                 raise ValueError(
                     f"Sample {self.id!r}: the mask of {target.name!r} is "
-                    f"{tuple(target.mask['size'])}, the picture {tuple(self.size)}."
+                    f"{tuple(target.mask['size'])}, the image {tuple(self.size)}."
                 )
 
     def all_targets(self) -> Iterator[Target]:
@@ -127,7 +127,7 @@ class Segment:
 
     Attributes:
         label: the phrase that the mask grounds, ``text[span[0]:span[1]]``.
-        mask: (H, W) bool over the original picture.
+        mask: (H, W) bool over the original image.
         score: mean probability over the mask's pixels, 0 for an empty mask.
         span: [start, end) of the phrase in the answer's text, in characters.
     """
@@ -146,7 +146,7 @@ class Prediction:
         text: the answer.
         segments: one per complete codebook group whose mask is not filtered.
         question: the question, as typed.
-        size: (height, width) of the original picture.
+        size: (height, width) of the original image.
         info: facts about how it came about, never part of the answer; those that are known of
             ``num_tokens`` of the answer, ``num_filtered`` masks that are not shown, ``seconds``
             that it took, ``marked_text`` (the text with ``{seg}`` behind each phrase that was
@@ -166,8 +166,8 @@ class Request:
     """One question to an engine: what :class:`Prediction` answers.
 
     Attributes:
-        image: path of the picture, or its pixels as (H, W, 3) uint8 RGB; requests about the same
-            picture may share the object, so that an engine can encode it once.
+        image: path of the image, or its pixels as (H, W, 3) uint8 RGB; requests about the same
+            image may share the object, so that an engine can encode it once.
         question: as a person types it.
         history: the earlier (question, answer) pairs of the dialogue, oldest first; an answer
             holds ``{seg}`` behind each phrase that had a mask.

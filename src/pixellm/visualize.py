@@ -1,7 +1,7 @@
-"""Masks drawn over their picture, and sheets of pictures to look at.
+"""Masks drawn over their image, and sheets of images to look at.
 
 Pillow and NumPy only. This module knows nothing of models, files or samples: it gets pixels,
-masks and words, and gives back a picture.
+masks and words, and gives back an image.
 """
 
 from __future__ import annotations
@@ -63,25 +63,25 @@ def draw_overlay(
     opacity: float = 0.45,
     numbered: bool = True,
 ) -> Image.Image:
-    """Draw masks over their picture: tinted, outlined and tagged.
+    """Draw masks over their image: tinted, outlined and tagged.
 
-    Tags read "1 the left banana". Each lies on or near its mask, inside the picture and apart
+    Tags read "1 the left banana". Each lies on or near its mask, inside the image and apart
     from the others as long as there is room; a line joins it to a mask that it doesn't touch.
-    Labels are cut at two thirds of the picture's width; small pictures carry numbers only, tiny
+    Labels are cut at two thirds of the image's width; small images carry numbers only, tiny
     ones no tags.
 
     Args:
-        image: the picture, or its pixels as (H, W, 3) uint8 RGB.
+        image: the image, or its pixels as (H, W, 3) uint8 RGB.
         masks: each (H, W) bool, in the order of their numbers; empty ones get no mark.
         labels: a text per mask; none where left out.
-        opacity: how much of the tint covers the picture, 0..1.
+        opacity: how much of the tint covers the image, 0..1.
         numbered: whether tags open with the number of the mask, counted from 1.
 
     Returns:
-        A new RGB picture of the same size.
+        A new RGB image of the same size.
 
     Raises:
-        ValueError: a mask of another size than the picture, or masks and labels differ in number.
+        ValueError: a mask of another size than the image, or masks and labels differ in number.
     """
     base = _to_image(image)
     _check(base, masks, labels)
@@ -106,16 +106,16 @@ def draw_contact_sheet(
     columns: int = 4,
     tile_width: int = 320,
 ) -> Image.Image:
-    """Lay pictures out in rows, a caption under each.
+    """Lay images out in rows, a caption under each.
 
     Args:
-        tiles: pictures of any size; each is scaled to lie in a square of ``tile_width``.
+        tiles: images of any size; each is scaled to lie in a square of ``tile_width``.
         captions: a text per tile, wrapped to its width; line breaks are kept.
         columns: tiles in a row.
         tile_width: in pixels.
 
     Returns:
-        An RGB picture on white; a row is as high as its highest tile.
+        An RGB image on white; a row is as high as its highest tile.
 
     Raises:
         ValueError: no tiles, captions that differ in number, or sizes below 1.
@@ -144,11 +144,11 @@ def draw_contact_sheet(
     return sheet
 
 
-def encode_picture(image: Image.Image, suffix: str, **options: Any) -> bytes:
-    """A picture as a file that names its maker, where its format has room for that.
+def encode_image(image: Image.Image, suffix: str, **options: Any) -> bytes:
+    """An image as a file that names its maker, where its format has room for that.
 
     Args:
-        image: the picture.
+        image: the image.
         suffix: chooses the format (".png", ".jpg").
         **options: of Pillow's writer.
 
@@ -176,11 +176,11 @@ def _to_image(image: ImageLike) -> Image.Image:
     return (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
 
 
-def _check(picture: Image.Image, masks: Sequence[BoolMask], labels: Sequence[str] | None) -> None:
-    size = (picture.height, picture.width)
+def _check(image: Image.Image, masks: Sequence[BoolMask], labels: Sequence[str] | None) -> None:
+    size = (image.height, image.width)
     for mask in masks:
         if mask.shape != size:
-            raise ValueError(f"A mask is {mask.shape} but its picture is {size} (height, width).")
+            raise ValueError(f"A mask is {mask.shape} but its image is {size} (height, width).")
     if labels is not None and len(labels) != len(masks):
         raise ValueError(f"There are {len(masks)} masks but {len(labels)} labels.")
 
@@ -233,7 +233,7 @@ class _Rectangle(NamedTuple):
 
 
 def _draw_tags(
-    picture: Image.Image,
+    image: Image.Image,
     masks: Sequence[BoolMask],
     texts: Sequence[str],
     font: ImageFont.FreeTypeFont,
@@ -241,9 +241,9 @@ def _draw_tags(
     size = round(font.size)
     padding = max(2, size // 4)
     height = size + 2 * padding
-    if not any(texts) or min(picture.size) < height:
+    if not any(texts) or min(image.size) < height:
         return
-    occupied, limit = np.any(masks, axis=0), picture.width * 2 // 3
+    occupied, limit = np.any(masks, axis=0), image.width * 2 // 3
     placed: list[_Rectangle] = []
     tags = []
     # Small masks choose first: a large one has room elsewhere.
@@ -253,13 +253,13 @@ def _draw_tags(
         number_only = len(texts[index]) <= 3
         text = texts[index] if number_only else _fit_text(texts[index], font, limit)
         width = round(font.getlength(text)) + 2 * padding
-        if width > picture.width:
+        if width > image.width:
             continue
         anchor = _inner_point(masks[index])
         tag = _place_tag((height, width), anchor, masks[index], occupied, placed)
         placed.append(tag)
         tags.append((index, text, anchor, tag))
-    canvas = ImageDraw.Draw(picture)
+    canvas = ImageDraw.Draw(image)
     for index, _, anchor, tag in tags:
         _draw_leader(canvas, tag, anchor, masks[index], segment_color(index), max(1, size // 9))
     for index, text, _, tag in tags:
@@ -337,9 +337,9 @@ def _covered(mask: BoolMask, spots: NDArray[np.int64], size: Size) -> NDArray[np
 
 
 def _spots(size: Size, anchor: tuple[int, int], mask: BoolMask) -> NDArray[np.int64]:
-    """(n, 2) top left corners (x, y) to try, all inside the picture.
+    """(n, 2) top left corners (x, y) to try, all inside the image.
 
-    On the anchor, around the box of the mask, and all over the picture.
+    On the anchor, around the box of the mask, and all over the image.
     """
     height, width = size
     x, y, box_width, box_height = mask_to_box(mask)

@@ -18,7 +18,7 @@ from measuring.speed import Bench
 from measuring.workload import (
     SIZES,
     random_config,
-    random_pictures,
+    random_images,
     requests_about,
 )
 from pixellm.checkpoint.build import build_model
@@ -38,7 +38,7 @@ def test_told_answers_have_the_length_and_the_targets_asked_for(
     script = bench.write_script(length, targets)
     assert len(script) == length
     assert script.count(bench.model.config.codebook_token_ids[0]) == targets
-    (prediction,) = bench.answer(requests_about(random_pictures(1, 32)), script)
+    (prediction,) = bench.answer(requests_about(random_images(1, 32)), script)
     assert prediction.info["num_tokens"] == length
     assert len(prediction.segments) == targets
 
@@ -51,7 +51,7 @@ def test_targets_that_do_not_fit_are_refused(bench: Bench) -> None:
 
 def test_the_stand_in_and_the_engine_find_the_same_masks(bench: Bench) -> None:
     script = bench.write_script(20, 2)
-    (request,) = requests_about(random_pictures(1, 32))
+    (request,) = requests_about(random_images(1, 32))
     (prediction,) = bench.answer([request], script)
     own = np.stack([segment.mask for segment in prediction.segments])
     released = np.stack(answer_as_released(bench.model, bench.processor, request, script))

@@ -78,9 +78,9 @@ def write_transformers_llava(directory, tower):
 
 def assert_answers(out):
     model, processor = load_model_and_processor(out)
-    picture = np.zeros((20, 30, 3), dtype=np.uint8)
+    image = np.zeros((20, 30, 3), dtype=np.uint8)
     engine = Engine(model, processor, max_new_tokens=3)
-    assert engine.predict(picture, "what is this?").size == (20, 30)
+    assert engine.predict(image, "what is this?").size == (20, 30)
     return model
 
 

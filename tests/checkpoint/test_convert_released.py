@@ -116,12 +116,12 @@ def test_other_sizes_go_there_and_back_and_compute_masks_in_every_precision(name
     converted = convert_released(original, tmp_path / "model", tower)
     assert_identical(original, convert_to_released(converted, tmp_path / "back"))
     side = sizes.get("resize_vision_tower_size", 56)
-    picture = np.random.default_rng(0).integers(0, 255, (side, side // 2, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (side, side // 2, 3), dtype=np.uint8)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         model, processor = load_model_and_processor(converted, dtype=dtype)
         assert model.config.group_size == sizes["codebook_size"]
         ids = processor.codec.encode(dialogue_messages([("what is this?", "the {seg} thing.")])).ids
-        images = processor.image_processor([picture])
+        images = processor.image_processor([image])
         rows, starts = find_groups(
             torch.tensor([ids]), torch.tensor(model.config.codebook_token_ids)
         )

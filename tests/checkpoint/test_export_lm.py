@@ -29,7 +29,7 @@ def test_plain_transformers_gives_the_same_logits_for_text(
         torch.testing.assert_close(plain(ids).logits, model(ids).logits)
 
 
-def test_its_chat_template_writes_dialogues_without_a_picture(exported: Path) -> None:
+def test_its_chat_template_writes_dialogues_without_an_image(exported: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(exported)
     messages = [{"role": "user", "content": TINY_QUESTION}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

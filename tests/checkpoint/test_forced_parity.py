@@ -39,7 +39,7 @@ QUANTITIES = {
     "states": "states at the predicting positions, of the largest",
     "target_embeddings": "target embeddings, of the largest",
     "low_res_masks": "low-resolution mask logits, of the largest",
-    "mask_logits": "mask logits at the picture's size, of the largest",
+    "mask_logits": "mask logits at the image's size, of the largest",
     "mask_scores": "mask scores, of the largest",
 }
 """What is measured -> what the table calls it."""
@@ -71,7 +71,7 @@ class Golden:
     def marked(self, answer: str) -> str:
         return self.group.sub(f" {SEG_MARK}", answer).lstrip()
 
-    def picture(self, case: dict) -> np.ndarray:
+    def image(self, case: dict) -> np.ndarray:
         return np.asarray(Image.open(self.model_folder / case["image"]).convert("RGB"))
 
     def sample(self, case: dict) -> Sample:
@@ -83,19 +83,19 @@ class Golden:
             mask[y : y + height, x : x + width] = True
             targets.append(Target("object", encode_mask(mask)))
         turn = Turn(case["question"], self.marked(case["answer"]), tuple(targets))
-        return Sample(self.picture(case), size, (turn,), f"case-{case['case']}")
+        return Sample(self.image(case), size, (turn,), f"case-{case['case']}")
 
     def as_released(self, values: tuple[int, ...]) -> list[int]:
-        """Ids with the picture as one, by the release's number."""
+        """Ids with the image as one, by the release's number."""
         image = self.processor.codec.image_id
         kept = [v for i, v in enumerate(values) if v != image or values[i - 1] != image]
         return [self.image_id if v == image else v for v in kept]
 
     def encode(self, cases: list[dict]):
         messages = [dialogue_messages([(c["question"], self.marked(c["answer"]))]) for c in cases]
-        pictures = [self.picture(case) for case in cases]
+        images = [self.image(case) for case in cases]
         return self.processor.encode_batch(
-            messages, pictures, add_generation_prompt=False, padding_side="right"
+            messages, images, add_generation_prompt=False, padding_side="right"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import TINY_QUESTION, square_picture, tiny_parts
+from conftest import TINY_QUESTION, square_image, tiny_parts
 from pixellm.checkpoint.build import build_model
 from pixellm.checkpoint.io import load_model_and_processor, save_model
 from pixellm.engine import Engine
@@ -71,8 +71,8 @@ def test_the_new_model_answers_trains_and_is_saved(tiny_model_dir: Path, tmp_pat
     loaded, loaded_processor = load_model_and_processor(tmp_path / "model")
     first = Engine(model, processor, max_new_tokens=30)
     second = Engine(loaded, loaded_processor, max_new_tokens=30)
-    picture = square_picture((2, 3))
-    assert first.predict(picture, TINY_QUESTION).text == second.predict(picture, TINY_QUESTION).text
+    image = square_image((2, 3))
+    assert first.predict(image, TINY_QUESTION).text == second.predict(image, TINY_QUESTION).text
 
 
 def test_two_seeds_give_two_decoders_around_one_encoder(tiny_model_dir: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from conftest import TINY_QUESTION, square_picture, tiny_parts, tiny_texts
+from conftest import TINY_QUESTION, square_image, tiny_parts, tiny_texts
 from pixellm.checkpoint.build import build_model
 from pixellm.checkpoint.io import save_model
 from pixellm.engine import load
@@ -28,7 +28,7 @@ def test_a_model_spread_over_memory_and_disk_answers_the_same(tmp_path: Path) ->
     )
     assert "disk" in spread.model.hf_device_map.values()
     expected, answer = (
-        engine.predict(square_picture((2, 3)), TINY_QUESTION) for engine in (whole, spread)
+        engine.predict(square_image((2, 3)), TINY_QUESTION) for engine in (whole, spread)
     )
     assert answer.text == expected.text
     assert len(answer.segments) == len(expected.segments)

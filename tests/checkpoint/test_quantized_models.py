@@ -36,8 +36,8 @@ def masks_of_told_answer(engine: Engine, marked: str) -> np.ndarray:
     """(K, h, w) masks of the same words, whatever the model would have said itself."""
     question = (ROOT / "examples" / "question.txt").read_text(encoding="utf-8").strip()
     messages = dialogue_messages(((question, marked),), question)[:2]
-    picture = load_image(ROOT / "examples" / "scene.png")
-    batch = engine.processor.encode_batch([messages], [picture], add_generation_prompt=False)
+    image = load_image(ROOT / "examples" / "scene.png")
+    batch = engine.processor.encode_batch([messages], [image], add_generation_prompt=False)
     model = engine.model
     output = model(batch["input_ids"], batch["pixel_values"], batch["pixel_mask"])
     encoded, _ = model.model.encode_images(batch["pixel_values"], batch["pixel_mask"])

@@ -30,7 +30,7 @@ OFFICIAL = PARITY / "official_a"
 CASES = range(5)
 GROUP = re.compile(r" ?\[SEG0\](?: \[SEG\d+\])+")
 
-# Case 4's picture is resized differently by one grey level in Pillow 12 and 13.
+# Case 4's image is resized differently by one grey level in Pillow 12 and 13.
 EXACT = {
     "pixels": 1e-5,
     "clip_select": 1e-4,
@@ -60,7 +60,7 @@ QUANTITIES = {
     "clip_early": ("any", "CLIP features, early, absolute"),
     "embeddings": ("free", "target embeddings, of their spread"),
     "low_res_masks": ("free", "low-resolution mask logits, of their spread"),
-    "mask_logits": ("free", "mask logits at the picture's size, of their spread"),
+    "mask_logits": ("free", "mask logits at the image's size, of their spread"),
     "pixels_flipped": ("free", "share of mask pixels that differ"),
     "scores": ("free", "mask scores, absolute"),
     "forced_embeddings": ("given, words first", "target embeddings, of their spread"),
@@ -98,7 +98,7 @@ def expected(case, name):
     return golden_tensors()[f"case{case}.{name}"]
 
 
-def picture(case):
+def image(case):
     return Image.open(OFFICIAL / golden()[case]["image"])
 
 
@@ -120,7 +120,7 @@ def measure(case, model, processor):
     """All differences of one case to the released code, and the ids that were generated."""
     reference, found = golden()[case], {}
     messages = dialogue_messages([], reference["question"])
-    batch = processor.encode_batch([messages], [picture(case)])
+    batch = processor.encode_batch([messages], [image(case)])
     original, resized = batch["original_sizes"][0].tolist(), batch["resized_sizes"][0].tolist()
     assert (original, resized) == (reference["original_hw"], reference["resized_hw"])
     pixels = batch["pixel_values"]
@@ -211,7 +211,7 @@ def test_prompts_and_conversations_have_the_released_ids(case, float32):
 @pytest.mark.parametrize("case", CASES)
 def test_the_engine_gives_the_released_texts_and_masks(case, float32):
     reference = golden()[case]
-    answer = Engine(*float32).predict(picture(case), reference["question"])
+    answer = Engine(*float32).predict(image(case), reference["question"])
     text = GROUP.sub("", reference["generated_text"]).removesuffix("</s>")
     assert answer.text == re.sub(r"\s+([,.])", r"\1", text)
     areas = [int(segment.mask.sum()) for segment in answer.segments]
@@ -225,12 +225,12 @@ def float32_answers(float32):
 
 
 def requests():
-    pictures = [np.array(picture(case).convert("RGB")) for case in CASES]
-    return [Request(p, golden()[c]["question"]) for c, p in zip(CASES, pictures, strict=True)]
+    images = [np.array(image(case).convert("RGB")) for case in CASES]
+    return [Request(p, golden()[c]["question"]) for c, p in zip(CASES, images, strict=True)]
 
 
 def answers_and_ious(directory, dtype, wanted):
-    """All pictures answered in another type, and each mask's IoU with its float32 self."""
+    """All images answered in another type, and each mask's IoU with its float32 self."""
     found = Engine(*load_model_and_processor(directory, dtype=dtype)).predict_batch(requests())
     pairs = [
         (a.mask, b.mask)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from conftest import (
     TINY_QUESTION,
     TINY_QUESTION_WITHOUT_MASKS,
-    square_picture,
+    square_image,
     square_sample,
     tiny_parts,
 )
@@ -38,11 +38,11 @@ SEGMENT_KEYS = ["label", "score", "bbox", "area", "span", "segmentation"]
 
 
 @pytest.fixture
-def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A picture in the current folder, 24 wide and 32 high."""
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An image in the current folder, 24 wide and 32 high."""
     monkeypatch.chdir(tmp_path)
     path = Path("squares.png")
-    Image.fromarray(square_picture((2, 3))).save(path)
+    Image.fromarray(square_image((2, 3))).save(path)
     return path
 
 
@@ -61,9 +61,9 @@ def squares_answer() -> Prediction:
 
 
 def test_segment_prints_the_answer_with_numbers_and_a_legend(
-    picture: Path, tiny_model_dir: Path
+    image: Path, tiny_model_dir: Path
 ) -> None:
-    result = run("segment", picture, TINY_QUESTION, "--model", tiny_model_dir)
+    result = run("segment", image, TINY_QUESTION, "--model", tiny_model_dir)
     assert result.exit_code == 0, result.output
     assert "[1]" in result.stdout.splitlines()[0]
     assert "[2]" in result.stdout.splitlines()[0]
@@ -72,24 +72,24 @@ def test_segment_prints_the_answer_with_numbers_and_a_legend(
     assert result.stderr == ""
 
 
-def test_segment_says_what_it_withholds(picture: Path, tiny_model_dir: Path) -> None:
-    result = run("segment", picture, TINY_QUESTION, "--model", tiny_model_dir, "--min-score", 1)
+def test_segment_says_what_it_withholds(image: Path, tiny_model_dir: Path) -> None:
+    result = run("segment", image, TINY_QUESTION, "--model", tiny_model_dir, "--min-score", 1)
     assert result.exit_code == 0, result.output
     assert "2 masks are filtered: their score is too low." in result.stdout
     assert "[1]" not in result.stdout
-    refused = run("segment", picture, TINY_QUESTION, "--min-score", 1.5)
+    refused = run("segment", image, TINY_QUESTION, "--min-score", 1.5)
     assert refused.exit_code == 2 and "--min-score" in refused.stderr
 
 
 def test_segment_writes_the_overlay_to_the_current_folder_where_nothing_else_is_asked(
-    picture: Path, tiny_model_dir: Path, tmp_path: Path
+    image: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    result = run("segment", picture, TINY_QUESTION, "--model", tiny_model_dir)
+    result = run("segment", image, TINY_QUESTION, "--model", tiny_model_dir)
     assert "Wrote squares_pixellm.png" in result.stdout
     overlay = Image.open("squares_pixellm.png")
     assert overlay.size == (24, 32)
-    assert not np.array_equal(np.asarray(overlay), np.asarray(Image.open(picture)))
-    run("segment", picture, TINY_QUESTION, "--model", tiny_model_dir, "--json", "answer.json")
+    assert not np.array_equal(np.asarray(overlay), np.asarray(Image.open(image)))
+    run("segment", image, TINY_QUESTION, "--model", tiny_model_dir, "--json", "answer.json")
     assert {path.name for path in tmp_path.iterdir()} == {
         "squares.png",
         "squares_pixellm.png",
@@ -97,9 +97,9 @@ def test_segment_writes_the_overlay_to_the_current_folder_where_nothing_else_is_
     }
 
 
-def test_json_masks_and_overlay_hold_the_same_answer(picture: Path, tiny_model_dir: Path) -> None:
+def test_json_masks_and_overlay_hold_the_same_answer(image: Path, tiny_model_dir: Path) -> None:
     files = ["--json", "answer.json", "--masks", "masks", "--out", "seen.jpg"]
-    result = run("segment", picture, TINY_QUESTION, "--model", tiny_model_dir, *files)
+    result = run("segment", image, TINY_QUESTION, "--model", tiny_model_dir, *files)
     assert result.exit_code == 0, result.output
     answer = json.loads(Path("answer.json").read_text())
     assert list(answer) == KEYS
@@ -125,8 +125,8 @@ def test_json_masks_and_overlay_hold_the_same_answer(picture: Path, tiny_model_d
     assert not Path("squares_pixellm.png").exists()
 
 
-def test_json_to_standard_output_is_all_there_is(picture: Path, tiny_model_dir: Path) -> None:
-    command = [sys.executable, "-m", "pixellm.cli", "segment", str(picture), TINY_QUESTION]
+def test_json_to_standard_output_is_all_there_is(image: Path, tiny_model_dir: Path) -> None:
+    command = [sys.executable, "-m", "pixellm.cli", "segment", str(image), TINY_QUESTION]
     command += ["--model", str(tiny_model_dir), "--json", "-", "--out", "seen.png"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -136,7 +136,7 @@ def test_json_to_standard_output_is_all_there_is(picture: Path, tiny_model_dir: 
 
 
 def test_the_question_reaches_the_model_as_typed(
-    picture: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    image: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
     predict = Engine.predict
@@ -147,15 +147,15 @@ def test_the_question_reaches_the_model_as_typed(
 
     monkeypatch.setattr(Engine, "predict", listen)
     question = "  What's [SEG0] <image>\n— “ÿ”? "
-    result = run("segment", picture, question, "--model", tiny_model_dir, "--json", "-")
+    result = run("segment", image, question, "--model", tiny_model_dir, "--json", "-")
     assert asked == [question]
     assert json.loads(result.stdout)["question"] == question
 
 
-def test_an_answer_without_masks_has_no_legend(picture: Path, tiny_model_dir: Path) -> None:
+def test_an_answer_without_masks_has_no_legend(image: Path, tiny_model_dir: Path) -> None:
     question = TINY_QUESTION_WITHOUT_MASKS
     files = ["--json", "answer.json", "--masks", "masks"]
-    result = run("segment", picture, question, "--model", tiny_model_dir, *files)
+    result = run("segment", image, question, "--model", tiny_model_dir, *files)
     assert result.exit_code == 0, result.output
     assert "label" not in result.stdout
     assert json.loads(Path("answer.json").read_text())["segments"] == []
@@ -196,8 +196,8 @@ def test_files_are_replaced_as_a_whole_and_links_are_followed(tmp_path: Path) ->
     assert not Path("/dev/null").is_file()
 
 
-def test_chat_keeps_the_dialogue_and_encodes_the_picture_once(
-    picture: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+def test_chat_keeps_the_dialogue_and_encodes_the_image_once(
+    image: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[int] = []
     histories: list[int] = []
@@ -214,38 +214,38 @@ def test_chat_keeps_the_dialogue_and_encodes_the_picture_once(
     monkeypatch.setattr(PixelLMModel, "encode_images", count_images)
     monkeypatch.setattr(PromptBuilder, "encode", count_history)
     lines = [TINY_QUESTION, "", TINY_QUESTION_WITHOUT_MASKS, "/quit", "never asked"]
-    result = run("chat", picture, "--model", tiny_model_dir, text="\n".join(lines))
+    result = run("chat", image, "--model", tiny_model_dir, text="\n".join(lines))
     assert result.exit_code == 0, result.output
     assert encoded == [1]
     assert histories == [0, 1]
     assert "[2]" in result.stdout
 
 
-def test_chat_saves_changes_the_picture_and_helps(
-    picture: Path, tiny_model_dir: Path, tmp_path: Path
+def test_chat_saves_changes_the_image_and_helps(
+    image: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "the other.png"
-    Image.fromarray(square_picture((4, 6))).resize((48, 64)).save(other)
+    Image.fromarray(square_image((4, 6))).resize((48, 64)).save(other)
     lines = [
         "/help",
         TINY_QUESTION,
         "/save",
-        "/save my picture.png",
+        "/save my image.png",
         f"/image {other}",
         TINY_QUESTION,
         "/save",
     ]
-    result = run("chat", picture, "--model", tiny_model_dir, text="\n".join(lines))
+    result = run("chat", image, "--model", tiny_model_dir, text="\n".join(lines))
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     for command in ("/save", "/image", "/quit"):
         assert command in result.stdout
     assert Image.open("squares_pixellm.png").size == (24, 32)
-    assert Image.open("my picture.png").size == (24, 32)
+    assert Image.open("my image.png").size == (24, 32)
     assert Image.open("the other_pixellm.png").size == (48, 64)
 
 
-def test_chat_survives_bad_input(picture: Path, tiny_model_dir: Path) -> None:
+def test_chat_survives_bad_input(image: Path, tiny_model_dir: Path) -> None:
     lines = [
         "/save",
         "/image missing.png",
@@ -256,11 +256,11 @@ def test_chat_survives_bad_input(picture: Path, tiny_model_dir: Path) -> None:
         "/save squares.png",
         "/save squares.png/at-all.png",
     ]
-    result = run("chat", picture, "--model", tiny_model_dir, text="\n".join(lines))
+    result = run("chat", image, "--model", tiny_model_dir, text="\n".join(lines))
     assert result.exit_code == 0, result.output
     complaints = result.stderr.splitlines()
     expected = ["ask something first", "missing.png", "/image PATH", "/sing", "context holds 256"]
-    expected += ["the picture itself", "cannot be written"]
+    expected += ["the image itself", "cannot be written"]
     assert len(complaints) == len(expected)
     for complaint, words in zip(complaints, expected, strict=True):
         assert words in complaint
@@ -268,7 +268,7 @@ def test_chat_survives_bad_input(picture: Path, tiny_model_dir: Path) -> None:
 
 
 class Squares:
-    """Endless copies of the one picture that the tiny model knows."""
+    """Endless copies of the one image that the tiny model knows."""
 
     class_names = ("red square", "blue square")
 
@@ -341,11 +341,11 @@ def test_eval_scenes_prints_tables_and_writes_what_the_library_reports(
     report = evaluate_scenes(engine, "test", 3, 2, 2, dialogues_per_image=1).to_dict()
     assert values["headline"] == report["headline"]
     assert values["groups"] == report["groups"]
-    for words in ("overall", "giou", "set_accuracy", "kind", "targets", "2 pictures"):
+    for words in ("overall", "giou", "set_accuracy", "kind", "targets", "2 images"):
         assert words in result.stdout
 
 
-def test_data_scenes_writes_pictures_annotations_and_a_sheet(tmp_path: Path) -> None:
+def test_data_scenes_writes_images_annotations_and_a_sheet(tmp_path: Path) -> None:
     out = tmp_path / "scenes"
     result = run("data", "scenes", "--split", "test", "--num", 2, "--seed", 7, "--out", out)
     assert result.exit_code == 0, result.output

@@ -21,7 +21,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from conftest import TINY_QUESTION, square_picture
+from conftest import TINY_QUESTION, square_image
 from pixellm.cli.chat import Chat
 from pixellm.cli.main import app
 from pixellm.engine import Engine
@@ -33,9 +33,9 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def picture() -> Path:
+def image() -> Path:
     path = Path("squares.png")
-    Image.fromarray(square_picture((2, 3))).save(path)
+    Image.fromarray(square_image((2, 3))).save(path)
     return path
 
 
@@ -43,8 +43,8 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def segment(picture: Path, model: Path | str, *options: object) -> Result:
-    return run("segment", picture, TINY_QUESTION, "--model", model, *options)
+def segment(image: Path, model: Path | str, *options: object) -> Result:
+    return run("segment", image, TINY_QUESTION, "--model", model, *options)
 
 
 def assert_one_sentence(result: Result, *words: str) -> None:
@@ -56,7 +56,7 @@ def assert_one_sentence(result: Result, *words: str) -> None:
         assert word in result.stderr
 
 
-# Pictures that can't be read.
+# Images that can't be read.
 
 
 def make_missing(path: Path) -> None:
@@ -74,7 +74,7 @@ def make_truncated(path: Path) -> None:
 
 
 def make_text(path: Path) -> None:
-    path.write_text("This is no picture.")
+    path.write_text("This is no image.")
 
 
 def make_folder(path: Path) -> None:
@@ -109,7 +109,7 @@ def without_roots_rights() -> Iterator[None]:
     "make", [make_missing, make_empty, make_truncated, make_text, make_folder, make_closed]
 )
 @pytest.mark.parametrize("command", ["segment", "chat"])
-def test_an_unreadable_picture_is_named(command: str, make: Callable[[Path], None]) -> None:
+def test_an_unreadable_image_is_named(command: str, make: Callable[[Path], None]) -> None:
     make(Path("photo.png"))
     questions = [TINY_QUESTION] if command == "segment" else []
     with without_roots_rights():
@@ -118,13 +118,13 @@ def test_an_unreadable_picture_is_named(command: str, make: Callable[[Path], Non
     assert result.stdout == ""
 
 
-def test_a_picture_past_pillows_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_past_pillows_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (50, 50)).save("bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     assert_one_sentence(segment(Path("bomb.png"), "never-looked-at"), "bomb.png", "2,000 pixels")
 
 
-# Odd pictures that are read correctly.
+# Odd images that are read correctly.
 
 
 def save_exif_rotated(pixels: Image.Image, path: Path) -> None:
@@ -147,7 +147,7 @@ def save_animated(pixels: Image.Image, path: Path) -> None:
     pixels.save(path, save_all=True, append_images=[Image.new("RGB", pixels.size)], duration=9)
 
 
-ODD_PICTURES: dict[str, Callable[[Image.Image, Path], None]] = {
+ODD_IMAGES: dict[str, Callable[[Image.Image, Path], None]] = {
     "deep.png": save_deep,
     "palette.png": lambda pixels, path: pixels.convert("P").save(path),
     "cmyk.jpg": lambda pixels, path: pixels.convert("CMYK").save(path),
@@ -163,9 +163,9 @@ ODD_PICTURES: dict[str, Callable[[Image.Image, Path], None]] = {
 UPRIGHT_SIZES = {"one_pixel.png": (1, 1), "wide.png": (4000, 1), "tall.png": (1, 4000)}
 
 
-@pytest.mark.parametrize("name", ODD_PICTURES)
-def test_an_odd_picture_is_answered_in_its_own_pixels(name: str, tiny_model_dir: Path) -> None:
-    ODD_PICTURES[name](Image.fromarray(square_picture((2, 3))), Path(name))
+@pytest.mark.parametrize("name", ODD_IMAGES)
+def test_an_odd_image_is_answered_in_its_own_pixels(name: str, tiny_model_dir: Path) -> None:
+    ODD_IMAGES[name](Image.fromarray(square_image((2, 3))), Path(name))
     result = segment(Path(name), tiny_model_dir, "--json", "-", "--out", "seen.png")
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
@@ -179,14 +179,14 @@ def test_an_odd_picture_is_answered_in_its_own_pixels(name: str, tiny_model_dir:
 
 
 @pytest.mark.parametrize("question", ["", "  \n"])
-def test_an_empty_question_is_refused(picture: Path, question: str) -> None:
-    assert_one_sentence(run("segment", picture, question, "--model", "never-looked-at"), "empty")
+def test_an_empty_question_is_refused(image: Path, question: str) -> None:
+    assert_one_sentence(run("segment", image, question, "--model", "never-looked-at"), "empty")
 
 
-def test_a_question_longer_than_the_context_is_refused(picture: Path, tiny_model_dir: Path) -> None:
-    result = run("segment", picture, "long " * 300, "--model", tiny_model_dir)
+def test_a_question_longer_than_the_context_is_refused(image: Path, tiny_model_dir: Path) -> None:
+    result = run("segment", image, "long " * 300, "--model", tiny_model_dir)
     assert_one_sentence(result, "context holds 256")
-    assert list(Path().iterdir()) == [picture]
+    assert list(Path().iterdir()) == [image]
 
 
 # Models.
@@ -211,49 +211,49 @@ def use_two_shards(model: Path) -> tuple[Path, Path]:
 
 
 def test_a_model_in_shards_answers_as_the_whole(
-    picture: Path, model_copy: Path, tiny_model_dir: Path
+    image: Path, model_copy: Path, tiny_model_dir: Path
 ) -> None:
     use_two_shards(model_copy)
-    in_shards = json.loads(segment(picture, model_copy, "--json", "-").stdout)
-    whole = json.loads(segment(picture, tiny_model_dir, "--json", "-").stdout)
+    in_shards = json.loads(segment(image, model_copy, "--json", "-").stdout)
+    whole = json.loads(segment(image, tiny_model_dir, "--json", "-").stdout)
     assert in_shards["segments"] == whole["segments"]
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "nobody/no-such-model", "./no/such/folder"])
-def test_an_unknown_model_is_named(picture: Path, name: str) -> None:
-    assert_one_sentence(segment(picture, name), name)
+def test_an_unknown_model_is_named(image: Path, name: str) -> None:
+    assert_one_sentence(segment(image, name), name)
 
 
-def test_a_folder_without_a_model_is_named(picture: Path) -> None:
+def test_a_folder_without_a_model_is_named(image: Path) -> None:
     Path("hollow").mkdir()
-    assert_one_sentence(segment(picture, "hollow"), "hollow", "config.json")
+    assert_one_sentence(segment(image, "hollow"), "hollow", "config.json")
 
 
-def test_a_missing_shard_is_named(picture: Path, model_copy: Path) -> None:
+def test_a_missing_shard_is_named(image: Path, model_copy: Path) -> None:
     _, second = use_two_shards(model_copy)
     second.unlink()
-    assert_one_sentence(segment(picture, model_copy), second.name)
+    assert_one_sentence(segment(image, model_copy), second.name)
 
 
 @pytest.mark.parametrize("length", [0, 5, 5000, -10])
-def test_a_truncated_shard_is_refused(picture: Path, model_copy: Path, length: int) -> None:
+def test_a_truncated_shard_is_refused(image: Path, model_copy: Path, length: int) -> None:
     first, _ = use_two_shards(model_copy)
     first.write_bytes(first.read_bytes()[:length])
-    assert_one_sentence(segment(picture, model_copy), "model", "damaged")
+    assert_one_sentence(segment(image, model_copy), "model", "damaged")
 
 
-def test_unknown_settings_of_a_model_are_named(picture: Path, model_copy: Path) -> None:
+def test_unknown_settings_of_a_model_are_named(image: Path, model_copy: Path) -> None:
     config = model_copy / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "num_scale": 3}))
-    assert_one_sentence(segment(picture, model_copy), "config.json", "num_scale")
+    assert_one_sentence(segment(image, model_copy), "config.json", "num_scale")
 
 
-def test_a_broken_configuration_is_named(picture: Path, model_copy: Path) -> None:
+def test_a_broken_configuration_is_named(image: Path, model_copy: Path) -> None:
     (model_copy / "config.json").write_text("{")
-    assert_one_sentence(segment(picture, model_copy), "config.json", "JSON")
+    assert_one_sentence(segment(image, model_copy), "config.json", "JSON")
 
 
-def test_pickled_weights_are_not_opened(picture: Path, model_copy: Path) -> None:
+def test_pickled_weights_are_not_opened(image: Path, model_copy: Path) -> None:
     (model_copy / "model.safetensors").unlink()
 
     class Trap:
@@ -261,15 +261,15 @@ def test_pickled_weights_are_not_opened(picture: Path, model_copy: Path) -> None
             return Path.touch, (Path("sprung"),)
 
     torch.save({"weight": Trap()}, model_copy / "pytorch_model.bin")
-    assert_one_sentence(segment(picture, model_copy), "pickled")
+    assert_one_sentence(segment(image, model_copy), "pickled")
     assert not Path("sprung").exists()
 
 
 @pytest.mark.parametrize("option", [("--device", "gpu"), ("--device", "cuda:99"), ("--dtype", "x")])
 def test_an_unknown_device_or_type_is_named(
-    picture: Path, tiny_model_dir: Path, option: tuple[str, str]
+    image: Path, tiny_model_dir: Path, option: tuple[str, str]
 ) -> None:
-    assert_one_sentence(segment(picture, tiny_model_dir, *option), option[1])
+    assert_one_sentence(segment(image, tiny_model_dir, *option), option[1])
 
 
 # Outputs that can't be written: told before a model is loaded, and where only the writing tells,
@@ -286,16 +286,14 @@ def test_an_unknown_device_or_type_is_named(
     ],
     ids=" ".join,
 )
-def test_a_bad_place_is_told_before_a_model_is_looked_for(
-    picture: Path, options: list[str]
-) -> None:
+def test_a_bad_place_is_told_before_a_model_is_looked_for(image: Path, options: list[str]) -> None:
     Path("folder.png").mkdir()
-    before = picture.read_bytes()
-    result = segment(picture, "never-looked-at", *options)
+    before = image.read_bytes()
+    result = segment(image, "never-looked-at", *options)
     assert_one_sentence(result, "cannot be written")
     assert {path.name for path in Path().iterdir()} == {"squares.png", "folder.png"}
     assert list(Path("folder.png").iterdir()) == []
-    assert picture.read_bytes() == before
+    assert image.read_bytes() == before
 
 
 @pytest.fixture
@@ -313,16 +311,16 @@ def full_disk(tmp_path: Path) -> Any:
 
 
 def test_a_full_disk_is_told_after_the_answer(
-    picture: Path, tiny_model_dir: Path, full_disk: Path
+    image: Path, tiny_model_dir: Path, full_disk: Path
 ) -> None:
     outputs = ["--json", full_disk / "answer.json", "--masks", "masks"]
-    assert_full_disk(segment(picture, tiny_model_dir, *outputs))
+    assert_full_disk(segment(image, tiny_model_dir, *outputs))
     assert [path.name for path in full_disk.iterdir()] == ["filler"]
     assert not Path("masks").exists()
 
 
 def test_a_disk_that_fills_up_half_way_leaves_nothing(
-    picture: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    image: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Path] = []
     write = Path.write_bytes
@@ -336,9 +334,9 @@ def test_a_disk_that_fills_up_half_way_leaves_nothing(
 
     monkeypatch.setattr(Path, "write_bytes", write_once)
     outputs = ["--json", "answer.json", "--masks", "masks"]
-    assert_full_disk(segment(picture, tiny_model_dir, *outputs))
+    assert_full_disk(segment(image, tiny_model_dir, *outputs))
     assert len(written) == 2
-    assert list(Path().iterdir()) == [picture]
+    assert list(Path().iterdir()) == [image]
 
 
 def assert_full_disk(result: Result) -> None:
@@ -347,24 +345,24 @@ def assert_full_disk(result: Result) -> None:
 
 
 def test_json_is_printed_before_another_output_fails(
-    picture: Path, tiny_model_dir: Path, full_disk: Path
+    image: Path, tiny_model_dir: Path, full_disk: Path
 ) -> None:
-    result = segment(picture, tiny_model_dir, "--json", "-", "--out", full_disk / "seen.png")
+    result = segment(image, tiny_model_dir, "--json", "-", "--out", full_disk / "seen.png")
     assert_one_sentence(result, "seen.png")
     assert json.loads(result.stdout)["segments"]
 
 
-def test_folders_of_outputs_are_made(picture: Path, tiny_model_dir: Path) -> None:
+def test_folders_of_outputs_are_made(image: Path, tiny_model_dir: Path) -> None:
     files = ["--out", "new/seen.png", "--json", "other/new/answer.json", "--masks", "new/masks"]
-    result = segment(picture, tiny_model_dir, *files)
+    result = segment(image, tiny_model_dir, *files)
     assert result.exit_code == 0, result.output
     assert Path("new/seen.png").is_file() and Path("other/new/answer.json").is_file()
     assert len(list(Path("new/masks").iterdir())) == 2
 
 
 @pytest.mark.parametrize("name", ["squares.png", "./squares.png", "seen.docx", "seen"])
-def test_an_overlay_needs_a_name_of_its_own(picture: Path, name: str) -> None:
-    result = segment(picture, "never-looked-at", "--out", name)
+def test_an_overlay_needs_a_name_of_its_own(image: Path, name: str) -> None:
+    result = segment(image, "never-looked-at", "--out", name)
     assert_one_sentence(result, "squares.png" if "squares" in name else "suffix")
 
 
@@ -379,19 +377,19 @@ def test_an_overlay_needs_a_name_of_its_own(picture: Path, name: str) -> None:
     ],
     ids=" ".join,
 )
-def test_no_part_of_an_answer_replaces_another_or_the_picture(
-    picture: Path, options: list[str], lost: str
+def test_no_part_of_an_answer_replaces_another_or_the_image(
+    image: Path, options: list[str], lost: str
 ) -> None:
     Path("folder").mkdir()
-    Path("link.json").symlink_to(picture)
-    before = picture.read_bytes()
-    assert_one_sentence(segment(picture, "never-looked-at", *options), lost)
-    assert picture.read_bytes() == before
+    Path("link.json").symlink_to(image)
+    before = image.read_bytes()
+    assert_one_sentence(segment(image, "never-looked-at", *options), lost)
+    assert image.read_bytes() == before
     assert {path.name for path in Path().iterdir()} == {"squares.png", "folder", "link.json"}
 
 
-def test_a_picture_among_its_masks_is_kept() -> None:
-    Image.fromarray(square_picture((2, 3))).save("01_red-square.png")
+def test_an_image_among_its_masks_is_kept() -> None:
+    Image.fromarray(square_image((2, 3))).save("01_red-square.png")
     options = ["--masks", "."]
     result = segment(Path("01_red-square.png"), "never-looked-at", *options)
     assert_one_sentence(result, "01_red-square.png")
@@ -422,12 +420,12 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_model_that_is_to_be_spread_names_the_extra(
-    picture: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    image: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    result = segment(picture, tiny_model_dir, "--offload", "offloaded", "--out", "seen.png")
+    result = segment(image, tiny_model_dir, "--offload", "offloaded", "--out", "seen.png")
     assert_one_sentence(result, "pip install 'pixellm[train]'")
-    assert list(Path().iterdir()) == [picture]
+    assert list(Path().iterdir()) == [image]
 
 
 # Memory that runs out.
@@ -451,22 +449,22 @@ class Exhausted:
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
 def test_memory_that_runs_out_is_told_in_a_sentence(
-    picture: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    image: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr("pixellm.cli.main.load_engine", lambda *_, **__: Exhausted(error))
-    result = run("segment", picture, TINY_QUESTION, "--out", "seen.png")
+    result = run("segment", image, TINY_QUESTION, "--out", "seen.png")
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
     assert "not enough memory" in result.stderr
-    assert list(Path().iterdir()) == [picture]
+    assert list(Path().iterdir()) == [image]
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
-def test_a_dialogue_survives_a_picture_that_does_not_fit(
-    tiny_engine: Engine, picture: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+def test_a_dialogue_survives_an_image_that_does_not_fit(
+    tiny_engine: Engine, image: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     complaints = io.StringIO()
-    chat = Chat(tiny_engine, picture, Console(file=io.StringIO()), Console(file=complaints))
+    chat = Chat(tiny_engine, image, Console(file=io.StringIO()), Console(file=complaints))
     monkeypatch.setattr(tiny_engine, "predict", Exhausted(error).predict)
     chat.handle(TINY_QUESTION)
     assert "not enough memory" in complaints.getvalue()
@@ -475,12 +473,12 @@ def test_a_dialogue_survives_a_picture_that_does_not_fit(
 # What is no bad input.
 
 
-def test_the_unforeseen_keeps_its_traceback_and_ends_in_1(picture: Path) -> None:
+def test_the_unforeseen_keeps_its_traceback_and_ends_in_1(image: Path) -> None:
     code = (
         "import sys, pixellm.processing.image as image, pixellm.cli.main as cli\n"
         "def fail(path): raise RuntimeError('a bug')\n"
         "image.load_image = fail\n"
-        f"sys.argv = ['pixellm', 'segment', {str(picture)!r}, 'What?']\n"
+        f"sys.argv = ['pixellm', 'segment', {str(image)!r}, 'What?']\n"
         "cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -490,13 +488,13 @@ def test_the_unforeseen_keeps_its_traceback_and_ends_in_1(picture: Path) -> None
 
 
 def test_ctrl_c_ends_in_130_and_says_how_to_go_on(
-    picture: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    image: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*args: Any, **kwargs: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Engine, "predict", interrupt)
-    result = segment(picture, tiny_model_dir)
+    result = segment(image, tiny_model_dir)
     assert result.exit_code == 130
     assert result.stderr == "Stopped.\n"
     monkeypatch.setattr("pixellm.training.trainer.train", interrupt)

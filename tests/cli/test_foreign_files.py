@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from conftest import TINY_QUESTION, square_picture
+from conftest import TINY_QUESTION, square_image
 from curation.curation_runs import make_photos
 from pixellm.cli.main import app
 
@@ -92,7 +92,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_photos(tmp_path, 1)
-    Image.fromarray(square_picture((2, 3))).save("a.png")
+    Image.fromarray(square_image((2, 3))).save("a.png")
     asked = json.dumps({"image": "a.png", "question": "What?"})
     Path("asked.jsonl").write_text(asked + "\n")
     dialogue = {"image": "a.png", "turns": [{"question": "What?", "answer": "Nothing."}]}
@@ -127,13 +127,13 @@ def test_our_own_files_are_replaced(tmp_path: Path, tiny_model_dir: Path) -> Non
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".gif", ".tiff"])
-def test_pictures_name_their_maker(suffix: str) -> None:
+def test_images_name_their_maker(suffix: str) -> None:
     from pixellm.files import OccupiedError, check_file
-    from pixellm.visualize import encode_picture
+    from pixellm.visualize import encode_image
 
     image = Image.new("RGB", (900, 700), (200, 120, 40))
     path = Path(f"ours{suffix}")
-    path.write_bytes(encode_picture(image, suffix))
+    path.write_bytes(encode_image(image, suffix))
     check_file(path)
     image.save(path)
     with pytest.raises(OccupiedError, match="was not written by pixellm"):

@@ -237,7 +237,7 @@ def test_released_rows_without_text_are_composed_from_names() -> None:
     assert rows[0].photo == "train2017/0001.jpg"
 
 
-def test_statistics_count_and_plots_are_pictures(muse: Path, tmp_path: Path) -> None:
+def test_statistics_count_and_plots_are_images(muse: Path, tmp_path: Path) -> None:
     figures = gather(muse)
     assert figures.summary()["questions"] == 2 * PHOTOS
     assert figures.summary()["targets per question, mean"] == 3

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import square_picture, square_sample
+from conftest import square_image, square_sample
 from pixellm.data.collate import IGNORED, Collator
 from pixellm.engine import Engine
 from pixellm.masks import encode_mask
@@ -55,9 +55,9 @@ def test_targets_stand_in_the_order_of_the_groups(processor: PixelLMProcessor) -
     size = (32, 32)
     boxes = [(0, 0, 8, 8), (16, 0, 8, 8), (0, 16, 8, 8), (16, 16, 8, 8)]
     targets = [box_target(str(n), size, box) for n, box in enumerate(boxes)]
-    picture = np.zeros((*size, 3), np.uint8)
+    image = np.zeros((*size, 3), np.uint8)
     dialogue = Sample(
-        picture,
+        image,
         size,
         (
             Turn("One?", "It {seg} and that {seg}.", (targets[2], targets[0])),
@@ -65,7 +65,7 @@ def test_targets_stand_in_the_order_of_the_groups(processor: PixelLMProcessor) -
             Turn("More?", "Here {seg}.", (targets[3],)),
         ),
     )
-    other = Sample(picture, size, (Turn("Last?", "There {seg}.", (targets[1],)),))
+    other = Sample(image, size, (Turn("Last?", "There {seg}.", (targets[1],)),))
     batch = Collator(processor, GRID)([[dialogue, other], [other]])
     rows, starts = find_groups(batch["input_ids"], torch.tensor(processor.codec.codebook_ids))
     assert rows.tolist() == batch["target_rows"].tolist() == [0, 0, 0, 0, 1]
@@ -103,9 +103,9 @@ def test_labels_are_the_answers_and_padding_is_ignored(processor: PixelLMProcess
     padding = batch["attention_mask"][1] == 0
     padding[:4] = False
     assert padding.any() and bool((batch["labels"][1][padding] == IGNORED).all())
-    # A picture of 32 x 24 covers both columns of the 2 x 2 grid; one of 32 x 16 covers one.
+    # An image of 32 x 24 covers both columns of the 2 x 2 grid; one of 32 x 16 covers one.
     assert batch["attention_mask"][0, :4].tolist() == [1, 1, 1, 1]
-    narrow = Sample(square_picture((2, 3), (32, 16)), (32, 16), sample.turns[1:], "narrow")
+    narrow = Sample(square_image((2, 3), (32, 16)), (32, 16), sample.turns[1:], "narrow")
     assert Collator(processor, GRID)([[narrow]])["attention_mask"][0, :4].tolist() == [1, 0, 1, 0]
 
 
@@ -151,7 +151,7 @@ def test_a_row_whose_first_turn_is_too_long_is_left_out_and_its_neighbours_stay(
     assert set(second["dialogue_ids"][0].tolist()) == {0, 2}
 
 
-def test_a_batch_of_which_nothing_fits_keeps_a_picture_that_teaches_nothing(
+def test_a_batch_of_which_nothing_fits_keeps_an_image_that_teaches_nothing(
     processor: PixelLMProcessor,
 ) -> None:
     short = square_sample()
@@ -166,7 +166,7 @@ def test_a_batch_of_which_nothing_fits_keeps_a_picture_that_teaches_nothing(
 
 
 def test_a_dialogue_has_a_limit_of_its_own(processor: PixelLMProcessor) -> None:
-    """Tokens of text, the picture not counted; the other dialogues of the row stay."""
+    """Tokens of text, the image not counted; the other dialogues of the row stay."""
     sample = square_sample()
     whole = Collator(processor, GRID)([[sample, sample]])
     longest = int((whole["dialogue_ids"][0] == 1).sum())
@@ -177,7 +177,7 @@ def test_a_dialogue_has_a_limit_of_its_own(processor: PixelLMProcessor) -> None:
     assert set(cut["dialogue_ids"][0].tolist()) == {0, 1, 2}
 
 
-def test_rows_shorter_than_a_picture_are_refused(processor: PixelLMProcessor) -> None:
+def test_rows_shorter_than_an_image_are_refused(processor: PixelLMProcessor) -> None:
     with pytest.raises(ValueError, match=r"takes \d+ tokens of a row of 4; raise collate.max_len"):
         Collator(processor, GRID, max_length=4)
 
@@ -185,7 +185,7 @@ def test_rows_shorter_than_a_picture_are_refused(processor: PixelLMProcessor) ->
 @pytest.mark.parametrize(
     ("mask_size", "size"), [(GRID, (8, 16)), (8, (4, 8)), (32, (16, 32)), ("original", (10, 20))]
 )
-def test_masks_are_those_of_the_picture_at_the_size_asked_for(
+def test_masks_are_those_of_the_image_at_the_size_asked_for(
     processor: PixelLMProcessor, mask_size: int | Literal["original"], size: tuple[int, int]
 ) -> None:
     original = (10, 20)
@@ -225,7 +225,7 @@ def test_the_class_map_knows_background_padding_and_what_lies_on_top(
     assert "patch_classes" not in Collator(processor, GRID)([[sample]])
 
 
-def test_a_picture_that_does_not_tell_its_objects_teaches_no_background(
+def test_an_image_that_does_not_tell_its_objects_teaches_no_background(
     processor: PixelLMProcessor,
 ) -> None:
     told, untold = square_sample(), replace(square_sample(), objects=())
@@ -235,12 +235,12 @@ def test_a_picture_that_does_not_tell_its_objects_teaches_no_background(
     assert (both["patch_boxes"][0] >= 0).any() and (both["patch_boxes"][1] == -1).all()
 
 
-def test_a_picture_of_another_size_than_its_sample_says_is_refused_by_name(
+def test_an_image_of_another_size_than_its_sample_says_is_refused_by_name(
     processor: PixelLMProcessor, tmp_path: Path
 ) -> None:
     right = square_sample()
     path = tmp_path / "turned.png"
-    Image.fromarray(square_picture((2, 3), (24, 32))).save(path)
+    Image.fromarray(square_image((2, 3), (24, 32))).save(path)
     turned = replace(right, image=path, id="photo-7")
     with pytest.raises(ValueError, match=r"'photo-7'.*turned\.png is \(24, 32\).*\(32, 24\)"):
         Collator(processor, GRID)([[right], [turned]])

@@ -70,10 +70,10 @@ def root(tmp_path):
 def test_good_sets_are_counted_and_absent_ones_say_where_to_get_them(root):
     result = run(root)
     assert result.exit_code == 0, result.output
-    assert "ade20k train: 1 pictures, 1 questions, 1 targets, 150 classes; no bad row" in (
+    assert "ade20k train: 1 images, 1 questions, 1 targets, 150 classes; no bad row" in (
         result.output
     )
-    assert "coco train: 1 pictures" in result.output
+    assert "coco train: 1 images" in result.output
     assert "coco-expressions" not in result.output
     assert "Not there: refcoco " in result.output
     assert "Not there: cocostuff (COCO-Stuff: 171 classes of things and stuff): download" in (
@@ -126,7 +126,7 @@ def test_what_curate_writes_is_checked_with_its_photos(root, tmp_path, name):
     muse(out / name, ("Which two?", "The dog {seg} and it {seg}."))
     good = run(out, "--images", root / "train")
     assert good.exit_code == 0, good.output
-    assert f"{name}: 1 pictures, 1 questions, 2 targets" in good.output
+    assert f"{name}: 1 images, 1 questions, 2 targets" in good.output
     assert "Not there" not in good.output
     lost = run(out)
     assert lost.exit_code == 1

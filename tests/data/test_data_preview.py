@@ -1,4 +1,4 @@
-"""`pixellm data preview`: a page and a sheet whose pictures carry the masks of the answers."""
+"""`pixellm data preview`: a page and a sheet whose images carry the masks of the answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANSWER = "The cup {seg} & <b>the spoon</b> {seg}."
 
 @pytest.fixture
 def lines(tmp_path):
-    """Three dialogues: two masks, a follow-up, and one whose picture is missing."""
+    """Three dialogues: two masks, a follow-up, and one whose image is missing."""
     Image.new("RGB", SIZE[::-1], "white").save(tmp_path / "1.png")
     draw_photo(tmp_path / "2.jpg", SIZE)
     targets = [
@@ -54,17 +54,17 @@ def test_a_preview_shows_questions_answers_and_masks(lines, tmp_path):
     assert result.exit_code == 0, result.output
     assert "gone.jpg" in result.output
     page = (out / "index.html").read_text(encoding="utf-8")
-    pictures = re.findall(r'<img src="([^"]+)"', page)
+    images = re.findall(r'<img src="([^"]+)"', page)
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        [*pictures, "index.html", "contact_sheet.png"]
+        [*images, "index.html", "contact_sheet.png"]
     )
-    assert len(pictures) == 2
+    assert len(images) == 2
     assert "<b>" not in page
     text = html.unescape(re.sub(r"<[^>]+>", "", page.partition("<main>")[2]))
     assert "The cup [1] & <b>the spoon</b> [2]." in text
     assert "And then?That [2]." in text
     first = page.index("What?") < page.index("Who?")
-    drawn = np.asarray(Image.open(out / pictures[0 if first else 1])).astype(int)
+    drawn = np.asarray(Image.open(out / images[0 if first else 1])).astype(int)
     inside, outside = drawn[30, 20], drawn[50, 70]
     assert abs(outside - 255).max() < 12
     assert abs(inside - 255).max() > 40

@@ -1,4 +1,4 @@
-"""Photo scenes: masks are exact, questions true, and every picture follows from its number."""
+"""Photo scenes: masks are exact, questions true, and every image follows from its number."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_the_edge_of_a_cutout_is_soft() -> None:
     assert len(dog.levels) > 1
 
 
-def test_a_number_gives_the_same_picture_in_any_order_and_process(root: Path) -> None:
+def test_a_number_gives_the_same_image_in_any_order_and_process(root: Path) -> None:
     first, second = PhotoScenes(root, seed=5), PhotoScenes(root, seed=5)
     for index in (7, 2000, 3):
         first[index]

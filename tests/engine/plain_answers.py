@@ -1,6 +1,6 @@
 """What an engine has to equal: answers written one id at a time, without cache or batch.
 
-Every id is found by one pass over picture, prompt and answer so far, and all masks by one more.
+Every id is found by one pass over image, prompt and answer so far, and all masks by one more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from conftest import square_picture
+from conftest import square_image
 from pixellm.engine import Engine
 from pixellm.model.codebook import find_groups
 from pixellm.model.modeling import PixelLMForConditionalGeneration
@@ -39,7 +39,7 @@ QUESTIONS = [
 
 @dataclass(frozen=True)
 class PlainAnswer:
-    """Ids of an answer, its text, and its masks over the original picture."""
+    """Ids of an answer, its text, and its masks over the original image."""
 
     ids: list[int]
     text: str
@@ -60,9 +60,9 @@ def build_talker(text: str = "llama", **settings: Any) -> Any:
 
 
 def mixed_requests(count: int = 7) -> list[Request]:
-    """Questions of unequal length about three pictures of unequal shape."""
-    pictures = [square_picture((2, 3)), square_picture((1, 2), (24, 32)), square_picture((4, 4))]
-    return [Request(pictures[i % 3], QUESTIONS[i]) for i in range(count)]
+    """Questions of unequal length about three images of unequal shape."""
+    images = [square_image((2, 3)), square_image((1, 2), (24, 32)), square_image((4, 4))]
+    return [Request(images[i % 3], QUESTIONS[i]) for i in range(count)]
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conftest import square_picture, tiny_parts, tiny_texts
+from conftest import square_image, tiny_parts, tiny_texts
 from pixellm.checkpoint.build import build_model
 from pixellm.engine.batch import GeneratedAnswer, generate_answers
 from pixellm.engine.row import Row
@@ -63,10 +63,10 @@ def build_family(
 
 
 def prompt_batch(processor: PixelLMProcessor) -> Any:
-    """Three prompts of unequal length about pictures of unequal shape."""
-    pictures = [square_picture((2, 3)), square_picture((1, 2), (24, 32)), square_picture((4, 4))]
+    """Three prompts of unequal length about images of unequal shape."""
+    images = [square_image((2, 3)), square_image((1, 2), (24, 32)), square_image((4, 4))]
     questions = ["What?", "Which squares are there on the left of the picture?", "Is it red?"]
-    return processor.encode_batch([dialogue_messages((), q) for q in questions], pictures)
+    return processor.encode_batch([dialogue_messages((), q) for q in questions], images)
 
 
 class Follower:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TINY_QUESTION, TINY_QUESTION_WITHOUT_MASKS, square_picture
+from conftest import TINY_QUESTION, TINY_QUESTION_WITHOUT_MASKS, square_image
 from pixellm.engine import Engine, load, model_dtype, pick_device, pick_dtype
 from pixellm.model.small_batch_linear import SmallBatchLinear
 from pixellm.processing.prompts import dialogue_messages
 from pixellm.types import Prediction, Request
 
-KNOWN = square_picture((2, 3))
+KNOWN = square_image((2, 3))
 
 
 def assert_same(first: Prediction, second: Prediction) -> None:
@@ -83,7 +83,7 @@ def test_a_batch_equals_single_questions(tiny_engine: Engine) -> None:
         Request(wide, "Is there a green one on the left of the blue square? " * 3),
         Request(KNOWN, TINY_QUESTION_WITHOUT_MASKS),
         Request(wide, TINY_QUESTION, ((TINY_QUESTION, "A red square {seg}."),)),
-        Request(square_picture((1, 1), (24, 32)), TINY_QUESTION),
+        Request(square_image((1, 1), (24, 32)), TINY_QUESTION),
     ]
     for request, answer in zip(requests, tiny_engine.predict_batch(requests), strict=True):
         alone = tiny_engine.predict(request.image, request.question, request.history)
@@ -117,7 +117,7 @@ def test_a_limit_inside_a_group_leaves_no_half_mask(tiny_model_dir: Path) -> Non
     assert len(answer.segments) == 2
 
 
-def test_a_picture_is_encoded_once_over_questions_and_turns(
+def test_an_image_is_encoded_once_over_questions_and_turns(
     tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tower, calls = tiny_engine.model.model.vision_tower, list[int]()
@@ -128,7 +128,7 @@ def test_a_picture_is_encoded_once_over_questions_and_turns(
         return forward(pixel_values, pixel_mask)
 
     monkeypatch.setattr(tower, "forward", counted)
-    fresh = square_picture((7, 9))
+    fresh = square_image((7, 9))
     chat = tiny_engine.chat(fresh)
     chat.ask(TINY_QUESTION)
     chat.ask(TINY_QUESTION_WITHOUT_MASKS)
@@ -147,7 +147,7 @@ def test_a_chat_hands_earlier_turns_on_with_their_marks(tiny_engine: Engine) -> 
     assert len(first.segments) == 2
 
 
-def test_only_the_last_pictures_stay_encoded(tiny_model_dir: Path) -> None:
+def test_only_the_last_images_stay_encoded(tiny_model_dir: Path) -> None:
     engine = load(tiny_model_dir, device="cpu", cached_images=2, max_new_tokens=1)
     for shade in (0, 80, 160):
         engine.predict(np.full((8, 8, 3), shade, np.uint8), "What is it?")

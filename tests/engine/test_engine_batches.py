@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import square_picture
+from conftest import square_image
 from pixellm.engine import AnswerOptions, Engine, cache
 from pixellm.engine import engine as engine_module
 from pixellm.types import Prediction, Request
@@ -138,8 +138,8 @@ def test_beginnings_that_were_read_before_change_nothing_and_are_not_read_again(
     talker: Any, plain: list[PlainAnswer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = counted_ids(monkeypatch)
-    picture = square_picture((2, 3))
-    requests = [Request(picture, request.question) for request in mixed_requests()]
+    image = square_image((2, 3))
+    requests = [Request(image, request.question) for request in mixed_requests()]
     without = Engine(*talker, LIMIT, prefix_bytes=0).predict_batch(requests)
     everything = sum(read)
     read.clear()
@@ -170,7 +170,7 @@ def test_ten_turns_of_a_session_equal_ten_fresh_prompts(
     talker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = counted_ids(monkeypatch)
-    chat = Engine(*talker, 6).chat(square_picture((2, 3)))
+    chat = Engine(*talker, 6).chat(square_image((2, 3)))
     questions = ["What?", "Is it red?", "Which one?", "And there?", "Why?"] * 2
     turns = [chat.ask(question) for question in questions]
     together = sum(read)
@@ -248,7 +248,7 @@ def test_what_is_kept_for_others_goes_before_a_single_row_does_not_fit(
     assert len(engine._prefixes) == 0 and engine.max_batch > 1
 
 
-def test_pictures_and_masks_that_do_not_fit_together_are_done_apart(
+def test_images_and_masks_that_do_not_fit_together_are_done_apart(
     talker: Any, plain: list[PlainAnswer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = talker[0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import square_picture
+from conftest import square_image
 from pixellm.engine import AnswerOptions, Engine
 from pixellm.types import Prediction, Request, Segment
 
@@ -75,8 +75,8 @@ def test_a_stream_may_be_drawn_and_be_left_before_its_end(talker: Any) -> None:
 
 
 def test_a_turn_of_a_session_may_be_streamed(talker: Any) -> None:
-    picture = square_picture((2, 3))
-    streamed, asked = (Engine(*talker, 8).chat(picture) for _ in range(2))
+    image = square_image((2, 3))
+    streamed, asked = (Engine(*talker, 8).chat(image) for _ in range(2))
     for question in ("What?", "Is it red?", "Which one?"):
         *_, last = streamed.stream(question)
         assert isinstance(last, Prediction)
@@ -87,11 +87,11 @@ def test_a_turn_of_a_session_may_be_streamed(talker: Any) -> None:
 def test_a_stream_refuses_what_predict_refuses(talker: Any, tmp_path: Path) -> None:
     engine = Engine(*talker, 8)
     with pytest.raises(ValueError, match="question"):
-        list(engine.stream(square_picture((2, 3)), "  "))
+        list(engine.stream(square_image((2, 3)), "  "))
     with pytest.raises(FileNotFoundError):
         list(engine.stream(tmp_path / "none.png", "What?"))
     with pytest.raises(ValueError, match="top_p"):
-        list(engine.stream(square_picture((2, 3)), "What?", top_p=0))
+        list(engine.stream(square_image((2, 3)), "What?", top_p=0))
 
 
 def test_memory_that_runs_out_for_a_single_mask_is_told(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import TINY_QUESTION, TINY_QUESTION_WITHOUT_MASKS, square_picture
+from conftest import TINY_QUESTION, TINY_QUESTION_WITHOUT_MASKS, square_image
 from pixellm.engine import Engine, cache
 from pixellm.engine.batch import generate_answers, generate_steps
 from pixellm.engine.row import Row
@@ -86,7 +86,7 @@ def test_limits_below_one_or_not_one_for_each_row_are_refused() -> None:
             follow(model, batch, ANSWERS, max_new_tokens=limits)
 
 
-def test_text_alone_is_answered_without_a_picture() -> None:
+def test_text_alone_is_answered_without_an_image() -> None:
     model, processor = build_family("clip", "llama")
     batch = processor.encode_batch([[{"role": "user", "content": "Hello"}]])
     (answer,) = follow(model, batch, [[20, 21]])
@@ -99,7 +99,7 @@ def known_batch(engine: Engine) -> Any:
             {
                 "role": "user",
                 "content": [
-                    {"type": "image", "image": square_picture((2, 3))},
+                    {"type": "image", "image": square_image((2, 3))},
                     {"type": "text", "text": question},
                 ],
             }

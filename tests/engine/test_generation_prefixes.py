@@ -11,7 +11,7 @@ def memory(length: int, value: int = 0) -> Memory:
     return [(filled, filled)] * 2
 
 
-def test_the_longest_common_beginning_is_found_for_its_picture_alone() -> None:
+def test_the_longest_common_beginning_is_found_for_its_image_alone() -> None:
     store = PrefixStore(10_000)
     store.put("a", [1, 2, 3], memory(3, 1))
     store.put("a", [1, 2, 4, 5], memory(4, 2))

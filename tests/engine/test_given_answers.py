@@ -15,7 +15,7 @@ from pixellm.types import Prediction, Request, Sample, Turn
 
 
 def dialogues() -> list[Sample]:
-    """One of two turns, and its first turn alone over a picture of another shape."""
+    """One of two turns, and its first turn alone over an image of another shape."""
     whole, other = square_sample(), square_sample((10, 14))
     return [whole, Sample(other.image, other.size, other.turns[:1], "other")]
 
@@ -87,7 +87,7 @@ def test_a_given_dialogue_beyond_the_context_is_named(tiny_engine: Engine) -> No
         tiny_engine.predict_given([Sample(sample.image, sample.size, (long,), "long")])
 
 
-def test_a_picture_that_is_missing_is_named(tiny_engine: Engine) -> None:
+def test_an_image_that_is_missing_is_named(tiny_engine: Engine) -> None:
     sample = square_sample()
     with pytest.raises(FileNotFoundError, match="nowhere"):
         tiny_engine.predict_given([Sample(Path("nowhere.png"), sample.size, sample.turns)])

@@ -21,7 +21,7 @@ WRONG_NAME = "The hammer {seg}, the dog {seg} and the hat {seg}."
 
 
 class Misnaming:
-    """Masks everything right; in the second picture the cup is called a hammer."""
+    """Masks everything right; in the second image the cup is called a hammer."""
 
     def __init__(self, run: BenchmarkRun) -> None:
         self.samples = {sample.turns[0].question: sample for sample in run.open()}

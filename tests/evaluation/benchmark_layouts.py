@@ -1,4 +1,4 @@
-"""Every benchmark with files as a tiny data set in its true layout, over drawn pictures."""
+"""Every benchmark with files as a tiny data set in its true layout, over drawn images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 SIZE = (48, 64)
-NUM_PICTURES = 2
+NUM_IMAGES = 2
 NUM_THINGS = 3
 
 REFS_FILES = {
@@ -61,9 +61,9 @@ def _write_json(path: Path, values: Any) -> None:
 
 
 def _instances(folder: Path) -> dict[str, Any]:
-    """The content of an instances file, and its pictures in a folder."""
+    """The content of an instances file, and its images in a folder."""
     images, annotations = [], []
-    for number in range(NUM_PICTURES):
+    for number in range(NUM_IMAGES):
         name = f"COCO_train2014_{number:012d}.jpg"
         _draw(folder / name, number)
         images.append({"id": number + 1, "file_name": name, "height": SIZE[0], "width": SIZE[1]})
@@ -95,7 +95,7 @@ def _write_expressions(root: Path) -> None:
 
 
 def _write_labelme(root: Path) -> None:
-    for number in range(NUM_PICTURES):
+    for number in range(NUM_IMAGES):
         _draw(root / "val" / f"{number}.png", number)
         shapes = [
             {
@@ -116,7 +116,7 @@ def _write_jsonl(root: Path) -> None:
         {"name": "dog", "segmentation": [_box(1)]},
     ]
     lines = []
-    for number in range(NUM_PICTURES):
+    for number in range(NUM_IMAGES):
         _draw(root / f"{number}.png", number)
         turns = [
             {
@@ -165,7 +165,7 @@ def _write_refer(name: str, root: Path) -> None:
 
 def _write_reasonseg(root: Path) -> None:
     folder = root / "reason_seg" / "ReasonSeg" / "val"
-    for number in range(NUM_PICTURES):
+    for number in range(NUM_IMAGES):
         _draw(folder / f"{number}.jpg", number)
         shapes = [
             {"label": label, "points": np.reshape(_box(thing), (4, 2)).tolist()}
@@ -179,7 +179,7 @@ def _write_reasonseg(root: Path) -> None:
 
 def _write_muse(root: Path) -> None:
     entries = []
-    for number in range(NUM_PICTURES):
+    for number in range(NUM_IMAGES):
         name = f"COCO_train2014_{number:012d}.jpg"
         things = [
             {

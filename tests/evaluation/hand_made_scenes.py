@@ -14,7 +14,7 @@ CELL = 8
 
 
 def cell_mask(row: int, column: int) -> np.ndarray:
-    """One of the 2 x 3 cells of a picture, 64 pixels."""
+    """One of the 2 x 3 cells of an image, 64 pixels."""
     mask = np.zeros(SIZE, dtype=np.bool_)
     mask[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL] = True
     return mask
@@ -28,7 +28,7 @@ APPLE, PEAR, CUP = target("apple", 0, 0), target("pear", 0, 2), target("cup", 1,
 
 
 def make_scene(number: int) -> tuple[Sample, ...]:
-    """Three dialogues about one picture; every question is unique over all scenes."""
+    """Three dialogues about one image; every question is unique over all scenes."""
     image = np.full((*SIZE, 3), number, dtype=np.uint8)
 
     def ask(text: str, answer: str, targets: tuple[Target, ...], kind: str) -> Turn:

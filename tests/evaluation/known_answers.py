@@ -1,4 +1,4 @@
-"""A predictor that gives the true answer to each question about each picture."""
+"""A predictor that gives the true answer to each question about each image."""
 
 from __future__ import annotations
 

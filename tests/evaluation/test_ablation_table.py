@@ -22,14 +22,14 @@ from pixellm.types import Target
 
 
 def constant_table(
-    value: float, pictures: int = 40, noise: float = 0.0, seed: int = 0
+    value: float, images: int = 40, noise: float = 0.0, seed: int = 0
 ) -> AnswerTable:
-    """Ten questions a picture, each worth about the value, all of two targets far apart."""
+    """Ten questions an image, each worth about the value, all of two targets far apart."""
     rng = np.random.default_rng(seed)
-    sums = np.zeros((pictures, len(GROUPS), len(METRICS), 2))
+    sums = np.zeros((images, len(GROUPS), len(METRICS), 2))
     for group in ("all", "2 targets", "apart"):
         sums[:, list(GROUPS).index(group), :, 1] = 10
-        values = 10 * (value + noise * rng.standard_normal(pictures))
+        values = 10 * (value + noise * rng.standard_normal(images))
         sums[:, list(GROUPS).index(group), :, 0] = values[:, None]
     return AnswerTable(sums)
 
@@ -67,7 +67,7 @@ def test_groups_by_number_and_by_overlap_have_no_gaps_and_share_nothing() -> Non
             assert len(found & set(by_overlap)) == (count > 1)
 
 
-def test_scores_are_pooled_over_seeds_and_pictures() -> None:
+def test_scores_are_pooled_over_seeds_and_images() -> None:
     comparison = Comparison({"base": [constant_table(0.2), constant_table(0.4)]})
     estimate = comparison.estimate("base")
     assert estimate.value == pytest.approx(0.3)
@@ -77,8 +77,8 @@ def test_scores_are_pooled_over_seeds_and_pictures() -> None:
     assert comparison.estimate("base", "1 target").value is None
 
 
-def test_differences_are_paired_by_picture() -> None:
-    """Pictures differ wildly, but the second variant is 0.02 better on each."""
+def test_differences_are_paired_by_image() -> None:
+    """Images differ wildly, but the second variant is 0.02 better on each."""
     runs = {
         "base": [constant_table(0.5, noise=0.3, seed=1)],
         "tokens_1": [constant_table(0.48, noise=0.3, seed=1)],
@@ -137,9 +137,9 @@ def test_tables_are_markdown_with_a_row_for_each_variant_and_no_gaps() -> None:
     assert values["claims"][0]["verdict"] == "holds"
 
 
-def test_runs_over_other_pictures_are_not_compared() -> None:
-    with pytest.raises(ValueError, match=r"same pictures; these have \[30, 40\]"):
-        Comparison({"base": [constant_table(0.5)], "other": [constant_table(0.5, pictures=30)]})
+def test_runs_over_other_images_are_not_compared() -> None:
+    with pytest.raises(ValueError, match=r"same images; these have \[30, 40\]"):
+        Comparison({"base": [constant_table(0.5)], "other": [constant_table(0.5, images=30)]})
     with pytest.raises(ValueError, match="these have"):
         Comparison({"base": []})
 

@@ -57,7 +57,7 @@ def answer(folder: Path, kind: type[Oracle], num_scenes: int = 6) -> list[Answer
     return answer_missing(answer_freely(kind(scenes), 8), questions, RULES, folder)
 
 
-def picture(record: AnswerRecord) -> Image.Image:
+def image(record: AnswerRecord) -> Image.Image:
     return Image.new("RGB", (record.size[1], record.size[0]), (40, 90, 160))
 
 
@@ -66,7 +66,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reports") / "wavering"
     records = answer(folder, Wavering)
     summary = summarize(records, RULES)
-    written = write_report(folder, SETTINGS, summary, records, BENCHMARK.headline, picture)
+    written = write_report(folder, SETTINGS, summary, records, BENCHMARK.headline, image)
     assert [path.name for path in written] == ["report.json", "report.md", "report.html"]
     return folder
 
@@ -132,7 +132,7 @@ def test_perfect_silent_and_spurious_answers_can_be_reported(tmp_path, kind):
 def test_a_run_without_answers_can_be_reported(tmp_path):
     (tmp_path / "run").mkdir()
     summary = summarize([], RULES)
-    write_report(tmp_path / "run", SETTINGS, summary, [], BENCHMARK.headline, picture)
+    write_report(tmp_path / "run", SETTINGS, summary, [], BENCHMARK.headline, image)
     assert "0 questions" in (tmp_path / "run" / "report.md").read_text()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_layouts import NUM_PICTURES, NUM_THINGS, write_benchmark
+from benchmark_layouts import NUM_IMAGES, NUM_THINGS, write_benchmark
 from known_answers import Knowing
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
@@ -35,7 +35,7 @@ def test_true_answers_score_one_on_every_benchmark(name, tmp_path):
     folder = tmp_path / run.folder_name()
     summary, records = run_benchmark(run, folder, lambda: predictor, batch_size=3)
     assert len(records) == summary.num_questions == predictor.num_asked
-    assert summary.num_pictures == NUM_PICTURES
+    assert summary.num_images == NUM_IMAGES
     for score in run.benchmark.headline:
         if name != "grefcoco" or score != "n_acc":
             assert summary.score(score).value == 1, score
@@ -70,7 +70,7 @@ def test_grefcoco_asks_for_none_one_and_several(tmp_path):
 @pytest.mark.parametrize("name", ["multi-refcoco", "multi-refcoco+", "multi-refcocog"])
 def test_multi_refcoco_asks_for_several_expressions_at_once(name, tmp_path):
     run = BenchmarkRun(name, "m", "val", write_benchmark(name, tmp_path))
-    assert [len(sample.turns[0].targets) for sample in run.open()] == [NUM_THINGS] * NUM_PICTURES
+    assert [len(sample.turns[0].targets) for sample in run.open()] == [NUM_THINGS] * NUM_IMAGES
 
 
 def test_reasonseg_ignores_what_it_marks_so(tmp_path):
@@ -193,17 +193,17 @@ def test_a_guess_on_scenes_needs_no_model(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["muse", "jsonl"])
-def test_a_single_file_is_evaluated_with_its_pictures_beside_it(name, tmp_path):
+def test_a_single_file_is_evaluated_with_its_images_beside_it(name, tmp_path):
     written = write_benchmark(name, tmp_path / "data")
     path = written / {"muse": "muse/muse_val.json", "jsonl": "val.jsonl"}[name]
     own = tmp_path / "own"
     own.mkdir()
-    for picture in (*written.rglob("*.png"), *written.rglob("*.jpg")):
-        shutil.copy(picture, own)
+    for image in (*written.rglob("*.png"), *written.rglob("*.jpg")):
+        shutil.copy(image, own)
     shutil.copy(path, own / "mine {1}.json")
     run = BenchmarkRun(name, "oracle", "val", own / "mine {1}.json")
     questions = run.open()
-    assert len(questions) == NUM_PICTURES
+    assert len(questions) == NUM_IMAGES
     assert all(sample.image.parent == own for sample in questions)
     summary, _ = run_benchmark(run, tmp_path / "run", lambda: Knowing(questions))
     assert summary.score("set_accuracy").value == 1

@@ -22,7 +22,7 @@ from pixellm.evaluation.metrics import MuseScorer
 from pixellm.evaluation.records import AnswerRecord, Origin, build_record
 from pixellm.evaluation.report.tables import all_tables
 from pixellm.evaluation.report.write import build_markdown
-from pixellm.evaluation.scores import SCORES, Rules, picture_ratios, size_bin
+from pixellm.evaluation.scores import SCORES, Rules, image_ratios, size_bin
 from pixellm.evaluation.summary import summarize
 from pixellm.masks import encode_mask
 from pixellm.types import Prediction, Segment, Target, Turn
@@ -35,7 +35,7 @@ def record(
     predicted: Sequence[int],
     true: Sequence[int],
     *,
-    picture: str = "a",
+    image: str = "a",
     scores: Sequence[float] | None = None,
     labels: Sequence[str] | None = None,
     ignore: int = 0,
@@ -59,7 +59,7 @@ def record(
     )
     info = {"logits": masks_of(*predicted).astype(np.float32) * 6 - 3, "num_tokens": 7}
     prediction = Prediction("the cup", segments, turn.question, SIZE, info)
-    place = Origin(0, 0, 1, f"{picture}-{len(segments)}", picture, source=source)
+    place = Origin(0, 0, 1, f"{image}-{len(segments)}", image, source=source)
     return build_record(place, turn, prediction, 0.25, protocol=protocol, pairs=pairs)
 
 
@@ -75,9 +75,9 @@ def values(records: Sequence[AnswerRecord], rules: Rules = STRICT) -> dict[str, 
 # Question 1: two truths of 4 and 2 pixels; the first found exactly, the second half, one spurious.
 # Question 2: nothing to find, and silence.  Question 3: one truth of 4 pixels, silence.
 HAND_MADE = [
-    record((0b1111, 0b1_0000, 0b1100_0000_0000), (0b1111, 0b11_0000), picture="a"),
-    record((), (), picture="b"),
-    record((), (0b1111,), picture="c"),
+    record((0b1111, 0b1_0000, 0b1100_0000_0000), (0b1111, 0b11_0000), image="a"),
+    record((), (), image="b"),
+    record((), (0b1111,), image="c"),
 ]
 
 
@@ -122,20 +122,20 @@ def test_scores_of_joined_masks_by_hand():
 
 
 def test_precision_at_a_level_is_over_questions_with_targets_where_masks_are_joined():
-    spurious = record((0b1111,), (), picture="d")
+    spurious = record((0b1111,), (), image="d")
     found, before = values([*HAND_MADE, spurious], UNION), values(HAND_MADE, UNION)
     assert found["p@0.6"] == before["p@0.6"] == 1 / 2
     assert found["n_acc"] == 1 / 2 and found["giou"] < before["giou"]
 
 
 def test_empty_masks_say_nothing_where_masks_are_joined():
-    silent_in_effect = [record((0,), (), picture="a")]
+    silent_in_effect = [record((0,), (), image="a")]
     assert values(silent_in_effect, UNION)["n_acc"] == 1
     assert values(silent_in_effect, STRICT)["n_acc"] == 0
 
 
 def test_groups_by_targets_size_and_kind():
-    records = [record((0b1,), (0b1,), kind="k"), record((), (0b1111,) * 6, kind="l", picture="b")]
+    records = [record((0b1,), (0b1,), kind="k"), record((), (0b1111,) * 6, kind="l", image="b")]
     summary = summarize(records, STRICT)
     assert {"targets 1", "targets 6+", "kind k", "kind l", "size 4-16 %"} < summary.groups.keys()
     assert summary.score("giou", "targets 1").value == 1
@@ -149,9 +149,9 @@ def test_groups_by_topic_and_collection():
     """Of 12 pixels: a left one found, a right one missed, what can be eaten found by half."""
     records = [
         record((0b1,), (0b1,), kind="left", source="val2017"),
-        record((), (0b10,), kind="right", source="val2017", picture="b"),
-        record((0b1,), (0b11,), kind="use", source="train2017", picture="c"),
-        record((0b1,), (), kind="absent", source="train2017", picture="c"),
+        record((), (0b10,), kind="right", source="val2017", image="b"),
+        record((0b1,), (0b11,), kind="use", source="train2017", image="c"),
+        record((0b1,), (), kind="absent", source="train2017", image="c"),
     ]
     summary = summarize(records, STRICT)
     assert summary.score("recall", "topic left, right or largest").value == 1 / 2
@@ -164,7 +164,7 @@ def test_groups_by_topic_and_collection():
     assert summary.score("target_iou", "source val2017: targets 4-16 %").value == 1 / 2
     assert summary.score("target_iou", "size all >= 1 %").value == pytest.approx(1 / 2)
     titles = [table.title for table in all_tables(summary, ("giou",))]
-    assert {"By topic", "By collection of the picture"} <= {*titles}
+    assert {"By topic", "By collection of the image"} <= {*titles}
 
 
 def test_small_targets_are_not_among_those_that_are_not_small():
@@ -227,16 +227,16 @@ def test_given_answers_are_paired_by_place_and_their_names_not_judged():
 
 
 def test_the_released_scores_are_those_of_the_scorer():
-    pictures = [
+    images = [
         [((0b1111, 0b1_0000, 0b11_0000_0000), (0b1111, 0b11_0000)), ((), (0b1,))],
         [((0b111,), (0b1,)), ((0b1,), ())],
     ]
     scorer = MuseScorer("released")
     records = []
-    for name, questions in zip("ab", pictures, strict=True):
+    for name, questions in zip("ab", images, strict=True):
         logits = [(masks_of(*p).astype(np.float32) * 6 - 3, masks_of(*g)) for p, g in questions]
         scorer.update(logits)
-        records += [record(p, g, picture=name, protocol="released") for p, g in questions]
+        records += [record(p, g, image=name, protocol="released") for p, g in questions]
     found, expected = values(records, Rules("slots", "free", "released")), scorer.compute()
     for name in ("giou", "ciou"):
         assert found[name] == pytest.approx(expected[name], abs=1e-5)
@@ -266,7 +266,7 @@ def test_a_spurious_mask_never_raises_a_score(predicted, true, spurious):
         return
     for rules, names in ((STRICT, NEVER_RAISED), (UNION, ("giou", "ciou", "n_acc"))):
         before, after = (
-            picture_ratios([record(masks, true)], rules)
+            image_ratios([record(masks, true)], rules)
             for masks in (predicted, [*predicted, spurious])
         )
         for name in names:
@@ -279,7 +279,7 @@ def test_a_spurious_mask_never_raises_a_score(predicted, true, spurious):
 def test_perfect_answers_score_one(questions):
     visible = [[number for number in true if number] for true in questions]
     for rules in (STRICT, UNION):
-        ratios = picture_ratios([record(true, true) for true in visible], rules)
+        ratios = image_ratios([record(true, true) for true in visible], rules)
         for name in (*NEVER_RAISED, "set_accuracy", "t_acc"):
             assert ratios[name][0] == pytest.approx(ratios[name][1])
 
@@ -290,14 +290,14 @@ def test_the_order_of_masks_never_matters(predicted, true, random):
     shuffled = [random.sample(masks, len(masks)) for masks in (predicted, true)]
     for rules in (STRICT, UNION):
         first, second = (
-            picture_ratios([record(*masks)], rules) for masks in ((predicted, true), shuffled)
+            image_ratios([record(*masks)], rules) for masks in ((predicted, true), shuffled)
         )
         for name in (*NEVER_RAISED[:4], "precision", "recall", "set_accuracy"):
             assert first[name] == pytest.approx(second[name], abs=1e-7)
 
 
 def test_every_score_has_a_meaning():
-    ratios = picture_ratios(HAND_MADE, STRICT)
+    ratios = image_ratios(HAND_MADE, STRICT)
     assert ratios.keys() == SCORES.keys()
     for benchmark in BENCHMARKS.values():
         assert set(benchmark.headline) <= SCORES.keys()
@@ -331,7 +331,7 @@ def test_masks_in_regions_to_ignore_are_neither_right_nor_wrong_for_average_prec
     outside = record((0b1111_0000_0000, 0b1), (0b1,), scores=(0.9, 0.5), ignore=0b1111_0000)
     assert compute_precision([outside]).ap == pytest.approx(0.5)
     # The region belongs to its own question: another question's mask of the same place is wrong.
-    other = record((0b1100_0000, 0b1), (0b1,), scores=(0.9, 0.5), picture="b")
+    other = record((0b1100_0000, 0b1), (0b1,), scores=(0.9, 0.5), image="b")
     assert compute_precision([inside, other]).ap < 1
 
 

@@ -42,7 +42,7 @@ def test_about_95_of_100_intervals_hold_the_true_mean():
 
 
 def test_units_are_resampled_whole():
-    # Ten questions in one picture are one draw of luck, ten pictures are ten.
+    # Ten questions in one image are one draw of luck, ten images are ten.
     apart = np.array([[0.0], [1.0]] * 5)
     together = np.concatenate([np.repeat(0.0, 5), np.repeat(1.0, 5)])[:, None]
     few = np.array([[0.0], [10.0]])

@@ -49,7 +49,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_category_of_every_picture_is_asked_once(root):
+def test_every_category_of_every_image_is_asked_once(root):
     questions = open_questions("coco", "val", root)
     asked = [(sample.image.name, sample.turns[0].question) for sample in questions]
     assert asked == [
@@ -82,10 +82,10 @@ def test_a_damaged_file_is_named(root, content):
         open_questions("coco", "val", root)
 
 
-def test_damaged_masks_are_named_with_their_picture(root):
+def test_damaged_masks_are_named_with_their_image(root):
     path = root / "annotations" / "instances_val.json"
     values = json.loads(path.read_text())
     values["annotations"][1]["segmentation"] = [[1, 2, 3]]
     path.write_text(json.dumps(values))
-    with pytest.raises(ValueError, match="picture 9, category 2"):
+    with pytest.raises(ValueError, match="image 9, category 2"):
         open_questions("coco", "val", root)[1]

@@ -69,7 +69,7 @@ def test_a_later_turn_hears_of_masks_that_were_withheld(tiny_model_dir):
     assert [list(request.history) for request in heard] == [[], history]
 
 
-def test_first_turns_have_no_history_and_share_the_picture():
+def test_first_turns_have_no_history_and_share_the_image():
     predictor = oracle(1)
     run(predictor, 1, batch_size=3)
     assert all(request.history == () for request in predictor.batches[0])

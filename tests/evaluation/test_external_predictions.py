@@ -178,10 +178,10 @@ def test_an_answer_to_a_question_that_was_not_asked_is_refused(tmp_path: Path) -
 
 def test_questions_for_others_hold_the_history_and_nothing_of_the_answer() -> None:
     sample = SAMPLES[2]
-    told = question_to_json(sample, 1, "pictures/0.png")
+    told = question_to_json(sample, 1, "images/0.png")
     assert told == {
         "id": "scene-0-2/1",
-        "image": "pictures/0.png",
+        "image": "images/0.png",
         "width": SIZE[1],
         "height": SIZE[0],
         "question": "0: and the others?",

@@ -118,7 +118,7 @@ def test_the_rim_is_two_percent_of_the_diagonal_wide():
     assert not band[12:28, 12:28].any()
 
 
-def test_the_rim_follows_the_edge_of_the_picture():
+def test_the_rim_follows_the_edge_of_the_image():
     assert boundary_band(square(0, 0, 20))[0, 0]
 
 

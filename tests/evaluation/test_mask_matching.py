@@ -65,7 +65,7 @@ def test_nothing_on_a_side_leaves_nothing_to_match(num_predictions, num_truths):
     assert match_by_released_cost(predictions.astype(np.float32), truths) == []
 
 
-def test_masks_of_other_pictures_are_refused():
+def test_masks_of_other_images_are_refused():
     with pytest.raises(ValueError, match="can't be compared"):
         match_by_iou(np.ones((1, 2, 2), np.bool_), np.ones((1, 3, 2), np.bool_))
 

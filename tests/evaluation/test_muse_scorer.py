@@ -19,18 +19,18 @@ from pixellm.evaluation.metrics import MuseScorer, score_masks, score_masks_as_r
 NOTHING = np.zeros((0, HEIGHT, WIDTH), dtype=np.bool_)
 
 
-def scores_of(*pictures: list, protocol: str = "strict") -> dict[str, float | None]:
+def scores_of(*images: list, protocol: str = "strict") -> dict[str, float | None]:
     scorer = MuseScorer(protocol)
-    for questions in pictures:
+    for questions in images:
         scorer.update(questions)
     return scorer.compute()
 
 
-# One picture with three questions and one with a single question, by hand:
+# One image with three questions and one with a single question, by hand:
 #   1. two truths of 4 pixels; predictions: one exact, one with 2 of 4 pixels and 2 outside.
 #   2. one truth of 6 pixels; predictions: 3 of those, and a spurious one of 2 pixels.
-#   3. no truth, no prediction.        4. (other picture) two truths, 4 and 2 pixels; silence.
-HAND_PICTURES = (
+#   3. no truth, no prediction.        4. (other image) two truths, 4 and 2 pixels; silence.
+HAND_IMAGES = (
     [
         (masks_of(0b1111, 0b1100_0011_0000), masks_of(0b1111, 0b1111_0000)),
         (masks_of(0b111, 0b1100_0000_0000), masks_of(0b11_1111)),
@@ -59,7 +59,7 @@ def test_strict_scores_of_a_hand_computed_table():
         "num_predictions": 4,
         "num_targets": 5,
     }
-    assert scores_of(*HAND_PICTURES) == pytest.approx(expected)
+    assert scores_of(*HAND_IMAGES) == pytest.approx(expected)
 
 
 def test_masks_for_nothing_are_punished():
@@ -133,7 +133,7 @@ def test_a_judge_turns_down_predictions_after_matching():
 @pytest.mark.parametrize(
     "question, message",
     [
-        ((np.ones((1, 2, 2)), np.ones((1, 2, 3))), "same picture"),
+        ((np.ones((1, 2, 2)), np.ones((1, 2, 3))), "same image"),
         ((np.ones((2, 2)), np.ones((1, 2, 2))), r"\(P, H, W\)"),
         ((np.full((1, 2, 2), np.nan), np.ones((1, 2, 2))), "not finite"),
         ((np.ones((1, 2, 2)), np.ones((1, 2, 2)), [1.0, 2.0]), "rates each"),
@@ -158,12 +158,12 @@ questions = st.tuples(st.lists(mask_bits, max_size=4), st.lists(mask_bits, max_s
 
 @untimed
 @given(st.lists(questions, min_size=1, max_size=3), st.randoms(use_true_random=False))
-def test_the_order_of_masks_never_matters(picture, random):
+def test_the_order_of_masks_never_matters(image, random):
     def shuffled(values):
         return random.sample(values, len(values))
 
-    first = scores_of([(masks_of(*p), masks_of(*g)) for p, g in picture])
-    second = scores_of([(masks_of(*shuffled(p)), masks_of(*shuffled(g))) for p, g in picture])
+    first = scores_of([(masks_of(*p), masks_of(*g)) for p, g in image])
+    second = scores_of([(masks_of(*shuffled(p)), masks_of(*shuffled(g))) for p, g in image])
     assert first == pytest.approx(second, abs=1e-7)
 
 
@@ -188,8 +188,8 @@ def test_a_spurious_mask_never_raises_a_score(question, spurious):
 
 @untimed
 @given(st.lists(st.lists(mask_bits, max_size=4), min_size=1, max_size=4))
-def test_perfect_masks_score_one(pictures):
-    scores = scores_of(*([(masks_of(*true), masks_of(*true))] for true in pictures))
+def test_perfect_masks_score_one(images):
+    scores = scores_of(*([(masks_of(*true), masks_of(*true))] for true in images))
     for name in (*NEVER_RAISED, "set_accuracy", "t_acc"):
         assert scores[name] in (1, None)
     assert scores["giou"] == scores["set_accuracy"] == 1
@@ -199,12 +199,12 @@ def test_perfect_masks_score_one(pictures):
 @given(
     st.lists(questions, min_size=2, max_size=6), st.data(), st.sampled_from(["strict", "released"])
 )
-def test_merged_scorers_equal_a_single_one(pictures, data, protocol):
-    arrays = [[(masks_of(*p).astype(np.float32) * 6 - 3, masks_of(*g))] for p, g in pictures]
+def test_merged_scorers_equal_a_single_one(images, data, protocol):
+    arrays = [[(masks_of(*p).astype(np.float32) * 6 - 3, masks_of(*g))] for p, g in images]
     single, left, right = (MuseScorer(protocol) for _ in range(3))
-    for picture in arrays:
-        single.update(picture)
-        data.draw(st.sampled_from([left, right])).update(picture)
+    for image in arrays:
+        single.update(image)
+        data.draw(st.sampled_from([left, right])).update(image)
     right.merge(pickle.loads(pickle.dumps(left)))  # as it comes from another process
     assert right.compute() == single.compute()
 
@@ -234,7 +234,7 @@ def test_a_spurious_mask_may_even_count_as_right_when_released():
     assert score_masks(logits > 0, truth).iou_sum == 1
 
 
-def test_released_slots_are_counted_per_picture():
+def test_released_slots_are_counted_per_image():
     # One question misses a truth, the other adds a mask: 2 + 1 matches, but max(2, 2) = 2.
     full = np.full((1, HEIGHT, WIDTH), -5.0)
     first, second = full.copy(), full.copy()
@@ -258,7 +258,7 @@ def test_released_scores_need_logits():
 
 @pytest.fixture(scope="module")
 def released_run():
-    """Per picture the questions and the released code's figures, and its overall scores."""
+    """Per image the questions and the released code's figures, and its overall scores."""
     checkout = Path(__file__).resolve().parents[2]
     parity = Path(os.environ.get("PIXELLM_PARITY_DIR", checkout.parent / "shared" / "parity"))
     folder = parity / "released_metrics"
@@ -268,25 +268,25 @@ def released_run():
 
     figures = json.loads((folder / "metrics.json").read_text())
     tensors = load_file(folder / "metrics.safetensors")
-    pictures = []
+    images = []
     for row in figures["images"]:
         ends = [np.cumsum(row[f"{side}_per_question"])[:-1] for side in ("pred", "gt")]
         logits = np.split(tensors[f"image{row['image']}.pred_logits"], ends[0])
         truths = np.split(tensors[f"image{row['image']}.gt"], ends[1])
-        pictures.append((list(zip(logits, truths, strict=True)), row))
-    return pictures, figures["released"]
+        images.append((list(zip(logits, truths, strict=True)), row))
+    return images, figures["released"]
 
 
 def test_released_giou_and_ciou_are_reproduced(released_run):
-    pictures, expected = released_run
-    scores = scores_of(*(questions for questions, _ in pictures), protocol="released")
+    images, expected = released_run
+    scores = scores_of(*(questions for questions, _ in images), protocol="released")
     assert scores["giou"] == pytest.approx(expected["val/giou"], abs=1e-6)
     assert scores["ciou"] == pytest.approx(expected["val/ciou"], abs=1e-6)
 
 
 def test_released_matching_is_identical(released_run):
-    pictures, _ = released_run
-    for questions, row in pictures:
+    images, _ = released_run
+    for questions, row in images:
         matches = []
         for (logits, truths), expected in zip(questions, row["assign_indice"], strict=True):
             pairs = match_by_released_cost(logits.astype(np.float32), truths)
@@ -305,9 +305,9 @@ def test_released_matching_is_identical(released_run):
             assert reference[0] == 0 if match is None else list(match) == reference
 
 
-def test_released_pixels_are_identical_picture_by_picture(released_run):
-    pictures, _ = released_run
-    for questions, row in pictures:
+def test_released_pixels_are_identical_image_by_image(released_run):
+    images, _ = released_run
+    for questions, row in images:
         scores = [score_masks_as_released(p.astype(np.float32), g) for p, g in questions]
         pixels = np.sum(row["intersection_union"], axis=0)
         assert [

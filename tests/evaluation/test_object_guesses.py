@@ -56,7 +56,7 @@ def test_a_guesser_answers_whole_dialogues_like_an_engine() -> None:
     assert sorted(len(one.predictions) for one in answered) == [1, 1, 2, 2, 2, 2]
 
 
-def test_pictures_and_objects_that_are_not_known_are_refused() -> None:
+def test_images_and_objects_that_are_not_known_are_refused() -> None:
     guesser = ObjectGuesser([sample(0, (APPLE,))], guess_all)
     with pytest.raises(ValueError, match="not among the guesser's samples"):
         guesser.predict_batch([Request(sample(1, ()).image, "Which?")])

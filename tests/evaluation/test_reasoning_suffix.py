@@ -9,7 +9,7 @@ import pytest
 from benchmark_layouts import write_benchmark
 from known_answers import Knowing
 
-from conftest import TINY_QUESTION, square_picture, square_sample
+from conftest import TINY_QUESTION, square_image, square_sample
 from pixellm.checkpoint.io import load_model_and_processor, save_model
 from pixellm.data.collate import Collator
 from pixellm.data.registry import open_reader
@@ -53,13 +53,13 @@ def test_the_suffix_is_saved_with_the_model(suffixed, tiny_engine):
 
 
 def test_only_questions_that_take_it_are_asked_with_it(suffixed, tiny_engine, read):
-    picture = square_picture((2, 3))
+    image = square_image((2, 3))
     for takes_suffix in (False, True):
-        (answer,) = suffixed.predict_batch([Request(picture, "Which?", (), takes_suffix)])
+        (answer,) = suffixed.predict_batch([Request(image, "Which?", (), takes_suffix)])
         assert answer.question == "Which?"
     assert "Which?" in read[0] and SUFFIX not in read[0]
     assert f"Which? {SUFFIX}" in read[1]
-    tiny_engine.predict_batch([Request(picture, TINY_QUESTION, (), True)])
+    tiny_engine.predict_batch([Request(image, TINY_QUESTION, (), True)])
     assert read[2].strip() == TINY_QUESTION
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hand_made_scenes import Oracle, Silent, Sprayer, make_scene
-from test_benchmark_report import SETTINGS, Wavering, answer, picture
+from test_benchmark_report import SETTINGS, Wavering, answer, image
 
 from pixellm.evaluation.answer_log import open_run
 from pixellm.evaluation.evaluate import answer_freely, answer_missing
@@ -52,7 +52,7 @@ def test_answers_that_moved_most_come_first(runs):
 
 def test_the_files_of_a_comparison(runs, tmp_path):
     comparison = compare_runs(*runs)
-    write_comparison(tmp_path / "out", comparison, picture)
+    write_comparison(tmp_path / "out", comparison, image)
     values = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert [run["name"] for run in values["runs"]] == ["good", "wavering"]
     assert values["scores"]["giou"]["difference"]["value"] < 0

@@ -23,7 +23,7 @@ SPLIT, SEED, NUM_SCENES, DIALOGUES = "test", 7, 12, 5
 
 
 class SceneOracle:
-    """Knows every true answer of the scenes, by picture, question and earlier questions."""
+    """Knows every true answer of the scenes, by image, question and earlier questions."""
 
     def __init__(self, num_scenes: int = NUM_SCENES) -> None:
         dataset = ScenesDataset(SPLIT, SEED, num_scenes, DIALOGUES)
@@ -48,8 +48,8 @@ class SceneOracle:
         return prediction
 
 
-class WholePicture(SceneOracle):
-    """Says the right words and shows the whole picture for every thing."""
+class WholeImage(SceneOracle):
+    """Says the right words and shows the whole image for every thing."""
 
     def change(self, prediction: Prediction) -> Prediction:
         segments = tuple(
@@ -74,7 +74,7 @@ def test_true_answers_to_drawn_scenes_score_one():
 
 
 def test_right_words_with_useless_masks_show_in_the_masks_alone():
-    report = evaluate(WholePicture())
+    report = evaluate(WholeImage())
     headline = {name: score.value for name, score in report.headline().items()}
     assert headline["giou"] < 0.2
     assert headline["named_set_accuracy"] == headline["negatives_without_masks"] == 1
@@ -83,7 +83,7 @@ def test_right_words_with_useless_masks_show_in_the_masks_alone():
 
 
 def test_the_same_seed_gives_the_same_report():
-    first, second = (evaluate(WholePicture(), batch_size=size).to_dict() for size in (1, 64))
+    first, second = (evaluate(WholeImage(), batch_size=size).to_dict() for size in (1, 64))
     for report in (first, second):
         report.pop("seconds_per_answer")
     assert json.dumps(first) == json.dumps(second)

@@ -34,13 +34,13 @@ def test_spraying_pays_under_the_released_protocol_only(example):
     assert blind["strict gIoU"] == 0 and blind["released gIoU"] > 0.7
 
 
-def test_the_documents_hold_the_measured_table_and_the_picture(example):
+def test_the_documents_hold_the_measured_table_and_the_image(example):
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     assert "\n".join(example.table_lines(example.score_models())) in text
     assert "](evaluation/spurious.png)" in text
     assert example.OUT.is_file()
 
 
-def test_the_picture_can_be_drawn_again(example):
+def test_the_image_can_be_drawn_again(example):
     sheet = example.draw_answers(example.score_models())
     assert sheet.width > 1000

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import TINY_QUESTION, square_picture
+from conftest import TINY_QUESTION, square_image
 from pixellm.engine import Engine
 
 LOAD_WITH_AUTO_CLASSES = """
@@ -77,7 +77,7 @@ def test_the_transformers_way_from_messages_to_text(tiny_engine: Engine) -> None
         {
             "role": "user",
             "content": [
-                {"type": "image", "image": square_picture((2, 3))},
+                {"type": "image", "image": square_image((2, 3))},
                 {"type": "text", "text": TINY_QUESTION},
             ],
         }

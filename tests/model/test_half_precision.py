@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TINY_QUESTION, square_picture, square_sample
+from conftest import TINY_QUESTION, square_image, square_sample
 from pixellm import Engine, Request, load
 from pixellm.checkpoint.io import load_model_and_processor, save_model
 from pixellm.data.collate import Collator
@@ -99,17 +99,17 @@ def test_half_models_are_saved_and_loaded_to_the_bit(
 
 
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
-def test_batches_of_several_pictures_get_the_masks_of_float32(
+def test_batches_of_several_images_get_the_masks_of_float32(
     half: str, tiny_model_dir: Path, tiny_engine: Engine
 ) -> None:
     engine = load(tiny_model_dir, device="cpu", dtype=half, max_new_tokens=48)
-    pictures = [square_picture((2, 3)), square_picture((2, 3), (24, 32))]
-    requests = [Request(picture, TINY_QUESTION) for picture in pictures]
+    images = [square_image((2, 3)), square_image((2, 3), (24, 32))]
+    requests = [Request(image, TINY_QUESTION) for image in images]
     answers = engine.predict_batch(requests)
-    assert answers[0].text == tiny_engine.predict(pictures[0], TINY_QUESTION).text
+    assert answers[0].text == tiny_engine.predict(images[0], TINY_QUESTION).text
     assert len(answers[0].segments) == 2
     for segment, same in zip(
-        answers[0].segments, tiny_engine.predict(pictures[0], TINY_QUESTION).segments, strict=True
+        answers[0].segments, tiny_engine.predict(images[0], TINY_QUESTION).segments, strict=True
     ):
         assert (segment.mask != same.mask).mean() < 0.02
         assert segment.score == pytest.approx(same.score, abs=0.02)

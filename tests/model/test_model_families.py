@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import square_picture, square_sample
+from conftest import square_image, square_sample
 from pixellm.checkpoint.io import load_model_and_processor, save_model
 from pixellm.data.collate import Collator
 from pixellm.types import Sample
@@ -29,7 +29,7 @@ IDS = [f"{vision}-{text}" for vision, text, _ in FAMILIES]
 
 def training_batch(processor: Any) -> dict[str, Any]:
     other = square_sample((4, 10))
-    without = Sample(square_picture((1, 1)), (32, 24), other.turns[1:], "without")
+    without = Sample(square_image((1, 1)), (32, 24), other.turns[1:], "without")
     batch = Collator(processor, mask_size=16)([[square_sample()], [other, other], [without]])
     del batch["sample_ids"]
     return batch

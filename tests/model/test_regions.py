@@ -32,7 +32,7 @@ def entries_of(decoder: RegionDecoder, *boxes: tuple[float, float, float, float]
     return entries
 
 
-def a_picture(decoder: RegionDecoder, entries: Tensor) -> list[Tensor]:
+def a_image(decoder: RegionDecoder, entries: Tensor) -> list[Tensor]:
     return [torch.randn(1, 16, 4, 4), torch.randn(1, 16, 16, 16), entries]
 
 
@@ -64,7 +64,7 @@ def test_a_target_is_drawn_inside_of_its_entries_windows_only() -> None:
     decoder.draw.bias.data.fill_(20)  # everything inside of a window is drawn
     decoder.choice_bias.data.fill_(20)  # and every entry is chosen
     entries = entries_of(decoder, (0.1, 0.1, 0.3, 0.3), (0.6, 0.6, 0.9, 0.9))
-    masks = decoder(torch.randn(1, 2, 16), a_picture(decoder, entries), torch.zeros(1).long()) > 0
+    masks = decoder(torch.randn(1, 2, 16), a_image(decoder, entries), torch.zeros(1).long()) > 0
     assert masks.shape == (1, CANVAS, CANVAS)
     assert masks[0, 6, 6] and masks[0, 24, 24]
     assert not masks[0, 6, 24] and not masks[0, 16, 16]
@@ -74,15 +74,15 @@ def test_entries_that_are_not_chosen_leave_the_mask_empty() -> None:
     decoder = a_decoder()
     decoder.choice_bias.data.fill_(-20)
     entries = entries_of(decoder, (0.1, 0.1, 0.3, 0.3))
-    logits = decoder(torch.randn(2, 2, 16), a_picture(decoder, entries), torch.zeros(2).long())
+    logits = decoder(torch.randn(2, 2, 16), a_image(decoder, entries), torch.zeros(2).long())
     assert logits.max() < -5
     assert torch.isfinite(logits).all()
 
 
-def test_a_picture_without_things_has_empty_masks() -> None:
+def test_an_image_without_things_has_empty_masks() -> None:
     decoder = a_decoder()
     logits = decoder(
-        torch.randn(1, 2, 16), a_picture(decoder, entries_of(decoder)), torch.zeros(1).long()
+        torch.randn(1, 2, 16), a_image(decoder, entries_of(decoder)), torch.zeros(1).long()
     )
     assert logits.max() < -5
 
@@ -92,20 +92,20 @@ def test_the_mask_teaches_the_choice() -> None:
     decoder.choice_bias.data.fill_(0)
     entries = entries_of(decoder, (0.1, 0.1, 0.5, 0.5), (0.5, 0.5, 0.9, 0.9))
     targets = torch.randn(1, 2, 16, requires_grad=True)
-    decoder(targets, a_picture(decoder, entries), torch.zeros(1).long()).sum().backward()
+    decoder(targets, a_image(decoder, entries), torch.zeros(1).long()).sum().backward()
     assert targets.grad is not None and targets.grad[0, 0].abs().sum() > 0
 
 
-def test_targets_of_two_pictures_are_drawn_from_their_own() -> None:
+def test_targets_of_two_images_are_drawn_from_their_own() -> None:
     decoder = a_decoder()
     decoder.choice_bias.data.fill_(20)
-    pictures = [
-        a_picture(decoder, entries_of(decoder, (0.1, 0.1, 0.5, 0.5))),
-        a_picture(decoder, entries_of(decoder, (0.4, 0.4, 0.9, 0.9))),
+    images = [
+        a_image(decoder, entries_of(decoder, (0.1, 0.1, 0.5, 0.5))),
+        a_image(decoder, entries_of(decoder, (0.4, 0.4, 0.9, 0.9))),
     ]
     targets = torch.randn(2, 2, 16)
-    both = [torch.cat(maps) for maps in zip(*pictures, strict=True)]
+    both = [torch.cat(maps) for maps in zip(*images, strict=True)]
     together = decoder(targets, both, torch.tensor([1, 0]))
-    for row, picture in ((0, 1), (1, 0)):
-        alone = decoder(targets[row : row + 1], pictures[picture], torch.zeros(1).long())
+    for row, image in ((0, 1), (1, 0)):
+        alone = decoder(targets[row : row + 1], images[image], torch.zeros(1).long())
         torch.testing.assert_close(together[row], alone[0], atol=1e-4, rtol=1e-4)

@@ -15,14 +15,14 @@ from pixellm.prediction.rows import read_rows
 from pixellm.types import Prediction, Request, Segment
 
 BATCH_SIZE = 3
-PICTURES = 5
+IMAGES = 5
 NUM_ROWS = 32
-BAD_ROWS = {4: "missing.png", 9: "no picture", 13: "JSON", 20: "too long"}
+BAD_ROWS = {4: "missing.png", 9: "no image", 13: "JSON", 20: "too long"}
 SECONDS_A_BATCH = 0.1
 
 
 class Stub:
-    """Answers with masks that depend on picture and question, and on what shares the batch."""
+    """Answers with masks that depend on image and question, and on what shares the batch."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.asked: list[str] = []
@@ -44,15 +44,15 @@ class Stub:
 
 
 def make_job(folder: Path) -> Path:
-    """A JSONL file of NUM_ROWS questions about PICTURES pictures, with BAD_ROWS."""
+    """A JSONL file of NUM_ROWS questions about IMAGES images, with BAD_ROWS."""
     rng = np.random.default_rng(0)
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
-    (folder / "text.png").write_text("not a picture")
+    (folder / "text.png").write_text("not an image")
     lines = []
     for number in range(NUM_ROWS):
-        row = {"image": f"{number % PICTURES}.png", "question": f"What is {number}?", "extra": 1}
+        row = {"image": f"{number % IMAGES}.png", "question": f"What is {number}?", "extra": 1}
         row |= {4: {"image": "missing.png"}, 9: {"image": "text.png"}}.get(number, {})
         row |= {20: {"question": "too long"}}.get(number, {})
         lines.append('{"image": ' if number == 13 else json.dumps(row))

@@ -1,4 +1,4 @@
-"""Many pictures from the command line: the tiny model answers them, a stopped job goes on."""
+"""Many images from the command line: the tiny model answers them, a stopped job goes on."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from conftest import TINY_QUESTION, square_picture
+from conftest import TINY_QUESTION, square_image
 from pixellm.cli.main import app
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of two pictures and one that is none, in the current folder."""
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of two images and one that is none, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    folder = Path("pictures")
+    folder = Path("images")
     folder.mkdir()
     for number in range(2):
-        Image.fromarray(square_picture((2, 3 + number))).save(folder / f"{number}.png")
-    (folder / "broken.png").write_text("no picture")
+        Image.fromarray(square_image((2, 3 + number))).save(folder / f"{number}.png")
+    (folder / "broken.png").write_text("no image")
     return folder
 
 
@@ -29,27 +29,27 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_predict_writes_a_line_for_each_picture_and_goes_on(
-    pictures: Path, tiny_model_dir: Path
+def test_predict_writes_a_line_for_each_image_and_goes_on(
+    images: Path, tiny_model_dir: Path
 ) -> None:
-    command = ("predict", pictures, TINY_QUESTION, "--model", tiny_model_dir, "--batch-size", 1)
+    command = ("predict", images, TINY_QUESTION, "--model", tiny_model_dir, "--batch-size", 1)
     result = run(*command)
     assert result.exit_code == 0, result.output
-    assert "Wrote pictures_pixellm.jsonl: 2 answers." in result.stdout
+    assert "Wrote images_pixellm.jsonl: 2 answers." in result.stdout
     assert "1 rows have no answer" in result.stderr
-    answers = Path("pictures_pixellm.jsonl")
+    answers = Path("images_pixellm.jsonl")
     lines = [json.loads(line) for line in answers.read_text(encoding="ascii").splitlines()]
     assert [line["image"] for line in lines] == ["0.png", "1.png", "broken.png"]
     assert len(lines[0]["segments"]) == 2
-    assert "broken.png is not a picture" in lines[2]["error"]
+    assert "broken.png is not an image" in lines[2]["error"]
     content = answers.read_bytes()
     answers.write_bytes(content[: len(content) // 2])
     assert run(*command).exit_code == 0
     assert answers.read_bytes() == content
 
 
-def test_segment_takes_a_batch_instead_of_a_picture(pictures: Path, tiny_model_dir: Path) -> None:
-    rows = [{"image": "pictures/0.png", "question": TINY_QUESTION}]
+def test_segment_takes_a_batch_instead_of_an_image(images: Path, tiny_model_dir: Path) -> None:
+    rows = [{"image": "images/0.png", "question": TINY_QUESTION}]
     Path("rows.jsonl").write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
     result = run("segment", "--batch", "rows.jsonl", "--json", "a.jsonl", "--model", tiny_model_dir)
     assert result.exit_code == 0, result.output
@@ -60,28 +60,28 @@ def test_segment_takes_a_batch_instead_of_a_picture(pictures: Path, tiny_model_d
 
 
 @pytest.mark.parametrize("command", [("predict",), ("segment", "--batch")])
-def test_unsure_masks_of_many_pictures_are_withheld(
-    command: tuple[str, ...], pictures: Path, tiny_model_dir: Path
+def test_unsure_masks_of_many_images_are_withheld(
+    command: tuple[str, ...], images: Path, tiny_model_dir: Path
 ) -> None:
     files = ("--model", tiny_model_dir, "--min-score", 1)
-    result = run(*command, pictures, TINY_QUESTION, *files)
+    result = run(*command, images, TINY_QUESTION, *files)
     assert result.exit_code == 0, result.output
-    lines = Path("pictures_pixellm.jsonl").read_text(encoding="ascii").splitlines()
+    lines = Path("images_pixellm.jsonl").read_text(encoding="ascii").splitlines()
     assert [json.loads(line).get("segments") for line in lines] == [[], [], None]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "pictures"], "say what to ask"),
+        (["predict", "images"], "say what to ask"),
         (["predict", "nowhere", "What?"], "no file or folder nowhere"),
-        (["segment", "--batch", "pictures", "What?", "--out", "o.png"], "--json FILE"),
+        (["segment", "--batch", "images", "What?", "--out", "o.png"], "--json FILE"),
         (["segment"], "--batch"),
-        (["predict", "pictures", "What?", "--quantize", "int3", "--model", "nano"], "int8 or int4"),
+        (["predict", "images", "What?", "--quantize", "int3", "--model", "nano"], "int8 or int4"),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(
-    pictures: Path, arguments: list[str], message: str
+    images: Path, arguments: list[str], message: str
 ) -> None:
     result = run(*arguments)
     assert result.exit_code == 2

@@ -54,7 +54,7 @@ def draw(path: Path, seed: int) -> None:
 
 
 def write_refcoco(root: Path, count: int = 4) -> Path:
-    """A refCOCO of two expressions a picture, in its true layout; the first picture is missing."""
+    """A refCOCO of two expressions an image, in its true layout; the first image is missing."""
     images, annotations, refs = [], [], []
     for number in range(count):
         name = f"COCO_train2014_{number:012d}.jpg"
@@ -77,7 +77,7 @@ def write_refcoco(root: Path, count: int = 4) -> Path:
 
 
 def write_dialogues(root: Path) -> Path:
-    """A JSONL set: dialogues of one to three turns, a line that is none, a picture that is none."""
+    """A JSONL set: dialogues of one to three turns, a line that is none, an image that is none."""
     lines = []
     for number in range(4):
         draw(root / f"{number}.png", number)
@@ -118,7 +118,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_a_reader_is_asked_its_benchmark_questions_and_missing_pictures_are_told(
+def test_a_reader_is_asked_its_benchmark_questions_and_missing_images_are_told(
     refcoco: Path, tmp_path: Path
 ) -> None:
     state = answer(open_rows("refcoco", refcoco, "val"), tmp_path / "a.jsonl")
@@ -132,7 +132,7 @@ def test_a_reader_is_asked_its_benchmark_questions_and_missing_pictures_are_told
     assert "COCO_train2014_000000000000.jpg" in lines[0]["error"]
     assert str(refcoco) not in lines[0]["error"]
     assert lines[2]["segments"][0]["segmentation"]["size"] == [24, 32]
-    assert state == JobState(8, 2, 8, images=4)  # 1, 2 and 2, 3: a picture once a batch
+    assert state == JobState(8, 2, 8, images=4)  # 1, 2 and 2, 3: an image once a batch
 
 
 def test_dialogues_are_asked_turn_by_turn_and_bad_lines_come_last(

@@ -65,13 +65,13 @@ def test_every_row_has_its_line_in_order_and_bad_ones_say_why(finished: Path) ->
     bad = {line["row"]: line["error"] for line in lines if "error" in line}
     assert bad.keys() == BAD_ROWS.keys()
     assert "missing.png" in bad[4]
-    assert "not a picture" in bad[9]
+    assert "not an image" in bad[9]
     assert "JSON" in bad[13]
     assert bad[20] == "The question is too long."
     assert all("\n" not in reason and len(reason) < 200 for reason in bad.values())
 
 
-def test_a_line_holds_the_answer_with_masks_of_the_picture(finished: Path) -> None:
+def test_a_line_holds_the_answer_with_masks_of_the_image(finished: Path) -> None:
     line = values_of(finished / "answers.jsonl")[1]
     assert (line["image"], line["question"], line["model"]) == ("1.png", "What is 1?", "stub")
     assert (line["width"], line["height"], line["answer"]) == (30, 20, "it: What is 1?")
@@ -240,8 +240,8 @@ def test_what_finds_no_room_is_taken_back(tmp_path: Path) -> None:
     assert path.read_bytes() == 2 * line
 
 
-def test_a_folder_is_asked_one_question_about_each_picture(finished: Path) -> None:
-    (finished / "questions.txt").write_text("no picture")
+def test_a_folder_is_asked_one_question_about_each_image(finished: Path) -> None:
+    (finished / "questions.txt").write_text("no image")
     rows = read_rows(finished, "What?")
     assert [row.image for row in rows] == [*(f"{n}.png" for n in range(5)), "text.png"]
     assert {row.question for row in rows} == {"What?"}

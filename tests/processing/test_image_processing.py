@@ -1,4 +1,4 @@
-"""Reading pictures, the model's frame, and the way back."""
+"""Reading images, the model's frame, and the way back."""
 
 import json
 import os
@@ -30,9 +30,9 @@ COLORS = np.stack([RAMP, 255 - RAMP, RAMP // 2], axis=-1)
 
 
 def read(path):
-    picture = load_image(path)
-    assert picture.mode == "RGB"
-    return np.asarray(picture)
+    image = load_image(path)
+    assert image.mode == "RGB"
+    return np.asarray(image)
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ def read(path):
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp", "ppm"])
 def test_lossless_files_read_exactly(tmp_path, suffix):
-    path = tmp_path / f"picture.{suffix}"
+    path = tmp_path / f"image.{suffix}"
     Image.fromarray(COLORS).save(path, **({"lossless": True} if suffix == "webp" else {}))
     np.testing.assert_array_equal(read(path), COLORS)
     np.testing.assert_array_equal(read(str(path)), COLORS)
@@ -62,9 +62,9 @@ def test_16_bit_grey_is_scaled(tmp_path, suffix):
 def test_palette_colors_are_looked_up(tmp_path, suffix):
     path = tmp_path / f"palette.{suffix}"
     blocks = np.array([[0, 1], [2, 1]], dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
-    picture = Image.fromarray(blocks).convert("P")
-    picture.putpalette([200, 10, 20, 0, 90, 30, 5, 6, 250])
-    picture.save(path)
+    image = Image.fromarray(blocks).convert("P")
+    image.putpalette([200, 10, 20, 0, 90, 30, 5, 6, 250])
+    image.save(path)
     palette = np.array([[200, 10, 20], [0, 90, 30], [5, 6, 250]])
     np.testing.assert_array_equal(read(path), palette[blocks])
 
@@ -73,9 +73,9 @@ def test_palette_colors_are_looked_up(tmp_path, suffix):
 def test_a_transparent_palette_entry_is_white(tmp_path, suffix):
     path = tmp_path / f"hole.{suffix}"
     blocks = np.array([[0, 1]], dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
-    picture = Image.fromarray(blocks).convert("P")
-    picture.putpalette([200, 10, 20, 0, 90, 30])
-    picture.save(path, transparency=1)
+    image = Image.fromarray(blocks).convert("P")
+    image.putpalette([200, 10, 20, 0, 90, 30])
+    image.save(path, transparency=1)
     pixels = read(path)
     assert (pixels[:, :8] == (200, 10, 20)).all()
     assert (pixels[:, 8:] == 255).all()
@@ -84,10 +84,10 @@ def test_a_transparent_palette_entry_is_white(tmp_path, suffix):
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_alpha_lies_on_white(tmp_path, mode):
     path = tmp_path / "alpha.png"
-    picture = Image.new("RGBA", (3, 1), (100, 100, 100, 255))
-    picture.putpixel((1, 0), (100, 100, 100, 0))
-    picture.putpixel((2, 0), (100, 100, 100, 51))
-    picture.convert(mode).save(path)
+    image = Image.new("RGBA", (3, 1), (100, 100, 100, 255))
+    image.putpixel((1, 0), (100, 100, 100, 0))
+    image.putpixel((2, 0), (100, 100, 100, 51))
+    image.convert(mode).save(path)
     np.testing.assert_array_equal(read(path)[0, :, 0], [100, 255, 224])
 
 
@@ -101,9 +101,9 @@ def test_cmyk_becomes_rgb(tmp_path):
 @pytest.mark.parametrize("mode", ["1", "L"])
 def test_grey_has_three_equal_channels(tmp_path, mode):
     path = tmp_path / "grey.png"
-    picture = Image.fromarray(RAMP).convert(mode)
-    picture.save(path)
-    expected = np.asarray(picture.convert("L"))
+    image = Image.fromarray(RAMP).convert(mode)
+    image.save(path)
+    expected = np.asarray(image.convert("L"))
     np.testing.assert_array_equal(read(path), expected[..., None].repeat(3, axis=2))
 
 
@@ -111,7 +111,7 @@ def test_grey_has_three_equal_channels(tmp_path, mode):
 @pytest.mark.parametrize("suffix", ["png", "webp", "tiff"])
 def test_exif_rotation_is_applied(tmp_path, suffix, orientation):
     path = tmp_path / f"camera.{suffix}"
-    # How the upright picture has to be stored for each value of the EXIF tag.
+    # How the upright image has to be stored for each value of the EXIF tag.
     stored = {
         1: COLORS,
         2: COLORS[:, ::-1],
@@ -150,16 +150,16 @@ def test_the_first_frame_of_an_animation(tmp_path, suffix):
         (np.full((3, 4), 257, np.uint16), 1),
     ],
 )
-def test_arrays_are_pictures_too(array, first):
+def test_arrays_are_images_too(array, first):
     pixels = read(array)
     assert pixels.shape == (*array.shape[:2], 3)
     assert (pixels[0, 0] == first).all()
 
 
 def test_a_pillow_image_is_read_but_not_changed():
-    picture = Image.new("RGBA", (5, 4), (0, 0, 0, 0))
-    assert (read(picture) == 255).all()
-    assert picture.mode == "RGBA"
+    image = Image.new("RGBA", (5, 4), (0, 0, 0, 0))
+    assert (read(image) == 255).all()
+    assert image.mode == "RGBA"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_pillow_image_is_read_but_not_changed():
         np.zeros((4, 4, 3), np.uint16),
     ],
 )
-def test_arrays_that_are_no_pictures(array):
+def test_arrays_that_are_no_images(array):
     with pytest.raises(ValueError, match="array"):
         load_image(array)
 
@@ -190,12 +190,12 @@ def one_sentence(error, path):
 
 
 def test_missing_empty_folder_and_foreign_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no picture") as error:
+    with pytest.raises(FileNotFoundError, match="no image") as error:
         load_image(tmp_path / "missing.png")
     assert one_sentence(error, "missing.png")
     (tmp_path / "empty.png").touch()
-    (tmp_path / "text.png").write_text("not a picture, whatever its name says")
-    for name, message in (("", "folder"), ("empty.png", "empty"), ("text.png", "not a picture")):
+    (tmp_path / "text.png").write_text("not an image, whatever its name says")
+    for name, message in (("", "folder"), ("empty.png", "empty"), ("text.png", "not an image")):
         with pytest.raises(ValueError, match=message) as error:
             load_image(tmp_path / name)
         assert one_sentence(error, tmp_path / name)
@@ -209,13 +209,13 @@ def test_truncated_files(tmp_path, suffix, part):
     Image.fromarray(noise).save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * part)])
-    with pytest.raises(ValueError, match=r"truncated|not a picture") as error:
+    with pytest.raises(ValueError, match=r"truncated|not an image") as error:
         load_image(path)
     assert one_sentence(error, path)
 
 
 @pytest.mark.parametrize("limit", [40, 99])  # Pillow itself refuses above twice its limit only
-def test_pictures_past_the_bomb_limit(tmp_path, monkeypatch, limit):
+def test_images_past_the_bomb_limit(tmp_path, monkeypatch, limit):
     path = tmp_path / "bomb.png"
     Image.new("RGB", (10, 10)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -262,7 +262,7 @@ def test_shapes_types_and_padding_of_a_batch():
         assert (pixels[:, mask] != 0).any()
 
 
-def test_a_batch_equals_its_pictures_one_by_one():
+def test_a_batch_equals_its_images_one_by_one():
     processor = PixelLMImageProcessor(image_size=32)
     sources = [COLORS, COLORS[:, :7], RAMP]
     batch = processor(sources)
@@ -319,7 +319,7 @@ def test_wrong_settings_are_refused(settings, message):
 
 
 def test_an_empty_batch_is_refused():
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         PixelLMImageProcessor()([])
 
 
@@ -350,8 +350,8 @@ def test_target_masks_agree_with_pillow_averages(size):
     mask = np.kron(coarse, np.ones((120, 120), dtype=bool))[: size[0], : size[1]]
     new = Letterbox.fit(size, 24).resized
     (target,) = resize_targets([encode_mask(mask)], size, new)
-    picture = Image.fromarray((mask * 255).astype(np.uint8))
-    average = np.asarray(picture.resize(new[::-1], Image.Resampling.BOX)) / 255
+    image = Image.fromarray((mask * 255).astype(np.uint8))
+    average = np.asarray(image.resize(new[::-1], Image.Resampling.BOX)) / 255
     clear = np.abs(average - 0.5) > 0.12  # its box filter takes whole pixels
     assert clear.mean() > 0.8
     np.testing.assert_array_equal(target[clear], average[clear] > 0.5)
@@ -392,12 +392,12 @@ def test_empty_targets_stay_empty():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1)])
-def test_odd_pictures_have_targets(size):
+def test_odd_images_have_targets(size):
     new = Letterbox.fit(size, 16).resized
     (target,) = resize_targets([encode_mask(np.ones(size, dtype=np.bool_))], size, new)
     assert target.shape == new and target.all()
 
 
-def test_targets_of_another_picture_are_refused():
+def test_targets_of_another_image_are_refused():
     with pytest.raises(ValueError, match="target mask"):
         resize_targets([encode_mask(np.ones((4, 5), dtype=np.bool_))], (5, 4), (16, 13))

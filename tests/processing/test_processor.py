@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import TINY_QUESTION, square_picture
+from conftest import TINY_QUESTION, square_image
 from pixellm.engine import Engine
 from pixellm.processing.processor import PixelLMProcessor, pad_sequences, visible_image_tokens
 from pixellm.processing.prompts import dialogue_messages
@@ -54,8 +54,8 @@ def test_sequences_are_padded_on_either_side() -> None:
 def test_the_usual_messages_become_model_inputs(
     processor: PixelLMProcessor, tmp_path: Path
 ) -> None:
-    pixels = square_picture((2, 3), (16, 32))
-    path = tmp_path / "picture.png"
+    pixels = square_image((2, 3), (16, 32))
+    path = tmp_path / "image.png"
     Image.fromarray(pixels).save(path)
     sources = ({"image": pixels}, {"image": Image.fromarray(pixels)}, {"path": path}, {"url": path})
     batches = [
@@ -83,10 +83,10 @@ def test_the_usual_messages_become_model_inputs(
 
 
 def test_conversations_are_batched_with_padding_on_the_left(processor: PixelLMProcessor) -> None:
-    pictures = [square_picture((2, 3)), square_picture((2, 3), (24, 30))]
+    images = [square_image((2, 3)), square_image((2, 3), (24, 30))]
     conversations = [
-        asking("Hi?", image=pictures[0]),
-        asking("And what is that on the left?", image=pictures[1]),
+        asking("Hi?", image=images[0]),
+        asking("And what is that on the left?", image=images[1]),
     ]
     options: dict[str, Any] = {
         "add_generation_prompt": True,
@@ -104,14 +104,14 @@ def test_conversations_are_batched_with_padding_on_the_left(processor: PixelLMPr
 
 
 def test_rendered_prompts_give_the_same_ids(processor: PixelLMProcessor) -> None:
-    picture = square_picture((2, 3))
-    messages = asking(TINY_QUESTION, image=picture)
+    image = square_image((2, 3))
+    messages = asking(TINY_QUESTION, image=image)
     rendered = processor.apply_chat_template(messages, add_generation_prompt=True)
     assert rendered == f"<image><user>{TINY_QUESTION}<assistant>"
     whole = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True
     )
-    called = processor(images=picture, text=rendered)
+    called = processor(images=image, text=rendered)
     assert called.keys() == whole.keys()
     assert all(torch.equal(value, whole[name]) for name, value in called.items())
 
@@ -133,10 +133,10 @@ def test_folders_that_say_where_labels_begin_still_load(
 def test_control_words_that_were_typed_stay_text_in_rendered_prompts(
     processor: PixelLMProcessor,
 ) -> None:
-    picture = square_picture((2, 3))
-    messages = asking("Is <image> or [SEG0] in it?", image=picture)
+    image = square_image((2, 3))
+    messages = asking("Is <image> or [SEG0] in it?", image=image)
     rendered = processor.apply_chat_template(messages, add_generation_prompt=True)
-    called = processor(images=picture, text=rendered)
+    called = processor(images=image, text=rendered)
     whole = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
     assert torch.equal(called["input_ids"], whole)
     assert int((whole == processor.codec.image_id).sum()) == 4
@@ -145,7 +145,7 @@ def test_control_words_that_were_typed_stay_text_in_rendered_prompts(
 
 def test_an_assistant_may_have_spoken_in_plain_strings(processor: PixelLMProcessor) -> None:
     messages = [
-        *asking("One?", image=square_picture((2, 3))),
+        *asking("One?", image=square_image((2, 3))),
         {"role": "assistant", "content": "Yes, a red one {seg}."},
         {"role": "user", "content": "And more?"},
     ]
@@ -158,14 +158,14 @@ def test_an_assistant_may_have_spoken_in_plain_strings(processor: PixelLMProcess
 
 
 def test_what_does_not_fit_together_is_refused(processor: PixelLMProcessor) -> None:
-    picture = square_picture((2, 3))
+    image = square_image((2, 3))
     with_place, without = dialogue_messages((), "Hi?"), dialogue_messages((), "Hi?", image=False)
     for conversations, images in (
-        ([with_place, with_place], [picture]),
+        ([with_place, with_place], [image]),
         ([with_place], []),
-        ([without], [picture]),
-        ([with_place, without], [picture]),
-        ([with_place, without], [picture, picture]),
+        ([without], [image]),
+        ([with_place, without], [image]),
+        ([with_place, without], [image, image]),
     ):
         with pytest.raises(ValueError, match="place"):
             processor.encode_batch(conversations, images)

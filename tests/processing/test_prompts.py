@@ -196,7 +196,7 @@ def test_a_rendered_answer_gives_the_ids_of_its_message(name: str, answer: str) 
 
 
 @pytest.mark.parametrize("template", sorted(CODECS))
-def test_the_picture_closes_the_shared_prefix(template: str) -> None:
+def test_the_image_closes_the_shared_prefix(template: str) -> None:
     codec = CODECS[template]
     first = codec.encode(dialogue_messages([("One?", "Yes.")]))
     second = codec.encode(dialogue_messages([("Something else?", "No.")]))
@@ -268,7 +268,7 @@ def test_marks_at_the_start_and_side_by_side_keep_their_groups() -> None:
 def test_refusals_name_the_reason() -> None:
     codec = CODECS["compact"]
     two = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}]
-    with pytest.raises(ValueError, match="one picture"):
+    with pytest.raises(ValueError, match="one image"):
         codec.encode(two)
     with pytest.raises(ValueError, match="'system'"):
         codec.encode([{"role": "system", "content": "Be kind."}])

@@ -23,7 +23,7 @@ DRAWN_SPLITS = [split for split in SPLITS if split != "test_style"]
 
 
 def digest(items) -> str:
-    """A fingerprint of pictures, questions, answers and masks."""
+    """A fingerprint of images, questions, answers and masks."""
     whole = hashlib.sha256()
     for samples in items:
         for sample in samples:
@@ -54,8 +54,8 @@ def few_stickers(tmp_path, monkeypatch):
     folder.mkdir()
     concepts = [c for c in load_knowledge().concepts.values() if c.color][:30]
     for number, concept in enumerate(concepts):
-        picture = Image.new("RGBA", (32, 24 + number), (255, 8 * number, 0, 255))
-        picture.save(folder / f"{concept.openmoji.lower()}.png")
+        image = Image.new("RGBA", (32, 24 + number), (255, 8 * number, 0, 255))
+        image.save(folder / f"{concept.openmoji.lower()}.png")
     yield {concept.key for concept in concepts}
     for cache in caches:
         cache.cache_clear()
@@ -89,15 +89,15 @@ def test_a_pickled_data_set_is_small_and_yields_the_same():
     assert digest(pickle.loads(packed)) == digest(data)
 
 
-def test_seeds_and_splits_share_no_picture_and_no_dialogue():
-    pictures: set[bytes] = set()
+def test_seeds_and_splits_share_no_image_and_no_dialogue():
+    images: set[bytes] = set()
     count = 0
     for split in DRAWN_SPLITS:
         for seed in (0, 1):
             for samples in ScenesDataset(split, seed, 6):
-                pictures.add(samples[0].image.tobytes())
+                images.add(samples[0].image.tobytes())
                 count += 1
-    assert len(pictures) == count
+    assert len(images) == count
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -122,7 +122,7 @@ def test_about_one_in_twenty_pairs_is_held_out_but_no_concept_by_name():
     assert share == pytest.approx(0.05, abs=0.012)
 
 
-def test_an_item_is_the_dialogues_about_one_picture():
+def test_an_item_is_the_dialogues_about_one_image():
     for samples in ScenesDataset("val", length=8, dialogues_per_image=3):
         assert 1 <= len(samples) <= 3
         assert len({sample.id for sample in samples}) == len(samples)
@@ -145,7 +145,7 @@ def test_numbers_kinds_and_sizes_are_as_asked():
         assert kinds <= {"naming", "counting"}
 
 
-def test_the_scene_of_an_item_is_its_picture():
+def test_the_scene_of_an_item_is_its_image():
     data = ScenesDataset("train", length=5)
     for index, samples in enumerate(data):
         assert np.array_equal(data.scene(index).image, samples[0].image)

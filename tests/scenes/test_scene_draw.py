@@ -32,15 +32,15 @@ class Shapes:
         return code in {"disc", "ring", "triangle"}
 
     def render(self, code: str) -> Image.Image:
-        picture = Image.new("RGBA", (200, 200))
-        pen = ImageDraw.Draw(picture)
+        image = Image.new("RGBA", (200, 200))
+        pen = ImageDraw.Draw(image)
         if code == "triangle":
             pen.polygon([(100, 0), (199, 199), (0, 199)], fill=(40, 60, 220, 255))
         elif code == "ring":
             pen.ellipse((0, 0, 199, 199), outline=(240, 240, 240, 255), width=50)
         else:
             pen.ellipse((0, 0, 199, 199), fill=(120, 120, 120, 255))
-        return artwork.trim_sticker(picture)
+        return artwork.trim_sticker(image)
 
 
 def shape(code: str) -> SimpleNamespace:
@@ -69,9 +69,9 @@ def fresh_styles():
 
 
 def compose(background, laid):
-    """The picture and the masks again, pixel by pixel over whole planes, in float64."""
+    """The image and the masks again, pixel by pixel over whole planes, in float64."""
     height, width = background.shape[:2]
-    picture = background.astype(np.float64)
+    image = background.astype(np.float64)
     top_of = np.full((height, width), -1)
     full = []
     for number, (colours, alpha, top, left) in enumerate(laid):
@@ -80,14 +80,14 @@ def compose(background, laid):
         rows, columns = alpha.shape
         colour_plane[top : top + rows, left : left + columns] = colours
         alpha_plane[top : top + rows, left : left + columns] = alpha
-        picture = picture * (1 - alpha_plane[..., None]) + colour_plane
+        image = image * (1 - alpha_plane[..., None]) + colour_plane
         top_of = np.where(alpha_plane >= 0.5, number, top_of)
         full.append(alpha_plane >= 0.5)
-    return picture, [top_of == number for number in range(len(laid))], full
+    return image, [top_of == number for number in range(len(laid))], full
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_picture_and_masks_equal_an_independent_composition(seed, laid, monkeypatch):
+def test_image_and_masks_equal_an_independent_composition(seed, laid, monkeypatch):
     backgrounds = []
 
     def background(rng, size):
@@ -98,8 +98,8 @@ def test_picture_and_masks_equal_an_independent_composition(seed, laid, monkeypa
     rng = np.random.default_rng(seed)
     chosen = choose_concepts(rng, CONCEPTS, 6)
     scene = draw_scene(rng, chosen, artwork.load_style("openmoji"), size=(200, 256))
-    picture, masks, full = compose(backgrounds[0], laid)
-    assert np.abs(scene.image - picture).max() <= 0.51
+    image, masks, full = compose(backgrounds[0], laid)
+    assert np.abs(scene.image - image).max() <= 0.51
     assert [one.concept for one in scene.objects] == [concept.key for concept in chosen]
     for one, mask, whole in zip(scene.objects, masks, full, strict=True):
         assert np.array_equal(decode_mask(one.mask), mask)
@@ -108,14 +108,14 @@ def test_picture_and_masks_equal_an_independent_composition(seed, laid, monkeypa
 
 @pytest.mark.parametrize("code", ["disc", "ring", "triangle"])
 def test_the_mask_of_a_lone_sticker_is_where_it_hides_half_of_the_background(code, monkeypatch):
-    pictures = []
+    images = []
     for colour in (GREEN, MAGENTA):
         plain = np.full((128, 160, 3), colour, dtype=np.uint8)
         monkeypatch.setattr(draw, "draw_background", lambda rng, size, plain=plain: plain)
         rng = np.random.default_rng(3)
         scene = draw_scene(rng, [shape(code)], Shapes(), size=(128, 160))
-        pictures.append(scene.image.astype(int))
-    shine_through = np.abs(pictures[0] - pictures[1]).max(axis=-1)  # 255 x (1 - alpha)
+        images.append(scene.image.astype(int))
+    shine_through = np.abs(images[0] - images[1]).max(axis=-1)  # 255 x (1 - alpha)
     assert np.array_equal(decode_mask(scene.objects[0].mask), shine_through <= 127)
 
 
@@ -158,7 +158,7 @@ def test_the_same_generator_draws_the_same_scene_and_another_does_not():
 
 def test_too_many_stickers_are_refused_in_one_sentence():
     crowd = [shape("disc")] * 90
-    with pytest.raises(ValueError, match=r"90 stickers find no room in a picture of 64 x 64"):
+    with pytest.raises(ValueError, match=r"90 stickers find no room in an image of 64 x 64"):
         draw_scene(np.random.default_rng(0), crowd, Shapes(), size=(64, 64))
 
 
@@ -194,9 +194,9 @@ def test_sizes_are_mostly_square_and_never_longer_than_asked():
 @pytest.mark.parametrize("size", [(256, 256), (40, 600), (600, 40), (1, 1)])
 def test_backgrounds_fill_any_size_and_vary(size):
     rng = np.random.default_rng(2)
-    pictures = [draw_background(rng, size) for _ in range(40)]
-    assert all(p.shape == (*size, 3) and p.dtype == np.uint8 for p in pictures)
-    assert len({p.tobytes() for p in pictures}) > 35
+    images = [draw_background(rng, size) for _ in range(40)]
+    assert all(p.shape == (*size, 3) and p.dtype == np.uint8 for p in images)
+    assert len({p.tobytes() for p in images}) > 35
 
 
 def test_every_concept_has_an_openmoji_sticker_that_shows():
@@ -215,7 +215,7 @@ def test_codes_are_found_with_or_without_the_variation_selector(tmp_path):
     assert style.covers("2702") and style.covers("2702-FE0F") and style.covers("1F34E-FE0F")
     assert not style.covers("1F34F")
     assert style.render("2702").size == (artwork.STICKER_SIDE, artwork.STICKER_SIDE // 2)
-    with pytest.raises(FileNotFoundError, match="no picture for the code '1F34F'"):
+    with pytest.raises(FileNotFoundError, match="no image for the code '1F34F'"):
         style.render("1F34F")
 
 
@@ -260,7 +260,7 @@ def install_npm(folder, script: str, monkeypatch) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the fake npm is a script with a shebang")
-def test_fetching_a_style_unpacks_its_pictures_only(tmp_path, monkeypatch):
+def test_fetching_a_style_unpacks_its_images_only(tmp_path, monkeypatch):
     install_npm(tmp_path, FAKE_NPM.format(python=sys.executable), monkeypatch)
     monkeypatch.setenv(artwork.STICKERS_DIR_VARIABLE, str(tmp_path / "stickers"))
     folder = artwork.fetch_style("fluent3d")

@@ -73,13 +73,13 @@ def test_boxes_and_categories_describe_the_masks(data, written):
             assert data.class_names[one["category_id"] - 1] == one["category_name"]
 
 
-def test_pictures_are_the_samples_pictures(data, written):
+def test_images_are_the_samples_images(data, written):
     entries = json.loads(written.annotations.read_text(encoding="utf-8"))
     for index, entry in enumerate(entries):
         path = written.annotations.parent / entry["file_name"]
-        assert path == written.pictures[index]
-        with Image.open(path) as picture:
-            assert np.array_equal(np.asarray(picture), data[index][0].image)
+        assert path == written.images[index]
+        with Image.open(path) as image:
+            assert np.array_equal(np.asarray(image), data[index][0].image)
 
 
 def test_the_folder_holds_the_results_and_nothing_else(written):

@@ -1,6 +1,6 @@
 """Questions about scenes are true, complete, readable and reproducible.
 
-Scenes are made by hand here, without pictures: what matters is where objects lie. A mask's counts
+Scenes are made by hand here, without images: what matters is where objects lie. A mask's counts
 hold the number of its object, so that a target tells which object it is.
 """
 

@@ -4,7 +4,7 @@ from pixellm.scenes.dataset import ScenesDataset
 from pixellm.scenes.single_target import SingleTargetScenes
 
 
-def test_no_answer_has_several_targets_and_the_pictures_are_those_of_scenes() -> None:
+def test_no_answer_has_several_targets_and_the_images_are_those_of_scenes() -> None:
     options = {"split": "train", "seed": 3, "length": 6}
     single = SingleTargetScenes(dialogues_per_image=3, **options)
     usual = ScenesDataset(dialogues_per_image=9, **options)

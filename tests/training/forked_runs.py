@@ -29,7 +29,7 @@ KILLS = (3, 9, 14, 7, 11, 16, 8, 12, 15, 5)
 
 
 class SparseSquares(Squares):
-    """Every third picture has no target, so that a process may have none to decode."""
+    """Every third image has no target, so that a process may have none to decode."""
 
     def __getitem__(self, index: int) -> tuple[Sample, ...]:
         dialogues = super().__getitem__(index)
@@ -37,7 +37,7 @@ class SparseSquares(Squares):
 
 
 class LongQuestions(SparseSquares):
-    """Every fifth picture is asked about at too great a length to fit, so that a process may have
+    """Every fifth image is asked about at too great a length to fit, so that a process may have
     nothing at all."""
 
     def __getitem__(self, index: int) -> tuple[Sample, ...]:
@@ -73,7 +73,7 @@ def wait_for(children: list[int]) -> list[int]:
 
 
 def joint_config(folder: Path, batch_size: int, accumulation: int, **changes: Any) -> RunConfig:
-    """Five joint steps over four pictures each, the encoder frozen as in the large recipes."""
+    """Five joint steps over four images each, the encoder frozen as in the large recipes."""
     raw = real_config(folder).model_dump(mode="json")
     joint = raw["stages"][1] | {
         "steps": 5,

@@ -79,7 +79,7 @@ def test_it_trains_scores_and_tabulates_and_goes_on_where_it_stopped(
     assert runs == [("base", 0), ("one", 0), ("base", 1), ("one", 1)]
     assert sum(event.kind == "end" for event in events) == 4
     text = table.read_text(encoding="utf-8")
-    assert "2 variants with 2 seeds each, 2 steps of 1 pictures per run" in text
+    assert "2 variants with 2 seeds each, 2 steps of 1 images per run" in text
     for name in ("base", "one", "largest_object", "all_objects"):
         assert f"\n| {name} |" in text
     weights = (tmp_path / "runs/base/seed_0/model/model.safetensors").read_bytes()

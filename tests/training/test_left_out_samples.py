@@ -19,7 +19,7 @@ from pixellm.types import Sample
 
 
 class Choosy(TinyCollator):
-    """Leaves out every third picture with its one turn."""
+    """Leaves out every third image with its one turn."""
 
     step = 3
 
@@ -65,14 +65,14 @@ def test_what_is_left_out_is_counted_in_the_log_and_told_once_at_the_end(tmp_pat
         run = train(tiny_config(tmp_path, log_every=3), on_event=display)
     lines = log_of(run)
     counts = {line["step"]: line["dropped_rows"] for line in lines if line["event"] == "step"}
-    assert counts == {3: 4, 6: 4, 9: 8, 12: 8, 14: 6}  # of 12, 12, 24, 24 and 16 pictures
+    assert counts == {3: 4, 6: 4, 9: 8, 12: 8, 14: 6}  # of 12, 12, 24, 24 and 16 images
     end = lines[-1]
     assert (end["event"], end["samples"]) == ("end", 88)
     assert end["dropped_rows"] == end["dropped_turns"] == sum(counts.values()) == 30
     told = [line for line in shown.getvalue().splitlines() if "Left out" in line]
     assert told == [
         "Left out because they do not fit into collate.max_length: 30 turns, among them all of 30 "
-        "of 88 pictures."
+        "of 88 images."
     ]
     assert "dropped" not in shown.getvalue()
 

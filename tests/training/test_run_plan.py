@@ -42,7 +42,7 @@ def test_the_7b_recipe_is_planned_without_weights_data_or_network(
     assert 6.9e9 < int(found[1].replace(",", "")) < 7.3e9
     for words in ("(LoRA)", "pixel_decoder", "feature_projector", "FSDP2"):
         assert words in text
-    assert "steps of 160 pictures" in text
+    assert "steps of 160 images" in text
     for missing in ("pixellm-7b-start", "Data set muse", "Data set refcoco+"):
         assert missing in text
     assert not list(tmp_path.iterdir())
@@ -62,7 +62,7 @@ def test_a_plan_counts_parameters_steps_and_epochs_as_the_run_does(tmp_path: Pat
     assert plan.num_parameters - difference == sum(p.numel() for p in model.parameters())
     joint = plan.stages[1]
     assert joint.samples_per_step == 2 * 2 * 3
-    assert joint.steps_per_epoch == 84  # 1000 pictures
+    assert joint.steps_per_epoch == 84  # 1000 images
     assert [row.strategy for row in joint.memory] == ["DDP", "FSDP2", "ZeRO-2"]
     assert not plan.problems
 
@@ -120,11 +120,11 @@ def test_the_data_of_evaluations_are_opened_and_listed(tmp_path: Path) -> None:
     found = plan(data={"name": "squares", "args": {"length": 20}})
     assert found.evaluation is not None
     shown = found.evaluation
-    assert (shown.name, shown.every_steps, shown.num_pictures) == ("squares", 50, 20)
+    assert (shown.name, shown.every_steps, shown.num_images) == ("squares", 50, 20)
     assert found.problems == ()
     absent = {"name": "coco", "args": {"root": str(tmp_path / "photos"), "split": "val"}}
     missing = plan(data=absent)
-    assert missing.evaluation.num_pictures is None
+    assert missing.evaluation.num_images is None
     assert [problem for problem in missing.problems if "photos" in problem] == [
         f"Evaluation data coco: {missing.evaluation.problem}"
     ]

@@ -51,7 +51,7 @@ class BadRows(Numbers):
         if index == 2:
             raise ValueError("rows.json, row 2: it has no question.")
         if index == 3:
-            raise FileNotFoundError("There is no picture at three.jpg.")
+            raise FileNotFoundError("There is no image at three.jpg.")
         if index == 4:
             b"\xff".decode("utf-8")
         return super().__getitem__(index)
@@ -62,7 +62,7 @@ class BadRows(Numbers):
     ("bad", "kind", "words"),
     [
         (2, ValueError, r"^rows\.json, row 2: it has no question\.$"),
-        (3, FileNotFoundError, r"^There is no picture at three\.jpg\.$"),
+        (3, FileNotFoundError, r"^There is no image at three\.jpg\.$"),
         (4, ValueError, r"^'utf-8' codec can't decode byte 0xff in position 0: [\w ]+$"),
     ],
 )

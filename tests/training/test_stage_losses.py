@@ -105,16 +105,16 @@ def test_a_stage_of_words_alone_touches_nothing_of_targets(
     assert objective.model.model.codebook.text_projection[0].weight.grad is None
 
 
-def test_targets_are_looked_for_in_the_next_picture_unless_it_shows_their_class() -> None:
+def test_targets_are_looked_for_in_the_next_image_unless_it_shows_their_class() -> None:
     patch_classes = torch.tensor([[[0, 1], [2, 2]], [[0, 1], [0, -100]], [[3, 0], [0, 0]]])
     rows = torch.tensor([0, 0, 1, 2, 2, 2])
     classes = torch.tensor([1, 2, 1, 3, 1, -100])
     places, others = find_absent(rows, classes, patch_classes)
-    assert places.tolist() == [1, 2, 3]  # picture 1 shows a 1, as picture 0 does
+    assert places.tolist() == [1, 2, 3]  # image 1 shows a 1, as image 0 does
     assert others.tolist() == [1, 2, 0]
 
 
-def test_a_picture_alone_lacks_nothing_not_even_what_its_map_is_too_coarse_for() -> None:
+def test_an_image_alone_lacks_nothing_not_even_what_its_map_is_too_coarse_for() -> None:
     places, _ = find_absent(torch.tensor([0, 0]), torch.tensor([2, 3]), torch.tensor([[[0, 2]]]))
     assert places.tolist() == []
 
@@ -127,7 +127,7 @@ def test_the_loss_of_an_empty_mask_is_the_mean_over_known_pixels() -> None:
 
 
 def alone(name: str) -> Sample:
-    """The picture of both squares, said to show one of them only."""
+    """The image of both squares, said to show one of them only."""
     sample = square_sample()
     (one,) = (target for target in sample.turns[0].targets if target.name == name)
     return replace(sample, turns=(Turn("Which?", "One {seg}.", (one,)),), objects=(one,), id=name)
@@ -162,7 +162,7 @@ def test_losses_come_in_one_order_and_those_without_targets_are_zero(
         text=1, mask=2, dice=1, patch_box=1, feature_class=1, target_class=0.5, absent=4
     )
     full = objective(batch, weights, COUNTS)
-    assert full["absent"] == 0  # one picture lacks nothing
+    assert full["absent"] == 0  # one image lacks nothing
     sample = square_sample()
     words = replace(sample, turns=(Turn("Why?", "No."),))
     silent = Collator(objective_processor(), 16, ("red square", "blue square"))([[words]])
@@ -177,6 +177,6 @@ def objective_processor() -> Any:
     return build_model(tiny_parts(), texts=tiny_texts())[1]
 
 
-def test_absence_needs_another_picture() -> None:
+def test_absence_needs_another_image() -> None:
     with pytest.raises(ValueError, match="batch_size of at least 2"):
         Stage(name="joint", steps=1, batch_size=1, loss=LossWeights(absent=1))

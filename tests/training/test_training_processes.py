@@ -67,7 +67,7 @@ def test_two_processes_give_the_losses_and_gradients_of_one(
 
 
 def test_samples_that_do_not_fit_are_counted_over_all_processes(runs: Path) -> None:
-    for name in ("one_long", "two_long"):  # twenty pictures
+    for name in ("one_long", "two_long"):  # twenty images
         steps = steps_of(runs / name / "run")
         assert sum(step["dropped_rows"] for step in steps) == 4
         assert sum(step["dropped_turns"] for step in steps) == 8

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 class Squares:
-    """A red and a blue square; two dialogues about each picture."""
+    """A red and a blue square; two dialogues about each image."""
 
     class_names = ("red", "blue")
 

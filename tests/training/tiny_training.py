@@ -46,8 +46,8 @@ class TinyModel(nn.Module):
 
     def forward(self, input_ids: Tensor, labels: Tensor, pixel_values: Tensor, **batch: Any) -> Any:
         maps = self.model.vision_tower(pixel_values, batch["pixel_mask"])
-        picture = maps[0].mean((2, 3))
-        states = self.embed(input_ids) + picture[:, None]
+        image = maps[0].mean((2, 3))
+        states = self.embed(input_ids) + image[:, None]
         states = self.dropout(self.model.language_model.layers[0](states))
         text = nn.functional.cross_entropy(
             self.head(states[:, :-1]).flatten(0, 1), labels[:, 1:].flatten(), reduction="sum"
@@ -84,7 +84,7 @@ class TinyDataset:
 
 
 class TinyCollator:
-    """Rows with differing numbers of labels and targets, drawn from each picture's pixels."""
+    """Rows with differing numbers of labels and targets, drawn from each image's pixels."""
 
     def __init__(self, *sizes: Any) -> None:
         self.sizes = sizes
@@ -97,7 +97,7 @@ class TinyCollator:
                 values[index, 0, 0, 0] = float("nan")
         ids = pixels[:, 0, :6, 0].long() % 16
         labels = torch.where(pixels[:, 0, :6, 1] > 100, ids, -100)
-        counts = [1 + int(picture[0, 0, 0]) % 3 for picture in pixels]
+        counts = [1 + int(image[0, 0, 0]) % 3 for image in pixels]
         target_rows = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts))
         classes = pixels[:, :8, :8, 2].long() % 3
         return {

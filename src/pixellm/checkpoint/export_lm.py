@@ -25,8 +25,8 @@ def export_language_model(
     """Write the language model of a checkpoint, head and tokenizer included.
 
     The tokenizer keeps its ids, so the codebook's tokens are still in the vocabulary; free
-    generation is told to suppress them and the picture's, as without a picture they mean nothing.
-    Its chat template is the dialogue template, which for text alone places no picture.
+    generation is told to suppress them and the image's, as without an image they mean nothing.
+    Its chat template is the dialogue template, which for text alone places no image.
 
     Args:
         source: an embedded name, a directory, a run's folder, or a hub id.

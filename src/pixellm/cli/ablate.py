@@ -33,8 +33,8 @@ _Benchmark = Annotated[
 ]
 _Data = Annotated[Path, typer.Option(help="Folder that holds the data sets; not for scenes.")]
 _Split = Annotated[str, typer.Option(help="Split of the benchmark; its usual one if empty.")]
-_Num = Annotated[int, typer.Option(min=1, help="Pictures, where scenes are drawn.")]
-_Dialogues = Annotated[int, typer.Option(min=1, help="Dialogues about each drawn picture.")]
+_Num = Annotated[int, typer.Option(min=1, help="Images, where scenes are drawn.")]
+_Dialogues = Annotated[int, typer.Option(min=1, help="Dialogues about each drawn image.")]
 _Seed = Annotated[int, typer.Option(help="Of drawn scenes.")]
 _Limit = Annotated[int, typer.Option(min=0, help="The first dialogues only; 0 for all.")]
 
@@ -161,7 +161,7 @@ def ablate(
         typer.Option(min=0, help="What all runs may take together; 0 leaves the recipes' steps."),
     ] = 0.0,
     split: Annotated[str, typer.Option(help="Of the scenes that are scored.")] = "test",
-    num: Annotated[int, typer.Option(min=1, help="Pictures that are scored.")] = 200,
+    num: Annotated[int, typer.Option(min=1, help="Images that are scored.")] = 200,
     dialogues: _Dialogues = 4,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
     device: Annotated[str, typer.Option(help="For scoring: auto, cpu, cuda.")] = "auto",

@@ -1,4 +1,4 @@
-"""A dialogue about a picture in a terminal: questions in, answers with masks out.
+"""A dialogue about an image in a terminal: questions in, answers with masks out.
 
 Reads lines, tells commands from questions and shows what the engine answers. It knows no model
 and no format of files. Bad input costs a sentence, never the dialogue.
@@ -13,36 +13,36 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from pixellm.answer_files import check_picture_name, overlay_bytes
+from pixellm.answer_files import check_image_name, overlay_bytes
 from pixellm.cli.display import print_answer
 from pixellm.files import check_file, write_files
 
 if TYPE_CHECKING:
     from pixellm.engine import ChatSession, Engine
 
-HELP = """Type a question about the picture. Earlier turns are kept in mind. Commands:
-  /save [PATH]   write the picture with the masks of the last answer
-  /image PATH    talk about another picture, or begin anew about the same one
+HELP = """Type a question about the image. Earlier turns are kept in mind. Commands:
+  /save [PATH]   write the image with the masks of the last answer
+  /image PATH    talk about another image, or begin anew about the same one
   /help          show this
   /quit          leave (or Ctrl-D)"""
 
 
 def overlay_name(image: Path) -> Path:
-    """Where an overlay goes if nothing is said: the current folder, named after the picture."""
+    """Where an overlay goes if nothing is said: the current folder, named after the image."""
     return Path(f"{image.stem}_pixellm.png")
 
 
 class Chat:
-    """A dialogue of several turns; the picture is encoded once.
+    """A dialogue of several turns; the image is encoded once.
 
     Args:
         engine: answers.
-        image: file of the picture.
+        image: file of the image.
         console: where answers go.
         errors: where complaints go.
 
     Raises:
-        ValueError, OSError: the picture can't be read.
+        ValueError, OSError: the image can't be read.
     """
 
     def __init__(self, engine: Engine, image: Path, console: Console, errors: Console) -> None:
@@ -52,7 +52,7 @@ class Chat:
         self.open(image)
 
     def open(self, image: Path) -> None:
-        """Begin a dialogue about a picture."""
+        """Begin a dialogue about an image."""
         session = self.engine.chat(image)
         self.image: Path = image
         self.session: ChatSession = session
@@ -87,7 +87,7 @@ class Chat:
 
             if not is_out_of_memory(error):
                 raise
-            self._complain("There is not enough memory for this; ask about a smaller picture.")
+            self._complain("There is not enough memory for this; ask about a smaller image.")
 
     def _complain(self, sentence: str) -> None:
         self.errors.print(sentence, markup=False, highlight=False, soft_wrap=True)
@@ -101,14 +101,14 @@ class Chat:
         elif command == "/image" and argument:
             self.open(path)
         elif command == "/image":
-            raise ValueError("Name the picture: /image PATH.")
+            raise ValueError("Name the image: /image PATH.")
         else:
             raise ValueError(f"There is no command {command}; /help lists them.")
 
     def _save(self, path: Path) -> None:
         if self.session.last is None:
             raise ValueError("There is no answer to save yet; ask something first.")
-        check_picture_name(path, original=self.image)
+        check_image_name(path, original=self.image)
         check_file(path)
         write_files({path: overlay_bytes(self.session.image, self.session.last, path.suffix)})
         self.console.print(f"Saved {path}", markup=False, highlight=False, soft_wrap=True)

@@ -85,10 +85,8 @@ def check(
     if root.is_dir() and not sets:
         for reader in absent_sets(found):
             say(f"Not there: {reader.name} ({reader.title}): {reader.obtain}.")
-    if images is None and any(
-        "picture is missing" in b.reason for r in reports for b in r.bad_rows
-    ):
-        say("Where the pictures lie elsewhere, name their folder with --images.")
+    if images is None and any("image is missing" in b.reason for r in reports for b in r.bad_rows):
+        say("Where the images lie elsewhere, name their folder with --images.")
     if report is not None:
         write_files({report: bad_rows_to_csv(reports)})
         say(f"Wrote {report}")
@@ -98,7 +96,7 @@ def check(
 
 def preview(
     data: Annotated[str, typer.Argument(metavar="SET", help="A data set's name, or one file.")],
-    out: Annotated[Path, typer.Option(help="Folder for the page and the pictures.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page and the images.")],
     root: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path(),
     split: Annotated[str, typer.Option(help="The set's training split where not given.")] = "",
     num: Annotated[int, typer.Option(min=1, help="Dialogues to show.")] = 12,
@@ -106,7 +104,7 @@ def preview(
     images: _Images = None,
     options: _With = None,
 ) -> None:
-    """Show a data set: pictures with masks, questions and answers, as a page and a sheet."""
+    """Show a data set: images with masks, questions and answers, as a page and a sheet."""
     from pixellm.data.check import find_sets
     from pixellm.data.preview import write_preview
     from pixellm.data.registry import READERS, open_reader, reader_class

@@ -192,7 +192,7 @@ def print_scenes_report(console: Console, report: ScenesReport) -> None:
     """
     definitions = report.to_dict()["definitions"]
     console.print(
-        f"Scenes {report.split}, seed {report.seed}: {report.num_scenes} pictures, "
+        f"Scenes {report.split}, seed {report.seed}: {report.num_scenes} images, "
         f"{len(report.answers)} questions, {report.num_concepts} concepts, "
         f"{report.seconds_per_answer:.2f} s per answer; 95 % intervals.",
         highlight=False,
@@ -316,7 +316,7 @@ def _step_line(values: Mapping[str, Any]) -> str:
 def _left_out_line(values: Mapping[str, Any]) -> str:
     return (
         f"Left out because they do not fit into collate.max_length: {values['dropped_turns']:,} "
-        f"turns, among them all of {values['dropped_rows']:,} of {values['samples']:,} pictures."
+        f"turns, among them all of {values['dropped_rows']:,} of {values['samples']:,} images."
     )
 
 

@@ -49,7 +49,7 @@ _ASKED = {
     "refcoco": "refCOCO: one expression, one mask.",
     "refcoco+": "refCOCO+: one expression without places, one mask.",
     "refcocog": "refCOCOg: one longer expression, one mask.",
-    "multi-refcoco": "multi-refCOCO: several expressions about a picture, asked together.",
+    "multi-refcoco": "multi-refCOCO: several expressions about an image, asked together.",
     "multi-refcoco+": "multi-refCOCO+: several expressions without places, asked together.",
     "multi-refcocog": "multi-refCOCOg: several longer expressions, asked together.",
     "grefcoco": "gRefCOCO: expressions for none, one or several objects.",
@@ -126,7 +126,7 @@ def add_commands(app: typer.Typer, evaluate_app: typer.Typer) -> None:
     for name in _ASKED:
         evaluate_app.command(
             name,
-            help=f"{_ASKED[name]} Writes a report with 95 % intervals and pictures. "
+            help=f"{_ASKED[name]} Writes a report with 95 % intervals and images. "
             f"Splits: {_SPLITS[name]}.",
             epilog=f"Examples:\n\n    pixellm eval {name} --model nano --data data"
             f"\n\n    pixellm eval {name} --model runs/mine --split val --limit 100 --out report"
@@ -204,8 +204,8 @@ def evaluate_scenes(
     split: Annotated[
         str, typer.Option(help="train, val, test, test_combination, test_style.")
     ] = "test",
-    num: Annotated[int, typer.Option(min=1, help="Pictures.")] = 500,
-    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues about each picture.")] = 4,
+    num: Annotated[int, typer.Option(min=1, help="Images.")] = 500,
+    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues about each image.")] = 4,
     seed: Annotated[int, typer.Option(help="Another seed gives other scenes.")] = 0,
     mode: _Mode = "",
     protocol: _Protocol = "strict",
@@ -260,11 +260,11 @@ def compare(
     for table in (comparison.table(), comparison.moved()):
         print_text_table(console, table)
     if out is not None:
-        from pixellm.evaluation.benchmark_run import picture_source, run_of_folder
+        from pixellm.evaluation.benchmark_run import image_source, run_of_folder
 
         run = run_of_folder(run_b)
         questions = run.open() if run.name == "scenes" else None
-        for path in write_comparison(out, comparison, picture_source(questions)):
+        for path in write_comparison(out, comparison, image_source(questions)):
             say(f"Wrote {path}")
 
 

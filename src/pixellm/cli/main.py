@@ -94,7 +94,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Ask about a picture; every object that the answer names carries its mask.",
+    help="Ask about an image; every object that the answer names carries its mask.",
     epilog='Start with:\n\n    pixellm segment photo.jpg "What could I cut the rope with?"',
 )
 evaluate_app = typer.Typer(no_args_is_help=True, help="Score a model.")
@@ -107,13 +107,13 @@ app.add_typer(
     help="Make multi-target reasoning data (MUSE format) from annotated photos.",
 )
 
-_Image = Annotated[Path, typer.Argument(help="Any picture that Pillow can read.")]
+_Image = Annotated[Path, typer.Argument(help="Any image that Pillow can read.")]
 _Model = Annotated[str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 _Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
 _Split = Annotated[str, typer.Option(help="train, val, test, test_combination, test_style.")]
 _OUT_HELP = (
-    "Picture with the masks; IMAGE_pixellm.png where neither this nor --json or --masks is given."
+    "Image with the masks; IMAGE_pixellm.png where neither this nor --json or --masks is given."
 )
 _Seed = Annotated[int, typer.Option(help="Another seed gives other scenes.")]
 
@@ -152,17 +152,17 @@ def version() -> None:
     '\n\n    pixellm segment --batch photos "All the cups, please." --json answers.jsonl'
 )
 def segment(
-    image: Annotated[str, typer.Argument(help="Any picture that Pillow can read.")] = "",
+    image: Annotated[str, typer.Argument(help="Any image that Pillow can read.")] = "",
     question: Annotated[str, typer.Argument(help="As you would ask a person.")] = "",
     batch: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of IMAGE: a folder of pictures, or JSONL of image and question; "
+            help="Instead of IMAGE: a folder of images, or JSONL of image and question; "
             "the answers go to --json as JSONL."
         ),
     ] = None,
     model: _Model = "nano",
-    out: Annotated[Path | None, typer.Option(help=_OUT_HELP, metavar="PICTURE")] = None,
+    out: Annotated[Path | None, typer.Option(help=_OUT_HELP, metavar="FILE")] = None,
     json: Annotated[str, typer.Option(help="JSON file; - for standard output.")] = "",
     masks: Annotated[Path | None, typer.Option(help="Folder for one PNG per mask.")] = None,
     min_score: MinScore = None,
@@ -171,7 +171,7 @@ def segment(
     quantize: Quantize = None,
     offload: Offload = None,
 ) -> None:
-    """Answer a question about a picture, with a mask for every object that the answer names."""
+    """Answer a question about an image, with a mask for every object that the answer names."""
     if batch is not None:
         asked = _batch_question(image, question, out or masks or json == "-")
         predict(
@@ -190,10 +190,10 @@ def segment(
     from pixellm.types import Request
 
     if not image:
-        raise ValueError("Name a picture and a question, or many pictures with --batch.")
+        raise ValueError("Name an image and a question, or many images with --batch.")
     destinations = _destinations(Path(image), out, json, masks)
     Request(Path(image), question)  # refuses an empty one before a model is loaded
-    loaded = _read_picture(Path(image))
+    loaded = _read_image(Path(image))
     engine = load_engine(model, device, dtype, quantize, offload, min_mask_score=min_score)
     prediction = engine.predict(loaded, question)
     values = prediction_to_json(prediction, image, model)
@@ -206,10 +206,10 @@ def segment(
 def chat(
     image: _Image, model: _Model = "nano", device: _Device = "auto", dtype: _Dtype = "auto"
 ) -> None:
-    """Talk about a picture in several turns; /help lists the commands."""
+    """Talk about an image in several turns; /help lists the commands."""
     from pixellm.cli.chat import Chat
 
-    _read_picture(image)
+    _read_image(image)
     engine = load_engine(model, device, dtype)
     Chat(engine, image, open_console(), open_console(stderr=True)).run()
 
@@ -226,9 +226,9 @@ add_ablation_commands(app, data_app)
     "scenes", epilog="Example:\n\n    pixellm data scenes --split test --num 20 --out scenes"
 )
 def data_scenes(
-    out: Annotated[Path, typer.Option(help="Folder for pictures, JSON and contact sheet.")],
+    out: Annotated[Path, typer.Option(help="Folder for images, JSON and contact sheet.")],
     split: _Split = "test",
-    num: Annotated[int, typer.Option(min=1, help="Pictures.")] = 20,
+    num: Annotated[int, typer.Option(min=1, help="Images.")] = 20,
     seed: _Seed = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files in OUT.")] = False,
     fetch_style: Annotated[
@@ -244,7 +244,7 @@ def data_scenes(
         artwork.fetch_style(fetch_style)
     dataset = ScenesDataset(split=split, seed=seed, length=num)
     written = export_scenes(dataset, out, num, overwrite=overwrite)
-    say(f"{len(written.pictures)} pictures with questions: {written.annotations}")
+    say(f"{len(written.images)} images with questions: {written.annotations}")
     say(f"To look at: {written.contact_sheet}")
 
 
@@ -269,8 +269,8 @@ def _destinations(image: Path, out: Path | None, json: str, masks: Path | None) 
     return chosen
 
 
-def _read_picture(image: Path) -> Any:
-    """The picture, upright and in RGB; a bad one is refused before a model is loaded."""
+def _read_image(image: Path) -> Any:
+    """The image, upright and in RGB; a bad one is refused before a model is loaded."""
     return import_quietly("pixellm.processing.image").load_image(image)
 
 
@@ -309,7 +309,7 @@ def _describe_lack_of_memory(error: RuntimeError | MemoryError) -> str:
     if not is_out_of_memory(error):
         raise error
     return (
-        "There is not enough memory: try a smaller picture, batch or model, or where the command "
+        "There is not enough memory: try a smaller image, batch or model, or where the command "
         "has it --quantize int8, --offload DIR or --device cpu."
     )
 

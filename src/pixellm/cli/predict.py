@@ -1,4 +1,4 @@
-"""The command ``pixellm predict``, and ``pixellm segment`` with ``--batch``: many pictures.
+"""The command ``pixellm predict``, and ``pixellm segment`` with ``--batch``: many images.
 
 Reads options, shows a progress bar and calls :mod:`pixellm.prediction`; how a job goes on after a
 kill is not its business. :func:`add_commands` puts the command into the command line.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pixellm.prediction.rows import Row
 
 _Question = Annotated[
-    str, typer.Argument(help="Asked about each picture of a folder, and where a line has none.")
+    str, typer.Argument(help="Asked about each image of a folder, and where a line has none.")
 ]
 _Out = Annotated[
     Path | None,
@@ -113,7 +113,7 @@ def predict(
     dataset: Annotated[
         Path,
         typer.Argument(
-            help="JSONL of image and question, a folder of pictures, or a data set's name, such "
+            help="JSONL of image and question, a folder of images, or a data set's name, such "
             "as refcoco, muse or scenes; a wrong name lists all."
         ),
     ],
@@ -135,7 +135,7 @@ def predict(
     quantize: Quantize = None,
     offload: Offload = None,
 ) -> None:
-    """Answer questions about many pictures; the same command goes on where a stopped one was."""
+    """Answer questions about many images; the same command goes on where a stopped one was."""
     from pixellm.files import STANDARD, is_same_file
 
     rows: Sequence[Row]

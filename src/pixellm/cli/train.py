@@ -142,10 +142,10 @@ def _sources_table(plan: RunPlan) -> Table:
 
 
 def _evaluation_line(evaluation: EvaluationPlan) -> str:
-    count = evaluation.num_pictures
-    pictures = "not here" if count is None else f"{count:,} pictures"
+    count = evaluation.num_images
+    images = "not here" if count is None else f"{count:,} images"
     steps = f"every {evaluation.every_steps:,} steps and behind each stage"
-    return f"Evaluation on {evaluation.name} ({pictures}), {steps}."
+    return f"Evaluation on {evaluation.name} ({images}), {steps}."
 
 
 def _stage_table(stage: StagePlan) -> Table:
@@ -153,7 +153,7 @@ def _stage_table(stage: StagePlan) -> Table:
 
     epoch = "unknown" if stage.steps_per_epoch is None else f"{stage.steps_per_epoch:,}"
     title = (
-        f"Stage {stage.name}: {stage.steps:,} steps of {stage.samples_per_step} pictures; "
+        f"Stage {stage.name}: {stage.steps:,} steps of {stage.samples_per_step} images; "
         f"{epoch} steps an epoch"
     )
     table = plain_table("module", "optimizer", "learning rate", "parameters", title=title)

@@ -23,7 +23,7 @@ from typing import Any
 
 from PIL import Image
 
-from pixellm.data.readers.coco_pictures import file_of
+from pixellm.data.readers.coco_images import file_of
 from pixellm.masks import segmentation_to_rle
 from pixellm.types import RLE
 

@@ -63,8 +63,8 @@ class SplitReport:
 
     Attributes:
         found: the split.
-        counts: pictures, questions, targets and more; empty where it can't be opened.
-        bad_rows: every row, file and picture that can't be used.
+        counts: images, questions, targets and more; empty where it can't be opened.
+        bad_rows: every row, file and image that can't be used.
     """
 
     found: FoundSplit
@@ -131,7 +131,7 @@ def absent_sets(found: Iterable[FoundSplit]) -> list[type[Reader]]:
 
 
 def check_found(found: FoundSplit) -> SplitReport:
-    """Decode everything of a split once; pictures are opened, not decoded."""
+    """Decode everything of a split once; images are opened, not decoded."""
     if found.missing:
         obtain = reader_class(found.name).obtain
         rows = [BadRow(path, "", f"It is missing; {obtain}.") for path in found.missing]

@@ -1,6 +1,6 @@
-"""Samples to batches: flat tensors, several dialogues about one picture packed into a row.
+"""Samples to batches: flat tensors, several dialogues about one image packed into a row.
 
-A row is the shared prefix (system text and picture) once, then each dialogue behind it; the
+A row is the shared prefix (system text and image) once, then each dialogue behind it; the
 ``dialogue_ids`` keep them from seeing each other, so that training equals single-turn use.
 Targets of all rows stand one after the other, with the row each belongs to; their masks are packed
 bits, small enough to be kept at full size. What does not fit is left out at a turn boundary, and
@@ -39,13 +39,13 @@ class Collator:
         max_length: longest row in tokens; turns that do not fit are left out, and rows of which
             none fits.
         class_map_size: side of the square grid, over the canvas, of that map.
-        max_text_length: longest dialogue in tokens, the text before the picture included, the
-            picture not; turns that do not fit are left out. None for no limit but the row's.
+        max_text_length: longest dialogue in tokens, the text before the image included, the
+            image not; turns that do not fit are left out. None for no limit but the row's.
         with_objects: add the masks of everything annotated, asked for or not, and the targets' on
             the same grid as the class map.
 
     Raises:
-        ValueError: the picture alone is as long as a row may be, or the template as a dialogue.
+        ValueError: the image alone is as long as a row may be, or the template as a dialogue.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class Collator:
                 )
         if len(self.prefix) >= max_length:
             raise ValueError(
-                f"A picture alone takes {len(self.prefix)} tokens of a row of {max_length}; raise "
+                f"An image alone takes {len(self.prefix)} tokens of a row of {max_length}; raise "
                 "collate.max_length."
             )
 
     def __call__(self, rows: Sequence[Sequence[Sample]]) -> dict[str, Any]:
-        """Collate rows; the samples of a row share one picture.
+        """Collate rows; the samples of a row share one image.
 
-        Where nothing of any row fits, the first picture stays with no word to learn from, so that
+        Where nothing of any row fits, the first image stays with no word to learn from, so that
         every process has something to compute.
 
         Returns:
@@ -100,21 +100,21 @@ class Collator:
             dropped rows counted too.
 
         Raises:
-            ValueError: a picture that can't be read or is of another size than its samples say.
-            OSError: a picture's file is missing or can't be opened.
+            ValueError: an image that can't be read or is of another size than its samples say.
+            OSError: an image's file is missing or can't be opened.
         """
-        pictures = self.processor.image_processor([_load_picture(row) for row in rows])
+        images = self.processor.image_processor([_load_image(row) for row in rows])
         packed = [
             self._pack(row, resized.tolist())
-            for row, resized in zip(rows, pictures["resized_sizes"], strict=True)
+            for row, resized in zip(rows, images["resized_sizes"], strict=True)
         ]
         kept = [index for index, (_, samples) in enumerate(packed) if samples]
         places = kept or [0]
         turns = [[t for s, count in packed[i][1] for t in s.turns[:count]] for i in places]
         batch: dict[str, Any] = self._stack([packed[index][0] for index in places])
         batch |= self._targets([rows[index][0] for index in places], turns)
-        batch["pixel_values"] = pictures["pixel_values"][places]
-        batch["pixel_mask"] = pictures["pixel_mask"][places]
+        batch["pixel_values"] = images["pixel_values"][places]
+        batch["pixel_mask"] = images["pixel_mask"][places]
         batch["sample_ids"] = [sample.id for row in rows for sample in row]
         num_asked = sum(len(sample.turns) for row in rows for sample in row)
         num_dropped = num_asked - sum(map(len, turns))
@@ -243,7 +243,7 @@ class Collator:
     def _object_maps(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """What each of (g, g) points of the canvas shows, later objects on top.
 
-        All is unknown where a sample does not tell what its picture shows.
+        All is unknown where a sample does not tell what its image shows.
 
         Returns:
             (g, g) class ids: 0 background, padding ignored. And (g, g, 4) left, top, right and
@@ -271,15 +271,15 @@ class Collator:
         return torch.from_numpy(ids), torch.from_numpy(boxes[picked])
 
 
-def _load_picture(row: Sequence[Sample]) -> Image.Image:
-    """The picture that the samples of a row share; masks made for another size would lie askew."""
-    picture = load_image(row[0].image)
-    size = (picture.height, picture.width)
+def _load_image(row: Sequence[Sample]) -> Image.Image:
+    """The image that the samples of a row share; masks made for another size would lie askew."""
+    image = load_image(row[0].image)
+    size = (image.height, image.width)
     for sample in row:
         if tuple(sample.size) != size:
             named = f" {sample.image}" if isinstance(sample.image, Path) else ""
             raise ValueError(
-                f"Sample {sample.id!r}: its picture{named} is {size} (height, width), but the "
-                f"sample says {tuple(sample.size)}; correct the annotation or the picture."
+                f"Sample {sample.id!r}: its image{named} is {size} (height, width), but the "
+                f"sample says {tuple(sample.size)}; correct the annotation or the image."
             )
-    return picture
+    return image

@@ -1,7 +1,7 @@
-"""Photo scenes as an endless data set: picture number n of a split and seed is always the same one.
+"""Photo scenes as an endless data set: image number n of a split and seed is always the same one.
 
 Objects of an instances file, cut out of their photos, are pasted on drawn backgrounds, blurred or
-empty parts of photos, and whole other photos; the questions are those of photos. Pictures of a
+empty parts of photos, and whole other photos; the questions are those of photos. Images of a
 block share some photos, so that few have to be decoded. This module chooses what is pasted on what;
 it draws nothing and words nothing.
 """
@@ -36,7 +36,7 @@ from pixellm.types import RLE, BoolMask, Sample, Target, Turn
 SPLITS = ("train", "val", "test")
 
 BLOCK = 1024
-"""So many pictures in a row share photos."""
+"""So many images in a row share photos."""
 
 PHOTOS_PER_BLOCK = 128
 """So many photos, and as many are kept in memory."""
@@ -93,12 +93,12 @@ class PhotoScenes:
         root: folder that the other two are below.
         split: put in place of ``{split}`` in both; its photos and no others are used.
         seed: another seed gives other scenes.
-        length: how many pictures the set pretends to hold.
+        length: how many images the set pretends to hold.
         annotations: the instances JSON; see :class:`~pixellm.data.readers.own_coco.OwnCoco`.
         images: the folder of photos; see there.
-        dialogues_per_image: dialogues about each picture, at most.
+        dialogues_per_image: dialogues about each image, at most.
         kinds: weight of each kind of question, as for photos; the default weights where None.
-        long_side: of the pictures, in pixels.
+        long_side: of the images, in pixels.
         max_targets: no question has more.
 
     Raises:
@@ -165,7 +165,7 @@ class PhotoScenes:
         return {**self.__dict__, "_kept": OrderedDict(), "_block": (-1, {})}
 
     def __getitem__(self, index: int) -> tuple[Sample, ...]:
-        """The dialogues about picture ``index``; they share one image array.
+        """The dialogues about image ``index``; they share one image array.
 
         Raises:
             IndexError: past the length, so that plain iteration ends.
@@ -184,10 +184,10 @@ class PhotoScenes:
             )
             if dialogues:
                 return self._to_samples(index, scene, dialogues)
-        raise ValueError(f"No kind of question fits picture {index} of the photo scenes.")
+        raise ValueError(f"No kind of question fits image {index} of the photo scenes.")
 
     def scene(self, index: int, attempt: int = 0) -> Scene:
-        """Picture ``index``; a later attempt replaces one that allows no question."""
+        """Image ``index``; a later attempt replaces one that allows no question."""
         rng = np.random.default_rng(self._entropy(index, attempt))
         concepts = self._concepts_of_block(index // BLOCK)
         size = choose_size(rng, self.long_side)
@@ -269,7 +269,7 @@ class PhotoScenes:
     def _load(self, item: int) -> _Photo:
         from pixellm.processing.image import load_image
 
-        shown = self._coco.picture(item)
+        shown = self._coco.image(item)
         image = load_image(shown.image)
         if (image.height, image.width) != tuple(shown.size):
             raise ValueError(
@@ -354,7 +354,7 @@ def _shown(
     box: tuple[int, int, int, int],
     size: tuple[int, int],
 ) -> NDArray[np.uint8]:
-    """A random part of a part of a photo, as a picture of a size, mirrored half the time."""
+    """A random part of a part of a photo, as an image of a size, mirrored half the time."""
     cut = _random_cut(rng, box, size)
     pixels = np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR, box=cut))
     return pixels[:, ::-1] if rng.random() < 0.5 else pixels

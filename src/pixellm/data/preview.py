@@ -1,4 +1,4 @@
-"""A data set to look at: pictures with masks, questions and answers, as a page and a sheet.
+"""A data set to look at: images with masks, questions and answers, as a page and a sheet.
 
 Shows what training would see, in the wording of the first epoch. It knows no format: a reader
 gives the dialogues, :mod:`pixellm.visualize` draws.
@@ -19,7 +19,7 @@ from pixellm.masks import decode_mask, resize_mask
 from pixellm.processing.image import load_image
 from pixellm.processing.phrases import phrase_before
 from pixellm.types import SEG_MARK, Sample, Turn
-from pixellm.visualize import draw_contact_sheet, draw_overlay, encode_picture, segment_color
+from pixellm.visualize import draw_contact_sheet, draw_overlay, encode_image, segment_color
 
 _LONG_SIDE = 1024
 _PAGE = (
@@ -59,7 +59,7 @@ class Preview:
     """What :func:`write_preview` wrote.
 
     Attributes:
-        page: the HTML page; it needs the pictures beside it.
+        page: the HTML page; it needs the images beside it.
         sheet: the contact sheet.
         problems: rows that could not be shown, with reasons.
     """
@@ -100,13 +100,13 @@ def write_preview(reader: Reader, out: Path, num: int, title: str) -> Preview:
             problems.append(str(error))
             continue
         name = f"{index:03d}.jpg"
-        files[out / name] = encode_picture(tile, ".jpg", quality=88)
+        files[out / name] = encode_image(tile, ".jpg", quality=88)
         tiles.append(tile)
         captions.append("\n".join(f"Q: {t.question}\nA: {t.answer}" for t in sample.turns))
         figures.append(_figure(sample, name))
     if not tiles:
         raise ValueError(f"Nothing of {title} can be shown: {problems[0]}")
-    files[sheet] = encode_picture(draw_contact_sheet(tiles, captions), ".png")
+    files[sheet] = encode_image(draw_contact_sheet(tiles, captions), ".png")
     body = _PAGE.format(title=html.escape(title), figures="\n".join(figures))
     files[page] = body.encode()
     write_files(files, folder=out)
@@ -114,29 +114,29 @@ def write_preview(reader: Reader, out: Path, num: int, title: str) -> Preview:
 
 
 def draw_sample(sample: Sample) -> Image.Image:
-    """The picture with the masks of all turns, numbered in order of mention.
+    """The image with the masks of all turns, numbered in order of mention.
 
-    Pictures larger than 1024 pixels are made smaller.
+    Images larger than 1024 pixels are made smaller.
 
     Raises:
-        ValueError: the picture can't be read, or has another size than its masks.
-        FileNotFoundError: there is no picture.
+        ValueError: the image can't be read, or has another size than its masks.
+        FileNotFoundError: there is no image.
     """
-    picture = load_image(sample.image)
-    if (picture.height, picture.width) != tuple(sample.size):
+    image = load_image(sample.image)
+    if (image.height, image.width) != tuple(sample.size):
         raise ValueError(
-            f"The picture of {sample.id} is {(picture.height, picture.width)}, its masks are "
+            f"The image of {sample.id} is {(image.height, image.width)}, its masks are "
             f"{tuple(sample.size)}."
         )
     masks = [decode_mask(target.mask) for turn in sample.turns for target in turn.targets]
     labels = [target.name for turn in sample.turns for target in turn.targets]
-    if max(picture.size) > _LONG_SIDE:
-        picture.thumbnail((_LONG_SIDE, _LONG_SIDE))
-        masks = [resize_mask(mask, (picture.height, picture.width)) for mask in masks]
-    return draw_overlay(picture, masks, labels)
+    if max(image.size) > _LONG_SIDE:
+        image.thumbnail((_LONG_SIDE, _LONG_SIDE))
+        masks = [resize_mask(mask, (image.height, image.width)) for mask in masks]
+    return draw_overlay(image, masks, labels)
 
 
-def _figure(sample: Sample, picture: str) -> str:
+def _figure(sample: Sample, image: str) -> str:
     """One dialogue of the page."""
     lines = []
     first = 0
@@ -146,7 +146,7 @@ def _figure(sample: Sample, picture: str) -> str:
         first += len(turn.targets)
     lines.append(f'<p class="id">{html.escape(sample.id)}</p>')
     return (
-        f'<figure><a href="{picture}"><img src="{picture}" alt="" loading="lazy"></a>'
+        f'<figure><a href="{image}"><img src="{image}" alt="" loading="lazy"></a>'
         f"<figcaption>{''.join(lines)}</figcaption></figure>"
     )
 

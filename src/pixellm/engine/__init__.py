@@ -1,8 +1,8 @@
-"""The engine: pictures and questions in, Predictions out.
+"""The engine: images and questions in, Predictions out.
 
-``engine`` answers requests, ``images`` encodes each picture once, ``answers`` builds prompts and
+``engine`` answers requests, ``images`` encodes each image once, ``answers`` builds prompts and
 turns answers into text and masks, ``loading`` finds models and devices. The package knows models
-and processors; it knows no files but pictures, no terminal and no network.
+and processors; it knows no files but images, no terminal and no network.
 """
 
 from pixellm.engine.chat import ChatSession

@@ -39,12 +39,12 @@ TARGETS_AT_ONCE = 256
 """Most targets in one call of the pixel decoder."""
 
 PIXELS_AT_ONCE = 1 << 25
-"""Most logits at the size of the original picture, the largest tensors that there are."""
+"""Most logits at the size of the original image, the largest tensors that there are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedMask:
-    """A mask over the original picture.
+    """A mask over the original image.
 
     Attributes:
         mask: (H, W), true where the logits are above 0.
@@ -63,14 +63,14 @@ class PendingAnswer:
 
     Attributes:
         request: as asked.
-        picture: its picture, encoded.
+        image: its image, encoded.
         prompt: what the language model reads.
         answer: as far as it is written.
         started: when work on it began, by ``time.perf_counter``.
     """
 
     request: Request
-    picture: PreparedImage
+    image: PreparedImage
     prompt: Prompt
     answer: GeneratedAnswer = field(default_factory=GeneratedAnswer)
     started: float = field(default_factory=time.perf_counter)
@@ -98,14 +98,14 @@ class PromptBuilder:
             ValueError: an empty question, or one that leaves no room for an answer.
         """
         if not request.question.strip():
-            raise ValueError("The question is empty; ask something about the picture.")
+            raise ValueError("The question is empty; ask something about the image.")
         encoded = self.processor.codec.encode(
             dialogue_messages(request.history, self.processor.word_question(request)),
             add_generation_prompt=True,
         )
         if self.context - len(encoded.ids) < 1 + self.group_size:
             raise ValueError(
-                f"The question takes {len(encoded.ids)} tokens with its picture and history; the "
+                f"The question takes {len(encoded.ids)} tokens with its image and history; the "
                 f"model's context holds {self.context}. Ask something shorter."
             )
         return encoded
@@ -120,7 +120,7 @@ class PromptBuilder:
         encoded = self.processor.codec.encode(dialogue_messages(turns))
         if len(encoded.ids) > self.context:
             raise ValueError(
-                f"Dialogue {sample.id!r} takes {len(encoded.ids)} tokens with its picture and "
+                f"Dialogue {sample.id!r} takes {len(encoded.ids)} tokens with its image and "
                 f"answers; the model's context holds {self.context}. Ask it without its answers."
             )
         return encoded
@@ -129,7 +129,7 @@ class PromptBuilder:
         self,
         request: Request,
         encoded: EncodedDialogue,
-        picture: PreparedImage,
+        image: PreparedImage,
         options: AnswerOptions,
         limit: int,
     ) -> PendingAnswer:
@@ -138,20 +138,20 @@ class PromptBuilder:
         prompt = Prompt(
             ids=encoded.ids,
             max_new_tokens=min(wanted, self.context - len(encoded.ids)),
-            image_tokens=picture.encoded.tokens[0],
-            visible=visible_ids(encoded, picture),
+            image_tokens=image.encoded.tokens[0],
+            visible=visible_ids(encoded, image),
             prefix=encoded.prefix,
-            key=picture.key,
-            # Who asks with a history, or about a picture prepared before, may ask again.
+            key=image.key,
+            # Who asks with a history, or about an image prepared before, may ask again.
             keep=bool(request.history) or isinstance(request.image, PreparedImage),
             options=options,
         )
-        return PendingAnswer(request, picture, prompt)
+        return PendingAnswer(request, image, prompt)
 
 
-def visible_ids(encoded: EncodedDialogue, picture: PreparedImage) -> tuple[bool, ...]:
-    """For each id up to the end of the picture whether it may be attended to."""
-    return (True,) * (encoded.prefix - len(picture.visible)) + picture.visible
+def visible_ids(encoded: EncodedDialogue, image: PreparedImage) -> tuple[bool, ...]:
+    """For each id up to the end of the image whether it may be attended to."""
+    return (True,) * (encoded.prefix - len(image.visible)) + image.visible
 
 
 class AnswerDecoder:
@@ -184,7 +184,7 @@ class AnswerDecoder:
     def predictions(self, finished: Sequence[PendingAnswer]) -> list[Prediction]:
         """Predictions of finished answers, their masks decoded together."""
         states = [
-            (states, pending.picture)
+            (states, pending.image)
             for pending in finished
             for states in pending.answer.group_states
         ]
@@ -200,7 +200,7 @@ class AnswerDecoder:
 
         Groups whose masks are too unsure give none.
         """
-        codec, ids, size = self.processor.codec, pending.answer.ids, pending.picture.original
+        codec, ids, size = self.processor.codec, pending.answer.ids, pending.image.original
         decoded = codec.decode_answer([i for i in ids if i not in self.eos_ids])
         starts = (0, *decoded.ends)
         found = list(zip(starts, decoded.ends, masks, strict=False))
@@ -220,23 +220,23 @@ class AnswerDecoder:
         self,
         samples: Sequence[Sample],
         dialogues: Sequence[EncodedDialogue],
-        pictures: Sequence[PreparedImage],
+        images: Sequence[PreparedImage],
         keep_logits: bool,
     ) -> list[tuple[Prediction, ...]]:
         """Predictions of the turns of given dialogues, read in one pass, their masks together."""
         groups = read_groups(
             self.model,
             [dialogue.ids for dialogue in dialogues],
-            [visible_ids(*one) for one in zip(dialogues, pictures, strict=True)],
-            [picture.encoded.tokens[0] for picture in pictures],
+            [visible_ids(*one) for one in zip(dialogues, images, strict=True)],
+            [image.encoded.tokens[0] for image in images],
         )
-        targets = [(g, picture) for own, picture in zip(groups, pictures, strict=True) for g in own]
+        targets = [(g, image) for own, image in zip(groups, images, strict=True) for g in own]
         masks = iter(self.masks(targets, keep_logits=keep_logits))
         predictions = []
-        for sample, picture in zip(samples, pictures, strict=True):
+        for sample, image in zip(samples, images, strict=True):
             drawn = [(turn, [next(masks) for _ in turn.targets]) for turn in sample.turns]
             predictions.append(
-                tuple(_given_prediction(*one, picture.original, keep_logits) for one in drawn)
+                tuple(_given_prediction(*one, image.original, keep_logits) for one in drawn)
             )
         return predictions
 
@@ -247,7 +247,7 @@ class AnswerDecoder:
     def masks(
         self, targets: Sequence[tuple[Tensor, PreparedImage]], *, keep_logits: bool = False
     ) -> list[DecodedMask]:
-        """Masks of (G, D) group states, each about its picture."""
+        """Masks of (G, D) group states, each about its image."""
         decode = partial(self._decode, keep_logits=keep_logits)
         return run_in_portions(decode, targets, TARGETS_AT_ONCE)
 
@@ -255,14 +255,14 @@ class AnswerDecoder:
     def _decode(
         self, targets: Sequence[tuple[Tensor, PreparedImage]], *, keep_logits: bool
     ) -> list[DecodedMask]:
-        pictures = {picture.key: picture for _, picture in targets}
-        position = {key: row for row, key in enumerate(pictures)}
+        images = {image.key: image for _, image in targets}
+        position = {key: row for row, key in enumerate(images)}
         rows = torch.tensor([position[p.key] for _, p in targets], device=self.model.device)
-        features = _join_features([picture.encoded for picture in pictures.values()])
+        features = _join_features([image.encoded for image in images.values()])
         embeddings = self.model.model.codebook(torch.stack([state for state, _ in targets]))
         low = self.model.decode_masks(embeddings, features, rows)
         masks, scores, logits, done = list[Tensor](), list[Tensor](), list[Tensor](), 0
-        for _, group in groupby((picture for _, picture in targets), key=lambda p: p.key):
+        for _, group in groupby((image for _, image in targets), key=lambda p: p.key):
             same = list(group)
             for piece in low[done : done + len(same)].split(_portion(same[0])):
                 restored = self._restore(piece, same[0])
@@ -276,10 +276,10 @@ class AnswerDecoder:
         kept = zip(found, logits, strict=True)
         return [DecodedMask(*one, piece.numpy()) for one, piece in kept]
 
-    def _restore(self, logits: Tensor, picture: PreparedImage) -> Tensor:
+    def _restore(self, logits: Tensor, image: PreparedImage) -> Tensor:
         """Logits (K, H, W) in original pixels, on the device."""
         canvas = self.processor.image_processor.image_size
-        return restore_masks(logits.float(), picture.resized, picture.original, canvas)
+        return restore_masks(logits.float(), image.resized, image.original, canvas)
 
 
 def score_masks(logits: Tensor) -> Tensor:
@@ -311,9 +311,9 @@ def _stack_logits(masks: Sequence[DecodedMask], size: tuple[int, int]) -> NDArra
     return np.stack(kept) if kept else np.zeros((0, *size), dtype=np.float32)
 
 
-def _portion(picture: PreparedImage) -> int:
-    """How many logits of a picture's size are held at once."""
-    return max(1, PIXELS_AT_ONCE // (picture.original[0] * picture.original[1]))
+def _portion(image: PreparedImage) -> int:
+    """How many logits of an image's size are held at once."""
+    return max(1, PIXELS_AT_ONCE // (image.original[0] * image.original[1]))
 
 
 def passes_threshold(score: float, limit: float) -> bool:
@@ -336,5 +336,5 @@ def _to_host(masks: Sequence[Tensor]) -> list[NDArray[np.bool_]]:
 
 
 def _join_features(images: Sequence[EncodedImages]) -> list[Tensor]:
-    """Decoder features of pictures of one row each, stacked per scale."""
+    """Decoder features of images of one row each, stacked per scale."""
     return [torch.cat(maps) for maps in zip(*(image.features for image in images), strict=True)]

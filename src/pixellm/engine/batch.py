@@ -164,7 +164,7 @@ class AnswerLoop:
         """Let waiting rows in, and read their prompts."""
         while self._waiting and len(self._rows) < self.max_rows:
             self._rows.append(self._waiting.popleft())
-        # Of rows about the same new picture the first reads it, for the others to share.
+        # Of rows about the same new image the first reads it, for the others to share.
         leaders, followers, seen = list[Row](), list[Row](), set[object]()
         for row in self._rows:
             if row.state is None:
@@ -304,7 +304,7 @@ def generate_steps(
         model: in evaluation mode.
         input_ids: (B, T) prompts, padded on the left.
         attention_mask: (B, T), zero at padding and at image tokens in the canvas's padding.
-        encoded: the rows' pictures; None for text alone.
+        encoded: the rows' images; None for text alone.
         eos_ids: ids that end an answer.
         max_new_tokens: limit of every row, or of each; a group that does not fit is cut and
             leaves no mask.

@@ -1,4 +1,4 @@
-"""A dialogue of several turns about one picture.
+"""A dialogue of several turns about one image.
 
 Keeps the history and nothing else; the engine answers, and keeps what it has read of the dialogue.
 """
@@ -27,11 +27,11 @@ class Answering(Protocol):
 
 @dataclass
 class ChatSession:
-    """Several turns about one picture.
+    """Several turns about one image.
 
     Attributes:
         engine: answers.
-        image: the picture.
+        image: the image.
         prepared: the same, encoded.
         history: (question, answer with ``{seg}`` marks) pairs so far.
         last: the last prediction.

@@ -1,6 +1,6 @@
 """The engine itself: requests in, Predictions out.
 
-Encodes a picture once and reuses it over questions and turns, answers batches, decodes the masks
+Encodes an image once and reuses it over questions and turns, answers batches, decodes the masks
 of all rows in one call and brings them back to original pixels.
 """
 
@@ -34,7 +34,7 @@ from pixellm.processing.processor import PixelLMProcessor
 from pixellm.types import Prediction, Request, Sample, Segment
 
 CACHED_IMAGES = 32
-"""Encoded pictures that an engine keeps by default."""
+"""Encoded images that an engine keeps by default."""
 
 MAX_BATCH = 16
 """Requests that an engine answers at the same time by default."""
@@ -49,7 +49,7 @@ PREFIX_BYTES = 1 << 30
 
 
 class Engine:
-    """Answers questions about pictures with one model.
+    """Answers questions about images with one model.
 
     Not safe to be called from several threads at once.
 
@@ -57,9 +57,9 @@ class Engine:
         model: in evaluation mode, on its device.
         processor: the model's own.
         max_new_tokens: longest answer in tokens, where a request says nothing else.
-        cached_images: encoded pictures to keep, keyed by content.
+        cached_images: encoded images to keep, keyed by content.
         max_batch: most requests answered at the same time; lowered for good where memory runs out.
-        prefix_bytes: keys and values to keep of what was read of pictures and dialogues; 0 reads
+        prefix_bytes: keys and values to keep of what was read of images and dialogues; 0 reads
             every prompt whole.
         compile: compile the steps and keep their shapes fixed. Pays on a GPU, after
             :meth:`warm_up`; costs minutes once.
@@ -119,7 +119,7 @@ class Engine:
         seed: int = 0,
         keep_logits: bool = False,
     ) -> Prediction:
-        """Answer one question about one picture.
+        """Answer one question about one image.
 
         Args:
             image: path, Pillow image or (H, W, 3) uint8 array.
@@ -133,8 +133,8 @@ class Engine:
 
         Raises:
             ValueError: an empty question, one longer than the context, an option out of range,
-                or an unreadable picture.
-            FileNotFoundError: no such picture.
+                or an unreadable image.
+            FileNotFoundError: no such image.
         """
         options = AnswerOptions(max_new_tokens, temperature, top_p, seed, keep_logits)
         return self._answer([(Request(image, question, tuple(history)), options)])[0]
@@ -144,7 +144,7 @@ class Engine:
         requests: Sequence[Request],
         options: AnswerOptions | Sequence[AnswerOptions] = GREEDY,
     ) -> list[Prediction]:
-        """Answer any mix of pictures and questions, in the order given.
+        """Answer any mix of images and questions, in the order given.
 
         Args:
             requests: any number; ``max_batch`` of them are answered at the same time.
@@ -174,15 +174,15 @@ class Engine:
             target in order, called by the target's name. None is filtered.
 
         Raises:
-            ValueError: a dialogue that is longer than the context, or an unreadable picture.
-            FileNotFoundError: no such picture.
+            ValueError: a dialogue that is longer than the context, or an unreadable image.
+            FileNotFoundError: no such image.
         """
 
         def draw(portion: Sequence[Sample]) -> list[tuple[Prediction, ...]]:
             dialogues = [self._prompts.encode_given(sample) for sample in portion]
-            pictures = self.images.prepare([sample.image for sample in portion])
-            prepared = [picture for picture in pictures if isinstance(picture, PreparedImage)]
-            for error in pictures:
+            images = self.images.prepare([sample.image for sample in portion])
+            prepared = [image for image in images if isinstance(image, PreparedImage)]
+            for error in images:
                 if not isinstance(error, PreparedImage):
                     raise error
             return self._decoder.given_predictions(portion, dialogues, prepared, keep_logits)
@@ -228,7 +228,7 @@ class Engine:
         return self._stream(Request(image, question, tuple(history)), options)
 
     def chat(self, image: Any) -> ChatSession:
-        """Start a dialogue of several turns about one picture, encoded once.
+        """Start a dialogue of several turns about one image, encoded once.
 
         What the model has read of the dialogue is kept, so that a turn costs its question and
         answer alone.
@@ -257,7 +257,7 @@ class Engine:
                 loop.add(pending.prompt)
             steps = [*loop.step(), *loop.step()]
         groups = [step.group_states for step in steps if step.group_states is not None]
-        self._decoder.masks([(group, pending.picture) for group in groups])
+        self._decoder.masks([(group, pending.image) for group in groups])
 
     def _answer(self, requests: Sequence[tuple[Request, AnswerOptions]]) -> list[Prediction]:
         """Answer all requests, or raise the first error."""
@@ -288,7 +288,7 @@ class Engine:
                         yield ready[sent:]
                         sent = len(ready)
                     if step.group_states is not None:
-                        masks += self._decoder.masks([(step.group_states, pending.picture)])
+                        masks += self._decoder.masks([(step.group_states, pending.image)])
                         start = ends[-2] if len(ends) > 1 else 0
                         found = segment(text, start, ends[-1], masks[-1])
                         if self._decoder.passes_threshold(found):
@@ -304,7 +304,7 @@ class Engine:
         finished: list[tuple[int, PendingAnswer]] = []
         with self._loop() as loop:
             while True:
-                # A few enter together, so that their pictures and prompts are read together.
+                # A few enter together, so that their images and prompts are read together.
                 if loop.room >= max(1, loop.max_rows // 4):
                     taken = list(islice(arriving, loop.room))
                     started = self._begin([asked for _, asked in taken])
@@ -328,20 +328,20 @@ class Engine:
     def _begin(
         self, requests: Sequence[tuple[Request, AnswerOptions]]
     ) -> list[PendingAnswer | ValueError | OSError]:
-        """Jobs of requests, their pictures encoded together; an error where one is impossible."""
-        pictures = self.images.prepare([request.image for request, _ in requests])
+        """Jobs of requests, their images encoded together; an error where one is impossible."""
+        images = self.images.prepare([request.image for request, _ in requests])
         started: list[PendingAnswer | ValueError | OSError] = []
-        for (request, options), picture in zip(requests, pictures, strict=True):
+        for (request, options), image in zip(requests, images, strict=True):
             try:
                 encoded = self._prompts.encode(request)
             except ValueError as error:
                 started.append(error)
                 continue
-            if isinstance(picture, PreparedImage):
+            if isinstance(image, PreparedImage):
                 limit = self.max_new_tokens
-                started.append(self._prompts.begin(request, encoded, picture, options, limit))
+                started.append(self._prompts.begin(request, encoded, image, options, limit))
             else:
-                started.append(picture)
+                started.append(image)
         return started
 
     @contextmanager

@@ -1,6 +1,6 @@
-"""Pictures, each encoded once: a bounded cache keyed by content.
+"""Images, each encoded once: a bounded cache keyed by content.
 
-Knows the vision half of the model and the geometry of pictures; nothing of questions.
+Knows the vision half of the model and the geometry of images; nothing of questions.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pixellm.processing.processor import PixelLMProcessor
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
-    """A picture after encoding: one row of features, and its geometry.
+    """An image after encoding: one row of features, and its geometry.
 
     Attributes:
         key: digest of the pixels.
         encoded: the features, a batch of one.
-        original: (height, width) of the picture in pixels.
-        resized: (height, width) of the picture on the canvas.
-        visible: for each image token, whether it lies on the picture and not on padding.
+        original: (height, width) of the image in pixels.
+        resized: (height, width) of the image on the canvas.
+        visible: for each image token, whether it lies on the image and not on padding.
     """
 
     key: bytes
@@ -41,13 +41,13 @@ class PreparedImage:
 
 
 class ImageCache:
-    """Encodes pictures and keeps the last ones.
+    """Encodes images and keeps the last ones.
 
     Args:
         model: on its device.
         processor: the model's own.
-        capacity: encoded pictures to keep.
-        max_batch: most pictures encoded together.
+        capacity: encoded images to keep.
+        max_batch: most images encoded together.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class ImageCache:
         """Encode what is not cached, in as few batches as possible; each content once.
 
         Args:
-            images: paths, Pillow images, (H, W, 3) uint8 arrays, or pictures prepared before.
+            images: paths, Pillow images, (H, W, 3) uint8 arrays, or images prepared before.
 
         Returns:
-            The pictures, or the error of one that can't be read.
+            The images, or the error of one that can't be read.
         """
-        # Requests about one picture may share the object: it is read and hashed once.
+        # Requests about one image may share the object: it is read and hashed once.
         opened = {key: _open(image) for key, image in {id(i): i for i in images}.items()}
         found: dict[bytes, PreparedImage] = {}
         fresh: dict[bytes, Image.Image] = {}
@@ -99,21 +99,21 @@ class ImageCache:
         return [errors[id(i)] if id(i) in errors else results[id(i)] for i in images]
 
     def _keep(self, used: dict[bytes, PreparedImage]) -> None:
-        for key, picture in used.items():
-            self._kept[key] = picture
+        for key, image in used.items():
+            self._kept[key] = image
             self._kept.move_to_end(key)
         while len(self._kept) > self.capacity:
             self._kept.popitem(last=False)
 
-    def _encode(self, pictures: Sequence[tuple[bytes, Image.Image]]) -> list[PreparedImage]:
-        inputs = self.processor.image_processor([image for _, image in pictures])
+    def _encode(self, images: Sequence[tuple[bytes, Image.Image]]) -> list[PreparedImage]:
+        inputs = self.processor.image_processor([image for _, image in images])
         device = self.model.device
         with torch.inference_mode():
             encoded, _ = self.model.model.encode_images(
                 inputs["pixel_values"].to(device), inputs["pixel_mask"].to(device)
             )
         prepared = []
-        for row, (key, _) in enumerate(pictures):
+        for row, (key, _) in enumerate(images):
             resized = tuple(inputs["resized_sizes"][row].tolist())
             own = encoded.select(torch.tensor([row], device=device))
             visible = tuple(self.processor.image_token_mask(resized).tolist())

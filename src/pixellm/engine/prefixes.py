@@ -1,6 +1,6 @@
-"""What was read of prompts about a picture, kept for the next prompt about it.
+"""What was read of prompts about an image, kept for the next prompt about it.
 
-Prompts about one picture begin alike: the template and the picture, and in a dialogue all earlier
+Prompts about one image begin alike: the template and the image, and in a dialogue all earlier
 turns. Their keys and values are kept up to a number of bytes, the least recently used go first.
 Knows ids and tensors only. Shape legend: h heads, T ids, d head width.
 """
@@ -38,8 +38,8 @@ class PrefixStore:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        # Pictures, and the entries of each, in the order of their last use.
-        self._pictures: OrderedDict[Hashable, list[_Entry]] = OrderedDict()
+        # Images, and the entries of each, in the order of their last use.
+        self._images: OrderedDict[Hashable, list[_Entry]] = OrderedDict()
 
     @property
     def is_open(self) -> bool:
@@ -47,35 +47,35 @@ class PrefixStore:
         return self.max_bytes > 0
 
     def __len__(self) -> int:
-        return sum(len(entries) for entries in self._pictures.values())
+        return sum(len(entries) for entries in self._images.values())
 
     def knows(self, key: Hashable) -> bool:
-        """Whether anything is kept about a picture."""
-        return key in self._pictures
+        """Whether anything is kept about an image."""
+        return key in self._images
 
     def find(self, key: Hashable, ids: Sequence[int]) -> tuple[Memory, int]:
         """The memory that has the longest beginning in common with ``ids``, and its length."""
-        entries = self._pictures.get(key, [])
+        entries = self._images.get(key, [])
         lengths = [_common(entry.ids, ids) for entry in entries]
         if not any(lengths):
             return [], 0
         length = max(lengths)
         entry = entries.pop(lengths.index(length))
         entries.append(entry)
-        self._pictures.move_to_end(key)
+        self._images.move_to_end(key)
         return entry.memory, length
 
     def put(self, key: Hashable, ids: Sequence[int], memory: Memory) -> None:
         """Keep the memory of ``ids``; entries that begin it, or that it begins, are one with it."""
         new = _Entry(tuple(ids), memory)
-        entries = self._pictures.get(key, [])
+        entries = self._images.get(key, [])
         if new.num_bytes > self.max_bytes or any(
             _common(entry.ids, ids) == len(ids) for entry in entries
         ):
             return
         kept = [entry for entry in entries if _common(entry.ids, ids) < len(entry.ids)]
-        self._pictures[key] = [*kept, new]
-        self._pictures.move_to_end(key)
+        self._images[key] = [*kept, new]
+        self._images.move_to_end(key)
         gone = sum(entry.num_bytes for entry in entries) - sum(entry.num_bytes for entry in kept)
         self.num_bytes += new.num_bytes - gone
         while self.num_bytes > self.max_bytes:
@@ -83,14 +83,14 @@ class PrefixStore:
 
     def clear(self) -> None:
         """Keep nothing of what there is."""
-        self._pictures.clear()
+        self._images.clear()
         self.num_bytes = 0
 
     def _drop_oldest(self) -> None:
-        key, entries = next(iter(self._pictures.items()))
+        key, entries = next(iter(self._images.items()))
         self.num_bytes -= entries.pop(0).num_bytes
         if not entries:
-            del self._pictures[key]
+            del self._images[key]
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -30,8 +30,8 @@ class Prompt:
             mask.
         image_tokens: (S, D) inputs that stand for the placeholders; None for text alone.
         visible: for each leading id whether it may be attended to; ids behind them all may.
-        prefix: number of leading ids up to and including the picture.
-        key: names the picture; prompts of one key share what was read of their common beginning.
+        prefix: number of leading ids up to and including the image.
+        key: names the image; prompts of one key share what was read of their common beginning.
             None shares nothing.
         keep: keep what was read of prompt and answer, for the next turn of a dialogue.
         options: how the answer is written.

@@ -4,8 +4,8 @@ Takes the scored answers of each trained model and makes intervals, differences,
 Markdown table of them. It knows nothing of recipes, training or models: a variant is a name with
 one table of answers per seed.
 
-Intervals are percentile bootstraps on two levels: seeds and pictures are both drawn with
-replacement, and all variants share the draws of pictures, so that differences are paired.
+Intervals are percentile bootstraps on two levels: seeds and images are both drawn with
+replacement, and all variants share the draws of images, so that differences are paired.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ CLAIMS = (
 
 @dataclass(frozen=True, slots=True)
 class AnswerTable:
-    """The scored answers of one model, as sums over the questions of each picture.
+    """The scored answers of one model, as sums over the questions of each image.
 
     Attributes:
-        sums: (pictures, groups, metrics, 2) float64, numerators and denominators.
+        sums: (images, groups, metrics, 2) float64, numerators and denominators.
     """
 
     sums: NDArray[np.float64]
@@ -102,9 +102,9 @@ def score_variant(
     Args:
         predictor: answers by free generation.
         split: of the scenes data set.
-        num_scenes: pictures.
+        num_scenes: images.
         seed: of the scenes data set.
-        dialogues_per_image: dialogues about each picture.
+        dialogues_per_image: dialogues about each image.
         batch_size: questions per call of the predictor.
         progress: told after every dialogue how many scenes are begun, and the gIoU so far.
 
@@ -130,7 +130,7 @@ def score_variant(
         added = np.array([ratios[name] for name in METRICS])
         for row, belongs in enumerate(GROUPS.values()):
             if belongs(count, overlap):
-                sums[answer.picture, row] += added
+                sums[answer.image, row] += added
     return AnswerTable(sums)
 
 
@@ -156,15 +156,15 @@ def _box_overlap(first: Sequence[int], second: Sequence[int]) -> float:
 
 
 class Comparison:
-    """Variants over the same pictures, with all their resamples.
+    """Variants over the same images, with all their resamples.
 
     Args:
-        runs: variant -> its seeds' tables; every table over the same pictures.
+        runs: variant -> its seeds' tables; every table over the same images.
         num_resamples: of the bootstrap.
         rng_seed: the same seed and input give the same intervals.
 
     Raises:
-        ValueError: no runs, or tables over different numbers of pictures.
+        ValueError: no runs, or tables over different numbers of images.
     """
 
     def __init__(
@@ -177,17 +177,17 @@ class Comparison:
         sizes = {len(table.sums) for tables in self.runs.values() for table in tables}
         if len(sizes) != 1:
             raise ValueError(
-                f"A comparison needs runs over the same pictures; these have {sorted(sizes)}."
+                f"A comparison needs runs over the same images; these have {sorted(sizes)}."
             )
         size = sizes.pop()
         rng = np.random.default_rng(rng_seed)
-        pictures = rng.multinomial(size, np.full(size, 1 / size), size=num_resamples)
+        images = rng.multinomial(size, np.full(size, 1 / size), size=num_resamples)
         self._values, self._resampled = {}, {}
         for name, tables in self.runs.items():
             sums = np.stack([table.sums for table in tables])
             seeds = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), num_resamples)
             flat = sums.reshape(*sums.shape[:2], -1)
-            drawn = np.einsum("rs,srk->rk", seeds, np.einsum("ru,suk->srk", pictures, flat))
+            drawn = np.einsum("rs,srk->rk", seeds, np.einsum("ru,suk->srk", images, flat))
             self._resampled[name] = _divide(drawn.reshape(num_resamples, *sums.shape[2:]))
             self._values[name] = _divide(sums.sum((0, 1)))
 

@@ -1,6 +1,6 @@
 """Guesses that read no question: what a score is worth when language plays no part.
 
-They answer like an engine but know the annotated objects of each picture, so their masks are
+They answer like an engine but know the annotated objects of each image, so their masks are
 perfect; only which objects are asked for is guessed. They see no question's answer.
 """
 
@@ -18,7 +18,7 @@ from pixellm.masks import decode_mask
 from pixellm.types import Prediction, Request, Sample, Segment, Target
 
 Guess = Callable[[Sequence[Target]], Sequence[Target]]
-"""From all objects of a picture to those that are shown."""
+"""From all objects of an image to those that are shown."""
 
 
 def guess_largest(objects: Sequence[Target]) -> Sequence[Target]:
@@ -36,10 +36,10 @@ GUESSES: dict[str, Guess] = {"largest_object": guess_largest, "all_objects": gue
 
 
 class ObjectGuesser:
-    """Answers every question about a picture with the same guess; offers ``predict_batch``.
+    """Answers every question about an image with the same guess; offers ``predict_batch``.
 
     Args:
-        samples: whose pictures will be asked about; their ``objects`` are what is guessed from.
+        samples: whose images will be asked about; their ``objects`` are what is guessed from.
         guess: chooses the objects to show.
 
     Raises:
@@ -54,16 +54,16 @@ class ObjectGuesser:
                 continue
             if not sample.objects:
                 raise ValueError(
-                    f"Sample {sample.id!r} does not name the objects of its picture; a guess "
+                    f"Sample {sample.id!r} does not name the objects of its image; a guess "
                     "needs data that does, such as scenes."
                 )
             self._shown[key] = (sample.size, tuple(guess(sample.objects)))
 
     def predict_batch(self, requests: Sequence[Request]) -> list[Prediction]:
-        """Answer every request with its picture's guess.
+        """Answer every request with its image's guess.
 
         Raises:
-            ValueError: a picture that none of the samples showed.
+            ValueError: an image that none of the samples showed.
         """
         return [self._answer(request) for request in requests]
 
@@ -72,7 +72,7 @@ class ObjectGuesser:
             size, targets = self._shown[_image_key(request.image)]
         except KeyError:
             raise ValueError(
-                f"The picture of {request.question!r} is not among the guesser's samples."
+                f"The image of {request.question!r} is not among the guesser's samples."
             ) from None
         text, segments = "", []
         for target in targets:
@@ -84,7 +84,7 @@ class ObjectGuesser:
 
 
 def _image_key(image: Path | NDArray[np.uint8] | Any) -> bytes:
-    """A picture's name: its path, or its pixels."""
+    """An image's name: its path, or its pixels."""
     if isinstance(image, np.ndarray):
         return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
     return str(image).encode()
@@ -98,9 +98,9 @@ def guess_scenes(
     Args:
         name: a key of :data:`GUESSES`.
         split: of the scenes data set.
-        num_scenes: pictures.
+        num_scenes: images.
         seed: of the scenes data set.
-        dialogues_per_image: as the evaluation asks them; scenes depend on it where a picture is
+        dialogues_per_image: as the evaluation asks them; scenes depend on it where an image is
             drawn anew because it allowed no question.
 
     Raises:

@@ -33,7 +33,7 @@ from pixellm.evaluation.evaluate import (
 from pixellm.evaluation.metrics import Protocol
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.report import check_report, write_report
-from pixellm.evaluation.report.gallery import FetchPicture, read_picture
+from pixellm.evaluation.report.gallery import FetchImage, read_image
 from pixellm.evaluation.runner import Predictor
 from pixellm.evaluation.scores import Mode, Rules
 from pixellm.evaluation.summary import Summary, summarize
@@ -97,7 +97,7 @@ class BenchmarkRun:
                 "strict; name a model."
             )
         if self.images is not None and self.name != "muse":
-            raise ValueError(f"--images is for muse; {self.name} finds its pictures itself.")
+            raise ValueError(f"--images is for muse; {self.name} finds its images itself.")
 
     @property
     def benchmark(self) -> Benchmark:
@@ -226,19 +226,19 @@ def run_benchmark(
             summary,
             records,
             run.headline,
-            picture_source(questions),
+            image_source(questions),
         )
     return summary, records
 
 
-def picture_source(questions: Sequence[Sample] | None) -> FetchPicture:
-    """Pictures from their files, and drawn ones from the questions, where there are any."""
+def image_source(questions: Sequence[Sample] | None) -> FetchImage:
+    """Images from their files, and drawn ones from the questions, where there are any."""
 
     def fetch(record: AnswerRecord) -> Image.Image | None:
         from PIL import Image
 
         if record.path or questions is None:
-            return read_picture(record)
+            return read_image(record)
         image = questions[record.index].image
         return None if isinstance(image, Path) else Image.fromarray(image)
 

@@ -213,7 +213,7 @@ class SceneQuestions(Sequence[Sample]):
     Args:
         split: of the scenes data set.
         seed: of the scenes data set.
-        num_scenes: pictures.
+        num_scenes: images.
         dialogues_per_image: at most.
 
     Raises:
@@ -240,7 +240,7 @@ class SceneQuestions(Sequence[Sample]):
         scene, number = self.places[index]
         return self._scene(scene)[number]
 
-    def picture_of(self, index: int) -> int:
+    def image_of(self, index: int) -> int:
         """Number of the scene that a dialogue is about."""
         return self.places[index][0]
 

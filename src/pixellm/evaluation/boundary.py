@@ -1,7 +1,7 @@
 """Boundary IoU: how well the outline of a mask is met, whatever its size.
 
 Source: Cheng et al., "Boundary IoU", CVPR 2021: the IoU of the two masks' inner
-boundary bands, whose width is 2 % of the picture's diagonal.
+boundary bands, whose width is 2 % of the image's diagonal.
 Used by: ``mask_match``.
 """
 
@@ -15,7 +15,7 @@ from pixellm.masks import mask_to_box
 from pixellm.types import BoolMask
 
 RIM_SHARE = 0.02
-"""Width of the boundary band, as a share of the picture's diagonal."""
+"""Width of the boundary band, as a share of the image's diagonal."""
 
 
 def boundary_iou(prediction: BoolMask, truth: BoolMask) -> float:
@@ -28,7 +28,7 @@ def boundary_iou(prediction: BoolMask, truth: BoolMask) -> float:
     if prediction.shape != truth.shape:
         raise ValueError(
             f"Masks of {prediction.shape} and {truth.shape} can't be compared; "
-            "bring both to the size of the picture."
+            "bring both to the size of the image."
         )
     first, second = boundary_band(prediction), boundary_band(truth)
     union = int(np.count_nonzero(first | second))
@@ -36,7 +36,7 @@ def boundary_iou(prediction: BoolMask, truth: BoolMask) -> float:
 
 
 def boundary_band(mask: BoolMask) -> BoolMask:
-    """Pixels of a (H, W) mask within the band's width of its outline or the picture's edge.
+    """Pixels of a (H, W) mask within the band's width of its outline or the image's edge.
 
     Raises:
         ImportError: scipy is missing.

@@ -1,4 +1,4 @@
-"""The ``coco`` benchmark: "segment the {category}", for every category that a picture shows.
+"""The ``coco`` benchmark: "segment the {category}", for every category that an image shows.
 
 All instances of the category are the targets, each its own mask. Reads annotations in COCO's
 format; knows no model and scores nothing. Source of the format: Lin et al., ECCV 2014.
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pixellm.data.readers.coco_pictures import source_of
+from pixellm.data.readers.coco_images import source_of
 from pixellm.masks import decode_mask, encode_mask, segmentation_to_rle
 from pixellm.types import RLE, Sample, Target, Turn
 
@@ -23,18 +23,18 @@ _LAYOUTS = (
     ("annotations/instances_{split}2017.json", "{split}2017"),
     ("coco/annotations/instances_{split}2017.json", "coco/{split}2017"),
 )
-"""Annotation file and folder of pictures, as such sets are laid out, below the root."""
+"""Annotation file and folder of images, as such sets are laid out, below the root."""
 
 
 class CocoCategories(Sequence[Sample]):
-    """One question per picture and category, pictures in the order of the file.
+    """One question per image and category, images in the order of the file.
 
     Regions marked as crowds hold objects of their category that are not told apart; their pixels
-    are left out of the category's scores. A category of which a picture shows only a crowd is
+    are left out of the category's scores. A category of which an image shows only a crowd is
     not asked for.
 
     Args:
-        root: holds ``annotations/instances_SPLIT.json`` with pictures in ``SPLIT/images`` or
+        root: holds ``annotations/instances_SPLIT.json`` with images in ``SPLIT/images`` or
             ``SPLIT``, or COCO's own ``instances_SPLIT2017.json`` and ``SPLIT2017``.
         split: such as "val".
 
@@ -44,7 +44,7 @@ class CocoCategories(Sequence[Sample]):
     """
 
     def __init__(self, root: Path, split: str) -> None:
-        self.path, self.pictures = _find_files(root, split)
+        self.path, self.images = _find_files(root, split)
         values = _read_annotations(self.path)
         self._names = {one["id"]: str(one["name"]) for one in values["categories"]}
         self._images = {one["id"]: one for one in values["images"]}
@@ -57,7 +57,7 @@ class CocoCategories(Sequence[Sample]):
             self._keys = sorted(asked, key=lambda key: (order[key[0]], key[1]))
         except KeyError as error:
             raise ValueError(
-                f"{self.path} annotates the picture {error} that it does not list."
+                f"{self.path} annotates the image {error} that it does not list."
             ) from None
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class CocoCategories(Sequence[Sample]):
             return self._sample(self._images[image_id], category)
         except (KeyError, ValueError) as error:
             raise ValueError(
-                f"{self.path}: picture {image_id}, category {category}: {error}"
+                f"{self.path}: image {image_id}, category {category}: {error}"
             ) from error
 
     def _sample(self, image: Mapping[str, Any], category: int) -> Sample:
@@ -91,7 +91,7 @@ class CocoCategories(Sequence[Sample]):
         targets = tuple(Target(name, mask, ignore) for mask in masks)
         turn = Turn(f"segment the {name}", answer, targets, name)
         return Sample(
-            self.pictures / str(image["file_name"]),
+            self.images / str(image["file_name"]),
             size,
             (turn,),
             f"{image['id']}-{name}",
@@ -106,7 +106,7 @@ def _find_files(root: Path, split: str) -> tuple[Path, Path]:
             return path, folder
     wanted = " or ".join(layout[0].format(split=split) for layout in _LAYOUTS[::2])
     raise FileNotFoundError(
-        f"{root} holds no COCO split {split!r} ({wanted} with its pictures); give another --data."
+        f"{root} holds no COCO split {split!r} ({wanted} with its images); give another --data."
     )
 
 

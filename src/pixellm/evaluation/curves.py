@@ -1,6 +1,6 @@
 """Scores of the masks' own scores: average precision, its curve, and calibration.
 
-Average precision is COCO's, computed by pycocotools: each question is a picture, each predicted
+Average precision is COCO's, computed by pycocotools: each question is an image, each predicted
 mask a detection with the model's score, over IoU 0.50 to 0.95. Regions to ignore are crowds there:
 a mask that lies in one is neither right nor wrong. It knows nothing of tables.
 """
@@ -72,7 +72,7 @@ def compute_precision(
     """COCO's average precision over the scores of masks.
 
     Every question asks for its own class alone: a class is only asked for where the data say so,
-    and masks of other classes that a picture shows are never among the detections.
+    and masks of other classes that an image shows are never among the detections.
 
     Args:
         records: answered questions; what their targets mark as ignored is a crowd region.

@@ -64,7 +64,7 @@ class ProcessGroup:
         return cls(state.process_index, state.num_processes, state.local_process_index)
 
     def share(self, items: Sequence[int]) -> Sequence[int]:
-        """This process's part: neighbours stay together, as they ask about one picture."""
+        """This process's part: neighbours stay together, as they ask about one image."""
         size = len(items)
         return items[self.number * size // self.count : (self.number + 1) * size // self.count]
 
@@ -152,11 +152,11 @@ def score_dialogue(answered: AnsweredDialogue, index: int, rules: Rules) -> list
     sample = answered.sample
     path = str(sample.image) if isinstance(sample.image, Path) else ""
     # Of drawn scenes: dialogues about one scene are called SCENE-0, SCENE-1 and so on.
-    picture = path or sample.id.rpartition("-")[0] or sample.id
+    image = path or sample.id.rpartition("-")[0] or sample.id
     records = []
     rows = zip(sample.turns, answered.predictions, answered.seconds, strict=True)
     for number, (turn, prediction, seconds) in enumerate(rows):
-        origin = Origin(index, number, len(sample.turns), sample.id, picture, path, sample.source)
+        origin = Origin(index, number, len(sample.turns), sample.id, image, path, sample.source)
         pairs = [(i, i) for i in range(len(turn.targets))] if rules.mode == "forced" else None
         records.append(
             build_record(origin, turn, prediction, seconds, protocol=rules.protocol, pairs=pairs)

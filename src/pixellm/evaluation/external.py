@@ -136,7 +136,7 @@ def question_to_json(sample: Sample, number: int, image: str) -> dict[str, Any]:
     Args:
         sample: the dialogue.
         number: of the turn in it.
-        image: path of the picture.
+        image: path of the image.
 
     Returns:
         ``id``, ``image``, ``width``, ``height``, ``question`` and ``history``, the true earlier
@@ -208,14 +208,14 @@ class ExternalPredictions:
         Args:
             key: id of the question.
             question: its text.
-            size: (height, width) of its picture.
+            size: (height, width) of its image.
 
         Returns:
             The prediction, mask logits in its ``info``. Where the text has no marks, segments
             have no label and the span (0, 0).
 
         Raises:
-            ValueError: masks, scores or logits that don't fit the picture; names the line.
+            ValueError: masks, scores or logits that don't fit the image; names the line.
         """
         number, values = self._lines.get(key, (0, {"text": "", "masks": []}))
         try:

@@ -1,6 +1,6 @@
 """A benchmark's questions as files, for systems that are not called from here.
 
-Writes what may be known before answering: ids, pictures, questions, earlier turns. The truth stays
+Writes what may be known before answering: ids, images, questions, earlier turns. The truth stays
 behind. The way back is :mod:`pixellm.evaluation.external`.
 """
 
@@ -21,10 +21,10 @@ QUESTIONS_NAME = "questions.jsonl"
 
 
 def write_questions(samples: Sequence[Sample], out: Path) -> int:
-    """Write ``questions.jsonl``, and ``images/*.png`` of pictures that were drawn.
+    """Write ``questions.jsonl``, and ``images/*.png`` of images that were drawn.
 
     Args:
-        samples: the benchmark's dialogues; pictures with files stay where they are.
+        samples: the benchmark's dialogues; images with files stay where they are.
         out: folder; made where missing, must be empty.
 
     Returns:
@@ -37,7 +37,7 @@ def write_questions(samples: Sequence[Sample], out: Path) -> int:
     count = 0
     with new_folder(out) as folder, (folder / QUESTIONS_NAME).open("w", encoding="utf-8") as file:
         for sample in samples:
-            image = _place_picture(sample, folder)
+            image = _place_image(sample, folder)
             for number in range(len(sample.turns)):
                 line = question_to_json(sample, number, image)
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -45,8 +45,8 @@ def write_questions(samples: Sequence[Sample], out: Path) -> int:
     return count
 
 
-def _place_picture(sample: Sample, folder: Path) -> str:
-    """The picture's path, relative to the folder where it was drawn and written there."""
+def _place_image(sample: Sample, folder: Path) -> str:
+    """The image's path, relative to the folder where it was drawn and written there."""
     if not isinstance(sample.image, np.ndarray):
         return str(Path(sample.image).absolute())
     name = f"images/{sample.id.rpartition('-')[0] or sample.id}.png"

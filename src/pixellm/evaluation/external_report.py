@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pixellm.evaluation.answer_log import AnswerLog, open_run
-from pixellm.evaluation.benchmark_run import BenchmarkRun, picture_source
+from pixellm.evaluation.benchmark_run import BenchmarkRun, image_source
 from pixellm.evaluation.external import ExternalScores
 from pixellm.evaluation.report import write_report
 from pixellm.evaluation.report.tables import TextTable, all_tables, describe_run
@@ -73,7 +73,7 @@ def write_external_report(
         folder: must be new or empty.
         run: the benchmark; its model is what the system is called.
         scored: the predictions.
-        samples: the questions, for the pictures of the gallery.
+        samples: the questions, for the images of the gallery.
 
     Returns:
         The report's files.
@@ -94,5 +94,5 @@ def write_external_report(
         summary,
         scored.records,
         run.benchmark.headline,
-        picture_source(samples),
+        image_source(samples),
     )

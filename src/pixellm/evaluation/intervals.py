@@ -1,8 +1,8 @@
 """Bootstrap intervals for scores that are a sum divided by a sum.
 
 Every score here (gIoU, cIoU, accuracies) is a ratio of sums over units, a unit being what was
-drawn independently: a picture with all its questions. Resampling whole units keeps the
-questions of a picture together, as they share its difficulty. It knows nothing of masks.
+drawn independently: an image with all its questions. Resampling whole units keeps the
+questions of an image together, as they share its difficulty. It knows nothing of masks.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def estimate_differences(
 ) -> list[Difference]:
     """Differences of scores with paired bootstrap intervals.
 
-    Both runs are resampled together, a picture always with both its answers, so that what makes
-    a picture hard for either run cancels out.
+    Both runs are resampled together, an image always with both its answers, so that what makes
+    an image hard for either run cancels out.
 
     Args:
         first: numerators and denominators (U, M) of one run, as for :func:`estimate_ratios`.

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pixellm.evaluation.answer_log import read_settings
-from pixellm.evaluation.benchmark_run import BenchmarkRun, picture_source
+from pixellm.evaluation.benchmark_run import BenchmarkRun, image_source
 from pixellm.evaluation.judge import Judge, JudgeProgress, JudgeSettings, judge_records
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.report import write_report
@@ -74,6 +74,6 @@ def judge_run(
         plain = summarize(records, rules, classes_are_kinds=by_kind)
     with_judge = summarize(judgement.records, rules, classes_are_kinds=by_kind)
     judged = JudgedScores(settings.describe(), judgement, plain, with_judge)
-    headline, source = run.headline, picture_source(questions)
+    headline, source = run.headline, image_source(questions)
     write_report(folder, read_settings(folder), summary, records, headline, source, judged)
     return judged

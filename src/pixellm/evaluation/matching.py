@@ -1,7 +1,7 @@
 """Which predicted mask answers which true one: the two matchings of the MUSE score.
 
 NumPy arrays of one question in, index pairs out. It knows nothing of scores or data sets.
-All masks of a call have the size (H, W) of one picture.
+All masks of a call have the size (H, W) of one image.
 """
 
 from __future__ import annotations

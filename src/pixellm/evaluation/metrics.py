@@ -27,7 +27,7 @@ from pixellm.types import BoolMask
 
 Protocol = Literal["strict", "released"]
 Ratio = tuple[float, float]
-"""(numerator, denominator): what a question or picture adds to a score."""
+"""(numerator, denominator): what a question or image adds to a score."""
 
 Question = tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike]
 """(predictions (P, H, W), truths (G, H, W)) and, optionally, a judge's P ratings."""
@@ -163,7 +163,7 @@ class MuseScorer:
     answered without masks counts as one IoU of 1.
 
     *released*: the numbers of the released code, for comparison with published ones; see
-    :func:`score_masks_as_released`. Matches are counted there per picture, max(P, G) over all its
+    :func:`score_masks_as_released`. Matches are counted there per image, max(P, G) over all its
     questions together. Precision, recall and accuracies are those of the strict protocol on the
     released matching.
 
@@ -187,10 +187,10 @@ class MuseScorer:
             raise ValueError(f"The protocol is 'strict' or 'released', not {protocol!r}.")
         self.protocol = protocol
         self.judge_threshold = judge_threshold
-        self._pictures: list[tuple[QuestionScore, ...]] = []
+        self._images: list[tuple[QuestionScore, ...]] = []
 
     def update(self, questions: Sequence[Question]) -> None:
-        """Add all questions about one picture.
+        """Add all questions about one image.
 
         Args:
             questions: per question the mask logits (P, H, W), or bool masks under the strict
@@ -202,10 +202,10 @@ class MuseScorer:
                 under the released protocol.
             ImportError: scipy is missing.
         """
-        self._pictures.append(tuple(self._score(question) for question in questions))
+        self._images.append(tuple(self._score(question) for question in questions))
 
     def merge(self, other: MuseScorer) -> None:
-        """Take over the pictures of a scorer that saw other pictures.
+        """Take over the images of a scorer that saw other images.
 
         Raises:
             ValueError: the scorers follow different rules.
@@ -216,7 +216,7 @@ class MuseScorer:
                 f"A scorer with {rules} (protocol, judge threshold) can't take over one with "
                 f"{(other.protocol, other.judge_threshold)}."
             )
-        self._pictures.extend(other._pictures)
+        self._images.extend(other._images)
 
     def compute(self) -> dict[str, float | None]:
         """The scores of all questions so far; None where nothing counts towards a score.
@@ -226,19 +226,19 @@ class MuseScorer:
             IoU 0.5; ``set_accuracy``, the share of questions with every truth found and nothing
             else shown; ``n_acc`` and ``t_acc``. The strict protocol adds ``giou_targets``,
             ``ciou_targets`` and ``set_accuracy_targets``, over questions with targets only.
-            ``num_pictures``, ``num_questions``, ``num_predictions`` and ``num_targets`` count.
+            ``num_images``, ``num_questions``, ``num_predictions`` and ``num_targets`` count.
         """
         columns: dict[str, list[Ratio]] = {}
-        for picture in self._pictures:
-            for name, ratio in self._picture_ratios(picture).items():
+        for image in self._images:
+            for name, ratio in self._image_ratios(image).items():
                 columns.setdefault(name, []).append(ratio)
         scores = {name: self._divide(name, ratios) for name, ratios in columns.items()}
-        return {**dict.fromkeys(self._picture_ratios(())), **scores, **self._counts()}
+        return {**dict.fromkeys(self._image_ratios(())), **scores, **self._counts()}
 
     def estimate(self, *, num_resamples: int = 2000, seed: int = 0) -> dict[str, Estimate]:
-        """The scores with bootstrap intervals over pictures; see :func:`estimate_ratios`."""
-        names = list(self._picture_ratios(()))
-        rows = [self._picture_ratios(picture) for picture in self._pictures]
+        """The scores with bootstrap intervals over images; see :func:`estimate_ratios`."""
+        names = list(self._image_ratios(()))
+        rows = [self._image_ratios(image) for image in self._images]
         table = np.array([[row[name] for name in names] for row in rows], dtype=np.float64)
         table = table.reshape(len(rows), len(names), 2)
         estimates = estimate_ratios(
@@ -268,14 +268,14 @@ class MuseScorer:
             )
         return np.flatnonzero(ratings < self.judge_threshold).tolist()
 
-    def _picture_ratios(self, picture: Sequence[QuestionScore]) -> dict[str, Ratio]:
+    def _image_ratios(self, image: Sequence[QuestionScore]) -> dict[str, Ratio]:
         zero = dict.fromkeys(strict_ratios(QuestionScore(0, 0, (), 0.0, 0, 0)), (0.0, 0.0))
-        ratios = add_ratios(zero, *(strict_ratios(score) for score in picture))
+        ratios = add_ratios(zero, *(strict_ratios(score) for score in image))
         if self.protocol == "strict":
             return ratios
-        num_predictions = sum(score.num_predictions for score in picture)
-        num_truths = sum(score.num_truths for score in picture)
-        iou_sum = math.fsum(score.iou_sum for score in picture)
+        num_predictions = sum(score.num_predictions for score in image)
+        num_truths = sum(score.num_truths for score in image)
+        iou_sum = math.fsum(score.iou_sum for score in image)
         ratios["giou"] = (iou_sum, max(num_predictions, num_truths))
         return {name: r for name, r in ratios.items() if not name.endswith("_targets")}
 
@@ -289,9 +289,9 @@ class MuseScorer:
         return top / bottom
 
     def _counts(self) -> dict[str, float]:
-        scores = [score for picture in self._pictures for score in picture]
+        scores = [score for image in self._images for score in image]
         return {
-            "num_pictures": len(self._pictures),
+            "num_pictures": len(self._images),
             "num_questions": len(scores),
             "num_predictions": sum(score.num_predictions for score in scores),
             "num_targets": sum(score.num_truths for score in scores),
@@ -338,7 +338,7 @@ def _check_masks(predictions: ArrayLike, truths: ArrayLike) -> tuple[NDArray, Bo
     if sizes or any(array.size and array.ndim != 3 for array in arrays):
         raise ValueError(
             f"Predictions {arrays[0].shape} and truths {arrays[1].shape} must be "
-            "(P, H, W) and (G, H, W) over the same picture."
+            "(P, H, W) and (G, H, W) over the same image."
         )
     first, second = (a if len(a) and a.ndim == 3 else np.zeros((0, *size), bool) for a in arrays)
     if first.dtype != np.bool_ and not np.isfinite(first).all():

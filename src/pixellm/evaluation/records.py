@@ -39,12 +39,12 @@ class AnswerRecord:
         turn: the question's index in its dialogue, from 0.
         num_turns: of the dialogue.
         sample: id of the dialogue.
-        picture: names the picture; questions about one picture are resampled together.
+        image: names the image; questions about one image are resampled together.
         kind: of the question.
         question: as asked.
         expected: the true answer, without marks.
         answer: the predicted one; the true one where it was given.
-        size: (height, width) of the picture in pixels.
+        size: (height, width) of the image in pixels.
         targets: true objects.
         shown: predicted masks.
         matches: of the strict protocol, see :func:`~pixellm.evaluation.mask_match.score_slots`.
@@ -52,15 +52,15 @@ class AnswerRecord:
         released: score under the released protocol; None where that was not asked for.
         seconds: the answer took, its share of a batch.
         num_tokens: of the answer; 0 where it is not known.
-        path: file of the picture; "" where it was drawn.
-        source: which collection the picture is from; "" where unknown.
+        path: file of the image; "" where it was drawn.
+        source: which collection the image is from; "" where unknown.
     """
 
     index: int
     turn: int
     num_turns: int
     sample: str
-    picture: str
+    image: str
     kind: str
     question: str
     expected: str
@@ -90,7 +90,7 @@ class Origin:
     turn: int
     num_turns: int
     sample: str
-    picture: str
+    image: str
     path: str = field(default="")
     source: str = ""
 
@@ -112,7 +112,7 @@ def build_record(
     Args:
         origin: where the question comes from.
         turn: question, true answer and targets.
-        prediction: the answer, masks (H, W) bool in pixels of the picture.
+        prediction: the answer, masks (H, W) bool in pixels of the image.
         seconds: the answer took.
         protocol: "released" also scores the logits that the prediction carries.
         pairs: which mask answers which target, where the answer was given; matched where None.
@@ -131,7 +131,7 @@ def build_record(
         turn=origin.turn,
         num_turns=origin.num_turns,
         sample=origin.sample,
-        picture=origin.picture,
+        image=origin.image,
         kind=turn.kind,
         question=turn.question,
         expected=without_marks(turn.answer),
@@ -156,6 +156,7 @@ def record_to_json(record: AnswerRecord) -> dict[str, Any]:
     """The record as values that JSON knows."""
     values = asdict(record)
     del values["matches"]
+    values["picture"] = values.pop("image")
     values["slots"] = [_match_to_json(match) for match in record.matches]
     values["union"] = [_match_to_json(match) for match in record.union]
     return values
@@ -175,6 +176,7 @@ def record_from_json(values: Mapping[str, Any]) -> AnswerRecord:
             ShownMask(**{**mask, "span": (int(mask["span"][0]), int(mask["span"][1]))})
             for mask in values["shown"]
         )
+        fields["image"] = fields.pop("picture")
         fields["matches"] = tuple(MaskMatch(*match) for match in fields.pop("slots"))
         fields["union"] = tuple(MaskMatch(*match) for match in values["union"])
         released = values["released"]
@@ -196,7 +198,7 @@ def ignored_pixels(targets: Sequence[Target], size: tuple[int, int]) -> BoolMask
 
     Args:
         targets: of the question.
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
 
     Returns:
         (H, W) bool.

@@ -26,7 +26,7 @@ class Predictor(Protocol):
     def predict_batch(self, requests: Sequence[Request]) -> list[Prediction]:
         """Answer every request, in order, each on its own.
 
-        Masks are (H, W) bool in pixels of the request's picture.
+        Masks are (H, W) bool in pixels of the request's image.
         """
         ...
 
@@ -123,7 +123,7 @@ def answer_dialogues(
 
     A later turn is asked with the predictor's own earlier answers as its history, never with the
     true ones: an early mistake may cost a later answer, as it does in use. Dialogues about one
-    picture should follow each other; their requests then share a batch and the picture's array.
+    image should follow each other; their requests then share a batch and the image's array.
 
     Args:
         predictor: answers the questions.
@@ -136,7 +136,7 @@ def answer_dialogues(
 
     Raises:
         ValueError: ``batch_size`` is below 1, the predictor returns another number of answers
-            than it got requests, or a mask that doesn't fit its picture.
+            than it got requests, or a mask that doesn't fit its image.
     """
     if batch_size < 1:
         raise ValueError(f"The batch size must be at least 1, not {batch_size}.")
@@ -182,6 +182,6 @@ def _check_masks(prediction: Prediction, sample: Sample) -> None:
         if segment.mask.shape != tuple(sample.size):
             raise ValueError(
                 f"Sample {sample.id!r}: the predicted mask of {segment.label!r} is "
-                f"{segment.mask.shape}, the picture {tuple(sample.size)}; masks belong in "
-                "pixels of the original picture."
+                f"{segment.mask.shape}, the image {tuple(sample.size)}; masks belong in "
+                "pixels of the original image."
             )

@@ -41,10 +41,10 @@ def evaluate_scenes(
             history.
         split: of the scenes data set.
         seed: of the scenes data set; any seed gives scenes that training never drew.
-        num_scenes: pictures.
+        num_scenes: images.
         batch_size: questions per call of the predictor.
         progress: told after every dialogue.
-        dialogues_per_image: dialogues about each picture.
+        dialogues_per_image: dialogues about each image.
 
     Raises:
         ValueError: an unknown split, or answers that don't fit their questions.
@@ -79,7 +79,7 @@ def score_dialogues(
 
     Args:
         predictor: answers the questions.
-        scenes: per picture its dialogues; read only as fast as they are answered.
+        scenes: per image its dialogues; read only as fast as they are answered.
         name_object: names the concept of a phrase.
         batch_size: questions per call of the predictor.
         on_dialogue: told after every dialogue how many scenes are done, the last perhaps in
@@ -91,19 +91,19 @@ def score_dialogues(
     Raises:
         ValueError: answers that don't fit their questions.
     """
-    picture_of: list[int] = []
+    image_of: list[int] = []
     scored: dict[int, list[AnswerScore]] = {}
     iou_sum = num_slots = 0.0
     num_begun = 0
-    for answered in answer_dialogues(predictor, _flatten(scenes, picture_of), batch_size):
-        picture = picture_of[answered.index]
+    for answered in answer_dialogues(predictor, _flatten(scenes, image_of), batch_size):
+        image = image_of[answered.index]
         turns = zip(answered.sample.turns, answered.predictions, answered.seconds, strict=True)
-        scored[answered.index] = [score_answer(picture, *turn, name_object) for turn in turns]
+        scored[answered.index] = [score_answer(image, *turn, name_object) for turn in turns]
         for score in scored[answered.index]:
             ratio = score.ratios()["giou"]
             iou_sum, num_slots = iou_sum + ratio[0], num_slots + ratio[1]
         if on_dialogue is not None:
-            num_begun = max(num_begun, picture + 1)
+            num_begun = max(num_begun, image + 1)
             on_dialogue(num_begun, iou_sum / num_slots if num_slots else None)
     return [score for index in sorted(scored) for score in scored[index]]
 
@@ -129,7 +129,7 @@ def report_records(records: Sequence[AnswerRecord], split: str, seed: int) -> Sc
         names = [concept_of_phrase(target.name, knowledge) for target in record.targets]
         answers.append(
             AnswerScore(
-                picture=numbers.setdefault(record.picture, len(numbers)),
+                image=numbers.setdefault(record.image, len(numbers)),
                 kind=record.kind,
                 question=record.question,
                 expected=record.expected,
@@ -146,21 +146,21 @@ def report_records(records: Sequence[AnswerRecord], split: str, seed: int) -> Sc
 
 
 def score_answer(
-    picture: int, turn: Turn, prediction: Prediction, seconds: float, name_object: NameObject
+    image: int, turn: Turn, prediction: Prediction, seconds: float, name_object: NameObject
 ) -> AnswerScore:
     """Score one answer against the turn that it answers.
 
     Args:
-        picture: number of the scene.
+        image: number of the scene.
         turn: question, true answer and targets.
-        prediction: the answer, masks (H, W) bool in pixels of the picture.
+        prediction: the answer, masks (H, W) bool in pixels of the image.
         seconds: the answer took.
         name_object: names the concept of a phrase.
     """
     truths = stack_masks([decode_mask(target.mask) for target in turn.targets], prediction.size)
     masks = stack_masks([segment.mask for segment in prediction.segments], prediction.size)
     return AnswerScore(
-        picture=picture,
+        image=image,
         kind=turn.kind,
         question=turn.question,
         expected=without_marks(turn.answer),
@@ -172,9 +172,9 @@ def score_answer(
     )
 
 
-def _flatten(scenes: Iterable[Sequence[Sample]], picture_of: list[int]) -> Iterator[Sample]:
-    """All dialogues in order; notes the picture of each."""
-    for picture, dialogues in enumerate(scenes):
+def _flatten(scenes: Iterable[Sequence[Sample]], image_of: list[int]) -> Iterator[Sample]:
+    """All dialogues in order; notes the image of each."""
+    for image, dialogues in enumerate(scenes):
         for sample in dialogues:
-            picture_of.append(picture)
+            image_of.append(image)
             yield sample

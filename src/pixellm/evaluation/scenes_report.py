@@ -46,7 +46,7 @@ class AnswerScore:
     """One answer and what it is worth.
 
     Attributes:
-        picture: number of the scene; answers of a scene are resampled together.
+        image: number of the scene; answers of a scene are resampled together.
         kind: of the question.
         question: as asked.
         expected: the true answer, without marks.
@@ -57,7 +57,7 @@ class AnswerScore:
         seconds: share of the batch's time.
     """
 
-    picture: int
+    image: int
     kind: str
     question: str
     expected: str
@@ -102,7 +102,7 @@ class ScenesReport:
     Attributes:
         split: of the data set.
         seed: of the data set.
-        num_scenes: pictures.
+        num_scenes: images.
         num_concepts: different concepts asked for.
         seconds_per_answer: wall time of the predictor, mean over answers.
         groups: by name: "overall", "space and size", "kind KIND", "targets N".
@@ -167,20 +167,20 @@ class ScenesReport:
 
 
 def build_report(answers: Sequence[AnswerScore], split: str, seed: int) -> ScenesReport:
-    """Group scores and compute intervals, resampling whole pictures."""
-    pictures = sorted({answer.picture for answer in answers})
-    row_of = {picture: row for row, picture in enumerate(pictures)}
+    """Group scores and compute intervals, resampling whole images."""
+    images = sorted({answer.image for answer in answers})
+    row_of = {image: row for row, image in enumerate(images)}
     members: dict[str, list[AnswerScore]] = {"overall": []}
     for answer in answers:
         for group in _groups_of(answer):
             members.setdefault(group, []).append(answer)
     ordered = sorted(members, key=_group_order)
-    table = np.zeros((len(pictures), len(ordered), len(DEFINITIONS), 2))
+    table = np.zeros((len(images), len(ordered), len(DEFINITIONS), 2))
     for column, group in enumerate(ordered):
         for answer in members[group]:
             ratios = answer.ratios()
-            table[row_of[answer.picture], column] += [ratios[name] for name in DEFINITIONS]
-    flat = table.reshape(len(pictures), len(ordered) * len(DEFINITIONS), 2)
+            table[row_of[answer.image], column] += [ratios[name] for name in DEFINITIONS]
+    flat = table.reshape(len(images), len(ordered) * len(DEFINITIONS), 2)
     estimates = iter(estimate_ratios(flat[..., 0], flat[..., 1]))
     groups = {
         group: GroupReport(len(members[group]), {name: next(estimates) for name in DEFINITIONS})
@@ -188,7 +188,7 @@ def build_report(answers: Sequence[AnswerScore], split: str, seed: int) -> Scene
     }
     concepts = {name for answer in answers for name in answer.expected_names}
     seconds = sum(answer.seconds for answer in answers) / max(len(answers), 1)
-    return ScenesReport(split, seed, len(pictures), len(concepts), seconds, groups, tuple(answers))
+    return ScenesReport(split, seed, len(images), len(concepts), seconds, groups, tuple(answers))
 
 
 def _groups_of(answer: AnswerScore) -> list[str]:

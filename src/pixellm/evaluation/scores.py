@@ -1,6 +1,6 @@
 """What answers add to each score of a report, as ratios of sums.
 
-Records in, (numerator, denominator) pairs by name out; whoever sums them over pictures gets every
+Records in, (numerator, denominator) pairs by name out; whoever sums them over images gets every
 score with its interval. It knows nothing of files, models, tables or intervals.
 """
 
@@ -66,7 +66,7 @@ SIZE_SCORES = {
 """Likewise for groups of targets by size, in which a spurious mask has no place."""
 
 SIZE_BINS = ((0.01, "< 1 %"), (0.04, "1-4 %"), (0.16, "4-16 %"), (math.inf, ">= 16 %"))
-"""Upper end of a target's share of its picture -> name of the group."""
+"""Upper end of a target's share of its image -> name of the group."""
 
 NOT_SMALL = "all >= 1 %"
 """One more group of targets: all that are not of the smallest."""
@@ -78,7 +78,7 @@ TOPICS = {
 """Name of a topic -> the kinds of questions that it joins."""
 
 LARGE_TOPIC, LARGE_SHARE = "over 2 % asked for", 0.02
-"""One more topic: questions whose targets cover more than this share of the picture together."""
+"""One more topic: questions whose targets cover more than this share of the image together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +96,10 @@ class Rules:
     protocol: Protocol
 
 
-def picture_ratios(records: Sequence[AnswerRecord], rules: Rules) -> dict[str, Ratio]:
-    """What the questions about one picture add to each of :data:`SCORES`.
+def image_ratios(records: Sequence[AnswerRecord], rules: Rules) -> dict[str, Ratio]:
+    """What the questions about one image add to each of :data:`SCORES`.
 
-    The released protocol counts matches per picture, max(P, G) over all its questions together.
+    The released protocol counts matches per image, max(P, G) over all its questions together.
     """
     ratios = add_ratios(*(_question_ratios(record, rules) for record in records))
     if rules.protocol == "released" and rules.unit == "slots":
@@ -134,7 +134,7 @@ def size_ratios(records: Iterable[AnswerRecord]) -> dict[str, dict[str, Ratio]]:
 
 
 def size_bins(share: float) -> tuple[str, ...]:
-    """All groups of a target that covers this share of its picture."""
+    """All groups of a target that covers this share of its image."""
     own = size_bin(share)
     return (own,) if own == SIZE_BINS[0][1] else (own, NOT_SMALL)
 

@@ -1,7 +1,7 @@
 """From scored answers to a summary: groups of questions, their scores with intervals, curves.
 
 Everything that a report says in numbers is in a :class:`Summary`, as plain values. It knows
-nothing of files, pictures or how tables look.
+nothing of files, images or how tables look.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pixellm.evaluation.scores import (
     SIZE_SCORES,
     Rules,
     count_bin,
-    picture_ratios,
+    image_ratios,
     pooled_matches,
     size_ratios,
     topics_of,
@@ -80,7 +80,7 @@ class Summary:
     Attributes:
         rules: how they were counted.
         num_questions: answered.
-        num_pictures: that the questions are about.
+        num_images: that the questions are about.
         num_targets: true masks.
         num_masks: predicted masks.
         groups: by name: "overall", "targets N", "kind K", "size S", "topic T", and "source C" with
@@ -91,7 +91,7 @@ class Summary:
 
     rules: Rules
     num_questions: int
-    num_pictures: int
+    num_images: int
     num_targets: int
     num_masks: int
     groups: dict[str, Group]
@@ -117,10 +117,10 @@ class Summary:
         return {
             **asdict(self.rules),
             "num_questions": self.num_questions,
-            "num_pictures": self.num_pictures,
+            "num_pictures": self.num_images,
             "num_targets": self.num_targets,
             "num_masks": self.num_masks,
-            "interval": "95 %, bootstrap over pictures",
+            "interval": "95 %, bootstrap over images",
             "groups": {name: asdict(group) for name, group in self.groups.items()},
             "average_precision": asdict(self.precision),
             "calibration_error": calibration_error(self.calibration),
@@ -147,7 +147,7 @@ def summarize(
     return Summary(
         rules=rules,
         num_questions=len(records),
-        num_pictures=len({record.picture for record in records}),
+        num_images=len({record.image for record in records}),
         num_targets=sum(len(record.targets) for record in records),
         num_masks=sum(len(record.shown) for record in records),
         groups=_estimate_groups(records, rules),
@@ -157,10 +157,10 @@ def summarize(
 
 
 def _estimate_groups(records: Sequence[AnswerRecord], rules: Rules) -> dict[str, Group]:
-    pictures: dict[str, list[AnswerRecord]] = {}
+    images: dict[str, list[AnswerRecord]] = {}
     for record in records:
-        pictures.setdefault(record.picture, []).append(record)
-    rows = [_picture_cells(questions, rules) for questions in pictures.values()]
+        images.setdefault(record.image, []).append(record)
+    rows = [_image_cells(questions, rules) for questions in images.values()]
     cells = sorted({cell for row in rows for cell in row}, key=_cell_order)
     estimates = iter(estimate_cells(rows, cells))
     groups: dict[str, Group] = {}
@@ -174,7 +174,7 @@ def _estimate_groups(records: Sequence[AnswerRecord], rules: Rules) -> dict[str,
 
 
 def estimate_cells(rows: Sequence[dict[Cell, Ratio]], cells: Sequence[Cell]) -> list[Estimate]:
-    """One estimate for each cell, over the rows of all pictures."""
+    """One estimate for each cell, over the rows of all images."""
     table = np.zeros((len(rows), len(cells), 2))
     column = {cell: i for i, cell in enumerate(cells)}
     for number, row in enumerate(rows):
@@ -183,15 +183,15 @@ def estimate_cells(rows: Sequence[dict[Cell, Ratio]], cells: Sequence[Cell]) -> 
     return estimate_ratios(table[..., 0], table[..., 1])
 
 
-def _picture_cells(records: Sequence[AnswerRecord], rules: Rules) -> dict[Cell, Ratio]:
-    """What the questions about one picture add to each score of each group."""
+def _image_cells(records: Sequence[AnswerRecord], rules: Rules) -> dict[Cell, Ratio]:
+    """What the questions about one image add to each score of each group."""
     cells: dict[Cell, Ratio] = {}
     members: dict[str, list[AnswerRecord]] = {}
     for record in records:
         for group in groups_of(record):
             members.setdefault(group, []).append(record)
     for group, questions in members.items():
-        ratios = picture_ratios(questions, rules)
+        ratios = image_ratios(questions, rules)
         names = KIND_SCORES if group.startswith((KIND, TOPIC, SOURCE)) else tuple(ratios)
         cells.update({(group, name): ratios[name] for name in names})
     for size, ratios in size_ratios(records).items():
@@ -201,7 +201,7 @@ def _picture_cells(records: Sequence[AnswerRecord], rules: Rules) -> dict[Cell, 
 
 
 def _size_groups(size: str, source: str) -> list[str]:
-    """The groups of targets of a size; the questions about a picture have one source."""
+    """The groups of targets of a size; the questions about an image have one source."""
     return [SIZE + size, f"{SOURCE}{source}: targets {size}"] if source else [SIZE + size]
 
 

@@ -1,6 +1,6 @@
 """Attention masks and position ids of rows with padding, holes and packed dialogues.
 
-Knows (B, T) masks only: no tokens, no pictures. Shape legend: B rows, T tokens, R dialogues,
+Knows (B, T) masks only: no tokens, no images. Shape legend: B rows, T tokens, R dialogues,
 L tokens of the longest, D text width.
 """
 
@@ -20,7 +20,7 @@ def packed_attention_mask(
     positions: Tensor | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """Attention of dialogues that share one picture but not each other.
+    """Attention of dialogues that share one image but not each other.
 
     A token sees earlier tokens of its own dialogue and of the shared prefix (id 0).
 

@@ -2,7 +2,7 @@
 
 One class describes the 5 M-parameter embedded model and the 13 B one; what the released weights
 do differently from the paper is a named value here, never a branch on where weights came from.
-It knows nothing of files, tokenizers or pictures beyond token ids and sizes.
+It knows nothing of files, tokenizers or images beyond token ids and sizes.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class PixelLMConfig(PreTrainedConfig):
 
     @property
     def num_image_tokens(self) -> int:
-        """Placeholders that one picture takes in the language model."""
+        """Placeholders that one image takes in the language model."""
         return self.llm_grid[0] * self.llm_grid[1] + self.evidence_tokens
 
     @property

@@ -1,4 +1,4 @@
-"""What a detecting encoder found in a picture: its strongest cells, one entry a thing.
+"""What a detecting encoder found in an image: its strongest cells, one entry a thing.
 
 The cells of the encoder's evidence maps are thinned out to a few entries that the language model
 reads and the decoder draws. It knows tensors only. Shape legend: B rows, N cells, K entries,
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CANDIDATES = 192
-"""Strongest cells of a picture among which repeated findings are looked for."""
+"""Strongest cells of an image among which repeated findings are looked for."""
 
 LEAST_STRENGTH = 0.03
 """Cells that are less sure than this are no evidence."""

@@ -1,4 +1,4 @@
-"""PixelLM as transformers classes: encode pictures, run the language model, decode masks.
+"""PixelLM as transformers classes: encode images, run the language model, decode masks.
 
 Knows token ids and tensors; it knows no tokenizer, no files and no device. Source: PixelLM,
 section 3. Shape legend: B rows, T tokens, D text width, S image tokens, C decoder width,
@@ -118,10 +118,10 @@ class PixelLMModel(PixelLMPreTrainedModel):
     def encode_images(
         self, pixel_values: Tensor, pixel_mask: Tensor | None = None
     ) -> tuple[EncodedImages, list[Tensor]]:
-        """Encode (B, 3, H, W) canvases with their (B, H, W) bool masks, once per picture.
+        """Encode (B, 3, H, W) canvases with their (B, H, W) bool masks, once per image.
 
         Returns:
-            The encoded pictures and the encoder's raw feature maps, those of the scales first.
+            The encoded images and the encoder's raw feature maps, those of the scales first.
         """
         maps = self.vision_tower(pixel_values, pixel_mask)
         features = self.decoder_features(maps)
@@ -152,10 +152,10 @@ class PixelLMModel(PixelLMPreTrainedModel):
 
         Args:
             input_ids: (B, T).
-            image_tokens: (B, S, D), one picture per row; None where none is placed.
+            image_tokens: (B, S, D), one image per row; None where none is placed.
 
         Raises:
-            ValueError: a row's placeholders are not as many as its picture's image tokens.
+            ValueError: a row's placeholders are not as many as its image's image tokens.
         """
         placed = input_ids == self.config.image_token_id
         # The placeholder may lie behind the table's last row, as in converted released models.
@@ -166,7 +166,7 @@ class PixelLMModel(PixelLMPreTrainedModel):
         if found != [wanted] * len(image_tokens):
             raise ValueError(
                 f"The rows of text hold {found} image placeholders, but {len(image_tokens)} "
-                f"pictures give {wanted} image tokens each; build inputs with the model's own "
+                f"images give {wanted} image tokens each; build inputs with the model's own "
                 "processor."
             )
         return embeddings.masked_scatter(placed[..., None], image_tokens.to(embeddings.dtype))
@@ -302,7 +302,7 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         """Run the model; with labels, compute the losses of the paper's section 3.
 
         Args:
-            input_ids: (B, T) ids, one picture's placeholders per row.
+            input_ids: (B, T) ids, one image's placeholders per row.
             pixel_values: (B, 3, H, W) canvases; None in steps after the first.
             pixel_mask: (B, H, W) bool, false in the canvas's padding.
             attention_mask: (B, T), zero at padding and at image tokens in the canvas's padding.
@@ -409,9 +409,9 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Inputs of one step of transformers' ``generate``: pictures go in at the first only.
+        """Inputs of one step of transformers' ``generate``: images go in at the first only.
 
-        The pictures' sizes are for whoever restores masks; the network does without them.
+        The images' sizes are for whoever restores masks; the network does without them.
         transformers before 5.24 hands the cache over as ``past_key_values``.
         """
         cache = past_key_values if cache is None else cache

@@ -1,4 +1,4 @@
-"""What the model's parts hand on: encoded pictures, and all that a forward pass gives.
+"""What the model's parts hand on: encoded images, and all that a forward pass gives.
 
 Plain holders of tensors, documented with their shapes; nothing is computed here. Shape legend:
 B rows, T tokens, D text width, S image tokens, C decoder width, V vocabulary, L scales,
@@ -22,7 +22,7 @@ CACHE_ARGUMENT = (
 
 @dataclass
 class EncodedImages:
-    """What a picture is to the rest of the model; reused over questions and turns.
+    """What an image is to the rest of the model; reused over questions and turns.
 
     Attributes:
         tokens: (B, S, D) inputs of the language model.
@@ -35,7 +35,7 @@ class EncodedImages:
     deepest: Tensor
 
     def select(self, rows: Tensor) -> EncodedImages:
-        """The pictures of ``rows`` (R,), in that order, repeats allowed."""
+        """The images of ``rows`` (R,), in that order, repeats allowed."""
         return EncodedImages(
             self.tokens[rows], [f[rows] for f in self.features], self.deepest[rows]
         )

@@ -4,7 +4,7 @@ Each entry of :mod:`pixellm.model.evidence` is drawn in a window around its box,
 the target's embedding of the coarse scale decides which entries belong to it, the one of the fine
 scale bends how they are drawn. A target is the union of its entries. It stands in for
 :class:`~pixellm.model.decoder.PixelDecoder` where an encoder gives evidence, and knows neither text
-nor pictures. Windows as in Mask R-CNN (He et al., 2017).
+nor images. Windows as in Mask R-CNN (He et al., 2017).
 Shape legend: M targets, B rows, K entries, C decoder width, U windows, S cells along a window's
 side, P pairs of a target and a window, h w a grid, G its side.
 """

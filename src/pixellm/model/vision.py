@@ -1,6 +1,6 @@
-"""Pictures to feature maps: a transformers vision encoder read at several depths.
+"""Images to feature maps: a transformers vision encoder read at several depths.
 
-Knows tensors only: no files, no pictures, no normalisation. Shape legend: B rows, T tokens,
+Knows tensors only: no files, no images, no normalisation. Shape legend: B rows, T tokens,
 C channels, H W the canvas in pixels, h w a feature grid.
 """
 
@@ -276,7 +276,7 @@ class VisionTower(nn.Module):
         }
 
     def _visible_patches(self, pixel_values: Tensor, pixel_mask: Tensor) -> Tensor:
-        """(B, h * w) whether a patch lies in the picture rather than in the padding."""
+        """(B, h * w) whether a patch lies in the image rather than in the padding."""
         grid = self._patch_grid(pixel_values)
         return (
             F.interpolate(pixel_mask[:, None].float(), size=grid, mode="nearest").flatten(1) > 0.5

@@ -223,7 +223,7 @@ class YoloxModel(YoloxPreTrainedModel):
             ``hidden_states`` in the order of :data:`STAGE_NAMES`; ``last_hidden_state`` is the
             pyramid's deepest map.
         """
-        # Boxes and scores of rounded features are others than those of the same picture elsewhere.
+        # Boxes and scores of rounded features are others than those of the same image elsewhere.
         with torch.autocast(pixel_values.device.type, enabled=False):
             maps = self.stem(_fold_neighbours(pixel_values + self.config.pixel_offset))
             states = [maps]

@@ -1,1 +1,1 @@
-"""Prediction jobs: many pictures and questions, resumable, on one machine or on a cluster."""
+"""Prediction jobs: many images and questions, resumable, on one machine or on a cluster."""

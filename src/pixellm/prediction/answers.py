@@ -1,7 +1,7 @@
 """The file that a prediction job writes: one line of JSON an answer, appended batch by batch.
 
 After a kill at any moment the file holds whole batches and perhaps a torn end, which is cut off
-when the job goes on. It knows rows and bytes; it knows no engine and no picture.
+when the job goes on. It knows rows and bytes; it knows no engine and no image.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class AnswerFile:
         """The byte behind the last batch that is done; counts what is."""
         last_batch = done, bad, end = 0, 0, 0
         for _, line in read_lines(self.path):
-            # Building a row may take reading a picture's labels: one a batch has to do.
+            # Building a row may take reading an image's labels: one a batch has to do.
             spared = isinstance(rows, LazyRows) and done % batch_size > 0
             bad += is_bad(self._check(line, done, rows, model, spared=spared))
             done, end = done + 1, end + len(line)
@@ -96,7 +96,7 @@ class AnswerFile:
     ) -> Any:
         """One line as values; it has to be the answer to the row of its number.
 
-        Of a row that is spared the picture and the question are not compared.
+        Of a row that is spared the image and the question are not compared.
         """
         try:
             values = parse_json(line)

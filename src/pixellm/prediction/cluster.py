@@ -1,7 +1,7 @@
 """The batches of a prediction job on many machines: Ray Data hands them out and keeps the order.
 
 Every worker is a :class:`~pixellm.prediction.job.BatchWorker` with its own engine; the answers
-come back to the machine that started the job, which alone writes the file. Pictures, and the files
+come back to the machine that started the job, which alone writes the file. Images, and the files
 of a data set, lie at the same paths on all machines.
 """
 

@@ -43,7 +43,7 @@ class JobState:
         done: rows in the file, bad ones included.
         bad: rows without an answer.
         total: rows of the job.
-        images: pictures answered by this process, each counted once a batch.
+        images: images answered by this process, each counted once a batch.
         seconds: since the first batch was begun; loading models came before that.
         skipped: rows that an earlier call had done.
     """
@@ -62,7 +62,7 @@ class BatchAnswers:
 
     Attributes:
         lines: JSON, one line for each row.
-        images: different pictures that were asked about.
+        images: different images that were asked about.
         seconds: what the batch took its worker.
     """
 
@@ -89,7 +89,7 @@ class BatchWorker:
         rows = list(batch)  # the rows of a data set are built each time they are asked for
         requests, problems = _open_rows(rows)
         answers = self._answer(requests, problems)
-        for row in rows:  # the reason calls the picture what the input calls it
+        for row in rows:  # the reason calls the image what the input calls it
             if row.number in problems and isinstance(row.source, Path):
                 told = problems[row.number]
                 problems[row.number] = told.replace(str(row.source), row.image)
@@ -181,14 +181,14 @@ def _open_rows(rows: Sequence[Row]) -> tuple[dict[int, Request], dict[int, str]]
     """Requests by the number of their row, and the problems of the rows that make none."""
     requests: dict[int, Request] = {}
     problems = {row.number: row.problem for row in rows if row.problem}
-    pictures: dict[Path, NDArray[np.uint8]] = {}
+    images: dict[Path, NDArray[np.uint8]] = {}
     for row in rows:
         if row.problem or row.source is None:
             continue
         try:
-            if isinstance(row.source, Path) and row.source not in pictures:
-                pictures[row.source] = np.asarray(load_image(row.source))
-            image = pictures[row.source] if isinstance(row.source, Path) else row.source
+            if isinstance(row.source, Path) and row.source not in images:
+                images[row.source] = np.asarray(load_image(row.source))
+            image = images[row.source] if isinstance(row.source, Path) else row.source
             requests[row.number] = Request(image, row.question, row.history, row.takes_suffix)
         except _MAYBE_BAD_INPUT as error:
             _check_is_bad_input(error)

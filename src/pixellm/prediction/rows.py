@@ -1,6 +1,6 @@
 """What a prediction job asks: one row a question, from a JSONL file, a folder or samples.
 
-Reads lists of questions and nothing else: pictures are opened when their row is answered. A line
+Reads lists of questions and nothing else: images are opened when their row is answered. A line
 or sample that can't be asked becomes a row that says why, so that none of them stops a job.
 """
 
@@ -30,9 +30,9 @@ class Row:
 
     Attributes:
         number: its place in the job, from 0.
-        image: what the input calls the picture.
+        image: what the input calls the image.
         question: as typed.
-        source: where the picture is, or its pixels as (H, W, 3) uint8 RGB; None in a bad row.
+        source: where the image is, or its pixels as (H, W, 3) uint8 RGB; None in a bad row.
         history: earlier (question, answer) pairs that the input gives, answers with ``{seg}``.
         problem: why the row can't be asked; "" where it can.
         id: names the question in its data set, as in evaluations; "" where there is none.
@@ -78,20 +78,20 @@ class LazyRows(Sequence[Row]):
 
 
 def read_rows(path: Path, question: str = "") -> list[Row]:
-    """The rows of a JSONL file, or of a folder of pictures.
+    """The rows of a JSONL file, or of a folder of images.
 
     A line of the file is an object with ``image`` (a path, relative to the file's folder),
     ``question`` and optionally ``history``, a list of [question, answer] pairs, and ``id``, which
     comes back with the answer; other keys are passed over. In a folder, and those below it, every
-    file with a picture's suffix counts, in the order of their names.
+    file with an image's suffix counts, in the order of their names.
 
     Args:
         path: a file or a folder; "-" for lines from standard input.
-        question: asked about every picture of a folder, and in lines without a question.
+        question: asked about every image of a folder, and in lines without a question.
 
     Raises:
         FileNotFoundError: there is neither.
-        ValueError: nothing to ask, or pictures without a question.
+        ValueError: nothing to ask, or images without a question.
     """
     if str(path) == STANDARD:
         rows = _rows_of_lines(path, question)
@@ -100,7 +100,7 @@ def read_rows(path: Path, question: str = "") -> list[Row]:
     elif path.suffix.lower() in Image.registered_extensions() and path.is_file():
         asked = shlex.quote(question or "What is there?")
         raise ValueError(
-            f"{path} is one picture; ask about it with: pixellm segment {shlex.quote(str(path))} "
+            f"{path} is one image; ask about it with: pixellm segment {shlex.quote(str(path))} "
             f"{asked}"
         )
     elif path.exists():
@@ -108,7 +108,7 @@ def read_rows(path: Path, question: str = "") -> list[Row]:
     else:
         raise FileNotFoundError(f"There is no file or folder {path}.")
     if not rows:
-        raise ValueError(f"{path} holds no pictures to ask about.")
+        raise ValueError(f"{path} holds no images to ask about.")
     return rows
 
 
@@ -126,7 +126,7 @@ def rows_of_samples(
 
     Args:
         samples: built when asked for, the same at each call.
-        root: pictures below it are called by their path from there.
+        root: images below it are called by their path from there.
         single_turns: each sample is known to have one turn; otherwise all of them are built once,
             to count.
         problems: why rows were left out of the samples; they become the last rows.
@@ -145,7 +145,7 @@ def split_rows(rows: Sequence[Row], start: int, batch_size: int) -> list[Sequenc
 def describe_error(error: Exception) -> str:
     """What went wrong with a row, in one line."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'The picture'}: {error.strerror}."
+        return f"{error.filename or 'The image'}: {error.strerror}."
     return " ".join(str(error).split())
 
 
@@ -176,7 +176,7 @@ class _SampleRows:
         earlier = tuple((one.question, one.answer) for one in sample.turns[:turn])
         return Row(
             number,
-            _name_of_picture(sample, self._root),
+            _name_of_image(sample, self._root),
             sample.turns[turn].question,
             sample.image,
             earlier,
@@ -202,7 +202,7 @@ def _first_rows(samples: Sequence[Sample]) -> Sequence[int]:
     return starts
 
 
-def _name_of_picture(sample: Sample, root: Path) -> str:
+def _name_of_image(sample: Sample, root: Path) -> str:
     if not isinstance(sample.image, Path):
         return sample.id
     below = sample.image.is_relative_to(root)
@@ -211,7 +211,7 @@ def _name_of_picture(sample: Sample, root: Path) -> str:
 
 def _rows_of_folder(folder: Path, question: str) -> list[Row]:
     if not question.strip():
-        raise ValueError(f"{folder} is a folder of pictures; say what to ask about each of them.")
+        raise ValueError(f"{folder} is a folder of images; say what to ask about each of them.")
     suffixes = Image.registered_extensions().keys()
     found = sorted(
         path
@@ -240,7 +240,7 @@ def _row_of_line(number: int, line: bytes, folder: Path, default: str) -> Row:
     history = values.get("history", [])
     problem = ""
     if not shown[0]:
-        problem = 'The line has no "image" with the path of a picture.'
+        problem = 'The line has no "image" with the path of an image.'
     elif not shown[1].strip():
         problem = 'The line has no "question", and none is given for all.'
     elif "id" in values and not isinstance(values["id"], str):

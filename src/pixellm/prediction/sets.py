@@ -53,10 +53,10 @@ def open_rows(
 
     Args:
         name: one of :data:`SET_NAMES`.
-        root: folder that holds the data sets; pictures are called by their path from there. Not
+        root: folder that holds the data sets; images are called by their path from there. Not
             used by scenes.
         split: one of the set's.
-        options: further arguments of the reader, by name; of scenes ``num`` pictures (500), with
+        options: further arguments of the reader, by name; of scenes ``num`` images (500), with
             ``dialogues`` about each (4), and ``seed`` (0).
 
     Raises:

@@ -1,1 +1,1 @@
-"""From pictures and text to tensors, and from tensors back to masks and phrases."""
+"""From images and text to tensors, and from tensors back to masks and phrases."""

@@ -1,6 +1,6 @@
-"""Pictures to pixel tensors, true masks to the size of training.
+"""Images to pixel tensors, true masks to the size of training.
 
-Reads any picture Pillow can, letterboxes and normalises it (PAPER: Ren et al., CVPR 2024; the
+Reads any image Pillow can, letterboxes and normalises it (PAPER: Ren et al., CVPR 2024; the
 layout is that of the released code) and brings true masks to the size at which they are compared.
 This module knows no text, no model and no device.
 """
@@ -30,7 +30,7 @@ _SIXTEEN_BIT_MAX = 65535
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """Read a picture as people see it.
+    """Read an image as people see it.
 
     EXIF rotation is applied, transparency lies on white, 16-bit grey is scaled to 8 bits, of an
     animation the first frame is taken; palette, CMYK and grey become RGB.
@@ -44,21 +44,21 @@ def load_image(source: ImageSource) -> Image.Image:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a folder, an empty, damaged or truncated file, no picture at all, or one of
+        ValueError: a folder, an empty, damaged or truncated file, no image at all, or one of
             more pixels than Pillow's limit.
         OSError: the file can't be opened.
     """
     if isinstance(source, np.ndarray):
         return _to_rgb(_from_array(source), "The array")
     if isinstance(source, Image.Image):
-        return _to_rgb(source, "The picture")
+        return _to_rgb(source, "The image")
     path = Path(source)
     if not path.exists():
-        raise FileNotFoundError(f"There is no picture at {path}.")
+        raise FileNotFoundError(f"There is no image at {path}.")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; name one picture in it.")
+        raise ValueError(f"{path} is a folder; name one image in it.")
     if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty; save the picture again.")
+        raise ValueError(f"{path} is empty; save the image again.")
     with path.open("rb") as stream, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return _decode(stream, path)
@@ -70,11 +70,11 @@ def _decode(stream: Any, path: Path) -> Image.Image:
             image.load()
     except Image.UnidentifiedImageError:
         raise ValueError(
-            f"{path} is not a picture that Pillow can read; convert it to PNG or JPEG."
+            f"{path} is not an image that Pillow can read; convert it to PNG or JPEG."
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(
-            f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, the limit of a safe picture; "
+            f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, the limit of a safe image; "
             "make it smaller."
         ) from None
     except Exception as error:  # decoders raise whatever they trip over in damaged bytes
@@ -89,7 +89,7 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     colours = grey.ndim == 2 or (grey.ndim == 3 and grey.shape[2] in (3, 4))
     if not (grey.size and grey.dtype == np.uint8 and colours):
         raise ValueError(
-            "A picture as an array is (H, W, 3) uint8 RGB (or grey, RGBA, or (H, W) uint16), but "
+            "An image as an array is (H, W, 3) uint8 RGB (or grey, RGBA, or (H, W) uint16), but "
             f"this one is {array.shape} {array.dtype}."
         )
     return Image.fromarray(grey)
@@ -124,7 +124,7 @@ class PixelLMImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
 
 
 class PixelLMImageProcessor(BaseImageProcessor):
-    """Letterboxes and normalises pictures; needs no torchvision.
+    """Letterboxes and normalises images; needs no torchvision.
 
     A pixel becomes ``(value * rescale_factor - image_mean) / image_std``; padding is zero
     afterwards. The defaults are those of the released PixelLM, in units of 0..255. For a tower
@@ -181,10 +181,10 @@ class PixelLMImageProcessor(BaseImageProcessor):
         images: ImageSource | Sequence[ImageSource],
         return_tensors: Literal["pt", "np"] = "pt",
     ) -> BatchFeature:
-        """Bring pictures into the model's frame.
+        """Bring images into the model's frame.
 
         Args:
-            images: one picture or several, each as :func:`load_image` takes it.
+            images: one image or several, each as :func:`load_image` takes it.
             return_tensors: "pt" for torch, "np" for NumPy.
 
         Returns:
@@ -192,12 +192,12 @@ class PixelLMImageProcessor(BaseImageProcessor):
             padding; ``original_sizes`` and ``resized_sizes`` (B, 2) int64, (height, width).
 
         Raises:
-            ValueError: no pictures, or one that can't be read (also FileNotFoundError, OSError).
+            ValueError: no images, or one that can't be read (also FileNotFoundError, OSError).
         """
         several = images if isinstance(images, list | tuple) else [images]
         batch = cast("list[ImageSource]", list(several))
         if not batch:
-            raise ValueError("There are no pictures to process.")
+            raise ValueError("There are no images to process.")
         side = self.image_size
         pixels = np.zeros((len(batch), 3, side, side), dtype=np.float32)
         mask = np.zeros((len(batch), side, side), dtype=np.bool_)

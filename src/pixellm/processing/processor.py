@@ -1,7 +1,7 @@
-"""Pictures and dialogues to model inputs: the processor of PixelLM.
+"""Images and dialogues to model inputs: the processor of PixelLM.
 
 A real transformers processor (``AutoProcessor``, ``save_pretrained``, ``apply_chat_template``).
-It knows the tokenizer and the picture geometry, and nothing of the network or of devices.
+It knows the tokenizer and the image geometry, and nothing of the network or of devices.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from pixellm.types import Request, Turn
 def visible_image_tokens(
     resized: tuple[int, int], canvas: int, grid: tuple[int, int]
 ) -> NDArray[np.bool_]:
-    """Which image tokens lie on the picture rather than on the canvas's padding.
+    """Which image tokens lie on the image rather than on the canvas's padding.
 
     Args:
-        resized: (height, width) of the picture on the canvas, in pixels.
+        resized: (height, width) of the image on the canvas, in pixels.
         canvas: side of the canvas in pixels.
         grid: (height, width) of the language model's image grid.
 
@@ -115,13 +115,13 @@ class PixelLMProcessor(ProcessorMixin):
     """Joins the image processor, the tokenizer and the codebook.
 
     Args:
-        image_processor: resizes, pads and normalises pictures.
+        image_processor: resizes, pads and normalises images.
         tokenizer: a fast tokenizer that knows the control tokens.
         chat_template: Jinja template of a dialogue; the tokenizer's own where None.
         image_token: text of the image placeholder.
         codebook_tokens: text of the codebook's tokens, in order.
         llm_grid: (height, width) of the language model's image grid.
-        evidence_tokens: image tokens behind those of the grid, for things found in the picture.
+        evidence_tokens: image tokens behind those of the grid, for things found in the image.
         reasoning_suffix: sentence that the model was trained to read behind a reasoning question,
             which does not ask for masks itself; "" where it was trained on bare questions.
     """
@@ -170,13 +170,13 @@ class PixelLMProcessor(ProcessorMixin):
         type use :meth:`apply_chat_template` with ``tokenize=True``, or :meth:`encode_batch`.
 
         Args:
-            images: one picture per prompt; None for text alone.
+            images: one image per prompt; None for text alone.
             text: one rendered prompt or several.
             **options: of :class:`BatchOptions`.
 
         Raises:
             TypeError: an unknown argument.
-            ValueError: an option that this processor can't follow, or pictures and prompts that
+            ValueError: an option that this processor can't follow, or images and prompts that
                 do not belong together.
         """
         chosen = BatchOptions.parse(options)
@@ -198,7 +198,7 @@ class PixelLMProcessor(ProcessorMixin):
     ) -> Any:
         """Render one conversation or several, or turn them into model inputs.
 
-        With ``tokenize=True`` pictures are taken from the image parts (``{"type": "image",
+        With ``tokenize=True`` images are taken from the image parts (``{"type": "image",
         "image": PIL | array | path}``, also "path" or "url" with a local path) and text that
         people typed can never become a control token.
 
@@ -241,7 +241,7 @@ class PixelLMProcessor(ProcessorMixin):
             return rendered if batched else rendered[0]
         if chat_template not in (None, self.chat_template):
             raise ValueError("Inputs are built with the processor's own chat template only.")
-        images = [image for messages in conversations for image in self._pictures(messages)]
+        images = [image for messages in conversations for image in self._images(messages)]
         batch = self._encode_conversations(conversations, images, add_generation_prompt, chosen)
         return batch if return_dict else batch["input_ids"]
 
@@ -252,16 +252,16 @@ class PixelLMProcessor(ProcessorMixin):
         add_generation_prompt: bool = True,
         padding_side: str = "left",
     ) -> BatchFeature:
-        """Model inputs for several conversations, each about its picture.
+        """Model inputs for several conversations, each about its image.
 
         Args:
             conversations: messages of each row.
-            images: one picture per row, or none at all.
+            images: one image per row, or none at all.
             add_generation_prompt: end each row where the answer begins.
             padding_side: "left" for generation, "right" for training.
 
         Returns:
-            input_ids and attention_mask (B, T), and with pictures pixel_values
+            input_ids and attention_mask (B, T), and with images pixel_values
             (B, 3, S, S), pixel_mask (B, S, S), original_sizes and resized_sizes (B, 2).
         """
         options = BatchOptions(padding_side=padding_side)
@@ -288,7 +288,7 @@ class PixelLMProcessor(ProcessorMixin):
         return asked.question
 
     def image_token_mask(self, resized: Sequence[int]) -> NDArray[np.bool_]:
-        """Which image tokens of a picture of ``resized`` (height, width) are not padding."""
+        """Which image tokens of an image of ``resized`` (height, width) are not padding."""
         cells = visible_image_tokens(
             (int(resized[0]), int(resized[1])),
             self.image_processor.image_size,
@@ -313,7 +313,7 @@ class PixelLMProcessor(ProcessorMixin):
         placed = sum(dialogue.prefix > 0 for dialogue in dialogues)
         if placed != len(sizes) or (len(sizes) and placed != len(dialogues)):
             raise ValueError(
-                f"{len(dialogues)} dialogues place {placed} pictures, but {len(sizes)} are given; "
+                f"{len(dialogues)} dialogues place {placed} images, but {len(sizes)} are given; "
                 "each dialogue needs its own, or none has any."
             )
         if features is not None:
@@ -333,15 +333,15 @@ class PixelLMProcessor(ProcessorMixin):
         return [load_image(i) for i in (images if several else [images])]
 
     @staticmethod
-    def _pictures(messages: Sequence[Message]) -> list[Any]:
-        """The pictures of a conversation's image parts."""
+    def _images(messages: Sequence[Message]) -> list[Any]:
+        """The images of a conversation's image parts."""
         parts = [p for m in messages if not isinstance(m["content"], str) for p in m["content"]]
         found = []
         for part in parts:
             if part.get("type") == "image":
                 source = next((part[k] for k in ("image", "path", "url") if k in part), None)
                 if source is None:
-                    raise ValueError('An image part needs its picture under "image" or "path".')
+                    raise ValueError('An image part needs its image under "image" or "path".')
                 found.append(source)
         return found
 

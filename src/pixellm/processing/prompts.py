@@ -3,7 +3,7 @@
 A prompt template is data: a Jinja chat template stored with the tokenizer. The template alone
 decides where control tokens stand; questions are tokenised with control tokens switched off, so
 ``[SEG0]`` or ``<image>`` in a question stays plain text. Answers may hold ``{seg}`` marks, each
-of which becomes one codebook group. This module knows no pictures and no tensors.
+of which becomes one codebook group. This module knows no images and no tensors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class EncodedDialogue:
         ids: token ids, one image placeholder expanded to the model's number of image tokens.
         labelled: for each id, whether the model is to learn to write it.
         prefix: number of leading ids up to and including the image, shared by every dialogue
-            about the same picture; 0 without a picture.
+            about the same image; 0 without an image.
     """
 
     ids: tuple[int, ...]
@@ -53,12 +53,12 @@ class DecodedAnswer:
 def dialogue_messages(
     history: Sequence[tuple[str, str]], question: str | None = None, *, image: bool = True
 ) -> list[Message]:
-    """Build the usual messages of a dialogue about one picture.
+    """Build the usual messages of a dialogue about one image.
 
     Args:
         history: (question, answer) pairs; answers may hold ``{seg}`` marks.
         question: a last question still to be answered.
-        image: place the picture in front of the first question.
+        image: place the image in front of the first question.
     """
     turns: list[tuple[str, str]] = []
     for asked, answered in history:
@@ -125,7 +125,7 @@ class PromptCodec:
         """Encode messages of roles "user" and "assistant" with text and image parts.
 
         Raises:
-            ValueError: the dialogue holds more than one picture, or a message of another role.
+            ValueError: the dialogue holds more than one image, or a message of another role.
         """
         slots: list[tuple[str, str]] = []
         slotted = [self._with_slots(message, slots) for message in messages]
@@ -173,7 +173,7 @@ class PromptCodec:
         """Encode a rendered prompt: control words without a mark are control tokens.
 
         Raises:
-            ValueError: the prompt places more than one picture.
+            ValueError: the prompt places more than one image.
         """
         ids, prefix = list[int](), 0
         for piece, token, trim in self._pieces(self._written_pattern.split(prompt)):
@@ -244,7 +244,7 @@ class PromptCodec:
             ids.append(token)
             return prefix
         if prefix:
-            raise ValueError("A dialogue is about one picture; this one places several.")
+            raise ValueError("A dialogue is about one image; this one places several.")
         ids += [token] * self.num_image_tokens
         return len(ids)
 

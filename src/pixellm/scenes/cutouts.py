@@ -4,7 +4,7 @@ A cut-out is a sticker with soft edges; it is laid as the drawn stickers are, so
 exact, what is hidden included. This module knows arrays and names of concepts; where photos come
 from, and what is asked about them, is decided elsewhere.
 
-Frames: sizes are (height, width), in pixels; pictures are (H, W, 3) uint8 RGB.
+Frames: sizes are (height, width), in pixels; images are (H, W, 3) uint8 RGB.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pixellm.scenes.scene import Scene, SceneObject, measure_object
 from pixellm.types import BoolMask
 
 LONG_SIDES = (0.1, 0.9)
-"""Range of a cut-out's long side, in short sides of the picture; small ones are as common."""
+"""Range of a cut-out's long side, in short sides of the image; small ones are as common."""
 
 MOST_ENLARGED = 1.5
 """A cut-out is not shown larger than this many times its size in the photo."""
@@ -65,7 +65,7 @@ class Background:
     """What cut-outs are pasted on.
 
     Attributes:
-        pixels: the picture.
+        pixels: the image.
         objects: concept and mask of each object that it shows itself.
         uncertain: concepts of which it shows more than that.
     """
@@ -107,7 +107,7 @@ def paste_scene(
         cutouts: back to front; one may come several times.
 
     Returns:
-        The picture, and every object in it with its visible mask: those of the background first.
+        The image, and every object in it with its visible mask: those of the background first.
         One of the background that is hidden in part, but not clear any more, makes its concept
         uncertain.
     """

@@ -1,6 +1,6 @@
-"""Scenes as an endless data set: picture number n of a split and seed is always the same one.
+"""Scenes as an endless data set: image number n of a split and seed is always the same one.
 
-Joins drawing and questions. Splits differ by their random stream, so that no picture of one is in
+Joins drawing and questions. Splits differ by their random stream, so that no image of one is in
 another; ``test_combination`` asks only (concept, kind of question) pairs that training never
 asks, ``test_style`` draws with artwork that training never sees. This module knows nothing of
 models, tokens or batches.
@@ -76,12 +76,12 @@ class ScenesDataset:
     Args:
         split: one of :data:`SPLITS`.
         seed: another seed gives other scenes.
-        length: how many pictures the set pretends to hold.
-        dialogues_per_image: dialogues about each picture, at most; a poor scene allows fewer.
+        length: how many images the set pretends to hold.
+        dialogues_per_image: dialogues about each image, at most; a poor scene allows fewer.
             Evaluation takes 500 scenes with 4 dialogues each unless told otherwise.
         style: artwork; the split's own where None.
         kinds: weight of each kind of question; the default weights where None.
-        long_side: of the pictures, in pixels.
+        long_side: of the images, in pixels.
         num_objects: in every scene; 2 to 6 at random where None.
 
     Raises:
@@ -125,7 +125,7 @@ class ScenesDataset:
         return self.length
 
     def __getitem__(self, index: int) -> tuple[Sample, ...]:
-        """The dialogues about picture ``index``; they share one image array.
+        """The dialogues about image ``index``; they share one image array.
 
         Raises:
             IndexError: past the length, so that plain iteration ends.
@@ -146,10 +146,10 @@ class ScenesDataset:
         )
 
     def scene(self, index: int, attempt: int = 0) -> Scene:
-        """The drawing of picture ``index``; a later attempt replaces one that allows no question.
+        """The drawing of image ``index``; a later attempt replaces one that allows no question.
 
         Raises:
-            ValueError: pictures of this size hold no scene.
+            ValueError: images of this size hold no scene.
         """
         rng = np.random.default_rng(self._entropy(index, attempt))
         style = load_style(self.style)
@@ -167,7 +167,7 @@ class ScenesDataset:
                 return draw_scene(rng, concepts[: count - fewer], style, size=size)
             except ValueError:
                 continue
-        raise ValueError(f"A picture of {self.long_side} pixels is too small for a scene.")
+        raise ValueError(f"An image of {self.long_side} pixels is too small for a scene.")
 
     def _compose(self, index: int, attempt: int, scene: Scene) -> list[tuple[Turn, ...]]:
         combination = self.split == "test_combination"

@@ -1,10 +1,10 @@
-"""Drawing: concepts and a sticker style in, a picture with exact visible masks out.
+"""Drawing: concepts and a sticker style in, an image with exact visible masks out.
 
 A sticker is scaled, turned, mirrored and tinted, then laid on the background where it hides too
 little of what lies below to matter. A pixel belongs to the topmost sticker whose alpha is at
 least one half there. This module knows nothing of names, questions or data sets.
 
-Frames: sizes are (height, width), boxes (x, y, width, height), in pixels of the picture.
+Frames: sizes are (height, width), boxes (x, y, width, height), in pixels of the image.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ REPEAT_SHARE = 0.3
 """Share of scenes with two or three objects of one concept."""
 
 LONG_SIDE = (0.18, 0.42)
-"""Range of a sticker's long side, in short sides of the picture."""
+"""Range of a sticker's long side, in short sides of the image."""
 
 Plane = NDArray[np.float32]
 
@@ -64,7 +64,7 @@ class Sticker:
 
 
 class Canvas:
-    """The picture in the making, with the owner of every pixel: -1 or an object's number."""
+    """The image in the making, with the owner of every pixel: -1 or an object's number."""
 
     def __init__(self, background: NDArray[np.uint8]) -> None:
         self.pixels: Plane = background.astype(np.float32)
@@ -125,15 +125,15 @@ def draw_scene(
         rng: the only source of chance.
         concepts: what to draw, repeats allowed; the style must cover each.
         style: the artwork.
-        size: (height, width) of the picture in pixels.
+        size: (height, width) of the image in pixels.
 
     Returns:
-        The picture and its objects. Every object lies wholly inside and stays visible to at
+        The image and its objects. Every object lies wholly inside and stays visible to at
         least :data:`MIN_VISIBLE` of its pixels.
 
     Raises:
         FileNotFoundError: the style lacks one of the concepts.
-        ValueError: a picture too small, or too many objects, for every sticker to find a place.
+        ValueError: an image too small, or too many objects, for every sticker to find a place.
     """
     canvas = Canvas(draw_background(rng, size))
     crowded = rng.random() < 0.4
@@ -141,8 +141,8 @@ def draw_scene(
         prepare = partial(_prepare, rng, style, concept.openmoji)
         if not place_sticker(rng, canvas, prepare, rng.uniform(*LONG_SIDE), crowded=crowded):
             raise ValueError(
-                f"{len(concepts)} stickers find no room in a picture of {size[0]} x {size[1]} "
-                "pixels; ask for fewer objects or a larger picture."
+                f"{len(concepts)} stickers find no room in an image of {size[0]} x {size[1]} "
+                "pixels; ask for fewer objects or a larger image."
             )
     image = (canvas.pixels + np.float32(0.5)).astype(np.uint8)
     objects = (describe_object(concept.key, canvas, i) for i, concept in enumerate(concepts))
@@ -209,7 +209,7 @@ def place_sticker(
         rng: chooses places.
         canvas: what it is laid on.
         prepare: makes the sticker from its long side in pixels.
-        long_side: in short sides of the picture, at first.
+        long_side: in short sides of the image, at first.
         smallest: in the same unit; it is never laid smaller.
         crowded: whether it may hide much of what lies below from the start.
 
@@ -230,9 +230,9 @@ def place_sticker(
 
 
 def _choose_window(
-    rng: np.random.Generator, picture: tuple[int, ...], sticker: tuple[int, ...]
+    rng: np.random.Generator, image: tuple[int, ...], sticker: tuple[int, ...]
 ) -> tuple[slice, slice]:
-    top, left = (int(rng.integers(p - s + 1)) for p, s in zip(picture, sticker, strict=True))
+    top, left = (int(rng.integers(p - s + 1)) for p, s in zip(image, sticker, strict=True))
     return slice(top, top + sticker[0]), slice(left, left + sticker[1])
 
 

@@ -1,7 +1,7 @@
-"""Scenes as files: pictures, questions and answers in the format of MUSE, and a sheet to look at.
+"""Scenes as files: images, questions and answers in the format of MUSE, and a sheet to look at.
 
 It writes what a scenes data set yields and refuses to know how a scene is drawn or a question
-made. The format is that of PAPER.md, section 4: a list with one entry per picture. Two keys are
+made. The format is that of PAPER.md, section 4: a list with one entry per image. Two keys are
 added, both parallel to ``questions``: ``kinds``, and ``follow_ups`` with the second turn of a
 dialogue or null, because a question of MUSE stands alone.
 """
@@ -34,7 +34,7 @@ from pixellm.masks import decode_mask, mask_to_box
 from pixellm.processing.phrases import phrase_before
 from pixellm.scenes.dataset import ScenesDataset
 from pixellm.types import SEG_MARK, Sample, Target, Turn
-from pixellm.visualize import draw_contact_sheet, draw_overlay, encode_picture
+from pixellm.visualize import draw_contact_sheet, draw_overlay, encode_image
 
 SHEET_TILES = 48
 """The contact sheet shows the first so many questions."""
@@ -49,11 +49,11 @@ _FIRST_BYTES = b'[\n {\n  "file_name": "images/'
 
 @dataclass(frozen=True, slots=True)
 class ExportedScenes:
-    """Paths of what :func:`export_scenes` wrote; ``annotations`` names pictures relative to it."""
+    """Paths of what :func:`export_scenes` wrote; ``annotations`` names images relative to it."""
 
     annotations: Path
     contact_sheet: Path
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
 
 
 def export_scenes(
@@ -68,7 +68,7 @@ def export_scenes(
         dataset: what to draw.
         out_dir: gets ``images/*.png``, ``muse_{split}.json`` and ``contact_sheet.png``; made
             where missing.
-        num: how many pictures.
+        num: how many images.
         overwrite: whether ``out_dir`` may hold files already; those of an earlier export are
             replaced, others stay.
 
@@ -89,7 +89,7 @@ def export_scenes(
                 f"{out_dir} is not empty; choose another folder or allow overwriting."
             )
         planned = _planned(dataset, out_dir, num)
-        for path in (*planned.pictures, planned.contact_sheet):
+        for path in (*planned.images, planned.contact_sheet):
             check_file(path)
         check_file(planned.annotations, start=_FIRST_BYTES)
         aside.mkdir(exist_ok=True)
@@ -112,11 +112,11 @@ def export_scenes(
 def muse_entry(
     dialogues: Sequence[Sample], file_name: str, category_ids: Mapping[str, int]
 ) -> dict[str, Any]:
-    """The dialogues about one picture as an entry of a MUSE file.
+    """The dialogues about one image as an entry of a MUSE file.
 
     Args:
-        dialogues: samples that share a picture.
-        file_name: what the entry calls the picture.
+        dialogues: samples that share an image.
+        file_name: what the entry calls the image.
         category_ids: number of every object's name.
 
     Returns:
@@ -185,9 +185,9 @@ def _write(dataset: ScenesDataset, folder: Path, num: int) -> ExportedScenes:
     with LineLog(folder / _ENTRIES) as log:
         for index in range(len(entries), num):
             dialogues = dataset[index]
-            picture = planned.pictures[index]
-            picture.write_bytes(encode_picture(Image.fromarray(_pixels(dialogues[0])), ".png"))
-            name = picture.relative_to(folder).as_posix()
+            image = planned.images[index]
+            image.write_bytes(encode_image(Image.fromarray(_pixels(dialogues[0])), ".png"))
+            name = image.relative_to(folder).as_posix()
             entries.append(muse_entry(dialogues, name, category_ids))
             log.append((json.dumps(entries[-1]) + "\n").encode("ascii"))
     planned.annotations.write_text(json.dumps(entries[:num], indent=1), encoding="utf-8")
@@ -220,7 +220,7 @@ def _contact_sheet(dataset: ScenesDataset, num: int) -> bytes:
                 tiles.append(_tile(sample, turn))
                 captions.append(f"{index} · {turn.kind}\nQ: {turn.question}\nA: {turn.answer}")
     sheet = draw_contact_sheet(tiles, captions, columns=min(6, len(tiles)))
-    return encode_picture(sheet, ".png")
+    return encode_image(sheet, ".png")
 
 
 def _pixels(sample: Sample) -> NDArray[np.uint8]:
@@ -229,7 +229,7 @@ def _pixels(sample: Sample) -> NDArray[np.uint8]:
 
 
 def _tile(sample: Sample, turn: Turn) -> Image.Image:
-    """The picture with the masks of one answer, numbered in order of mention."""
+    """The image with the masks of one answer, numbered in order of mention."""
     return draw_overlay(_pixels(sample), [decode_mask(target.mask) for target in turn.targets])
 
 
@@ -241,8 +241,8 @@ def _move(written: ExportedScenes, source: Path, target: Path) -> ExportedScenes
         return path.replace(final) if path.exists() else final  # a call before has moved it
 
     (target / "images").mkdir(exist_ok=True)
-    pictures = tuple(move(picture) for picture in written.pictures)
+    images = tuple(move(image) for image in written.images)
     sheet = move(written.contact_sheet)
     annotations = move(written.annotations)
     shutil.rmtree(source)
-    return ExportedScenes(annotations, sheet, pictures)
+    return ExportedScenes(annotations, sheet, images)

@@ -1,7 +1,7 @@
 """Dialogues about a scene: chooses kinds of questions by weight and checks what may be asked.
 
 The kinds themselves live in ``questions_objects``, ``_places`` and ``_words``, their wording in
-``templates.toml``. This module knows neither pictures nor models.
+``templates.toml``. This module knows neither images nor models.
 """
 
 from __future__ import annotations

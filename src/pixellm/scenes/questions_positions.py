@@ -41,7 +41,7 @@ def ask_relative(view: SceneView, rng: random.Random) -> Draft | None:
 
 
 def ask_nearest(view: SceneView, rng: random.Random) -> Draft | None:
-    """The object nearest an edge of the picture or nearest another object."""
+    """The object nearest an edge of the image or nearest another object."""
     if rng.random() < 0.5:
         side = rng.choice(SIDES)
         item = view.nearest_edge(side, view.objects)

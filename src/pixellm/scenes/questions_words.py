@@ -112,7 +112,7 @@ def ask_membership(view: SceneView, rng: random.Random) -> Draft | None:
 def ask_to_repeat(view: SceneView, rng: random.Random) -> Draft:
     """Names of up to a dozen objects, in the scene or not, to be said again in their order.
 
-    Every word of the answer follows from the question's order, none from the picture: a language
+    Every word of the answer follows from the question's order, none from the image: a language
     model that starts from nothing learns from it to read its question.
     """
     concepts = rng.sample(list(view.knowledge.concepts.values()), rng.randint(2, MAX_REPEATED))
@@ -121,9 +121,9 @@ def ask_to_repeat(view: SceneView, rng: random.Random) -> Draft:
 
 
 def ask_where(view: SceneView, rng: random.Random) -> Draft | None:
-    """Where up to five objects are, by ninths of the picture; some may be nowhere.
+    """Where up to five objects are, by ninths of the image; some may be nowhere.
 
-    The name stands in the question, its position only in the picture: nothing but finding the
+    The name stands in the question, its position only in the image: nothing but finding the
     object tells it, and nothing but finding nothing tells what is not there.
     """
     located = [

@@ -1,7 +1,7 @@
-"""What a drawn scene is: a picture, and every object in it with its exact visible mask.
+"""What a drawn scene is: an image, and every object in it with its exact visible mask.
 
 The drawing writes it, the question writer reads it. It knows nothing of how either is done.
-Frame: pixels of the picture, origin top left, x to the right, y down.
+Frame: pixels of the image, origin top left, x to the right, y down.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pixellm.types import RLE, BoolMask
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """One sticker in the picture.
+    """One sticker in the image.
 
     Attributes:
         concept: key of its row in the concept table.
@@ -35,7 +35,7 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture, (H, W, 3) uint8 RGB, and its objects, back to front.
+    """An image, (H, W, 3) uint8 RGB, and its objects, back to front.
 
     Attributes:
         image: the pixels.

@@ -1,7 +1,7 @@
 """A scene as the question writer sees it: objects with names, positions and sizes, left to right.
 
 It measures and names; which question to ask and how to word it is decided elsewhere.
-Frame: fractions of the picture's sides, x to the right, y down; distances are fractions of the
+Frame: fractions of the image's sides, x to the right, y down; distances are fractions of the
 shorter side.
 """
 
@@ -99,7 +99,7 @@ class SceneView:
 
     Attributes:
         is_complete: whether the objects are all that a question for everything can mean.
-        is_all_there_is: whether nothing else at all is in the picture.
+        is_all_there_is: whether nothing else at all is in the image.
         uncountable: keys of concepts of which a number would be open to dispute.
     """
 
@@ -158,7 +158,7 @@ class SceneView:
         return not present and f"{kind}:{key}" not in self.ambiguous
 
     def ninth(self, item: ViewedObject) -> str | None:
-        """Where in the picture an object's centre is, in words; None where it is near a border."""
+        """Where in the image an object's centre is, in words; None where it is near a border."""
         for share in item.center:
             if min(abs(share - 1 / 3), abs(share - 2 / 3)) < NINTH_MARGIN:
                 return None
@@ -217,7 +217,7 @@ class SceneView:
         return first if own == (max(boxes) if largest else min(boxes)) else None
 
     def ranked(self, among: Sequence[ViewedObject], order: str) -> list[ViewedObject] | None:
-        """Objects from one side of the picture to the other, or by size.
+        """Objects from one side of the image to the other, or by size.
 
         Args:
             among: which objects.

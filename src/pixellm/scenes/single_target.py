@@ -1,6 +1,6 @@
 """Scenes whose questions never have several targets: what training without multi-target data sees.
 
-For comparisons. Pictures, wording and everything else are those of
+For comparisons. Images, wording and everything else are those of
 :class:`~pixellm.scenes.dataset.ScenesDataset`.
 """
 
@@ -20,7 +20,7 @@ class SingleTargetScenes(ScenesDataset):
     """Drawn scenes with dialogues in which every answer has one target or none.
 
     Args:
-        dialogues_per_image: dialogues about each picture, at most.
+        dialogues_per_image: dialogues about each image, at most.
         **options: the other arguments of the scenes data set, by name.
     """
 

@@ -56,7 +56,7 @@ class AblationSettings:
         num_seeds: runs of each variant, with seeds from 0.
         minutes: what all runs may take together, about; None leaves the recipes' steps.
         split: of the scenes that variants are scored on.
-        num_scenes: pictures, the same for all.
+        num_scenes: images, the same for all.
         dialogues_per_image: likewise.
         batch_size: questions answered together.
         device: for scoring; "auto" takes a GPU where there is one, as training does.
@@ -107,7 +107,7 @@ def load_variants(recipes: Sequence[Path], overrides: Iterable[str] = ()) -> dic
         if budget != budgets[first]:
             raise ValueError(
                 f"{name} and {first} train for different budgets ({budget} and {budgets[first]} "
-                "steps, pictures a step); give all variants the same."
+                "steps, images a step); give all variants the same."
             )
     return variants
 
@@ -310,14 +310,14 @@ def _write_tables(
 ) -> None:
     comparison = Comparison(tables)
     budget = " + ".join(
-        f"{n} steps of {b} pictures" for n, b in _budget(next(iter(variants.values())))
+        f"{n} steps of {b} images" for n, b in _budget(next(iter(variants.values())))
     )
     notes = [
         f"{len(variants)} variants with {num_seeds} seeds each, {budget} per run. Scored "
-        f"on scenes, split {settings.split}: {settings.num_scenes} pictures with up to "
+        f"on scenes, split {settings.split}: {settings.num_scenes} images with up to "
         f"{settings.dialogues_per_image} dialogues each, free generation, strict protocol, "
-        "questions with targets. 95 % intervals: bootstrap over seeds and pictures; differences "
-        "are paired by picture. largest_object and all_objects are guesses from the true objects."
+        "questions with targets. 95 % intervals: bootstrap over seeds and images; differences "
+        "are paired by image. largest_object and all_objects are guesses from the true objects."
     ]
     if diverged:
         notes.append(f"\nDiverged and left out: {', '.join(diverged)}.")

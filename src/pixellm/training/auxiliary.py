@@ -3,8 +3,8 @@
 Linear heads on each cell of the encoder predict the share of every class in the cell's area and the
 box of what lies there; another reads the class of the decoder's features and of target embeddings
 with the same weights. Heads belong to training alone and are thrown away afterwards; they know
-nothing of text or of the model. A last loss asks for empty masks where a target is looked for in a
-picture that lacks it.
+nothing of text or of the model. A last loss asks for empty masks where a target is looked for in an
+image that lacks it.
 """
 
 from __future__ import annotations
@@ -176,15 +176,15 @@ class FeatureClassHead(nn.Module):
 def find_absent(
     target_rows: Tensor, target_classes: Tensor, patch_classes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Targets of which the next picture of the batch shows nothing.
+    """Targets of which the next image of the batch shows nothing.
 
     Args:
-        target_rows: (M,) the picture of each target.
+        target_rows: (M,) the image of each target.
         target_classes: (M,) int64, -100 where unknown.
         patch_classes: (B, h, w) int64, see :class:`PatchClassHead`.
 
     Returns:
-        Places (K,) among the targets, and rows (K,) of the pictures that lack them.
+        Places (K,) among the targets, and rows (K,) of the images that lack them.
     """
     others = (target_rows + 1) % len(patch_classes)
     shown = (patch_classes[others] == target_classes[:, None, None]).flatten(1).any(1)

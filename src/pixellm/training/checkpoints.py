@@ -45,7 +45,7 @@ class TrainState:
 
     Attributes:
         step: optimizer steps done in the run.
-        samples: pictures seen in the run, over all processes; position in the data.
+        samples: images seen in the run, over all processes; position in the data.
         dropped_turns: turns left out because they do not fit into a row.
         dropped_rows: of the samples, those of which no turn fits.
         stage: index of the current stage.

@@ -57,7 +57,7 @@ class LossWeights(Section):
     """Class of every target embedding, read by the classifiers of `feature_class`, so that
     embeddings and features come to mean the same; per target."""
     absent: float = Field(default=0.0, ge=0)
-    """Mask cross-entropy of targets looked for in the next picture of the micro-batch, where that
+    """Mask cross-entropy of targets looked for in the next image of the micro-batch, where that
     shows nothing of their class: the mask must stay empty. Per target; teaches masks to tell by
     their score what is not there. Only for data that annotate all they show: what they leave out
     would be taught to be absent."""
@@ -129,7 +129,7 @@ class Stage(Section):
     steps: int = Field(gt=0)
     """Optimizer steps."""
     batch_size: int = Field(gt=0)
-    """Pictures per micro-batch and process."""
+    """Images per micro-batch and process."""
     accumulation: int = Field(default=1, gt=0)
     """Micro-batches per optimizer step."""
     loss: LossWeights = LossWeights()
@@ -150,10 +150,10 @@ class Stage(Section):
     it at the earliest. Not reproducible to the bit."""
 
     @model_validator(mode="after")
-    def _absent_has_other_pictures(self) -> Self:
+    def _absent_has_other_images(self) -> Self:
         if self.loss.absent > 0 and self.batch_size < 2:
             raise ValueError(
-                "loss.absent looks for targets in another picture of the micro-batch; it needs a "
+                "loss.absent looks for targets in another image of the micro-batch; it needs a "
                 "batch_size of at least 2"
             )
         return self
@@ -170,8 +170,8 @@ class CollateConfig(Section):
     max_length: int = Field(default=2048, gt=0)
     """Longest row in tokens; dialogues are cut at a turn boundary."""
     max_text_length: int | None = Field(default=None, gt=0)
-    """Longest dialogue in tokens of text, the picture not counted; None for the row's limit alone.
-    A row holds the picture once and several dialogues about it."""
+    """Longest dialogue in tokens of text, the image not counted; None for the row's limit alone.
+    A row holds the image once and several dialogues about it."""
 
 
 class CheckpointConfig(Section):
@@ -194,7 +194,7 @@ class EvaluationConfig(Section):
     data: DataSource | None = None
     """The data set to ask about; None draws scenes."""
     num_scenes: int = Field(default=100, gt=0)
-    """Pictures looked at each time."""
+    """Images looked at each time."""
     split: str = "val"
     """Split of the scenes, where `data` is none."""
     max_new_tokens: int = Field(default=96, gt=0)

@@ -42,7 +42,7 @@ def build_accelerator(config: RunConfig) -> Accelerator:
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "trackers")),
         kwargs_handlers=[
-            # A picture without targets leaves the decoder idle on its process.
+            # An image without targets leaves the decoder idle on its process.
             DistributedDataParallelKwargs(find_unused_parameters=True),
             InitProcessGroupKwargs(timeout=LONGEST_WAIT),
         ],

@@ -23,8 +23,8 @@ SAME_THING = 0.5
 OTHER_THING = 0.3
 """It shows none when it overlaps none more than so much; what lies between teaches no choice."""
 
-WINDOWS_PER_PICTURE = 12
-"""Things of a picture that are drawn in one step, picked at random."""
+WINDOWS_PER_IMAGE = 12
+"""Things of an image that are drawn in one step, picked at random."""
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def region_loss(decoder: Any, features: Sequence[Tensor], batch: Mapping[str, Te
         overlap = box_overlap(entries[row, :, :4], boxes[own])
         best, which = overlap.max(1)
         shown = ((best > SAME_THING) & (entries[row, :, BOX_CHANNELS - 1] > 0)).nonzero()[:, 0]
-        picked = shown[torch.randperm(len(shown))[:WINDOWS_PER_PICTURE]]
+        picked = shown[torch.randperm(len(shown))[:WINDOWS_PER_IMAGE]]
         picked = picked[which[picked].argsort()]  # by object, so that both are in ascending order
         owners.append(torch.full_like(picked, row))
         places.append(picked)

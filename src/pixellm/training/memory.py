@@ -20,8 +20,8 @@ from pixellm.training.config import RunConfig, Stage
 
 Strategy = Literal["DDP", "FSDP2", "ZeRO-2"]
 
-TARGETS_PER_PICTURE = 6
-"""Masks that a picture is taken to ask for."""
+TARGETS_PER_IMAGE = 6
+"""Masks that an image is taken to ask for."""
 
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Per weight: 4 bits, an 8-bit scale per 64 weights, a float32 scale per 256 of these."""
@@ -189,7 +189,7 @@ def _language_model_bytes(model: Any, rows: int, length: int, dtype: torch.dtype
 def _decoder_bytes(model: Any, rows: int) -> float:
     """Kept by codebook, neck and decoder, in float32."""
     config, inner = model.config, model.model
-    count = rows * TARGETS_PER_PICTURE
+    count = rows * TARGETS_PER_IMAGE
     parts = (inner.codebook, inner.feature_projector, inner.pixel_decoder, inner.vision_tower)
     for part in parts:
         part.float()

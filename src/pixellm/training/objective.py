@@ -2,7 +2,7 @@
 
 Every loss is a sum over this micro-batch divided by a count over the whole optimizer step (all
 micro-batches of all processes), so that adding up micro-batches equals one large batch; but for
-"absent", whose targets are looked for in other pictures of their own micro-batch, and "region", a
+"absent", whose targets are looked for in other images of their own micro-batch, and "region", a
 mean over the things of its own. Knows
 the model's call and its losses; nothing of optimizers, files or schedules.
 """
@@ -154,7 +154,7 @@ class Objective(nn.Module):
     def _head(self, name: str) -> Any:
         head = getattr(self, f"{name}_head", None)
         if head is None:
-            raise ValueError(f"A {name} loss needs data that names what its pictures show.")
+            raise ValueError(f"A {name} loss needs data that names what its images show.")
         return head
 
     def _cell_losses(
@@ -211,7 +211,7 @@ class Objective(nn.Module):
         return losses
 
     def _absent_loss(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """Summed cross-entropy against empty masks, of targets that another picture lacks."""
+        """Summed cross-entropy against empty masks, of targets that another image lacks."""
         classes = batch["patch_classes"]
         places, rows = find_absent(batch["target_rows"], batch["target_classes"], classes)
         if not len(places):

@@ -25,7 +25,7 @@ from pixellm.training.stream import build_source, distinct_changes
 from pixellm.training.validation import evaluation_source, open_evaluation_data
 
 _CONTROL_TOKENS = 2
-"""Tokens that a dialogue template adds beside the picture's and the codebook's."""
+"""Tokens that a dialogue template adds beside the image's and the codebook's."""
 
 _NO_MODEL_RULES = ("patch_class_head", "patch_box_head", "feature_class_head")
 
@@ -54,13 +54,13 @@ class EvaluationPlan:
     Attributes:
         name: of the data set, as the recipe names it.
         every_steps: steps between them; one also ends every stage.
-        num_pictures: looked at each time; None where the data cannot be read.
+        num_images: looked at each time; None where the data cannot be read.
         problem: why they cannot.
     """
 
     name: str
     every_steps: int
-    num_pictures: int | None
+    num_images: int | None
     problem: str = ""
 
 
@@ -71,7 +71,7 @@ class StagePlan:
     Attributes:
         name: of the stage.
         steps: optimizer steps.
-        samples_per_step: pictures, over all GPUs.
+        samples_per_step: images, over all GPUs.
         steps_per_epoch: until every item of the slowest data set was seen once; None where the
             data cannot be read.
         rows: what trains, as the run itself will show it.

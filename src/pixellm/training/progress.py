@@ -57,7 +57,7 @@ class Meter:
     started: float = field(default_factory=time.monotonic)
 
     def add(self, losses: Mapping[str, Tensor], images: int, tokens: int) -> None:
-        """Counts one step in: pictures of all processes, tokens of this one."""
+        """Counts one step in: images of all processes, tokens of this one."""
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
         self.steps += 1

@@ -33,7 +33,7 @@ PERIOD = 1000
 
 
 class SampleDataset(Protocol):
-    """Map-style data: an index gives the dialogues about one picture, always the same."""
+    """Map-style data: an index gives the dialogues about one image, always the same."""
 
     def __len__(self) -> int: ...
 
@@ -216,7 +216,7 @@ def batch_stream(
         mixture: the data.
         collate: samples to tensors; runs in the workers.
         start: number of the first sample, over all processes.
-        batch_size: pictures per micro-batch and process.
+        batch_size: images per micro-batch and process.
         num_batches: how many to prepare.
         rank: this process.
         num_processes: all processes; they never see the same sample.

@@ -211,7 +211,7 @@ class _Run(Run):
             self.optimizer.step()
         if self.average is not None:
             self.average.update()
-        images = self._pictures_of(batches)
+        images = self._images_of(batches)
         tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
         values = {**sums, "grad_norm": norm / accelerator.num_processes}
         self.meter.add(values, images, tokens)
@@ -229,7 +229,7 @@ class _Run(Run):
         local = torch.stack(parts).sum(0).to(self.accelerator.device)
         total = self.accelerator.reduce(local, "sum")
         turns, rows = (int(value) for value in total[-2:])
-        if rows == self._pictures_of(batches):
+        if rows == self._images_of(batches):
             raise ValueError(
                 f"None of the {rows} samples of step {self.state.step + 1} fits into "
                 f"{self.config.collate.max_length} tokens; raise collate.max_length."
@@ -240,8 +240,8 @@ class _Run(Run):
         self.meter.dropped_rows += rows
         return normalisers_of(total[:-2])
 
-    def _pictures_of(self, batches: list[Batch]) -> int:
-        """Pictures that a step takes from the data over all processes, kept or left out."""
+    def _images_of(self, batches: list[Batch]) -> int:
+        """Images that a step takes from the data over all processes, kept or left out."""
         return self.stage.batch_size * len(batches) * self.accelerator.num_processes
 
     def _to_device(self, batch: Batch) -> dict[str, Tensor]:

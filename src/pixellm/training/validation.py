@@ -20,7 +20,7 @@ _BATCH = 16
 
 
 def open_evaluation_data(settings: EvaluationConfig) -> SampleDataset:
-    """The data set of a run's evaluations, its first picture read.
+    """The data set of a run's evaluations, its first image read.
 
     Made before a run starts, this finds what would stop it at its first evaluation.
 
@@ -32,7 +32,7 @@ def open_evaluation_data(settings: EvaluationConfig) -> SampleDataset:
     source = evaluation_source(settings)
     dataset = build_source(source)
     if not len(dataset):
-        raise ValueError(f"The evaluation data {source.name!r} of the recipe hold no picture.")
+        raise ValueError(f"The evaluation data {source.name!r} of the recipe hold no image.")
     dataset[0]
     return dataset
 
@@ -58,7 +58,7 @@ def evaluate_run(
         settings: what to ask about, how much of it, and the length of answers.
 
     Returns:
-        Scores by name; those that no picture counts towards are left out.
+        Scores by name; those that no image counts towards are left out.
 
     Raises:
         ImportError: scenes without the extra `scenes`.
@@ -76,8 +76,8 @@ def evaluate_run(
     return {name: score.value for name, score in headline if score.value is not None}
 
 
-def evaluate_on_data(engine: Any, source: DataSource, num_pictures: int) -> dict[str, float]:
-    """Mask scores of the answers to every dialogue about the first pictures of a data set.
+def evaluate_on_data(engine: Any, source: DataSource, num_images: int) -> dict[str, float]:
+    """Mask scores of the answers to every dialogue about the first images of a data set.
 
     Masks are matched one to one; one too many or too few counts with IoU 0.
     """
@@ -86,9 +86,9 @@ def evaluate_on_data(engine: Any, source: DataSource, num_pictures: int) -> dict
     from pixellm.masks import decode_mask
 
     dataset = build_source(source)
-    pictures = (dataset[index] for index in range(min(num_pictures, len(dataset))))
+    images = (dataset[index] for index in range(min(num_images, len(dataset))))
     total: dict[str, Ratio] = {}
-    for dialogue in answer_dialogues(engine, itertools.chain.from_iterable(pictures), _BATCH):
+    for dialogue in answer_dialogues(engine, itertools.chain.from_iterable(images), _BATCH):
         for turn, answer in zip(dialogue.sample.turns, dialogue.predictions, strict=True):
             truths = _stack([decode_mask(target.mask) for target in turn.targets], answer.size)
             masks = _stack([segment.mask for segment in answer.segments], answer.size)

@@ -1,4 +1,4 @@
-"""Pictures and annotations that tests write: drawn, or cut from a set of photos where present."""
+"""Images and annotations that tests write: drawn, or cut from a set of photos where present."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PHOTOS = Path(
 
 
 def draw_photo(path: Path, size: tuple[int, int], seed: int = 0, **save: Any) -> Path:
-    """A picture of noise and shapes, (height, width) in pixels."""
+    """An image of noise and shapes, (height, width) in pixels."""
     draw = np.random.default_rng(seed)
-    picture = Image.fromarray(draw.integers(0, 255, (*size, 3), dtype=np.uint8).astype(np.uint8))
-    canvas = ImageDraw.Draw(picture)
+    image = Image.fromarray(draw.integers(0, 255, (*size, 3), dtype=np.uint8).astype(np.uint8))
+    canvas = ImageDraw.Draw(image)
     canvas.ellipse((2, 2, size[1] // 2, size[0] // 2), fill=(200, 40, 40))
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, **save)
+    image.save(path, **save)
     return path
 
 

@@ -20,7 +20,7 @@ from pixellm.data.readers.base import Reader
 from pixellm.types import Turn
 
 SPLITS = ("train", "train", "val", "testA")
-"""Of the pictures, in order."""
+"""Of the images, in order."""
 
 _EXPRESSION = re.compile(r"object number (\d+) version (\d+)", re.IGNORECASE)
 
@@ -35,7 +35,7 @@ def asked(turn: Turn) -> list[tuple[int, int]]:
 
 
 def coco_set(images: Path, count: int = 4) -> dict[str, Any]:
-    """An instances file's content, and its pictures in a folder."""
+    """An instances file's content, and its images in a folder."""
     if PHOTOS.is_dir():
         return _cut_from_photos(images, count)
     return _draw(images, count)
@@ -55,11 +55,11 @@ def _cut_from_photos(images: Path, count: int) -> dict[str, Any]:
 
 
 def _draw(folder: Path, count: int) -> dict[str, Any]:
-    pictures, annotations = [], []
+    images, annotations = [], []
     for number in range(count):
         name, height, width = f"COCO_train2014_{number:012d}.jpg", 40 + number, 60
         draw_photo(folder / name, (height, width), seed=number)
-        pictures.append({"id": 500 - number, "file_name": name, "height": height, "width": width})
+        images.append({"id": 500 - number, "file_name": name, "height": height, "width": width})
         for place in range(4):
             shape: Any = [
                 rectangle(3 * place, 2, 3 * place + 9, 20),
@@ -76,7 +76,7 @@ def _draw(folder: Path, count: int) -> dict[str, Any]:
                 }
             )
     categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "cup"}]
-    return {"images": pictures, "annotations": annotations, "categories": categories}
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def with_lists_of_runs(instances: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def with_lists_of_runs(instances: dict[str, Any]) -> dict[str, Any]:
 
 
 def refs_of(instances: dict[str, Any], things: int = 4, versions: int = 2) -> list[dict[str, Any]]:
-    """Refs of the first things of each picture, as the refer family holds them."""
+    """Refs of the first things of each image, as the refer family holds them."""
     refs = []
     for image, split in zip(instances["images"], SPLITS, strict=True):
         own = [one for one in instances["annotations"] if one["image_id"] == image["id"]]

@@ -134,7 +134,7 @@ def test_an_instances_file_stays_on_disk(path: Path) -> None:
     assert held < 30 * 20_500, "24 bytes an entry, and a little"
     assert peak < path.stat().st_size, "never the whole file"
     assert index.annotation(3 * 17_001)["image_id"] == 1
-    assert index.picture(499).file_name == "499.jpg"
+    assert index.image(499).file_name == "499.jpg"
     assert not index.has_annotation(4)
 
 
@@ -148,7 +148,7 @@ def test_instances_files_name_their_bad_entries(path: Path) -> None:
     assert [row for row, _ in index.problems] == [
         *("images 1", "images 2", "images 3", "images 4", "annotations 0", "annotations 1")
     ]
-    assert [index.has_picture(i) for i in (1, 2, 3, 4, 5)] == [True, *[False] * 4]
+    assert [index.has_image(i) for i in (1, 2, 3, 4, 5)] == [True, *[False] * 4]
     path.write_text(json.dumps({"images": images}))
     with pytest.raises(ValueError, match="no annotations and no categories"):
         InstanceFile(path)

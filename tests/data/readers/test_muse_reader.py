@@ -103,7 +103,7 @@ def test_every_question_has_its_text_or_composed_answer_and_exact_masks(root: Pa
 def test_an_epoch_asks_every_question_once_in_items_of_one_photo(root: Path) -> None:
     reader = open_reader("muse", root, "train", seed=2)
     wanted = sorted(sample.turns[0].question for sample in reader.evaluation_samples())
-    assert reader.counts() == {"pictures": 3, "questions": 7, "targets": 21, "items": 4}
+    assert reader.counts() == {"images": 3, "questions": 7, "targets": 21, "items": 4}
     composed = set()
     for epoch in range(8):
         items = [reader.dialogues(index, epoch) for index in range(len(reader))]

@@ -31,7 +31,7 @@ def annotation(number, image, category, segmentation, crowd=0):
 
 @pytest.fixture
 def root(tmp_path):
-    """Two pictures: two dogs, a bird and a crowd of people; a picture of a cat with two rings."""
+    """Two images: two dogs, a bird and a crowd of people; an image of a cat with two rings."""
     for number in (1, 2, 3):
         draw_photo(tmp_path / "train" / f"{number}.jpg", SIZE, number)
     write_json(
@@ -72,7 +72,7 @@ def turns_of(reader):
 
 def test_every_instance_has_its_own_mask_from_left_to_right(root):
     reader = OwnCoco(root)
-    assert len(reader) == 2  # the third picture shows nothing annotated
+    assert len(reader) == 2  # the third image shows nothing annotated
     targets = [target for turn in turns_of(reader) for target in turn.targets]
     assert Counter(target.name for target in targets) == {"dog": 2, "small bird": 1, "cat": 1}
     dogs = [decode_mask(target.mask) for target in targets if target.name == "dog"]
@@ -129,7 +129,7 @@ def test_small_classes_wait_unless_nothing_is_larger(root):
     assert names == [{"dog"}, {"cat"}]
 
 
-def test_evaluation_asks_for_each_category_of_each_picture_alone(root):
+def test_evaluation_asks_for_each_category_of_each_image_alone(root):
     samples = OwnCoco(root, seed=4).evaluation_samples()
     assert [s.turns[0].question for s in samples] == [
         "Segment the dog.",
@@ -138,7 +138,7 @@ def test_evaluation_asks_for_each_category_of_each_picture_alone(root):
     ]
     assert [len(s.turns[0].targets) for s in samples] == [2, 1, 1]
     assert samples[0].turns == OwnCoco(root, seed=9).evaluation_samples()[0].turns
-    assert OwnCoco(root).counts() == {"pictures": 2, "questions": 3, "targets": 4, "classes": 4}
+    assert OwnCoco(root).counts() == {"images": 2, "questions": 3, "targets": 4, "classes": 4}
 
 
 def test_bad_rows_are_listed_with_their_place_and_never_used(root):
@@ -165,23 +165,23 @@ def test_bad_rows_are_listed_with_their_place_and_never_used(root):
         "category 11",
     }
     assert "three points" in found["annotation 0"]
-    assert "no picture 77" in found["annotation 5"]
+    assert "no image 77" in found["annotation 5"]
     assert "no category 4" in found["annotation 6"]
     assert "(7, 7)" in found["annotation 8"]
     asked = {target.name for turn in turns_of(reader) for target in turn.targets}
     assert asked == {"small bird", "cat"}  # one dog of two can't be used, so "the dogs" would lie
 
 
-def test_check_finds_missing_and_wrong_pictures(root):
+def test_check_finds_missing_and_wrong_images(root):
     (root / "train" / "1.jpg").unlink()
     draw_photo(root / "train" / "2.jpg", (SIZE[1], SIZE[0]))
     reasons = sorted(bad.reason for bad in OwnCoco(root).check())
     assert len(reasons) == 2
-    assert reasons[0].startswith("The picture is (60, 40), its annotation says (40, 60)")
-    assert reasons[1] == "The picture is missing."
+    assert reasons[0].startswith("The image is (60, 40), its annotation says (40, 60)")
+    assert reasons[1] == "The image is missing."
 
 
-def test_a_picture_turned_by_exif_is_seen_upright(root):
+def test_an_image_turned_by_exif_is_seen_upright(root):
     from PIL import Image
 
     exif = Image.Exif()
@@ -190,7 +190,7 @@ def test_a_picture_turned_by_exif_is_seen_upright(root):
     assert not list(OwnCoco(root).check())
 
 
-def test_a_picture_with_nothing_usable_names_itself(root):
+def test_an_image_with_nothing_usable_names_itself(root):
     edit(root, lambda data: data["annotations"][4].update(segmentation=[rectangle(70, 0, 80, 9)]))
     reader = OwnCoco(root)
     with pytest.raises(ValueError, match=r"instances_train\.json, image 1: No class"):

@@ -53,7 +53,7 @@ def test_a_line_is_a_dialogue(tmp_path):
     known = [{"name": "table", "segmentation": encode_mask(np.ones(SIZE, dtype=bool))}]
     write_lines(tmp_path, line(id="mine", size=list(SIZE), objects=known), "", line())
     reader = JsonlSamples(tmp_path)
-    assert reader.counts() == {"pictures": 2, "questions": 4, "targets": 4}
+    assert reader.counts() == {"images": 2, "questions": 4, "targets": 4}
     (sample,) = reader.compose(0, reader.random_of(0))
     (other,) = reader.compose(1, reader.random_of(1))
     assert (sample.id, other.id) == ("mine", "jsonl-train-3")
@@ -84,9 +84,9 @@ def target(**changes):
         (line(turns=[target(mask=[])]), "lacks 'segmentation'"),
         (line(turns=[target(segmentation=[[1, 2, 3]])]), "even length"),
         (line(turns=[target(segmentation={"size": [2, 2], "counts": [4]})]), "(2, 2)"),
-        (line(image="photos/2.jpg"), "There is no picture"),
+        (line(image="photos/2.jpg"), "There is no image"),
         (line(turns=[]), "no turns"),
-        (line(image="photos/3.jpg", size=list(SIZE)), "The picture is (40, 30)"),
+        (line(image="photos/3.jpg", size=list(SIZE)), "The image is (40, 30)"),
     ],
 )
 def test_a_bad_line_is_listed_with_its_number_and_reason(tmp_path, bad, words):
@@ -165,7 +165,7 @@ def test_labelme_shapes_of_every_kind_are_masks(tmp_path):
     assert not list(reader.check())
 
 
-def test_labelme_pictures_inside_the_json_and_windows_paths(tmp_path):
+def test_labelme_images_inside_the_json_and_windows_paths(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
     labelme(tmp_path / "train" / "a.json", [shape("cup", corners(CUP))], "gone.png", png(pixels))
     draw_photo(tmp_path / "photos" / "b.jpg", SIZE)
@@ -196,7 +196,7 @@ def test_labelme_faults_are_listed_and_their_class_is_not_asked_for(tmp_path):
     assert {t.name for s in reader[0] for t in s.turns[0].targets} == {"cup"}
 
 
-def test_labelme_pictures_with_too_many_of_everything_are_left_out(tmp_path):
+def test_labelme_images_with_too_many_of_everything_are_left_out(tmp_path):
     for number in (1, 2):
         draw_photo(tmp_path / "train" / f"{number}.jpg", SIZE)
     peas = [shape("pea", corners(rectangle(n, 0, n + 1, 5))) for n in range(21)]
@@ -214,7 +214,7 @@ def said(*texts):
     ]
 
 
-def test_llava_conversations_keep_their_turns_and_lose_the_picture_mark(tmp_path):
+def test_llava_conversations_keep_their_turns_and_lose_the_image_mark(tmp_path):
     draw_photo(tmp_path / "coco" / "train2017" / "1.jpg", SIZE)
     rows = [
         {
@@ -230,7 +230,7 @@ def test_llava_conversations_keep_their_turns_and_lose_the_picture_mark(tmp_path
     ]
     write_json(tmp_path / "llava_dataset" / "llava_instruct_150k.json", rows)
     reader = LlavaInstruct(tmp_path)
-    assert reader.counts() == {"pictures": 2, "questions": 3, "targets": 0}
+    assert reader.counts() == {"images": 2, "questions": 3, "targets": 0}
     (sample,) = reader.compose(0, reader.random_of(0))
     assert [(turn.question, turn.answer) for turn in sample.turns] == [
         ("Who?", "A man."),
@@ -242,4 +242,4 @@ def test_llava_conversations_keep_their_turns_and_lose_the_picture_mark(tmp_path
     assert "text alone" in found["entry 1"]
     assert "alternate" in found["entry 2"]
     assert "{seg}" in found["entry 3"]
-    assert "There is no picture" in found["entry 5"]
+    assert "There is no image" in found["entry 5"]

@@ -42,7 +42,7 @@ def root(tmp_path):
 
 def test_an_epoch_asks_for_each_expression_once(root):
     reader = OwnExpressions(root)
-    assert reader.counts() == {"pictures": 1, "questions": 5, "targets": 5}
+    assert reader.counts() == {"images": 1, "questions": 5, "targets": 5}
     for epoch in range(5):
         targets = [
             target

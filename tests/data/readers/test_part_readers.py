@@ -18,9 +18,9 @@ SHAPES = {
 }
 
 
-def coco_file(names, of_shape, picture):
+def coco_file(names, of_shape, image):
     return {
-        "images": [{"id": 5, "height": SIZE[0], "width": SIZE[1], **picture}],
+        "images": [{"id": 5, "height": SIZE[0], "width": SIZE[1], **image}],
         "annotations": [
             {"id": shape, "image_id": 5, "category_id": category, "segmentation": SHAPES[shape]}
             for shape, category in of_shape.items()
@@ -81,7 +81,7 @@ def test_parts_are_asked_for_both_ways_and_three_at_a_time(root):
     assert max(len(turn.targets) for turn in answers(PacoLvis(root))) == 3
 
 
-def test_pascal_part_finds_its_pictures(root):
+def test_pascal_part_finds_its_images(root):
     reader = PascalPart(root)
     assert reader.class_names == ("dog head", "cat tail")
     assert not list(reader.check())

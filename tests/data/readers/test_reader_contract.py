@@ -84,10 +84,10 @@ def test_recipes_name_readers(root: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["pixellm_7b.yaml", "pixellm_13b.yaml"])
-def test_the_papers_recipes_ask_a_picture_up_to_three_questions_of_three(
+def test_the_papers_recipes_ask_an_image_up_to_three_questions_of_three(
     recipe: str, tmp_path: Path
 ) -> None:
-    """Eight expressions for four things of a picture: all eight are asked, the release's min(9)."""
+    """Eight expressions for four things of an image: all eight are asked, the release's min(9)."""
     config = load_config(Path(__file__).parents[3] / "recipes" / recipe)
     instances = coco_set(tmp_path / "coco/train2014")
     refer = [s for s in config.data if s.name in ("refclef", "refcoco", "refcoco+", "refcocog")]

@@ -101,7 +101,7 @@ def test_polygons_of_any_form_agree_with_another_filler_up_to_their_border() -> 
         assert ours[border].mean() > 0.97, "the border belongs to the polygon"
 
 
-def test_the_benchmark_asks_the_first_text_of_each_picture(root: Path) -> None:
+def test_the_benchmark_asks_the_first_text_of_each_image(root: Path) -> None:
     reader = open_reader("reasonseg", root, "train")
     first, second = (sample.turns[0] for sample in reader.evaluation_samples())
     assert first.question == f"{SENTENCE} Please output segmentation mask."
@@ -127,7 +127,7 @@ def test_the_benchmark_asks_a_text_as_annotated(tmp_path: Path, is_sentence: boo
 def test_an_epoch_asks_every_text_once(root: Path) -> None:
     reader = open_reader("reasonseg", root, "train")
     assert reader.counts() == {
-        "pictures": 2,
+        "images": 2,
         "questions": 5,
         "targets": 5,
         "items": 3,
@@ -188,11 +188,11 @@ def test_bad_files_are_left_out_and_named(root: Path, values: Any, reason: str) 
     reader = open_reader("reasonseg", root, "train")
     (bad,) = reader.bad_rows
     assert bad.file == path and reason in bad.reason
-    assert reader.counts()["pictures"] == 2
+    assert reader.counts()["images"] == 2
     assert list(reader.check()) == [bad]
 
 
-def test_broken_json_missing_pictures_and_hidden_targets_are_named(root: Path) -> None:
+def test_broken_json_missing_images_and_hidden_targets_are_named(root: Path) -> None:
     folder = root / "reason_seg/ReasonSeg/train"
     (folder / "broken.json").write_text('{"text": [')
     alone = _write(root, "train", "alone", [BIG], [SENTENCE])
@@ -204,10 +204,10 @@ def test_broken_json_missing_pictures_and_hidden_targets_are_named(root: Path) -
     assert found.keys() == {"broken.json", "alone.json", hidden.name}
     assert "no readable JSON" in found["broken.json"]
     assert "alone.jpg is missing" in found["alone.json"]
-    assert "outside the picture" in found[hidden.name]
+    assert "outside the image" in found[hidden.name]
 
 
-def test_the_size_is_that_of_the_picture_as_people_see_it(tmp_path: Path) -> None:
+def test_the_size_is_that_of_the_image_as_people_see_it(tmp_path: Path) -> None:
     path = _write(tmp_path, "val", "turned", [BIG], [SENTENCE])
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side

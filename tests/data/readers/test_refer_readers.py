@@ -63,10 +63,10 @@ def test_every_evaluation_question_asks_one_expression_for_its_exact_mask(
     family: tuple[str, Path, COCO],
 ) -> None:
     name, root, coco = family
-    for split, pictures in (("train", 2), ("val", 1)):
+    for split, images in (("train", 2), ("val", 1)):
         reader = open_reader(name, root, split)
         samples = reader.evaluation_samples()
-        assert len(samples) == reader.counts()["questions"] == 8 * pictures
+        assert len(samples) == reader.counts()["questions"] == 8 * images
         for sample in samples:
             (turn,) = sample.turns
             ((annotation, version),) = asked(turn)
@@ -126,7 +126,7 @@ def test_the_same_index_is_the_same_sample_wherever_it_is_read(
     ("things", "versions", "per_item", "wanted"),
     [(1, 3, 3, 3), (2, 3, 3, 6), (3, 3, 3, 9), (4, 4, 3, 9), (4, 1, 3, 4), (4, 2, 2, 6)],
 )
-def test_a_picture_is_asked_so_many_questions_about_different_things(
+def test_an_image_is_asked_so_many_questions_about_different_things(
     tmp_path: Path, things: int, versions: int, per_item: int, wanted: int
 ) -> None:
     """The paper's setting: up to three questions for up to three expressions each."""
@@ -134,7 +134,7 @@ def test_a_picture_is_asked_so_many_questions_about_different_things(
     refs = refs_of(instances, things, versions)
     write_refer(tmp_path, "refcoco", "refs(unc).p", instances, refs)
     reader = open_reader("refcoco", tmp_path, "train", per_item=per_item, questions_per_picture=3)
-    assert len(reader) == reader.counts()["pictures"] == 2
+    assert len(reader) == reader.counts()["images"] == 2
     seen = set()
     for epoch in range(25):
         for index in range(len(reader)):
@@ -258,7 +258,7 @@ def test_check_finds_what_shows_only_when_it_is_decoded(
     by_id[refs[0]["ann_id"]]["segmentation"] = [[1.0, 2.0, 3.0, 4.0, 5.0]]
     by_id[refs[1]["ann_id"]]["segmentation"] = [[5.0, 5.0, 5.0, 5.0, 5.0, 5.0]]
     instances["images"][0]["height"] += 1
-    for one in instances["annotations"]:  # run lengths would not fill the taller picture
+    for one in instances["annotations"]:  # run lengths would not fill the taller image
         if one["image_id"] == instances["images"][0]["id"] and isinstance(
             one["segmentation"], dict
         ):
@@ -348,9 +348,7 @@ def test_unknown_splits_partitions_and_options_are_refused(
         open_reader("refcoco", tmp_path, "testB")
 
 
-def test_a_picture_can_not_lead_out_of_its_folder(
-    tmp_path: Path, instances: dict[str, Any]
-) -> None:
+def test_an_image_can_not_lead_out_of_its_folder(tmp_path: Path, instances: dict[str, Any]) -> None:
     instances["images"][0]["file_name"] = "../../secret.jpg"
     write_refer(tmp_path, "refcoco", "refs(unc).p", instances, refs_of(instances))
     reader = open_reader("refcoco", tmp_path, "train")
@@ -358,7 +356,7 @@ def test_a_picture_can_not_lead_out_of_its_folder(
     assert all("secret" not in str(sample.image) for sample in reader.evaluation_samples())
 
 
-def test_pictures_may_lie_in_a_folder_of_ones_own(tmp_path: Path) -> None:
+def test_images_may_lie_in_a_folder_of_ones_own(tmp_path: Path) -> None:
     instances = coco_set(tmp_path / "mine")
     write_refer(tmp_path, "refcoco", "refs(google).p", instances, refs_of(instances))
     reader = open_reader("refcoco", tmp_path, "train", partition="google", images=tmp_path / "mine")

@@ -1,4 +1,4 @@
-"""Other views of a picture: masks follow the pixels, questions follow what is left to see."""
+"""Other views of an image: masks follow the pixels, questions follow what is left to see."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedPicture
+from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.readers.own_coco import OwnCoco
 from pixellm.data.readers.views import LEAST_KEPT, another_view
 from pixellm.masks import decode_mask, encode_mask
@@ -24,7 +24,7 @@ def mask_of(box):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     """Red left, green right: the two things' masks can be read off the pixels of any view."""
     cup, bowl = mask_of((4, 6, 20, 40)), mask_of((40, 10, 60, 30))
     pixels = np.full((*SIZE, 3), 40, dtype=np.uint8)
@@ -34,7 +34,7 @@ def picture(tmp_path):
         AnnotatedClass("cup", (encode_mask(cup),)),
         AnnotatedClass("bowl", (encode_mask(bowl),)),
     )
-    return AnnotatedPicture(tmp_path / "things.png", SIZE, "things", classes)
+    return AnnotatedImage(tmp_path / "things.png", SIZE, "things", classes)
 
 
 def seen(pixels):
@@ -43,9 +43,9 @@ def seen(pixels):
     return {"cup": red - green > 25, "bowl": green - red > 25}
 
 
-def test_masks_lie_on_the_pixels_of_their_things_in_every_view(picture):
+def test_masks_lie_on_the_pixels_of_their_things_in_every_view(image):
     for seed in range(40):
-        view = another_view(picture, random.Random(seed))
+        view = another_view(image, random.Random(seed))
         shown = seen(view.image)
         assert view.image.shape == (*view.size, 3)
         assert {one.name for one in view.classes} == {n for n, mask in shown.items() if mask.any()}
@@ -53,8 +53,8 @@ def test_masks_lie_on_the_pixels_of_their_things_in_every_view(picture):
             assert np.array_equal(decode_mask(one.masks[0]), shown[one.name])
 
 
-def test_views_are_mirrored_and_cut_and_the_same_for_the_same_chance(picture):
-    views = [another_view(picture, random.Random(seed)) for seed in range(20)]
+def test_views_are_mirrored_and_cut_and_the_same_for_the_same_chance(image):
+    views = [another_view(image, random.Random(seed)) for seed in range(20)]
     assert len({view.size for view in views}) > 10
     both = [v for v in views if len(v.classes) == 2]
     cup_is_left = {
@@ -65,28 +65,28 @@ def test_views_are_mirrored_and_cut_and_the_same_for_the_same_chance(picture):
         for v in both
     }
     assert cup_is_left == {True, False}
-    again = another_view(picture, random.Random(3))
+    again = another_view(image, random.Random(3))
     assert np.array_equal(again.image, views[3].image)
 
 
-def test_what_is_cut_away_for_the_most_part_is_known_but_not_asked_for(picture):
-    whole = {one.name: decode_mask(one.masks[0]).sum() for one in picture.classes}
+def test_what_is_cut_away_for_the_most_part_is_known_but_not_asked_for(image):
+    whole = {one.name: decode_mask(one.masks[0]).sum() for one in image.classes}
     askable = set()
     for seed in range(60):
-        for one in another_view(picture, random.Random(seed)).classes:
+        for one in another_view(image, random.Random(seed)).classes:
             share = decode_mask(one.masks[0]).sum() / whole[one.name]
             assert one.askable == (share >= LEAST_KEPT)
             askable.add(one.askable)
     assert askable == {True, False}
 
 
-def test_a_picture_of_another_size_is_refused_by_name(picture, tmp_path):
+def test_an_image_of_another_size_is_refused_by_name(image, tmp_path):
     Image.new("RGB", (10, 10)).save(tmp_path / "things.png")
     with pytest.raises(ValueError, match=r"things is \(10, 10\)"):
-        another_view(picture, random.Random(0))
+        another_view(image, random.Random(0))
 
 
-def test_a_reader_that_augments_asks_about_views_and_evaluates_whole_pictures(tmp_path):
+def test_a_reader_that_augments_asks_about_views_and_evaluates_whole_images(tmp_path):
     import json
 
     (tmp_path / "annotations").mkdir()

@@ -1,4 +1,4 @@
-"""A picture with the classes that its annotation gives, before anything is asked about it."""
+"""An image with the classes that its annotation gives, before anything is asked about it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pixellm.types import RLE
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedClass:
-    """One class, or part of one, in one picture.
+    """One class, or part of one, in one image.
 
     Attributes:
         name: what its targets are called.
-        masks: one per instance, or one for the whole region; over the picture.
+        masks: one per instance, or one for the whole region; over the image.
         crowds: regions that hold many instances without telling them apart.
         askable: False where the masks may not be all there is of the class, or its name says
             nothing; such a class is known to be there, and never asked for.
@@ -33,8 +33,8 @@ class AnnotatedClass:
 
 
 @dataclass(frozen=True, slots=True)
-class AnnotatedPicture:
-    """One picture with its classes.
+class AnnotatedImage:
+    """One image with its classes.
 
     Attributes:
         image: its file, or its pixels.

@@ -1,6 +1,6 @@
 """What every reader of a data set promises: same index, same dialogues; bad rows have names.
 
-A reader is a map-style data set: an index gives the dialogues about one picture. Pictures are
+A reader is a map-style data set: an index gives the dialogues about one image. Images are
 paths, decoded by whoever needs the pixels; masks stay run lengths. This module knows no file
 format, no tokens and no batches.
 """
@@ -22,7 +22,7 @@ _ORIENTATION = 0x0112
 """The EXIF tag."""
 
 _FIRST_TURNED = 5
-"""Its values from here on turn a picture on its side."""
+"""Its values from here on turn an image on its side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class BadRow:
     """A row of a data set that can't be used.
 
     Attributes:
-        file: the annotation file, or the picture.
+        file: the annotation file, or the image.
         row: its place in the file, such as "entry 12, question 3"; "" for the file as a whole.
         reason: what is wrong, one sentence.
     """
@@ -79,7 +79,7 @@ class LazySamples(Sequence[Sample]):
 
 
 class Reader(ABC):
-    """A data set on disk as dialogues about pictures.
+    """A data set on disk as dialogues about images.
 
     Everything follows from the files and ``(split, seed, epoch, index)``: not from the order of
     access, the process or the worker. One epoch asks everything annotated exactly once; another
@@ -124,7 +124,7 @@ class Reader(ABC):
     @classmethod
     @abstractmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
-        """The annotation files and folders of pictures that a split needs, there or not."""
+        """The annotation files and folders of images that a split needs, there or not."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -132,7 +132,7 @@ class Reader(ABC):
 
     @abstractmethod
     def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
-        """The dialogues of an item, in the order of the files; they share one picture.
+        """The dialogues of an item, in the order of the files; they share one image.
 
         Args:
             item: from 0 to ``len(self) - 1``.
@@ -150,13 +150,13 @@ class Reader(ABC):
     def evaluation_samples(self) -> LazySamples:
         """The questions that a benchmark asks about this split, one a sample, built when asked for.
 
-        Neither order nor wording depends on the seed. Questions about one picture follow each
+        Neither order nor wording depends on the seed. Questions about one image follow each
         other. Rows found to be bad on the way are its ``bad_rows``, beside those of the reader.
         """
 
     @abstractmethod
     def counts(self) -> dict[str, int]:
-        """How many pictures, questions and targets the split holds, by those names, and more."""
+        """How many images, questions and targets the split holds, by those names, and more."""
 
     def __getitem__(self, index: int) -> tuple[Sample, ...]:
         """The dialogues of the first epoch's item ``index``.
@@ -168,7 +168,7 @@ class Reader(ABC):
         return self.dialogues(index, epoch=0)
 
     def dialogues(self, index: int, epoch: int) -> tuple[Sample, ...]:
-        """The dialogues that come at place ``index`` of an epoch, about one picture.
+        """The dialogues that come at place ``index`` of an epoch, about one image.
 
         Raises:
             IndexError: past the length.
@@ -187,9 +187,9 @@ class Reader(ABC):
         return random.Random(f"{self.name}/{self.split}/{self.seed}/{epoch}/{item}")
 
     def check(self) -> Iterator[BadRow]:
-        """Every bad row: those left out, those that can't be decoded, pictures missing or wrong.
+        """Every bad row: those left out, those that can't be decoded, images missing or wrong.
 
-        Slow by its nature, since it decodes everything once; pictures are opened, not decoded.
+        Slow by its nature, since it decodes everything once; images are opened, not decoded.
         """
         yield from self.bad_rows
         seen: set[Path] = set()
@@ -202,7 +202,7 @@ class Reader(ABC):
             for sample in samples:
                 if isinstance(sample.image, Path) and sample.image not in seen:
                     seen.add(sample.image)
-                    yield from check_picture(sample.image, sample.size)
+                    yield from check_image(sample.image, sample.size)
 
     @staticmethod
     def find_folder(root: Path, names: Sequence[str]) -> Path:
@@ -233,35 +233,35 @@ def check_split(reader: type[Reader], root: Path, split: str) -> tuple[Path, ...
     return tuple(path for path in reader.files(root, split) if not path.exists())
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """(height, width) of a picture as people see it, from its header.
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image as people see it, from its header.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no picture.
+        ValueError: it is no image.
     """
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(_ORIENTATION, 1) >= _FIRST_TURNED
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION, 1) >= _FIRST_TURNED
     except FileNotFoundError:
-        raise FileNotFoundError(f"There is no picture at {path}.") from None
+        raise FileNotFoundError(f"There is no image at {path}.") from None
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} can't be read as a picture ({error}).") from None
+        raise ValueError(f"{path} can't be read as an image ({error}).") from None
     return (width, height) if turned else (height, width)
 
 
-def check_picture(path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
-    """What is wrong with a picture of an annotated (height, width), seen from its header."""
+def check_image(path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
+    """What is wrong with an image of an annotated (height, width), seen from its header."""
     try:
-        found = picture_size(path)
+        found = image_size(path)
     except FileNotFoundError:
-        yield BadRow(path, "", "The picture is missing.")
+        yield BadRow(path, "", "The image is missing.")
     except ValueError as error:
         yield BadRow(path, "", str(error))
     else:
         if found != tuple(size):
-            reason = f"The picture is {found}, its annotation says {tuple(size)} (height, width)."
+            reason = f"The image is {found}, its annotation says {tuple(size)} (height, width)."
             yield BadRow(path, "", reason)

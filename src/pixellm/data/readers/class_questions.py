@@ -2,7 +2,7 @@
 
 Turns names with masks into one :class:`~pixellm.types.Turn`, worded by ``phrases/classes.toml``:
 several names at once, answered together or one by one, with and without names. It knows no files
-and no data set, and never decides which classes a picture is asked for.
+and no data set, and never decides which classes an image is asked for.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def plain_question(name: str) -> str:
 
 
 def ask_for_absent(rng: random.Random, name: str, kind: str = "absent") -> Turn:
-    """A question for a class that the picture does not show; the answer has no masks."""
+    """A question for a class that the image does not show; the answer has no masks."""
     question = _ask(rng, "absent", [name])
     answer = rng.choice(load_phrases()["absent"]["answers"])
     return Turn(question, answer.format(name=_bare(name)), (), kind)

@@ -1,6 +1,6 @@
-"""Pictures annotated with classes, as questions for these classes: what such readers share.
+"""Images annotated with classes, as questions for these classes: what such readers share.
 
-A subclass says which classes a picture shows and with which masks; this module chooses what is
+A subclass says which classes an image shows and with which masks; this module chooses what is
 asked together. It knows no file format, and words nothing itself.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedPicture
-from pixellm.data.readers.base import BadRow, LazySamples, Reader, check_picture
+from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
+from pixellm.data.readers.base import BadRow, LazySamples, Reader, check_image
 from pixellm.data.readers.class_questions import (
     NamedMasks,
     ask_for_absent,
@@ -28,7 +28,7 @@ from pixellm.types import Sample, Target, Turn
 
 _WORD = re.compile(r"\w+")
 
-_NOTHING_TO_ASK = "No class of the picture has masks that can be used."
+_NOTHING_TO_ASK = "No class of the image has masks that can be used."
 
 TargetKind = Literal["instances", "regions"]
 
@@ -36,7 +36,7 @@ TargetKind = Literal["instances", "regions"]
 class ClassReader(Reader):
     """A data set that is asked for classes.
 
-    An item is a picture. In an epoch its classes are asked for in random groups, each group a
+    An item is an image. In an epoch its classes are asked for in random groups, each group a
     dialogue of its own.
 
     Args:
@@ -51,12 +51,12 @@ class ClassReader(Reader):
         fill_questions: ask each question for ``classes_per_question`` classes where as many are
             left, rather than for 1 to so many.
         max_instances: a question has no more targets; a class with more is not asked for.
-        min_area: a class that covers less than this share of the picture is not asked for, unless
-            the picture shows nothing larger.
-        negatives: probability of one more question, for a class that the picture does not show;
-            sensible only where every picture is annotated with all classes.
-        augment: show each picture mirrored, cut out and recoloured at random, another way in each
-            epoch; evaluation always sees the pictures as they are.
+        min_area: a class that covers less than this share of the image is not asked for, unless
+            the image shows nothing larger.
+        negatives: probability of one more question, for a class that the image does not show;
+            sensible only where every image is annotated with all classes.
+        augment: show each image mirrored, cut out and recoloured at random, another way in each
+            epoch; evaluation always sees the images as they are.
 
     Raises:
         ValueError: a number out of its range, an unknown split, or a damaged file.
@@ -64,8 +64,8 @@ class ClassReader(Reader):
     """
 
     exhaustive: ClassVar[bool] = False
-    """Whether every picture is annotated with all classes that it shows, so that a class without
-    a mask is known to be absent; a picture without any mask is then asked for an absent class."""
+    """Whether every image is annotated with all classes that it shows, so that a class without
+    a mask is known to be absent; an image without any mask is then asked for an absent class."""
 
     def __init__(
         self,
@@ -108,16 +108,16 @@ class ClassReader(Reader):
         """Names of all classes that the set annotates, as its targets carry them."""
 
     @abstractmethod
-    def picture(self, item: int) -> AnnotatedPicture:
-        """A picture with its classes, in the order of the files.
+    def image(self, item: int) -> AnnotatedImage:
+        """An image with its classes, in the order of the files.
 
         Raises:
             ValueError: nothing of it can be used; names the file and the row.
         """
 
     def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
-        """The dialogues of a picture; see :meth:`Reader.compose`."""
-        shown = self.picture(item)
+        """The dialogues of an image; see :meth:`Reader.compose`."""
+        shown = self.image(item)
         if self.augment:
             shown = self._another_view(shown, rng)
         askable = [shown.classes[place] for place in self._askable(shown)]
@@ -134,11 +134,11 @@ class ClassReader(Reader):
         )
 
     def check(self) -> Iterator[BadRow]:
-        """Every bad row; of a picture with good and bad annotations, the bad ones."""
+        """Every bad row; of an image with good and bad annotations, the bad ones."""
         yield from self.bad_rows
         for item in range(len(self)):
             try:
-                shown = self.picture(item)
+                shown = self.image(item)
             except ValueError as error:
                 yield BadRow(*self.where(item), str(error))
                 continue
@@ -146,47 +146,47 @@ class ClassReader(Reader):
             if not (self._askable(shown) or self.negatives or self.exhaustive):
                 yield BadRow(*self.where(item), _NOTHING_TO_ASK)
             if isinstance(shown.image, Path):
-                yield from check_picture(shown.image, shown.size)
+                yield from check_image(shown.image, shown.size)
 
     def evaluation_samples(self) -> LazySamples:
-        """One question for each class of each picture, in the plainest wording."""
+        """One question for each class of each image, in the plainest wording."""
         bad: list[BadRow] = []
         places = [
-            (item, place) for item, shown in self._pictures(bad) for place in self._askable(shown)
+            (item, place) for item, shown in self._images(bad) for place in self._askable(shown)
         ]
         return LazySamples(len(places), lambda number: self._class_sample(*places[number]), bad)
 
     def counts(self) -> dict[str, int]:
-        """Pictures, questions when each class is asked for alone, targets and classes."""
+        """Images, questions when each class is asked for alone, targets and classes."""
         questions = targets = 0
-        for _, shown in self._pictures([]):
+        for _, shown in self._images([]):
             asked = [shown.classes[place] for place in self._askable(shown)]
             questions += len(asked)
             targets += sum(map(self._num_targets, asked))
         return {
-            "pictures": len(self),
+            "images": len(self),
             "questions": questions,
             "targets": targets,
             "classes": len(self.class_names),
         }
 
-    def _another_view(self, shown: AnnotatedPicture, rng: random.Random) -> AnnotatedPicture:
-        """Another view of a picture, unless it leaves nothing to ask of what there was."""
+    def _another_view(self, shown: AnnotatedImage, rng: random.Random) -> AnnotatedImage:
+        """Another view of an image, unless it leaves nothing to ask of what there was."""
         view = another_view(shown, rng)
         return view if self._askable(view) or not self._askable(shown) else shown
 
-    def _pictures(self, bad: list[BadRow]) -> Iterator[tuple[int, AnnotatedPicture]]:
-        """Number and content of every picture that can be read; what can't is added to ``bad``."""
+    def _images(self, bad: list[BadRow]) -> Iterator[tuple[int, AnnotatedImage]]:
+        """Number and content of every image that can be read; what can't is added to ``bad``."""
         for item in range(len(self)):
             try:
-                shown = self.picture(item)
+                shown = self.image(item)
             except ValueError as error:
                 bad.append(BadRow(*self.where(item), str(error)))
                 continue
             bad += shown.faults
             yield item, shown
 
-    def _askable(self, shown: AnnotatedPicture) -> list[int]:
+    def _askable(self, shown: AnnotatedImage) -> list[int]:
         """The places of the classes that can be asked for."""
         places = [i for i, one in enumerate(shown.classes) if self._is_answerable(one)]
         if not self.min_area or not places:
@@ -239,16 +239,16 @@ class ClassReader(Reader):
         middle = {i: (x + width / 2, y) for i, (x, y, width, _) in enumerate(boxes)}
         return tuple(Target(one.name, one.masks[i]) for i in sorted(middle, key=middle.__getitem__))
 
-    def _ask_absent(self, rng: random.Random, shown: AnnotatedPicture) -> Turn:
+    def _ask_absent(self, rng: random.Random, shown: AnnotatedImage) -> Turn:
         present = {word for one in shown.classes for word in _WORD.findall(one.name)}
         # "There is no table" would be wrong beside a dining table.
         absent = [n for n in self.class_names if not present.intersection(_WORD.findall(n))]
         if not absent:
-            raise ValueError(f"Nothing can be asked about picture {shown.id}.")
+            raise ValueError(f"Nothing can be asked about image {shown.id}.")
         return ask_for_absent(rng, rng.choice(absent))
 
     def _class_sample(self, item: int, place: int) -> Sample:
-        shown = self.picture(item)
+        shown = self.image(item)
         one = shown.classes[place]
         question = plain_question((one.wordings or (one.name,))[0])
         turn = self._ask(random.Random(0), [one])

@@ -1,6 +1,6 @@
 """COCO-style annotations asked for their categories: what own files and sets of parts share.
 
-Groups the annotations of a picture by class and decodes their masks. A subclass says where the
+Groups the annotations of an image by class and decodes their masks. A subclass says where the
 files are and how its categories are called.
 """
 
@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedPicture
+from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.readers.base import BadRow
 from pixellm.data.readers.class_reader import ClassReader
-from pixellm.data.readers.coco_pictures import (
-    CocoPictures,
+from pixellm.data.readers.coco_images import (
+    CocoImages,
     category_name,
     file_of,
     size_of,
@@ -29,7 +29,7 @@ from pixellm.types import RLE
 class CocoClasses(ClassReader):
     """A COCO-style file asked for its categories.
 
-    Categories of one name are one class. A class is not asked for in a picture where one of its
+    Categories of one name are one class. A class is not asked for in an image where one of its
     annotations can't be used, or that the file says is not annotated exhaustively (LVIS).
 
     Args:
@@ -57,12 +57,12 @@ class CocoClasses(ClassReader):
         super().__init__(root, split, seed, **options)
         self.annotations, self.images = annotations, images
         self.require(annotations, images)
-        self.index = CocoPictures(annotations)
+        self.index = CocoImages(annotations)
         self.bad_rows = tuple(self.index.bad_rows)
         self._called = {key: self.names_of(one) for key, one in self.index.categories.items()}
-        self._items = self._askable_pictures()
+        self._items = self._askable_images()
         if not len(self._items):
-            raise ValueError(f"{annotations} has no picture with a mask that can be asked for.")
+            raise ValueError(f"{annotations} has no image with a mask that can be asked for.")
 
     def names_of(self, category: Mapping[str, Any]) -> tuple[str, ...]:
         """What an entry of ``categories`` is called: its class, then what a question may say."""
@@ -74,17 +74,17 @@ class CocoClasses(ClassReader):
         return tuple(dict.fromkeys(names[0] for names in self._called.values()))
 
     def __len__(self) -> int:
-        """Pictures that can be asked about; without annotations only where there are negatives."""
+        """Images that can be asked about; without annotations only where there are negatives."""
         return len(self._items)
 
     def where(self, item: int) -> tuple[Path, str]:
         """The annotation file, and which of its images."""
         return self.annotations, f"image {self.index.usable[self._items[item]]}"
 
-    def picture(self, item: int) -> AnnotatedPicture:
-        """A picture with its classes, in the order of its annotations."""
+    def image(self, item: int) -> AnnotatedImage:
+        """An image with its classes, in the order of its annotations."""
         number = int(self._items[item])
-        entry = self.index.picture(number)
+        entry = self.index.image(number)
         size = size_of(entry)
         masks: dict[str, list[RLE]] = defaultdict(list)
         crowds: dict[str, list[RLE]] = defaultdict(list)
@@ -108,15 +108,15 @@ class CocoClasses(ClassReader):
         )
         path = self.images / file_of(entry)
         label = f"{self.name}-{self.split}-{entry['id']}"
-        return AnnotatedPicture(path, size, label, classes, tuple(faults), source_of(entry))
+        return AnnotatedImage(path, size, label, classes, tuple(faults), source_of(entry))
 
     def _not_exhaustive(self, entry: Mapping[str, Any]) -> set[str]:
-        """Classes of which a picture may show more than is annotated."""
+        """Classes of which an image may show more than is annotated."""
         numbers = entry.get("not_exhaustive_category_ids") or ()
         return {self._called[number][0] for number in numbers if number in self._called}
 
-    def _askable_pictures(self) -> np.ndarray:
-        """Numbers of the pictures that some question fits, as far as seen without their masks."""
+    def _askable_images(self) -> np.ndarray:
+        """Numbers of the images that some question fits, as far as seen without their masks."""
         if self.negatives:
             return np.arange(len(self.index))
         return np.array(

@@ -1,4 +1,4 @@
-"""Pictures with expressions that single out annotated objects: what the refer family shares.
+"""Images with expressions that single out annotated objects: what the refer family shares.
 
 Holds the expressions in compact arrays, groups them into items, and turns an item into dialogues.
 Knows instances files; which expressions there are, a subclass reads from its own file.
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pixellm.data.readers.base import BadRow, LazySamples, Reader, check_picture
+from pixellm.data.readers.base import BadRow, LazySamples, Reader, check_image
 from pixellm.data.readers.class_questions import NamedMasks
 from pixellm.data.readers.instances import InstanceFile
 from pixellm.data.readers.referring import as_benchmark_asks, benchmark_turn, compose_dialogues
@@ -32,14 +32,14 @@ class Expression:
     """An expression as a file holds it.
 
     Attributes:
-        picture: id of the picture.
+        image: id of the image.
         thing: number of what it singles out; other expressions may single out the same.
         number: its number among those of the same thing.
         text: as annotated.
         annotations: ids of the objects that fit; () for none.
     """
 
-    picture: int
+    image: int
     thing: int
     number: int
     text: str
@@ -47,16 +47,16 @@ class Expression:
 
 
 class ExpressionTable:
-    """Expressions in arrays, those of one picture next to each other.
+    """Expressions in arrays, those of one image next to each other.
 
-    Pictures and their expressions keep the order in which they first come.
+    Images and their expressions keep the order in which they first come.
 
     Attributes:
         texts: the expressions.
-        pictures: (E,) id of each one's picture.
+        images: (E,) id of each one's image.
         things: (E,) number of what each singles out.
         numbers: (E,) number among the expressions of the same thing.
-        starts: (I + 1,) first expression of each picture, and the end.
+        starts: (I + 1,) first expression of each image, and the end.
 
     Args:
         expressions: read once.
@@ -68,8 +68,8 @@ class ExpressionTable:
         columns: Integers = np.array(kept, dtype=np.int64).reshape(-1, 3)
         _, first, inverse = np.unique(columns[:, 0], return_index=True, return_inverse=True)
         self._order = np.argsort(first[inverse.reshape(-1)], kind="stable")
-        self.pictures, self.things, self.numbers = columns[self._order].T.copy()
-        changes = np.flatnonzero(np.diff(self.pictures)) + 1
+        self.images, self.things, self.numbers = columns[self._order].T.copy()
+        changes = np.flatnonzero(np.diff(self.images)) + 1
         self.starts: Integers = np.concatenate(([0], changes, [len(columns)])).astype(np.int64)
         self.texts = texts
         self._annotations: Integers = np.array(ids, dtype=np.int64)
@@ -95,7 +95,7 @@ class ExpressionTable:
     @property
     def num_bytes(self) -> int:
         """What the arrays take up."""
-        arrays = (self.pictures, self.things, self.numbers, self.starts, self._order)
+        arrays = (self.images, self.things, self.numbers, self.starts, self._order)
         more = self._annotations.nbytes + self._ends.nbytes + self.texts.num_bytes
         return sum(one.nbytes for one in arrays) + more
 
@@ -105,7 +105,7 @@ def _text_after_noting(
 ) -> Iterator[str]:
     """The texts; everything else of an expression goes into the arrays."""
     for one in expressions:
-        kept.extend((one.picture, one.thing, one.number))
+        kept.extend((one.image, one.thing, one.number))
         ids.extend(one.annotations)
         ends.append(len(ids))
         yield one.text
@@ -118,9 +118,9 @@ class ExpressionReader(Reader):
         root: folder that holds all data sets.
         split: one of :attr:`splits`.
         seed: another seed gives other groups, another order and wording.
-        images: folder of the pictures, where it is not the usual one.
-        per_item: expressions of a picture that are asked in one item, at most.
-        questions_per_picture: an item is a picture and asks at most so many questions, each for at
+        images: folder of the images, where it is not the usual one.
+        per_item: expressions of an image that are asked in one item, at most.
+        questions_per_picture: an item is an image and asks at most so many questions, each for at
             most ``per_item`` expressions of different things; the expressions that are left over
             come in other epochs. None asks for every expression in each.
 
@@ -131,8 +131,8 @@ class ExpressionReader(Reader):
 
     folder: str
     """Below the root: the data set's own folder."""
-    picture_folders: tuple[str, ...]
-    """Below the root: where the pictures usually are; the first that is there counts."""
+    image_folders: tuple[str, ...]
+    """Below the root: where the images usually are; the first that is there counts."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class ExpressionReader(Reader):
             raise ValueError(f"An item of {self.name} holds at least 1 expression, not {per_item}.")
         if questions_per_picture is not None and questions_per_picture < 1:
             raise ValueError(f"questions_per_picture of {self.name} is at least 1.")
-        self.images = Path(images) if images else self.find_folder(self.root, self.picture_folders)
+        self.images = Path(images) if images else self.find_folder(self.root, self.image_folders)
         self.per_item = per_item
         self.questions_per_picture = questions_per_picture
         self.require(self.instances_path, self.expressions_path, self.images)
@@ -162,7 +162,7 @@ class ExpressionReader(Reader):
 
     @property
     def instances_path(self) -> Path:
-        """The file of pictures and annotations."""
+        """The file of images and annotations."""
         return self.root / self.folder / "instances.json"
 
     @property
@@ -177,7 +177,7 @@ class ExpressionReader(Reader):
     def group_for_training(self) -> tuple[Integers, Integers]:
         """Expression numbers item by item, and where each item starts, with the end.
 
-        The expressions of an item single out different things, unless an item is a picture.
+        The expressions of an item single out different things, unless an item is an image.
         """
         if self.questions_per_picture is not None:
             return np.arange(len(self.table)), self.table.starts
@@ -206,8 +206,8 @@ class ExpressionReader(Reader):
             together = (compose_dialogues(rng, self._things(one), "together") for one in drawn)
             dialogues = tuple(dialogue for one in together for dialogue in one)
         ids = [f"{self.name}-{self.split}-{item}-{number}" for number in range(len(dialogues))]
-        picture = int(self.table.pictures[members[0]])
-        return tuple(self._sample(picture, *one) for one in zip(dialogues, ids, strict=True))
+        image = int(self.table.images[members[0]])
+        return tuple(self._sample(image, *one) for one in zip(dialogues, ids, strict=True))
 
     def to_dialogues(
         self, rng: random.Random, things: Sequence[NamedMasks]
@@ -230,14 +230,14 @@ class ExpressionReader(Reader):
             row = f"{self.table.things[first]}-{self.table.numbers[first]}"
             turn = benchmark_turn([as_benchmark_asks(thing) for thing in self._things(group)])
             name = f"{self.name}-{self.split}-{row}"
-            return self._sample(int(self.table.pictures[first]), (turn,), name)
+            return self._sample(int(self.table.images[first]), (turn,), name)
 
         return LazySamples(len(ends) - 1, build)
 
     def counts(self) -> dict[str, int]:
-        """Pictures, expressions (as questions), targets and items of an epoch."""
+        """Images, expressions (as questions), targets and items of an epoch."""
         return {
-            "pictures": len(self.table.starts) - 1,
+            "images": len(self.table.starts) - 1,
             "questions": len(self.table),
             "targets": self.table.num_targets,
             "items": len(self),
@@ -254,7 +254,7 @@ class ExpressionReader(Reader):
             yield BadRow(self.instances_path, row, reason)
         checked: set[int] = set()
         for expression in range(len(self.table)):
-            size = self.instances.picture(int(self.table.pictures[expression])).size
+            size = self.instances.image(int(self.table.images[expression])).size
             for annotation in set(self.table.annotations(expression)) - checked:
                 checked.add(annotation)
                 try:
@@ -266,19 +266,19 @@ class ExpressionReader(Reader):
                     reason = "Its mask covers no pixel."
                     yield BadRow(self.instances_path, f"annotation {annotation}", reason)
         for start in self.table.starts[:-1]:
-            picture = self.instances.picture(int(self.table.pictures[start]))
-            yield from check_picture(self.images / picture.file_name, picture.size)
+            image = self.instances.image(int(self.table.images[start]))
+            yield from check_image(self.images / image.file_name, image.size)
 
     def _usable(self, bad: list[BadRow]) -> Iterator[Expression]:
-        """The expressions whose picture and annotations are there."""
+        """The expressions whose image and annotations are there."""
         for one in self.read_expressions(bad):
             unknown = [i for i in one.annotations if not self.instances.has_annotation(i)]
             if not one.text.strip(". \t\n"):
                 reason = "The expression is empty."
             elif SEG_MARK in one.text:
                 reason = f"The expression holds {SEG_MARK}, which marks masks in answers."
-            elif not self.instances.has_picture(one.picture):
-                reason = f"Its picture {one.picture} is missing in {self.instances_path.name}."
+            elif not self.instances.has_image(one.image):
+                reason = f"Its image {one.image} is missing in {self.instances_path.name}."
             elif unknown:
                 name = self.instances_path.name
                 reason = f"Its annotation {unknown[0]} is missing in {name}, or has no mask."
@@ -288,7 +288,7 @@ class ExpressionReader(Reader):
             bad.append(BadRow(self.expressions_path, row_name(one.thing, one.number), reason))
 
     def _rounds(self, draw: np.random.Generator, first: int, end: int) -> list[Integers]:
-        """The expressions of a picture in groups: the first of each thing, the second, ..."""
+        """The expressions of an image in groups: the first of each thing, the second, ..."""
         mixed = first + draw.permutation(end - first)
         _, things = np.unique(self.table.things[mixed], return_inverse=True)
         seen: dict[int, int] = {}
@@ -305,7 +305,7 @@ class ExpressionReader(Reader):
     def _draw_questions(
         self, rng: random.Random, members: Integers, num_questions: int
     ) -> list[Integers]:
-        """Some of a picture's expressions in groups, each of different things."""
+        """Some of an image's expressions in groups, each of different things."""
         of_thing: dict[int, list[int]] = {}
         for member in rng.sample(members.tolist(), len(members)):
             of_thing.setdefault(int(self.table.things[member]), []).append(member)
@@ -318,7 +318,7 @@ class ExpressionReader(Reader):
         return [np.array(dealt[first::count]) for first in range(count)]
 
     def _things(self, members: Integers) -> list[NamedMasks]:
-        size = self.instances.picture(int(self.table.pictures[members[0]])).size
+        size = self.instances.image(int(self.table.images[members[0]])).size
         return [
             NamedMasks(self.table.text(member), self._targets(member, size))
             for member in members.tolist()
@@ -331,8 +331,8 @@ class ExpressionReader(Reader):
             found.append(Target(name or self.table.text(expression), mask))
         return tuple(found)
 
-    def _sample(self, picture: int, turns: tuple[Turn, ...], name: str) -> Sample:
-        entry = self.instances.picture(picture)
+    def _sample(self, image: int, turns: tuple[Turn, ...], name: str) -> Sample:
+        entry = self.instances.image(image)
         return Sample(self.images / entry.file_name, entry.size, turns, name)
 
     def _row(self, expression: int) -> str:

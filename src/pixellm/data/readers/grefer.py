@@ -27,7 +27,7 @@ class GRefCoco(ReferReader):
     partitions: ClassVar = {"unc": splits}
     folder = "refer_seg/grefcoco"
     obtain = (
-        "github.com/henghuiding/gRefCOCO says where to download the annotations, and the pictures "
+        "github.com/henghuiding/gRefCOCO says where to download the annotations, and the images "
         "are train2014 of cocodataset.org"
     )
 
@@ -35,8 +35,8 @@ class GRefCoco(ReferReader):
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
         """See :meth:`Reader.files`."""
         folder = root / cls.folder
-        pictures = cls.find_folder(root, cls.picture_folders)
-        return folder / "instances.json", folder / "grefs(unc).json", pictures
+        images = cls.find_folder(root, cls.image_folders)
+        return folder / "instances.json", folder / "grefs(unc).json", images
 
     @property
     def expressions_path(self) -> Path:

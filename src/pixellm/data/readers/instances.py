@@ -1,6 +1,6 @@
 """A COCO-style instances file by id: for data sets whose questions lie in a file of their own.
 
-Of pictures and annotations only ids and byte offsets stay in memory. Knows neither where pictures
+Of images and annotations only ids and byte offsets stay in memory. Knows neither where images
 lie nor what is asked.
 """
 
@@ -23,15 +23,15 @@ _LISTS = ("images", "annotations", "categories")
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture of an instances file: its name, and its (height, width) in pixels."""
+class ImageEntry:
+    """An image of an instances file: its name, and its (height, width) in pixels."""
 
     file_name: str
     size: tuple[int, int]
 
 
 class InstanceFile:
-    """Pictures, categories and annotations of a COCO-style file, by id.
+    """Images, categories and annotations of a COCO-style file, by id.
 
     Args:
         path: the file; read once, as a stream.
@@ -68,7 +68,7 @@ class InstanceFile:
             raise ValueError(
                 f"{path} has no {' and no '.join(missing)}; an instances file needs them."
             )
-        self._pictures = _Records(path, ids["images"], spans["images"])
+        self._images = _Records(path, ids["images"], spans["images"])
         self._annotations = _Records(path, ids["annotations"], spans["annotations"])
 
     def _fault(self, key: str, value: Any) -> str:
@@ -87,22 +87,22 @@ class InstanceFile:
             return "" if inside else f"Its file_name {name!r} is no path inside a folder."
         return "" if value.get("segmentation") else "It has no mask."
 
-    def has_picture(self, identity: int) -> bool:
-        """Whether there is a usable picture of this id."""
-        return self._pictures.place(identity) >= 0
+    def has_image(self, identity: int) -> bool:
+        """Whether there is a usable image of this id."""
+        return self._images.place(identity) >= 0
 
     def has_annotation(self, identity: int) -> bool:
         """Whether there is an annotation of this id, with a mask."""
         return self._annotations.place(identity) >= 0
 
-    def picture(self, identity: int) -> Picture:
-        """A picture.
+    def image(self, identity: int) -> ImageEntry:
+        """An image.
 
         Raises:
             ValueError: there is none of this id.
         """
-        entry = self._entry(self._pictures, identity, "picture")
-        return Picture(str(entry["file_name"]), (int(entry["height"]), int(entry["width"])))
+        entry = self._entry(self._images, identity, "image")
+        return ImageEntry(str(entry["file_name"]), (int(entry["height"]), int(entry["width"])))
 
     def annotation(self, identity: int) -> Mapping[str, Any]:
         """An annotation, as it stands in the file.
@@ -117,7 +117,7 @@ class InstanceFile:
 
         Args:
             identity: of the annotation.
-            size: (height, width) of its picture.
+            size: (height, width) of its image.
 
         Raises:
             ValueError: the mask is malformed or of another size; names the annotation.

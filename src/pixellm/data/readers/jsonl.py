@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pixellm.data.readers.base import BadRow, LazySamples, Reader, path_of_split, picture_size
+from pixellm.data.readers.base import BadRow, LazySamples, Reader, image_size, path_of_split
 from pixellm.data.readers.json_index import SpanList
 from pixellm.masks import segmentation_to_rle
 from pixellm.types import SEG_MARK, Sample, Target, Turn
@@ -34,7 +34,7 @@ class JsonlSamples(Reader):
         root: folder that the file is below.
         split: put in place of ``{split}``.
         seed: another seed gives another order.
-        file: the JSONL file, below ``root``; pictures are found from its folder.
+        file: the JSONL file, below ``root``; images are found from its folder.
 
     Raises:
         ValueError: no line can be used.
@@ -97,9 +97,9 @@ class JsonlSamples(Reader):
         return LazySamples(len(self), self._first_question)
 
     def counts(self) -> dict[str, int]:
-        """Pictures (one a line), questions and targets."""
+        """Images (one a line), questions and targets."""
         return {
-            "pictures": len(self),
+            "images": len(self),
             "questions": self._num_questions,
             "targets": self._num_targets,
         }
@@ -111,7 +111,7 @@ class JsonlSamples(Reader):
     def _sample(self, item: int) -> Sample:
         row = self._rows[item]
         path = self.file.parent / row["image"]
-        height, width = row.get("size") or picture_size(path)
+        height, width = row.get("size") or image_size(path)
         size = (height, width)
         turns = tuple(
             Turn(

@@ -1,4 +1,4 @@
-"""Your own photos as LabelMe leaves them: a JSON file beside each picture.
+"""Your own photos as LabelMe leaves them: a JSON file beside each image.
 
 Shapes of one label and one ``group_id`` are one instance. Polygons, rectangles, circles and painted
 masks have an area; points and lines have none and are reported. What is asked together is
@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedPicture
-from pixellm.data.readers.base import BadRow, path_of_split, picture_size
+from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
+from pixellm.data.readers.base import BadRow, image_size, path_of_split
 from pixellm.data.readers.class_reader import ClassReader
 from pixellm.data.readers.run_lengths import areas_of, union_of
 from pixellm.masks import encode_mask, segmentation_to_rle
@@ -112,11 +112,11 @@ class LabelMe(ClassReader):
         """The file."""
         return self._files[item], ""
 
-    def picture(self, item: int) -> AnnotatedPicture:
-        """A picture with its labels, in the order of the file's shapes."""
+    def image(self, item: int) -> AnnotatedImage:
+        """An image with its labels, in the order of the file's shapes."""
         path = self._files[item]
         content = _read(path)
-        image, size = _picture_of(path, content)
+        image, size = _image_of(path, content)
         instances: dict[str, dict[str, list[RLE]]] = {}
         spoiled, faults = set(), []
         for number, shape in enumerate(content["shapes"]):
@@ -136,7 +136,7 @@ class LabelMe(ClassReader):
             for name, parts in instances.items()
         )
         label = f"{self.name}-{self.split}-{path.relative_to(self.folder).with_suffix('')}"
-        return AnnotatedPicture(image, size, label, classes, tuple(faults))
+        return AnnotatedImage(image, size, label, classes, tuple(faults))
 
 
 def shape_to_rle(shape: Mapping[str, Any], size: tuple[int, int]) -> RLE:
@@ -144,10 +144,10 @@ def shape_to_rle(shape: Mapping[str, Any], size: tuple[int, int]) -> RLE:
 
     Args:
         shape: an entry of ``shapes``: ``points`` [[x, y], ...] in pixels, ``shape_type``.
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
 
     Raises:
-        ValueError: the shape has no area, lies outside the picture or is malformed.
+        ValueError: the shape has no area, lies outside the image or is malformed.
     """
     kind = shape.get("shape_type") or "polygon"
     try:
@@ -168,7 +168,7 @@ def shape_to_rle(shape: Mapping[str, Any], size: tuple[int, int]) -> RLE:
     except (KeyError, TypeError, OSError) as error:
         raise ValueError(f"The {kind} is damaged ({error}).") from None
     if not areas_of([mask])[0]:
-        raise ValueError(f"The {kind} covers no pixel of the picture.")
+        raise ValueError(f"The {kind} covers no pixel of the image.")
     return mask
 
 
@@ -210,10 +210,10 @@ def _name_fault(shape: Any) -> str:
     return ""
 
 
-def _picture_of(
+def _image_of(
     path: Path, content: Mapping[str, Any]
 ) -> tuple[Path | NDArray[np.uint8], tuple[int, int]]:
-    """The picture's file and its (height, width); its pixels where they are only in the JSON.
+    """The image's file and its (height, width); its pixels where they are only in the JSON.
 
     Raises:
         ValueError: neither can be read.
@@ -221,11 +221,11 @@ def _picture_of(
     photo = path.parent / content["imagePath"].replace("\\", "/")
     try:
         if photo.is_file() or not content.get("imageData"):
-            return photo, picture_size(photo)
-        with Image.open(io.BytesIO(base64.b64decode(content["imageData"]))) as picture:
-            pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+            return photo, image_size(photo)
+        with Image.open(io.BytesIO(base64.b64decode(content["imageData"]))) as image:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} has no picture that can be read: {error}") from None
+        raise ValueError(f"{path} has no image that can be read: {error}") from None
     return pixels, (pixels.shape[0], pixels.shape[1])
 
 
@@ -246,8 +246,8 @@ def _fill_circle(points: NDArray[np.float64], size: tuple[int, int]) -> BoolMask
 
 def _paste_mask(points: NDArray[np.float64], data: str, size: tuple[int, int]) -> BoolMask:
     """A painted mask: a PNG in base64 that fills the box between two pixels, both included."""
-    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
-        painted = np.asarray(picture) > 0
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        painted = np.asarray(image) > 0
     (left, top), (right, bottom) = np.rint(points).astype(int)
     if painted.shape != (bottom - top + 1, right - left + 1) or min(left, top) < 0:
         raise ValueError(f"The painted mask is {painted.shape}, not the size of its box.")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pixellm.data.readers.base import BadRow, LazySamples, Reader, picture_size
+from pixellm.data.readers.base import BadRow, LazySamples, Reader, image_size
 from pixellm.data.readers.json_index import SpanList, scan_json
 from pixellm.types import SEG_MARK, Sample, Turn
 
@@ -19,7 +19,7 @@ _IMAGE_MARK = "<image>"
 
 
 class LlavaInstruct(Reader):
-    """Conversations about pictures; an item is one conversation with all its turns.
+    """Conversations about images; an item is one conversation with all its turns.
 
     Args:
         root: folder that holds all data sets.
@@ -92,15 +92,15 @@ class LlavaInstruct(Reader):
         return LazySamples(len(self), lambda item: self._sample(item, 1))
 
     def counts(self) -> dict[str, int]:
-        """Pictures (one a conversation), questions, and no targets."""
-        return {"pictures": len(self), "questions": self._num_questions, "targets": 0}
+        """Images (one a conversation), questions, and no targets."""
+        return {"images": len(self), "questions": self._num_questions, "targets": 0}
 
     def _sample(self, item: int, num_turns: int | None) -> Sample:
         row = self._rows[item]
         path = self.images / _file_name(row)
         name = f"{self.name}-{self.split}-{row.get('id', self._places[item])}"
         try:
-            size = picture_size(path)
+            size = image_size(path)
         except (OSError, ValueError) as error:
             file, place = self.where(item)
             raise ValueError(f"{file}, {place}: {error}") from None
@@ -108,22 +108,22 @@ class LlavaInstruct(Reader):
 
 
 def _file_name(row: Any) -> PurePosixPath:
-    """The picture of a row.
+    """The image of a row.
 
     Raises:
-        ValueError: it has none, or one outside the folder of pictures.
+        ValueError: it has none, or one outside the folder of images.
     """
     name = row.get("image") if isinstance(row, Mapping) else None
     if not isinstance(name, str) or not name:
-        raise ValueError("It has no picture; rows of text alone are not used.")
+        raise ValueError("It has no image; rows of text alone are not used.")
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"The picture {name!r} leads out of the folder of pictures.")
+        raise ValueError(f"The image {name!r} leads out of the folder of images.")
     return path
 
 
 def _turns(row: Mapping[str, Any]) -> tuple[Turn, ...]:
-    """Questions of "human" and answers of "gpt", in turn; the mark for the picture goes.
+    """Questions of "human" and answers of "gpt", in turn; the mark for the image goes.
 
     Raises:
         ValueError: they do not alternate, or a text is empty or holds a segmentation mark.

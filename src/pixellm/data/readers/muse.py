@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pixellm.data.readers.base import BadRow, LazySamples, Reader, check_picture
-from pixellm.data.readers.coco_pictures import photo_name
+from pixellm.data.readers.base import BadRow, LazySamples, Reader, check_image
+from pixellm.data.readers.coco_images import photo_name
 from pixellm.data.readers.instances import is_inside
 from pixellm.data.readers.json_index import SpanList, scan_json
 from pixellm.data.readers.referring import load_phrases
@@ -145,7 +145,7 @@ class Muse(Reader):
     def counts(self) -> dict[str, int]:
         """Photos, questions, targets and items of an epoch."""
         return {
-            "pictures": self.num_photos,
+            "images": self.num_photos,
             "questions": len(self.rows),
             "targets": self.num_targets,
             "items": len(self),
@@ -164,7 +164,7 @@ class Muse(Reader):
             assert isinstance(sample.image, Path)
             if sample.image not in seen:
                 seen.add(sample.image)
-                yield from check_picture(sample.image, sample.size)
+                yield from check_image(sample.image, sample.size)
 
     def _sample(self, row: int, form: str) -> Sample:
         """The dialogue of a question.

@@ -1,6 +1,6 @@
 """Your own photos in COCO format, asked for their categories.
 
-Reads an instances JSON as annotation tools export it. The file and the folder of pictures have
+Reads an instances JSON as annotation tools export it. The file and the folder of images have
 names that the caller chooses; everything else that makes a question is
 :mod:`~pixellm.data.readers.class_reader`'s business.
 """
@@ -55,14 +55,14 @@ class OwnCoco(CocoClasses):
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
-        """The annotation file and the folder of pictures under their default names."""
+        """The annotation file and the folder of images under their default names."""
         return own_files(root, split)
 
 
 def own_files(
     root: Path, split: str, annotations: str = ANNOTATIONS, images: str = ""
 ) -> tuple[Path, Path]:
-    """The annotation file and the folder of pictures, there or not.
+    """The annotation file and the folder of images, there or not.
 
     Where the file is not there but COCO's own "instances_train2017.json" is, it is that one, and
     the folder "train2017".
@@ -75,7 +75,7 @@ def own_files(
     """
     usual = path_of_split(root, annotations, split)
     path = published_or(usual)
-    folder = _picture_folder(root, split) if path == usual else root / f"{split}2017"
+    folder = _image_folder(root, split) if path == usual else root / f"{split}2017"
     return path, path_of_split(root, images, split) if images else folder
 
 
@@ -85,7 +85,7 @@ def published_or(path: Path) -> Path:
     return published if published.exists() and not path.exists() else path
 
 
-def _picture_folder(root: Path, split: str) -> Path:
-    """Where the pictures of a split usually are; the plain ``root/split`` where there are none."""
+def _image_folder(root: Path, split: str) -> Path:
+    """Where the images of a split usually are; the plain ``root/split`` where there are none."""
     usual = (root / split / "images", root / split, root / "images" / split, root / "images")
     return next((folder for folder in usual if folder.is_dir()), root / split)

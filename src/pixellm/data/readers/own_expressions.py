@@ -15,7 +15,7 @@ import numpy as np
 
 from pixellm.data.readers.base import BadRow, LazySamples, Reader
 from pixellm.data.readers.class_questions import NamedMasks
-from pixellm.data.readers.coco_pictures import CocoPictures, category_name, file_of, size_of
+from pixellm.data.readers.coco_images import CocoImages, category_name, file_of, size_of
 from pixellm.data.readers.own_coco import ANNOTATIONS, own_files
 from pixellm.data.readers.referring import as_benchmark_asks, benchmark_turn, compose_dialogues
 from pixellm.types import SEG_MARK, Sample, Target, Turn
@@ -33,7 +33,7 @@ _TEXT_KEYS = (
 class OwnExpressions(Reader):
     """A COCO instances file of your own, asked for the expressions of its annotations.
 
-    An item is up to so many expressions of one picture, each of another annotation.
+    An item is up to so many expressions of one image, each of another annotation.
 
     Args:
         root: folder that the other two are below.
@@ -70,7 +70,7 @@ class OwnExpressions(Reader):
             raise ValueError(f"expressions_per_item of {self.name} is at least 1.")
         self.annotations, self.images = own_files(self.root, split, annotations, images)
         self.require(self.annotations, self.images)
-        self.index = CocoPictures(self.annotations)
+        self.index = CocoImages(self.annotations)
         self.bad_rows = (*self.index.bad_rows, *self._bad_texts())
         places = [(n, *place) for n in range(len(self.index)) for place in self._texts_of(n)]
         if not places:
@@ -79,12 +79,12 @@ class OwnExpressions(Reader):
                 "'expression', or read the file as the set coco."
             )
         self._places = np.array(places, dtype=np.int64)
-        """(num expressions, 3): picture, round, and place of the annotation in the file."""
+        """(num expressions, 3): image, round, and place of the annotation in the file."""
         self._starts = _item_starts(self._places, expressions_per_item)
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
-        """The annotation file and the folder of pictures under their default names."""
+        """The annotation file and the folder of images under their default names."""
         return own_files(root, split)
 
     def __len__(self) -> int:
@@ -109,17 +109,17 @@ class OwnExpressions(Reader):
         """One question for each expression, as the benchmarks of expressions ask."""
 
         def build(number: int) -> Sample:
-            picture, text_round, row = self._places[number].tolist()
-            turn = benchmark_turn([as_benchmark_asks(self._thing(picture, text_round, row))])
-            return self._sample(picture, (turn,), f"{row}-{text_round}")
+            image, text_round, row = self._places[number].tolist()
+            turn = benchmark_turn([as_benchmark_asks(self._thing(image, text_round, row))])
+            return self._sample(image, (turn,), f"{row}-{text_round}")
 
         return LazySamples(len(self._places), build)
 
     def counts(self) -> dict[str, int]:
-        """Pictures with expressions, questions when each is asked alone, and targets."""
-        pictures = len(np.unique(self._places[:, 0]))
+        """Images with expressions, questions when each is asked alone, and targets."""
+        images = len(np.unique(self._places[:, 0]))
         return {
-            "pictures": pictures,
+            "images": images,
             "questions": len(self._places),
             "targets": len(self._places),
         }
@@ -127,9 +127,9 @@ class OwnExpressions(Reader):
     def _places_of(self, item: int) -> np.ndarray:
         return self._places[self._starts[item] : self._starts[item + 1]]
 
-    def _texts_of(self, picture: int) -> Iterator[tuple[int, int]]:
-        """(round, annotation) of a picture's expressions: the first of each annotation first."""
-        rows = [int(row) for row in self.index.rows_of(picture) if not self.index.is_faulty[row]]
+    def _texts_of(self, image: int) -> Iterator[tuple[int, int]]:
+        """(round, annotation) of an image's expressions: the first of each annotation first."""
+        rows = [int(row) for row in self.index.rows_of(image) if not self.index.is_faulty[row]]
         texts = {row: len(_texts(self.index.annotation(row))) for row in rows}
         for text_round in range(max(texts.values(), default=0)):
             yield from ((text_round, row) for row in rows if texts[row] > text_round)
@@ -141,17 +141,17 @@ class OwnExpressions(Reader):
                 reason = f"An expression is empty, no text, or holds {SEG_MARK}: {texts!r:.80}."
                 yield BadRow(self.annotations, f"annotation {row}", reason)
 
-    def _thing(self, picture: int, text_round: int, row: int) -> NamedMasks:
+    def _thing(self, image: int, text_round: int, row: int) -> NamedMasks:
         try:
-            mask = self.index.mask(row, size_of(self.index.picture(picture)))
+            mask = self.index.mask(row, size_of(self.index.image(image)))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.annotations}, annotation {row}: {error}") from None
         text = _texts(self.index.annotation(row))[text_round]
         name = category_name(self.index.categories[int(self.index.category_of[row])])
         return NamedMasks(text, (Target(name, mask),))
 
-    def _sample(self, picture: int, turns: tuple[Turn, ...], label: str) -> Sample:
-        entry = self.index.picture(picture)
+    def _sample(self, image: int, turns: tuple[Turn, ...], label: str) -> Sample:
+        entry = self.index.image(image)
         name = f"{self.name}-{self.split}-{entry['id']}-{label}"
         return Sample(self.images / file_of(entry), size_of(entry), turns, name)
 
@@ -175,7 +175,7 @@ def _is_expression(text: Any) -> bool:
 
 
 def _item_starts(places: np.ndarray, most: int) -> np.ndarray:
-    """Where each group begins, and the end: one picture, one round, at most so many rows."""
+    """Where each group begins, and the end: one image, one round, at most so many rows."""
     starts = [0]
     for number in range(1, len(places)):
         other = (places[number, :2] != places[number - 1, :2]).any()

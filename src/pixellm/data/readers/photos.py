@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pixellm.data.readers.base import BadRow, LazySamples, Reader, path_of_split
 from pixellm.data.readers.captions import read_people_words
-from pixellm.data.readers.class_reader import AnnotatedPicture
+from pixellm.data.readers.class_reader import AnnotatedImage
 from pixellm.data.readers.own_coco import ANNOTATIONS, OwnCoco, own_files, published_or
 from pixellm.data.readers.views import another_view
 from pixellm.masks import decode_mask
@@ -134,28 +134,28 @@ class Photos(Reader):
         """The annotation file, and which of its images."""
         return self._coco.where(item)
 
-    def picture(self, item: int) -> AnnotatedPicture:
+    def image(self, item: int) -> AnnotatedImage:
         """A photo with its classes, as the file annotates it.
 
         Raises:
             ValueError: nothing of it can be used; names the file and the row.
         """
-        return self._coco.picture(item)
+        return self._coco.image(item)
 
-    def view(self, picture: AnnotatedPicture, people: tuple[str, ...] = ()) -> PhotoView:
+    def view(self, image: AnnotatedImage, people: tuple[str, ...] = ()) -> PhotoView:
         """A photo as the question writer sees it.
 
         Args:
-            picture: the photo.
+            image: the photo.
             people: what its people may be called, beside the usual words.
         """
-        scene = scene_of_picture(picture, self._keys)
+        scene = scene_of_image(image, self._keys)
         return PhotoView(scene, self.knowledge, self.max_targets, people)
 
-    def people_of(self, item: int, picture: AnnotatedPicture) -> tuple[str, ...]:
+    def people_of(self, item: int, image: AnnotatedImage) -> tuple[str, ...]:
         """What the people of a photo may be called by its captions; () where that is unsure."""
-        said = self._people.get(self._coco.index.picture(item)["id"])
-        shown = [one for one in picture.classes if self._keys[one.name] == PERSON]
+        said = self._people.get(self._coco.index.image(item)["id"])
+        shown = [one for one in image.classes if self._keys[one.name] == PERSON]
         if said is None or any(one.crowds or not one.askable for one in shown):
             return ()
         number = sum(len(one.masks) for one in shown)
@@ -164,15 +164,15 @@ class Photos(Reader):
 
     def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
         """The dialogues about a photo; see :meth:`Reader.compose`."""
-        picture = self.picture(item)
-        people = self.people_of(item, picture)
+        image = self.image(item)
+        people = self.people_of(item, image)
         if self.augment:
-            picture = another_view(picture, rng)
-        view = self.view(picture, people)
+            image = another_view(image, rng)
+        view = self.view(image, people)
         for kinds in (self.kinds, None):
             turns = compose_photo_dialogues(view, rng, self.dialogues_per_image, kinds=kinds)
             if turns:
-                return self._to_samples(picture, turns)
+                return self._to_samples(image, turns)
         raise ValueError(str(BadRow(*self.where(item), "No kind of question fits the photo.")))
 
     def check(self) -> Iterator[BadRow]:
@@ -200,18 +200,18 @@ class Photos(Reader):
 
     def counts(self) -> dict[str, int]:
         """Photos, annotated objects, and the kinds of objects among them."""
-        objects = [len(self.view(self.picture(item)).objects) for item in range(len(self))]
+        objects = [len(self.view(self.image(item)).objects) for item in range(len(self))]
         return {
-            "pictures": len(self),
+            "images": len(self),
             "targets": sum(objects),
             "classes": len(self.knowledge.concepts),
         }
 
     def _evaluation(self, item: int) -> tuple[Sample, ...]:
         """The questions that a benchmark asks about a photo."""
-        picture = self.picture(item)
-        rng = random.Random(f"evaluation/{picture.id}")
-        view = self.view(picture)
+        image = self.image(item)
+        rng = random.Random(f"evaluation/{image.id}")
+        view = self.view(image)
         turns = [
             dialogue
             for kind, number in EVALUATED.items()
@@ -220,25 +220,25 @@ class Photos(Reader):
                 view, rng, number, kinds={kind: 1.0}, nouns=unknown_nouns(held_out=True)
             )
         ]
-        return self._to_samples(picture, turns)
+        return self._to_samples(image, turns)
 
     def _to_samples(
-        self, picture: AnnotatedPicture, dialogues: Sequence[tuple[Turn, ...]]
+        self, image: AnnotatedImage, dialogues: Sequence[tuple[Turn, ...]]
     ) -> tuple[Sample, ...]:
         concepts = self.knowledge.concepts
         objects = tuple(
             Target(concepts[self._keys[one.name]].name, mask)
-            for one in picture.classes
+            for one in image.classes
             for mask in (*one.crowds, *one.masks)
         )
         return tuple(
             Sample(
-                picture.image,
-                picture.size,
+                image.image,
+                image.size,
                 turns,
-                f"{picture.id}-{number}",
+                f"{image.id}-{number}",
                 objects,
-                picture.source,
+                image.source,
             )
             for number, turns in enumerate(dialogues)
         )
@@ -266,20 +266,18 @@ EVALUATED = {
 """Questions of each kind about a photo that a benchmark asks, at most."""
 
 
-def scene_of_picture(picture: AnnotatedPicture, keys: Mapping[str, str]) -> Scene:
+def scene_of_image(image: AnnotatedImage, keys: Mapping[str, str]) -> Scene:
     """The annotated objects of a photo as a scene; its pixels are left out.
 
     Args:
-        picture: the photo.
+        image: the photo.
         keys: concept of each class name.
     """
-    blank: NDArray[np.uint8] = np.broadcast_to(np.uint8(0), (*picture.size, 3))
+    blank: NDArray[np.uint8] = np.broadcast_to(np.uint8(0), (*image.size, 3))
     objects = tuple(
         measure_object(keys[one.name], decode_mask(mask), mask)
-        for one in picture.classes
+        for one in image.classes
         for mask in one.masks
     )
-    uncertain = frozenset(
-        keys[one.name] for one in picture.classes if one.crowds or not one.askable
-    )
+    uncertain = frozenset(keys[one.name] for one in image.classes if one.crowds or not one.askable)
     return Scene(blank, objects, uncertain)

@@ -1,6 +1,6 @@
 """ReasonSeg: one region of a photo, described by what one has to reason out.
 
-``reason_seg/ReasonSeg/SPLIT/`` holds pictures, each with a JSON file of polygons and questions;
+``reason_seg/ReasonSeg/SPLIT/`` holds images, each with a JSON file of polygons and questions;
 ``explanatory/train.json`` has reasons for some of them. Knows these files.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pixellm.data.readers.base import BadRow, LazySamples, Reader, picture_size
+from pixellm.data.readers.base import BadRow, LazySamples, Reader, image_size
 from pixellm.data.readers.class_questions import NamedMasks, ask_for_regions
 from pixellm.data.readers.referring import benchmark_turn, load_phrases, to_noun
 from pixellm.masks import encode_mask
@@ -39,7 +39,7 @@ class Shape:
 
     Attributes:
         is_target: whether it is asked for; else a score leaves its pixels out.
-        points: (P, 2) int32 ``(x, y)`` in pixels of the picture.
+        points: (P, 2) int32 ``(x, y)`` in pixels of the image.
     """
 
     is_target: bool
@@ -68,7 +68,7 @@ class ReasonSeg(Reader):
         root: folder that holds all data sets.
         split: one of :attr:`splits`.
         seed: another seed gives another order and wording.
-        per_item: questions about a picture in one item, at most.
+        per_item: questions about an image in one item, at most.
 
     Raises:
         ValueError: an unknown split, or one without a usable file.
@@ -108,7 +108,7 @@ class ReasonSeg(Reader):
         try:
             texts = read_annotation(path).texts
             if not path.with_suffix(".jpg").is_file():
-                raise ValueError(f"Its picture {path.stem}.jpg is missing.")
+                raise ValueError(f"Its image {path.stem}.jpg is missing.")
         except ValueError as error:
             bad.append(BadRow(path, "", str(error)))
             return
@@ -140,7 +140,7 @@ class ReasonSeg(Reader):
         return self.folder / self._names[number], f"text {first}"
 
     def evaluation_samples(self) -> LazySamples:
-        """See :meth:`Reader.evaluation_samples`: the first text of each picture.
+        """See :meth:`Reader.evaluation_samples`: the first text of each image.
 
         It is asked as annotated but for space around it, whole sentences and phrases alike, as in
         the code that the authors of PixelLM (Ren et al., CVPR 2024) released.
@@ -158,11 +158,11 @@ class ReasonSeg(Reader):
         return Sample(image, size, (turn,), f"{self.name}-{self.split}-{image.stem}")
 
     def counts(self) -> dict[str, int]:
-        """Pictures, questions (texts), targets, items of an epoch, and known reasons."""
+        """Images, questions (texts), targets, items of an epoch, and known reasons."""
         texts = sum(end - first for _, first, end in self._items)
         known = sum(f"{Path(name).stem}.jpg" in self.reasons for name in self._names)
         return {
-            "pictures": len(self._names),
+            "images": len(self._names),
             "questions": texts,
             "targets": texts,
             "items": len(self),
@@ -172,13 +172,13 @@ class ReasonSeg(Reader):
     def _open(self, number: int) -> tuple[Annotation, Path, tuple[int, int]]:
         path = self.folder / self._names[number]
         image = path.with_suffix(".jpg")
-        return read_annotation(path), image, picture_size(image)
+        return read_annotation(path), image, image_size(image)
 
     def _target(self, number: int, annotation: Annotation, size: tuple[int, int]) -> Target:
         painted = paint_shapes(annotation.shapes, size)
         if not (painted == _TARGET).any():
             path = self.folder / self._names[number]
-            raise ValueError(f"{path}: the target lies outside the picture, or is covered.")
+            raise ValueError(f"{path}: the target lies outside the image, or is covered.")
         ignore = painted == _IGNORED
         name = "the answer" if annotation.is_sentence else annotation.texts[0]
         mask = encode_mask(painted == _TARGET)
@@ -234,7 +234,7 @@ def paint_shapes(shapes: Sequence[Shape], size: tuple[int, int]) -> NDArray[np.u
 
     Args:
         shapes: polygons.
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
 
     Returns:
         (H, W): 0 nothing, 1 target, 255 ignored.
@@ -273,12 +273,12 @@ def _to_shape(values: Mapping[str, Any]) -> Shape | None:
     if points.ndim != 2 or points.shape[1] != 2 or not len(points):
         raise ValueError(f"A shape labelled {label!r} has no list of points [x, y].")
     if not (np.abs(points) < _FARTHEST_COORDINATE).all():
-        raise ValueError("A shape has points far outside any picture, or no numbers.")
+        raise ValueError("A shape has points far outside any image, or no numbers.")
     return Shape(label == "target", points.astype(np.int32))
 
 
 def _read_reasons(path: Path) -> dict[str, tuple[str, str]]:
-    """(question, reason) by the name of the picture; {} where there is no file.
+    """(question, reason) by the name of the image; {} where there is no file.
 
     Raises:
         ValueError: the file is damaged.

@@ -1,6 +1,6 @@
 """refCOCO, refCOCO+, refCOCOg and refCLEF as their authors publish them, and multi-refCOCO.
 
-``refer_seg/NAME/instances.json`` holds pictures and masks, ``refs(PARTITION).p``, a pickle, the
+``refer_seg/NAME/instances.json`` holds images and masks, ``refs(PARTITION).p``, a pickle, the
 expressions and their splits. Knows these two files; the rest is in ``expressions``.
 """
 
@@ -22,7 +22,7 @@ from pixellm.data.restricted_pickle import load_plain_pickle
 from pixellm.types import Turn
 
 GROUP_SIZES = (6, 5, 4)
-"""How many expressions of a picture multi-refCOCO asks together, over and over (PAPER.md 5)."""
+"""How many expressions of an image multi-refCOCO asks together, over and over (PAPER.md 5)."""
 
 COCO_FOLDERS = ("refer_seg/images/mscoco/images/train2014", "coco/train2014")
 
@@ -35,8 +35,8 @@ class ReferReader(ExpressionReader):
         split: one of :attr:`splits`.
         seed: another seed gives other groups, another order and wording.
         partition: who made the splits, as in the name of the file; the usual one where None.
-        images: folder of the pictures, where it is not the usual one.
-        per_item: expressions of a picture that are asked in one item, at most.
+        images: folder of the images, where it is not the usual one.
+        per_item: expressions of an image that are asked in one item, at most.
         questions_per_picture: see :class:`~pixellm.data.readers.expressions.ExpressionReader`.
 
     Raises:
@@ -46,10 +46,10 @@ class ReferReader(ExpressionReader):
 
     partitions: ClassVar[Mapping[str, tuple[str, ...]]]
     """Splits by partition, the usual partition first."""
-    picture_folders: tuple[str, ...] = COCO_FOLDERS
+    image_folders: tuple[str, ...] = COCO_FOLDERS
     obtain = (
         "the refer toolbox (github.com/lichengunc/refer) says where to download annotations, and "
-        "the pictures are train2014 of cocodataset.org"
+        "the images are train2014 of cocodataset.org"
     )
 
     def __init__(
@@ -78,8 +78,8 @@ class ReferReader(ExpressionReader):
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
         """See :meth:`Reader.files`; of the usual partition that has the split."""
         folder = root / cls.folder
-        pictures = cls.find_folder(root, cls.picture_folders)
-        return folder / "instances.json", folder / f"refs({cls.usual_partition(split)}).p", pictures
+        images = cls.find_folder(root, cls.image_folders)
+        return folder / "instances.json", folder / f"refs({cls.usual_partition(split)}).p", images
 
     @classmethod
     def usual_partition(cls, split: str) -> str:
@@ -177,15 +177,15 @@ class RefClef(ReferReader):
         "berkeley": ("train", "val", "test"),
     }
     folder = "refer_seg/refclef"
-    picture_folders = ("refer_seg/images/saiapr_tc-12",)
+    image_folders = ("refer_seg/images/saiapr_tc-12",)
     obtain = (
         "the refer toolbox (github.com/lichengunc/refer) says where to download annotations and "
-        "the pictures of saiapr_tc-12"
+        "the images of saiapr_tc-12"
     )
 
 
 class _Grouped(ReferReader):
-    """Expressions of a picture asked together, in groups of 6, 5, 4, 6, 5, ..."""
+    """Expressions of an image asked together, in groups of 6, 5, 4, 6, 5, ..."""
 
     def group_for_training(self) -> tuple[Integers, Integers]:
         """Expression numbers item by item: the evaluation's groups.
@@ -201,7 +201,7 @@ class _Grouped(ReferReader):
         return self.group_for_evaluation()
 
     def group_for_evaluation(self) -> tuple[Integers, Integers]:
-        """In the order of the file; each picture starts with a group of 6."""
+        """In the order of the file; each image starts with a group of 6."""
         groups = []
         for first, end in zip(self.table.starts, self.table.starts[1:], strict=False):
             for size in cycle(GROUP_SIZES):

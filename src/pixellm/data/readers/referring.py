@@ -1,4 +1,4 @@
-"""Dialogues about expressions that single out none, one or many objects of a picture.
+"""Dialogues about expressions that single out none, one or many objects of an image.
 
 One object each is worded by :mod:`pixellm.data.readers.class_questions`; what is left, and the
 fixed questions of the benchmarks, by ``phrases/referring.toml``. Knows no files but that one.

@@ -1,6 +1,6 @@
-"""Data sets of label pictures: ADE20K, COCO-Stuff, Mapillary Vistas v2.0.
+"""Data sets of label images: ADE20K, COCO-Stuff, Mapillary Vistas v2.0.
 
-A label picture gives every pixel a class number, so that a class is one region of its picture. Each
+A label image gives every pixel a class number, so that a class is one region of its image. Each
 set knows its folders and the names of its numbers; what is asked together is
 :mod:`~pixellm.data.readers.class_reader`'s business.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedPicture
+from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.readers.base import BadRow
 from pixellm.data.readers.class_reader import ClassReader
 from pixellm.data.readers.run_lengths import label_map_to_rles
@@ -25,15 +25,15 @@ from pixellm.data.readers.run_lengths import label_map_to_rles
 _LABEL_MODES = ("L", "P", "I;16", "I")
 
 
-class LabelPictures(ClassReader):
-    """A data set of label pictures. An item is one of them that has its photo.
+class LabelImages(ClassReader):
+    """A data set of label images. An item is one of them that has its photo.
 
     Args:
         root: folder that holds all data sets.
         split: ``train`` or ``val``.
         seed: another seed gives another order, grouping and wording.
         options: see :class:`~pixellm.data.readers.class_reader.ClassReader`; ``targets`` can't be
-            ``instances``, which label pictures do not tell apart.
+            ``instances``, which label images do not tell apart.
 
     Raises:
         ValueError: an unknown split or option, or a damaged list of classes.
@@ -66,11 +66,11 @@ class LabelPictures(ClassReader):
     @classmethod
     @abstractmethod
     def folders(cls, root: Path, split: str) -> tuple[Path, Path]:
-        """The folders of photos (jpg) and of label pictures (png) of the same names."""
+        """The folders of photos (jpg) and of label images (png) of the same names."""
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
-        """The folders of label pictures and photos."""
+        """The folders of label images and photos."""
         images, labels = cls.folders(root, split)
         return labels, images
 
@@ -89,15 +89,15 @@ class LabelPictures(ClassReader):
         return tuple(name for name in self._names.values() if self.is_asked(name))
 
     def __len__(self) -> int:
-        """Label pictures that have their photo."""
+        """Label images that have their photo."""
         return len(self._stems)
 
     def where(self, item: int) -> tuple[Path, str]:
-        """The label picture."""
+        """The label image."""
         return self.labels / f"{self._stems[item]}.png", ""
 
-    def picture(self, item: int) -> AnnotatedPicture:
-        """A photo with the classes of its label picture, in the order of their numbers."""
+    def image(self, item: int) -> AnnotatedImage:
+        """A photo with the classes of its label image, in the order of their numbers."""
         stem = self._stems[item]
         path, _ = self.where(item)
         labels = read_label_map(path)
@@ -111,10 +111,10 @@ class LabelPictures(ClassReader):
         size = (labels.shape[0], labels.shape[1])
         label = f"{self.name}-{self.split}-{stem}"
         photo = self.images / f"{stem}.jpg"
-        return AnnotatedPicture(photo, size, label, tuple(classes), tuple(faults))
+        return AnnotatedImage(photo, size, label, tuple(classes), tuple(faults))
 
 
-class Ade20k(LabelPictures):
+class Ade20k(LabelImages):
     """ADE20K as in its scene parsing benchmark: number 0 is nothing, class n is n + 1."""
 
     name = "ade20k"
@@ -135,7 +135,7 @@ class Ade20k(LabelPictures):
         return dict(enumerate(_listed_names("ade20k"), start=1)), frozenset({0})
 
 
-class CocoStuff(LabelPictures):
+class CocoStuff(LabelImages):
     """COCO-Stuff's pixel maps: number n is category n + 1 of COCO-Stuff, 255 is nothing.
 
     Names with a hyphen ("wall-other", "floor-tile") are shelf marks and no words; as in the
@@ -155,7 +155,7 @@ class CocoStuff(LabelPictures):
         return root / "coco" / f"{split}2017", root / "cocostuff" / f"{split}2017"
 
     def class_table(self) -> tuple[dict[int, str], frozenset[int]]:
-        """Numbers 0 to 181, eleven of which occur in no picture; 255 is nothing."""
+        """Numbers 0 to 181, eleven of which occur in no image; 255 is nothing."""
         return dict(enumerate(_listed_names("cocostuff"))), frozenset({255})
 
     @staticmethod
@@ -164,7 +164,7 @@ class CocoStuff(LabelPictures):
         return "-" not in name
 
 
-class Mapillary(LabelPictures):
+class Mapillary(LabelImages):
     """Mapillary Vistas v2.0; names are the ``readable`` ones of its list, in lower case.
 
     What its list calls void ("unlabeled", "ego vehicle", "ground") is never asked for.
@@ -182,7 +182,7 @@ class Mapillary(LabelPictures):
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
-        """The list of classes, and the folders of label pictures and photos."""
+        """The list of classes, and the folders of label images and photos."""
         return root / "mapillary" / "config_v2.0.json", *super().files(root, split)
 
     def class_table(self) -> tuple[dict[int, str], frozenset[int]]:
@@ -201,25 +201,25 @@ class Mapillary(LabelPictures):
 
 
 def read_label_map(path: Path) -> NDArray[Any]:
-    """The class number of every pixel of a label picture.
+    """The class number of every pixel of a label image.
 
     Args:
-        path: a grey or palette PNG; of a palette picture the indices count, not the colours.
+        path: a grey or palette PNG; of a palette image the indices count, not the colours.
 
     Returns:
         (H, W) of an integer type.
 
     Raises:
-        ValueError: there is no such picture, it is damaged, or it is in colour.
+        ValueError: there is no such image, it is damaged, or it is in colour.
     """
     try:
-        with Image.open(path) as picture:
-            if picture.mode in _LABEL_MODES:
-                return np.asarray(picture)
-            reason = f"its mode is {picture.mode}, but class numbers are grey or palette values"
+        with Image.open(path) as image:
+            if image.mode in _LABEL_MODES:
+                return np.asarray(image)
+            reason = f"its mode is {image.mode}, but class numbers are grey or palette values"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error)
-    raise ValueError(f"{path} can't be read as a label picture: {reason}.")
+    raise ValueError(f"{path} can't be read as a label image: {reason}.")
 
 
 @cache

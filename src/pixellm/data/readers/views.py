@@ -1,9 +1,9 @@
-"""Another view of an annotated picture: mirrored, cut out and recoloured, with its masks.
+"""Another view of an annotated image: mirrored, cut out and recoloured, with its masks.
 
-A small set of photos lasts longer when no picture comes twice alike. Classes stay true to what
+A small set of photos lasts longer when no image comes twice alike. Classes stay true to what
 the view shows, so questions have to be composed afterwards; this module composes none.
 
-Frames: boxes are ``(left, top, right, bottom)`` in pixels of the original picture.
+Frames: boxes are ``(left, top, right, bottom)`` in pixels of the original image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pixellm.masks import decode_mask, encode_mask
 from pixellm.types import RLE
 
 if TYPE_CHECKING:
-    from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedPicture
+    from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
 
 SMALLEST_SIDE = 0.5
 """A cut keeps at least this share of each side."""
@@ -33,8 +33,8 @@ LEAST_KEPT = 0.25
 Box = tuple[int, int, int, int]
 
 
-def another_view(annotated: AnnotatedPicture, rng: random.Random) -> AnnotatedPicture:
-    """Draw a view of a picture.
+def another_view(annotated: AnnotatedImage, rng: random.Random) -> AnnotatedImage:
+    """Draw a view of an image.
 
     Half of all views are mirrored. A class that lies outside of the cut is gone; one of which too
     little is left stays known, but can't be asked for.
@@ -44,10 +44,10 @@ def another_view(annotated: AnnotatedPicture, rng: random.Random) -> AnnotatedPi
         rng: decides everything.
 
     Returns:
-        A picture in memory, its size that of the cut.
+        An image in memory, its size that of the cut.
 
     Raises:
-        ValueError: the file is no picture, or of another size than the annotation says.
+        ValueError: the file is no image, or of another size than the annotation says.
         OSError: the file can't be opened.
     """
     from pixellm.processing.image import load_image
@@ -55,7 +55,7 @@ def another_view(annotated: AnnotatedPicture, rng: random.Random) -> AnnotatedPi
     image = load_image(annotated.image)
     if (image.height, image.width) != tuple(annotated.size):
         raise ValueError(
-            f"Picture {annotated.id} is {(image.height, image.width)} (height, width), but its "
+            f"Image {annotated.id} is {(image.height, image.width)} (height, width), but its "
             f"annotation says {tuple(annotated.size)}."
         )
     box, mirrored = _cut(rng, annotated.size), rng.random() < 0.5

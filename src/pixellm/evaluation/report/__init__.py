@@ -1,7 +1,7 @@
 """Reports of an evaluation and of two compared: JSON, Markdown, and one HTML page each.
 
 ``write`` puts the files together; ``tables`` holds the numbers as text, ``plots`` as SVG,
-``gallery`` the pictures, ``page`` the HTML. Nothing here scores or runs a model.
+``gallery`` the images, ``page`` the HTML. Nothing here scores or runs a model.
 """
 
 from pixellm.evaluation.report.compare import (

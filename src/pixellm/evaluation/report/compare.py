@@ -24,13 +24,13 @@ from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.report.gallery import (
     EACH,
     Card,
-    FetchPicture,
+    FetchImage,
     predicted_panel,
     true_panel,
 )
 from pixellm.evaluation.report.page import build_page
 from pixellm.evaluation.report.tables import TextTable, number
-from pixellm.evaluation.scores import Rules, Unit, count_bin, picture_ratios, question_giou
+from pixellm.evaluation.scores import Rules, Unit, count_bin, image_ratios, question_giou
 from pixellm.files import check_file, check_folder, json_bytes, write_files
 
 _SAME = ("benchmark", "split")
@@ -46,7 +46,7 @@ class Comparison:
         unit: what counts as one IoU.
         scores: name -> the score of each run and the difference, second minus first.
         pairs: the answers of both runs to each question, those that moved most first.
-        num_pictures: that the questions are about.
+        num_images: that the questions are about.
         num_left_out: questions that only one run answered.
     """
 
@@ -55,7 +55,7 @@ class Comparison:
     unit: Unit
     scores: dict[str, tuple[Estimate, Estimate, Difference]]
     pairs: list[tuple[AnswerRecord, AnswerRecord]]
-    num_pictures: int
+    num_images: int
     num_left_out: int
 
     def table(self) -> TextTable:
@@ -86,8 +86,8 @@ class Comparison:
             for letter, name, values in zip("AB", self.names, self.settings, strict=True)
         )
         return (
-            f"{' · '.join(runs)}. {len(self.pairs)} questions about {self.num_pictures} "
-            f"pictures{left_out}; paired bootstrap over pictures."
+            f"{' · '.join(runs)}. {len(self.pairs)} questions about {self.num_images} "
+            f"images{left_out}; paired bootstrap over images."
         )
 
 
@@ -120,7 +120,7 @@ def compare_runs(first: Path, second: Path) -> Comparison:
         unit=unit,
         scores=_compare_scores(pairs, (rules[0], rules[1])),
         pairs=sorted(pairs, key=lambda pair: (-abs(_change(pair, unit)), pair[0].index)),
-        num_pictures=len({a.picture for a, _ in pairs}),
+        num_images=len({a.image for a, _ in pairs}),
         num_left_out=num_left_out,
     )
 
@@ -136,15 +136,13 @@ def check_comparison(folder: Path) -> None:
     check_file(folder / "compare.html")
 
 
-def write_comparison(
-    folder: Path, comparison: Comparison, fetch_picture: FetchPicture
-) -> list[Path]:
+def write_comparison(folder: Path, comparison: Comparison, fetch_image: FetchImage) -> list[Path]:
     """Write ``compare.json`` and ``compare.html``.
 
     Args:
         folder: made where missing, but not the folders above it.
         comparison: what to write.
-        fetch_picture: gives the pictures of the answers that moved most.
+        fetch_image: gives the images of the answers that moved most.
 
     Raises:
         OSError: the folder can't be written to, or holds files of these names that are not ours.
@@ -152,14 +150,14 @@ def write_comparison(
     check_comparison(folder)
     title = f"{comparison.names[0]} and {comparison.names[1]}"
     tables = [comparison.table(), comparison.moved()]
-    cards = _cards(comparison, fetch_picture)
+    cards = _cards(comparison, fetch_image)
     values = {
         "runs": [
             {"name": name, "settings": dict(settings)}
             for name, settings in zip(comparison.names, comparison.settings, strict=True)
         ],
         "num_questions": len(comparison.pairs),
-        "num_pictures": comparison.num_pictures,
+        "num_pictures": comparison.num_images,
         "num_left_out": comparison.num_left_out,
         "scores": {
             name: {"a": asdict(a), "b": asdict(b), "difference": asdict(change)}
@@ -207,15 +205,15 @@ def _change(pair: tuple[AnswerRecord, AnswerRecord], unit: Unit) -> float:
 def _compare_scores(
     pairs: Sequence[tuple[AnswerRecord, AnswerRecord]], rules: tuple[Rules, Rules]
 ) -> dict[str, tuple[Estimate, Estimate, Difference]]:
-    """Scores that both runs have, resampled over the same pictures."""
-    pictures: dict[str, list[int]] = {}
+    """Scores that both runs have, resampled over the same images."""
+    images: dict[str, list[int]] = {}
     for place, (record, _) in enumerate(pairs):
-        pictures.setdefault(record.picture, []).append(place)
+        images.setdefault(record.image, []).append(place)
     tables = []
     for run in (0, 1):
         rows = [
-            picture_ratios([pairs[place][run] for place in places], rules[run])
-            for places in pictures.values()
+            image_ratios([pairs[place][run] for place in places], rules[run])
+            for places in images.values()
         ]
         names = list(rows[0])
         tables.append(np.array([[row[name] for name in names] for row in rows], dtype=np.float64))
@@ -229,18 +227,18 @@ def _compare_scores(
     }
 
 
-def _cards(comparison: Comparison, fetch_picture: FetchPicture) -> list[Card]:
+def _cards(comparison: Comparison, fetch_image: FetchImage) -> list[Card]:
     """The answers that moved most, of both runs beside the truth."""
     cards = []
     for a, b in comparison.pairs[: 3 * EACH]:
         change = _change((a, b), comparison.unit)
         if not change:
             break  # they are in order: nothing moved from here on
-        picture = fetch_picture(b)
+        image = fetch_image(b)
         panels = (
-            predicted_panel(a, picture, "A"),
-            predicted_panel(b, picture, "B"),
-            true_panel(b, picture),
+            predicted_panel(a, image, "A"),
+            predicted_panel(b, image, "B"),
+            true_panel(b, image),
         )
         ious = (question_giou(one, comparison.unit) for one in (a, b))
         title = "IoU {:.2f} to {:.2f}".format(*ious)

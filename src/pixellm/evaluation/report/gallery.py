@@ -1,6 +1,6 @@
-"""The pictures of a report: which answers to show, and each drawn with its masks.
+"""The images of a report: which answers to show, and each drawn with its masks.
 
-Answers are ranked by their own mean IoU. Pictures are scaled down and kept as JPEG bytes. It
+Answers are ranked by their own mean IoU. Images are scaled down and kept as JPEG bytes. It
 knows records and pixels, and no markup.
 """
 
@@ -26,19 +26,19 @@ EACH = 12
 
 _LONGEST_SIDE = 384
 _QUALITY = 82
-_NO_PICTURE = (225, 225, 225)
+_NO_IMAGE = (225, 225, 225)
 
-FetchPicture = Callable[[AnswerRecord], Image.Image | None]
-"""The picture of a record; None where it can't be had any more."""
+FetchImage = Callable[[AnswerRecord], Image.Image | None]
+"""The image of a record; None where it can't be had any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A picture with masks.
+    """An image with masks.
 
     Attributes:
         caption: what the masks are.
-        jpeg: the picture, as a ``data:`` address.
+        jpeg: the image, as a ``data:`` address.
     """
 
     caption: str
@@ -53,7 +53,7 @@ class Card:
         sort: why it is shown, such as "worst".
         title: its score, in words.
         record: the answer.
-        panels: pictures side by side.
+        panels: images side by side.
         count: group by number of targets.
         note: what a judge said of it; "" without one.
     """
@@ -86,7 +86,7 @@ def choose_records(records: Sequence[AnswerRecord], unit: Unit) -> dict[str, lis
 def build_cards(
     records: Sequence[AnswerRecord],
     unit: Unit,
-    fetch_picture: FetchPicture,
+    fetch_image: FetchImage,
     notes: Mapping[tuple[int, int], str] | None = None,
 ) -> list[Card]:
     """The gallery of a report: predicted masks on the left, true ones on the right.
@@ -94,15 +94,15 @@ def build_cards(
     Args:
         records: all answers.
         unit: what counts as one IoU.
-        fetch_picture: gives the pictures.
+        fetch_image: gives the images.
         notes: (dialogue, turn) -> what a judge said of the answer.
     """
     said = notes or {}
     cards = []
     for sort, chosen in choose_records(records, unit).items():
         for record in chosen:
-            picture = fetch_picture(record)
-            panels = (predicted_panel(record, picture), true_panel(record, picture))
+            image = fetch_image(record)
+            panels = (predicted_panel(record, image), true_panel(record, image))
             title = f"IoU {question_giou(record, unit):.2f}"
             note = said.get((record.index, record.turn), "")
             cards.append(Card(sort, title, record, panels, count_bin(len(record.targets)), note))
@@ -110,47 +110,47 @@ def build_cards(
 
 
 def predicted_panel(
-    record: AnswerRecord, picture: Image.Image | None, caption: str = "predicted"
+    record: AnswerRecord, image: Image.Image | None, caption: str = "predicted"
 ) -> Panel:
     """What the model showed; labels are its own phrases."""
     masks = [mask.mask for mask in record.shown]
-    return _panel(caption, record, picture, masks, [mask.label for mask in record.shown])
+    return _panel(caption, record, image, masks, [mask.label for mask in record.shown])
 
 
-def true_panel(record: AnswerRecord, picture: Image.Image | None) -> Panel:
+def true_panel(record: AnswerRecord, image: Image.Image | None) -> Panel:
     """What was asked for."""
     masks = [target.mask for target in record.targets]
-    return _panel("true", record, picture, masks, [target.name for target in record.targets])
+    return _panel("true", record, image, masks, [target.name for target in record.targets])
 
 
-def read_picture(record: AnswerRecord) -> Image.Image | None:
-    """The picture from its file, where that is still there and has the size it had."""
+def read_image(record: AnswerRecord) -> Image.Image | None:
+    """The image from its file, where that is still there and has the size it had."""
     if not record.path:
         return None
     try:
         with Image.open(Path(record.path)) as opened:
             from PIL import ImageOps
 
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
+            image = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, UnidentifiedImageError):
         return None
-    return picture if (picture.height, picture.width) == record.size else None
+    return image if (image.height, image.width) == record.size else None
 
 
 def _panel(
     caption: str,
     record: AnswerRecord,
-    picture: Image.Image | None,
+    image: Image.Image | None,
     masks: Sequence[RLE],
     labels: Sequence[str],
 ) -> Panel:
     height, width = record.size
     scale = min(1.0, _LONGEST_SIDE / max(record.size))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    if picture is None:
-        canvas = Image.new("RGB", (size[1], size[0]), _NO_PICTURE)
+    if image is None:
+        canvas = Image.new("RGB", (size[1], size[0]), _NO_IMAGE)
     else:
-        canvas = picture.convert("RGB").resize((size[1], size[0]), Image.Resampling.LANCZOS)
+        canvas = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.LANCZOS)
     drawn = draw_overlay(
         np.asarray(canvas), [resize_mask(decode_mask(mask), size) for mask in masks], list(labels)
     )

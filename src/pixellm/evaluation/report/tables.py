@@ -30,12 +30,12 @@ _TITLES = {
     TARGETS: "By number of targets",
     SIZE: "By size of the target",
     TOPIC: "By topic",
-    SOURCE: "By collection of the picture",
+    SOURCE: "By collection of the image",
     KIND: "By kind",
 }
 _LABELS = {
     TARGETS: "targets",
-    SIZE: "share of the picture",
+    SIZE: "share of the image",
     TOPIC: "topic",
     SOURCE: "collection",
     KIND: "kind",
@@ -123,7 +123,7 @@ def describe_run(settings: dict[str, Any], summary: Summary) -> str:
     return (
         f"{settings['title']} {settings['split']} with {settings['model']}{dtype}: "
         f"{asked}{mode[rules.mode]}, {settings['protocol']} protocol, {unit[rules.unit]}; "
-        f"{summary.num_questions} questions about {summary.num_pictures} pictures, "
+        f"{summary.num_questions} questions about {summary.num_images} images, "
         f"{summary.num_targets} targets, {summary.num_masks} masks shown.{bad}"
     )
 

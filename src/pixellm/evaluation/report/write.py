@@ -13,7 +13,7 @@ from typing import Any
 
 from pixellm.evaluation.intervals import Estimate
 from pixellm.evaluation.records import AnswerRecord
-from pixellm.evaluation.report.gallery import Card, FetchPicture, build_cards
+from pixellm.evaluation.report.gallery import Card, FetchImage, build_cards
 from pixellm.evaluation.report.judged import (
     JudgedScores,
     describe_judge,
@@ -49,7 +49,7 @@ def write_report(
     summary: Summary,
     records: Sequence[AnswerRecord],
     headline: Sequence[str],
-    fetch_picture: FetchPicture,
+    fetch_image: FetchImage,
     judged: JudgedScores | None = None,
 ) -> list[Path]:
     """Write the three files.
@@ -60,7 +60,7 @@ def write_report(
         summary: its scores.
         records: its answers, for the gallery.
         headline: scores that the benchmark is judged by.
-        fetch_picture: gives the pictures of the gallery.
+        fetch_image: gives the images of the gallery.
         judged: the scores without and with a judge, where there was one; ``summary`` stays
             without.
 
@@ -78,7 +78,7 @@ def write_report(
         lead = f"{lead} {describe_judge(judged)}"
         tables = [effect_table(judged, headline), *tables, *judged_tables(judged, headline)]
         notes = judge_notes(judged.judgement)
-    cards = build_cards(records, summary.rules.unit, fetch_picture, notes)
+    cards = build_cards(records, summary.rules.unit, fetch_image, notes)
     values = {
         "settings": dict(settings),
         "versions": installed_versions(),
@@ -101,7 +101,7 @@ def write_report(
 def summary_plots(summary: Summary) -> dict[str, str]:
     """Score by number of targets, by size, precision over recall, calibration; what there is."""
     plots = {}
-    sorts = {TARGETS: ("giou", "targets"), SIZE: ("target_iou", "share of the picture")}
+    sorts = {TARGETS: ("giou", "targets"), SIZE: ("target_iou", "share of the image")}
     for prefix, (score, label) in sorts.items():
         bars = {
             name: group.scores.get(score, Estimate(None, None, None, 0.0))

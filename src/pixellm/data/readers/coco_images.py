@@ -1,7 +1,7 @@
-"""COCO-style annotation files: which annotations belong to which picture, without holding them.
+"""COCO-style annotation files: which annotations belong to which image, without holding them.
 
 The file is streamed once. What stays in memory is a few numbers per annotation and the place of
-each record in the file; records are parsed when a picture is asked for. This module knows the
+each record in the file; records are parsed when an image is asked for. This module knows the
 keys that all COCO-style files share, and nothing of questions or of any one data set.
 """
 
@@ -32,7 +32,7 @@ def size_of(image: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def photo_name(entry: Mapping[str, Any]) -> str:
-    """What a COCO-style file calls a picture: a path below the folder of pictures.
+    """What a COCO-style file calls an image: a path below the folder of images.
 
     Without ``file_name``, as in LVIS, it is the tail of ``coco_url``: "train2017/000000000009.jpg".
 
@@ -43,7 +43,7 @@ def photo_name(entry: Mapping[str, Any]) -> str:
 
 
 def file_of(image: Mapping[str, Any]) -> PurePosixPath:
-    """The picture's file of an entry of ``images``, below the folder of pictures.
+    """The image's file of an entry of ``images``, below the folder of images.
 
     Raises:
         KeyError: neither is given.
@@ -51,7 +51,7 @@ def file_of(image: Mapping[str, Any]) -> PurePosixPath:
     """
     path = PurePosixPath(photo_name(image))
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"file_name {str(path)!r} leads out of the folder of pictures")
+        raise ValueError(f"file_name {str(path)!r} leads out of the folder of images")
     return path
 
 
@@ -60,15 +60,15 @@ def source_of(image: Mapping[str, Any]) -> str:
     return "/".join(str(image.get("coco_url") or "").split("/")[-2:-1])
 
 
-class CocoPictures:
-    """A COCO-style file by picture.
+class CocoImages:
+    """A COCO-style file by image.
 
     Args:
         path: the JSON file, an object with ``images``, ``annotations`` and ``categories``.
 
     Attributes:
         categories: category id -> its entry, in the order of the file.
-        usable: the usable pictures, as indices in the file's ``images``.
+        usable: the usable images, as indices in the file's ``images``.
         category_of: (num annotations,) category id of each annotation.
         is_crowd: (num annotations,) bool, regions that hold many objects.
         is_faulty: (num annotations,) bool, annotations whose mask can't be used.
@@ -96,18 +96,18 @@ class CocoPictures:
         self._starts = np.searchsorted(items[self._rows], np.arange(len(self.usable) + 1))
 
     def __len__(self) -> int:
-        """Usable pictures."""
+        """Usable images."""
         return len(self.usable)
 
-    def picture(self, item: int) -> dict[str, Any]:
-        """The entry of a usable picture, by its number."""
+    def image(self, item: int) -> dict[str, Any]:
+        """The entry of a usable image, by its number."""
         entry: dict[str, Any] = self.images[int(self.usable[item])]
         return entry
 
     def rows_of(self, item: int) -> np.ndarray:
-        """The places in ``annotations`` that belong to a usable picture, in the file's order.
+        """The places in ``annotations`` that belong to a usable image, in the file's order.
 
-        Faulty ones are among them: what they show is in the picture all the same.
+        Faulty ones are among them: what they show is in the image all the same.
         """
         return self._rows[self._starts[item] : self._starts[item + 1]]
 
@@ -120,7 +120,7 @@ class CocoPictures:
         """The mask of an annotation.
 
         Raises:
-            ValueError: it is malformed, of another size than the picture, or empty.
+            ValueError: it is malformed, of another size than the image, or empty.
         """
         mask = segmentation_to_rle(self.annotation(row)["segmentation"], size)
         if not areas_of([mask])[0]:
@@ -131,7 +131,7 @@ class CocoPictures:
 class _Scan:
     """What one pass over the file collects; thrown away when the index is built."""
 
-    def __init__(self, index: CocoPictures) -> None:
+    def __init__(self, index: CocoImages) -> None:
         self.index = index
         self.images: dict[int | str, int] = {}
         self.refused: set[int | str] = set()
@@ -191,7 +191,7 @@ class _Scan:
             self._refuse(f"image {place}", fault)
             self.refused.add(number)
         elif number in self.images:
-            self._refuse(f"image {place}", f"Two pictures have the id {number}; the first counts.")
+            self._refuse(f"image {place}", f"Two images have the id {number}; the first counts.")
         else:
             self.images[number] = place
 
@@ -209,7 +209,7 @@ class _Scan:
             self._refuse(f"annotation {len(self.annotation_spans)}", fault)
 
     def items_of_annotations(self) -> np.ndarray:
-        """(num annotations,) number of each annotation's picture among the usable; -1 for none."""
+        """(num annotations,) number of each annotation's image among the usable; -1 for none."""
         numbers = {image: item for item, image in enumerate(self.images)}
         items = np.full(len(self.image_ids), -1, dtype=np.int64)
         for row, image in enumerate(self.image_ids):
@@ -221,9 +221,9 @@ class _Scan:
                 items[row] = numbers[image]
                 continue
             elif image in self.refused:
-                reason = "Its picture is left out."
+                reason = "Its image is left out."
             else:
-                reason = f"There is no picture {image!r} in the file."
+                reason = f"There is no image {image!r} in the file."
             self._refuse(f"annotation {row}", reason)
         return items
 

@@ -19,13 +19,13 @@ SIZE = (24, 32)
 
 def write_pair(photo, label, values, palette=False):
     draw_photo(photo, values.shape)
-    picture = Image.fromarray(values.astype(np.uint8))
+    image = Image.fromarray(values.astype(np.uint8))
     if palette:
-        picture = picture.convert("P")
-        picture.putdata(values.ravel().tolist())
-        picture.putpalette([channel for n in range(256) for channel in (n, 255 - n, n // 2)])
+        image = image.convert("P")
+        image.putdata(values.ravel().tolist())
+        image.putpalette([channel for n in range(256) for channel in (n, 255 - n, n // 2)])
     label.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(label)
+    image.save(label)
 
 
 def blocks(*numbers):
@@ -129,7 +129,7 @@ def test_three_full_questions_are_the_papers_setting(tmp_path, count, sizes):
     assert len(seen) == count, "what is left over comes in other epochs"
 
 
-def test_a_picture_without_classes_is_asked_for_something_it_does_not_show(root):
+def test_an_image_without_classes_is_asked_for_something_it_does_not_show(root):
     write_pair(
         root / "coco" / "train2017" / "7.jpg",
         root / "cocostuff" / "train2017" / "7.png",
