@@ -24,6 +24,9 @@ LEAST_SHARE = 0.001
 WHOLLY_BESIDE = 0.8
 """Share of an object's extent that lies beyond a line for it to be on that side."""
 
+MOST_LEVEL = 0.5
+"""Share of an object's extent that may be level with another one that it lies beside."""
+
 DENIABLE = frozenset(
     {
         *("category:animals", "category:pets", "category:farm_animals", "category:wild_animals"),
@@ -104,7 +107,15 @@ class PhotoView(SceneView):
 
     def beside(self, anchor: ViewedObject, side: str) -> list[ViewedObject] | None:
         """Objects on a side of another; None where that is unclear, or nothing annotated is."""
-        return (super().beside(anchor, side) or None) if self.is_complete else None
+        found = super().beside(anchor, side) if self.is_complete else None
+        if not found or any(self._overlaps(item, anchor, side) for item in found):
+            return None
+        return found
+
+    def is_beside(self, item: ViewedObject, anchor: ViewedObject, side: str) -> bool | None:
+        """Whether an object is on a side of another one; None where it is unclear."""
+        beside = super().is_beside(item, anchor, side)
+        return None if beside and self._overlaps(item, anchor, side) else beside
 
     def nearest_edge(self, side: str, among: Sequence[ViewedObject]) -> ViewedObject | None:
         """The object nearest an edge; None where it is unclear."""
@@ -153,6 +164,13 @@ class PhotoView(SceneView):
             return item
         names = (*item.concept.synonyms, *self._people)
         return replace(item, concept=replace(item.concept, synonyms=names))
+
+    def _overlaps(self, item: ViewedObject, anchor: ViewedObject, side: str) -> bool:
+        """Whether most of an object lies level with another, as a person on a couch does."""
+        axis = 0 if side in ("left", "right") else 1
+        low, high = item.edges[axis], item.edges[axis + 2]
+        common = min(high, anchor.edges[axis + 2]) - max(low, anchor.edges[axis])
+        return common > MOST_LEVEL * (high - low)
 
     def _sure(
         self, found: ViewedObject | None, among: Sequence[ViewedObject]

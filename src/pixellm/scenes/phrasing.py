@@ -60,7 +60,7 @@ def ask(rng: random.Random, section: str, **words: str) -> str:
     """A question of a section, filled in, sometimes typed carelessly."""
     question = pick_words(rng, section, "questions").format(**words)
     question = question[0].upper() + question[1:]
-    keeps_case = question.startswith("I ") or question[1].isupper()  # "I need", "TVs"
+    keeps_case = question.startswith("I ") or question[1:2].isupper()  # "I need", "TVs"
     if rng.random() < LOWER_CASE_SHARE and not keeps_case:
         question = question[0].lower() + question[1:]
     if rng.random() < BARE_END_SHARE:

@@ -141,6 +141,37 @@ def test_two_that_are_side_by_side_by_a_hair_are_not_called_left_and_right(
     assert not [t for t in ask_kind(root, "pick") if t.kind in ("left", "right", "nth")]
 
 
+def test_what_reaches_over_to_both_sides_is_on_neither(photos_root: WriteFile) -> None:
+    """A person on a couch is not left of it, whichever way their middles lie."""
+    root = photos_root([("couch", 20, 80, 280, 190), ("person", 60, 30, 160, 180)])
+    for kind in ("relative", "half"):
+        assert not [t for t in ask_kind(root, kind) if re.search("left|right", t.question)], kind
+    apart = photos_root([("couch", 150, 80, 280, 190), ("person", 10, 90, 80, 180)])
+    asked = [t for t in ask_kind(apart, "relative") if re.search("left.*(couch|sofa)", t.question)]
+    assert asked and all(lefts(turn) == [10] for turn in asked)
+
+
+def test_of_two_that_touch_a_thing_none_is_nearest(photos_root: WriteFile) -> None:
+    touching = [("tv", 100, 60, 200, 120), ("cat", 90, 50, 110, 70), ("dog", 190, 100, 260, 190)]
+    near = "near|clos"
+    root = photos_root(touching)
+    assert not [
+        t
+        for t in ask_kind(root, "nearest")
+        if re.search(f"({near}).* (tv|tele)", t.question.lower())
+    ]
+    apart = photos_root([touching[0], ("cat", 60, 60, 90, 120), ("dog", 260, 150, 290, 190)])
+    asked = [
+        t for t in ask_kind(apart, "nearest") if re.search(f"({near}).* tv", t.question.lower())
+    ]
+    assert asked and all(lefts(turn) == [60] for turn in asked)
+
+
+def test_a_category_of_one_letter_can_be_asked_for(photos_root: WriteFile) -> None:
+    turns = ask_kind(photos_root([("x", 10, 10, 90, 90)], names=("x",)), "every")
+    assert any(turn.question.lower() == "x" for turn in turns)
+
+
 def test_a_crowd_is_neither_denied_nor_counted_nor_asked_for(photos_root: WriteFile) -> None:
     people = [("person", 10, 10, 60, 150), ("person", 100, 20, 299, 190), ("dog", 62, 150, 99, 190)]
     root = photos_root(people, crowds=[1])
