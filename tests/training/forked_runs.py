@@ -24,7 +24,7 @@ from pixellm.training import stream, trainer
 from pixellm.training.config import RunConfig, parse_config
 from pixellm.types import Sample
 
-KILLS = (3, 9, 14, 7, 11, 16, 8, 12, 15, 5)
+KILLS = (3, 10, 14, 7, 11, 16, 8, 12, 15, 5)
 """At which point of each attempt its process dies."""
 
 
