@@ -27,6 +27,7 @@ Size = tuple[int, int]
 # Five bits a character, "0".."O" ends a number, "P".."o" says that it goes on.
 _COMPRESSED_COUNTS = re.compile(r"(?:[P-o]{0,6}[0-O])+")
 _FARTHEST_COORDINATE = 1e6
+_DEEPEST_POLYGON = 8
 _PIXELS_AT_ONCE = 1 << 20
 
 
@@ -86,8 +87,9 @@ def segmentation_to_rle(segmentation: Sequence[Any] | Mapping[str, Any], size: S
     """Bring any COCO ``segmentation`` into the one form used here.
 
     Args:
-        segmentation: a list of polygons, run lengths, compressed or not, or a list of run
-            lengths, as refCLEF has it; of a list, the union counts.
+        segmentation: a list of polygons, as flat as [x, y, ...] or as nested as
+            [[[[x, y], ...]]]; run lengths, compressed or not, or a list of run lengths, as
+            refCLEF has it; of a list, the union counts.
         size: (height, width) of the image.
 
     Returns:
@@ -106,8 +108,37 @@ def segmentation_to_rle(segmentation: Sequence[Any] | Mapping[str, Any], size: S
     forms = {isinstance(part, Mapping) for part in segmentation}
     if forms == {True, False}:
         raise ValueError("A mask mixes polygons and run lengths; give it in one of these forms.")
-    unite = _run_lengths_to_rle if forms == {True} else _polygons_to_rle
-    return unite(segmentation, size)
+    if forms == {True}:
+        return _run_lengths_to_rle(segmentation, size)
+    return _polygons_to_rle(list_polygons(segmentation), size)
+
+
+def list_polygons(shape: Sequence[Any]) -> list[list[Any]]:
+    """The polygons of a COCO ``segmentation``, each flat: [x0, y0, x1, y1, ...].
+
+    Args:
+        shape: polygons at any depth; their points may be lists of their own.
+
+    Raises:
+        ValueError: it is no such list, or nested too deep.
+    """
+    return _list_polygons(shape, _DEEPEST_POLYGON)
+
+
+def _list_polygons(shape: Sequence[Any], depth: int) -> list[list[Any]]:
+    if not depth:
+        raise ValueError("A mask's polygons are nested too deep.")
+    parts = [part.tolist() if isinstance(part, np.ndarray) else part for part in shape]
+    nested = sum(isinstance(part, list | tuple) for part in parts)
+    if not nested:
+        return [parts] if parts else []
+    if nested < len(parts):
+        raise ValueError("A polygon is a list of numbers [x0, y0, x1, y1, ...].")
+    if len(parts) > 2 and all(len(part) == 2 for part in parts):
+        values = [value for point in parts for value in point]
+        if not any(isinstance(value, list | tuple) for value in values):
+            return [values]  # points [x, y] of one polygon
+    return [polygon for part in parts for polygon in _list_polygons(part, depth - 1)]
 
 
 def mask_to_box(mask: BoolMask) -> tuple[int, int, int, int]:
@@ -315,6 +346,8 @@ def _run_lengths_to_rle(parts: Sequence[Mapping[str, Any]], size: Size) -> RLE:
 
 def _polygons_to_rle(polygons: Sequence[Sequence[float]], size: Size) -> RLE:
     height, width = size
+    if min(size) < 1:
+        raise ValueError(f"The size of a mask is two positive whole numbers, not {list(size)}.")
     usable = []
     for polygon in polygons:
         points = _checked_points(polygon)
@@ -329,7 +362,7 @@ def _checked_points(polygon: Sequence[float]) -> NDArray[np.float64]:
     """The coordinates of a polygon, x and y in turn."""
     try:
         points = np.asarray(polygon, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         points = np.zeros((0, 2))
     if points.ndim != 1 or points.size % 2:
         raise ValueError("A polygon is a flat list [x0, y0, x1, y1, ...] of even length.")

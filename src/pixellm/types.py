@@ -24,6 +24,18 @@ SEG_MARK = "{seg}"
 BoolMask = NDArray[np.bool_]
 
 
+def text_damage(text: str) -> str:
+    """What makes a text unfit for a tokenizer, as the end of a sentence; "" where nothing does.
+
+    Half of a character beyond U+FFFF, a lone surrogate, is what JavaScript leaves of a cut emoji.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"holds half a character ({text[error.start]!a}) at place {error.start}"
+    return ""
+
+
 class RLE(TypedDict):
     """A mask as COCO compressed run lengths: ``size`` is [height, width], ``counts`` ASCII."""
 
@@ -59,7 +71,8 @@ class Turn:
             asked with it; the suffix is its processor's.
 
     Raises:
-        ValueError: the question is empty, or the marks and the targets differ in number.
+        ValueError: the question is empty, the marks and the targets differ in number, or a text
+            is damaged.
     """
 
     question: str
@@ -71,6 +84,7 @@ class Turn:
     def __post_init__(self) -> None:
         if not self.question.strip():
             raise ValueError("A turn needs a question; this one is empty.")
+        _check_texts(self.question, self.answer)
         marks = self.answer.count(SEG_MARK)
         if marks != len(self.targets):
             raise ValueError(
@@ -174,7 +188,7 @@ class Request:
         takes_suffix: see :class:`Turn`.
 
     Raises:
-        ValueError: the question is empty.
+        ValueError: the question is empty, or a text is damaged.
     """
 
     image: Path | NDArray[np.uint8]
@@ -185,3 +199,11 @@ class Request:
     def __post_init__(self) -> None:
         if not self.question.strip():
             raise ValueError("A request needs a question; this one is empty.")
+        _check_texts(self.question, *(text for pair in self.history for text in pair))
+
+
+def _check_texts(*texts: str) -> None:
+    for text in texts:
+        damage = text_damage(text)
+        if damage:
+            raise ValueError(f"The text {text[:40]!a} {damage}.")

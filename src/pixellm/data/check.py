@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pixellm.data.readers.base import BadRow, Reader
+from pixellm.data.readers.base import BadRow, Reader, UnusableDataError
 from pixellm.data.readers.json_index import scan_json
 from pixellm.data.registry import READERS, open_reader, reader_class
 from pixellm.files import plain_cell
@@ -138,6 +138,9 @@ def check_found(found: FoundSplit) -> SplitReport:
         return SplitReport(found, {}, tuple(rows))
     try:
         reader = found.open()
+    except UnusableDataError as error:
+        whole = BadRow(found.root, "", error.message)
+        return SplitReport(found, {}, (*error.bad_rows, whole))
     except (OSError, ValueError) as error:
         return SplitReport(found, {}, (BadRow(found.root, "", str(error)),))
     return SplitReport(found, reader.counts(), tuple(reader.check()))

@@ -140,7 +140,7 @@ def test_an_instances_file_stays_on_disk(path: Path) -> None:
 
 def test_instances_files_name_their_bad_entries(path: Path) -> None:
     good = {"id": 1, "file_name": "a.jpg", "height": 4, "width": 5}
-    images = [good, {**good, "id": 2, "height": "4"}, {**good, "id": "3"}]
+    images = [good, {**good, "id": 2, "height": "tall"}, {**good, "id": "x"}]
     images += [{**good, "id": 4, "file_name": "/etc/passwd"}, {**good, "id": 5, "width": True}]
     content = {"images": images, "annotations": [{"id": 1}, None], "categories": [{"id": 1}]}
     path.write_text(json.dumps(content))

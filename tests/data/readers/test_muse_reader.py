@@ -160,7 +160,7 @@ def test_rows_with_wrong_counts_are_listed_and_left_out(tmp_path: Path) -> None:
         "entry 4": "neither file_name nor coco_url",
         "entry 5": "no path inside",
         "entry 6": "no JSON object",
-        "entry 7, question 0": "neither a text nor a name",
+        "entry 7, question 0": "no text answer. The name of an instance is empty",
     }
     assert found.keys() == expected.keys()
     assert all(reason in found[row] for row, reason in expected.items())

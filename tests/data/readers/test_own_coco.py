@@ -163,6 +163,7 @@ def test_bad_rows_are_listed_with_their_place_and_never_used(root):
         "annotation 8",
         "image 3",
         "category 11",
+        "category 'person'",  # a crowd alone
     }
     assert "three points" in found["annotation 0"]
     assert "no image 77" in found["annotation 5"]
@@ -175,7 +176,7 @@ def test_bad_rows_are_listed_with_their_place_and_never_used(root):
 def test_check_finds_missing_and_wrong_images(root):
     (root / "train" / "1.jpg").unlink()
     draw_photo(root / "train" / "2.jpg", (SIZE[1], SIZE[0]))
-    reasons = sorted(bad.reason for bad in OwnCoco(root).check())
+    reasons = sorted(bad.reason for bad in OwnCoco(root, targets="regions").check())
     assert len(reasons) == 2
     assert reasons[0].startswith("The image is (60, 40), its annotation says (40, 60)")
     assert reasons[1] == "The image is missing."
@@ -187,7 +188,15 @@ def test_an_image_turned_by_exif_is_seen_upright(root):
     exif = Image.Exif()
     exif[0x0112] = 6
     draw_photo(root / "train" / "2.jpg", (SIZE[1], SIZE[0]), exif=exif)
-    assert not list(OwnCoco(root).check())
+    assert not list(OwnCoco(root, targets="regions").check())
+
+
+def test_a_class_of_crowds_alone_is_told_with_a_way_out(root):
+    """CVAT marks every brush mask as a crowd."""
+    (bad,) = OwnCoco(root).bad_rows
+    assert bad.row == "category 'person'"
+    assert "iscrowd" in bad.reason and "targets=regions" in bad.reason
+    assert not OwnCoco(root, targets="regions").bad_rows
 
 
 def test_an_image_with_nothing_usable_names_itself(root):
@@ -195,7 +204,7 @@ def test_an_image_with_nothing_usable_names_itself(root):
     reader = OwnCoco(root)
     with pytest.raises(ValueError, match=r"instances_train\.json, image 1: No class"):
         reader.compose(1, reader.random_of(1))
-    assert {bad.row for bad in reader.check()} == {"annotation 4", "image 1"}
+    assert {bad.row for bad in reader.check()} == {"annotation 4", "image 1", "category 'person'"}
 
 
 @pytest.mark.parametrize(

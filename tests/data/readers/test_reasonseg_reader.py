@@ -115,6 +115,27 @@ def test_the_benchmark_asks_the_first_text_of_each_image(root: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("text", ["the cup", "杯子"])
+def test_a_text_that_is_no_list_is_one_text(tmp_path: Path, text: str) -> None:
+    """Taken as a list it would be asked letter by letter."""
+    path = _write(tmp_path, "val", "a", [BIG], [])
+    values = {"text": text, "is_sentence": "False", "shapes": [BIG]}
+    path.write_text(json.dumps(values))
+    (sample,) = open_reader("reasonseg", tmp_path, "val").evaluation_samples()
+    assert sample.turns[0].question.startswith(f"What is {text} in this image?")
+
+
+def test_a_rectangle_of_two_corners_is_filled_and_a_circle_refused(tmp_path: Path) -> None:
+    box = _shape("target", (20, 30), (10, 15)) | {"shape_type": "rectangle"}
+    _write(tmp_path, "val", "a", [box], ["x"])
+    round_one = _shape("target", (20, 30), (10, 15)) | {"shape_type": "circle"}
+    _write(tmp_path, "val", "b", [round_one], ["x"])
+    reader = open_reader("reasonseg", tmp_path, "val")
+    mask = decode_mask(reader.evaluation_samples()[0].turns[0].targets[0].mask)
+    assert mask[15:31, 10:21].all() and mask.sum() == 16 * 11
+    assert [bad.file.name for bad in reader.bad_rows] == ["b.json"]
+
+
 @pytest.mark.parametrize("is_sentence", [True, False])
 def test_the_benchmark_asks_a_text_as_annotated(tmp_path: Path, is_sentence: bool) -> None:
     """The release strips these texts and keeps their case, unlike those of refCOCO."""
@@ -170,8 +191,17 @@ def test_files_in_cp1252_and_with_a_byte_order_mark_are_read(root: Path) -> None
     [
         ({"text": ["x"], "is_sentence": True, "shapes": [HOLE]}, "no shape labelled target"),
         ({"text": ["x"], "is_sentence": True, "shapes": [_shape("hat", (0, 0))]}, "'hat'"),
-        ({"text": [], "is_sentence": True, "shapes": [BIG]}, "needs texts"),
-        ({"text": [f"x {SEG_MARK}"], "is_sentence": True, "shapes": [BIG]}, "needs texts"),
+        ({"text": [], "is_sentence": True, "shapes": [BIG]}, "no text"),
+        ({"text": [None], "is_sentence": True, "shapes": [BIG]}, "no text but None"),
+        ({"text": {}, "is_sentence": True, "shapes": [BIG]}, "no text"),
+        ({"text": ["a\ud83d"], "is_sentence": True, "shapes": [BIG]}, "half a character"),
+        ({"text": [f"x {SEG_MARK}"], "is_sentence": True, "shapes": [BIG]}, "holds {seg}"),
+        ({"text": ["x"], "is_sentence": "perhaps", "shapes": [BIG]}, "is_sentence"),
+        ({"text": ["x"], "is_sentence": True, "shapes": [BIG, None]}, "no JSON object"),
+        (
+            {"text": ["x"], "is_sentence": True, "shapes": [_shape("target", (0, -1e30))]},
+            "far outside",
+        ),
         ({"text": ["x"], "is_sentence": True, "shapes": [_shape("target")]}, "no list of points"),
         (
             {"text": ["x"], "is_sentence": True, "shapes": [_shape("target", (0, 1e9))]},

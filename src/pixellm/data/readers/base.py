@@ -43,6 +43,21 @@ class BadRow:
         return f"{self.file}{', ' if self.row else ''}{self.row}: {self.reason}"
 
 
+class UnusableDataError(ValueError):
+    """Nothing of a data set can be used.
+
+    Args:
+        message: one sentence.
+        bad_rows: every row, with its reason.
+    """
+
+    def __init__(self, message: str, bad_rows: Sequence[BadRow] = ()) -> None:
+        self.bad_rows = tuple(bad_rows)
+        first = f" First, {self.bad_rows[0]}" if self.bad_rows else ""
+        super().__init__(f"{message}{first}")
+        self.message = message
+
+
 class LazySamples(Sequence[Sample]):
     """Samples that are built when asked for.
 

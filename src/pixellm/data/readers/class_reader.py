@@ -107,6 +107,11 @@ class ClassReader(Reader):
     def class_names(self) -> tuple[str, ...]:
         """Names of all classes that the set annotates, as its targets carry them."""
 
+    @property
+    def deniable_names(self) -> tuple[str, ...]:
+        """The names of which an image without their masks can be said to show nothing."""
+        return self.class_names
+
     @abstractmethod
     def image(self, item: int) -> AnnotatedImage:
         """An image with its classes, in the order of the files.
@@ -125,8 +130,13 @@ class ClassReader(Reader):
             raise ValueError(str(BadRow(*self.where(item), _NOTHING_TO_ASK)))
         rng.shuffle(askable)
         turns = [self._ask(rng, group) for group in self._groups(rng, askable)]
-        if rng.random() < self.negatives or not turns:
-            turns.insert(rng.randint(0, len(turns)), self._ask_absent(rng, shown))
+        wanted = rng.random() < self.negatives or not turns
+        absent = self._absent(shown) if wanted else []
+        if absent:
+            place = rng.randint(0, len(turns))
+            turns.insert(place, ask_for_absent(rng, rng.choice(absent)))
+        if not turns:
+            raise ValueError(str(BadRow(*self.where(item), _NOTHING_TO_ASK)))
         objects = _objects(shown.classes)
         return tuple(
             Sample(shown.image, shown.size, (turn,), f"{shown.id}-{number}", objects)
@@ -239,13 +249,11 @@ class ClassReader(Reader):
         middle = {i: (x + width / 2, y) for i, (x, y, width, _) in enumerate(boxes)}
         return tuple(Target(one.name, one.masks[i]) for i in sorted(middle, key=middle.__getitem__))
 
-    def _ask_absent(self, rng: random.Random, shown: AnnotatedImage) -> Turn:
+    def _absent(self, shown: AnnotatedImage) -> list[str]:
+        """The classes that an image certainly does not show."""
         present = {word for one in shown.classes for word in _WORD.findall(one.name)}
         # "There is no table" would be wrong beside a dining table.
-        absent = [n for n in self.class_names if not present.intersection(_WORD.findall(n))]
-        if not absent:
-            raise ValueError(f"Nothing can be asked about image {shown.id}.")
-        return ask_for_absent(rng, rng.choice(absent))
+        return [n for n in self.deniable_names if not present.intersection(_WORD.findall(n))]
 
     def _class_sample(self, item: int, place: int) -> Sample:
         shown = self.image(item)

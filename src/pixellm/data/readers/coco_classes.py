@@ -6,24 +6,32 @@ files are and how its categories are called.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
-from pixellm.data.readers.base import BadRow
+from pixellm.data.readers.base import BadRow, UnusableDataError
 from pixellm.data.readers.class_reader import ClassReader
 from pixellm.data.readers.coco_images import (
     CocoImages,
     category_name,
     file_of,
+    is_background,
     size_of,
     source_of,
 )
+from pixellm.data.readers.json_values import whole_number
 from pixellm.types import RLE
+
+_CROWDS_ALONE = (
+    "all its annotations are crowds (iscrowd 1). CVAT marks brush masks so: set iscrowd to 0, or "
+    "ask for whole regions with targets=regions"
+)
 
 
 class CocoClasses(ClassReader):
@@ -58,11 +66,17 @@ class CocoClasses(ClassReader):
         self.annotations, self.images = annotations, images
         self.require(annotations, images)
         self.index = CocoImages(annotations)
-        self.bad_rows = tuple(self.index.bad_rows)
         self._called = {key: self.names_of(one) for key, one in self.index.categories.items()}
-        self._items = self._askable_images()
+        self._silent = frozenset(
+            self._called[key][0] for key, one in self.index.categories.items() if is_background(one)
+        )
+        askable, never = self._look_at_images()
+        self._items = np.arange(len(self.index)) if self.negatives else askable
+        self.bad_rows = (*self.index.bad_rows, *never)
         if not len(self._items):
-            raise ValueError(f"{annotations} has no image with a mask that can be asked for.")
+            raise UnusableDataError(
+                f"{annotations} has no image with a mask that can be asked for.", self.bad_rows
+            )
 
     def names_of(self, category: Mapping[str, Any]) -> tuple[str, ...]:
         """What an entry of ``categories`` is called: its class, then what a question may say."""
@@ -70,8 +84,31 @@ class CocoClasses(ClassReader):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of all classes, in the order of the file."""
-        return tuple(dict.fromkeys(names[0] for names in self._called.values()))
+        """Names of all classes, in the order of the file; not those of groups and backgrounds."""
+        return self._names
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        named = dict.fromkeys(names[0] for names in self._called.values())
+        used = np.unique(self.index.category_of).tolist()
+        annotated = {self._called[number][0] for number in used if number in self._called}
+        empty_groups = self._parents - annotated
+        return tuple(n for n in named if n not in self._silent and n not in empty_groups)
+
+    @property
+    def deniable_names(self) -> tuple[str, ...]:
+        """See :meth:`ClassReader.deniable_names`: not those that hold other classes."""
+        return tuple(name for name in self.class_names if name not in self._parents)
+
+    @cached_property
+    def _parents(self) -> frozenset[str]:
+        """Classes that are the supercategory of another one, as Roboflow's root is."""
+        above = {
+            " ".join(str(one.get("supercategory") or "").replace("_", " ").split())
+            for one in self.index.categories.values()
+            if str(one.get("supercategory") or "") != one["name"]
+        }
+        return frozenset(names[0] for names in self._called.values() if names[0] in above)
 
     def __len__(self) -> int:
         """Images that can be asked about; without annotations only where there are negatives."""
@@ -103,7 +140,13 @@ class CocoClasses(ClassReader):
             else:
                 (crowds if self.index.is_crowd[row] else masks)[name].append(mask)
         classes = tuple(
-            AnnotatedClass(name, tuple(masks[name]), tuple(crowds[name]), name not in unsure, words)
+            AnnotatedClass(
+                name,
+                tuple(masks[name]),
+                tuple(crowds[name]),
+                name not in unsure and name not in self._silent,
+                words,
+            )
             for name, words in wordings.items()
         )
         path = self.images / file_of(entry)
@@ -112,23 +155,62 @@ class CocoClasses(ClassReader):
 
     def _not_exhaustive(self, entry: Mapping[str, Any]) -> set[str]:
         """Classes of which an image may show more than is annotated."""
-        numbers = entry.get("not_exhaustive_category_ids") or ()
+        given = entry.get("not_exhaustive_category_ids")
+        numbers = map(whole_number, given if isinstance(given, list) else ())
         return {self._called[number][0] for number in numbers if number in self._called}
 
-    def _askable_images(self) -> np.ndarray:
-        """Numbers of the images that some question fits, as far as seen without their masks."""
-        if self.negatives:
-            return np.arange(len(self.index))
-        return np.array(
-            [item for item in range(len(self.index)) if self._shows_something(item)], np.int64
-        )
+    def _look_at_images(self) -> tuple[np.ndarray, list[BadRow]]:
+        """What can be asked, as far as seen without masks.
 
-    def _shows_something(self, item: int) -> bool:
+        Returns:
+            Numbers of the images that some question fits, and the classes that are asked for
+            nowhere because they have crowds alone, or too many targets wherever they are.
+        """
+        items: list[int] = []
+        asked: set[str] = set()
+        too_many: dict[str, str] = {}
+        for item in range(len(self.index)):
+            counts, refused = self._classes_in(item)
+            fit = counts.keys() - refused
+            asked |= fit
+            if fit:
+                items.append(item)
+            for name in counts.keys() - fit - too_many.keys():
+                if counts[name] > self.max_instances and self.targets == "instances":
+                    place = int(self.index.usable[item])
+                    too_many[name] = (
+                        f"in image {place} it has {counts[name]} targets, "
+                        f"max_instances is {self.max_instances}"
+                    )
+        reasons = dict.fromkeys(self._crowds_alone(), _CROWDS_ALONE) | too_many
+        never = [
+            BadRow(self.annotations, f"category {name!r}", f"It is asked for nowhere: {reason}.")
+            for name, reason in reasons.items()
+            if name not in asked | self._silent
+        ]
+        return np.array(items, dtype=np.int64), never
+
+    def _classes_in(self, item: int) -> tuple[Counter[str], set[str]]:
+        """How many annotations each class has in an image, and which can't be asked for."""
         rows = self.index.rows_of(item)
+        names = [self._called[int(number)][0] for number in self.index.category_of[rows]]
+        counts = Counter(names)
         spoiled = self.index.is_faulty[rows]
         if self.targets == "instances":
             spoiled = spoiled | self.index.is_crowd[rows]
-        names = [self._called[int(number)][0] for number in self.index.category_of[rows]]
-        bad = {name for name, is_bad in zip(names, spoiled, strict=True) if is_bad}
+        refused = {name for name, bad in zip(names, spoiled, strict=True) if bad}
         most = len(names) if self.targets == "regions" else self.max_instances
-        return any(name not in bad and names.count(name) <= most for name in names)
+        return counts, refused | {n for n in counts if counts[n] > most or n in self._silent}
+
+    def _crowds_alone(self) -> list[str]:
+        """Classes of which every annotation is a crowd, where these are not asked for."""
+        if self.targets == "regions":
+            return []
+        of_crowds, of_others = (
+            {self._called[n][0] for n in np.unique(numbers).tolist() if n in self._called}
+            for numbers in (
+                self.index.category_of[self.index.is_crowd],
+                self.index.category_of[~self.index.is_crowd],
+            )
+        )
+        return sorted(of_crowds - of_others)

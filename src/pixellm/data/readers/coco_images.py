@@ -16,43 +16,68 @@ import numpy as np
 
 from pixellm.data.readers.base import BadRow
 from pixellm.data.readers.json_index import JsonRecords, SpanList, scan_json
+from pixellm.data.readers.json_values import (
+    flag,
+    identity,
+    inner_path,
+    size_fault,
+    text_fault,
+    whole_number,
+)
 from pixellm.data.readers.run_lengths import areas_of
-from pixellm.masks import segmentation_to_rle
-from pixellm.types import RLE, SEG_MARK
+from pixellm.masks import list_polygons, segmentation_to_rle
+from pixellm.types import RLE
 
 
 def category_name(category: Mapping[str, Any]) -> str:
-    """The name of an entry of ``categories``, underscores as spaces."""
+    """The name of an entry of ``categories``, underscores as spaces.
+
+    A number, as digits are often called by, counts as its digits.
+    """
     return " ".join(str(category["name"]).replace("_", " ").split())
 
 
 def size_of(image: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) of an entry of ``images``."""
-    return int(image["height"]), int(image["width"])
+    """(height, width) of an entry of ``images``.
+
+    Raises:
+        KeyError, ValueError: they are missing, or no size.
+    """
+    fault = size_fault(image["height"], image["width"])
+    if fault:
+        raise ValueError(fault)
+    return int(float(image["height"])), int(float(image["width"]))
 
 
 def photo_name(entry: Mapping[str, Any]) -> str:
     """What a COCO-style file calls an image: a path below the folder of images.
 
     Without ``file_name``, as in LVIS, it is the tail of ``coco_url``: "train2017/000000000009.jpg".
+    Backslashes are turned.
 
     Raises:
         KeyError: neither is given.
+        ValueError: what is given is no text.
     """
-    return str(entry.get("file_name") or "/".join(str(entry["coco_url"]).split("/")[-2:]))
+    name = entry.get("file_name") or "/".join(_text(entry, "coco_url").split("/")[-2:])
+    if not isinstance(name, str):
+        raise ValueError(f"file_name is no text but {name!r:.40}")
+    return name.replace("\\", "/")
 
 
 def file_of(image: Mapping[str, Any]) -> PurePosixPath:
     """The image's file of an entry of ``images``, below the folder of images.
 
     Raises:
-        KeyError: neither is given.
-        ValueError: the name leads out of its folder.
+        KeyError: neither file_name nor coco_url is given.
+        ValueError: the name is no text, or leads out of its folder.
     """
-    path = PurePosixPath(photo_name(image))
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"file_name {str(path)!r} leads out of the folder of images")
-    return path
+    return inner_path(photo_name(image))
+
+
+def is_background(category: Mapping[str, Any]) -> bool:
+    """Whether an entry of ``categories`` stands for what is nothing, such as "_background_"."""
+    return category_name(category).lower() in ("background", "unlabeled", "unlabelled")
 
 
 def source_of(image: Mapping[str, Any]) -> str:
@@ -135,6 +160,7 @@ class _Scan:
         self.index = index
         self.images: dict[int | str, int] = {}
         self.refused: set[int | str] = set()
+        self.nameless: set[int] = set()
         self.image_spans, self.annotation_spans = SpanList(), SpanList()
         self.image_ids: list[int | str | None] = []
         self.category_ids, self.crowds, self.faulty = array("q"), array("b"), array("b")
@@ -164,31 +190,36 @@ class _Scan:
         self.index.bad_rows.append(BadRow(self.index.path, what, reason))
 
     def _add_category(self, value: Any) -> None:
-        try:
-            number, name = int(value["id"]), str(value["name"])
-        except (KeyError, TypeError, ValueError):
-            self._refuse(f"category {value!r:.60}", "It needs an id and a name.")
-            return
-        if number in self.index.categories:
+        entry = value if isinstance(value, Mapping) else {}
+        number, name = whole_number(entry.get("id")), entry.get("name")
+        if whole_number(name) is not None:
+            name = str(name)
+        if number is None:
+            self._refuse(f"category {value!r:.60}", "It needs an id, a whole number, and a name.")
+        elif number in self.index.categories:
             self._refuse(f"category {number}", "Two categories have this id; the first counts.")
-        elif not name.strip(" _.") or SEG_MARK in name:
-            self._refuse(f"category {number}", f"The name {name!r} can't stand in a sentence.")
+        elif fault := text_fault(name, "name"):
+            self._refuse(f"category {number}", f"{fault} Nothing of it is asked for.")
+            self.nameless.add(number)
         else:
-            self.index.categories[number] = value
+            self.index.categories[number] = {**entry, "name": name}
 
     def _add_image(self, value: Any) -> None:
         place = len(self.image_spans)
-        number = value.get("id") if isinstance(value, Mapping) else None
-        if not isinstance(number, int | str):
+        number = identity(value.get("id")) if isinstance(value, Mapping) else None
+        if number is None:
             self._refuse(f"image {place}", "It needs an id, a number or a text.")
             return
         try:
             file_of(value)
-            fault = "" if min(size_of(value)) >= 1 else "Its width or height is below 1."
-        except (KeyError, TypeError, ValueError) as error:
-            fault = f"It needs file_name, width and height ({error})."
+            size_of(value)
+            fault = ""
+        except KeyError as error:
+            fault = f"It needs file_name, width and height; {error} is missing."
+        except ValueError as error:
+            fault = str(error)
         if fault:
-            self._refuse(f"image {place}", fault)
+            self._refuse(f"image {place}", fault if fault.endswith(".") else f"{fault}.")
             self.refused.add(number)
         elif number in self.images:
             self._refuse(f"image {place}", f"Two images have the id {number}; the first counts.")
@@ -197,13 +228,16 @@ class _Scan:
 
     def _add_annotation(self, value: Any) -> None:
         entry = value if isinstance(value, Mapping) else {}
-        image, category = entry.get("image_id"), entry.get("category_id")
+        image, category = identity(entry.get("image_id")), whole_number(entry.get("category_id"))
+        crowd = flag(entry.get("iscrowd"))
         fault = _shape_fault(entry.get("segmentation"))
-        if not isinstance(image, int | str) or not isinstance(category, int):
+        if crowd is None:
+            fault = f"Its iscrowd is {entry['iscrowd']!r:.40}, neither 0 nor 1."
+        if image is None or category is None:
             image, category, fault = None, -1, "It needs an image_id and a category_id."
         self.image_ids.append(image)
         self.category_ids.append(category)
-        self.crowds.append(bool(entry.get("iscrowd")))
+        self.crowds.append(bool(crowd))
         self.faulty.append(bool(fault))
         if fault:
             self._refuse(f"annotation {len(self.annotation_spans)}", fault)
@@ -215,7 +249,9 @@ class _Scan:
         for row, image in enumerate(self.image_ids):
             if image is None:  # listed when it was read
                 continue
-            if self.category_ids[row] not in self.index.categories:
+            if self.category_ids[row] in self.nameless:
+                reason = f"Its category {self.category_ids[row]} has no name."
+            elif self.category_ids[row] not in self.index.categories:
                 reason = f"There is no category {self.category_ids[row]} in the file."
             elif image in numbers:
                 items[row] = numbers[image]
@@ -234,6 +270,19 @@ def _shape_fault(shape: Any) -> str:
         return "" if {"size", "counts"} <= shape.keys() else "Its run lengths lack size or counts."
     if not isinstance(shape, list) or not shape:
         return "It needs a segmentation, polygons or run lengths; a box alone is no mask."
-    if all(isinstance(ring, list) and len(ring) < 6 for ring in shape):
+    if any(isinstance(part, Mapping) for part in shape):
+        return ""
+    try:
+        polygons = list_polygons(shape)
+    except ValueError as error:
+        return str(error)
+    if all(len(polygon) < 6 for polygon in polygons):
         return "Its polygons have fewer than three points."
     return ""
+
+
+def _text(entry: Mapping[str, Any], key: str) -> str:
+    value = entry[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is no text but {value!r:.40}")
+    return value

@@ -16,13 +16,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pixellm.data.readers.base import BadRow, LazySamples, Reader, check_image
+from pixellm.data.readers.base import (
+    BadRow,
+    LazySamples,
+    Reader,
+    UnusableDataError,
+    check_image,
+)
 from pixellm.data.readers.class_questions import NamedMasks
 from pixellm.data.readers.instances import InstanceFile
 from pixellm.data.readers.referring import as_benchmark_asks, benchmark_turn, compose_dialogues
 from pixellm.data.readers.text_table import TextTable
 from pixellm.masks import decode_mask
-from pixellm.types import SEG_MARK, Sample, Target, Turn
+from pixellm.types import Sample, Target, Turn
 
 Integers = NDArray[np.int64]
 
@@ -157,7 +163,10 @@ class ExpressionReader(Reader):
         self.table = ExpressionTable(self._usable(bad))
         self.bad_rows = tuple(bad)
         if not len(self.table):
-            raise ValueError(f"{self.expressions_path} has no usable expression of {split}.")
+            raise UnusableDataError(
+                f"{self.expressions_path} has no usable expression of {split}.",
+                (*bad, *self._bad_instances()),
+            )
         self._members, self._ends = self.group_for_training()
 
     @property
@@ -250,8 +259,7 @@ class ExpressionReader(Reader):
         masks without a pixel that this split asks for.
         """
         yield from self.bad_rows
-        for row, reason in self.instances.problems:
-            yield BadRow(self.instances_path, row, reason)
+        yield from self._bad_instances()
         checked: set[int] = set()
         for expression in range(len(self.table)):
             size = self.instances.image(int(self.table.images[expression])).size
@@ -269,15 +277,16 @@ class ExpressionReader(Reader):
             image = self.instances.image(int(self.table.images[start]))
             yield from check_image(self.images / image.file_name, image.size)
 
+    def _bad_instances(self) -> Iterator[BadRow]:
+        """The entries of the instances file that can't be used."""
+        for row, reason in self.instances.problems:
+            yield BadRow(self.instances_path, row, reason)
+
     def _usable(self, bad: list[BadRow]) -> Iterator[Expression]:
         """The expressions whose image and annotations are there."""
         for one in self.read_expressions(bad):
             unknown = [i for i in one.annotations if not self.instances.has_annotation(i)]
-            if not one.text.strip(". \t\n"):
-                reason = "The expression is empty."
-            elif SEG_MARK in one.text:
-                reason = f"The expression holds {SEG_MARK}, which marks masks in answers."
-            elif not self.instances.has_image(one.image):
+            if not self.instances.has_image(one.image):
                 reason = f"Its image {one.image} is missing in {self.instances_path.name}."
             elif unknown:
                 name = self.instances_path.name

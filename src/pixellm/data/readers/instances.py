@@ -9,13 +9,15 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pixellm.data.readers.coco_images import file_of, size_of
 from pixellm.data.readers.json_index import JsonRecords, SpanList, scan_json
+from pixellm.data.readers.json_values import size_fault, whole_number
 from pixellm.masks import segmentation_to_rle
 from pixellm.types import RLE
 
@@ -60,7 +62,7 @@ class InstanceFile:
             if reason:
                 self.problems.append((f"{key} {counts[key]}", reason))
             elif key in spans:
-                ids[key].append(value["id"])
+                ids[key].append(_id_of(value))
                 spans[key].append(start, end)
             counts[key] += 1
         missing = [key for key, count in counts.items() if not count]
@@ -73,18 +75,18 @@ class InstanceFile:
 
     def _fault(self, key: str, value: Any) -> str:
         """What is wrong with an entry, or ""; remembers categories."""
-        if not isinstance(value, Mapping) or not _is_id(value.get("id")):
+        if not isinstance(value, Mapping) or whole_number(value.get("id")) is None:
             return "It has no whole number as its id."
         if key == "categories":
-            self.categories[value["id"]] = str(value.get("name", ""))
+            name = value.get("name")
+            self.categories[_id_of(value)] = name if isinstance(name, str) else ""
             return ""
         if key == "images":
-            size = value.get("height"), value.get("width")
-            if not all(_is_id(side) and int(side or 0) > 0 for side in size):
-                return f"Its height and width are {size[0]!r} and {size[1]!r}."
-            name = value.get("file_name")
-            inside = isinstance(name, str) and is_inside(name)
-            return "" if inside else f"Its file_name {name!r} is no path inside a folder."
+            try:
+                file_of(value)
+            except (KeyError, ValueError) as error:
+                return f"Its file_name is no path inside a folder: {error}."
+            return size_fault(value.get("height"), value.get("width"))
         return "" if value.get("segmentation") else "It has no mask."
 
     def has_image(self, identity: int) -> bool:
@@ -102,7 +104,7 @@ class InstanceFile:
             ValueError: there is none of this id.
         """
         entry = self._entry(self._images, identity, "image")
-        return ImageEntry(str(entry["file_name"]), (int(entry["height"]), int(entry["width"])))
+        return ImageEntry(str(file_of(entry)), size_of(entry))
 
     def annotation(self, identity: int) -> Mapping[str, Any]:
         """An annotation, as it stands in the file.
@@ -127,7 +129,8 @@ class InstanceFile:
             mask = segmentation_to_rle(entry["segmentation"], size)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.path}, annotation {identity}: {error}") from None
-        return self.categories.get(entry.get("category_id", -1), ""), mask
+        category = whole_number(entry.get("category_id"))
+        return self.categories.get(-1 if category is None else category, ""), mask
 
     def _entry(self, records: _Records, identity: int, kind: str) -> Mapping[str, Any]:
         place = records.place(identity)
@@ -152,11 +155,7 @@ class _Records:
         return place if place < len(self.ids) and self.ids[place] == identity else -1
 
 
-def is_inside(name: str) -> bool:
-    """Whether a path stays below the folder that it is joined to."""
-    path = PurePosixPath(name)
-    return bool(name) and not path.is_absolute() and ".." not in path.parts
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+def _id_of(entry: Mapping[str, Any]) -> int:
+    number = whole_number(entry["id"])
+    assert number is not None, "checked when the file was read"
+    return number

@@ -7,15 +7,23 @@ nothing silently.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pixellm.data.readers.base import BadRow, LazySamples, Reader, image_size, path_of_split
+from pixellm.data.readers.base import (
+    BadRow,
+    LazySamples,
+    Reader,
+    UnusableDataError,
+    image_size,
+    path_of_split,
+)
 from pixellm.data.readers.json_index import SpanList
+from pixellm.data.readers.json_values import identity, size_fault, text_fault, whole_number
+from pixellm.files import parse_json
 from pixellm.masks import segmentation_to_rle
 from pixellm.types import SEG_MARK, Sample, Target, Turn
 
@@ -54,22 +62,23 @@ class JsonlSamples(Reader):
         self.require(self.file)
         spans, numbers, bad_rows = SpanList(), SpanList(), list[BadRow]()
         self._num_questions = self._num_targets = 0
+        ids: dict[int | str, int] = {}
         for number, start, end, line in _lines(self.file):
             try:
-                turns = _checked_line(line)
+                row = _checked_line(line)
+                _check_id(row, number, ids)
             except ValueError as error:
                 bad_rows.append(BadRow(self.file, f"line {number}", str(error)))
                 continue
             spans.append(start, end)
             numbers.append(number, number)
-            self._num_questions += len(turns)
-            self._num_targets += sum(len(turn.get("targets", ())) for turn in turns)
+            self._num_questions += len(row["turns"])
+            self._num_targets += sum(len(turn.get("targets", ())) for turn in row["turns"])
         self.bad_rows = tuple(bad_rows)
         self._rows = spans.records(self.file)
         self._numbers = numbers.records(self.file).spans[:, 0]
         if not len(self._rows):
-            first = f": {bad_rows[0].row}: {bad_rows[0].reason}" if bad_rows else "."
-            raise ValueError(f"{self.file} holds no line that can be used{first}")
+            raise UnusableDataError(f"{self.file} holds no line that can be used.", bad_rows)
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
@@ -109,9 +118,10 @@ class JsonlSamples(Reader):
         return replace(whole, turns=whole.turns[:1])
 
     def _sample(self, item: int) -> Sample:
-        row = self._rows[item]
+        row = _without_nulls(self._rows[item])
         path = self.file.parent / row["image"]
-        height, width = row.get("size") or image_size(path)
+        height, width = map(whole_number, row.get("size") or image_size(path))
+        assert height is not None and width is not None, "checked when the file was read"
         size = (height, width)
         turns = tuple(
             Turn(
@@ -123,7 +133,7 @@ class JsonlSamples(Reader):
             for turn in row["turns"]
         )
         objects = tuple(_target(one, size) for one in row.get("objects", ()))
-        name = str(row.get("id", f"{self.name}-{self.split}-{self._numbers[item]}"))
+        name = str(identity(row.get("id", f"{self.name}-{self.split}-{self._numbers[item]}")))
         return Sample(path, size, turns, name, objects)
 
 
@@ -137,34 +147,80 @@ def _lines(path: Path) -> Iterator[tuple[int, int, int, bytes]]:
             start += len(line)
 
 
-def _checked_line(line: bytes) -> list[dict[str, Any]]:
-    """The turns of a line whose keys and types are right; masks are not decoded.
+def _checked_line(line: bytes) -> dict[str, Any]:
+    """A line whose keys, types and texts are right, without keys that are null.
+
+    Masks are not decoded.
 
     Raises:
         ValueError: something is wrong, one sentence.
     """
     try:
-        row = json.loads(line)
+        row = _without_nulls(parse_json(line))
     except ValueError as error:
         raise ValueError(f"It is no JSON ({error}).") from None
     _check_keys("line", row)
     size = row.get("size", [1, 1])
-    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)):
-        raise ValueError(f"Its size is [height, width], not {size!r}.")
+    if not isinstance(size, list) or len(size) != 2 or size_fault(*size):
+        raise ValueError(f"Its size is [height, width], not {size!r:.40}.")
+    if "id" in row and identity(row["id"]) is None:
+        raise ValueError(f"Its id is a number or a text, not {row['id']!r:.40}.")
     if not isinstance(row["image"], str) or not isinstance(row["turns"], list):
         raise ValueError("Its image is a path, and its turns are a list.")
-    targets = list(row.get("objects", ()))
+    if not row["turns"]:
+        raise ValueError("It has no turns.")
+    targets = _list_of(row, "objects")
     for turn in row["turns"]:
-        _check_keys("turn", turn)
-        if not all(isinstance(turn.get(key, ""), str) for key in ("question", "answer", "kind")):
-            raise ValueError("The question, answer and kind of a turn are texts.")
-        marks, named = turn["answer"].count(SEG_MARK), turn.get("targets", [])
-        if marks != len(named):
-            raise ValueError(f"An answer has {marks} {SEG_MARK} marks but {len(named)} targets.")
-        targets += named
+        targets += _checked_turn(turn)
     for target in targets:
         _check_keys("target", target)
-    return list(row["turns"])
+        if fault := text_fault(target["name"], "name of a target"):
+            raise ValueError(fault)
+    return dict(row)
+
+
+def _checked_turn(turn: Any) -> list[Any]:
+    """The targets of a turn whose texts are right."""
+    _check_keys("turn", turn)
+    if not isinstance(turn.get("kind", ""), str):
+        raise ValueError("The kind of a turn is a text.")
+    faults = (
+        text_fault(turn["question"], "question"),
+        text_fault(turn["answer"] or "-", "answer", marks=True),
+    )
+    if any(faults):
+        raise ValueError(next(filter(None, faults)))
+    marks, named = turn["answer"].count(SEG_MARK), _list_of(turn, "targets")
+    if marks != len(named):
+        raise ValueError(f"An answer has {marks} {SEG_MARK} marks but {len(named)} targets.")
+    return named
+
+
+def _check_id(row: Mapping[str, Any], number: int, seen: dict[int | str, int]) -> None:
+    """Refuse the second line of an id, as answers are filed under it."""
+    name = identity(row.get("id"))
+    if name is not None and seen.setdefault(name, number) != number:
+        raise ValueError(f"Line {seen[name]} has the id {name!r} too; give each its own.")
+
+
+def _list_of(values: Mapping[str, Any], key: str) -> list[Any]:
+    found = values.get(key, [])
+    if not isinstance(found, list):
+        raise ValueError(f"The {key} are a list, not {found!r:.40}.")
+    return list(found)
+
+
+def _without_nulls(values: Any) -> Any:
+    """Values without optional keys that are null, which are as if they were not there."""
+    if isinstance(values, list):
+        return [_without_nulls(value) for value in values]
+    if not isinstance(values, Mapping) or "counts" in values:
+        return values
+    return {
+        key: value if key == "segmentation" else _without_nulls(value)
+        for key, value in values.items()
+        if value is not None
+    }
 
 
 def _check_keys(level: str, value: Any) -> None:
@@ -184,4 +240,4 @@ def _target(value: Mapping[str, Any], size: tuple[int, int]) -> Target:
     masks = [
         segmentation_to_rle(value[key], size) for key in ("segmentation", "ignore") if key in value
     ]
-    return Target(str(value["name"]), *masks)
+    return Target(value["name"], *masks)

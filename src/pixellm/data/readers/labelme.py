@@ -1,7 +1,8 @@
 """Your own photos as LabelMe leaves them: a JSON file beside each image.
 
-Shapes of one label and one ``group_id`` are one instance. Polygons, rectangles, circles and painted
-masks have an area; points and lines have none and are reported. What is asked together is
+Shapes of one label and one ``group_id`` are one instance. Polygons, rectangles, turned ones too,
+circles and painted masks have an area; points and lines have none, are reported, and make no class.
+What is asked together is
 :mod:`~pixellm.data.readers.class_reader`'s business.
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,11 +20,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
-from pixellm.data.readers.base import BadRow, image_size, path_of_split
+from pixellm.data.readers.base import BadRow, UnusableDataError, image_size, path_of_split
 from pixellm.data.readers.class_reader import ClassReader
+from pixellm.data.readers.json_values import text_fault, whole_number
 from pixellm.data.readers.run_lengths import areas_of, union_of
+from pixellm.files import parse_json
 from pixellm.masks import encode_mask, segmentation_to_rle
-from pixellm.types import RLE, SEG_MARK, BoolMask
+from pixellm.types import RLE, BoolMask
+
+_WITHOUT_AREA = ("point", "points", "line", "linestrip")
+_FARTHEST_COORDINATE = 1e6
 
 
 class LabelMe(ClassReader):
@@ -65,8 +70,10 @@ class LabelMe(ClassReader):
         self._files = []
         for path in sorted(self.folder.rglob("*.json")):
             try:
-                shapes = _read(path)["shapes"]
-                labels = [_label(shape) for shape in shapes if _name_fault(shape) == ""]
+                content = _read(path)
+                _check_size(path, content)
+                shapes = content["shapes"]
+                labels = [_label(s) for s in shapes if not _name_fault(s) and _has_area(s)]
             except ValueError as error:
                 bad_rows.append(BadRow(path, "", str(error)))
                 continue
@@ -81,7 +88,9 @@ class LabelMe(ClassReader):
         self.bad_rows = tuple(bad_rows)
         self._names = tuple(names)
         if not self._files:
-            raise ValueError(f"{self.folder} holds no LabelMe file with a shape that can be used.")
+            raise UnusableDataError(
+                f"{self.folder} holds no LabelMe file with a shape that can be used.", bad_rows
+            )
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
@@ -94,7 +103,7 @@ class LabelMe(ClassReader):
         instances = {
             (_label(shape), _instance_of(shape, number))
             for number, shape in enumerate(shapes)
-            if not _name_fault(shape)
+            if not _name_fault(shape) and _has_area(shape)
         }
         counts = Counter(name for name, _ in instances).values()
         return bool(counts) and (self.targets == "regions" or min(counts) <= self.max_instances)
@@ -123,7 +132,8 @@ class LabelMe(ClassReader):
             if _name_fault(shape):
                 continue
             name = _label(shape)
-            parts = instances.setdefault(name, {})
+            # A point of a class says that it is there; one of no class says nothing.
+            parts = instances.setdefault(name, {}) if name in self._names else {}
             try:
                 mask = shape_to_rle(shape, size)
             except ValueError as error:
@@ -151,8 +161,8 @@ def shape_to_rle(shape: Mapping[str, Any], size: tuple[int, int]) -> RLE:
     """
     kind = shape.get("shape_type") or "polygon"
     try:
-        points = np.asarray(shape["points"], dtype=np.float64).reshape(-1, 2)
-        if kind == "polygon" and len(points) >= 3:
+        points = _points_of(shape)
+        if kind in ("polygon", "rotation", "oriented_rectangle") and len(points) >= 3:
             mask = segmentation_to_rle([points.ravel().tolist()], size)
         elif kind == "rectangle" and len(points) >= 2:
             mask = segmentation_to_rle([_corners(points)], size)
@@ -179,13 +189,52 @@ def _read(path: Path) -> dict[str, Any]:
         ValueError: it is none.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"The file can't be read as JSON ({error}).") from None
     shapes = content.get("shapes") if isinstance(content, Mapping) else None
     if not isinstance(shapes, list) or not isinstance(content.get("imagePath"), str):
         raise ValueError("It is no LabelMe file: shapes or imagePath is missing.")
     return dict(content)
+
+
+def _check_size(path: Path, content: Mapping[str, Any]) -> None:
+    """Refuse a file whose image has another size now; a missing image is told later.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    said = whole_number(content.get("imageHeight")), whole_number(content.get("imageWidth"))
+    if None in said:
+        return
+    try:
+        _, size = _image_of(path, content)
+    except ValueError:
+        return
+    if size != said:
+        raise ValueError(f"The image is {size}, its annotation says {said} (height, width).")
+
+
+def _has_area(shape: Mapping[str, Any]) -> bool:
+    return shape.get("shape_type") not in _WITHOUT_AREA
+
+
+def _points_of(shape: Mapping[str, Any]) -> NDArray[np.float64]:
+    """(P, 2) points of a shape.
+
+    Raises:
+        KeyError, TypeError: there are none.
+        ValueError: they are no pairs of numbers, or far away.
+    """
+    try:
+        points = np.asarray(shape["points"], dtype=np.float64)
+    except (OverflowError, ValueError):
+        points = np.zeros(0)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError("Its points are no list of pairs [x, y].")
+    if not (np.abs(points) < _FARTHEST_COORDINATE).all():
+        raise ValueError("It has points far outside any image.")
+    return points
 
 
 def _label(shape: Mapping[str, Any]) -> str:
@@ -201,10 +250,10 @@ def _instance_of(shape: Mapping[str, Any], number: int) -> str:
 def _name_fault(shape: Any) -> str:
     """Why a shape's label can't be asked for; "" where it can."""
     label = shape.get("label") if isinstance(shape, Mapping) else None
-    if not isinstance(label, str) or not label.strip(" _."):
+    if not label:
         return "It has no label."
-    if SEG_MARK in label:
-        return f"Its label {label!r} can't stand in a sentence."
+    if fault := text_fault(label, "label"):
+        return fault
     if label.startswith("_") and label.endswith("_"):
         return f"Its label {label!r} is LabelMe's mark for what is not to be used."
     return ""
@@ -219,8 +268,10 @@ def _image_of(
         ValueError: neither can be read.
     """
     photo = path.parent / content["imagePath"].replace("\\", "/")
+    embedded = bool(content.get("imageData"))
     try:
-        if photo.is_file() or not content.get("imageData"):
+        # Some tools name the JSON itself there and keep the image inside.
+        if not embedded or (photo.is_file() and photo.suffix.lower() != ".json"):
             return photo, image_size(photo)
         with Image.open(io.BytesIO(base64.b64decode(content["imageData"]))) as image:
             pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
@@ -245,13 +296,41 @@ def _fill_circle(points: NDArray[np.float64], size: tuple[int, int]) -> BoolMask
 
 
 def _paste_mask(points: NDArray[np.float64], data: str, size: tuple[int, int]) -> BoolMask:
-    """A painted mask: a PNG in base64 that fills the box between two pixels, both included."""
+    """A painted mask: a PNG in base64 that fills the box between two pixels, both included.
+
+    One that was moved by hand has corners between pixels, and a box that was cut where it met the
+    border of the image: the PNG keeps its size then, and its place at the corner inside.
+    """
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
         painted = np.asarray(image) > 0
-    (left, top), (right, bottom) = np.rint(points).astype(int)
-    if painted.shape != (bottom - top + 1, right - left + 1) or min(left, top) < 0:
-        raise ValueError(f"The painted mask is {painted.shape}, not the size of its box.")
+    if painted.ndim != 2:
+        raise ValueError(f"The painted mask is {painted.shape}, not one channel.")
+    corners = np.sort(points, axis=0)
+    left, top = (
+        _first_pixel(first, last, painted.shape[1 - axis], size[1 - axis])
+        for axis, (first, last) in enumerate(corners.T.tolist())
+    )
     mask = np.zeros(size, dtype=np.bool_)
-    height, width = mask[top : bottom + 1, left : right + 1].shape
-    mask[top : bottom + 1, left : right + 1] = painted[:height, :width]
+    rows = slice(max(top, 0), max(top + painted.shape[0], 0))
+    columns = slice(max(left, 0), max(left + painted.shape[1], 0))
+    shown = mask[rows, columns].shape
+    cut_top, cut_left = max(-top, 0), max(-left, 0)
+    mask[rows, columns] = painted[cut_top : cut_top + shown[0], cut_left : cut_left + shown[1]]
     return mask
+
+
+def _first_pixel(first: float, last: float, length: int, side: int) -> int:
+    """Where ``length`` painted pixels begin along a side of the image, from their box.
+
+    Raises:
+        ValueError: the box is another, and not because it was cut at the border.
+    """
+    start, end = round(first), round(last)
+    excess = length - (end - start + 1)
+    if abs(excess) <= 1:  # corners between pixels
+        return start
+    if excess > 0 and start <= 0 and end < side - 1:
+        return end + 1 - length
+    if excess > 0 and end >= side - 1:
+        return start
+    raise ValueError(f"The painted mask is {length} pixels long, its box {end - start + 1}.")

@@ -11,9 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pixellm.data.readers.base import BadRow, LazySamples, Reader, image_size
+from pixellm.data.readers.base import (
+    BadRow,
+    LazySamples,
+    Reader,
+    UnusableDataError,
+    image_size,
+)
 from pixellm.data.readers.json_index import SpanList, scan_json
-from pixellm.types import SEG_MARK, Sample, Turn
+from pixellm.data.readers.json_values import inner_path, text_fault
+from pixellm.types import Sample, Turn
 
 _IMAGE_MARK = "<image>"
 
@@ -68,7 +75,9 @@ class LlavaInstruct(Reader):
         self._rows = spans.records(self.conversations)
         self._places = places.records(self.conversations).spans[:, 0]
         if not len(self._rows):
-            raise ValueError(f"{self.conversations} holds no conversation that can be used.")
+            raise UnusableDataError(
+                f"{self.conversations} holds no conversation that can be used.", bad_rows
+            )
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
@@ -108,34 +117,38 @@ class LlavaInstruct(Reader):
 
 
 def _file_name(row: Any) -> PurePosixPath:
-    """The image of a row.
+    """The image of a row; a list of one image is that image.
 
     Raises:
-        ValueError: it has none, or one outside the folder of images.
+        ValueError: it has none, several, or one outside the folder of images.
     """
     name = row.get("image") if isinstance(row, Mapping) else None
+    if isinstance(name, list):
+        if len(name) > 1:
+            raise ValueError(f"It has {len(name)} images; a dialogue is about one.")
+        name = name[0] if name else None
     if not isinstance(name, str) or not name:
         raise ValueError("It has no image; rows of text alone are not used.")
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"The image {name!r} leads out of the folder of images.")
-    return path
+    return inner_path(name)
 
 
 def _turns(row: Mapping[str, Any]) -> tuple[Turn, ...]:
     """Questions of "human" and answers of "gpt", in turn; the mark for the image goes.
 
     Raises:
-        ValueError: they do not alternate, or a text is empty or holds a segmentation mark.
+        ValueError: they do not alternate, or a text is none, empty, or holds a segmentation mark.
     """
     try:
-        said = [(str(part["from"]), str(part["value"])) for part in row["conversations"]]
+        said = [(part["from"], part["value"]) for part in row["conversations"]]
     except (KeyError, TypeError):
         raise ValueError("It has no conversations with 'from' and 'value'.") from None
     speakers = [speaker for speaker, _ in said]
     if not said or speakers != ["human", "gpt"] * (len(said) // 2):
         raise ValueError(f"Its speakers do not alternate between human and gpt: {speakers}.")
-    texts = [text.replace(_IMAGE_MARK, "").strip() for _, text in said]
-    if not all(texts) or any(SEG_MARK in text for text in texts):
-        raise ValueError(f"One of its texts is empty or holds {SEG_MARK}.")
+    texts = [
+        text.replace(_IMAGE_MARK, "").strip() if isinstance(text, str) else text for _, text in said
+    ]
+    for text in texts:
+        if fault := text_fault(text):
+            raise ValueError(fault)
     return tuple(Turn(*pair) for pair in zip(texts[0::2], texts[1::2], strict=True))

@@ -15,10 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from pixellm.data.readers.base import BadRow, LazySamples, Reader, check_image
-from pixellm.data.readers.coco_images import photo_name
-from pixellm.data.readers.instances import is_inside
+from pixellm.data.readers.base import (
+    BadRow,
+    LazySamples,
+    Reader,
+    UnusableDataError,
+    check_image,
+)
+from pixellm.data.readers.coco_images import file_of, photo_name, size_of
 from pixellm.data.readers.json_index import SpanList, scan_json
+from pixellm.data.readers.json_values import size_fault, text_fault
 from pixellm.data.readers.referring import load_phrases
 from pixellm.masks import segmentation_to_rle
 from pixellm.scenes.phrasing import join_phrases
@@ -106,7 +112,9 @@ class Muse(Reader):
         self.rows = np.array(rows, dtype=np.int64).reshape(-1, 2)
         self.bad_rows = tuple(bad)
         if not len(self.rows):
-            raise ValueError(f"{self.path} has no usable question; a MUSE file is needed.")
+            raise UnusableDataError(
+                f"{self.path} has no usable question; a MUSE file is needed.", bad
+            )
 
     def _group(self, per_item: int) -> None:
         """Rows item by item: the questions about a photo in any order, a few at a time."""
@@ -175,7 +183,7 @@ class Muse(Reader):
         """
         place, number = self.rows[row].tolist()
         entry = self.entries[place]
-        size = int(entry["height"]), int(entry["width"])
+        size = size_of(entry)
         where = f"{self.path}, {_row_name(place, number)}"
         instances = entry["answers"][number]
         targets = tuple(
@@ -217,13 +225,15 @@ def _entry_fault(entry: Any) -> str:
     """What makes an entry useless; "" where nothing does."""
     if not isinstance(entry, Mapping):
         return "It is no JSON object."
-    size = entry.get("height"), entry.get("width")
-    if not all(type(side) is int and side > 0 for side in size):
-        return f"Its height and width are {size[0]!r} and {size[1]!r}."
+    fault = size_fault(entry.get("height"), entry.get("width"))
+    if fault:
+        return fault
     if not (entry.get("file_name") or entry.get("coco_url")):
         return "It has neither file_name nor coco_url."
-    if not is_inside(photo_name(entry)):
-        return f"Its photo {photo_name(entry)!r} is no path inside a folder."
+    try:
+        file_of(entry)
+    except ValueError as error:
+        return f"Its photo is no path inside a folder: {error}."
     texts = entry.get("text_answers") or None
     lists = [entry.get("questions"), entry.get("answers"), *([texts] if texts else [])]
     if not all(isinstance(one, list) for one in lists):
@@ -240,19 +250,21 @@ def _row_fault(entry: Mapping[str, Any], number: int) -> str:
     """What makes a question useless; "" where nothing does."""
     question, instances = entry["questions"][number], entry["answers"][number]
     text = _text_of(entry, number)
-    if not isinstance(question, str) or not question.strip() or SEG_MARK in question:
-        return f"The question is empty, no text, or holds {SEG_MARK}."
+    if fault := text_fault(question, "question"):
+        return fault
     if not isinstance(instances, list) or not all(isinstance(one, Mapping) for one in instances):
         return "The answer is no list of instances."
     if not instances:
         return "The answer refers to nothing."
     if not all(one.get("segmentation") for one in instances):
         return "An instance has no segmentation."
+    names = [_given_name(one) for one in instances]
     if text is None:
-        named = all(_name(one) and SEG_MARK not in _name(one) for one in instances)
-        return "" if named else "There is neither a text nor a name for every instance."
-    if not isinstance(text, str):
-        return "The text answer is no text."
+        faults = [text_fault(name, "name of an instance") for name in names]
+        fault = next(filter(None, faults), "")
+        return f"It has no text answer. {fault}" if fault else ""
+    if fault := text_fault(text, "text answer", marks=True):
+        return fault
     marks = text.count(SEG_MARK)
     return "" if marks == len(instances) else f"{marks} {SEG_MARK} for {len(instances)} instances."
 
@@ -271,13 +283,19 @@ def _mask(instance: Mapping[str, Any], size: tuple[int, int], where: str) -> Any
 
 
 def _category(instance: Mapping[str, Any]) -> str:
-    return str(instance.get("category_name") or _name(instance)).replace("_", " ")
+    name = instance.get("category_name")
+    return name.replace("_", " ") if isinstance(name, str) and name else _name(instance)
+
+
+def _given_name(instance: Mapping[str, Any]) -> Any:
+    """What stands for an instance's name; no text where the file has none."""
+    return instance.get("rephrased_name") or instance.get("category_name") or ""
 
 
 def _name(instance: Mapping[str, Any]) -> str:
     """What an answer calls an instance."""
-    name = instance.get("rephrased_name") or str(instance.get("category_name") or "")
-    return " ".join(str(name).replace("_", " ").split())
+    name = _given_name(instance)
+    return " ".join(name.replace("_", " ").split()) if isinstance(name, str) else ""
 
 
 def _row_name(place: int, number: int) -> str:

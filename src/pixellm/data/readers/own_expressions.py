@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from pixellm.data.readers.base import BadRow, LazySamples, Reader
+from pixellm.data.readers.base import BadRow, LazySamples, Reader, UnusableDataError
 from pixellm.data.readers.class_questions import NamedMasks
 from pixellm.data.readers.coco_images import CocoImages, category_name, file_of, size_of
+from pixellm.data.readers.json_values import text_fault
 from pixellm.data.readers.own_coco import ANNOTATIONS, own_files
 from pixellm.data.readers.referring import as_benchmark_asks, benchmark_turn, compose_dialogues
 from pixellm.types import SEG_MARK, Sample, Target, Turn
@@ -74,9 +75,10 @@ class OwnExpressions(Reader):
         self.bad_rows = (*self.index.bad_rows, *self._bad_texts())
         places = [(n, *place) for n in range(len(self.index)) for place in self._texts_of(n)]
         if not places:
-            raise ValueError(
+            raise UnusableDataError(
                 f"{self.annotations} has no annotation with an expression; put one under "
-                "'expression', or read the file as the set coco."
+                "'expression', or read the file as the set coco.",
+                self.bad_rows,
             )
         self._places = np.array(places, dtype=np.int64)
         """(num expressions, 3): image, round, and place of the annotation in the file."""
@@ -171,7 +173,7 @@ def _texts(annotation: Mapping[str, Any]) -> list[str]:
 
 
 def _is_expression(text: Any) -> bool:
-    return isinstance(text, str) and text.strip(" .") != "" and SEG_MARK not in text
+    return text_fault(text) == ""
 
 
 def _item_starts(places: np.ndarray, most: int) -> np.ndarray:

@@ -17,8 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pixellm.data.readers.base import BadRow, LazySamples, Reader, image_size
+from pixellm.data.readers.base import (
+    BadRow,
+    LazySamples,
+    Reader,
+    UnusableDataError,
+    image_size,
+)
 from pixellm.data.readers.class_questions import NamedMasks, ask_for_regions
+from pixellm.data.readers.json_values import flag, text_fault
 from pixellm.data.readers.referring import benchmark_turn, load_phrases, to_noun
 from pixellm.masks import encode_mask
 from pixellm.types import SEG_MARK, Sample, Target, Turn
@@ -96,7 +103,9 @@ class ReasonSeg(Reader):
             self._add(path, per_item, bad)
         self.bad_rows = tuple(bad)
         if not self._names:
-            raise ValueError(f"{self.folder} has no usable annotation file; {self.obtain}.")
+            raise UnusableDataError(
+                f"{self.folder} has no usable annotation file; {self.obtain}.", bad
+            )
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
@@ -213,18 +222,23 @@ def read_annotation(path: Path) -> Annotation:
     values = _read_json(path)
     try:
         shapes = [_to_shape(shape) for shape in values["shapes"]]
-        texts = tuple(str(text).strip() for text in values["text"])
-        is_sentence = bool(values["is_sentence"])
-    except (KeyError, TypeError) as error:
+        given = [values["text"]] if isinstance(values["text"], str) else list(values["text"])
+        is_sentence = flag(values["is_sentence"])
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(
             f"It lacks shapes, text or is_sentence, or they are odd: {error}."
         ) from None
     known = tuple(shape for shape in shapes if shape is not None)
     if not any(shape.is_target for shape in known):
         raise ValueError("It has no shape labelled target.")
-    if not texts or not all(texts) or any(SEG_MARK in text for text in texts):
-        raise ValueError(f"It needs texts, none of them empty or with {SEG_MARK}.")
-    return Annotation(known, texts, is_sentence)
+    if is_sentence is None:
+        raise ValueError(f"Its is_sentence is {values['is_sentence']!r:.40}, no true or false.")
+    if not given:
+        raise ValueError("It has no text.")
+    for text in given:
+        if fault := text_fault(text):
+            raise ValueError(fault)
+    return Annotation(known, tuple(text.strip() for text in given), is_sentence)
 
 
 def paint_shapes(shapes: Sequence[Shape], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -264,6 +278,8 @@ def _to_shape(values: Mapping[str, Any]) -> Shape | None:
     Raises:
         ValueError: an unknown label, or bad points.
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"A shape is no JSON object but {values!r:.40}.")
     label = str(values["label"]).strip().lower()
     if label == "flag":
         return None
@@ -274,6 +290,12 @@ def _to_shape(values: Mapping[str, Any]) -> Shape | None:
         raise ValueError(f"A shape labelled {label!r} has no list of points [x, y].")
     if not (np.abs(points) < _FARTHEST_COORDINATE).all():
         raise ValueError("A shape has points far outside any image, or no numbers.")
+    kind = values.get("shape_type")
+    if kind == "rectangle" and len(points) == 2:
+        (left, top), (right, bottom) = points
+        points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+    elif kind == "circle":
+        raise ValueError(f"A shape labelled {label!r} is a circle; draw it as a polygon.")
     return Shape(label == "target", points.astype(np.int32))
 
 
@@ -286,13 +308,13 @@ def _read_reasons(path: Path) -> dict[str, tuple[str, str]]:
     if not path.is_file():
         return {}
     try:
-        rows = [(row["image"], str(row["query"]), str(row["outputs"])) for row in _read_json(path)]
+        rows = [(row["image"], row["query"], row["outputs"]) for row in _read_json(path)]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} needs rows of image, query and outputs ({error}).") from None
     return {
         Path(str(image)).name: (query, " ".join(reason.split()))
         for image, query, reason in rows
-        if reason.strip() and SEG_MARK not in reason
+        if isinstance(query, str) and not text_fault(reason)
     }
 
 

@@ -16,7 +16,14 @@ import numpy as np
 
 from pixellm.data.readers.base import BadRow
 from pixellm.data.readers.class_questions import NamedMasks, ask_for_regions
-from pixellm.data.readers.expressions import Expression, ExpressionReader, Integers, flatten
+from pixellm.data.readers.expressions import (
+    Expression,
+    ExpressionReader,
+    Integers,
+    flatten,
+    row_name,
+)
+from pixellm.data.readers.json_values import text_fault
 from pixellm.data.readers.referring import KIND, to_noun
 from pixellm.data.restricted_pickle import load_plain_pickle
 from pixellm.types import Turn
@@ -106,7 +113,7 @@ class ReferReader(ExpressionReader):
             return
         try:
             head = int(ref["image_id"]), int(ref["ref_id"])
-            texts = [str(sentence["sent"]) for sentence in ref["sentences"]]
+            texts = [sentence["sent"] for sentence in ref["sentences"]]
             annotations = self.annotations_of(ref)
         except KeyError as error:
             bad.append(BadRow(self.expressions_path, f"entry {place}", f"It has no {error}."))
@@ -115,7 +122,11 @@ class ReferReader(ExpressionReader):
             bad.append(BadRow(self.expressions_path, f"entry {place}", reason))
         else:
             for number, text in enumerate(texts):
-                yield Expression(*head, number, text, annotations)
+                if fault := text_fault(text, "expression"):
+                    row = row_name(head[1], number)
+                    bad.append(BadRow(self.expressions_path, row, fault))
+                else:
+                    yield Expression(*head, number, text, annotations)
 
     def annotations_of(self, ref: Mapping[str, Any]) -> tuple[int, ...]:
         """Ids of the objects that fit an entry.

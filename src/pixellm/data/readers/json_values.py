@@ -1,0 +1,82 @@
+"""Values of annotation files as people's tools write them, and what can't be meant by them.
+
+Whole numbers come as ``1``, ``1.0`` and ``"1"``, flags as words, paths with backslashes, and
+anything may be null. Nothing here turns what is no text into text. Knows no file format.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+from pixellm.types import SEG_MARK, text_damage
+
+_LARGEST_NUMBER = 2**53
+_MOST_PIXELS = 2**31
+
+_FLAGS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True, "": False}
+
+
+def whole_number(value: Any) -> int | None:
+    """A whole number, written as one, as a float or as text; None for anything else."""
+    if isinstance(value, str):
+        digits = value.strip().removesuffix(".0")
+        value = int(digits) if digits.removeprefix("-").isdecimal() and len(digits) < 18 else None
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else None
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and abs(value) <= _LARGEST_NUMBER else None
+
+
+def identity(value: Any) -> int | str | None:
+    """An id: a whole number in any form, or a text; None for anything else."""
+    number = whole_number(value)
+    return value if number is None and isinstance(value, str) and value.strip() else number
+
+
+def flag(value: Any) -> bool | None:
+    """A yes or no, where null is no; None for what says neither."""
+    if value is None:
+        return False
+    number = whole_number(value)
+    known = value if isinstance(value, bool) else str(value if number is None else number)
+    return known if isinstance(known, bool) else _FLAGS.get(known.strip().lower())
+
+
+def size_fault(height: Any, width: Any) -> str:
+    """Why two values are no size of an image; "" where they are one."""
+    sides = whole_number(height), whole_number(width)
+    if None in sides or min(sides) < 1 or sides[0] * sides[1] > _MOST_PIXELS:  # type: ignore[operator,type-var]
+        return f"Its height and width are {height!r:.40} and {width!r:.40}."
+    return ""
+
+
+def text_fault(value: Any, what: str = "text", *, marks: bool = False) -> str:
+    """Why a value can't be said in a dialogue; "" where it can.
+
+    Args:
+        value: anything.
+        what: how a sentence calls it: "question", "name".
+        marks: segmentation marks may be in it.
+    """
+    if not isinstance(value, str):
+        return f"The {what} is no text but {value!r:.40}."
+    if not value.strip(" \t\r\n._"):
+        return f"The {what} is empty."
+    if SEG_MARK in value and not marks:
+        return f"The {what} holds {SEG_MARK}, which marks masks in answers."
+    damage = text_damage(value)
+    return f"The {what} {damage}." if damage else ""
+
+
+def inner_path(name: str) -> PurePosixPath:
+    """A path below the folder that it is joined to, backslashes turned.
+
+    Raises:
+        ValueError: it is empty or leads out of that folder.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    outside = path.is_absolute() or ".." in path.parts or bool(PureWindowsPath(name).drive)
+    if outside or not path.parts or "\0" in name:
+        raise ValueError(f"{name!r:.200} leads out of the folder of images")
+    return path
