@@ -14,16 +14,9 @@ from typing import Any
 import numpy as np
 
 from pixellm.data.readers.coco_images import source_of
+from pixellm.data.readers.own_coco import own_files
 from pixellm.masks import decode_mask, encode_mask, segmentation_to_rle
 from pixellm.types import RLE, Sample, Target, Turn
-
-_LAYOUTS = (
-    ("annotations/instances_{split}.json", "{split}/images"),
-    ("annotations/instances_{split}.json", "{split}"),
-    ("annotations/instances_{split}2017.json", "{split}2017"),
-    ("coco/annotations/instances_{split}2017.json", "coco/{split}2017"),
-)
-"""Annotation file and folder of images, as such sets are laid out, below the root."""
 
 
 class CocoCategories(Sequence[Sample]):
@@ -34,8 +27,7 @@ class CocoCategories(Sequence[Sample]):
     not asked for.
 
     Args:
-        root: holds ``annotations/instances_SPLIT.json`` with images in ``SPLIT/images`` or
-            ``SPLIT``, or COCO's own ``instances_SPLIT2017.json`` and ``SPLIT2017``.
+        root: a layout of :func:`~pixellm.data.readers.own_coco.own_files`, or its folder "coco".
         split: such as "val".
 
     Raises:
@@ -100,13 +92,15 @@ class CocoCategories(Sequence[Sample]):
 
 
 def _find_files(root: Path, split: str) -> tuple[Path, Path]:
-    for layout in _LAYOUTS:
-        path, folder = (root / name.format(split=split) for name in layout)
+    """The annotation file and the folder of images, below the root or its folder "coco"."""
+    found = [own_files(folder, split) for folder in (root, root / "coco")]
+    for path, folder in found:
         if path.is_file() and folder.is_dir():
             return path, folder
-    wanted = " or ".join(layout[0].format(split=split) for layout in _LAYOUTS[::2])
+    lacking = next((f for p, f in found if p.is_file()), None)
+    wanted = f"its images, {lacking}, are" if lacking else f"{found[0][0]} is"
     raise FileNotFoundError(
-        f"{root} holds no COCO split {split!r} ({wanted} with its images); give another --data."
+        f"{root} holds no COCO split {split!r}: {wanted} missing; give another --data."
     )
 
 

@@ -17,6 +17,7 @@ from pixellm.data.check import check_found, find_sets
 from pixellm.data.readers.base import UnusableDataError
 from pixellm.data.readers.json_values import flag, identity, inner_path, size_fault, whole_number
 from pixellm.data.registry import open_reader
+from pixellm.evaluation.coco_categories import CocoCategories
 from pixellm.masks import decode_mask, segmentation_to_rle
 from pixellm.types import Request, Turn
 
@@ -356,3 +357,28 @@ def test_half_a_character_reaches_no_tokenizer() -> None:
         with pytest.raises(ValueError, match="half a character"):
             Request(image, *request)
     Turn("whole \U0001f600", "é")
+
+
+@pytest.mark.parametrize(
+    ("file", "images", "found"),
+    [
+        ("annotations/instances_train.json", "train", "coco train"),
+        ("annotations/instances_val2017.json", "val2017", "coco val"),
+        ("train/_annotations.coco.json", "train", "coco train"),
+        ("valid/_annotations.coco.json", "valid", "coco val"),
+        ("annotations/instances_default.json", "images", "coco train"),
+    ],
+)
+def test_folders_of_coco_files_are_found_as_tools_export_them(
+    tmp_path: Path, file: str, images: str, found: str
+) -> None:
+    path = coco(tmp_path / "made")
+    (tmp_path / "set" / file).parent.mkdir(parents=True)
+    path.rename(tmp_path / "set" / file)
+    draw_photo(tmp_path / "set" / images / "a.jpg", SIZE)
+    (one,) = find_sets(tmp_path / "set")
+    assert one.label == found
+    assert check_found(one).bad_rows == ()
+    split = found.split()[1]
+    (question,) = CocoCategories(tmp_path / "set", split)
+    assert question.image == tmp_path / "set" / images / "a.jpg"

@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.readers.base import BadRow, UnusableDataError, image_size, path_of_split
 from pixellm.data.readers.class_reader import ClassReader
+from pixellm.data.readers.json_index import scan_json
 from pixellm.data.readers.json_values import text_fault, whole_number
 from pixellm.data.readers.run_lengths import areas_of, union_of
 from pixellm.files import parse_json
@@ -30,6 +31,8 @@ from pixellm.types import RLE, BoolMask
 
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
 _FARTHEST_COORDINATE = 1e6
+_OF_LABELME = frozenset({"shapes", "imagePath", "imageData", "imageHeight"})
+_FIRST_ENTRIES = 8
 
 
 class LabelMe(ClassReader):
@@ -96,7 +99,8 @@ class LabelMe(ClassReader):
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
         """A LabelMe file in the folder of the default name, to tell it from others."""
         folder = root / split
-        return (next(folder.rglob("*.json"), folder / "*.json"),)
+        found = (path for path in folder.rglob("*.json") if _may_be_labelme(path))
+        return (next(found, folder / "*.json"),)
 
     def _shows_something(self, shapes: list[Any]) -> bool:
         """Whether some label can be asked for, as far as seen without masks."""
@@ -196,6 +200,19 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(shapes, list) or not isinstance(content.get("imagePath"), str):
         raise ValueError("It is no LabelMe file: shapes or imagePath is missing.")
     return dict(content)
+
+
+def _may_be_labelme(path: Path) -> bool:
+    """Whether a JSON file begins as LabelMe's do; one that can't be read may be one."""
+    try:
+        for number, (key, _, _, _) in enumerate(scan_json(path)):
+            if key in _OF_LABELME:
+                return True
+            if number == _FIRST_ENTRIES:
+                break
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 def _check_size(path: Path, content: Mapping[str, Any]) -> None:

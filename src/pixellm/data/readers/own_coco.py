@@ -7,6 +7,7 @@ names that the caller chooses; everything else that makes a question is
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from pixellm.data.readers.coco_classes import CocoClasses
 
 ANNOTATIONS = "annotations/instances_{split}.json"
 """Where the annotations usually are, below the root."""
+
+ROBOFLOW_FILE = "_annotations.coco.json"
+"""What Roboflow calls the annotations in each split's folder of images."""
 
 
 class OwnCoco(CocoClasses):
@@ -64,8 +68,10 @@ def own_files(
 ) -> tuple[Path, Path]:
     """The annotation file and the folder of images, there or not.
 
-    Where the file is not there but COCO's own "instances_train2017.json" is, it is that one, and
-    the folder "train2017".
+    Where the usual file is not there, it is the first of these that is: COCO's own
+    "instances_train2017.json" with the folder "train2017"; Roboflow's
+    "train/_annotations.coco.json", whose val is "valid"; and for the split to train on CVAT's
+    "annotations/instances_default.json".
 
     Args:
         root: folder that both are below.
@@ -76,6 +82,11 @@ def own_files(
     usual = path_of_split(root, annotations, split)
     path = published_or(usual)
     folder = _image_folder(root, split) if path == usual else root / f"{split}2017"
+    if annotations == ANNOTATIONS and not path.exists():
+        for other, beside in _exported(root, split):
+            if other.is_file():
+                path, folder = other, beside
+                break
     return path, path_of_split(root, images, split) if images else folder
 
 
@@ -83,6 +94,14 @@ def published_or(path: Path) -> Path:
     """The path, or that of COCO's own file with 2017 in its name where only that one is there."""
     published = path.with_name(f"{path.stem}2017{path.suffix}")
     return published if published.exists() and not path.exists() else path
+
+
+def _exported(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
+    """Where annotation tools put the file and the images of a split."""
+    for folder in (root / split, *([root / "valid"] if split == "val" else ())):
+        yield folder / ROBOFLOW_FILE, folder
+    if split == OwnCoco.splits[0]:
+        yield root / "annotations/instances_default.json", _image_folder(root, split)
 
 
 def _image_folder(root: Path, split: str) -> Path:
