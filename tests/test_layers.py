@@ -29,7 +29,8 @@ def test_every_import_points_down_the_layers() -> None:
 
 
 @pytest.mark.parametrize(
-    "modules", ["pixellm", "pixellm.types, pixellm.masks, pixellm.visualize, pixellm.curation"]
+    "modules",
+    ["pixellm", "pixellm.types, pixellm.masks, pixellm.visualize, pixellm.curation, pixellm.llm"],
 )
 def test_what_needs_no_network_loads_no_torch(modules: str) -> None:
     heavy = ["torch", "transformers", "scipy", "skimage", "accelerate", "peft", "resvg_py", "yaml"]

@@ -9,11 +9,12 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from pixellm.curation.client import Client, OpenAIClient, Price
 from pixellm.curation.ledger import Ledger
-from pixellm.curation.photos import SelectSettings
-from pixellm.curation.pipeline import RequestRunner, RunLimits, Source, select, work_all
+from pixellm.curation.photos import SelectSettings, photo_encoder
+from pixellm.curation.pipeline import Source, select, work_all
 from pixellm.curation.write import WriteSettings, write_set
+from pixellm.llm.client import Client, OpenAIClient, Price
+from pixellm.llm.run import RequestRunner, RunLimits
 
 CATEGORIES = ("cup", "bowl", "spoon", "dog", "chair", "laptop")
 KEY = "sk-test-3f9a71c05be24d"
@@ -79,7 +80,7 @@ def run_all(
     try:
         writing = select(ledger, source, max_images)
         runner = RequestRunner(ledger, clients, prices or {}, limits)
-        stopped = work_all(ledger, writing, runner, limits.workers, lambda *_: None)
+        stopped = work_all(ledger, writing, runner, lambda *_: None)
         layout = WriteSettings(train=0.6, val=0.2, shard_photos=8)
         return write_set(ledger, out, layout), stopped
     finally:
@@ -87,7 +88,7 @@ def run_all(
 
 
 def client_of(source: Source, url: str, timeout: float = 60.0) -> OpenAIClient:
-    return OpenAIClient(source.model, source.images, url, source.text_only, timeout)
+    return OpenAIClient(source.model, url, timeout, encode=photo_encoder(source.images))
 
 
 def files_of(out: Path) -> dict[str, bytes]:

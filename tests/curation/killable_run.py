@@ -17,7 +17,7 @@ import openai.resources.chat
 import pyarrow.parquet
 from curation_runs import client_of, run_all, source_of
 
-from pixellm.curation.pipeline import RunLimits
+from pixellm.llm.run import RunLimits
 
 WORKERS = 3
 WRITING_TAKES = 0.02

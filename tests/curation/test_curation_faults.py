@@ -12,10 +12,10 @@ import pytest
 from chat_server import Answer, ChatServer, good, listed, proposal
 from curation_runs import KEY, QUICK, client_of, files_of, make_photos, run_all, source_of
 
-from pixellm.curation.client import ClientError
 from pixellm.curation.ledger import Ledger
 from pixellm.curation.muse import validate
-from pixellm.curation.pipeline import RunLimits
+from pixellm.llm.client import ClientError
+from pixellm.llm.run import RunLimits
 
 PHOTOS = 6
 
@@ -127,7 +127,7 @@ def test_a_failed_attempt_is_tried_again(photos: Path, fault: Answer) -> None:
     with ChatServer(every_other) as server:
         summary, _ = run_all(source_of(photos), photos / "out", server.url, one_at_a_time)
     assert summary["tasks"] == {"accepted": PHOTOS}
-    assert summary["exchanges"] == {"propose answered": PHOTOS, "propose error": PHOTOS}
+    assert summary["requests"] == {"propose answered": PHOTOS, "propose error": PHOTOS}
 
 
 def test_a_hanging_server_costs_one_timeout(photos: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_hanging_server_costs_one_timeout(photos: Path) -> None:
         clients = {"": client_of(source, server.url, timeout=1.5)}
         summary, _ = run_all(source, photos / "out", clients)
     assert summary["tasks"] == {"accepted": PHOTOS}
-    assert summary["exchanges"]["propose error"] >= 1
+    assert summary["requests"]["propose error"] >= 1
 
 
 def test_all_workers_keep_to_retry_after(photos: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_tenth_of_all_faults_and_every_photo_accounted_for(tmp_path: Path) -> 
     assert set(summary["tasks"]) <= {"accepted", "rejected"}
     assert sum(summary["tasks"].values()) == 2 * num
     assert summary["tasks"]["rejected"] == sum(1 for _ in range(summary["final"].get("refusal", 0)))
-    assert summary["exchanges"]["propose error"] >= 3
+    assert summary["requests"]["propose error"] >= 3
 
 
 def test_a_server_that_is_gone_stops_the_run_and_nothing_is_lost(photos: Path) -> None:
@@ -283,7 +283,7 @@ def test_the_key_is_nowhere(photos: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert KEY not in "".join(capfd.readouterr())
     assert "[key]" in json.dumps(
         sqlite3.connect(photos / "out" / "ledger.sqlite")
-        .execute("SELECT reply, error FROM exchanges")
+        .execute("SELECT reply, error FROM requests")
         .fetchall()
     )
 

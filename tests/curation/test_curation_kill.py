@@ -20,7 +20,8 @@ from curation_runs import files_of, make_photos, run_all, source_of
 from killable_run import WORKERS
 
 from pixellm.curation.ledger import Ledger
-from pixellm.curation.pipeline import RunLimits, select
+from pixellm.curation.pipeline import select
+from pixellm.llm.run import RunLimits
 
 PHOTOS = 30
 KILLS_WHILE_SELECTING = 4
@@ -184,14 +185,15 @@ def test_a_full_disk_ends_in_one_sentence_and_loses_nothing(tmp_path: Path) -> N
 def run_with_full_disk(source: Any, out: Path, url: str, pages: int) -> None:
     from curation_runs import QUICK, client_of
 
-    from pixellm.curation.pipeline import RequestRunner, work_all
+    from pixellm.curation.pipeline import work_all
+    from pixellm.llm.run import RequestRunner
 
     ledger = Ledger(out)
     ledger._db.execute(f"PRAGMA max_page_count = {pages}")
     try:
         writing = select(ledger, source, None)
         runner = RequestRunner(ledger, {"": client_of(source, url)}, {}, QUICK)
-        work_all(ledger, writing, runner, 4, lambda *_: None)
+        work_all(ledger, writing, runner, lambda *_: None)
     finally:
         ledger.close()
 
@@ -236,7 +238,8 @@ def test_more_photos_can_be_asked_for_later(tmp_path: Path) -> None:
 def test_an_interrupted_run_finishes_what_is_in_flight(tmp_path: Path) -> None:
     from curation_runs import client_of
 
-    from pixellm.curation.pipeline import RequestRunner, work_all
+    from pixellm.curation.pipeline import work_all
+    from pixellm.llm.run import RequestRunner
 
     make_photos(tmp_path, 12)
     source = source_of(tmp_path)
@@ -252,8 +255,8 @@ def test_an_interrupted_run_finishes_what_is_in_flight(tmp_path: Path) -> None:
         runner = RequestRunner(
             ledger, {"": client_of(source, server.url)}, {}, RunLimits(workers=2)
         )
-        work_all(ledger, writing, runner, 2, lambda *_: None)
-        exchanges = ledger.counts()["exchanges"]
+        work_all(ledger, writing, runner, lambda *_: None)
+        exchanges = ledger.counts()["requests"]
         ledger.close()
     assert 5 <= len(server.bodies) <= 6
     assert exchanges == {"propose answered": len(server.bodies)}

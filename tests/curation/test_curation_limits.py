@@ -10,8 +10,8 @@ import pytest
 from chat_server import Answer, ChatServer, good
 from curation_runs import files_of, make_photos, run_all, source_of
 
-from pixellm.curation.client import OpenAIClient, Price, price_of, public_url
-from pixellm.curation.pipeline import RunLimits
+from pixellm.llm.client import OpenAIClient, Price, price_of, public_url
+from pixellm.llm.run import RunLimits
 
 
 class Rounds:
@@ -51,9 +51,7 @@ def test_sixteen_workers_are_at_least_ten_times_as_fast_as_one(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_the_cost_cap_is_passed_by_the_requests_in_flight_at_most(
-    tmp_path: Path, workers: int
-) -> None:
+def test_the_cost_cap_is_not_passed(tmp_path: Path, workers: int) -> None:
     make_photos(tmp_path, 30)
     each = Price(1.0, 10.0)  # 1000 tokens in and 100 out: 0.002 USD
     limits = RunLimits(workers=workers, max_cost=0.021, wait=0.01)
@@ -62,7 +60,7 @@ def test_the_cost_cap_is_passed_by_the_requests_in_flight_at_most(
         summary, stopped = run_all(source, tmp_path / "out", server.url, limits, {"test": each})
         spent = len(server.bodies) * 0.002
         assert "cost cap of 0.021 USD" in stopped
-        assert 0.021 <= spent < 0.021 + workers * 0.002
+        assert 0.01 < spent <= 0.021
         _, again = run_all(source, tmp_path / "out", server.url, limits, {"test": each})
         assert "cost cap" in again
         assert len(server.bodies) * 0.002 == pytest.approx(spent)
@@ -86,8 +84,8 @@ def test_a_hosted_server_needs_a_key_and_a_local_one_does_not(
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ValueError, match="OPENAI_API_KEY"):
-        OpenAIClient("gpt-4o-mini", tmp_path)
-    OpenAIClient("local", tmp_path, "http://localhost:8000/v1")
+        OpenAIClient("gpt-4o-mini")
+    OpenAIClient("local", "http://localhost:8000/v1")
 
 
 def test_addresses_in_reports_hold_no_password() -> None:

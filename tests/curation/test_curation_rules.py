@@ -10,7 +10,6 @@ import pytest
 from chat_server import Answer, ChatServer, good, listed
 from curation_runs import CATEGORIES, KEY, make_photos, run_all, source_of
 
-from pixellm.curation.client import Reply
 from pixellm.curation.photos import Instance, Photo
 from pixellm.curation.proposal import parse_draft
 from pixellm.curation.rules import (
@@ -23,6 +22,7 @@ from pixellm.curation.rules import (
     verify,
 )
 from pixellm.curation.template import TemplateWriter
+from pixellm.llm.client import Reply
 
 MASK = {"size": [64, 96], "counts": "0"}
 BOXES = {1: ("cup", 4), 2: ("cup", 30), 3: ("dog", 60)}

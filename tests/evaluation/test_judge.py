@@ -10,9 +10,9 @@ from pixellm.evaluation.judge import (
     SimilarityJudge,
     describe_targets,
     judge_records,
+    open_judge,
     phrase_similarity,
 )
-from pixellm.evaluation.judge_llm import open_judge
 from pixellm.evaluation.mask_match import matches_to_score
 from pixellm.types import Turn
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,18 @@ sys.path.append(str(Path(__file__).parents[1] / "curation"))
 from chat_server import Answer, ChatServer, user_text
 from judged_answers import QUESTIONS, fruit_record, item_of, silent_record
 
-from pixellm.evaluation.judge import JudgeSettings, judge_records
-from pixellm.evaluation.judge_llm import (
-    CostCapReachedError,
+from pixellm.evaluation.judge import (
+    JudgeSettings,
     LLMJudge,
-    VerdictCache,
+    judge_records,
     open_judge,
     read_ratings,
 )
+from pixellm.llm.store import RequestStore
 
 RECORDS = [fruit_record(), fruit_record("the hammer", spurious=True), silent_record()]
 FAULTS: dict[str, Callable[[], Answer]] = {
-    "overloaded": lambda: Answer("slow down", status=429, headers={"retry-after": "7"}),
+    "overloaded": lambda: Answer("slow down", status=429, headers={"retry-after": "0.05"}),
     "broken": lambda: Answer("oops", status=500),
     "hangs up": lambda: Answer(reset=True),
     "no JSON from the server": lambda: Answer(raw=b"<html>", status=200),
@@ -52,10 +54,9 @@ def server() -> Iterator[ChatServer]:
 
 
 def make_judge(server: ChatServer, cache: Path, **changes: Any) -> LLMJudge:
-    waits = changes.pop("waits", [])
     options = {"price": (1.0, 1.0), "workers": 2, "timeout": 60.0, **changes}
     judge = open_judge(JudgeSettings("llm", model="m", base_url=server.url, cache=cache, **options))
-    judge._wait = waits.append
+    judge.limits = replace(judge.limits, wait=0.01)
     return judge
 
 
@@ -77,17 +78,17 @@ def test_a_second_run_sends_nothing_costs_nothing_and_says_the_same(
 ) -> None:
     cache = tmp_path / "cache.sqlite"
     first = judge_records(make_judge(server, cache), RECORDS, QUESTIONS)
-    seen, spent = len(server.bodies), VerdictCache(cache).spent()
+    seen, spent = len(server.bodies), RequestStore(cache).spent()
     assert spent == pytest.approx(2 * 1100 / 1e6)
     server.behave = lambda number, body: Answer("down", status=500)
     again = make_judge(server, cache, max_cost=0.0)
     assert judge_records(again, RECORDS, QUESTIONS) == first
     assert len(server.bodies) == seen
-    assert again.cache.spent() == spent
+    assert again.store.spent() == spent
 
 
 def test_a_complete_cache_needs_no_key(tmp_path: Path, server: ChatServer) -> None:
-    cache = VerdictCache(tmp_path / "cache.sqlite")
+    cache = RequestStore(tmp_path / "cache.sqlite")
 
     def refuse() -> Any:
         raise ValueError("No API key")
@@ -103,11 +104,9 @@ def test_one_bad_answer_is_asked_again_and_leaves_no_trace(
     server: ChatServer, tmp_path: Path, fault: str
 ) -> None:
     server.behave = lambda number, body: FAULTS[fault]() if number == 0 else verdict(number, body)
-    waits: list[float] = []
-    judge = make_judge(server, tmp_path / "cache.sqlite", workers=1, waits=waits)
+    judge = make_judge(server, tmp_path / "cache.sqlite", workers=1)
     assert judge_records(judge, RECORDS[:1], QUESTIONS).ratings == ((9.0, 10.0),)
     assert len(server.bodies) == 2
-    assert waits == ([7.0] if fault == "overloaded" else [1.0] if not _is_reply(fault) else [])
 
 
 def test_a_late_answer_is_given_up_and_asked_for_again(server: ChatServer, tmp_path: Path) -> None:
@@ -121,15 +120,9 @@ def test_a_late_answer_is_given_up_and_asked_for_again(server: ChatServer, tmp_p
         return verdict(number, body)
 
     server.behave = behave
-    waits: list[float] = []
-    judge = make_judge(server, tmp_path / "cache.sqlite", timeout=2.0, waits=waits)
+    judge = make_judge(server, tmp_path / "cache.sqlite", timeout=2.0)
     assert judge_records(judge, RECORDS[:1], QUESTIONS).ratings == ((9.0, 10.0),)
     assert len(server.bodies) >= 2
-    assert waits[0] == 1.0
-
-
-def _is_reply(fault: str) -> bool:
-    return fault in {"words", "half of the JSON", "an object too few", "off the scale", "empty"}
 
 
 def test_a_bad_reply_is_shown_to_the_model_with_what_is_wrong(
@@ -161,7 +154,7 @@ def test_the_cost_cap_stops_before_the_request_that_would_pass_it(
 ) -> None:
     cache = tmp_path / "cache.sqlite"
     judge = make_judge(server, cache, price=(1000.0, 1000.0), max_cost=1.5, workers=1)
-    with pytest.raises(CostCapReachedError, match=r"has cost 1\.1000 USD .* cap of 1.5"):
+    with pytest.raises(OSError, match=r"cap of 1.5 USD leaves no room .*1\.1000 are spent"):
         judge.rate([item_of(record) for record in RECORDS])
     assert len(server.bodies) == 1
     more = make_judge(server, cache, price=(1000.0, 1000.0), max_cost=5.0)
@@ -192,11 +185,32 @@ def test_another_model_or_text_is_another_verdict(server: ChatServer, tmp_path: 
     assert [body["model"] for body in server.bodies] == ["m", "n"]
 
 
+def test_verdicts_of_an_older_cache_are_taken_over(server: ChatServer, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.sqlite"
+    items = [item_of(record) for record in RECORDS]
+    judge = make_judge(server, tmp_path / "other.sqlite")
+    expected, asked = judge.rate(items), len(server.bodies)
+    with sqlite3.connect(cache) as old:
+        old.execute("CREATE TABLE verdicts (key TEXT PRIMARY KEY, ratings TEXT NOT NULL)")
+        old.execute("CREATE TABLE costs (id INTEGER PRIMARY KEY, usd REAL NOT NULL)")
+        for item, ratings in zip(items[:2], expected, strict=False):
+            kept = {str(n): ratings[n - 1] for n in item.numbers}
+            row = (judge._key(item.to_prompt()), json.dumps(kept))
+            old.execute("INSERT INTO verdicts VALUES (?, ?)", row)
+            old.execute("INSERT INTO costs (usd) VALUES (0.25)")
+    old.close()
+    for _ in range(2):  # taken over once
+        again = make_judge(server, cache, max_cost=0.0)
+        assert again.rate(items) == expected
+        assert again.store.spent() == 0.5
+    assert len(server.bodies) == asked
+
+
 def test_a_file_that_is_no_cache_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cache.sqlite"
     path.write_text("not a database, but long enough to be read as one " * 40)
     with pytest.raises(OSError, match="name another file"):
-        VerdictCache(path)
+        RequestStore(path)
 
 
 @pytest.mark.parametrize(

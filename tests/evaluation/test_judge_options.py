@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,7 @@ from chat_server import Answer, ChatServer
 
 from pixellm.cli.evaluate import evaluate_muse
 from pixellm.cli.main import app
-from pixellm.evaluation.judge import DEFAULT_THRESHOLD, JudgeItem, JudgeSettings
-from pixellm.evaluation.judge_llm import ATTEMPTS, open_judge
-from pixellm.evaluation.judge_llm import MAX_CONSECUTIVE_FAILURES as LIMIT
+from pixellm.evaluation.judge import DEFAULT_THRESHOLD, JudgeItem, JudgeSettings, open_judge
 
 LLM = ["--judge", "llm", "--judge-model", "gpt-4o-mini", "--base-url"]
 HOSTED = [*LLM, "https://judge.example/v1"]
@@ -90,13 +89,13 @@ def test_reports_name_a_server_without_its_password() -> None:
 
 
 def test_a_server_that_never_replies_is_given_up(tmp_path: Path) -> None:
-    items = [JudgeItem(f"{i}?", "the cup", ((0, 7),), ("a cup",)) for i in range(LIMIT + 5)]
+    items = [JudgeItem(f"{i}?", "the cup", ((0, 7),), ("a cup",)) for i in range(8)]
     with ChatServer(lambda number, body: Answer("down", status=500)) as server:
         cache = tmp_path / "cache.sqlite"
         judge = open_judge(
             JudgeSettings("llm", model="m", base_url=server.url, cache=cache, workers=1)
         )
-        judge._wait = lambda seconds: None
-        with pytest.raises(OSError, match=f"left {LIMIT} requests in a row without a reply"):
+        judge.limits = replace(judge.limits, wait=0.001)
+        with pytest.raises(OSError, match=r"3 requests in a row got no reply \(HTTP 500: down\)"):
             judge.rate(items)
-        assert len(server.bodies) == LIMIT * ATTEMPTS
+        assert len(server.bodies) == 3 * judge.limits.attempts

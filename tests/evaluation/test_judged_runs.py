@@ -19,9 +19,9 @@ from chat_server import Answer, ChatServer, user_text
 from pixellm.cli.main import app
 from pixellm.evaluation.benchmark_run import BenchmarkRun
 from pixellm.evaluation.judge import JudgeSettings, SimilarityJudge
-from pixellm.evaluation.judge_cache import VerdictCache
 from pixellm.evaluation.judged_run import check_judging, judge_run
 from pixellm.evaluation.summary import summarize
+from pixellm.llm.store import RequestStore
 
 REPORTS = ("report.json", "report.md", "report.html")
 
@@ -167,7 +167,7 @@ def test_judging_that_breaks_off_keeps_what_was_paid_for(
     assert "refuses every request" in output.strip().splitlines()[-1]
     assert overall(read_report(tmp_path), "giou") == 1, "the scores without a judge are there"
     assert "with_judge" not in read_report(tmp_path)
-    assert not VerdictCache(tmp_path / "cache.sqlite").is_empty()
+    assert not RequestStore(tmp_path / "cache.sqlite").is_empty()
 
     server.behave = rate_words
     code, output = evaluate(tmp_path, *llm(server, tmp_path))

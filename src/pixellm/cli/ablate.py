@@ -94,7 +94,7 @@ def score(
         scores_to_dict,
         write_external_report,
     )
-    from pixellm.evaluation.judge_llm import open_judge
+    from pixellm.evaluation.judge import open_judge
     from pixellm.files import check_new_folder
 
     check_json(json, ("settings", "num_missing", "headline"))

@@ -16,10 +16,11 @@ import typer
 from pixellm.cli.console import say
 
 if TYPE_CHECKING:
-    from pixellm.curation.client import Client, Price
     from pixellm.curation.ledger import Ledger
-    from pixellm.curation.pipeline import Progress, RunLimits, Source
+    from pixellm.curation.pipeline import Source
     from pixellm.curation.proposal import Writing
+    from pixellm.llm.client import Client, Price
+    from pixellm.llm.run import RequestProgress, RunLimits
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,21 +56,21 @@ def run(
     price: Annotated[str, typer.Option(help="INPUT,OUTPUT in USD per million tokens.")] = "",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds per attempt.")] = 120.0,
     batch: Annotated[bool, typer.Option(help="Use the Batch API, at half the price.")] = False,
-    ray: Annotated[bool, typer.Option(help="Work on a Ray cluster.")] = False,
     split: Annotated[str, typer.Option(help="Shares TRAIN,VAL; the rest is test.")] = "0.97,0.012",
     max_repeats: Annotated[int, typer.Option(min=1, help="Of one question in the set.")] = 3,
     seed: Annotated[int, typer.Option(help="For choice, styles and splits.")] = 0,
 ) -> None:
     """Generate a set: select, propose, verify, repair, deduplicate, split, write."""
     from pixellm.curation.photos import SelectSettings
-    from pixellm.curation.pipeline import RunLimits, Source
+    from pixellm.curation.pipeline import Source
+    from pixellm.llm.run import RunLimits
 
     chosen = SelectSettings(seed=seed)
     source = Source(annotations, images, model, captions, check_model, text_only, questions, chosen)
     server = {"base_url": base_url, "timeout": timeout, "key_variable": key_env}
     with _one_sentence():
         shares = _numbers(split, "--split")
-        work = _Work(source, server, price, RunLimits(workers, max_cost), batch, ray)
+        work = _Work(source, server, price, RunLimits(workers, max_cost), batch)
         layout = {"train": shares[0], "val": shares[1], "max_repeats": max_repeats, "seed": seed}
         stopped = work.finish(out, max_images, layout)
     if stopped:
@@ -173,14 +174,13 @@ class _Work:
         price: str,
         limits: RunLimits,
         batch: bool,
-        ray: bool,
     ) -> None:
-        if batch and (ray or source.model == "template"):
-            raise ValueError("--batch goes with a hosted model, and not with --ray.")
+        if batch and source.model == "template":
+            raise ValueError("--batch goes with a hosted model; templates need no server.")
         if source.check_model == "template":
             raise ValueError("--check-model takes a vision model; templates see no photo.")
         self.source, self.server, self.price, self.limits = source, server, price, limits
-        self.batch, self.ray = batch, ray
+        self.batch = batch
 
     def finish(self, out: Path, max_images: int | None, layout: dict[str, Any]) -> str:
         """All stages; returns why the run stopped early, or ""."""
@@ -192,18 +192,23 @@ class _Work:
         check_set(out)
         prices, clients = self._prices(), self._clients()
         ledger = Ledger(out, create=True)
-        writing = select(ledger, self.source, max_images)
-        ledger.put("run", self.source.identity())
-        ledger.put("layout", layout)
-        ledger.put("images", str(self.source.images.resolve()))
         try:
+            writing = select(ledger, self.source, max_images)
+            ledger.put("run", self.source.identity())
+            ledger.put("layout", layout)
+            ledger.put("images", str(self.source.images.resolve()))
             with _progress_bar() as progress:
                 stopped = self._propose(ledger, writing, clients, prices, progress)
         finally:
             ledger.close()
-        failed = _write(Ledger(out), out, layout)["tasks"].get("failed", 0)
+        finished = Ledger(out)
+        failed, reason = finished.failures()
+        _write(finished, out, layout)
         if failed and not stopped:
-            stopped = f"{failed} questions got no reply; the same command asks them again."
+            stopped = (
+                f"{failed} question{'s' if failed > 1 else ''} got no reply ({reason}); the same "
+                "command asks again."
+            )
         return stopped
 
     def _propose(
@@ -212,23 +217,19 @@ class _Work:
         writing: Writing,
         clients: dict[str, Client],
         prices: dict[str, Price],
-        progress: Progress,
+        progress: RequestProgress,
     ) -> str:
         if self.batch:
-            from pixellm.curation.batch import BatchRunner, run_batches
+            from pixellm.curation.pipeline import work_in_batches
+            from pixellm.llm.batch import BatchRunner
 
             batches = BatchRunner(ledger, clients, prices, self.limits.max_cost)  # type: ignore[arg-type]
-            return run_batches(batches, writing, progress)
-        if self.ray:
-            from pixellm.curation.cluster import work_on_ray
-
-            ledger.close()
-            folder = ledger.path.parent
-            return work_on_ray(folder, writing, self._clients, prices, self.limits, progress)
-        from pixellm.curation.pipeline import RequestRunner, work_all
+            return work_in_batches(ledger, writing, batches, progress)
+        from pixellm.curation.pipeline import work_all
+        from pixellm.llm.run import RequestRunner
 
         runner = RequestRunner(ledger, clients, prices, self.limits)
-        return work_all(ledger, writing, runner, self.limits.workers, progress)
+        return work_all(ledger, writing, runner, progress)
 
     def _clients(self) -> dict[str, Client]:
         clients = {"": self._client(self.source.model)}
@@ -241,13 +242,13 @@ class _Work:
             from pixellm.curation.template import TemplateWriter
 
             return TemplateWriter(self.source.select.seed)
-        from pixellm.curation.client import OpenAIClient
+        from pixellm.curation.photos import photo_encoder
+        from pixellm.llm.client import OpenAIClient
 
-        images, text_only = self.source.images.resolve(), self.source.text_only
-        return OpenAIClient(model, images, text_only=text_only, **self.server)
+        return OpenAIClient(model, encode=photo_encoder(self.source.images), **self.server)
 
     def _prices(self) -> dict[str, Price]:
-        from pixellm.curation.client import Price, price_of
+        from pixellm.llm.client import Price, price_of
 
         given = Price(*_numbers(self.price, "--price")) if self.price else None
         models = {self.source.model, self.source.check_model} - {"", "template"}
@@ -292,7 +293,7 @@ def _numbers(text: str, option: str) -> tuple[float, float]:
 
 
 @contextmanager
-def _progress_bar() -> Iterator[Progress]:
+def _progress_bar() -> Iterator[RequestProgress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

@@ -25,9 +25,9 @@ from pixellm.visualize import segment_color
 
 if TYPE_CHECKING:
     from pixellm.evaluation.evaluate import Progress as EvaluationProgress
-    from pixellm.evaluation.judge import JudgeProgress
     from pixellm.evaluation.report.tables import TextTable
     from pixellm.evaluation.scenes_report import ScenesReport
+    from pixellm.llm.run import RequestProgress
     from pixellm.prediction.job import JobState
     from pixellm.prediction.job import Progress as JobProgress
     from pixellm.prediction.label_run import Progress as LabelProgress
@@ -120,7 +120,7 @@ def scored_progress(console: Console, unit: str) -> Iterator[EvaluationProgress]
 
 
 @contextmanager
-def judge_progress(console: Console) -> Iterator[JudgeProgress]:
+def judge_progress(console: Console) -> Iterator[RequestProgress]:
     """A bar over judged answers with the money spent, as a callback for a judge."""
     with _progress(console, "answers judged") as show:
         yield lambda done, total, usd: show(done, total, f"{usd:.4f} USD")

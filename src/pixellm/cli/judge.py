@@ -17,7 +17,8 @@ from pixellm.cli.console import open_console, say
 
 if TYPE_CHECKING:
     from pixellm.evaluation.benchmark_run import BenchmarkRun
-    from pixellm.evaluation.judge import Judge, JudgeProgress, JudgeSettings
+    from pixellm.evaluation.judge import Judge, JudgeSettings
+    from pixellm.llm.run import RequestProgress
 
 JudgeKind = Annotated[
     str,
@@ -93,7 +94,7 @@ def open_run_judge(run: BenchmarkRun, settings: JudgeSettings) -> Judge | None:
     """
     if settings.kind == "none":
         return None
-    from pixellm.evaluation.judge_llm import open_judge
+    from pixellm.evaluation.judge import open_judge
     from pixellm.evaluation.judged_run import check_judging
 
     check_judging(run)
@@ -101,7 +102,7 @@ def open_run_judge(run: BenchmarkRun, settings: JudgeSettings) -> Judge | None:
 
 
 @contextmanager
-def judge_bar(settings: JudgeSettings) -> Iterator[JudgeProgress]:
+def judge_bar(settings: JudgeSettings) -> Iterator[RequestProgress]:
     """A bar over the answers that a judge rates; at its end, what all of its ratings have cost."""
     from pixellm.cli.display import judge_progress
 

@@ -1,31 +1,29 @@
-"""The ledger: one SQLite file with every photo, task, request and reply of a run.
+"""The ledger: one SQLite file with every photo and task of a run, beside its requests and replies.
 
-It remembers and counts; it decides nothing. Every change is one transaction in a write-ahead log,
-so a run may be killed at any point and loses only what was in flight; a power cut may also take
-the last moments, never the consistency. Only :mod:`~pixellm.curation.proposal` knows what the
-replies mean.
+Requests and replies are those of :class:`~pixellm.llm.store.RequestStore`; the photos and tasks
+that they belong to share its file, so that one transaction and one lock hold for all. It remembers
+and counts; only :mod:`~pixellm.curation.proposal` knows what the replies mean.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pixellm.curation.client import Reply, Request
 from pixellm.curation.photos import Photo
-from pixellm.curation.proposal import Task, Verdict
+from pixellm.curation.proposal import KINDS, Task, Verdict, request_key
 from pixellm.curation.rules import Row
 from pixellm.files import locked
+from pixellm.llm.client import Reply
+from pixellm.llm.store import RequestStore, begun, has_table
 
 LEDGER_NAME = "ledger.sqlite"
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS photos (
     id TEXT PRIMARY KEY, position INTEGER UNIQUE, reason TEXT NOT NULL, data TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS tasks (
@@ -33,21 +31,11 @@ CREATE TABLE IF NOT EXISTS tasks (
     style TEXT NOT NULL, status TEXT NOT NULL DEFAULT 'open', first_faults TEXT, faults TEXT,
     "row" TEXT, UNIQUE (photo, number));
 CREATE INDEX IF NOT EXISTS open_tasks ON tasks (status, id);
-CREATE TABLE IF NOT EXISTS prompts (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
-CREATE TABLE IF NOT EXISTS exchanges (
-    id INTEGER PRIMARY KEY, task INTEGER NOT NULL REFERENCES tasks, kind TEXT NOT NULL,
-    model TEXT NOT NULL, system INTEGER REFERENCES prompts, turns TEXT NOT NULL,
-    crops TEXT NOT NULL, status TEXT NOT NULL DEFAULT 'sent', reply TEXT, finish TEXT,
-    input_tokens INTEGER, output_tokens INTEGER, cost REAL, error TEXT);
-CREATE INDEX IF NOT EXISTS answered ON exchanges (task, status);
 """
+"""A task's requests are those whose keys :func:`~pixellm.curation.proposal.request_key` gives."""
 
 
-class CostCapError(Exception):
-    """The cost cap leaves no room for a further request."""
-
-
-class Ledger:
+class Ledger(RequestStore):
     """A run's memory. Safe to use from many threads; one process at a time may write.
 
     Args:
@@ -61,30 +49,24 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, create: bool = False, writing: bool = True) -> None:
-        self.path = folder / LEDGER_NAME
-        if not create and not self.path.is_file():
+        path = folder / LEDGER_NAME
+        if not create and not path.is_file():
             raise FileNotFoundError(
                 f"There is no {LEDGER_NAME} in {folder}; `pixellm curate run --out` makes one."
             )
         folder.mkdir(parents=True, exist_ok=True)
-        self._mutex = threading.RLock()
-        self._guard = ExitStack()
-        if writing:
-            self._guard.enter_context(locked(folder))
-        with self._explain():
-            self._db = sqlite3.connect(
-                self.path, timeout=30, check_same_thread=False, isolation_level=None
-            )
+        with ExitStack() as guard:
             if writing:
-                self._db.execute("PRAGMA journal_mode=WAL")
-                # A sync per reply would make a slow disk the limit of the whole run.
-                self._db.execute("PRAGMA synchronous=NORMAL")
-                self._db.executescript(_SCHEMA)
-            self._spent = self._one("SELECT COALESCE(SUM(cost), 0) FROM exchanges")
+                guard.enter_context(locked(folder))
+            super().__init__(path, writing, _SCHEMA)
+            if writing:
+                with self._explain():
+                    _adopt_exchanges(self._db)
+            self._guard = guard.pop_all()
 
     def close(self) -> None:
         """Close the file and give up the right to write."""
-        self._db.close()
+        super().close()
         self._guard.close()
 
     # -- the run -----------------------------------------------------------------------------
@@ -105,15 +87,6 @@ class Ledger:
                     f"{self.path.parent} was begun with {key} {known.get(key)!r}, now it is "
                     f"{identity.get(key)!r}; use the same settings, or another --out."
                 )
-
-    def get(self, key: str) -> Any:
-        """A value kept with :meth:`put`, or None."""
-        found = self._all("SELECT value FROM meta WHERE key = ?", key)
-        return json.loads(found[0][0]) if found else None
-
-    def put(self, key: str, value: Any) -> None:
-        """Keep a JSON value under a key."""
-        self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, json.dumps(value))
 
     # -- photos and tasks --------------------------------------------------------------------
 
@@ -195,64 +168,17 @@ class Ledger:
                     Row(question, answer, tuple((i, text) for i, text in targets)),
                 )
 
-    # -- requests and replies ----------------------------------------------------------------
-
-    def spent(self) -> float:
-        """USD so far, over all sessions."""
-        return self._spent
-
-    def begin(self, request: Request, model: str, max_cost: float | None = None) -> int:
-        """Record that a request is about to be sent.
-
-        Returns:
-            The number of the exchange.
-
-        Raises:
-            CostCapError: the money is spent; the request must not be sent.
-        """
-        with self._transaction():
-            if max_cost is not None and self._spent >= max_cost:
-                raise CostCapError
-            self._db.execute("INSERT OR IGNORE INTO prompts (text) VALUES (?)", (request.system,))
-            cursor = self._db.execute(
-                "INSERT INTO exchanges (task, kind, model, system, turns, crops) VALUES "
-                "(?, ?, ?, (SELECT id FROM prompts WHERE text = ?), ?, ?)",
-                (
-                    request.task,
-                    request.kind,
-                    model,
-                    request.system,
-                    json.dumps(request.turns, ensure_ascii=False),
-                    json.dumps(request.crops),
-                ),
-            )
-            return int(cursor.lastrowid or 0)
-
-    def answer(self, exchange: int, reply: Reply, cost: float) -> None:
-        """Record the reply to an exchange and its cost in USD; a second reply changes nothing."""
-        with self._transaction():
-            changed = self._db.execute(
-                "UPDATE exchanges SET status = 'answered', reply = ?, finish = ?, "
-                "input_tokens = ?, output_tokens = ?, cost = ? WHERE id = ? AND status = 'sent'",
-                (reply.text, reply.finish, reply.input_tokens, reply.output_tokens, cost, exchange),
-            )
-            self._spent += cost * changed.rowcount
-
-    def fail(self, exchange: int, error: str) -> None:
-        """Record that an exchange brought no reply."""
-        sql = "UPDATE exchanges SET status = 'error', error = ? WHERE id = ? AND status = 'sent'"
-        self._write(sql, error, exchange)
+    # -- replies and reports -----------------------------------------------------------------
 
     def replies(self, task: int) -> dict[str, Reply]:
         """The replies to a task so far by kind of request."""
-        rows = self._all(
-            "SELECT kind, reply, finish, input_tokens, output_tokens FROM exchanges "
-            "WHERE task = ? AND status = 'answered' ORDER BY id DESC",
-            task,
-        )
-        return {kind: Reply(*rest) for kind, *rest in rows}
+        found = {kind: self.reply(request_key(task, kind)) for kind in KINDS}
+        return {kind: reply for kind, reply in found.items() if reply is not None}
 
-    # -- reports -----------------------------------------------------------------------------
+    def failures(self) -> tuple[int, str]:
+        """How many tasks got no reply in the last run, and what the first of them says of it."""
+        rows = self._all("SELECT faults FROM tasks WHERE status = 'failed' ORDER BY id")
+        return len(rows), json.loads(rows[0][0])[0][1] if rows and rows[0][0] else ""
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Counters of a run.
@@ -260,7 +186,7 @@ class Ledger:
         Returns:
             ``photos`` by the reason they can't be used ("usable" for the good ones), ``tasks`` by
             status, ``first`` and ``final``: how often each rule was broken in first drafts and in
-            those rejected at the end, ``exchanges`` by kind and status ("sent" ones were lost in
+            those rejected at the end, ``requests`` by kind and status ("sent" ones were lost in
             flight), ``styles`` of the accepted questions.
         """
         rules = "SELECT json_extract(f.value, '$[0]'), COUNT(*) FROM tasks, json_each(tasks.{}) f"
@@ -270,49 +196,26 @@ class Ledger:
             "tasks": "SELECT status, COUNT(*) FROM tasks GROUP BY 1",
             "first": rules.format("first_faults") + " GROUP BY 1",
             "final": rules.format("faults") + " WHERE status = 'rejected' GROUP BY 1",
-            "exchanges": "SELECT kind || ' ' || status, COUNT(*) FROM exchanges GROUP BY 1",
             "styles": "SELECT style, COUNT(*) FROM tasks WHERE status = 'accepted' GROUP BY 1",
         }
-        return {name: dict(sorted(self._all(sql))) for name, sql in queries.items()}
+        counts = {name: dict(sorted(self._all(sql))) for name, sql in queries.items()}
+        return {**counts, "requests": self.request_counts()}
 
-    def models(self) -> list[tuple[str, str, int, int, int, float]]:
-        """(model, kind, replies, input tokens, output tokens, USD) of all replies."""
-        return self._all(
-            "SELECT model, kind, COUNT(*), SUM(input_tokens), SUM(output_tokens), SUM(cost) FROM "
-            "exchanges WHERE status = 'answered' GROUP BY 1, 2 ORDER BY 1, 2"
+
+def _adopt_exchanges(db: sqlite3.Connection) -> None:
+    """Take over the requests of a ledger of earlier versions, with their numbers.
+
+    Tasks that a server's refusal had ended for good there are asked again.
+    """
+    with begun(db):
+        if not has_table(db, "exchanges"):
+            return
+        db.execute(
+            "INSERT INTO requests SELECT id, task || '/' || kind, kind, model, system, turns, "
+            "crops, status, reply, finish, input_tokens, output_tokens, cost, error FROM exchanges"
         )
-
-    # -- SQLite ------------------------------------------------------------------------------
-
-    def _one(self, sql: str, *values: Any) -> Any:
-        return self._all(sql, *values)[0][0]
-
-    def _all(self, sql: str, *values: Any) -> list[Any]:
-        with self._explain(), self._mutex:
-            return self._db.execute(sql, values).fetchall()
-
-    def _write(self, sql: str, *values: Any) -> None:
-        with self._transaction():
-            self._db.execute(sql, values)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._explain(), self._mutex:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-    @contextmanager
-    def _explain(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise OSError(
-                f"The ledger {self.path} can't be used ({error}); nothing recorded is lost, mend "
-                "it and run the same command again."
-            ) from None
+        db.execute("DROP TABLE exchanges")
+        db.execute(
+            "UPDATE tasks SET status = 'failed' WHERE status = 'rejected' AND faults LIKE "
+            "'[[\"unanswerable\", %' AND faults NOT LIKE '%photo can''t be read%'"
+        )

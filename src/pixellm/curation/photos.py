@@ -24,6 +24,7 @@ from typing import Any
 from PIL import Image
 
 from pixellm.data.readers.coco_images import file_of
+from pixellm.llm.client import ImageEncoder
 from pixellm.masks import segmentation_to_rle
 from pixellm.types import RLE
 
@@ -252,6 +253,12 @@ def jpeg_data_url(path: Path, max_side: int, box: Sequence[float] | None = None)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def photo_encoder(images: Path) -> ImageEncoder:
+    """What gives a client the photos below a folder as ``data:`` URLs."""
+    folder = images.resolve()
+    return lambda part: jpeg_data_url(folder / part.path, part.side, part.box)
 
 
 def _read_coco(path: Path, keys: Sequence[str]) -> dict[str, Any]:

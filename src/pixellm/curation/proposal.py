@@ -17,7 +17,6 @@ from itertools import islice
 from string import Template
 from typing import Any
 
-from pixellm.curation.client import IMAGE_SIDE, Reply, Request, schema_of
 from pixellm.curation.photos import Photo
 from pixellm.curation.rules import (
     MARK,
@@ -29,18 +28,36 @@ from pixellm.curation.rules import (
     row_from_draft,
     verify,
 )
+from pixellm.llm.client import ImagePart, Reply, ReplySchema, Request
 
-PROPOSAL_SCHEMA = schema_of(
-    {
-        "question": {"type": "string"},
-        "answer": {"type": "string"},
-        "objects": {
-            "type": "array",
-            "items": schema_of({"id": {"type": "integer"}, "description": {"type": "string"}}),
-        },
-    }
-)
-FIT_SCHEMA = schema_of({"fits": {"type": "array", "items": {"type": "boolean"}}})
+KINDS = ("propose", "repair", "fit")
+"""What is asked about a task, in this order."""
+
+IMAGE_SIDE, CROP_SIDE = 1024, 256
+"""Long side in pixels of a photo as it is sent, whose frame the boxes in the prompt are in, and
+of the crop of one object."""
+
+
+class ListedObject(ReplySchema):
+    """An object that the answer marks."""
+
+    id: int
+    description: str
+
+
+class Proposal(ReplySchema):
+    """The reply to ``propose`` and ``repair``."""
+
+    question: str
+    answer: str
+    objects: list[ListedObject]
+
+
+class Fits(ReplySchema):
+    """The reply to ``fit``: whether each description fits its crop."""
+
+    fits: list[bool]
+
 
 _TRAILING_COMMA = re.compile(r",\s*(?=[}\]])")
 _MAY_NAME_CLASSES = "comparison"
@@ -71,11 +88,24 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class WriterRequest(Request):
+    """A request with the task that it is about, for writers that don't read prompts."""
+
+    task: Task = field(kw_only=True)
+
+
+def request_key(task: int, kind: str) -> str:
+    """What the store finds the replies to a task by."""
+    return f"{task}/{kind}"
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The end of a task.
 
     Attributes:
-        status: ``accepted``, ``rejected`` or ``failed`` (no reply could be had).
+        status: ``accepted``, ``rejected``, or ``failed`` (no reply could be had, or the server
+            refused the request; the next run asks again).
         row: the question, when accepted.
         violations: why it was not accepted.
         first_violations: the broken rules of the first draft, mended since or not.
@@ -102,7 +132,7 @@ class Writing:
     check_fit: bool = False
     styles: Mapping[str, str] = field(default_factory=lambda: json.loads(prompt("styles.json")))
 
-    def next_step(self, task: Task, replies: Mapping[str, Reply]) -> Request | Verdict:
+    def next_step(self, task: Task, replies: Mapping[str, Reply]) -> WriterRequest | Verdict:
         """What comes next for a task.
 
         Args:
@@ -161,37 +191,25 @@ class Writing:
             captions="\n".join(["\nCaptions of the photo:", *captions] if captions else []),
         )
 
-    def _repair(self, task: Task, first: Reply, violations: Sequence[Violation]) -> Request:
+    def _repair(self, task: Task, first: Reply, violations: Sequence[Violation]) -> WriterRequest:
         says = "\n".join(f"- {violation.says}" for violation in violations)
         text = Template(prompt("repair.txt")).substitute(faults=says)
         earlier = (("user", self._propose(task)), ("assistant", first.text[:6000]))
         return self._request(task, "repair", (*earlier, ("user", text)))
 
-    def _ask_fit(self, task: Task, row: Row) -> Request:
+    def _ask_fit(self, task: Task, row: Row) -> WriterRequest:
         known = task.photo.by_id()
         lines = "\n".join(json.dumps(text) for _, text in row.targets)
         text = Template(prompt("fit.txt")).substitute(count=len(row.targets), descriptions=lines)
-        crops = tuple(known[number].box for number, _ in row.targets)
-        return self._request(task, "fit", (("user", text),), crops)
+        path = task.photo.file_name
+        crops = tuple(ImagePart(path, CROP_SIDE, known[number].box) for number, _ in row.targets)
+        key = request_key(task.id, "fit")
+        return WriterRequest(key, "fit", "", (("user", text),), Fits, crops, task=task)
 
-    def _request(
-        self,
-        task: Task,
-        kind: str,
-        turns: tuple[tuple[str, str], ...],
-        crops: tuple[tuple[float, float, float, float] | None, ...] | None = None,
-    ) -> Request:
-        fit = kind == "fit"
-        return Request(
-            task=task.id,
-            kind=kind,
-            system="" if fit else prompt("system.txt"),
-            turns=turns,
-            crops=crops if crops is not None else () if self.text_only else (None,),
-            schema=FIT_SCHEMA if fit else PROPOSAL_SCHEMA,
-            photo=task.photo,
-            style=task.style,
-        )
+    def _request(self, task: Task, kind: str, turns: tuple[tuple[str, str], ...]) -> WriterRequest:
+        photo = () if self.text_only else (ImagePart(task.photo.file_name, IMAGE_SIDE),)
+        key = request_key(task.id, kind)
+        return WriterRequest(key, kind, prompt("system.txt"), turns, Proposal, photo, task=task)
 
 
 def parse_draft(reply: Reply) -> Draft | Violation:

@@ -15,8 +15,9 @@ from importlib import resources
 from itertools import combinations, pairwise
 from typing import Any
 
-from pixellm.curation.client import Reply, Request
 from pixellm.curation.photos import Instance, Photo, seeded_fraction
+from pixellm.curation.proposal import WriterRequest
+from pixellm.llm.client import Reply, Request, UnanswerableError
 from pixellm.masks import decode_mask
 from pixellm.scenes.phrasing import plural_of
 
@@ -29,7 +30,7 @@ _EMPTY: _Draft = {"question": "", "answer": "", "objects": []}
 
 
 class TemplateWriter:
-    """A :class:`~pixellm.curation.client.Client` without a model.
+    """A :class:`~pixellm.llm.client.Client` without a model.
 
     Args:
         seed: chooses among topics and wordings.
@@ -45,17 +46,17 @@ class TemplateWriter:
 
         A repair takes the next topic, since repeating the same words would be of no use.
         """
-        style = request.style
-        found = (
-            _comparisons(request.photo) if style == "comparison" else _topics(request.photo, style)
-        )
+        if not isinstance(request, WriterRequest):
+            raise UnanswerableError("Templates write about annotated photos only.")
+        photo, style = request.task.photo, request.task.style
+        found = _comparisons(photo) if style == "comparison" else _topics(photo, style)
         drafts = sorted(
-            found, key=lambda draft: seeded_fraction(self._seed, request.photo.id, draft["answer"])
+            found, key=lambda draft: seeded_fraction(self._seed, photo.id, draft["answer"])
         )
         skip = 1 if request.kind == "repair" else 0
         draft = drafts[skip] if len(drafts) > skip else _EMPTY
         if draft["question"]:
-            pick = seeded_fraction(self._seed, "wording", request.photo.id, style)
+            pick = seeded_fraction(self._seed, "wording", photo.id, style)
             wordings = draft["question"]
             draft = {**draft, "question": wordings[int(pick * len(wordings))]}
         return Reply(json.dumps(draft))

@@ -114,7 +114,7 @@ def write_set(ledger: Ledger, folder: Path, settings: WriteSettings) -> dict[str
         summary["models"] = ledger.models()
         summary["run"] = ledger.get("run") or {}
         # How often the network failed is no property of the set: the same rows, the same files.
-        lasting = {key: value for key, value in summary.items() if key != "exchanges"}
+        lasting = {key: value for key, value in summary.items() if key != "requests"}
         (staging / "summary.json").write_bytes(json_bytes(lasting))
         write_card(summary, staging / "README.md")
         merge_folder(staging, folder)

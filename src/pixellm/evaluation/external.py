@@ -20,7 +20,6 @@ from pixellm.evaluation.judge import (
     DEFAULT_THRESHOLD,
     Judge,
     Judgement,
-    JudgeProgress,
     judge_records,
 )
 from pixellm.evaluation.metrics import score_masks_as_released
@@ -28,6 +27,7 @@ from pixellm.evaluation.records import AnswerRecord, stack_masks, without_marks
 from pixellm.evaluation.runner import AnsweredDialogue
 from pixellm.evaluation.scores import Rules
 from pixellm.files import STANDARD, parse_json, read_input
+from pixellm.llm.run import RequestProgress
 from pixellm.masks import decode_mask, segmentation_to_rle
 from pixellm.processing.phrases import phrase_before
 from pixellm.types import SEG_MARK, Prediction, Sample, Segment
@@ -61,7 +61,7 @@ def score_predictions(
     judge: Judge | None = None,
     threshold: float = DEFAULT_THRESHOLD,
     allow_missing: bool = False,
-    progress: JudgeProgress | None = None,
+    progress: RequestProgress | None = None,
 ) -> ExternalScores:
     """Score another system's predictions.
 

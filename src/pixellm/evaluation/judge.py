@@ -3,17 +3,20 @@
 A mask can overlap a true object while the text around it speaks of another. After matching, each
 mask in the text is replaced by the description of the true object that it was matched to, and a
 judge rates from 1 to 10 whether that object fits (Ren et al., CVPR 2024, section 5). A mask rated
-below a threshold counts with intersection 0. Here are the items to be judged, an offline judge
-that compares words, and the way from ratings to scores; language models are asked elsewhere.
+below a threshold counts with intersection 0. Here are the items to be judged, a judge that compares
+words offline, one that asks a language model, and the way from ratings to scores.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -21,6 +24,20 @@ from urllib.parse import urlsplit
 from pixellm.evaluation.mask_match import reject_matches
 from pixellm.evaluation.matching import Pairs
 from pixellm.evaluation.records import AnswerRecord
+from pixellm.llm.client import (
+    Client,
+    NoReplyError,
+    OpenAIClient,
+    Price,
+    RefusedError,
+    ReplySchema,
+    Request,
+    UnanswerableError,
+    price_of,
+    public_url,
+)
+from pixellm.llm.run import RequestProgress, RequestRunner, RunLimits, StoppedError
+from pixellm.llm.store import RequestStore
 from pixellm.processing.phrases import phrase_before
 from pixellm.types import SEG_MARK, Sample, Turn
 
@@ -33,8 +50,11 @@ DEFAULT_THRESHOLD = 3.0
 Ratings = tuple[float, ...] | None
 """One rating for each mask of an answer; None where no verdict came."""
 
-JudgeProgress = Callable[[int, int, float], None]
-"""Called with answers judged, answers in all, and the money spent so far in USD."""
+Verdict = dict[int, float]
+"""A language model's rating of each object that it was shown, by number from 1 on."""
+
+REPROMPTS = 2
+"""Times that a language model is told what was wrong with its reply."""
 
 _SMALL_WORDS = re.compile(
     r"a|an|the|this|that|these|those|of|on|in|at|to|by|with|and|or|is|are|its|their|there"
@@ -113,6 +133,23 @@ class JudgeItem:
             start = max(start, end)
         return "".join(pieces) + _without_brackets(self.answer[start:])
 
+    def to_prompt(self) -> str:
+        """What a language model is asked."""
+        return f"Question: {self.question.strip()}\nAnswer: {self.described_answer().strip()}"
+
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of the masks that matched an object, from 1 on."""
+        return [n for n, text in enumerate(self.descriptions, start=1) if text is not None]
+
+    def ratings(self, verdict: Verdict | None) -> Ratings:
+        """The rating of every mask; the lowest for those that matched nothing."""
+        if not self.is_judged:
+            return (LOWEST,) * len(self.spans)
+        if verdict is None:
+            return None
+        return tuple(verdict.get(number, LOWEST) for number in range(1, len(self.spans) + 1))
+
 
 def describe_targets(turn: Turn) -> tuple[str, ...]:
     """How the true answer speaks of each target, with the target's name where it says more."""
@@ -133,7 +170,7 @@ class Judge(Protocol):
     """For reports."""
 
     def rate(
-        self, items: Sequence[JudgeItem], progress: JudgeProgress | None = None
+        self, items: Sequence[JudgeItem], progress: RequestProgress | None = None
     ) -> list[Ratings]:
         """Rate the masks of every item, 1 to 10; masks without a description get the lowest."""
         ...
@@ -152,7 +189,7 @@ class SimilarityJudge:
     name = "similarity"
 
     def rate(
-        self, items: Sequence[JudgeItem], progress: JudgeProgress | None = None
+        self, items: Sequence[JudgeItem], progress: RequestProgress | None = None
     ) -> list[Ratings]:
         """Rate every item; there is always a verdict."""
         rated: list[Ratings] = []
@@ -195,6 +232,158 @@ def _words(text: str) -> list[str]:
 
 def _likeness(first: str, second: str) -> float:
     return SequenceMatcher(None, first, second, autojunk=False).ratio()
+
+
+class ObjectRating(ReplySchema):
+    """A language model's score of one object."""
+
+    object: int
+    score: int
+
+
+class ModelRatings(ReplySchema):
+    """A language model's reply to one answer."""
+
+    ratings: list[ObjectRating]
+
+
+class LLMJudge:
+    """Rates answers with a language model; a verdict in the store is not asked for again.
+
+    Verdicts are found by a digest of all that they depend on: model, server, rules and text. A
+    second run with the same answers sends nothing, costs nothing and gives the same scores.
+
+    Args:
+        connect: makes the client when the first verdict is missing, so that a complete store
+            needs no key and no server.
+        model: the model's name.
+        server: what the store calls the server.
+        price: of the model's tokens.
+        store: of requests and replies, this run's and earlier ones'.
+        limits: how hard to try, and what all replies in the store may cost.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Client],
+        model: str,
+        server: str,
+        price: Price,
+        store: RequestStore,
+        limits: RunLimits,
+    ) -> None:
+        self.name = model
+        self.store = store
+        self.limits = limits
+        self._connect = connect
+        self._server = server
+        self._price = price
+        self._client: Client | None = None
+        self._system = load_rules()
+
+    def rate(
+        self, items: Sequence[JudgeItem], progress: RequestProgress | None = None
+    ) -> list[Ratings]:
+        """Rate every item; equal items are asked about once.
+
+        Returns:
+            Ratings in order; None where the model gave no usable verdict in all attempts. The
+            next run asks for those again.
+
+        Raises:
+            OSError: the cost cap leaves no room for a further request, no request can be served
+                (a wrong key, model or address, a server that fails again and again), or the store
+                fails.
+        """
+        texts = {item: item.to_prompt() for item in items if item.is_judged}
+        numbers = {text: item.numbers for item, text in texts.items()}
+        verdicts = {text: self._stored(text, numbers[text]) for text in numbers}
+        missing = [text for text, verdict in verdicts.items() if verdict is None]
+
+        def ask(text: str) -> None:
+            verdicts[text] = self._ask(runner, text, numbers[text])
+
+        if missing:
+            runner = RequestRunner(
+                self.store, {"": self.connect()}, {self.name: self._price}, self.limits
+            )
+            show = progress or (lambda done, total, spent: None)
+            if stopped := runner.run_all(missing, ask, show, len(verdicts)):
+                raise StoppedError(stopped)
+        elif progress is not None:
+            progress(len(verdicts), len(verdicts), self.store.spent())
+        return [item.ratings(verdicts.get(texts.get(item, ""))) for item in items]
+
+    def connect(self) -> Client:
+        """The client, made when first asked for.
+
+        Raises:
+            ValueError: the server needs a key and the environment has none.
+            ImportError: the extra ``curate`` is not installed.
+        """
+        if self._client is None:
+            self._client = self._connect()
+        return self._client
+
+    def _stored(self, text: str, numbers: Sequence[int]) -> Verdict | None:
+        """The verdict of an earlier run, or None."""
+        reply = self.store.reply(self._key(text))
+        try:
+            return None if reply is None else read_ratings(reply.text, numbers)
+        except ValueError:
+            return None
+
+    def _ask(self, runner: RequestRunner, text: str, numbers: Sequence[int]) -> Verdict | None:
+        """The verdict on one answer, through bad replies; None where there was none."""
+        turns: tuple[tuple[str, str], ...] = (("user", text),)
+        for _ in range(1 + REPROMPTS):
+            request = Request(self._key(text), "judge", self._system, turns, ModelRatings)
+            try:
+                reply = runner.ask(request)
+                return read_ratings(reply.text, numbers)
+            except (NoReplyError, RefusedError, UnanswerableError):
+                return None
+            except ValueError as error:
+                complaint = f"{error} Reply again, with the JSON object alone."
+                turns = (*turns, ("assistant", reply.text), ("user", complaint))
+        return None
+
+    def _key(self, text: str) -> str:
+        content = json.dumps([self.name, self._server, self._system, text], ensure_ascii=False)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def load_rules() -> str:
+    """What the model is told before every answer."""
+    path = resources.files("pixellm.evaluation").joinpath("prompts", "judge.txt")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def read_ratings(text: str, numbers: Sequence[int]) -> Verdict:
+    """Rating by number of object, from a model's reply.
+
+    Args:
+        text: the reply; words and a code fence around the JSON object are passed over.
+        numbers: the objects that must be rated, each once.
+
+    Raises:
+        ValueError: says to the model what is wrong.
+    """
+    match = re.search(r"\{.*\}", text, flags=re.DOTALL)
+    try:
+        rows = json.loads(match[0] if match else text)["ratings"]
+        pairs = [(row["object"], row["score"]) for row in rows]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(
+            'This was not a JSON object of the form {"ratings": [{"object": 1, "score": 7}]}.'
+        ) from None
+    for number, score in pairs:
+        is_number = isinstance(score, (int, float)) and not isinstance(score, bool)
+        if not is_number or not LOWEST <= score <= HIGHEST:
+            raise ValueError(f"The score of object {number!r} is {score!r}, not one from 1 to 10.")
+    if sorted(str(number) for number, _ in pairs) != sorted(map(str, numbers)):
+        raise ValueError(f"The objects to rate, each once, are {', '.join(map(str, numbers))}.")
+    return {int(number): float(score) for number, score in pairs}
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +436,6 @@ class JudgeSettings:
         values: dict[str, Any] = {"kind": self.kind, "threshold": self.threshold}
         if self.kind != "llm":
             return values
-        from pixellm.curation.client import public_url
-
         return values | {"model": self.model, "server": public_url(self.base_url)}
 
 
@@ -277,6 +464,33 @@ def read_price(text: str) -> tuple[float, float] | None:
     return given, written
 
 
+def open_judge(settings: JudgeSettings) -> Judge | None:
+    """Open the judge of the settings; None for none.
+
+    Where the store of a language model is empty something must be asked, so a missing key shows
+    here, before hours of answering.
+
+    Raises:
+        ValueError: the price of a hosted model is not known, or its key is missing.
+        OSError: the store can't be opened.
+        ImportError: the extra ``curate`` is not installed.
+    """
+    if settings.kind != "llm":
+        return SimilarityJudge() if settings.kind == "similarity" else None
+    model, url = settings.model, settings.base_url
+    judge = LLMJudge(
+        lambda: OpenAIClient(model, url, settings.timeout),
+        model,
+        public_url(url),
+        Price(*settings.price) if settings.price else price_of(model, url),
+        RequestStore(settings.cache),
+        RunLimits(settings.workers, settings.max_cost),
+    )
+    if judge.store.is_empty():
+        judge.connect()
+    return judge
+
+
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """What a judge did to an evaluation.
@@ -301,7 +515,7 @@ def judge_records(
     records: Sequence[AnswerRecord],
     questions: Sequence[Sample],
     threshold: float = DEFAULT_THRESHOLD,
-    progress: JudgeProgress | None = None,
+    progress: RequestProgress | None = None,
 ) -> Judgement:
     """Judge scored answers; the records given stay as they are, so that both can be reported.
 

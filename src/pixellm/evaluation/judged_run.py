@@ -12,11 +12,12 @@ from pathlib import Path
 
 from pixellm.evaluation.answer_log import read_settings
 from pixellm.evaluation.benchmark_run import BenchmarkRun, image_source
-from pixellm.evaluation.judge import Judge, JudgeProgress, JudgeSettings, judge_records
+from pixellm.evaluation.judge import Judge, JudgeSettings, judge_records
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.report import write_report
 from pixellm.evaluation.report.judged import JudgedScores
 from pixellm.evaluation.summary import Summary, summarize
+from pixellm.llm.run import RequestProgress
 
 
 def check_judging(run: BenchmarkRun) -> None:
@@ -41,7 +42,7 @@ def judge_run(
     summary: Summary,
     judge: Judge,
     settings: JudgeSettings,
-    progress: JudgeProgress | None = None,
+    progress: RequestProgress | None = None,
 ) -> JudgedScores:
     """Judge the answers of a run, and write its report again with both scores.
 
