@@ -1,6 +1,6 @@
 """Every benchmark of the paper as a small fixture of photos in its true layout, and its scores.
 
-    python benchmarks/benchmark_fixtures.py --model nano --photos ../shared/photos --num 40 \
+    python benchmarks/benchmark_fixtures.py --model nano --photos photos --num 40 \
         --out out/fixtures --json benchmarks/results/benchmark_fixtures.json
 
 These are NOT the benchmarks. Their photos are the val split of a small COCO subset, and what is
@@ -268,7 +268,7 @@ def main() -> None:
     """Build the fixtures, evaluate, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="nano", help="as for pixellm eval")
-    parser.add_argument("--photos", type=Path, default=Path("../shared/photos"), help="COCO photos")
+    parser.add_argument("--photos", type=Path, required=True, help="folder of COCO photos")
     parser.add_argument("--num", type=int, default=40, help="questions of each, about")
     parser.add_argument("--out", type=Path, required=True, help="folder for fixtures and reports")
     parser.add_argument("--json", type=Path, help="file for all figures")

@@ -3,7 +3,7 @@
 Lays a folder of COCO photos out as each data set lies on disk, then reads it, every reader in a
 process of its own:
 
-    python benchmarks/readers.py --photos ../shared/photos --seconds 2
+    python benchmarks/readers.py --photos photos --seconds 2
 
 `items/s` counts calls for an item (all questions about one image) without its pixels, `decoded/s`
 with the image decoded as well, `questions/s` the questions in them. `MiB` is what opening the set

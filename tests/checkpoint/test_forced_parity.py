@@ -30,7 +30,7 @@ from pixellm.model.pixel_masks import restore_masks
 from pixellm.processing.prompts import dialogue_messages
 from pixellm.types import SEG_MARK, Request, Sample, Target, Turn
 
-PARITY = Path(os.environ.get("PIXELLM_PARITY_DIR", Path(__file__).parents[3] / "shared/parity"))
+PARITY = Path(os.environ.get("PIXELLM_PARITY_DIR", ""))
 FOLDERS = sorted(PARITY.glob("*_forced"))
 TOLERANCE = 1e-4
 """Of the largest value of a tensor; of losses absolute."""

@@ -25,7 +25,7 @@ from pixellm.model.pixel_masks import restore_masks
 from pixellm.processing.prompts import dialogue_messages
 from pixellm.types import Request
 
-PARITY = Path(os.environ.get("PIXELLM_PARITY_DIR", Path(__file__).parents[3] / "shared/parity"))
+PARITY = Path(os.environ.get("PIXELLM_PARITY_DIR", ""))
 OFFICIAL = PARITY / "official_a"
 CASES = range(5)
 GROUP = re.compile(r" ?\[SEG0\](?: \[SEG\d+\])+")

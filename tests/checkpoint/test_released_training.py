@@ -26,7 +26,7 @@ from pixellm.model.pixel_masks import restore_masks
 from pixellm.model.supervision import Truth, mask_losses
 from pixellm.types import Sample, Target, Turn
 
-PARITY = Path(os.environ.get("PIXELLM_PARITY_DIR", Path(__file__).parents[3] / "shared/parity"))
+PARITY = Path(os.environ.get("PIXELLM_PARITY_DIR", ""))
 OFFICIAL, FORCED = PARITY / "official_a", PARITY / "official_a_forced"
 GROUP = re.compile(r"\[SEG0\](?: \[SEG\d+\])+")
 LIMIT = 1e-4

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-PHOTOS = Path(
-    os.environ.get("PIXELLM_TEST_PHOTOS", Path(__file__).parents[4] / "shared" / "photos")
-)
+PHOTOS = Path(os.environ.get("PIXELLM_TEST_PHOTOS", os.devnull))
 """A small COCO set: train/images, annotations/instances_train.json; most tests do without."""
 
 
