@@ -6,7 +6,6 @@ photos to look at, are made of the lines. It knows no model and no command line.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from pixellm.evaluation.answer_log import open_run
 from pixellm.files import LineLog, check_file, locked, parse_json, read_lines, write_files
@@ -29,7 +27,7 @@ from pixellm.prediction.pseudo_labels import (
 from pixellm.prediction.rows import read_rows
 from pixellm.processing.image import load_image
 from pixellm.scenes.photo_knowledge import load_photo_knowledge
-from pixellm.visualize import draw_contact_sheet, draw_overlay
+from pixellm.visualize import draw_contact_sheet, draw_overlay, encode_image
 
 if TYPE_CHECKING:
     from pixellm.evaluation.runner import Predictor
@@ -272,7 +270,5 @@ def _draw_sheet(images: Path, lines: Sequence[Mapping[str, Any]], number: int) -
         captions.append(f"{line['image']}\n" + (f"in doubt: {', '.join(doubts)}" if doubts else ""))
     if not tiles:
         return b""
-    buffer = io.BytesIO()
-    sheet: Image.Image = draw_contact_sheet(tiles, captions, tile_width=_SHEET_SIDE)
-    sheet.save(buffer, "JPEG", quality=88, comment=b"Software: pixellm")
-    return buffer.getvalue()
+    sheet = draw_contact_sheet(tiles, captions, tile_width=_SHEET_SIDE)
+    return encode_image(sheet, ".jpg", quality=88)
