@@ -65,6 +65,16 @@ def test_words_keep_their_rows_and_codebook_tokens_get_new_ones(tiny_model_dir: 
     assert new.codec.codebook_ids == tuple(model.config.codebook_token_ids)
 
 
+def test_questions_are_worded_as_the_language_model_was_trained_to_read_them(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    donor, processor = load_model_and_processor(tiny_model_dir)
+    processor.reasoning_suffix = "Answer with masks."
+    save_model(tmp_path / "donor", donor, processor)
+    _, new = build_around(tmp_path / "donor")
+    assert new.reasoning_suffix == "Answer with masks."
+
+
 def test_the_new_model_answers_trains_and_is_saved(tiny_model_dir: Path, tmp_path: Path) -> None:
     model, processor = build_around(tiny_model_dir, **THREE_SCALES)
     save_model(tmp_path / "model", model, processor)

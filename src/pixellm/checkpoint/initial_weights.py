@@ -147,4 +147,5 @@ def _new_processor(
         codebook_tokens=names,
         llm_grid=config.llm_grid,
         evidence_tokens=config.evidence_tokens,
+        reasoning_suffix=donor.reasoning_suffix,
     )
