@@ -40,7 +40,7 @@ QUANTITIES = {
     "dice of each mask": "DICE of each mask, of the largest",
     "target_embeddings": "target embeddings, of the largest",
     "low_res_masks": "low-resolution mask logits, of the largest",
-    "mask_logits_sub4": "mask logits at the picture's size, of the largest",
+    "mask_logits_sub4": "mask logits at the image's size, of the largest",
 }
 """What is measured -> what the table calls it."""
 

@@ -226,7 +226,7 @@ class MuseScorer:
             IoU 0.5; ``set_accuracy``, the share of questions with every truth found and nothing
             else shown; ``n_acc`` and ``t_acc``. The strict protocol adds ``giou_targets``,
             ``ciou_targets`` and ``set_accuracy_targets``, over questions with targets only.
-            ``num_images``, ``num_questions``, ``num_predictions`` and ``num_targets`` count.
+            ``num_pictures``, ``num_questions``, ``num_predictions`` and ``num_targets`` count.
         """
         columns: dict[str, list[Ratio]] = {}
         for image in self._images:

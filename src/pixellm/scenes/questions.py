@@ -1,6 +1,6 @@
 """Dialogues about a scene: chooses kinds of questions by weight and checks what may be asked.
 
-The kinds themselves live in ``questions_objects``, ``_places`` and ``_words``, their wording in
+The kinds themselves live in ``questions_objects``, ``_positions`` and ``_words``, their wording in
 ``templates.toml``. This module knows neither images nor models.
 """
 

@@ -1,6 +1,6 @@
 """Data sets of label images: ADE20K, COCO-Stuff, Mapillary Vistas v2.0.
 
-A label image gives every pixel a class number, so that a class is one region of its image. Each
+A label image gives every pixel of its photo a class number, so that a class is one region. Each
 set knows its folders and the names of its numbers; what is asked together is
 :mod:`~pixellm.data.readers.class_reader`'s business.
 """
