@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,6 +68,15 @@ def test_views_are_mirrored_and_cut_and_the_same_for_the_same_chance(image):
     assert cup_is_left == {True, False}
     again = another_view(image, random.Random(3))
     assert np.array_equal(again.image, views[3].image)
+
+
+def test_what_no_mask_can_be_had_of_stays_known_in_every_view(image):
+    """A class of broken annotations is in the image, so no question may deny it."""
+    unsure = (AnnotatedClass("spoon", (), askable=False), replace(image.classes[0], askable=False))
+    known = replace(image, classes=(*unsure, image.classes[1]))
+    for seed in range(40):
+        found = {one.name: one.askable for one in another_view(known, random.Random(seed)).classes}
+        assert (found["spoon"], found["cup"]) == (False, False)
 
 
 def test_what_is_cut_away_for_the_most_part_is_known_but_not_asked_for(image):

@@ -37,7 +37,7 @@ def another_view(annotated: AnnotatedImage, rng: random.Random) -> AnnotatedImag
     """Draw a view of an image.
 
     Half of all views are mirrored. A class that lies outside of the cut is gone; one of which too
-    little is left stays known, but can't be asked for.
+    little is left, or that could not be asked for before, stays known, but can't be asked for.
 
     Args:
         annotated: its file is read.
@@ -63,7 +63,12 @@ def another_view(annotated: AnnotatedImage, rng: random.Random) -> AnnotatedImag
     if mirrored:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
     seen = [_class_in_view(one, box, mirrored) for one in annotated.classes]
-    shown = tuple(one for one in seen if one.masks or one.crowds)
+    # What no mask can be had of may be in the cut all the same, and must not be denied.
+    shown = tuple(
+        view
+        for one, view in zip(annotated.classes, seen, strict=True)
+        if view.masks or view.crowds or not one.askable
+    )
     size = (box[3] - box[1], box[2] - box[0])
     return replace(annotated, image=pixels, size=size, classes=shown)
 
