@@ -10,7 +10,7 @@ Frames: masks, boxes and areas are in pixels of the original image, sizes are
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -104,6 +104,8 @@ class Sample:
         id: names the sample in logs and reports.
         objects: everything annotated in the image, asked for or not; () where unknown.
         source: which collection the image is from, for reports; "" where unknown.
+        renamed: what categories are called in the dialogue, by their own name; None where each
+            keeps its own.
 
     Raises:
         ValueError: no turns, a size that is not positive, or a mask of another size.
@@ -115,6 +117,7 @@ class Sample:
     id: str = ""
     objects: tuple[Target, ...] = ()
     source: str = ""
+    renamed: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if not self.turns:
@@ -165,7 +168,8 @@ class Prediction:
             ``num_tokens`` of the answer, ``num_filtered`` masks that are not shown, ``seconds``
             that it took, ``marked_text`` (the text with ``{seg}`` behind each phrase that was
             grounded, its mask filtered or not), and ``logits``, (P, H, W) float32 of the
-            segments' masks, where they were asked for.
+            segments' masks, where they were asked for, and ``familiarity``, how likely the encoder
+            knows anything in the picture, 0 to 1.
     """
 
     text: str

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pixellm.model.evidence import BOX_CHANNELS, box_overlap, describe, find_evidence, pack
+from pixellm.model.evidence import (
+    BOX_CHANNELS,
+    box_overlap,
+    describe,
+    familiarity,
+    find_evidence,
+    pack,
+    rename,
+)
 
 CLASSES = 3
 
@@ -74,3 +82,22 @@ def test_overlap_of_boxes() -> None:
     first = torch.tensor([[0.0, 0.0, 0.5, 0.5]])
     second = torch.tensor([[0.25, 0.0, 0.75, 0.5], [0.6, 0.6, 0.7, 0.7]])
     torch.testing.assert_close(box_overlap(first, second), torch.tensor([[1 / 3, 0.0]]))
+
+
+def test_under_another_name_only_the_class_is_another() -> None:
+    found = find_evidence([cell_map((1, 0, 1, 3.0, (0.2, 0.5, 0.2, 0.4)))], CLASSES, 2)
+    other = rename(found, torch.tensor([[1, 0, 2]]))
+    assert other.scores.argmax(-1)[0, 0] == 0
+    torch.testing.assert_close(other.boxes, found.boxes)
+    assert other.states.abs().sum() == 0  # they would tell the class by its own name
+    same = rename(found, torch.tensor([[0, 1, 2]]))
+    torch.testing.assert_close(same.scores, found.scores)
+    torch.testing.assert_close(same.states, found.states)
+
+
+def test_what_is_far_from_all_that_is_known_is_less_familiar() -> None:
+    sure = find_evidence([cell_map((0, 0, 0, 3.0, (0.5, 0.5, 0.4, 0.6)))], CLASSES, 4)
+    faint = find_evidence([cell_map((0, 0, 0, -2.5, (0.5, 0.5, 0.4, 0.6)))], CLASSES, 4)
+    nothing = find_evidence([cell_map()], CLASSES, 4)
+    known = [float(familiarity(pack(one), CLASSES)[0]) for one in (sure, faint, nothing)]
+    assert known[0] > 0.9 > 0.2 > known[1] > known[2] == 0

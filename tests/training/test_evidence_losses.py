@@ -56,20 +56,54 @@ def a_batch() -> tuple[Tensor, dict[str, Tensor]]:
     return entries, batch
 
 
+class GivenChoice:
+    """A decoder whose choice among the entries of all rows, and their classes, are given."""
+
+    def __init__(self, choice: Tensor, scores: Tensor) -> None:
+        self.choice, self.scores = choice, scores
+
+    def choose_among_all(self, target_embeddings: Tensor, entries: Tensor) -> Tensor:
+        return self.choice
+
+    def class_scores(self, entries: Tensor) -> Tensor:
+        return self.scores
+
+
+def choice_loss(
+    choice: Tensor, entries: Tensor, batch: dict[str, Tensor], scores: Tensor
+) -> Tensor:
+    return choice_loss_sum(GivenChoice(choice, scores), torch.zeros(1, 2, 4), entries, batch)
+
+
 def test_the_right_choice_costs_nothing_and_a_wrong_one_much() -> None:
     entries, batch = a_batch()
-    right = torch.tensor([[20.0, -20, -20, 0]])
-    wrong = torch.tensor([[-20.0, 20, -20, 0]])
-    assert choice_loss_sum(right, entries, batch) < 1e-3
-    assert choice_loss_sum(wrong, entries, batch) > 30
+    scores = torch.zeros(1, 4, 3)
+    right = torch.tensor([[[20.0, -20, -20, 0]]])
+    wrong = torch.tensor([[[-20.0, 20, -20, 0]]])
+    assert choice_loss(right, entries, batch, scores) < 1e-3
+    assert choice_loss(wrong, entries, batch, scores) > 30
 
 
 def test_an_empty_entry_teaches_nothing() -> None:
     entries, batch = a_batch()
-    choice = torch.zeros(1, 4, requires_grad=True)
-    choice_loss_sum(choice, entries, batch).backward()
+    choice = torch.zeros(1, 1, 4, requires_grad=True)
+    choice_loss(choice, entries, batch, torch.zeros(1, 4, 3)).backward()
     assert choice.grad is not None
-    assert (choice.grad[0] != 0).tolist() == [True, True, True, False]
+    assert (choice.grad[0, 0] != 0).tolist() == [True, True, True, False]
+
+
+def test_things_of_other_images_are_chosen_only_if_they_are_of_the_targets_class() -> None:
+    own, batch = a_batch()
+    entries = torch.cat([own, own])
+    scores = torch.zeros(2, 4, 3)
+    scores[0, 0, 1] = 0.9  # what the target shows
+    scores[1, 0, 1] = 0.5  # one of its class in the other image
+    scores[1, 1, 2] = 0.5  # and one of another
+    choice = torch.zeros(1, 2, 4, requires_grad=True)
+    choice_loss(choice, entries, batch, scores).backward()
+    assert choice.grad is not None
+    assert choice.grad[0, 1, 0] == 0
+    assert choice.grad[0, 1, 1] > 0
 
 
 def test_drawing_is_learnt() -> None:

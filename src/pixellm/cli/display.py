@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 SECONDS_A_LINE = 30.0
 """How often long work says how far it is, where the console is no terminal."""
 
+UNFAMILIAR = 0.5
+"""Below this `info["familiarity"]` an answer is followed by a word of caution."""
+
+UNFAMILIAR_NOTE = "The model knows hardly anything in this image; its answer may be a guess."
+
 _NO_LOSS = (
     "learning_rate",
     "grad_norm",
@@ -56,6 +61,8 @@ def print_answer(console: Console, prediction: Prediction) -> None:
     if filtered := prediction.info.get("num_filtered", 0):
         masks = "1 mask is" if filtered == 1 else f"{filtered} masks are"
         console.print(f"{masks} filtered: their score is too low.", style="dim", highlight=False)
+    if prediction.info.get("familiarity", 1.0) < UNFAMILIAR:
+        console.print(UNFAMILIAR_NOTE, style="dim", highlight=False)
 
 
 def answer_text(prediction: Prediction) -> Text:

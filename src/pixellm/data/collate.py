@@ -58,6 +58,7 @@ class Collator:
         max_text_length: int | None = None,
         *,
         with_objects: bool = False,
+        encoder_classes: Sequence[str] = (),
     ) -> None:
         self.processor = processor
         self.mask_size = mask_size
@@ -65,6 +66,7 @@ class Collator:
         self.class_index = {name: i + 1 for i, name in enumerate(class_names)}
         self.max_length = max_length
         self.with_objects = with_objects
+        self.encoder_classes = tuple(encoder_classes)
         encoded = processor.codec.encode(dialogue_messages((), "?"))
         self.prefix = encoded.ids[: encoded.prefix]
         text_before = encoded.prefix - processor.codec.num_image_tokens
@@ -123,6 +125,10 @@ class Collator:
             batch["num_dropped_rows"] = len(rows) - len(kept)
         if self.with_objects:
             batch |= self._objects([rows[index][0] for index in places])
+        if self.encoder_classes:
+            batch["class_order"] = torch.stack(
+                [self._class_order(rows[index][0]) for index in places]
+            )
         if self.class_index:
             maps = [self._object_maps(rows[index][0]) for index in kept]
             classes, boxes = zip(*(maps or [self._unknown_maps()]), strict=True)
@@ -167,6 +173,15 @@ class Collator:
         if self.class_index:
             found["target_classes"] = torch.tensor(classes, dtype=torch.long)
         return found
+
+    def _class_order(self, sample: Sample) -> Tensor:
+        """(c,) for each class of the encoder, which of its classes goes by that name."""
+        place = {name: index for index, name in enumerate(self.encoder_classes)}
+        order = torch.arange(len(place))
+        for name, other in (sample.renamed or {}).items():
+            if name in place and other in place:
+                order[place[other]] = place[name]
+        return order
 
     def _objects(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Masks of everything annotated, and the row of each."""

@@ -198,7 +198,8 @@ class AnswerDecoder:
     def prediction(self, pending: PendingAnswer, masks: Sequence[DecodedMask]) -> Prediction:
         """Text, and a segment for each group with the phrase that it grounds.
 
-        Groups whose masks are too unsure give none.
+        Groups whose masks are too unsure give none. Where the encoder can tell,
+        ``info["familiarity"]`` is how likely it knows anything in the picture.
         """
         codec, ids, size = self.processor.codec, pending.answer.ids, pending.image.original
         decoded = codec.decode_answer([i for i in ids if i not in self.eos_ids])
@@ -214,6 +215,9 @@ class AnswerDecoder:
         if pending.prompt.options.keep_logits:
             info["logits"] = _stack_logits([mask for _, _, mask in shown], size)
         segments = tuple(segment(decoded.text, *one) for one in shown)
+        known = self.model.model.familiarity(pending.picture.encoded)
+        if known is not None:
+            info["familiarity"] = float(known[0])
         return Prediction(decoded.text, segments, pending.request.question, size, info)
 
     def given_predictions(

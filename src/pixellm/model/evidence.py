@@ -7,7 +7,7 @@ c classes, s channels of a cell's state; boxes are left, top, right, bottom in s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +79,21 @@ def find_evidence(maps: list[Tensor], num_classes: int, count: int) -> Evidence:
     boxes = _pick(boxes, order)
     shown = found[..., None]
     return Evidence(scores * shown, boxes * shown, states * shown, found)
+
+
+def rename(evidence: Evidence, class_order: Tensor) -> Evidence:
+    """Evidence under other names.
+
+    Where any name is another, states are left out: they tell classes by their own.
+
+    Args:
+        evidence: what was found.
+        class_order: (B, c) for each class, which class goes by its name.
+    """
+    own = torch.arange(class_order.shape[1], device=class_order.device)
+    kept = (class_order == own).all(1)[:, None, None]
+    order = class_order[:, None].expand(-1, evidence.scores.shape[1], -1)
+    return replace(evidence, scores=evidence.scores.gather(2, order), states=evidence.states * kept)
 
 
 def _pick(values: Tensor, places: Tensor) -> Tensor:
@@ -185,6 +200,20 @@ def _standings(evidence: Evidence) -> Tensor:
     standings = torch.cat([lower, higher, number], -1)[..., None]
     counts = torch.arange(_MOST_COUNTED, device=boxes.device, dtype=boxes.dtype)
     return torch.exp(-2 * (standings.clamp(max=_MOST_COUNTED - 1) - counts).square()).flatten(-2)
+
+
+def familiarity(entries: Tensor, num_classes: int) -> Tensor:
+    """How likely an image shows anything that its encoder knows; low for what is far from photos.
+
+    Args:
+        entries: (B, K, 5 + D) as :func:`pack` gives them.
+        num_classes: c.
+
+    Returns:
+        (B,) in 0..1: the probability that at least one entry is no mistake.
+    """
+    scores = entries[..., BOX_CHANNELS : BOX_CHANNELS + num_classes]
+    return 1 - (1 - scores.amax(-1)).prod(-1)
 
 
 def pack(evidence: Evidence) -> Tensor:

@@ -23,7 +23,7 @@ from pixellm.model.attention import positions_from_mask, unpack_dialogues
 from pixellm.model.codebook import SegmentationCodebook
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.decoder import PixelDecoder
-from pixellm.model.evidence import find_evidence, pack
+from pixellm.model.evidence import familiarity, find_evidence, pack, rename
 from pixellm.model.language import build_language_parts, reading_rules
 from pixellm.model.losses import text_loss_sum
 from pixellm.model.outputs import CACHE_ARGUMENT, EncodedImages, PixelLMOutput
@@ -116,20 +116,32 @@ class PixelLMModel(PixelLMPreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     def encode_images(
-        self, pixel_values: Tensor, pixel_mask: Tensor | None = None
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        class_order: Tensor | None = None,
     ) -> tuple[EncodedImages, list[Tensor]]:
         """Encode (B, 3, H, W) canvases with their (B, H, W) bool masks, once per image.
+
+        ``class_order`` (B, c) gives what is found other names, see
+        :func:`pixellm.model.evidence.rename`.
 
         Returns:
             The encoded images and the encoder's raw feature maps, those of the scales first.
         """
         maps = self.vision_tower(pixel_values, pixel_mask)
-        features = self.decoder_features(maps)
+        features = self.decoder_features(maps, class_order)
         entries = features[-1] if self.config.evidence_tokens else None
-        tokens = self.image_projector(maps[0], entries)
+        seen = maps[0]
+        if class_order is not None:
+            own = torch.arange(class_order.shape[1], device=class_order.device)
+            seen = seen * (class_order == own).all(1)[:, None, None, None]
+        tokens = self.image_projector(seen, entries)
         return EncodedImages(tokens, features, maps[0]), maps
 
-    def decoder_features(self, maps: list[Tensor]) -> list[Tensor]:
+    def decoder_features(
+        self, maps: list[Tensor], class_order: Tensor | None = None
+    ) -> list[Tensor]:
         """What the decoder reads of the encoder's maps.
 
         Returns:
@@ -144,8 +156,15 @@ class PixelLMModel(PixelLMPreTrainedModel):
             cells = maps[first : first + count]
             features += maps[first + count :]
             num_classes = config.vision_config.num_classes
-            features.append(pack(find_evidence(cells, num_classes, config.evidence_tokens)))
+            found = find_evidence(cells, num_classes, config.evidence_tokens)
+            features.append(pack(found if class_order is None else rename(found, class_order)))
         return features
+
+    def familiarity(self, encoded: EncodedImages) -> Tensor | None:
+        """(B,) how likely images show anything known; None where the encoder can't tell."""
+        if not self.config.evidence_tokens:
+            return None
+        return familiarity(encoded.features[-1], self.config.vision_config.num_classes)
 
     def embed(self, input_ids: Tensor, image_tokens: Tensor | None) -> Tensor:
         """Token embeddings (B, T, D), image placeholders filled by one scatter.
@@ -297,6 +316,7 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         past_key_values: Any = None,
+        class_order: Tensor | None = None,
         **kwargs: Any,
     ) -> PixelLMOutput | tuple[Any, ...]:
         """Run the model; with labels, compute the losses of the paper's section 3.
@@ -321,6 +341,7 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
             output_hidden_states: return the language model's states at all depths.
             output_attentions: return its attention, where its implementation ("eager") has it.
             return_dict: False returns the output's values as a tuple, without those that are None.
+            class_order: (B, c), see :func:`pixellm.model.evidence.rename`.
             past_key_values: the cache by its older name, which transformers before 5.24 uses.
             **kwargs: only what transformers' generation and the processor add.
 
@@ -332,7 +353,7 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
             raise TypeError(f"Unknown arguments: {sorted(unknown)}.")
         encoded, maps = None, None
         if pixel_values is not None:
-            encoded, maps = self.model.encode_images(pixel_values, pixel_mask)
+            encoded, maps = self.model.encode_images(pixel_values, pixel_mask, class_order)
         image_tokens = None if encoded is None else encoded.tokens
         cache = past_key_values if cache is None else cache
         text = (attention_mask, position_ids, dialogue_ids, cache, use_cache)

@@ -166,6 +166,7 @@ class RegionDecoder(FullPrecision):
         size, about = config.decoder_size, description_size(vision.num_classes, vision.state_size)
         inner = config.decoder_region_size
         self.num_scales = config.num_scales
+        self.num_classes: int = vision.num_classes
         self.cells = config.decoder_region_cells
         self.output_factor = 2**config.decoder_output_upsampling
         self.query = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, size))
@@ -210,13 +211,22 @@ class RegionDecoder(FullPrecision):
         Args:
             target_embeddings: (M, L, C).
             entries: (B, K, 5 + D).
-            rows: (M,).
+            rows: (M,) whose entries a target chooses among.
         """
-        keys = self.key(entries[..., BOX_CHANNELS:])[rows]
+        choice = self.choose_among_all(target_embeddings, entries)
+        return choice[torch.arange(len(rows), device=rows.device), rows]
+
+    def choose_among_all(self, target_embeddings: Tensor, entries: Tensor) -> Tensor:
+        """The same (M, B, K) among the entries of all rows."""
+        keys = self.key(entries[..., BOX_CHANNELS:])
         queries = self.query(target_embeddings[:, 0].to(self.dtype))
-        logits = torch.einsum("mc,mkc->mk", queries, keys) * keys.shape[-1] ** -0.5
+        logits = torch.einsum("mc,bkc->mbk", queries, keys) * keys.shape[-1] ** -0.5
         logits = logits * self.choice_scale + self.choice_bias
-        return logits.masked_fill(entries[rows][..., BOX_CHANNELS - 1] == 0, _OUTSIDE)
+        return logits.masked_fill(entries[..., BOX_CHANNELS - 1] == 0, _OUTSIDE)
+
+    def class_scores(self, entries: Tensor) -> Tensor:
+        """(B, K, c) probability that an entry is of each class."""
+        return entries[..., BOX_CHANNELS : BOX_CHANNELS + self.num_classes]
 
     def window_features(
         self, features: Sequence[Tensor], entries: Tensor, rows: Tensor

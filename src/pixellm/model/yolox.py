@@ -7,6 +7,7 @@ channels, H W the canvas in pixels, h w a grid.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -224,7 +225,7 @@ class YoloxModel(YoloxPreTrainedModel):
             pyramid's deepest map.
         """
         # Boxes and scores of rounded features are others than those of the same image elsewhere.
-        with torch.autocast(pixel_values.device.type, enabled=False):
+        with _without_autocast(pixel_values):
             maps = self.stem(_fold_neighbours(pixel_values + self.config.pixel_offset))
             states = [maps]
             for stage in self.stages:
@@ -235,6 +236,11 @@ class YoloxModel(YoloxPreTrainedModel):
         return BaseModelOutputWithNoAttention(
             last_hidden_state=pyramid[-1], hidden_states=(*states, *pyramid, *evidence)
         )
+
+
+def _without_autocast(pixels: Tensor) -> AbstractContextManager[Any]:
+    """Keeps autocast off; tensors without memory know none."""
+    return nullcontext() if pixels.is_meta else torch.autocast(pixels.device.type, enabled=False)
 
 
 def _fold_neighbours(pixels: Tensor) -> Tensor:

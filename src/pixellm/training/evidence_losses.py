@@ -23,6 +23,12 @@ SAME_THING = 0.5
 OTHER_THING = 0.3
 """It shows none when it overlaps none more than so much; what lies between teaches no choice."""
 
+OTHER_CLASS = 0.02
+"""Where a class is less likely, an entry is of another class."""
+
+FOREIGN_WEIGHT = 8.0
+"""All entries of other images together teach a target's choice as much as so many of its own."""
+
 WINDOWS_PER_IMAGE = 12
 """Things of an image that are drawn in one step, picked at random."""
 
@@ -82,32 +88,52 @@ def window_loss(logits: Tensor, truth: Tensor) -> Tensor:
     return entropy + 1 - shared / (shown.sum(1) + truth.sum(1) + 1)
 
 
-def choice_loss_sum(choice: Tensor, entries: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+def choice_loss_sum(
+    decoder: Any, target_embeddings: Tensor, entries: Tensor, batch: Mapping[str, Tensor]
+) -> Tensor:
     """Sum over targets of the cross-entropy of which entries belong to them.
 
+    Entries of the batch's other images are no part of a target either, as long as they are of
+    another class; among those of its own image alone, a target that names what is not there would
+    never be taught to choose nothing.
+
     Args:
-        choice: (M, K) logits.
+        decoder: a :class:`~pixellm.model.regions.RegionDecoder`.
+        target_embeddings: (M, L, C).
         entries: (B, K, 5 + D).
         batch: with ``target_shapes``, ``target_rows``, ``object_shapes`` and ``object_rows``.
     """
-    total = choice.new_zeros(())
+    rows = batch["target_rows"]
+    total = target_embeddings.new_zeros((), dtype=torch.float32)
+    choice = decoder.choose_among_all(target_embeddings, entries).float()
+    found = entries[..., BOX_CHANNELS - 1] > 0
     boxes = mask_boxes(batch["object_shapes"])
-    for row in batch["target_rows"].unique().tolist():
-        asked, own = batch["target_rows"] == row, batch["object_rows"] == row
-        masks = batch["object_shapes"][own].flatten(1).float()
-        belongs = objects_of_targets(batch["target_shapes"][asked].flatten(1).float(), masks)
+    scores = decoder.class_scores(entries)
+    for row in rows.unique().tolist():
+        asked, own = rows == row, batch["object_rows"] == row
+        objects = batch["object_shapes"][own].flatten(1).float()
+        belongs = objects_of_targets(batch["target_shapes"][asked].flatten(1).float(), objects)
         overlap = box_overlap(entries[row, :, :4], boxes[own])
         if not overlap.shape[1]:
             continue
         best, which = overlap.max(1)
-        wanted = belongs[:, which] & (best > SAME_THING)
-        known = (entries[row, :, BOX_CHANNELS - 1] > 0) & (
-            (best > SAME_THING) | (best < OTHER_THING)
-        )
+        wanted = belongs[:, which] & (best > SAME_THING) & found[row]
+        known = found[row] & ((best > SAME_THING) | (best < OTHER_THING))
         entropy = F.binary_cross_entropy_with_logits(
-            choice[asked].float(), wanted.float(), reduction="none"
+            choice[asked, row], wanted.float(), reduction="none"
         )
         total = total + (entropy * known).sum()
+        chosen = wanted.any(1)
+        if len(entries) > 1 and chosen.any():
+            # The class of a target is that of the surest entry that belongs to it.
+            surest = (scores[row].amax(-1) * wanted[chosen]).argmax(1)
+            kind = scores[row, surest].argmax(-1)
+            elsewhere = choice[asked][chosen]
+            foreign = (scores[..., kind].permute(2, 0, 1) < OTHER_CLASS) & found
+            foreign[:, row] = False
+            mistaken = F.softplus(elsewhere) * foreign
+            count = foreign.flatten(1).sum(1).clamp_min(1)
+            total = total + (mistaken.flatten(1).sum(1) * FOREIGN_WEIGHT / count).sum()
     return total
 
 

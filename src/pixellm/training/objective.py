@@ -204,10 +204,10 @@ class Objective(nn.Module):
             losses["absent"] = self._absent_loss(output, batch) / counts.targets
         if "choice" in names:
             entries = output.decoder_features[-1]
-            choice = self.model.model.pixel_decoder.choose(
-                output.target_embeddings, entries, batch["target_rows"]
+            decoder = self.model.model.pixel_decoder
+            losses["choice"] = (
+                choice_loss_sum(decoder, output.target_embeddings, entries, batch) / counts.targets
             )
-            losses["choice"] = choice_loss_sum(choice, entries, batch) / counts.targets
         return losses
 
     def _absent_loss(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:

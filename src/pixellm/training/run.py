@@ -190,6 +190,7 @@ class Run:
             sizes.class_map_size,
             sizes.max_text_length,
             with_objects=self.stage.loss.needs_objects,
+            encoder_classes=getattr(self.model.config.vision_config, "class_names", ()),
         )
 
     def _open_run_folder(self, checkpoint: Path | None) -> None:

@@ -282,6 +282,24 @@ def test_the_same_seed_and_epoch_ask_the_same(photos_root: WriteFile) -> None:
     assert first.dialogues(0, 0)[0].turns != Photos(root, seed=4, augment=True)[0][0].turns
 
 
+def test_exchanged_names_are_used_for_all_and_told_with_the_sample(
+    photos_root: WriteFile,
+) -> None:
+    root = photos_root(DOGS)
+    (plain, *_) = Photos(root, kinds={"naming": 1.0, "every": 1.0})[0]
+    assert plain.renamed is None
+    named = set()
+    for seed in range(20):
+        data = Photos(root, seed=seed, kinds={"naming": 1.0, "every": 1.0}, exchange=1.0)
+        for sample in data[0]:
+            assert sample.renamed is not None
+            assert sorted(sample.renamed) == sorted(sample.renamed.values())
+            shown = {sample.renamed["dog"], sample.renamed["car"]}
+            assert {target.name.lower() for target in sample.objects} <= shown
+            named |= {target.name for turn in sample.turns for target in turn.targets}
+    assert len(named) > 2  # dogs and cars go by other names
+
+
 def test_cocos_own_layout_is_found(photos_root: WriteFile) -> None:
     root = photos_root(DOGS)
     (root / "train").rename(root / "train2017")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,9 @@ class Photos(Reader):
             without.
         augment: show each photo mirrored, cut out and recoloured at random, another way in each
             epoch; questions are about what the view shows.
+        exchange: share of photos in which every category goes by another's name, drawn anew, in the
+            dialogue; a model with evidence is told by the same names what was found. So words are
+            matched with what is there, where few photos would be learnt by heart. Training only.
 
     Raises:
         ValueError: a number out of its range, weights of unknown kinds, or a damaged file.
@@ -87,6 +91,7 @@ class Photos(Reader):
         max_targets: int = MAX_TARGETS,
         captions: str = CAPTIONS,
         augment: bool = False,
+        exchange: float = 0.0,
     ) -> None:
         super().__init__(root, split, seed)
         if dialogues_per_image < 1 or max_targets < 1:
@@ -94,6 +99,8 @@ class Photos(Reader):
                 f"dialogues_per_image and max_targets of {self.name} are at least 1, not "
                 f"{dialogues_per_image} and {max_targets}."
             )
+        if not 0 <= exchange <= 1:
+            raise ValueError(f"exchange of {self.name} lies between 0 and 1, not {exchange}.")
         if kinds is not None:
             check_photo_weights(kinds)
         # Photos without any annotation are asked for what they lack.
@@ -105,6 +112,7 @@ class Photos(Reader):
         self.kinds = kinds
         self.max_targets = max_targets
         self.augment = augment
+        self.exchange = exchange
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
@@ -168,12 +176,24 @@ class Photos(Reader):
         people = self.people_of(item, image)
         if self.augment:
             image = another_view(image, rng)
+        renamed = None
+        if self.exchange and rng.random() < self.exchange:
+            renamed = self._exchanged(rng)
+            classes = tuple(replace(one, name=renamed[one.name]) for one in image.classes)
+            image, people = replace(image, classes=classes), ()
         view = self.view(image, people)
         for kinds in (self.kinds, None):
             turns = compose_photo_dialogues(view, rng, self.dialogues_per_image, kinds=kinds)
             if turns:
-                return self._to_samples(image, turns)
+                samples = self._to_samples(image, turns)
+                return tuple(replace(sample, renamed=renamed) for sample in samples)
         raise ValueError(str(BadRow(*self.where(item), "No kind of question fits the photo.")))
+
+    def _exchanged(self, rng: random.Random) -> dict[str, str]:
+        """Another name for every category, drawn anew."""
+        names = list(self._coco.class_names)
+        others = rng.sample(names, len(names))
+        return dict(zip(names, others, strict=True))
 
     def check(self) -> Iterator[BadRow]:
         """Every bad row."""
