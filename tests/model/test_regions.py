@@ -29,6 +29,7 @@ def entries_of(decoder: RegionDecoder, *boxes: tuple[float, float, float, float]
         entries[0, place, :4] = torch.tensor(box)
         entries[0, place, 4] = 1
         entries[0, place, BOX_CHANNELS:] = torch.randn(about)
+        entries[0, place, BOX_CHANNELS : BOX_CHANNELS + 3] = torch.rand(3)  # class probabilities
     return entries
 
 

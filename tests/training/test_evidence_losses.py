@@ -68,6 +68,9 @@ class GivenChoice:
     def class_scores(self, entries: Tensor) -> Tensor:
         return self.scores
 
+    def kinds(self, target_embeddings: Tensor) -> Tensor:
+        return 20.0 * torch.eye(3)[self.scores[0, 0].argmax()][None]
+
 
 def choice_loss(
     choice: Tensor, entries: Tensor, batch: dict[str, Tensor], scores: Tensor

@@ -215,7 +215,7 @@ class AnswerDecoder:
         if pending.prompt.options.keep_logits:
             info["logits"] = _stack_logits([mask for _, _, mask in shown], size)
         segments = tuple(segment(decoded.text, *one) for one in shown)
-        known = self.model.model.familiarity(pending.picture.encoded)
+        known = self.model.model.familiarity(pending.image.encoded)
         if known is not None:
             info["familiarity"] = float(known[0])
         return Prediction(decoded.text, segments, pending.request.question, size, info)

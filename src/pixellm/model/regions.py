@@ -34,6 +34,9 @@ CHOSEN = 0.05
 MOST_ENTRIES = 24
 """Likeliest entries of a target that are drawn."""
 
+_LEAST_MATCH = 1e-3
+"""Probability that an entry is of a target's class after all."""
+
 _OUTSIDE = -12.0
 """Logit of pixels outside of all windows."""
 
@@ -173,8 +176,10 @@ class RegionDecoder(FullPrecision):
         self.key = nn.Sequential(
             nn.Linear(about, 2 * size), nn.GELU(), nn.Linear(2 * size, size), nn.LayerNorm(size)
         )
+        self.kind = nn.Linear(size, self.num_classes)
         self.choice_scale = nn.Parameter(torch.tensor(1.0))
-        self.choice_bias = nn.Parameter(torch.tensor(-2.0))
+        self.choice_match = nn.Parameter(torch.tensor(1.0))
+        self.choice_bias = nn.Parameter(torch.tensor(2.0))
         self.regions = RegionLayers(config, about)
         self.draw = nn.Linear(inner // 2, 1)
         self.bend = nn.Parameter(torch.zeros(inner // 2, size))  # at first all draw alike
@@ -217,12 +222,24 @@ class RegionDecoder(FullPrecision):
         return choice[torch.arange(len(rows), device=rows.device), rows]
 
     def choose_among_all(self, target_embeddings: Tensor, entries: Tensor) -> Tensor:
-        """The same (M, B, K) among the entries of all rows."""
+        """The same (M, B, K) among the entries of all rows.
+
+        An entry belongs to a target by its class, as far as the target's is known, and by all else
+        that the target says about it.
+        """
         keys = self.key(entries[..., BOX_CHANNELS:])
         queries = self.query(target_embeddings[:, 0].to(self.dtype))
-        logits = torch.einsum("mc,bkc->mbk", queries, keys) * keys.shape[-1] ** -0.5
-        logits = logits * self.choice_scale + self.choice_bias
+        pointed = torch.einsum("mc,bkc->mbk", queries, keys) * keys.shape[-1] ** -0.5
+        kinds = self.kinds(target_embeddings).float().softmax(-1)
+        match = torch.einsum("mc,bkc->mbk", kinds, self.class_scores(entries).float())
+        logits = pointed * self.choice_scale + (match + _LEAST_MATCH).log() * self.choice_match
+        logits = logits + self.choice_bias
         return logits.masked_fill(entries[..., BOX_CHANNELS - 1] == 0, _OUTSIDE)
+
+    def kinds(self, target_embeddings: Tensor) -> Tensor:
+        """Logits (M, c) of the class that a target is of."""
+        logits: Tensor = self.kind(target_embeddings[:, 0].to(self.dtype))
+        return logits
 
     def class_scores(self, entries: Tensor) -> Tensor:
         """(B, K, c) probability that an entry is of each class."""

@@ -91,7 +91,7 @@ def window_loss(logits: Tensor, truth: Tensor) -> Tensor:
 def choice_loss_sum(
     decoder: Any, target_embeddings: Tensor, entries: Tensor, batch: Mapping[str, Tensor]
 ) -> Tensor:
-    """Sum over targets of the cross-entropy of which entries belong to them.
+    """Sum over targets of the cross-entropy of which entries belong to them, and of their class.
 
     Entries of the batch's other images are no part of a target either, as long as they are of
     another class; among those of its own image alone, a target that names what is not there would
@@ -106,6 +106,7 @@ def choice_loss_sum(
     rows = batch["target_rows"]
     total = target_embeddings.new_zeros((), dtype=torch.float32)
     choice = decoder.choose_among_all(target_embeddings, entries).float()
+    kinds = decoder.kinds(target_embeddings).float()
     found = entries[..., BOX_CHANNELS - 1] > 0
     boxes = mask_boxes(batch["object_shapes"])
     scores = decoder.class_scores(entries)
@@ -124,10 +125,13 @@ def choice_loss_sum(
         )
         total = total + (entropy * known).sum()
         chosen = wanted.any(1)
-        if len(entries) > 1 and chosen.any():
+        if chosen.any():
             # The class of a target is that of the surest entry that belongs to it.
             surest = (scores[row].amax(-1) * wanted[chosen]).argmax(1)
             kind = scores[row, surest].argmax(-1)
+            told = kinds[asked][chosen]
+            total = total + F.cross_entropy(told, kind, reduction="sum")
+        if len(entries) > 1 and chosen.any():
             elsewhere = choice[asked][chosen]
             foreign = (scores[..., kind].permute(2, 0, 1) < OTHER_CLASS) & found
             foreign[:, row] = False
