@@ -44,6 +44,43 @@ def test_the_whole_path_without_a_model(photos: Path) -> None:
     assert not (photos / "out/muse_val.json").exists()
 
 
+def test_shards_together_are_the_whole_set(photos: Path, tmp_path: Path) -> None:
+    def questions(folder: Path) -> list[tuple[str, ...]]:
+        entries = json.loads((folder / "muse_train.json").read_text())
+        return sorted((e["file_name"], *e["questions"], *e["text_answers"]) for e in entries)
+
+    shared = {"questions": 3, "split": "1,0", "max_repeats": 999}
+    assert call("run", *run_options(photos, out=tmp_path / "all", **shared)).exit_code == 0
+    shards = [tmp_path / f"shard{number}" for number in (2, 1)]
+    for number, out in zip((2, 1), shards, strict=True):
+        options = run_options(photos, out=out, shard=f"{number}/2", **shared)
+        assert call("run", *options).exit_code == 0
+    assert all(0 < len(questions(out)) < len(questions(tmp_path / "all")) for out in shards)
+    done = call("write", *shards, "--out", tmp_path / "joined")
+    assert done.exit_code == 0, done.output
+    assert questions(tmp_path / "joined") == questions(tmp_path / "all")
+    joined, whole = (
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("joined", "all")
+    )
+    assert joined == whole
+    for folders, says in (
+        ([shards[0], shards[0]], "Another process is writing"),
+        ([shards[0]], "only then"),
+        ([*shards, tmp_path / "all"], "shards 1/1, 1/2, 2/2, not each of 1/3, 2/3, 3/3"),
+    ):
+        refused = call("write", *folders, "--out", tmp_path / "other")
+        assert (refused.exit_code, says in refused.stderr) == (2, True), refused.output
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("shard", ["3/2", "0/2", "2", "a/b", "1/0"])
+def test_a_shard_that_is_none_is_refused(photos: Path, tmp_path: Path, shard: str) -> None:
+    result = call("run", *run_options(photos, out=tmp_path / "out", shard=shard))
+    assert result.exit_code == 2
+    assert "hard" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_validate_ends_with_one_when_something_is_wrong(photos: Path, tmp_path: Path) -> None:
     call("run", *run_options(photos, questions=6, split="0.5,0.2"))
     entries = json.loads((photos / "out/muse_train.json").read_text())

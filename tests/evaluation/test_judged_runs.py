@@ -181,7 +181,7 @@ def test_the_cap_stops_before_anything_is_spent(server: ChatServer, tmp_path: Pa
     answer_muse(tmp_path)
     code, output = evaluate(tmp_path, *llm(server, tmp_path, "--max-cost", 0))
     assert code == 2
-    assert "would pass the cap of 0" in output
+    assert "cap of 0 USD leaves no room" in output
     assert server.bodies == []
 
 

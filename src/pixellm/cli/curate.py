@@ -7,7 +7,7 @@ it. Bad input ends in one sentence and exit code 2, an unfinished run in exit co
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,8 @@ import typer
 from pixellm.cli.console import say
 
 if TYPE_CHECKING:
-    from pixellm.curation.ledger import Ledger
+    from pixellm.curation.ledger import FinishedRun, Ledger
+    from pixellm.curation.photos import Shard
     from pixellm.curation.pipeline import Source
     from pixellm.curation.proposal import Writing
     from pixellm.llm.client import Client, Price
@@ -56,6 +57,7 @@ def run(
     price: Annotated[str, typer.Option(help="INPUT,OUTPUT in USD per million tokens.")] = "",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds per attempt.")] = 120.0,
     batch: Annotated[bool, typer.Option(help="Use the Batch API, at half the price.")] = False,
+    shard: Annotated[str, typer.Option(help="K/N: only the K-th of N shares of the photos.")] = "",
     split: Annotated[str, typer.Option(help="Shares TRAIN,VAL; the rest is test.")] = "0.97,0.012",
     max_repeats: Annotated[int, typer.Option(min=1, help="Of one question in the set.")] = 3,
     seed: Annotated[int, typer.Option(help="For choice, styles and splits.")] = 0,
@@ -66,9 +68,19 @@ def run(
     from pixellm.llm.run import RunLimits
 
     chosen = SelectSettings(seed=seed)
-    source = Source(annotations, images, model, captions, check_model, text_only, questions, chosen)
     server = {"base_url": base_url, "timeout": timeout, "key_variable": key_env}
     with _one_sentence():
+        source = Source(
+            annotations,
+            images,
+            model,
+            captions,
+            check_model,
+            text_only,
+            questions,
+            chosen,
+            _shard(shard),
+        )
         shares = _numbers(split, "--split")
         work = _Work(source, server, price, RunLimits(workers, max_cost), batch)
         layout = {"train": shares[0], "val": shares[1], "max_repeats": max_repeats, "seed": seed}
@@ -78,25 +90,34 @@ def run(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example:\n\n    pixellm curate write muse --split 1,0")
+@app.command(
+    epilog="Examples:\n\n    pixellm curate write muse --split 1,0"
+    "\n\n    pixellm curate write shard1 shard2 --out muse"
+)
 def write(
-    folder: _Dir,
+    folders: Annotated[list[Path], typer.Argument(help="A run's folder, or those of its shards.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the set of several shards.")] = None,
     split: Annotated[str, typer.Option(help="Shares TRAIN,VAL; as before where not given.")] = "",
     marks: Annotated[Path | None, typer.Option(help="marks.json saved from a gallery.")] = None,
 ) -> None:
     """Write the set of a run again, without the rows that reviewers rejected."""
-    from pixellm.curation.ledger import Ledger
+    from pixellm.curation.ledger import Ledger, ShardLedgers
     from pixellm.curation.write import change_marks, check_set, load_marks
 
-    with _one_sentence():
+    with _one_sentence(), ExitStack() as opened:
+        if (len(folders) > 1) != (out is not None):
+            raise ValueError("Give --out DIR with the folders of several shards, and only then.")
+        folder = out or folders[0]
         check_set(folder)
-        ledger = Ledger(folder)
+        ledgers = [opened.enter_context(closing(Ledger(one))) for one in folders]
+        finished = ledgers[0] if out is None else ShardLedgers(ledgers)
+        folder.mkdir(parents=True, exist_ok=True)
         if marks is not None:
             change_marks(folder, load_marks(marks))
-        settings = dict(ledger.get("layout") or {})
+        settings = dict(finished.get("layout") or {})
         if split:
             settings["train"], settings["val"] = _numbers(split, "--split")
-        _write(ledger, folder, settings)
+        _write(finished, folder, settings)
 
 
 @app.command(epilog="Example:\n\n    pixellm curate stats muse --out plots")
@@ -201,9 +222,9 @@ class _Work:
                 stopped = self._propose(ledger, writing, clients, prices, progress)
         finally:
             ledger.close()
-        finished = Ledger(out)
-        failed, reason = finished.failures()
-        _write(finished, out, layout)
+        with closing(Ledger(out)) as finished:
+            failed, reason = finished.failures()
+            _write(finished, out, layout)
         if failed and not stopped:
             stopped = (
                 f"{failed} question{'s' if failed > 1 else ''} got no reply ({reason}); the same "
@@ -256,20 +277,16 @@ class _Work:
         return {model: given or price_of(model, url) for model in models}
 
 
-def _write(ledger: Ledger, folder: Path, layout: dict[str, Any]) -> dict[str, Any]:
+def _write(ledger: FinishedRun, folder: Path, layout: dict[str, Any]) -> None:
     from pixellm.curation.write import WriteSettings, write_set
 
-    try:
-        summary = write_set(ledger, folder, WriteSettings(**layout))
-    finally:
-        ledger.close()
+    summary = write_set(ledger, folder, WriteSettings(**layout))
     questions = {name: counts["questions"] for name, counts in summary["splits"].items()}
     for title in ("photos", "tasks", "first", "final", "dropped"):
         row = ", ".join(f"{count} {name}" for name, count in summary[title].items())
         say(f"{title:8} {row or 'none'}")
     written = ", ".join(f"{count} {name}" for name, count in questions.items())
     say(f"Written to {folder}: {written} questions.")
-    return summary
 
 
 def _images_of(folder: Path) -> Path:
@@ -290,6 +307,17 @@ def _numbers(text: str, option: str) -> tuple[float, float]:
     except ValueError:
         raise ValueError(f"{option} takes two numbers with a comma, not {text!r}.") from None
     return first, second
+
+
+def _shard(text: str) -> Shard:
+    from pixellm.curation.photos import WHOLE, Shard
+
+    number, _, count = text.partition("/")
+    if not text:
+        return WHOLE
+    if not (number.isdecimal() and count.isdecimal()):
+        raise ValueError(f"--shard takes K/N, such as 2/8, not {text!r}.")
+    return Shard(int(number), int(count))
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pixellm.curation.photos import Photo
 from pixellm.curation.proposal import KINDS, Task, Verdict, request_key
@@ -200,6 +201,80 @@ class Ledger(RequestStore):
         }
         counts = {name: dict(sorted(self._all(sql))) for name, sql in queries.items()}
         return {**counts, "requests": self.request_counts()}
+
+
+class FinishedRun(Protocol):
+    """What a set is written from: a ledger, or the ledgers of all shards of a run."""
+
+    def get(self, key: str) -> Any:
+        """See :meth:`Ledger.get`."""
+
+    def accepted(self) -> Iterator[tuple[Task, Row]]:
+        """See :meth:`Ledger.accepted`."""
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """See :meth:`Ledger.counts`."""
+
+    def models(self) -> list[tuple[str, str, int, int, int, float]]:
+        """See :meth:`Ledger.models`."""
+
+
+class ShardLedgers:
+    """The ledgers of all shards of one run, read as one.
+
+    Args:
+        ledgers: in any order.
+
+    Raises:
+        ValueError: they are not all the shards of one run.
+    """
+
+    def __init__(self, ledgers: Sequence[Ledger]) -> None:
+        runs = [dict(ledger.get("run") or {}) for ledger in ledgers]
+        shards = [str(run.pop("shard", "1/1")) for run in runs]
+        for ledger, run in zip(ledgers, runs, strict=True):
+            if run != runs[0]:
+                raise ValueError(
+                    f"{ledger.path.parent} is of another run than {ledgers[0].path.parent}; only "
+                    "shards of one run, with the same settings, are written together."
+                )
+        wanted = [f"{number + 1}/{len(ledgers)}" for number in range(len(ledgers))]
+        if sorted(shards) != sorted(wanted):
+            raise ValueError(
+                f"The folders hold the shards {', '.join(sorted(shards))}, not each of "
+                f"{', '.join(wanted)}."
+            )
+        self._run = runs[0]
+        self._ledgers = [ledgers[shards.index(shard)] for shard in wanted]
+
+    def get(self, key: str) -> Any:
+        """A value that the shards have in common."""
+        return self._run if key == "run" else self._ledgers[0].get(key)
+
+    def accepted(self) -> Iterator[tuple[Task, Row]]:
+        """The accepted questions in a fixed order, shard after shard."""
+        for ledger in self._ledgers:
+            yield from ledger.accepted()
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """The sums of all counters."""
+        sums: dict[str, Counter[str]] = defaultdict(Counter)
+        for ledger in self._ledgers:
+            for name, counts in ledger.counts().items():
+                sums[name].update(counts)
+        return {name: dict(sorted(counts.items())) for name, counts in sums.items()}
+
+    def models(self) -> list[tuple[str, str, int, int, int, float]]:
+        """The sums by model and kind of request."""
+        sums: dict[tuple[str, str], list[float]] = {}
+        for ledger in self._ledgers:
+            for model, kind, *numbers in ledger.models():
+                known = sums.setdefault((model, kind), [0] * len(numbers))
+                sums[model, kind] = [a + b for a, b in zip(known, numbers, strict=True)]
+        return [
+            (model, kind, int(replies), int(tokens_in), int(tokens_out), usd)
+            for (model, kind), (replies, tokens_in, tokens_out, usd) in sorted(sums.items())
+        ]
 
 
 def _adopt_exchanges(db: sqlite3.Connection) -> None:

@@ -111,6 +111,36 @@ class SelectSettings:
     seed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of several equal shares of a data set, for runs on several machines.
+
+    Attributes:
+        number: which one, from 1.
+        count: of how many.
+
+    Raises:
+        ValueError: there is no such share.
+    """
+
+    number: int = 1
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise ValueError(f"There is no shard {self}; they are counted from 1/{self.count} on.")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def holds(self, image_id: object) -> bool:
+        """Whether an image is in the share; which one depends on its id alone."""
+        return int(_stable_hash(0, "shard", image_id), 16) % self.count == self.number - 1
+
+
+WHOLE = Shard()
+
+
 class AnnotationFile:
     """A COCO or LVIS instances file.
 
@@ -136,16 +166,19 @@ class AnnotationFile:
         self._captions = _group(texts)
         self.categories = tuple(self._names.values())
 
-    def photos(self, images: Path, settings: SelectSettings) -> Iterator[tuple[Photo, str]]:
+    def photos(
+        self, images: Path, settings: SelectSettings, shard: Shard = WHOLE
+    ) -> Iterator[tuple[Photo, str]]:
         """Every photo, with the reason why it can't be used ("" if it can).
 
         Args:
             images: the folder that ``file_name`` (or the tail of ``coco_url``) is below.
             settings: what makes an instance and a photo usable.
+            shard: the share of the entries to look at.
 
         Yields:
-            One (photo, reason) per entry of ``images``, in the order of the file. Reasons:
-            ``bad_entry``, ``missing_file``, ``unreadable``, ``size_differs``,
+            One (photo, reason) per entry of ``images`` in the shard, in the order of the file.
+            Reasons: ``bad_entry``, ``missing_file``, ``unreadable``, ``size_differs``,
             ``too_few_instances``.
 
         Raises:
@@ -155,6 +188,9 @@ class AnnotationFile:
             raise FileNotFoundError(f"There is no folder of images at {images}; check --images.")
         seen: set[str] = set()
         for number, entry in enumerate(self._entries):
+            image_id = entry.get("id") if isinstance(entry, dict) else None
+            if not shard.holds(number if image_id is None else image_id):
+                continue
             try:
                 photo = self._photo(entry, settings)
                 if photo.id in seen:

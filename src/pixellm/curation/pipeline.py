@@ -15,9 +15,11 @@ from typing import Any
 
 from pixellm.curation.ledger import Ledger
 from pixellm.curation.photos import (
+    WHOLE,
     AnnotationFile,
     Photo,
     SelectSettings,
+    Shard,
     order_by_balance,
     seeded_fraction,
 )
@@ -41,6 +43,7 @@ class Source:
         text_only: the writer sees captions instead of the photo.
         questions: questions asked for per photo.
         select: which photos and instances are fit.
+        shard: the share of the photos that this run is about.
     """
 
     annotations: Path
@@ -51,6 +54,7 @@ class Source:
     text_only: bool = False
     questions: int = 2
     select: SelectSettings = field(default_factory=SelectSettings)
+    shard: Shard = WHOLE
 
     def identity(self) -> dict[str, Any]:
         """What has to be the same when a run goes on, as plain JSON."""
@@ -63,6 +67,7 @@ class Source:
             "questions": self.questions,
             "prompts": prompts_fingerprint(),
             **asdict(self.select),
+            **({} if self.shard == WHOLE else {"shard": str(self.shard)}),
         }
 
 
@@ -81,7 +86,9 @@ def select(ledger: Ledger, source: Source, max_images: int | None) -> Writing:
         seed = source.select.seed
         file = AnnotationFile(source.annotations, source.captions)
         ledger.put("categories", file.categories)
-        rows = _refuse_wrong_folder(file.photos(source.images, source.select), source.images)
+        rows = _refuse_wrong_folder(
+            file.photos(source.images, source.select, source.shard), source.images
+        )
         ledger.add_photos(rows, lambda usable: order_by_balance(usable, seed))
     writing = Writing(
         Vocabulary(ledger.get("categories")), source.text_only, check_fit=bool(source.check_model)

@@ -19,7 +19,7 @@ from typing import Any
 
 from pixellm.curation.card import write_card
 from pixellm.curation.deduplicate import near_duplicates
-from pixellm.curation.ledger import Ledger
+from pixellm.curation.ledger import FinishedRun
 from pixellm.curation.muse import row_key
 from pixellm.curation.photos import Instance, Photo, seeded_fraction
 from pixellm.curation.proposal import Task
@@ -88,8 +88,8 @@ def check_set(folder: Path) -> None:
     check_listed(folder, ("README.md", "summary.json", "licenses.csv", *splits))
 
 
-def write_set(ledger: Ledger, folder: Path, settings: WriteSettings) -> dict[str, Any]:
-    """Write the whole data set of a ledger into a folder, in place of an earlier one.
+def write_set(ledger: FinishedRun, folder: Path, settings: WriteSettings) -> dict[str, Any]:
+    """Write the whole data set of a run into a folder, in place of an earlier one.
 
     Returns:
         The summary that the card shows: counts by stage, split and licence.
@@ -161,26 +161,26 @@ def change_marks(folder: Path, marks: Mapping[str, str]) -> None:
 
 
 def _kept_rows(
-    ledger: Ledger, folder: Path, settings: WriteSettings
-) -> tuple[set[int], dict[str, int]]:
-    """Numbers of the tasks to write, and how many fell to reviewers and to repetition."""
+    ledger: FinishedRun, folder: Path, settings: WriteSettings
+) -> tuple[set[tuple[str, int]], dict[str, int]]:
+    """Photo and number of the tasks to write, and how many fell to reviewers and to repetition."""
     marks = read_marks(folder)
-    candidates: list[tuple[bool, int, int, str, Row]] = []
+    candidates: list[tuple[bool, int, Task, Row]] = []
     dropped: Counter[str] = Counter()
     for task, row in ledger.accepted():
         mark = marks.get(row_key(task.photo.file_name, row.question, row.answer), "")
         if mark == "reject":
             dropped["rejected by a reviewer"] += 1
         else:
-            candidates.append((mark != "accept", len(candidates), task.id, task.photo.id, row))
+            candidates.append((mark != "accept", len(candidates), task, row))
     candidates.sort(key=lambda item: item[:2])  # rows that a reviewer accepted come first
-    questions = [(photo, row.question) for *_, photo, row in candidates]
+    questions = [(task.photo.id, row.question) for *_, task, row in candidates]
     repeated = near_duplicates(questions, settings.threshold, settings.max_repeats)
     repeated = {n for n in repeated if candidates[n][0]}
     if repeated:
         dropped["near-equal question"] = len(repeated)
-    kept = {task for n, (_, _, task, _, _) in enumerate(candidates) if n not in repeated}
-    return kept, dict(dropped)
+    kept = [task for n, (*_, task, _) in enumerate(candidates) if n not in repeated]
+    return {(task.photo.id, task.number) for task in kept}, dict(dropped)
 
 
 def _split_of(photo: Photo, row: Row, settings: WriteSettings) -> str:
@@ -244,7 +244,7 @@ class _SplitWriter:
 
 
 def _write_splits(
-    ledger: Ledger, kept: set[int], folder: Path, settings: WriteSettings
+    ledger: FinishedRun, kept: set[tuple[str, int]], folder: Path, settings: WriteSettings
 ) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
     """Write all splits and the licences; returns counts by split and photos by licence."""
     (folder / "parquet").mkdir()
@@ -253,7 +253,9 @@ def _write_splits(
     with (folder / "licenses.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file_name", "license", "license_url", "source"])
-        rows = ((task, row) for task, row in ledger.accepted() if task.id in kept)
+        rows = (
+            (task, row) for task, row in ledger.accepted() if (task.photo.id, task.number) in kept
+        )
         for _, group in groupby(rows, key=lambda pair: pair[0].photo.id):
             about_photo = list(group)
             photo = about_photo[0][0].photo
