@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-from pixellm.prediction.rows import read_rows
+from pixellm.data.rows import read_rows
 from pixellm.scenes.photo_knowledge import load_photo_knowledge
 
 LEAST_SCORE = 0.1

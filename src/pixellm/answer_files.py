@@ -17,7 +17,7 @@ from PIL import Image
 
 from pixellm.files import check_file, check_folder, is_same_file, json_bytes, write_files
 from pixellm.masks import encode_mask, mask_to_box
-from pixellm.types import Prediction
+from pixellm.types import Prediction, Segment
 from pixellm.visualize import draw_overlay, encode_image
 
 ANSWER_KEYS = ("image", "question", "answer", "segments")
@@ -90,17 +90,6 @@ def prediction_to_json(prediction: Prediction, image: str, model: str) -> dict[s
         filtered, their scores being too low.
     """
     height, width = prediction.size
-    segments = [
-        {
-            "label": segment.label,
-            "score": float(segment.score),
-            "bbox": list(mask_to_box(segment.mask)),
-            "area": int(segment.mask.sum()),
-            "span": list(segment.span),
-            "segmentation": encode_mask(segment.mask),
-        }
-        for segment in prediction.segments
-    ]
     return {
         "image": image,
         "width": width,
@@ -108,8 +97,20 @@ def prediction_to_json(prediction: Prediction, image: str, model: str) -> dict[s
         "question": prediction.question,
         "answer": prediction.text,
         "model": model,
-        "segments": segments,
+        "segments": [segment_to_json(segment) for segment in prediction.segments],
         "withheld": int(prediction.info.get("num_filtered", 0)),
+    }
+
+
+def segment_to_json(segment: Segment) -> dict[str, Any]:
+    """A segment as values that JSON knows, see :func:`prediction_to_json`."""
+    return {
+        "label": segment.label,
+        "score": float(segment.score),
+        "bbox": list(mask_to_box(segment.mask)),
+        "area": int(segment.mask.sum()),
+        "span": list(segment.span),
+        "segmentation": encode_mask(segment.mask),
     }
 
 

@@ -21,7 +21,8 @@ from pixellm.checkpoint.io import load_model_and_processor
 from pixellm.data.readers.class_questions import NamedMasks
 from pixellm.data.readers.referring import as_benchmark_asks, benchmark_turn, load_phrases
 from pixellm.engine import Engine
-from pixellm.evaluation.evaluate import answer_with_texts, score_dialogue
+from pixellm.engine.dialogues import answer_given
+from pixellm.evaluation.evaluate import score_dialogue
 from pixellm.evaluation.scores import Rules
 from pixellm.masks import encode_mask
 from pixellm.model.codebook import find_groups
@@ -156,7 +157,7 @@ def test_states_embeddings_and_small_masks_are_the_released_ones(golden, note_di
 def answered(golden):
     """Every case as ``pixellm eval --mode forced`` answers it, in batches of three."""
     samples = [golden.sample(case) for case in golden.cases]
-    return [*answer_with_texts(golden.engine, 3)(samples)]
+    return [*answer_given(golden.engine, samples, 3)]
 
 
 def test_masks_and_scores_of_forced_evaluation_are_the_released_ones(

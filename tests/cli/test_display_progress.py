@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from pixellm.cli import display
-from pixellm.prediction.job import JobState
+from pixellm.engine.jobs import JobState
 
 STATE = JobState(done=8, bad=1, total=20, images=6, seconds=2.0)
 

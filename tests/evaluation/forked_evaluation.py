@@ -19,8 +19,8 @@ from accelerate import PartialState
 from known_answers import Knowing
 
 from pixellm.checkpoint.fingerprint import fingerprint_model
+from pixellm.engine.jobs import ProcessGroup
 from pixellm.evaluation.benchmark_run import BenchmarkRun, run_benchmark
-from pixellm.evaluation.evaluate import ProcessGroup
 
 NUM_PROCESSES = 2
 LOADED = (PartialState, fingerprint_model)  # what processes import later; once is enough

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from hand_made_scenes import Oracle, Shuffler, make_scene
+from hand_made_scenes import Oracle, Shuffler, make_scene, with_segments
 
-from pixellm.evaluation.answer_log import open_run, read_answers, read_settings
-from pixellm.evaluation.evaluate import ProcessGroup, answer_freely, answer_missing
+from pixellm.engine.jobs import ProcessGroup
+from pixellm.evaluation.evaluate import answer_freely, answer_missing
 from pixellm.evaluation.records import AnswerRecord, record_from_json, record_to_json
+from pixellm.evaluation.run_folder import open_run, read_answers, read_settings
 from pixellm.evaluation.scores import Rules
 
 RULES = Rules("slots", "free", "strict")
@@ -24,20 +25,31 @@ SETTINGS = {"benchmark": "scenes", "split": "test", "seed": 0}
 
 def run(folder: Path, predictor: Oracle | None = None, group: ProcessGroup | None = None):
     open_run(folder, SETTINGS)
-    return answer_missing(
-        answer_freely(predictor or Shuffler(SCENES), 4),
-        QUESTIONS,
-        RULES,
-        folder,
-        group or ProcessGroup(),
-    )
+    answer = answer_freely(predictor or Neighbourly(SCENES))
+    return answer_missing(answer, QUESTIONS, RULES, folder, 4, group=group or ProcessGroup())
 
 
 def timeless(records: list[AnswerRecord]) -> list[AnswerRecord]:
     return [replace(record, seconds=0.0) for record in records]
 
 
-class Stopping(Shuffler):
+def open_lines(folder: Path) -> list[bytes]:
+    return (folder / "answers.jsonl").read_bytes().splitlines()
+
+
+class Neighbourly(Shuffler):
+    """Is surer of an answer that shares its batch with others."""
+
+    def predict_batch(self, requests):
+        answers = super().predict_batch(requests)
+        score = 1 - 0.1 / len(requests)
+        return [
+            with_segments(answer, [replace(one, score=score) for one in answer.segments])
+            for answer in answers
+        ]
+
+
+class Stopping(Neighbourly):
     """Is interrupted in its third batch."""
 
     def predict_batch(self, requests):
@@ -60,7 +72,7 @@ def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(tmp_path):
         run(stopping, Stopping(SCENES))
     kept = read_answers(stopping)
     assert 0 < len(kept) < len(whole)
-    predictor = Shuffler(SCENES)
+    predictor = Neighbourly(SCENES)
     assert timeless(run(stopping, predictor)) == whole
     asked = {request.question for batch in predictor.batches for request in batch}
     assert not asked & {record.question for record in kept}
@@ -75,7 +87,7 @@ def test_a_finished_run_asks_nothing(tmp_path):
 
 def test_a_torn_line_and_a_dialogue_cut_in_half_are_asked_again(tmp_path):
     whole = timeless(run(tmp_path / "run"))
-    (path,) = (tmp_path / "run").glob("answers-*.jsonl")
+    path = tmp_path / "run" / "answers.jsonl"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) - 30])
     assert len(read_answers(tmp_path / "run")) < len(whole)
@@ -105,14 +117,39 @@ def test_several_processes_equal_a_single_one(tmp_path, before):
     with ThreadPoolExecutor(3) as pool:
         results = list(pool.map(lambda group: run(shared, None, group), groups))
     assert [timeless(records) for records in results] == [whole] * 3
-    assert len(list(shared.glob("answers-*.jsonl"))) == 3
+    assert sorted(path.name for path in shared.iterdir()) == ["answers.jsonl", "run.json"]
+    assert [json.loads(line)["row"] for line in open_lines(shared)] == [
+        record.index for record in whole
+    ]
 
 
 def test_questions_answered_twice_count_once(tmp_path):
     whole = timeless(run(tmp_path / "run"))
-    (path,) = (tmp_path / "run").glob("answers-*.jsonl")
-    path.with_name("answers-007.jsonl").write_bytes(path.read_bytes())
+    path = tmp_path / "run" / "answers.jsonl"
+    path.with_name(".answers.jsonl.part007").write_bytes(path.read_bytes())
     assert timeless(read_answers(tmp_path / "run")) == whole
+
+
+def test_a_batch_that_is_deleted_from_the_middle_is_asked_again_in_its_place(tmp_path):
+    whole = timeless(run(tmp_path / "run"))
+    path = tmp_path / "run" / "answers.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    del lines[3]
+    path.write_bytes(b"".join(lines))
+    predictor = Neighbourly(SCENES)
+    assert timeless(run(tmp_path / "run", predictor)) == whole
+    assert {r.question for batch in predictor.batches for r in batch} == {
+        record.question for record in whole if record.index < 4
+    }
+    rows = [json.loads(line)["row"] for line in path.read_bytes().splitlines()]
+    assert rows == sorted(rows)
+
+
+def test_answers_in_an_older_form_are_named(tmp_path):
+    open_run(tmp_path / "run", SETTINGS)
+    (tmp_path / "run" / "answers-000.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="older form"):
+        run(tmp_path / "run")
 
 
 def test_another_run_in_the_same_folder_is_refused(tmp_path):
@@ -124,11 +161,11 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path):
 
 def test_a_damaged_line_is_named(tmp_path):
     run(tmp_path / "run")
-    (path,) = (tmp_path / "run").glob("answers-*.jsonl")
+    path = tmp_path / "run" / "answers.jsonl"
     lines = path.read_text().splitlines()
     lines[2] = lines[2][:50]
     path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(ValueError, match=r"Line 3 of .*answers-000.jsonl is damaged"):
+    with pytest.raises(ValueError, match=r"Line 3 of .*answers.jsonl is damaged"):
         read_answers(tmp_path / "run")
 
 
@@ -140,8 +177,8 @@ def test_a_folder_without_a_run_is_named(tmp_path):
 def test_progress_hears_of_every_dialogue(tmp_path):
     heard = []
     open_run(tmp_path / "run", SETTINGS)
-    answer = answer_freely(Oracle(SCENES), 4)
+    answer = answer_freely(Oracle(SCENES))
     answer_missing(
-        answer, QUESTIONS, RULES, tmp_path / "run", progress=lambda *told: heard.append(told)
+        answer, QUESTIONS, RULES, tmp_path / "run", 4, progress=lambda *told: heard.append(told)
     )
     assert heard[-1] == (len(QUESTIONS), len(QUESTIONS), 1.0)

@@ -13,12 +13,12 @@ import pytest
 from hand_made_scenes import Oracle, Silent, Sprayer, make_scene, with_segments
 from PIL import Image
 
-from pixellm.evaluation.answer_log import open_run
 from pixellm.evaluation.benchmarks import find_benchmark
 from pixellm.evaluation.evaluate import answer_freely, answer_missing
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.report import write_report
 from pixellm.evaluation.report.gallery import EACH, choose_records
+from pixellm.evaluation.run_folder import open_run
 from pixellm.evaluation.scores import Rules, question_giou
 from pixellm.evaluation.summary import summarize
 from pixellm.types import Prediction, Segment
@@ -54,7 +54,7 @@ def answer(folder: Path, kind: type[Oracle], num_scenes: int = 6) -> list[Answer
     scenes = [make_scene(i) for i in range(num_scenes)]
     questions = [sample for scene in scenes for sample in scene]
     open_run(folder, SETTINGS)
-    return answer_missing(answer_freely(kind(scenes), 8), questions, RULES, folder)
+    return answer_missing(answer_freely(kind(scenes)), questions, RULES, folder, 8)
 
 
 def image(record: AnswerRecord) -> Image.Image:

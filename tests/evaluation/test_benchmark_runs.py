@@ -15,9 +15,9 @@ from known_answers import Knowing
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from pixellm.evaluation.answer_log import open_run
 from pixellm.evaluation.benchmark_run import BenchmarkRun, run_benchmark, run_of_folder
 from pixellm.evaluation.benchmarks import BENCHMARKS
+from pixellm.evaluation.run_folder import open_run
 
 WITH_FILES = [name for name in BENCHMARKS if name != "scenes"]
 

@@ -10,7 +10,7 @@ from hand_made_scenes import Oracle, Silent, make_scene, true_prediction, with_s
 
 from conftest import TINY_QUESTION, square_sample
 from pixellm.engine import load
-from pixellm.evaluation.runner import answer_dialogues, mark_answer
+from pixellm.engine.dialogues import answer_dialogues, mark_answer
 from pixellm.types import Prediction, Request, Sample, Segment
 
 

@@ -6,20 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmark_layouts import write_benchmark
 from known_answers import Knowing
 
-from pixellm.evaluation.answer_log import read_answers
 from pixellm.evaluation.benchmark_run import BenchmarkRun, run_benchmark
-from pixellm.evaluation.records import record_to_json
+from pixellm.evaluation.records import AnswerRecord
+from pixellm.evaluation.run_folder import read_answers
 
 
-def timeless(folder: Path) -> list[dict[str, Any]]:
-    records = [record_to_json(record) for record in read_answers(folder)]
-    return [{**values, "seconds": 0} for values in records]
+def timeless(folder: Path) -> list[AnswerRecord]:
+    return [replace(record, seconds=0.0) for record in read_answers(folder)]
 
 
 def without_seconds(groups: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def test_two_processes_report_what_one_alone_reports(tmp_path):
     told = [json.loads((tmp_path / f"told-{number}.json").read_text()) for number in (0, 1)]
     assert [one["asked"] for one in told] == [alone.num_asked // 2] * 2
     assert timeless(tmp_path / "run") == timeless(tmp_path / "alone")
-    assert len(list((tmp_path / "run").glob("answers-*.jsonl"))) == 2
+    assert not list((tmp_path / "run").glob(".answers*"))
     expected = without_seconds(json.loads(json.dumps(summary.to_dict()["groups"])))
     assert [without_seconds(one["scores"]) for one in told] == [expected, expected]
     assert (tmp_path / "run" / "report.html").is_file()

@@ -199,7 +199,7 @@ def test_answers_without_a_verdict_are_counted_and_keep_their_scores(
 
 
 def test_the_library_judges_a_run_too(tmp_path: Path) -> None:
-    from pixellm.evaluation.answer_log import read_answers
+    from pixellm.evaluation.run_folder import read_answers
 
     run, folder = answer_muse(tmp_path)
     records = read_answers(folder)

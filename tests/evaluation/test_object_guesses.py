@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hand_made_scenes import APPLE, CUP, PEAR, SIZE, make_scene
 
+from pixellm.engine.dialogues import answer_dialogues
 from pixellm.evaluation.baselines import ObjectGuesser, guess_all, guess_largest, guess_scenes
-from pixellm.evaluation.runner import answer_dialogues
 from pixellm.evaluation.scenes import score_answer
 from pixellm.masks import decode_mask, encode_mask
 from pixellm.types import Request, Sample, Target, Turn

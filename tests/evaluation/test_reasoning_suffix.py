@@ -14,10 +14,11 @@ from pixellm.checkpoint.io import load_model_and_processor, save_model
 from pixellm.data.collate import Collator
 from pixellm.data.registry import open_reader
 from pixellm.engine import Engine
+from pixellm.engine.jobs import answer_here
+from pixellm.engine.questions import RowWorker, answer_rows
 from pixellm.evaluation.benchmark_run import BenchmarkRun, run_benchmark
+from pixellm.evaluation.question_sets import open_rows
 from pixellm.evaluation.report.compare import compare_runs
-from pixellm.prediction.job import answer_here, run_job
-from pixellm.prediction.sets import open_rows
 from pixellm.types import Request, Sample, Turn
 
 SUFFIX = "Answer with masks."
@@ -106,7 +107,7 @@ def test_answers_to_questions_with_another_suffix_are_not_mixed(suffixed, tmp_pa
     data = write_benchmark("muse", tmp_path / "data")
     run = BenchmarkRun("muse", "tiny", "val", data)
     run_benchmark(run, tmp_path / "run", lambda: Knowing(run.open()))
-    answers = next((tmp_path / "run").glob("answers-*.jsonl"))
+    answers = tmp_path / "run" / "answers.jsonl"
     first = answers.read_bytes().splitlines(keepends=True)[0]
     answers.write_bytes(first)
     with pytest.raises(ValueError, match=f"suffix '', but the model now asks with '{SUFFIX}'"):
@@ -130,7 +131,8 @@ def test_training_asks_with_it_too(suffixed, tiny_engine, tmp_path):
 
 def test_predictions_of_muse_are_asked_with_it_and_name_the_question(suffixed, read, tmp_path):
     rows = open_rows("muse", write_benchmark("muse", tmp_path / "data"), "val")
-    run_job(rows, tmp_path / "out.jsonl", "tiny", answer_here(lambda: suffixed, "tiny"), 2)
+    spread = answer_here(lambda: RowWorker(lambda: suffixed, "tiny"))
+    answer_rows(rows, tmp_path / "out.jsonl", "tiny", spread, 2)
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["question"] for line in lines] == [row.question for row in rows]
     assert all(any(f"{row.question} {SUFFIX}" in text for text in read) for row in rows)

@@ -10,10 +10,10 @@ import pytest
 from hand_made_scenes import Oracle, Silent, Sprayer, make_scene
 from test_benchmark_report import SETTINGS, Wavering, answer, image
 
-from pixellm.evaluation.answer_log import open_run
 from pixellm.evaluation.evaluate import answer_freely, answer_missing
 from pixellm.evaluation.intervals import estimate_differences
 from pixellm.evaluation.report import compare_runs, write_comparison
+from pixellm.evaluation.run_folder import open_run
 from pixellm.evaluation.scores import Rules
 
 
@@ -88,7 +88,7 @@ def test_the_same_key_with_another_question_is_refused(runs, tmp_path):
     changed = type(moved)(moved.image, moved.size, moved.turns, scene[0].id)
     open_run(tmp_path / "changed", SETTINGS)
     answer_missing(
-        answer_freely(Sprayer([make_scene(1)]), 4),
+        answer_freely(Sprayer([make_scene(1)])),
         [changed],
         Rules("slots", "free", "strict"),
         tmp_path / "changed",

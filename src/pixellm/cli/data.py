@@ -159,8 +159,8 @@ def pseudo_label(
 
     from pixellm.cli.console import load_engine, open_console
     from pixellm.cli.display import labels_progress
-    from pixellm.prediction.label_run import COCO_FILE, SHEET_FILE, run_labels, start_run
-    from pixellm.prediction.pseudo_labels import LabelRules
+    from pixellm.labelling.label_run import COCO_FILE, SHEET_FILE, run_labels, start_run
+    from pixellm.labelling.pseudo_labels import LabelRules
 
     rules = LabelRules(min_score, doubt, overlap)
     run = start_run(images, out, model, rules, boxes, classes or (), limit)

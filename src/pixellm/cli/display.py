@@ -24,13 +24,13 @@ from pixellm.types import Prediction
 from pixellm.visualize import segment_color
 
 if TYPE_CHECKING:
+    from pixellm.engine.jobs import JobState
+    from pixellm.engine.jobs import Progress as JobProgress
     from pixellm.evaluation.evaluate import Progress as EvaluationProgress
     from pixellm.evaluation.report.tables import TextTable
     from pixellm.evaluation.scenes_report import ScenesReport
+    from pixellm.labelling.label_run import Progress as LabelProgress
     from pixellm.llm.run import RequestProgress
-    from pixellm.prediction.job import JobState
-    from pixellm.prediction.job import Progress as JobProgress
-    from pixellm.prediction.label_run import Progress as LabelProgress
     from pixellm.training.progress import TrainEvent
 
 SECONDS_A_LINE = 30.0

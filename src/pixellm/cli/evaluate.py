@@ -37,9 +37,9 @@ from pixellm.cli.judge import (
 
 if TYPE_CHECKING:
     from pixellm.engine import Engine
+    from pixellm.engine.jobs import ProcessGroup
     from pixellm.evaluation.baselines import ObjectGuesser
     from pixellm.evaluation.benchmark_run import BenchmarkRun
-    from pixellm.evaluation.evaluate import ProcessGroup
     from pixellm.evaluation.judge import JudgeSettings
     from pixellm.evaluation.report.judged import JudgedScores
     from pixellm.evaluation.scenes_report import ScenesReport
@@ -102,7 +102,7 @@ _Protocol = Annotated[
     str, typer.Option(help="strict, or released: as the authors' code scores, defects included.")
 ]
 _Limit = Annotated[int, typer.Option(min=0, help="The first dialogues only; 0 for all.")]
-_BatchSize = Annotated[int, typer.Option(min=1, help="Questions answered together.")]
+_BatchSize = Annotated[int, typer.Option(min=1, help="Dialogues answered, and written, together.")]
 _Out = Annotated[
     Path | None,
     typer.Option(help="Folder for answers and report; the same command goes on where it stopped."),
@@ -218,7 +218,7 @@ def evaluate_scenes(
 ) -> None:
     """Score a model on drawn scenes, with 95 % intervals; with --out, write a report too."""
     from pixellm.cli.display import scored_progress
-    from pixellm.evaluation.evaluate import ProcessGroup
+    from pixellm.engine.jobs import ProcessGroup
     from pixellm.scenes.dataset import ScenesDataset
 
     check_json(json, ("benchmark", "split", "groups"))
@@ -294,8 +294,8 @@ def _run(
     With ``aside`` the tables go to standard error, as standard output is to hold JSON.
     """
     from pixellm.cli.display import scored_progress
+    from pixellm.engine.jobs import ProcessGroup
     from pixellm.evaluation.benchmark_run import run_benchmark
-    from pixellm.evaluation.evaluate import ProcessGroup
     from pixellm.evaluation.judged_run import judge_run
 
     group = ProcessGroup.from_environment()
@@ -349,9 +349,9 @@ def _show_run(
 ) -> None:
     """One sentence and the tables of a run, the judge's effect first."""
     from pixellm.cli.display import print_text_table
-    from pixellm.evaluation.answer_log import read_settings
     from pixellm.evaluation.report.judged import describe_judge, effect_table
     from pixellm.evaluation.report.tables import all_tables, describe_run
+    from pixellm.evaluation.run_folder import read_settings
 
     headline = run.headline
     lead = describe_run(read_settings(out), summary)

@@ -1,7 +1,7 @@
 """The command ``pixellm predict``, and ``pixellm segment`` with ``--batch``: many images.
 
-Reads options, shows a progress bar and calls :mod:`pixellm.prediction`; how a job goes on after a
-kill is not its business. :func:`add_commands` puts the command into the command line.
+Reads options, shows a progress bar and calls :mod:`pixellm.engine.questions`, which knows how a job
+goes on after a kill. :func:`add_commands` puts the command into the command line.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import typer
 from pixellm.cli.console import import_quietly, open_console, reader_options, say
 
 if TYPE_CHECKING:
+    from pixellm.data.rows import Row
     from pixellm.engine import Engine
-    from pixellm.prediction.rows import Row
 
 _Question = Annotated[
     str, typer.Argument(help="Asked about each image of a folder, and where a line has none.")
@@ -144,7 +144,7 @@ def predict(
     if str(dataset) != STANDARD and (data or split or options or _names_a_set(dataset, question)):
         rows, name = _open_set(str(dataset), question, data or Path("data"), split, options)
     else:
-        from pixellm.prediction.rows import read_rows
+        from pixellm.data.rows import read_rows
 
         rows, name = read_rows(dataset, question), _stem(dataset)
     loader = EngineLoader(model, device, dtype, quantize, offload, min_score)
@@ -162,7 +162,7 @@ def _names_a_set(dataset: Path, question: str) -> bool:
     Raises:
         FileNotFoundError: there is nothing of that name.
     """
-    from pixellm.prediction.sets import SET_NAMES
+    from pixellm.evaluation.question_sets import SET_NAMES
 
     if (dataset.exists() and not dataset.is_dir()) or (
         dataset.is_dir() and (question or str(dataset) not in SET_NAMES)
@@ -180,7 +180,7 @@ def _open_set(
     name: str, question: str, root: Path, split: str, options: list[str] | None
 ) -> tuple[Sequence[Row], str]:
     """The questions of a data set, and what its file of answers is called."""
-    from pixellm.prediction.sets import open_rows, usual_split
+    from pixellm.evaluation.question_sets import open_rows, usual_split
 
     if question:
         raise ValueError(f"The data set {name} has its own questions; leave out {question!r}.")
@@ -194,19 +194,20 @@ def _run_and_report(
 ) -> None:
     """Run a job with a progress bar; say at the end what was written and what went wrong."""
     from pixellm.cli.display import answers_progress
+    from pixellm.engine.jobs import answer_here
+    from pixellm.engine.questions import RowWorker, answer_rows
+    from pixellm.engine.ray import answer_on_ray
     from pixellm.files import STANDARD
-    from pixellm.prediction.cluster import answer_on_ray
-    from pixellm.prediction.job import answer_here, run_job
 
     if ray_workers:
         device = _device_of_workers(load.device)
         gpus = 1.0 if device == "cuda" else 0.0
         spread = answer_on_ray(replace(load, device=device), load.model, ray_workers, gpus)
     else:
-        spread = answer_here(load, load.model)
+        spread = answer_here(lambda: RowWorker(load, load.model))
     try:
         with answers_progress(open_console(stderr=True)) as progress:
-            state = run_job(rows, target, load.model, spread, batch_size, progress)
+            state = answer_rows(rows, target, load.model, spread, batch_size, progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
     aside = str(target) == STANDARD

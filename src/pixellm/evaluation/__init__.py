@@ -4,9 +4,9 @@ It scores :class:`~pixellm.types.Prediction` against :class:`~pixellm.types.Samp
 prints. Which model made the predictions, and how, it does not know.
 """
 
+from pixellm.engine.dialogues import Predictor, answer_dialogues
 from pixellm.evaluation.intervals import Estimate, estimate_ratios
 from pixellm.evaluation.metrics import MuseScorer, QuestionScore, score_masks
-from pixellm.evaluation.runner import Predictor, answer_dialogues
 from pixellm.evaluation.scenes import evaluate_scenes
 from pixellm.evaluation.scenes_report import ScenesReport
 

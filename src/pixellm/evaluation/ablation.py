@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pixellm.engine.dialogues import Predictor
 from pixellm.evaluation.intervals import Estimate
-from pixellm.evaluation.runner import Predictor
 from pixellm.evaluation.scenes import score_dialogues
 from pixellm.masks import decode_mask, mask_to_box
 from pixellm.types import Target

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixellm.evaluation.answer_log import open_run, read_answers, read_settings
+from pixellm.engine.dialogues import Predictor
+from pixellm.engine.jobs import ALONE, ProcessGroup
 from pixellm.evaluation.baselines import GUESSES, ObjectGuesser, guess_scenes
 from pixellm.evaluation.benchmarks import (
     Benchmark,
@@ -21,9 +22,7 @@ from pixellm.evaluation.benchmarks import (
     open_questions,
 )
 from pixellm.evaluation.evaluate import (
-    ALONE,
     Answer,
-    ProcessGroup,
     Progress,
     answer_freely,
     answer_missing,
@@ -34,7 +33,7 @@ from pixellm.evaluation.metrics import Protocol
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.report import check_report, write_report
 from pixellm.evaluation.report.gallery import FetchImage, read_image
-from pixellm.evaluation.runner import Predictor
+from pixellm.evaluation.run_folder import open_run, read_answers, read_settings
 from pixellm.evaluation.scores import Mode, Rules
 from pixellm.evaluation.summary import Summary, summarize
 from pixellm.types import Sample
@@ -185,7 +184,7 @@ def run_benchmark(
         folder: of the run; holds the answers, and the report at the end.
         load_engine: gives the model, or in free mode under the strict protocol anything with
             ``predict_batch``; called only if something is left to answer.
-        batch_size: questions, or with given answers dialogues, per pass.
+        batch_size: dialogues answered together; the same for all of a run.
         group: all of its processes must call this; the first one writes the report.
         progress: told after every dialogue.
 
@@ -213,8 +212,10 @@ def run_benchmark(
             group.wait()  # all must have seen what an earlier call noted
             if group.number == 0:
                 open_run(folder, named, {"suffix": suffix})
-        answer = _answer(run.rules, engine, batch_size)
-        records = answer_missing(answer, questions, run.rules, folder, group, progress)
+        answer = _answer(run.rules, engine)
+        records = answer_missing(
+            answer, questions, run.rules, folder, batch_size, group=group, progress=progress
+        )
     else:
         records = read_answers(folder)
     benchmark = run.benchmark
@@ -311,10 +312,10 @@ def _check_suffix(engine: Any, folder: Path) -> str:
     return suffix
 
 
-def _answer(rules: Rules, engine: Any, batch_size: int) -> Answer:
+def _answer(rules: Rules, engine: Any) -> Answer:
     if rules.mode == "forced":
-        return answer_with_texts(engine, batch_size)
-    return answer_freely(engine, batch_size, keep_logits=rules.protocol == "released")
+        return answer_with_texts(engine)
+    return answer_freely(engine, keep_logits=rules.protocol == "released")
 
 
 class _First(Sequence[Sample]):

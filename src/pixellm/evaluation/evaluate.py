@@ -1,26 +1,34 @@
-"""Runs a benchmark: questions to a model, answers to a log, over several processes, resumable.
+"""Questions to records: a benchmark's dialogues are answered, scored and kept, resumable.
 
-Every answered dialogue is on disk before the next batch is asked; a stopped run goes on where it
+A batch of dialogues is on disk before the next one is asked; a stopped run goes on where it
 stopped. It knows no data set and prints nothing; progress goes to a callback.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixellm.evaluation.answer_log import AnswerLog, read_answers
-from pixellm.evaluation.records import AnswerRecord, Origin, build_record
-from pixellm.evaluation.runner import (
+from pixellm.data.rows import name_of_image
+from pixellm.engine.dialogues import (
     AnsweredDialogue,
     Predictor,
     answer_dialogues,
     answer_given,
 )
+from pixellm.engine.jobs import (
+    ALONE,
+    BatchAnswers,
+    JobState,
+    ProcessGroup,
+    answer_here,
+    run_job,
+)
+from pixellm.evaluation.records import AnswerRecord, Origin, build_record, record_to_json
+from pixellm.evaluation.run_folder import ANSWERS_FILE, read_answers, read_settings
 from pixellm.evaluation.scores import Rules, question_giou
 from pixellm.types import Sample
 
@@ -28,55 +36,10 @@ if TYPE_CHECKING:
     from pixellm.engine import Engine
 
 Progress = Callable[[int, int, float | None], None]
-"""Called with questions done, questions in all, and the mean of their gIoU so far."""
-
-LONGEST_WAIT = timedelta(hours=24)
-"""For processes that are done with their part while another still answers."""
+"""Called with dialogues done, dialogues in all, and the mean of the questions' gIoU so far."""
 
 Answer = Callable[[Sequence[Sample]], Iterator[AnsweredDialogue]]
-"""Answers dialogues; each carries its index in the input."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessGroup:
-    """The processes that share an evaluation.
-
-    Attributes:
-        number: of this one, from 0.
-        count: all.
-        local: number among those on this machine, which chooses the GPU.
-    """
-
-    number: int = 0
-    count: int = 1
-    local: int = 0
-
-    @classmethod
-    def from_environment(cls) -> ProcessGroup:
-        """The processes that ``accelerate launch`` started; this one alone without it."""
-        if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
-            return cls()
-        import torch
-        from accelerate import PartialState
-
-        # Unless told so, accelerate takes processes without a GPU for ones that are alone.
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
-        return cls(state.process_index, state.num_processes, state.local_process_index)
-
-    def share(self, items: Sequence[int]) -> Sequence[int]:
-        """This process's part: neighbours stay together, as they ask about one image."""
-        size = len(items)
-        return items[self.number * size // self.count : (self.number + 1) * size // self.count]
-
-    def wait(self) -> None:
-        """Go on when all processes have come here."""
-        if self.count > 1:
-            from accelerate import PartialState
-
-            PartialState().wait_for_everyone()
-
-
-ALONE = ProcessGroup()
+"""Answers the dialogues of a batch; each carries its index among them."""
 
 
 def missing_questions(questions: Sequence[Sample], folder: Path) -> list[int]:
@@ -90,6 +53,8 @@ def answer_missing(
     questions: Sequence[Sample],
     rules: Rules,
     folder: Path,
+    batch_size: int = 16,
+    *,
     group: ProcessGroup = ALONE,
     progress: Progress | None = None,
 ) -> list[AnswerRecord]:
@@ -99,43 +64,76 @@ def answer_missing(
         answer: how, see :func:`answer_freely` and :func:`answer_with_texts`.
         questions: all dialogues of the benchmark.
         rules: how to score.
-        folder: of the run; see :func:`~pixellm.evaluation.answer_log.open_run`.
+        folder: of the run; see :func:`~pixellm.evaluation.run_folder.open_run`.
+        batch_size: dialogues answered together.
         group: each process answers its part; all must call this.
-        progress: told after every dialogue, about this process's part.
+        progress: told after every batch.
 
     Returns:
         The records of all processes, in the order of the benchmark.
 
     Raises:
-        ValueError: answers that don't fit their questions, or a damaged log.
+        ValueError: answers that don't fit their questions, or a damaged file.
+        OSError: the file can't be written, or another process is writing it.
     """
-    todo = group.share(missing_questions(questions, folder))
-    group.wait()  # all must have read the log before anyone writes to it
-    total, done = sum(1 for _ in todo), 0
-    sums = [0.0, 0.0]
-    with AnswerLog(folder, group.number) as log:
-        for answered in answer(_Selection(questions, todo)):
-            records = score_dialogue(answered, todo[answered.index], rules)
-            log.append(records)
-            sums[0] += sum(question_giou(record, rules.unit) for record in records)
-            sums[1] += len(records)
-            done += 1
-            if progress is not None:
-                progress(done, total, sums[0] / sums[1] if sums[1] else None)
-    group.wait()
+    worker = _DialogueWorker(answer, rules, read_settings(folder))
+
+    def tell(state: JobState) -> None:
+        if progress is not None:
+            progress(state.done, state.total, worker.giou)
+
+    spread = answer_here(lambda: worker)
+    items = _Numbered(questions, range(len(questions)))
+    run_job(items, folder / ANSWERS_FILE, spread, batch_size, group=group, progress=tell)
     return read_answers(folder)
 
 
-def answer_freely(predictor: Predictor, batch_size: int, *, keep_logits: bool = False) -> Answer:
-    """By free generation, see :func:`~pixellm.evaluation.runner.answer_dialogues`."""
+def answer_freely(predictor: Predictor, *, keep_logits: bool = False) -> Answer:
+    """By free generation, see :func:`~pixellm.engine.dialogues.answer_dialogues`."""
     return lambda questions: answer_dialogues(
-        predictor, questions, batch_size, keep_logits=keep_logits
+        predictor, questions, len(questions), keep_logits=keep_logits
     )
 
 
-def answer_with_texts(engine: Engine, batch_size: int) -> Answer:
-    """With the true texts given, see :func:`~pixellm.evaluation.runner.answer_given`."""
-    return lambda questions: answer_given(engine, questions, batch_size)
+def answer_with_texts(engine: Engine) -> Answer:
+    """With the true texts given, see :func:`~pixellm.engine.dialogues.answer_given`."""
+    return lambda questions: answer_given(engine, questions, len(questions))
+
+
+class _DialogueWorker:
+    """Answers and scores a batch of dialogues.
+
+    Args:
+        answer: how they are answered.
+        rules: how they are scored.
+        settings: of the run.
+
+    Attributes:
+        giou: mean over the questions so far; None before the first.
+    """
+
+    def __init__(self, answer: Answer, rules: Rules, settings: Mapping[str, Any]) -> None:
+        self.giou: float | None = None
+        self._answer = answer
+        self._rules = rules
+        self._model = str(settings.get("model", ""))
+        self._root = Path(settings.get("data", ""))
+        self._gious: list[float] = []
+
+    def __call__(self, batch: Sequence[tuple[int, Sample]]) -> BatchAnswers:
+        begun = time.monotonic()
+        numbers, samples = zip(*batch, strict=True)
+        lines: dict[int, str] = {}
+        for answered in self._answer(samples):
+            image = name_of_image(answered.sample, self._root)
+            records = score_dialogue(answered, numbers[answered.index], self._rules)
+            self._gious += [question_giou(record, self._rules.unit) for record in records]
+            values = [record_to_json(record, self._model, image) for record in records]
+            lines[answered.index] = "".join(json.dumps(one) + "\n" for one in values)
+        self.giou = sum(self._gious) / len(self._gious) if self._gious else None
+        content = "".join(lines[index] for index in sorted(lines)).encode("ascii")
+        images = len({str(s.image) if isinstance(s.image, Path) else id(s.image) for s in samples})
+        return BatchAnswers(content, images, time.monotonic() - begun)
 
 
 def score_dialogue(answered: AnsweredDialogue, index: int, rules: Rules) -> list[AnswerRecord]:
@@ -164,17 +162,18 @@ def score_dialogue(answered: AnsweredDialogue, index: int, rules: Rules) -> list
     return records
 
 
-class _Selection(Sequence[Sample]):
-    """Some of the questions, fetched one at a time."""
+class _Numbered(Sequence[tuple[int, Sample]]):
+    """Questions with their index, fetched one at a time; a slice is a view."""
 
-    def __init__(self, questions: Sequence[Sample], indices: Sequence[int]) -> None:
+    def __init__(self, questions: Sequence[Sample], indices: range) -> None:
         self._questions = questions
         self._indices = indices
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: Any) -> Any:  # a sample; for a slice, several
+    def __getitem__(self, index: Any) -> Any:  # a pair; for a slice, a view of several
         if isinstance(index, slice):
-            return _Selection(self._questions, self._indices[index])
-        return self._questions[self._indices[index]]
+            return _Numbered(self._questions, self._indices[index])
+        number = self._indices[index]
+        return number, self._questions[number]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pixellm.engine.dialogues import AnsweredDialogue
 from pixellm.evaluation.evaluate import score_dialogue
 from pixellm.evaluation.judge import (
     DEFAULT_THRESHOLD,
@@ -24,7 +25,6 @@ from pixellm.evaluation.judge import (
 )
 from pixellm.evaluation.metrics import score_masks_as_released
 from pixellm.evaluation.records import AnswerRecord, stack_masks, without_marks
-from pixellm.evaluation.runner import AnsweredDialogue
 from pixellm.evaluation.scores import Rules
 from pixellm.files import STANDARD, parse_json, read_input
 from pixellm.llm.run import RequestProgress

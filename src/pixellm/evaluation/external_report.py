@@ -7,15 +7,14 @@ the same tables and ``pixellm compare`` reads both. It scores nothing and prints
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pixellm.evaluation.answer_log import AnswerLog, open_run
 from pixellm.evaluation.benchmark_run import BenchmarkRun, image_source
 from pixellm.evaluation.external import ExternalScores
 from pixellm.evaluation.report import write_report
 from pixellm.evaluation.report.tables import TextTable, all_tables, describe_run
+from pixellm.evaluation.run_folder import open_run, write_answers
 from pixellm.evaluation.summary import Summary, summarize
 from pixellm.files import check_new_folder
 from pixellm.types import Sample
@@ -84,9 +83,7 @@ def write_external_report(
     """
     check_new_folder(folder)
     open_run(folder, run.settings())
-    with AnswerLog(folder) as log:
-        for _, dialogue in groupby(scored.records, key=lambda record: record.index):
-            log.append(dialogue)
+    write_answers(folder, scored.records, run.model)
     summary, _ = summarize_scores(run, scored)
     return write_report(
         folder,

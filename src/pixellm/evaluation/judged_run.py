@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pixellm.evaluation.answer_log import read_settings
 from pixellm.evaluation.benchmark_run import BenchmarkRun, image_source
 from pixellm.evaluation.judge import Judge, JudgeSettings, judge_records
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.report import write_report
 from pixellm.evaluation.report.judged import JudgedScores
+from pixellm.evaluation.run_folder import read_settings
 from pixellm.evaluation.summary import Summary, summarize
 from pixellm.llm.run import RequestProgress
 

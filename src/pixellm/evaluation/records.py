@@ -13,11 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from pixellm.answer_files import prediction_to_json
 from pixellm.evaluation.mask_match import MaskMatch, match_and_score, score_union
 from pixellm.evaluation.matching import Pairs
 from pixellm.evaluation.metrics import Protocol, QuestionScore, score_masks_as_released
 from pixellm.masks import decode_mask, encode_mask
-from pixellm.types import RLE, SEG_MARK, BoolMask, Prediction, Target, Turn
+from pixellm.types import RLE, SEG_MARK, BoolMask, Prediction, Segment, Target, Turn
+
+_BESIDE = ("sample", "image", "kind", "expected", "seconds", "num_tokens", "path", "source")
+"""Fields that a line of an answers file holds as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class AnswerRecord:
         released: score under the released protocol; None where that was not asked for.
         seconds: the answer took, its share of a batch.
         num_tokens: of the answer; 0 where it is not known.
+        num_filtered: masks that were too unsure to be shown.
         path: file of the image; "" where it was drawn.
         source: which collection the image is from; "" where unknown.
     """
@@ -73,6 +78,7 @@ class AnswerRecord:
     released: QuestionScore | None = None
     seconds: float = 0.0
     num_tokens: int = 0
+    num_filtered: int = 0
     path: str = ""
     source: str = ""
 
@@ -147,19 +153,40 @@ def build_record(
         released=_score_as_released(prediction, truths) if protocol == "released" else None,
         seconds=seconds,
         num_tokens=int(prediction.info.get("num_tokens", 0)),
+        num_filtered=int(prediction.info.get("num_filtered", 0)),
         path=origin.path,
         source=origin.source,
     )
 
 
-def record_to_json(record: AnswerRecord) -> dict[str, Any]:
-    """The record as values that JSON knows."""
-    values = asdict(record)
-    del values["matches"]
-    values["picture"] = values.pop("image")
-    values["slots"] = [_match_to_json(match) for match in record.matches]
-    values["union"] = [_match_to_json(match) for match in record.union]
-    return values
+def record_to_json(record: AnswerRecord, model: str = "", image: str = "") -> dict[str, Any]:
+    """The record as a line of an answers file: the answer, and beside it what it was scored on.
+
+    Args:
+        record: an answered question.
+        model: what the model is called.
+        image: what the image is called; its path, or the sample where that is drawn, where "".
+
+    Returns:
+        ``row`` (the dialogue's index), ``num_turns``, ``turn``, ``id``, then what
+        :func:`~pixellm.answer_files.prediction_to_json` gives, and under ``evaluation`` the rest.
+    """
+    shown = [Segment(s.label, decode_mask(s.mask), s.score, s.span) for s in record.shown]
+    info = {"num_filtered": record.num_filtered}
+    answer = Prediction(record.answer, tuple(shown), record.question, record.size, info)
+    beside = {name: getattr(record, name) for name in _BESIDE}
+    beside["targets"] = [asdict(target) for target in record.targets]
+    beside["released"] = None if record.released is None else asdict(record.released)
+    beside["slots"] = [_match_to_json(match) for match in record.matches]
+    beside["union"] = [_match_to_json(match) for match in record.union]
+    return {
+        "row": record.index,
+        "num_turns": record.num_turns,
+        "turn": record.turn,
+        "id": record.key,
+        **prediction_to_json(answer, image or record.path or record.sample, model),
+        "evaluation": beside,
+    }
 
 
 def record_from_json(values: Mapping[str, Any]) -> AnswerRecord:
@@ -169,21 +196,33 @@ def record_from_json(values: Mapping[str, Any]) -> AnswerRecord:
         ValueError: these are no values of a record.
     """
     try:
-        fields = dict(values)
-        fields["size"] = (int(values["size"][0]), int(values["size"][1]))
-        fields["targets"] = tuple(Target(**target) for target in values["targets"])
-        fields["shown"] = tuple(
-            ShownMask(**{**mask, "span": (int(mask["span"][0]), int(mask["span"][1]))})
-            for mask in values["shown"]
-        )
-        fields["image"] = fields.pop("picture")
-        fields["matches"] = tuple(MaskMatch(*match) for match in fields.pop("slots"))
-        fields["union"] = tuple(MaskMatch(*match) for match in values["union"])
-        released = values["released"]
+        beside = values["evaluation"]
+        released = beside["released"]
         if released is not None:
-            ious = tuple(released["pair_ious"])
-            fields["released"] = QuestionScore(**{**released, "pair_ious": ious})
-        return AnswerRecord(**fields)
+            released = QuestionScore(**{**released, "pair_ious": tuple(released["pair_ious"])})
+        return AnswerRecord(
+            index=values["row"],
+            turn=values["turn"],
+            num_turns=values["num_turns"],
+            question=values["question"],
+            answer=values["answer"],
+            size=(int(values["height"]), int(values["width"])),
+            targets=tuple(Target(**target) for target in beside["targets"]),
+            shown=tuple(
+                ShownMask(
+                    one["label"],
+                    one["score"],
+                    (int(one["span"][0]), int(one["span"][1])),
+                    one["segmentation"],
+                )
+                for one in values["segments"]
+            ),
+            matches=tuple(MaskMatch(*match) for match in beside["slots"]),
+            union=tuple(MaskMatch(*match) for match in beside["union"]),
+            released=released,
+            num_filtered=values["withheld"],
+            **{name: beside[name] for name in _BESIDE},
+        )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"This is no record of an answer ({error}).") from error
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from pixellm.engine.dialogues import Predictor, answer_dialogues
 from pixellm.evaluation.mask_match import matches_to_score
 from pixellm.evaluation.metrics import score_masks
 from pixellm.evaluation.records import AnswerRecord, stack_masks, without_marks
-from pixellm.evaluation.runner import Predictor, answer_dialogues
 from pixellm.evaluation.scenes_report import AnswerScore, ScenesReport, build_report
 from pixellm.masks import decode_mask
 from pixellm.types import Prediction, Sample, Turn

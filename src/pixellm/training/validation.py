@@ -81,8 +81,8 @@ def evaluate_on_data(engine: Any, source: DataSource, num_images: int) -> dict[s
 
     Masks are matched one to one; one too many or too few counts with IoU 0.
     """
+    from pixellm.engine.dialogues import answer_dialogues
     from pixellm.evaluation.metrics import Ratio, add_ratios, score_masks, strict_ratios
-    from pixellm.evaluation.runner import answer_dialogues
     from pixellm.masks import decode_mask
 
     dataset = build_source(source)

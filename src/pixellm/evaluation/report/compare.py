@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from pixellm.evaluation.answer_log import read_answers, read_settings
 from pixellm.evaluation.intervals import (
     Difference,
     Estimate,
@@ -30,6 +29,7 @@ from pixellm.evaluation.report.gallery import (
 )
 from pixellm.evaluation.report.page import build_page
 from pixellm.evaluation.report.tables import TextTable, number
+from pixellm.evaluation.run_folder import read_answers, read_settings
 from pixellm.evaluation.scores import Rules, Unit, count_bin, image_ratios, question_giou
 from pixellm.files import check_file, check_folder, json_bytes, write_files
 

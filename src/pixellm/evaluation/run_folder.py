@@ -1,8 +1,7 @@
-"""The files of an evaluation run: its settings, and every answer as one line, never rewritten.
+"""The folder of an evaluation run: its settings, and its answers as records.
 
-Each process appends to a file of its own; a dialogue's questions are written together once all
-are answered. A run that was stopped goes on from what its files hold, with any number of
-processes. It knows nothing of models and scores.
+Answers are written by a job, see :mod:`pixellm.engine.jobs`; here they are read again. It knows
+nothing of models and scores.
 """
 
 from __future__ import annotations
@@ -11,52 +10,35 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 from pixellm.evaluation.records import AnswerRecord, record_from_json, record_to_json
-from pixellm.files import LineLog, json_bytes, parse_json, read_json, read_lines, write_files
+from pixellm.files import json_bytes, parse_json, read_json, read_lines, write_files
 
 SETTINGS_FILE = "run.json"
 FACTS = frozenset({"left_out", "suffix"})
 """Names in a run's settings that a report says and another call of the run need not repeat."""
-_ANSWER_FILES = "answers-*.jsonl"
-
-
-class AnswerLog:
-    """Appends answers to a run's folder.
-
-    Args:
-        folder: of the run; must exist.
-        process: number of this process; each writes its own file.
-    """
-
-    def __init__(self, folder: Path, process: int = 0) -> None:
-        self._log = LineLog(folder / f"answers-{process:03d}.jsonl")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._log.close()
-
-    def append(self, records: Iterable[AnswerRecord]) -> None:
-        """Write the questions of one dialogue; on disk when this returns."""
-        lines = [json.dumps(record_to_json(record)) + "\n" for record in records]
-        self._log.append("".join(lines).encode("ascii"))
+ANSWERS_FILE = "answers.jsonl"
+"""One line a question, see :mod:`pixellm.engine.jobs`."""
 
 
 def read_answers(folder: Path) -> list[AnswerRecord]:
     """All complete dialogues of a run, in the order of the benchmark.
 
     A last line that was cut short and a dialogue that lacks a turn are passed over: they will be
-    asked again. Of a dialogue that two processes answered the first one read counts.
+    asked again. What processes of a killed run left in parts counts too.
 
     Raises:
-        ValueError: a line in the middle of a file is damaged.
+        ValueError: a damaged line, or answers in another form.
     """
+    if any(folder.glob("answers-*.jsonl")):
+        raise ValueError(
+            f"{folder} holds answers in an older form (answers-*.jsonl); name another folder, or "
+            "remove this one."
+        )
     dialogues: dict[int, dict[int, AnswerRecord]] = {}
-    for path in sorted(folder.glob(_ANSWER_FILES)):
-        for record in _read_file(path):
+    for path in (folder / ANSWERS_FILE, *sorted(folder.glob(f".{ANSWERS_FILE}.part*"))):
+        for record in _read_file(path) if path.exists() else ():
             dialogues.setdefault(record.index, {}).setdefault(record.turn, record)
     return [
         turns[turn]
@@ -64,6 +46,16 @@ def read_answers(folder: Path) -> list[AnswerRecord]:
         if len(turns) == next(iter(turns.values())).num_turns
         for turn in sorted(turns)
     ]
+
+
+def write_answers(folder: Path, records: Iterable[AnswerRecord], model: str) -> None:
+    """Write the answers of a whole run at once.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
+    lines = [json.dumps(record_to_json(record, model)) + "\n" for record in records]
+    write_files({folder / ANSWERS_FILE: "".join(lines).encode("ascii")})
 
 
 def open_run(
@@ -87,7 +79,7 @@ def open_run(
         if {**old, **facts} != old:
             write_files({path: json_bytes({**old, **facts})})
         return
-    if any(folder.glob(_ANSWER_FILES)):
+    if (folder / ANSWERS_FILE).exists():
         raise ValueError(f"{folder} holds answers without their {SETTINGS_FILE}; choose another.")
     folder.mkdir(parents=True, exist_ok=True)
     write_files({path: json_bytes({**settings, **facts})})

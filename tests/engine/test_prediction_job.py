@@ -27,11 +27,12 @@ from prediction_jobs import (
 )
 
 from conftest import square_sample
+from pixellm.data.rows import Row, read_rows, rows_of_samples
+from pixellm.engine.answer_file import AnswerFile
+from pixellm.engine.jobs import JobState, answer_here, split_batches
+from pixellm.engine.questions import RowWorker, answer_rows
+from pixellm.engine.ray import answer_on_ray
 from pixellm.masks import decode_mask
-from pixellm.prediction.answers import AnswerFile
-from pixellm.prediction.cluster import answer_on_ray
-from pixellm.prediction.job import JobState, answer_here, run_job
-from pixellm.prediction.rows import Row, read_rows, rows_of_samples, split_rows
 from pixellm.types import Prediction, Request
 
 KILLS = 3
@@ -160,7 +161,8 @@ def test_the_seconds_of_a_job_are_those_of_answering(
     copy_job(finished, tmp_path, lines=NUM_ROWS - BATCH_SIZE)
     now = [0.0]
     clock = SimpleNamespace(monotonic=lambda: now[0])
-    monkeypatch.setattr("pixellm.prediction.job.time", clock)
+    monkeypatch.setattr("pixellm.engine.jobs.time", clock)
+    monkeypatch.setattr("pixellm.engine.questions.time", clock)
 
     class Slow(Stub):
         def predict_batch(self, requests: Sequence[Request]) -> list[Prediction]:
@@ -173,8 +175,8 @@ def test_the_seconds_of_a_job_are_those_of_answering(
 
     rows = read_rows(tmp_path / "questions.jsonl")
     states: list[JobState] = []
-    spread = answer_here(load, "stub")
-    run_job(rows, tmp_path / "answers.jsonl", "stub", spread, BATCH_SIZE, states.append)
+    spread = answer_here(lambda: RowWorker(load, "stub"))
+    answer_rows(rows, tmp_path / "answers.jsonl", "stub", spread, BATCH_SIZE, states.append)
     assert [state.seconds for state in states] == [0, *(2.0 * n for n in range(1, len(states)))]
     assert len(states) > 2
 
@@ -186,8 +188,8 @@ def test_a_finished_job_loads_no_engine(finished: Path, tmp_path: Path) -> None:
     def load() -> Stub:
         raise AssertionError
 
-    answer = answer_here(load, "stub")
-    state = run_job(rows, tmp_path / "answers.jsonl", "stub", answer, BATCH_SIZE)
+    answer = answer_here(lambda: RowWorker(load, "stub"))
+    state = answer_rows(rows, tmp_path / "answers.jsonl", "stub", answer, BATCH_SIZE)
     assert state == JobState(NUM_ROWS, len(BAD_ROWS), NUM_ROWS, 0)
 
 
@@ -214,12 +216,11 @@ def test_answers_of_another_job_are_left_alone(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
-    rows = [Row(0, "a.png", "What?", None)]
     with (
-        AnswerFile(tmp_path / "a.jsonl", rows, "m", 1),
+        AnswerFile(tmp_path / "a.jsonl", 1, 1),
         pytest.raises(OSError, match="Another process is writing"),
     ):
-        AnswerFile(tmp_path / "a.jsonl", rows, "m", 1)
+        AnswerFile(tmp_path / "a.jsonl", 1, 1)
 
 
 def test_what_finds_no_room_is_taken_back(tmp_path: Path) -> None:
@@ -227,16 +228,16 @@ def test_what_finds_no_room_is_taken_back(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     line = b'{"row": 0}\n'
-    with AnswerFile(path, [Row(0, "a.png", "What?", None)] * 2, "m", 1) as answers:
-        answers.append(line)
+    with AnswerFile(path, 2, 1) as answers:
+        answers.append(0, line)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2 * len(line) - 1, limits[1]))
         try:
             with pytest.raises(OSError, match="cannot be written"):
-                answers.append(line)
+                answers.append(1, line)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert path.read_bytes() == line
-        answers.append(line)
+        answers.append(1, line)
     assert path.read_bytes() == 2 * line
 
 
@@ -279,10 +280,10 @@ def test_samples_are_asked_turn_by_turn_with_their_own_history() -> None:
 def test_borders_of_batches_stay_where_they_are() -> None:
     rows = [Row(n, "", "", None) for n in range(8)]
     numbers = [
-        [[row.number for row in b] for b in split_rows(rows, start, 3)] for start in (0, 3, 4)
+        [[row.number for row in b] for b in split_batches(rows, 3, some)]
+        for some in ((0, 1, 2), (1, 2), ())
     ]
-    assert numbers == [[[0, 1, 2], [3, 4, 5], [6, 7]], [[3, 4, 5], [6, 7]], [[4, 5], [6, 7]]]
-    assert split_rows(rows, 8, 3) == []
+    assert numbers == [[[0, 1, 2], [3, 4, 5], [6, 7]], [[3, 4, 5], [6, 7]], []]
 
 
 @pytest.mark.timeout(900)  # Ray's processes start slowly on a busy machine
@@ -297,7 +298,7 @@ def test_ray_gives_the_same_file(finished: Path, tmp_path: Path, monkeypatch: An
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
     try:
         rows = read_rows(tmp_path / "questions.jsonl")
-        run_job(rows, answers, "stub", answer_on_ray(Stub, "stub", workers=1), BATCH_SIZE)
+        answer_rows(rows, answers, "stub", answer_on_ray(Stub, "stub", workers=1), BATCH_SIZE)
     finally:
         ray.shutdown()
     assert answers.read_bytes() == (finished / "answers.jsonl").read_bytes()

@@ -27,7 +27,7 @@ from pixellm.scenes.photo_knowledge import load_photo_knowledge
 from pixellm.types import RLE, BoolMask, Request
 
 if TYPE_CHECKING:
-    from pixellm.evaluation.runner import Predictor
+    from pixellm.engine.dialogues import Predictor
 
 Box = tuple[float, float, float, float]
 

@@ -1,4 +1,4 @@
-"""What a prediction job asks: one row a question, from a JSONL file, a folder or samples.
+"""What a job asks: one row a question, from a JSONL file, a folder or samples.
 
 Reads lists of questions and nothing else: images are opened when their row is answered. A line
 or sample that can't be asked becomes a row that says why, so that none of them stops a job.
@@ -136,12 +136,6 @@ def rows_of_samples(
     return LazyRows(range(starts[-1] + len(problems)), build)
 
 
-def split_rows(rows: Sequence[Row], start: int, batch_size: int) -> list[Sequence[Row]]:
-    """The rows from ``start`` on, in batches whose borders never move with ``start``."""
-    edges = [start, *range(start - start % batch_size + batch_size, len(rows), batch_size)]
-    return [rows[a:b] for a, b in zip(edges, [*edges[1:], len(rows)], strict=True) if a < b]
-
-
 def describe_error(error: Exception) -> str:
     """What went wrong with a row, in one line."""
     if isinstance(error, OSError) and error.strerror:
@@ -176,7 +170,7 @@ class _SampleRows:
         earlier = tuple((one.question, one.answer) for one in sample.turns[:turn])
         return Row(
             number,
-            _name_of_image(sample, self._root),
+            name_of_image(sample, self._root),
             sample.turns[turn].question,
             sample.image,
             earlier,
@@ -202,7 +196,8 @@ def _first_rows(samples: Sequence[Sample]) -> Sequence[int]:
     return starts
 
 
-def _name_of_image(sample: Sample, root: Path) -> str:
+def name_of_image(sample: Sample, root: Path) -> str:
+    """What answers call an image: its path below a folder, or its sample where it is drawn."""
     if not isinstance(sample.image, Path):
         return sample.id
     below = sample.image.is_relative_to(root)

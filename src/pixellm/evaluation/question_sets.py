@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pixellm.data.readers.base import LazySamples, Reader
 from pixellm.data.registry import READERS, open_reader, reader_class
-from pixellm.prediction.rows import LazyRows, rows_of_samples
+from pixellm.data.rows import LazyRows, rows_of_samples
 from pixellm.types import Sample
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
-"""The batches of a prediction job on many machines: Ray Data hands them out and keeps the order.
+"""The batches of a job over rows on many machines: Ray Data hands them out and keeps the order.
 
-Every worker is a :class:`~pixellm.prediction.job.BatchWorker` with its own engine; the answers
+Every worker is a :class:`~pixellm.engine.questions.RowWorker` with its own engine; the answers
 come back to the machine that started the job, which alone writes the file. Images, and the files
 of a data set, lie at the same paths on all machines.
 """
@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pixellm.prediction.job import BatchAnswers, BatchWorker, Spread
-from pixellm.prediction.rows import LazyRows, Row
+from pixellm.data.rows import LazyRows, Row
+from pixellm.engine.jobs import BatchAnswers, Spread
+from pixellm.engine.questions import RowWorker
 
 if TYPE_CHECKING:
-    from pixellm.evaluation.runner import Predictor
+    from pixellm.engine.dialogues import Predictor
 
 
 def answer_on_ray(
     load: Callable[[], Predictor], model: str, workers: int, gpus_per_worker: float = 0.0
-) -> Spread:
+) -> Spread[Row]:
     """Answer batches on a Ray cluster, started here where none runs (or at ``RAY_ADDRESS``).
 
     Args:
@@ -76,7 +77,7 @@ class _RayWorker:
         import ray
 
         self._build = None if build is None else ray.get(build)
-        self._answer = BatchWorker(load, model)
+        self._answer = RowWorker(load, model)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         sent = pickle.loads(item["rows"])

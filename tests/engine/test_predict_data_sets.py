@@ -21,11 +21,12 @@ from typer.testing import CliRunner, Result
 from pixellm.cli.main import app
 from pixellm.cli.predict import EngineLoader
 from pixellm.data.registry import READERS, open_reader, reader_class
-from pixellm.prediction.answers import AnswerFile
-from pixellm.prediction.cluster import answer_on_ray
-from pixellm.prediction.job import JobState, answer_here, run_job
-from pixellm.prediction.rows import Row, rows_of_samples, split_rows
-from pixellm.prediction.sets import SET_NAMES, open_rows, usual_split
+from pixellm.data.rows import Row, rows_of_samples
+from pixellm.engine.answer_file import AnswerFile
+from pixellm.engine.jobs import JobState, answer_here, split_batches
+from pixellm.engine.questions import RowWorker, answer_rows, lines_of
+from pixellm.engine.ray import answer_on_ray
+from pixellm.evaluation.question_sets import SET_NAMES, open_rows, usual_split
 from pixellm.scenes.dataset import ScenesDataset
 from pixellm.types import Prediction, Request, Sample, Turn
 
@@ -107,7 +108,8 @@ def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def answer(rows: Sequence[Row], path: Path, stub: Stub | None = None) -> JobState:
     stub = stub or HistoryStub()
-    return run_job(rows, path, "stub", answer_here(lambda: stub, "stub"), BATCH_SIZE)
+    spread = answer_here(lambda: RowWorker(lambda: stub, "stub"))
+    return answer_rows(rows, path, "stub", spread, BATCH_SIZE)
 
 
 def values_of(path: Path) -> list[dict[str, Any]]:
@@ -243,16 +245,16 @@ def test_a_large_set_is_never_built_as_a_whole(tmp_path: Path) -> None:
     samples = Counted()
     rows = rows_of_samples(samples, single_turns=True)
     assert (len(rows), samples.built) == (10**9, 0)
-    batches = split_rows(rows[:700], start=50, batch_size=100)
-    assert [len(batch) for batch in batches] == [50, *[100] * 6]
+    batches = split_batches(rows[:650], 100, range(1, 7))
+    assert [len(batch) for batch in batches] == [*[100] * 5, 50]
     assert samples.built == 0
-    assert [row.number for row in batches[0]] == list(range(50, 100))
+    assert [row.number for row in batches[0][:50]] == list(range(100, 150))
     assert samples.built == 50
     lines = [{"row": n, "image": f"{n}.png", "question": f"What is {n}?"} for n in range(250)]
     text = "".join(json.dumps(line | {"model": "m"}) + "\n" for line in lines)
     (tmp_path / "a.jsonl").write_text(text, encoding="ascii")
-    with AnswerFile(tmp_path / "a.jsonl", rows, "m", 100) as answers:
-        assert answers.num_done == 200
+    with AnswerFile(tmp_path / "a.jsonl", len(rows), 100, lines_of(rows, "m")) as answers:
+        assert answers.done == {0, 1}
     assert samples.built == 53
 
 
@@ -337,7 +339,7 @@ def test_ray_builds_the_rows_of_a_set_where_they_are_answered(
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
     try:
         spread = answer_on_ray(Stub, "stub", workers=1)
-        there = run_job(rows, tmp_path / "there.jsonl", "stub", spread, BATCH_SIZE)
+        there = answer_rows(rows, tmp_path / "there.jsonl", "stub", spread, BATCH_SIZE)
     finally:
         ray.shutdown()
     assert there == here

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from pixellm.cli import console
 from pixellm.cli.main import app
 from pixellm.data.readers.photos import Photos
+from pixellm.labelling.label_run import run_labels, start_run
+from pixellm.labelling.pseudo_labels import LabelRules, box_iou, every_question, read_proposals
 from pixellm.masks import decode_mask
-from pixellm.prediction.label_run import run_labels, start_run
-from pixellm.prediction.pseudo_labels import LabelRules, box_iou, every_question, read_proposals
 from pixellm.types import Prediction, Request, Segment
 
 SIZE = (120, 200)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pixellm.prediction.job import answer_here, run_job
-from pixellm.prediction.rows import read_rows
+from pixellm.data.rows import read_rows
+from pixellm.engine.jobs import answer_here
+from pixellm.engine.questions import RowWorker, answer_rows
 from pixellm.types import Prediction, Request, Segment
 
 BATCH_SIZE = 3
@@ -64,4 +65,5 @@ def make_job(folder: Path) -> Path:
 def answer_job(folder: Path, stub: Stub) -> None:
     """Answer the job of a folder, or go on with it."""
     rows = read_rows(folder / "questions.jsonl")
-    run_job(rows, folder / "answers.jsonl", "stub", answer_here(lambda: stub, "stub"), BATCH_SIZE)
+    spread = answer_here(lambda: RowWorker(lambda: stub, "stub"))
+    answer_rows(rows, folder / "answers.jsonl", "stub", spread, BATCH_SIZE)

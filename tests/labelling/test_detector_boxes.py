@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixellm.prediction.pseudo_labels import read_proposals
+from pixellm.labelling.pseudo_labels import read_proposals
 
 pytest.importorskip("onnxruntime", reason="the example runs a detector with onnxruntime")
 PATH = Path(__file__).parents[2] / "examples" / "detector_boxes.py"

@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixellm.evaluation.answer_log import open_run
+from pixellm.data.rows import read_rows
+from pixellm.evaluation.run_folder import open_run
 from pixellm.files import LineLog, check_file, locked, parse_json, read_lines, write_files
-from pixellm.masks import decode_mask
-from pixellm.prediction.pseudo_labels import (
+from pixellm.labelling.pseudo_labels import (
     LabelRules,
     Proposals,
     PseudoLabeler,
     label_to_json,
     read_proposals,
 )
-from pixellm.prediction.rows import read_rows
+from pixellm.masks import decode_mask
 from pixellm.processing.image import load_image
 from pixellm.scenes.photo_knowledge import load_photo_knowledge
 from pixellm.visualize import draw_contact_sheet, draw_overlay, encode_image
 
 if TYPE_CHECKING:
-    from pixellm.evaluation.runner import Predictor
+    from pixellm.engine.dialogues import Predictor
 
 LOG_FILE = "labels.jsonl"
 COCO_FILE = "instances.json"

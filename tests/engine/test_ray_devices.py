@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from pixellm.cli.main import app
-from pixellm.prediction.job import JobState
+from pixellm.engine.jobs import JobState
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def reserved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
 
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text('{"image": "a.png", "question": "What?"}\n')
-    monkeypatch.setattr("pixellm.prediction.cluster.answer_on_ray", spread)
-    monkeypatch.setattr("pixellm.prediction.job.run_job", lambda *job: JobState(0, 0, 1))
+    monkeypatch.setattr("pixellm.engine.ray.answer_on_ray", spread)
+    monkeypatch.setattr("pixellm.engine.questions.answer_rows", lambda *job: JobState(1, 0, 1))
     return asked
 
 

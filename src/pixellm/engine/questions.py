@@ -1,77 +1,73 @@
-"""Runs a prediction job: rows in batches through an engine, answers to a file, bad rows noted.
+"""Rows of questions through an engine: each becomes a line of JSON, an answer or a reason.
 
-The same batches go through the same :class:`BatchWorker` here and on a cluster, and come back in
-order, so that the file never depends on where or how often a job was stopped. This module knows
-no command line and no model beyond what answers requests.
+What can't be answered (no such image, too long, too large) is noted and stops nothing. Used by
+jobs, here and on a cluster.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pixellm.answer_files import prediction_to_json
+from pixellm.data.rows import LazyRows, Row, describe_error
+from pixellm.engine.answer_file import Check
+from pixellm.engine.dialogues import Predictor
+from pixellm.engine.jobs import BatchAnswers, JobState, Progress, Spread, run_job
 from pixellm.engine.memory import is_out_of_memory
-from pixellm.prediction.answers import open_answers
-from pixellm.prediction.rows import Row, describe_error, split_rows
 from pixellm.processing.image import load_image
 from pixellm.types import Prediction, Request
-
-if TYPE_CHECKING:
-    from pixellm.evaluation.runner import Predictor
-
-Progress = Callable[["JobState"], None]
-Spread = Callable[[Sequence[Sequence[Row]]], Iterator["BatchAnswers"]]
-"""Answers batches, in order."""
 
 _BAD_INPUT = (ValueError, OSError)
 _MAYBE_BAD_INPUT = (*_BAD_INPUT, RuntimeError, MemoryError)
 
 
-@dataclass(frozen=True, slots=True)
-class JobState:
-    """How far a job is.
+def answer_rows(
+    rows: Sequence[Row],
+    path: Path,
+    model: str,
+    spread: Spread[Row],
+    batch_size: int,
+    progress: Progress = lambda state: None,
+) -> JobState:
+    """Run a job over rows, see :func:`~pixellm.engine.jobs.run_job`.
 
-    Attributes:
-        done: rows in the file, bad ones included.
-        bad: rows without an answer.
-        total: rows of the job.
-        images: images answered by this process, each counted once a batch.
-        seconds: since the first batch was begun; loading models came before that.
-        skipped: rows that an earlier call had done.
+    Args:
+        rows: of the whole job.
+        path: JSONL file of answers, or "-".
+        model: what the model is called in the answers.
+        spread: answers batches.
+        batch_size: rows answered together.
+        progress: called before the first and after every batch.
+
+    Raises:
+        ValueError, OSError: as :func:`~pixellm.engine.jobs.run_job`.
     """
-
-    done: int
-    bad: int
-    total: int
-    images: int = 0
-    seconds: float = field(default=0.0, compare=False)
-    skipped: int = field(default=0, compare=False)
+    check = lines_of(rows, model)
+    return run_job(rows, path, spread, batch_size, check=check, progress=progress)
 
 
-@dataclass(frozen=True, slots=True)
-class BatchAnswers:
-    """What came of a batch.
+def lines_of(rows: Sequence[Row], model: str) -> Check:
+    """Whether a line answers the row of its number, by this model."""
 
-    Attributes:
-        lines: JSON, one line for each row.
-        images: different images that were asked about.
-        seconds: what the batch took its worker.
-    """
+    def check(values: dict[str, Any], is_first: bool) -> bool:
+        asked: dict[str, Any] = {"model": model}
+        # Building a row may take reading an image's labels: one a batch has to do.
+        if is_first or not isinstance(rows, LazyRows):
+            row = rows[values["row"]]
+            asked |= {"image": row.image, "question": row.question}
+        return all(values.get(key) == value for key, value in asked.items())
 
-    lines: bytes
-    images: int
-    seconds: float
+    return check
 
 
-class BatchWorker:
+class RowWorker:
     """Answers batches of rows with one engine.
 
     Args:
@@ -125,56 +121,6 @@ class BatchWorker:
             asked = {"image": row.image, "question": row.question, "model": self._model}
             values |= {**asked, "error": problems[row.number]}
         return json.dumps(values) + "\n"
-
-
-def run_job(
-    rows: Sequence[Row],
-    path: Path,
-    model: str,
-    spread: Spread,
-    batch_size: int,
-    progress: Progress = lambda state: None,
-) -> JobState:
-    """Answer all rows that the file does not answer yet.
-
-    Args:
-        rows: of the whole job.
-        path: JSONL file of answers; an unfinished one is gone on with. "-" is standard output.
-        model: what the model is called in the answers.
-        spread: answers batches; called only where something is left to do.
-        batch_size: rows answered together; the same for all of a job, or the last batch that is
-            done may be done again.
-        progress: called before the first and after every batch.
-
-    Raises:
-        ValueError, OSError: as :class:`~pixellm.prediction.answers.AnswerFile`.
-    """
-    if batch_size < 1:
-        raise ValueError(f"The batch size must be at least 1, not {batch_size}.")
-    with open_answers(path, rows, model, batch_size) as answers:
-        state = JobState(answers.num_done, answers.num_bad, len(rows), skipped=answers.num_done)
-        progress(state)
-        batches = split_rows(rows, answers.num_done, batch_size)
-        skipped, images = answers.num_done, 0
-        begun: float | None = None
-        for _, answered in zip(batches, spread(batches) if batches else (), strict=True):
-            answers.append(answered.lines)
-            images += answered.images
-            now = time.monotonic()
-            begun = now - answered.seconds if begun is None else begun
-            counts = (answers.num_done, answers.num_bad, len(rows))
-            state = JobState(*counts, images, now - begun, skipped)
-            progress(state)
-    return state
-
-
-def answer_here(load: Callable[[], Predictor], model: str) -> Spread:
-    """Answer batches in this process."""
-
-    def spread(batches: Sequence[Sequence[Row]]) -> Iterator[BatchAnswers]:
-        return map(BatchWorker(load, model), batches)
-
-    return spread
 
 
 def _open_rows(rows: Sequence[Row]) -> tuple[dict[int, Request], dict[int, str]]:

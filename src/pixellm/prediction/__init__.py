@@ -1,1 +1,0 @@
-"""Prediction jobs: many images and questions, resumable, on one machine or on a cluster."""
