@@ -139,14 +139,26 @@ def test_a_bad_reply_is_shown_to_the_model_with_what_is_wrong(
 def test_no_verdict_rejects_nothing_is_counted_and_is_asked_for_next_time(
     server: ChatServer, tmp_path: Path, fault: str
 ) -> None:
-    server.behave = lambda number, body: FAULTS[fault]()
+    def behave(number: int, body: dict[str, Any]) -> Answer:
+        return FAULTS[fault]() if "hammer" in user_text(body) else verdict(number, body)
+
+    server.behave = behave
     cache = tmp_path / "cache.sqlite"
     judgement = judge_records(make_judge(server, cache), RECORDS, QUESTIONS)
-    assert judgement.ratings == (None, None, ())
+    assert judgement.ratings == ((9.0, 10.0), None, ())
     assert judgement.records == tuple(RECORDS)
-    assert judgement.summary["answers_without_verdict"] == 2
+    assert judgement.summary["answers_without_verdict"] == 1
     server.behave = verdict
     assert judge_records(make_judge(server, cache), RECORDS, QUESTIONS).summary["masks_rated"] == 4
+
+
+@pytest.mark.parametrize("status", [422, 503])
+def test_a_judge_without_any_reply_ends_in_the_words_of_the_server(
+    server: ChatServer, tmp_path: Path, status: int
+) -> None:
+    server.behave = lambda number, body: Answer("no judging on Sundays", status=status)
+    with pytest.raises(OSError, match=rf"\(HTTP {status}: no judging on Sundays\)"):
+        make_judge(server, tmp_path / "cache.sqlite").rate([item_of(record) for record in RECORDS])
 
 
 def test_the_cost_cap_stops_before_the_request_that_would_pass_it(

@@ -292,8 +292,8 @@ class LLMJudge:
 
         Raises:
             OSError: the cost cap leaves no room for a further request, no request can be served
-                (a wrong key, model or address, a server that fails again and again), or the store
-                fails.
+                (a wrong key, model or address, a server that fails or refuses again and again),
+                or the store fails.
         """
         texts = {item: item.to_prompt() for item in items if item.is_judged}
         numbers = {text: item.numbers for item, text in texts.items()}
@@ -308,7 +308,10 @@ class LLMJudge:
                 self.store, {"": self.connect()}, {self.name: self._price}, self.limits
             )
             show = progress or (lambda done, total, spent: None)
-            if stopped := runner.run_all(missing, ask, show, len(verdicts)):
+            stopped = runner.run_all(missing, ask, show, len(verdicts))
+            if not runner.num_replies and runner.last_failure and not stopped:
+                stopped = f"All requests to the judge {runner.last_failure}; run again later."
+            if stopped:
                 raise StoppedError(stopped)
         elif progress is not None:
             progress(len(verdicts), len(verdicts), self.store.spent())

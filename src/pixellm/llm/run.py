@@ -69,6 +69,11 @@ class RequestRunner:
         clients: by kind of request, "" for all others.
         prices: per million tokens, by the name of the client.
         limits: how hard to try.
+
+    Attributes:
+        num_replies: how many requests were answered.
+        last_failure: what became of the last request that was not, in the server's words; "" for
+            none.
     """
 
     def __init__(
@@ -81,6 +86,8 @@ class RequestRunner:
         self.store = store
         self.stop = threading.Event()
         self.stopped = ""
+        self.num_replies = 0
+        self.last_failure = ""
         self._clients = clients
         self._prices = prices
         self._limits = limits
@@ -113,7 +120,9 @@ class RequestRunner:
                 self._give_up("were refused", error)
                 raise
             else:
-                self._failures_in_row = 0
+                with self._mutex:
+                    self._failures_in_row = 0
+                    self.num_replies += 1
                 return reply
         self._give_up("got no reply", last)
         raise last
@@ -240,6 +249,7 @@ class RequestRunner:
         """Stop the run when request after request fails: the server or the network is gone."""
         with self._mutex:
             self._failures_in_row += 1
+            self.last_failure = f"{what} ({error})"
         if self._failures_in_row >= self._limits.workers + 2:
             raise self._halt(
                 f"{self._failures_in_row} requests in a row {what} ({error}); when the server "
