@@ -13,7 +13,8 @@ from pixellm.curation.ledger import Ledger
 from pixellm.curation.photos import SelectSettings, photo_encoder
 from pixellm.curation.pipeline import Source, select, work_all
 from pixellm.curation.write import WriteSettings, write_set
-from pixellm.llm.client import Client, OpenAIClient, Price
+from pixellm.llm.client import Client, OpenAIClient
+from pixellm.llm.prices import Price
 from pixellm.llm.run import RequestRunner, RunLimits
 
 CATEGORIES = ("cup", "bowl", "spoon", "dog", "chair", "laptop")

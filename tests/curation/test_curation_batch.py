@@ -13,7 +13,7 @@ from pixellm.curation.ledger import Ledger
 from pixellm.curation.pipeline import select, work_in_batches
 from pixellm.curation.write import WriteSettings, write_set
 from pixellm.llm.batch import BatchRunner
-from pixellm.llm.client import Price
+from pixellm.llm.prices import Price
 
 PHOTOS = 8
 PRICE = Price(1.0, 10.0)

@@ -10,7 +10,8 @@ import pytest
 from chat_server import Answer, ChatServer, good
 from curation_runs import files_of, make_photos, run_all, source_of
 
-from pixellm.llm.client import OpenAIClient, Price, price_of, public_url
+from pixellm.llm.client import OpenAIClient, public_url
+from pixellm.llm.prices import Price, price_of
 from pixellm.llm.run import RunLimits
 
 

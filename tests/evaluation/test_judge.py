@@ -9,10 +9,10 @@ from pixellm.evaluation.judge import (
     JudgeSettings,
     SimilarityJudge,
     describe_targets,
-    judge_records,
     open_judge,
     phrase_similarity,
 )
+from pixellm.evaluation.judgement import judge_records
 from pixellm.evaluation.mask_match import matches_to_score
 from pixellm.types import Turn
 

@@ -19,10 +19,10 @@ from judged_answers import QUESTIONS, fruit_record, item_of, silent_record
 from pixellm.evaluation.judge import (
     JudgeSettings,
     LLMJudge,
-    judge_records,
     open_judge,
     read_ratings,
 )
+from pixellm.evaluation.judgement import judge_records
 from pixellm.llm.store import RequestStore
 
 RECORDS = [fruit_record(), fruit_record("the hammer", spurious=True), silent_record()]

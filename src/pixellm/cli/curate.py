@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pixellm.curation.photos import Shard
     from pixellm.curation.pipeline import Source
     from pixellm.curation.proposal import Writing
-    from pixellm.llm.client import Client, Price
+    from pixellm.llm.client import Client
+    from pixellm.llm.prices import Price
     from pixellm.llm.run import RequestProgress, RunLimits
 
 app = typer.Typer(
@@ -269,7 +270,7 @@ class _Work:
         return OpenAIClient(model, encode=photo_encoder(self.source.images), **self.server)
 
     def _prices(self) -> dict[str, Price]:
-        from pixellm.llm.client import Price, price_of
+        from pixellm.llm.prices import Price, price_of
 
         given = Price(*_numbers(self.price, "--price")) if self.price else None
         models = {self.source.model, self.source.check_model} - {"", "template"}

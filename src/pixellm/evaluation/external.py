@@ -17,12 +17,8 @@ from numpy.typing import NDArray
 
 from pixellm.engine.dialogues import AnsweredDialogue
 from pixellm.evaluation.evaluate import score_dialogue
-from pixellm.evaluation.judge import (
-    DEFAULT_THRESHOLD,
-    Judge,
-    Judgement,
-    judge_records,
-)
+from pixellm.evaluation.judge import DEFAULT_THRESHOLD, Judge
+from pixellm.evaluation.judgement import Judgement, judge_records
 from pixellm.evaluation.metrics import score_masks_as_released
 from pixellm.evaluation.records import AnswerRecord, stack_masks, without_marks
 from pixellm.evaluation.scores import Rules

@@ -4,7 +4,8 @@ A mask can overlap a true object while the text around it speaks of another. Aft
 mask in the text is replaced by the description of the true object that it was matched to, and a
 judge rates from 1 to 10 whether that object fits (Ren et al., CVPR 2024, section 5). A mask rated
 below a threshold counts with intersection 0. Here are the items to be judged, a judge that compares
-words offline, one that asks a language model, and the way from ratings to scores.
+words offline and one that asks a language model; what follows from ratings is in
+:mod:`pixellm.evaluation.judgement`.
 """
 
 from __future__ import annotations
@@ -14,32 +15,29 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
-from pixellm.evaluation.mask_match import reject_matches
 from pixellm.evaluation.matching import Pairs
-from pixellm.evaluation.records import AnswerRecord
 from pixellm.llm.client import (
     Client,
     NoReplyError,
     OpenAIClient,
-    Price,
     RefusedError,
     ReplySchema,
     Request,
     UnanswerableError,
-    price_of,
     public_url,
 )
+from pixellm.llm.prices import Price, price_of
 from pixellm.llm.run import RequestProgress, RequestRunner, RunLimits, StoppedError
 from pixellm.llm.store import RequestStore
 from pixellm.processing.phrases import phrase_before
-from pixellm.types import SEG_MARK, Sample, Turn
+from pixellm.types import SEG_MARK, Turn
 
 LOWEST, HIGHEST = 1.0, 10.0
 """Ends of the scale."""
@@ -492,95 +490,3 @@ def open_judge(settings: JudgeSettings) -> Judge | None:
     if judge.store.is_empty():
         judge.connect()
     return judge
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What a judge did to an evaluation.
-
-    Attributes:
-        records: all answers; matches of rejected masks have intersection 0.
-        items: what the judge was shown of every answer, in order.
-        ratings: of every answer, in order.
-        rejected: of every answer, the masks that are rated below the threshold.
-        summary: see :func:`summarise_ratings`.
-    """
-
-    records: tuple[AnswerRecord, ...]
-    items: tuple[JudgeItem, ...]
-    ratings: tuple[Ratings, ...]
-    rejected: tuple[frozenset[int], ...]
-    summary: dict[str, float | int | str]
-
-
-def judge_records(
-    judge: Judge,
-    records: Sequence[AnswerRecord],
-    questions: Sequence[Sample],
-    threshold: float = DEFAULT_THRESHOLD,
-    progress: RequestProgress | None = None,
-) -> Judgement:
-    """Judge scored answers; the records given stay as they are, so that both can be reported.
-
-    Where no verdict came, nothing is rejected. Scores of the released protocol are computed from
-    logits, which records do not hold, and stay unjudged.
-
-    Args:
-        judge: rates.
-        records: of free generation; given texts have nothing to be judged.
-        questions: of the benchmark; a record's ``index`` and ``turn`` say which one it answers.
-        threshold: ratings below it reject a mask.
-        progress: told about the judge's work.
-
-    Returns:
-        The records as judged, with the ratings.
-    """
-    items = [_item_of(record, questions[record.index].turns[record.turn]) for record in records]
-    ratings = judge.rate(items, progress)
-    rejected = tuple(
-        rejected_masks(item, rating, threshold) for item, rating in zip(items, ratings, strict=True)
-    )
-    judged = tuple(
-        replace(record, matches=reject_matches(record.matches, masks))
-        for record, masks in zip(records, rejected, strict=True)
-    )
-    summary = summarise_ratings(judge.name, threshold, items, ratings)
-    return Judgement(judged, tuple(items), tuple(ratings), rejected, summary)
-
-
-def rejected_masks(item: JudgeItem, ratings: Ratings, threshold: float) -> frozenset[int]:
-    """Indices of the masks that matched something and are rated below the threshold."""
-    rated = enumerate(zip(item.descriptions, ratings or (), strict=False))
-    return frozenset(i for i, (text, rating) in rated if text is not None and rating < threshold)
-
-
-def summarise_ratings(
-    judge: str, threshold: float, items: Sequence[JudgeItem], ratings: Sequence[Ratings]
-) -> dict[str, float | int | str]:
-    """Counts for a report: masks rated and rejected, answers without a verdict."""
-    judged = list(zip(items, ratings, strict=True))
-    rated = [
-        rating
-        for item, row in judged
-        for rating, text in zip(row or (), item.descriptions, strict=False)
-        if text is not None
-    ]
-    return {
-        "judge": judge,
-        "threshold": threshold,
-        "masks_rated": len(rated),
-        "masks_rejected": sum(rating < threshold for rating in rated),
-        "answers_without_verdict": sum(item.is_judged and row is None for item, row in judged),
-    }
-
-
-def _item_of(record: AnswerRecord, turn: Turn) -> JudgeItem:
-    matches = record.matches
-    pairs = [(s.prediction, s.truth) for s in matches if s.prediction is not None]
-    return JudgeItem.from_pairs(
-        record.question,
-        record.answer,
-        [mask.span for mask in record.shown],
-        [(prediction, truth) for prediction, truth in pairs if truth is not None],
-        describe_targets(turn),
-    )

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pixellm.evaluation.benchmark_run import BenchmarkRun, image_source
-from pixellm.evaluation.judge import Judge, JudgeSettings, judge_records
+from pixellm.evaluation.judge import Judge, JudgeSettings
+from pixellm.evaluation.judgement import judge_records
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.report import write_report
 from pixellm.evaluation.report.judged import JudgedScores

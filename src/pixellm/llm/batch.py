@@ -19,13 +19,13 @@ from pixellm.llm.client import (
     ClientError,
     NoReplyError,
     OpenAIClient,
-    Price,
     RefusedError,
     Reply,
     Request,
     UnanswerableError,
     estimate_tokens,
 )
+from pixellm.llm.prices import Price
 from pixellm.llm.run import StoppedError
 from pixellm.llm.store import RequestStore
 

@@ -7,12 +7,10 @@ client, and are struck out of every text that leaves it.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -150,36 +148,6 @@ class Client(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
-    """USD per million tokens."""
-
-    input: float
-    output: float
-
-    def of(self, reply: Reply, factor: float = 1.0) -> float:
-        """What a reply cost in USD; ``factor`` 0.5 for the Batch API."""
-        tokens = self.input * reply.input_tokens + self.output * reply.output_tokens
-        return factor * tokens / 1e6
-
-
-def price_of(model: str, base_url: str | None) -> Price:
-    """The price of a model from the table ``prices.json``; servers on a local network are free.
-
-    Raises:
-        ValueError: the model is not in the table.
-    """
-    if base_url and _is_local(base_url):
-        return Price(0.0, 0.0)
-    table = json.loads(resources.files("pixellm.llm").joinpath("prices.json").read_text("utf-8"))
-    if model not in table["models"]:
-        raise ValueError(
-            f"The price of {model!r} is not known, so its cost can't be capped; give it as "
-            "--price INPUT,OUTPUT in USD per million tokens (0,0 if it is free)."
-        )
-    return Price(*table["models"][model])
-
-
 class OpenAIClient:
     """Any server that speaks the OpenAI chat-completions protocol.
 
@@ -210,7 +178,7 @@ class OpenAIClient:
         from openai import OpenAI
 
         key = os.environ.get(key_variable, "").strip()
-        if not key and not (base_url and _is_local(base_url)):
+        if not key and not (base_url and is_local(base_url)):
             raise ValueError(
                 f"No API key: set the environment variable {key_variable}, or point --base-url "
                 "at a local server."
@@ -389,7 +357,8 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def _is_local(base_url: str) -> bool:
+def is_local(base_url: str) -> bool:
+    """Whether a server is on this machine or the local network, by its address."""
     host = urlsplit(base_url).hostname or ""
     try:
         return ip_address(host).is_private

@@ -19,13 +19,13 @@ from pixellm.llm.client import (
     Client,
     ClientError,
     NoReplyError,
-    Price,
     RefusedError,
     Reply,
     Request,
     UnanswerableError,
     estimate_tokens,
 )
+from pixellm.llm.prices import Price
 from pixellm.llm.store import RequestStore
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pixellm.evaluation.judge import Judgement
+from pixellm.evaluation.judgement import Judgement
 from pixellm.evaluation.report.tables import TextTable, all_tables, mask_score_table
 from pixellm.evaluation.scores import SCORES
 from pixellm.evaluation.summary import Summary
