@@ -33,7 +33,7 @@ def entries_of(decoder: RegionDecoder, *boxes: tuple[float, float, float, float]
     return entries
 
 
-def a_image(decoder: RegionDecoder, entries: Tensor) -> list[Tensor]:
+def an_image(decoder: RegionDecoder, entries: Tensor) -> list[Tensor]:
     return [torch.randn(1, 16, 4, 4), torch.randn(1, 16, 16, 16), entries]
 
 
@@ -65,7 +65,7 @@ def test_a_target_is_drawn_inside_of_its_entries_windows_only() -> None:
     decoder.draw.bias.data.fill_(20)  # everything inside of a window is drawn
     decoder.choice_bias.data.fill_(20)  # and every entry is chosen
     entries = entries_of(decoder, (0.1, 0.1, 0.3, 0.3), (0.6, 0.6, 0.9, 0.9))
-    masks = decoder(torch.randn(1, 2, 16), a_image(decoder, entries), torch.zeros(1).long()) > 0
+    masks = decoder(torch.randn(1, 2, 16), an_image(decoder, entries), torch.zeros(1).long()) > 0
     assert masks.shape == (1, CANVAS, CANVAS)
     assert masks[0, 6, 6] and masks[0, 24, 24]
     assert not masks[0, 6, 24] and not masks[0, 16, 16]
@@ -75,7 +75,7 @@ def test_entries_that_are_not_chosen_leave_the_mask_empty() -> None:
     decoder = a_decoder()
     decoder.choice_bias.data.fill_(-20)
     entries = entries_of(decoder, (0.1, 0.1, 0.3, 0.3))
-    logits = decoder(torch.randn(2, 2, 16), a_image(decoder, entries), torch.zeros(2).long())
+    logits = decoder(torch.randn(2, 2, 16), an_image(decoder, entries), torch.zeros(2).long())
     assert logits.max() < -5
     assert torch.isfinite(logits).all()
 
@@ -83,7 +83,7 @@ def test_entries_that_are_not_chosen_leave_the_mask_empty() -> None:
 def test_an_image_without_things_has_empty_masks() -> None:
     decoder = a_decoder()
     logits = decoder(
-        torch.randn(1, 2, 16), a_image(decoder, entries_of(decoder)), torch.zeros(1).long()
+        torch.randn(1, 2, 16), an_image(decoder, entries_of(decoder)), torch.zeros(1).long()
     )
     assert logits.max() < -5
 
@@ -93,7 +93,7 @@ def test_the_mask_teaches_the_choice() -> None:
     decoder.choice_bias.data.fill_(0)
     entries = entries_of(decoder, (0.1, 0.1, 0.5, 0.5), (0.5, 0.5, 0.9, 0.9))
     targets = torch.randn(1, 2, 16, requires_grad=True)
-    decoder(targets, a_image(decoder, entries), torch.zeros(1).long()).sum().backward()
+    decoder(targets, an_image(decoder, entries), torch.zeros(1).long()).sum().backward()
     assert targets.grad is not None and targets.grad[0, 0].abs().sum() > 0
 
 
@@ -101,8 +101,8 @@ def test_targets_of_two_images_are_drawn_from_their_own() -> None:
     decoder = a_decoder()
     decoder.choice_bias.data.fill_(20)
     images = [
-        a_image(decoder, entries_of(decoder, (0.1, 0.1, 0.5, 0.5))),
-        a_image(decoder, entries_of(decoder, (0.4, 0.4, 0.9, 0.9))),
+        an_image(decoder, entries_of(decoder, (0.1, 0.1, 0.5, 0.5))),
+        an_image(decoder, entries_of(decoder, (0.4, 0.4, 0.9, 0.9))),
     ]
     targets = torch.randn(2, 2, 16)
     both = [torch.cat(maps) for maps in zip(*images, strict=True)]
