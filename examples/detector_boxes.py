@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pixellm.data.rows import read_rows
+from pixellm.processing.image import load_image
 from pixellm.scenes.photo_knowledge import load_photo_knowledge
 
 LEAST_SCORE = 0.1
@@ -87,8 +88,7 @@ def main() -> None:
     session = onnxruntime.InferenceSession(str(args.weights), options)
     images, annotations = [], []
     for row in read_rows(args.photos, "boxes"):
-        with Image.open(args.photos / row.image) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
+        image = load_image(args.photos / row.image)
         number = len(images) + 1
         size = {"height": image.height, "width": image.width}
         images.append({"id": number, "file_name": row.image, **size})

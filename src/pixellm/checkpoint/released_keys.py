@@ -107,9 +107,6 @@ DROPPED = (
 )
 """Patterns of released names that a conversion leaves out of the model on purpose."""
 
-FRESH_WITHOUT_SOURCE = ("model.vision_tower.",)
-"""Prefixes of our names that the released file doesn't hold: the tower has its own file."""
-
 
 def released_table(sizes: TableSizes) -> list[Move]:
     """Expand the rules for a model of the given sizes; every name occurs once."""

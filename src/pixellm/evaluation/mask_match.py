@@ -90,7 +90,7 @@ def score_union(
         One match, or none where neither side shows a pixel.
 
     Raises:
-        ValueError, ImportError: as :func:`score_slots`.
+        ValueError, ImportError: as :func:`match_and_score`.
     """
     areas = [_area(mask) for mask in predictions]
     weights = [a * s for a, s in zip(areas, scores, strict=True)]

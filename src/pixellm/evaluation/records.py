@@ -51,7 +51,7 @@ class AnswerRecord:
         size: (height, width) of the image in pixels.
         targets: true objects.
         shown: predicted masks.
-        matches: of the strict protocol, see :func:`~pixellm.evaluation.mask_match.score_slots`.
+        matches: of the strict protocol, see :func:`~pixellm.evaluation.mask_match.match_and_score`.
         union: likewise for all masks joined, none or one.
         released: score under the released protocol; None where that was not asked for.
         seconds: the answer took, its share of a batch.
