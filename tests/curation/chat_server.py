@@ -185,6 +185,8 @@ class _Handler(BaseHTTPRequestHandler):
             answer = self.server.behave(len(self.server.bodies), request["body"])
             self.server.bodies.append(request["body"])
             status = {"status_code": answer.status, "body": completion(answer)}
+            if answer.raw is not None:
+                status["body"] = json.loads(answer.raw)
             lines.append(json.dumps({"custom_id": request["custom_id"], "response": status}))
         number = len(self.server.batches)
         self.server.files[f"out-{number}"] = "\n".join(reversed(lines)).encode()

@@ -96,3 +96,16 @@ def test_requests_that_a_batch_refuses_are_asked_again_and_the_cap_holds(tmp_pat
         server.behave = good
         summary, _ = run_in_batches(tmp_path, server.url, max_cost=1.0)
     assert summary["tasks"] == {"accepted": PHOTOS}
+
+
+def test_a_part_that_a_server_refuses_is_left_out_of_the_next_batch(tmp_path: Path) -> None:
+    make_photos(tmp_path, PHOTOS)
+    refusal = b'{"detail": [{"type": "extra_forbidden", "loc": ["body", "response_format"]}]}'
+
+    def no_schema(number: int, body: dict[str, Any]) -> Answer:
+        return Answer(status=422, raw=refusal) if "response_format" in body else good(number, body)
+
+    with ChatServer(no_schema) as server:
+        summary, stopped = run_in_batches(tmp_path, server.url)
+    assert (stopped, summary["tasks"]) == ("", {"accepted": PHOTOS})
+    assert len(server.batches) == 2

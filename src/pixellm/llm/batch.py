@@ -110,6 +110,7 @@ class BatchRunner:
         client = self._client_of(next(iter(requests.values())))
         lines: list[bytes] = []
         numbers: dict[str, int] = {}
+        form: dict[str, Any] = {}
         size, estimate = 0, self.store.spent()
         for line, request in self._lines(client, requests, failures):
             worst = Reply("", "stop", estimate_tokens(request), MAX_TOKENS)
@@ -124,11 +125,13 @@ class BatchRunner:
             if is_dear or size > MOST_BYTES or len(lines) >= MOST_REQUESTS:
                 break
             lines.append(line)
+            form = form or _form_of(json.loads(line)["body"])
             numbers[request.key] = self.store.begin(request, client.name)
         if not lines:
             return None
         tag = secrets.token_hex(8)
         pending = {"tag": tag, "id": "", "model": client.name, "exchanges": numbers}
+        pending["form"] = form
         self.store.put("batch", pending)  # a kill from here on is mended by _find_batch
         file = client.api.files.create(file=("requests.jsonl", b"".join(lines)), purpose="batch")
         batch = client.api.batches.create(
@@ -169,7 +172,7 @@ class BatchRunner:
             for file in filter(None, (batch.output_file_id, batch.error_file_id)):
                 for line in client.api.files.content(file).text.splitlines():
                     num_answered += self._record(
-                        client, json.loads(line), pending["exchanges"], requests, failures
+                        client, json.loads(line), pending, requests, failures
                     )
         for number in pending["exchanges"].values():  # those answered stay as they are
             self.store.fail(number, "The batch brought no reply.")
@@ -180,12 +183,16 @@ class BatchRunner:
         self,
         client: OpenAIClient,
         line: Mapping[str, Any],
-        numbers: Mapping[str, int],
+        pending: Mapping[str, Any],
         requests: Mapping[str, Request],
         failures: Failures,
     ) -> bool:
-        """Record one line of a batch's output; whether it holds a reply."""
-        number, response = numbers.get(str(line.get("custom_id"))), line.get("response") or {}
+        """Record one line of a batch's output; whether it holds a reply.
+
+        A request refused for a part that can be left out stays open: the next batch is without.
+        """
+        number = pending["exchanges"].get(str(line.get("custom_id")))
+        response = line.get("response") or {}
         request = requests.get(self.store.key_of(number)) if number is not None else None
         if number is None or request is None:
             return False
@@ -197,11 +204,20 @@ class BatchRunner:
             reply = client.read(response.get("body") or {}, request)
         except NoReplyError:
             self.store.fail(number, says)
+            form = pending.get("form")  # batches of earlier versions have none
+            if form and client.adapt(status, says, form):
+                return False
             if 400 <= status < 500 and status not in (408, 429):
                 failures[request.key] = RefusedError(says)
             return False
         self.store.answer(number, reply, self._cost(client, reply))
         return True
+
+
+def _form_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a request's body without their content: what a server may refuse."""
+    roles = [{"role": message["role"]} for message in body["messages"]]
+    return {**dict.fromkeys(body, ""), "messages": roles}
 
 
 def _find_batch(client: OpenAIClient, tag: str) -> str:

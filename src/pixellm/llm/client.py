@@ -203,7 +203,8 @@ class OpenAIClient:
                     completion = self.api.chat.completions.create(**body)
                     return self.read(completion.model_dump(warnings=False), request)
                 except openai.APIStatusError as error:
-                    if not self._adapt(error, body):
+                    complaint = f"{error} {error.response.text}"
+                    if not self.adapt(error.status_code, complaint, body):
                         raise
         except (openai.APIError, ValueError) as error:  # ValueError: the answer is not JSON
             raise self.translate(error) from None
@@ -256,6 +257,26 @@ class OpenAIClient:
             output_tokens=int(usage.get("completion_tokens") or len(text) // 3),
         )
 
+    def adapt(self, status: int, complaint: str, body: Mapping[str, Any]) -> bool:
+        """Whether a server's refusal is about a part that can be left out, and is from now on.
+
+        Args:
+            status: the HTTP status.
+            complaint: all that the server says.
+            body: what was sent, as :meth:`body` gave it.
+        """
+        if status not in _ADAPTABLE:
+            return False
+        sent = set(body)
+        if body["messages"][0]["role"] == "system":
+            sent.add("system")
+        named = {
+            part for part, says in _COMPLAINTS.items() if part in sent and says.search(complaint)
+        }
+        # Other workers may have learned more meanwhile, so parts are only ever added.
+        self._refused |= named
+        return bool(named)
+
     def redact(self, text: str) -> str:
         """The text with the API key struck out."""
         return text.replace(self._key, "[key]") if self._key else text
@@ -290,21 +311,6 @@ class OpenAIClient:
             raise UnanswerableError(f"The image can't be read: {error}") from None
         images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         return [*images, {"type": "text", "text": text}]
-
-    def _adapt(self, error: APIStatusError, body: Mapping[str, Any]) -> bool:
-        """Whether the complaint is about a part that can be left out, and is from now on."""
-        if error.status_code not in _ADAPTABLE:
-            return False
-        complaint = f"{error} {error.response.text}"
-        sent = set(body)
-        if body["messages"][0]["role"] == "system":
-            sent.add("system")
-        named = {
-            part for part, says in _COMPLAINTS.items() if part in sent and says.search(complaint)
-        }
-        # Other workers may have learned more meanwhile, so parts are only ever added.
-        self._refused |= named
-        return bool(named)
 
     def _shorten(self, text: str) -> str:
         return self.redact(" ".join(text.split()))[:500]
