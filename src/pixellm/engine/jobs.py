@@ -147,9 +147,10 @@ def run_job(
     if batch_size < 1:
         raise ValueError(f"The batch size must be at least 1, not {batch_size}.")
     part = path.with_name(f".{path.name}.part{group.number:03d}")
+    group.wait()  # nobody reads any more what earlier calls left behind
     if group.number == 0:
         with open_answers(path, len(items), batch_size, check) as answers:
-            group.wait()  # what earlier calls left behind lies in one file now
+            group.wait()  # it lies in one file now
             done = set(answers.done)
             group.wait()  # all have read it before anyone writes
             state = _answer_batches(items, answers, done, spread, batch_size, group, progress)
