@@ -169,7 +169,7 @@ class Prediction:
             that it took, ``marked_text`` (the text with ``{seg}`` behind each phrase that was
             grounded, its mask filtered or not), and ``logits``, (P, H, W) float32 of the
             segments' masks, where they were asked for, and ``familiarity``, how likely the encoder
-            knows anything in the picture, 0 to 1.
+            knows anything in the image, 0 to 1.
     """
 
     text: str

@@ -199,7 +199,7 @@ class AnswerDecoder:
         """Text, and a segment for each group with the phrase that it grounds.
 
         Groups whose masks are too unsure give none. Where the encoder can tell,
-        ``info["familiarity"]`` is how likely it knows anything in the picture.
+        ``info["familiarity"]`` is how likely it knows anything in the image.
         """
         codec, ids, size = self.processor.codec, pending.answer.ids, pending.image.original
         decoded = codec.decode_answer([i for i in ids if i not in self.eos_ids])
