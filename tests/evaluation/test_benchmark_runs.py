@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from pixellm.evaluation.benchmark_run import BenchmarkRun, run_benchmark, run_of_folder
 from pixellm.evaluation.benchmarks import BENCHMARKS
 from pixellm.evaluation.run_folder import open_run
+from pixellm.files import locked
 
 WITH_FILES = [name for name in BENCHMARKS if name != "scenes"]
 
@@ -107,6 +109,19 @@ def test_a_limit_takes_the_first_questions_and_names_the_folder(tmp_path):
     assert run.folder_name() == "coco_val_model_free_strict_first3"
     summary, _ = run_benchmark(run, tmp_path / "run", lambda: Knowing(run.open()))
     assert summary.num_questions == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")
+def test_one_process_at_a_time_evaluates_in_a_folder(tmp_path):
+    data, folder = write_benchmark("coco", tmp_path / "data"), tmp_path / "run"
+    run = BenchmarkRun("coco", "m", "val", data)
+    folder.mkdir()
+    with locked(folder), pytest.raises(OSError, match="Another process is writing"):
+        run_benchmark(run, folder, refuse_to_load)
+    assert not (folder / "answers.jsonl").exists() and not (folder / "report.json").exists()
+    run_benchmark(run, folder, lambda: Knowing(run.open()))
+    with locked(folder), pytest.raises(OSError, match="Another process is writing"):
+        run_benchmark(run, folder, refuse_to_load)  # nor writes the report alone
 
 
 def test_another_run_does_not_go_on_in_the_same_folder(tmp_path):

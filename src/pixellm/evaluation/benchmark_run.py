@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ from pixellm.evaluation.report.gallery import FetchImage, read_image
 from pixellm.evaluation.run_folder import open_run, read_answers, read_settings
 from pixellm.evaluation.scores import Mode, Rules
 from pixellm.evaluation.summary import Summary, summarize
+from pixellm.files import locked
 from pixellm.types import Sample
 
 if TYPE_CHECKING:
@@ -195,6 +197,7 @@ def run_benchmark(
         ValueError: bad settings, damaged files, a folder with another run or with answers of
             other weights, or a model that is not as the run says.
         FileNotFoundError: files of the data set are missing.
+        OSError: the folder can't be written, or another process writes there.
         ImportError: an extra is not installed.
     """
     if group.number == 0:
@@ -203,32 +206,28 @@ def run_benchmark(
     named = {**run.settings(), "weights": _name_weights(run.model)}
     if group.number == 0:
         open_run(folder, named, {"left_out": len(getattr(questions, "bad_rows", ()))})
-    group.wait()
-    if missing_questions(questions, folder):
-        engine = load_engine()
-        _check_engine(run, engine)
-        if questions[0].turns[0].takes_suffix:
-            suffix = _check_suffix(engine, folder)
-            group.wait()  # all must have seen what an earlier call noted
-            if group.number == 0:
-                open_run(folder, named, {"suffix": suffix})
-        answer = _answer(run.rules, engine)
-        records = answer_missing(
-            answer, questions, run.rules, folder, batch_size, group=group, progress=progress
-        )
-    else:
-        records = read_answers(folder)
-    benchmark = run.benchmark
-    summary = summarize(records, run.rules, classes_are_kinds=benchmark.classes_are_kinds)
-    if group.number == 0:
-        write_report(
-            folder,
-            read_settings(folder),
-            summary,
-            records,
-            run.headline,
-            image_source(questions),
-        )
+    # The group's first process keeps every other job out, and lets its own processes in.
+    with locked(folder) if group.number == 0 else nullcontext():
+        group.wait()
+        if missing_questions(questions, folder):
+            engine = load_engine()
+            _check_engine(run, engine)
+            if questions[0].turns[0].takes_suffix:
+                suffix = _check_suffix(engine, folder)
+                group.wait()  # all must have seen what an earlier call noted
+                if group.number == 0:
+                    open_run(folder, named, {"suffix": suffix})
+            answer = _answer(run.rules, engine)
+            records = answer_missing(
+                answer, questions, run.rules, folder, batch_size, group=group, progress=progress
+            )
+        else:
+            records = read_answers(folder)
+        by_kind = run.benchmark.classes_are_kinds
+        summary = summarize(records, run.rules, classes_are_kinds=by_kind)
+        if group.number == 0:
+            settings, source = read_settings(folder), image_source(questions)
+            write_report(folder, settings, summary, records, run.headline, source)
     return summary, records
 
 

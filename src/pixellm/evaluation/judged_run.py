@@ -18,6 +18,7 @@ from pixellm.evaluation.report import write_report
 from pixellm.evaluation.report.judged import JudgedScores
 from pixellm.evaluation.run_folder import read_settings
 from pixellm.evaluation.summary import Summary, summarize
+from pixellm.files import locked
 from pixellm.llm.run import RequestProgress
 
 
@@ -65,17 +66,19 @@ def judge_run(
 
     Raises:
         ValueError: nothing to judge, see :func:`check_judging`, or the judge's money is spent.
-        OSError: the judge can't be asked, or the report not be written.
+        OSError: the judge can't be asked, the report not be written, or another process writes in
+            the folder.
     """
     check_judging(run)
     questions = run.open()
-    judgement = judge_records(judge, records, questions, settings.threshold, progress)
-    rules, by_kind = replace(run.rules, protocol="strict"), run.benchmark.classes_are_kinds
-    plain = summary
-    if run.rules != rules:
-        plain = summarize(records, rules, classes_are_kinds=by_kind)
-    with_judge = summarize(judgement.records, rules, classes_are_kinds=by_kind)
-    judged = JudgedScores(settings.describe(), judgement, plain, with_judge)
-    headline, source = run.headline, image_source(questions)
-    write_report(folder, read_settings(folder), summary, records, headline, source, judged)
+    with locked(folder):
+        judgement = judge_records(judge, records, questions, settings.threshold, progress)
+        rules, by_kind = replace(run.rules, protocol="strict"), run.benchmark.classes_are_kinds
+        plain = summary
+        if run.rules != rules:
+            plain = summarize(records, rules, classes_are_kinds=by_kind)
+        with_judge = summarize(judgement.records, rules, classes_are_kinds=by_kind)
+        judged = JudgedScores(settings.describe(), judgement, plain, with_judge)
+        headline, source = run.headline, image_source(questions)
+        write_report(folder, read_settings(folder), summary, records, headline, source, judged)
     return judged
