@@ -152,7 +152,9 @@ def _check_finite(source: str | Path, model: torch.nn.Module) -> None:
     Raises:
         ValueError: NaN or infinity, with the name of the weight.
     """
-    for name, weight in model.named_parameters():
+    stored = model.state_dict().keys()  # computed buffers may hold infinity, as masks do
+    buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in stored]
+    for name, weight in [*model.named_parameters(), *buffers]:
         if weight.device.type == "meta" or weight.dtype not in _FLOATING:
             continue
         if not bool(torch.isfinite(weight.sum(dtype=torch.float32))):  # one pass, no copy
