@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,26 @@ def test_foreign_files_in_the_folder_of_a_run_are_left_alone(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="model was not written by this run"):
         train(config, resume=True)
     assert (model / "weights.pt").read_bytes() == b"foreign"
+
+
+def test_a_copy_of_a_checkpoint_is_not_the_run_s(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    train(config)
+    kept = list_checkpoints(config.run_folder / "checkpoints")
+    copy = kept[-1].with_name(f"{kept[-1].name}_copy")
+    shutil.copytree(kept[-1], copy)
+    assert list_checkpoints(copy.parent) == kept
+    with pytest.raises(ValueError, match=r"has no checkpoint of step 999; there is [0-9, ]+"):
+        train(config, resume=999)
+
+
+@pytest.mark.parametrize("line", ["?", "3", '{"event": []}'])
+def test_a_damaged_log_is_told_with_its_place(tmp_path: Path, line: str) -> None:
+    config = tiny_config(tmp_path)
+    config.run_folder.mkdir(parents=True)
+    (config.run_folder / "train_log.jsonl").write_text('{"event": "stage"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=r"Line 2 of .*train_log\.jsonl is damaged"):
+        train(config, resume=True)
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", ".hidden", ""])

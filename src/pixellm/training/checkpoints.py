@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from pixellm.files import (
     write_files,
 )
 
+_NAME = re.compile(r"step_[0-9]+")
 _PARTS = frozenset({"weights", "optimizer", "average", "random"})
 _DAMAGE = (
     *(TypeError, ValueError, RuntimeError, EOFError, LookupError, AttributeError, OSError),
@@ -163,8 +165,9 @@ def _write_state(checkpoint: Path, state: TrainState) -> None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step_[0-9]*") if (path / "state.json").is_file())
+    """Complete checkpoints, oldest first; copies under other names are none of the run's."""
+    named = (path for path in folder.glob("step_*") if _NAME.fullmatch(path.name))
+    return sorted(path for path in named if (path / "state.json").is_file())
 
 
 def checkpoint_to_resume(run_folder: Path, resume: bool | int | Path) -> Path | None:
@@ -241,8 +244,16 @@ def _check_new_run(run_folder: Path) -> None:
 
 def _check_results(run_folder: Path) -> None:
     """Refuse a run with results that its log knows nothing of: a new one would replace them."""
-    entries = [parse_json(line) for _, line in read_lines(run_folder / "train_log.jsonl")]
-    told = {value for entry in entries for value in (entry.get("event"), entry.get("path"))}
+    told: set[Any] = set()
+    log = run_folder / "train_log.jsonl"
+    for number, line in read_lines(log):
+        try:
+            entry = parse_json(line)
+            told |= {entry.get("event"), entry.get("path")}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"Line {number} of {log} is damaged ({error}); delete that line."
+            ) from error
     for name, event in (("model", "end"), ("best", "evaluation")):  # older logs lack the path
         if (run_folder / name).exists() and not {name, event} & told:
             raise ValueError(
