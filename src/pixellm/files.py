@@ -394,7 +394,7 @@ class LineLog:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._is_new = not path.exists()
-        whole = 0 if self._is_new else _check_end(path, start.encode())
+        whole = 0 if self._is_new else check_log(path, start)
         # Without a buffer: what a full disk has refused must not be written at the end after all.
         self._file = path.open("ab", buffering=0)
         self.cut(whole)
@@ -441,6 +441,25 @@ class LineLog:
         """Drop what lies behind the byte ``end``."""
         self._file.truncate(end)
         self.end = end
+
+
+def check_log(path: Path, start: str = "{") -> int:
+    """The byte behind the last whole line of a log; the file is left as it is.
+
+    Raises:
+        ValueError: see :class:`LineLog`.
+    """
+    begin = start.encode()
+    with path.open("rb") as file:
+        head = file.read(len(begin))
+        whole = _end_of_lines(file)
+        file.seek(whole)
+        tail = file.read(len(begin))
+    if not (begin.startswith(head) and begin.startswith(tail)):
+        raise ValueError(
+            f"{path} is no such file as {MAKER} writes here; choose another, or move it away."
+        )
+    return whole
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -543,20 +562,6 @@ def _read_list(folder: Path) -> dict[str, list[str]]:
 
 def _write_list(folder: Path, files: Mapping[str, list[str]]) -> None:
     write_files({folder / _LIST_NAME: json_bytes({"files": dict(files)})})
-
-
-def _check_end(path: Path, start: bytes) -> int:
-    """The byte behind the last whole line of a log whose lines begin with ``start``."""
-    with path.open("rb") as file:
-        head = file.read(len(start))
-        whole = _end_of_lines(file)
-        file.seek(whole)
-        tail = file.read(len(start))
-    if not (start.startswith(head) and start.startswith(tail)):
-        raise ValueError(
-            f"{path} is no such file as {MAKER} writes here; choose another, or move it away."
-        )
-    return whole
 
 
 def _end_of_lines(file: Any) -> int:

@@ -207,7 +207,8 @@ def test_answers_of_another_job_are_left_alone(
     answers = copy_job(finished, tmp_path)
     lines = answers.read_bytes().splitlines(keepends=True)
     lines[2] = b"?\n" if change is None else json.dumps(json.loads(lines[2]) | change).encode()
-    answers.write_bytes(b"\n".join(line.rstrip() for line in lines) + b"\n")
+    whole = b"\n".join(line.rstrip() for line in lines) + b"\n"
+    answers.write_bytes(whole + b'{"row": 9, "ans')  # torn by a kill
     content = answers.read_bytes()
     with pytest.raises(ValueError, match=message):
         answer_job(tmp_path, Stub())

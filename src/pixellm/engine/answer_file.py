@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pixellm.files import STANDARD, LineLog, locked, parse_json, read_lines, write_files
+from pixellm.files import STANDARD, LineLog, check_log, locked, parse_json, read_lines, write_files
 
 Check = Callable[[dict[str, Any], bool], bool]
 """Whether the values of a line answer what the job asks; told whether it is its batch's first."""
@@ -87,8 +87,8 @@ class AnswerFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.enter_context(locked(path))
-            with LineLog(path, start=_START):  # refuses another file, cuts a torn end
-                pass
+            if path.exists():  # what is refused stays as it is, a torn end included
+                check_log(path, start=_START)
             self._rewrite(find_batches(path, *self._job))
             self._log = stack.enter_context(LineLog(path, start=_START))
             for span in self._spans:
