@@ -216,9 +216,16 @@ def test_the_command_says_what_it_wrote_and_refuses_in_one_sentence(
     assert result.exit_code == 2
 
 
-def test_a_file_of_another_kind_proposes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"images": [{"id": 1}]}',
+        '{"images": [], "annotations": [], "categories": [{"id": "dog", "name": "dog"}]}',
+    ],
+)
+def test_a_file_of_another_kind_proposes_nothing(tmp_path: Path, content: str) -> None:
     path = tmp_path / "odd.json"
-    path.write_text('{"images": [{"id": 1}]}')
+    path.write_text(content)
     with pytest.raises(ValueError, match="no COCO file with boxes"):
         read_proposals(path)
 

@@ -269,9 +269,9 @@ def read_proposals(path: Path) -> Proposals:
                     names[one["category_id"]], (x, y, width, height), float(one.get("score", 1))
                 )
                 boxes[photos[one["image_id"]]].append(proposal)
+        categories = {name: int(number) for number, name in names.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no COCO file with boxes ({error!r}).") from error
-    categories = {name: int(number) for number, name in names.items()}
     return Proposals(categories, {name: tuple(found) for name, found in boxes.items()})
 
 
