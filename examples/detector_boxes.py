@@ -19,6 +19,7 @@ import onnxruntime
 from PIL import Image
 
 from pixellm.data.rows import read_rows
+from pixellm.files import MAKER, check_file, write_files
 from pixellm.processing.image import load_image
 from pixellm.scenes.photo_knowledge import load_photo_knowledge
 
@@ -83,6 +84,10 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
+    try:
+        check_file(args.out)
+    except OSError as error:
+        parser.error(str(error))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(args.weights), options)
@@ -97,8 +102,13 @@ def main() -> None:
     # The tables hold COCO's 80 categories in COCO's order.
     names = [key.replace("_", " ") for key in load_photo_knowledge().concepts]
     categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
-    values = {"images": images, "annotations": annotations, "categories": categories}
-    args.out.write_text(json.dumps(values))
+    values = {
+        "info": {"generator": MAKER},
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
+    write_files({args.out: json.dumps(values).encode("ascii")})
     print(f"Wrote {args.out}: {len(annotations)} boxes in {len(images)} photos.")
 
 

@@ -66,7 +66,14 @@ def test_boxes_of_a_photo(
     detector, out = Detector(), tmp_path / "boxes.json"
     monkeypatch.setattr(example.onnxruntime, "InferenceSession", lambda *args: detector)
     monkeypatch.setattr("sys.argv", ["x", str(tmp_path / "photos"), "weights.onnx", str(out)])
+    out.write_text("someone's notes")
+    with pytest.raises(SystemExit) as refused:
+        example.main()
+    assert refused.value.code == 2 and out.read_text() == "someone's notes"
+    out.unlink()
     example.main()
+    example.main()  # its own file may be replaced
+    detector.seen = detector.seen[-1:]
     values: dict[str, Any] = json.loads(out.read_text())
     assert values["images"] == [{"id": 1, "file_name": "a.png", "height": 96, "width": 128}]
     (dog,) = values["annotations"]  # the same dog once, and no cat: 0.2 x 0.2 is too little
