@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -53,6 +54,11 @@ def test_things_of_two_classes_in_one_place_both_stay() -> None:
     person = (0, 0, 0, 2.0, (0.5, 0.5, 0.4, 0.6))
     coat = (0, 1, 1, 1.0, (0.5, 0.55, 0.4, 0.5))
     assert find_evidence([cell_map(person, coat)], CLASSES, 4).found.sum() == 2
+
+
+def test_more_entries_than_cells_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"evidence_tokens is 17, but the 16 cells"):
+        find_evidence([cell_map()], CLASSES, 17)
 
 
 def test_faint_cells_are_no_evidence() -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, get_args
 from transformers import AutoConfig, PreTrainedConfig
 
 from pixellm.model import yolox_config as yolox_config  # makes this encoder's type known
+from pixellm.model.evidence import CANDIDATES
 
 TokenFusion = Literal["linear", "mean", "first", "fixed"]
 CodebookStates = Literal["own", "predicting"]
@@ -240,6 +241,9 @@ class PixelLMConfig(PreTrainedConfig):
             f"({self.decoder_heads}).": self.decoder_size % (2 * self.decoder_heads) == 0,
             "evidence_depths and evidence_tokens need each other.": bool(self.evidence_depths)
             == (self.evidence_tokens > 0),
+            f"evidence_tokens is {self.evidence_tokens}; it must be at most {CANDIDATES}.": (
+                self.evidence_tokens <= CANDIDATES
+            ),
             f"target_refinement_alpha is {self.target_refinement_alpha}; it must be at least 1.": (
                 self.target_refinement_alpha >= 1
             ),

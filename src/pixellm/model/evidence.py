@@ -59,12 +59,21 @@ def find_evidence(maps: list[Tensor], num_classes: int, count: int) -> Evidence:
         maps: per level (B, c + 5 + s, h, w) as :class:`~pixellm.model.yolox.YoloxHead` gives them.
         num_classes: c.
         count: K.
+
+    Raises:
+        ValueError: an image has fewer candidates than K.
     """
     cells = torch.cat([one.flatten(2) for one in maps], 2).transpose(1, 2).float()
     logits, others = cells[..., :num_classes], cells[..., num_classes:]
     scores = logits.sigmoid() * others[..., :1].sigmoid()
     strength = scores.amax(-1)
-    strength, places = strength.topk(min(CANDIDATES, strength.shape[1]), dim=1)
+    candidates = min(CANDIDATES, strength.shape[1])
+    if count > candidates:
+        raise ValueError(
+            f"evidence_tokens is {count}, but the {strength.shape[1]} cells of an image give at "
+            f"most {candidates} candidates."
+        )
+    strength, places = strength.topk(candidates, dim=1)
     scores, others = _pick(scores, places), _pick(others, places)
     boxes = _corners(others[..., 1:5])
     strength = strength.masked_fill(_repeated(boxes, scores.argmax(-1)), 0)
