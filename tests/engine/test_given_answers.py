@@ -112,3 +112,12 @@ def test_answers_with_logits_are_the_same_answers(tiny_engine: Engine, kept: int
             np.testing.assert_array_equal(segment.mask, logit > 0)
     alone = engine.predict(image, TINY_QUESTION, keep_logits=True)
     assert alone.info["logits"].shape == (kept, *alone.size)
+
+
+def test_given_answers_keep_no_keys_and_values(tiny_engine: Engine) -> None:
+    language_model = tiny_engine.model.model.language_model
+    outputs = []
+    hook = language_model.register_forward_hook(lambda *called: outputs.append(called[-1]))
+    tiny_engine.predict_given([square_sample()])
+    hook.remove()
+    assert [output.past_key_values for output in outputs] == [None]

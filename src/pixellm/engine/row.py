@@ -222,7 +222,9 @@ def read_groups(
     # Padding lies behind everything that is read, so that its ids change nothing.
     padded = pad([torch.tensor(i) for i in ids], batch_first=True).to(device)
     mask = pad([torch.tensor(s, dtype=torch.long) for s in seen], batch_first=True).to(device)
-    hidden = model.model(padded, torch.stack(list(image_tokens)), mask).last_hidden_state
+    tokens = torch.stack(list(image_tokens))
+    # Nothing is read behind these texts: keys and values would be kept for nothing.
+    hidden = model.model(padded, tokens, mask, use_cache=False).last_hidden_state
     codebook = torch.tensor(model.config.codebook_token_ids, device=device)
     rows, starts = find_groups(padded, codebook)
     states = model.model.codebook.gather_states(hidden, rows, starts)
