@@ -11,8 +11,8 @@ import torch
 from pixellm.checkpoint.io import load_model_and_processor
 from pixellm.checkpoint.quantize import FULL_PRECISION, quantization_config, quantize_model
 from pixellm.engine import Engine
+from pixellm.image_files import load_image
 from pixellm.model.codebook import find_groups
-from pixellm.processing.image import load_image
 from pixellm.processing.prompts import dialogue_messages
 from pixellm.types import SEG_MARK
 

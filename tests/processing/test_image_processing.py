@@ -10,12 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from pixellm.image_files import load_image
 from pixellm.masks import Letterbox, encode_mask
-from pixellm.processing.image import (
-    PixelLMImageProcessor,
-    load_image,
-    resize_targets,
-)
+from pixellm.processing.image import PixelLMImageProcessor, resize_targets
 
 PARITY = Path(os.environ.get("PIXELLM_PARITY_DIR", "")) / "official_a"
 needs_parity = pytest.mark.skipif(

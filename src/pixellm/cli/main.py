@@ -271,7 +271,7 @@ def _destinations(image: Path, out: Path | None, json: str, masks: Path | None) 
 
 def _read_image(image: Path) -> Any:
     """The image, upright and in RGB; a bad one is refused before a model is loaded."""
-    return import_quietly("pixellm.processing.image").load_image(image)
+    return import_quietly("pixellm.image_files").load_image(image)
 
 
 def _show_answer(prediction: Prediction, values: dict[str, Any], *, as_json: bool) -> None:

@@ -178,7 +178,7 @@ def _choose(rows: Iterable[MuseRow], num: int, seed: int) -> list[MuseRow]:
 def _card(row: MuseRow, images: Path) -> dict[str, Any]:
     try:
         photo = jpeg_data_url(images / row.photo, SIDE)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"The photo {row.photo} can't be read below {images} ({error}); check --images."
         ) from None

@@ -21,9 +21,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from pixellm.data.readers.coco_images import file_of
+from pixellm.image_files import load_image, probe_image
 from pixellm.llm.client import ImageEncoder
 from pixellm.masks import segmentation_to_rle
 from pixellm.types import RLE
@@ -266,7 +265,7 @@ def seeded_fraction(seed: int, *parts: object) -> float:
 
 
 def jpeg_data_url(path: Path, max_side: int, box: Sequence[float] | None = None) -> str:
-    """A photo, or a part of it, as a JPEG ``data:`` URL.
+    """A photo, upright, or a part of it, as a JPEG ``data:`` URL.
 
     Args:
         path: the photo.
@@ -274,10 +273,10 @@ def jpeg_data_url(path: Path, max_side: int, box: Sequence[float] | None = None)
         box: (x, y, width, height) of the part, shown with a margin; None for the whole photo.
 
     Raises:
-        OSError: the photo is missing or damaged.
+        ValueError: the photo is damaged.
+        OSError: it is missing.
     """
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
+    image = load_image(path)
     if box is not None:
         x, y, width, height = box
         margin = 0.15 * max(width, height)
@@ -363,14 +362,10 @@ def _why_unusable(photo: Photo, images: Path, settings: SelectSettings) -> str:
     if not path.is_file():
         return "missing_file"
     try:
-        with Image.open(path) as image:
-            if (image.height, image.width) != photo.size:
-                return "size_differs"
-            image.draft("L", (1, 1))  # reads every byte of a JPEG, decodes an eighth of it
-            image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        size = probe_image(path)
+    except (OSError, ValueError):
         return "unreadable"
-    return ""
+    return "" if size == tuple(photo.size) else "size_differs"
 
 
 def _stable_hash(seed: int, *parts: object) -> str:

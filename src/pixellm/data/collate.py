@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pixellm.image_files import load_image
 from pixellm.masks import Letterbox, Size, decode_mask, mask_to_box
 from pixellm.model.pixel_masks import pack_masks
-from pixellm.processing.image import load_image, resize_targets
+from pixellm.processing.image import resize_targets
 from pixellm.processing.processor import PixelLMProcessor, pad_sequences
 from pixellm.processing.prompts import EncodedDialogue, dialogue_messages
 from pixellm.types import RLE, BoolMask, Sample, Turn

@@ -267,7 +267,7 @@ class PhotoScenes:
         return photo
 
     def _load(self, item: int) -> _Photo:
-        from pixellm.processing.image import load_image
+        from pixellm.image_files import load_image
 
         shown = self._coco.image(item)
         image = load_image(shown.image)

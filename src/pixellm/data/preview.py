@@ -15,8 +15,8 @@ from PIL import Image
 
 from pixellm.data.readers.base import Reader
 from pixellm.files import MARKED_PAGE, check_file, check_folder, write_files
+from pixellm.image_files import load_image
 from pixellm.masks import decode_mask, resize_mask
-from pixellm.processing.image import load_image
 from pixellm.processing.phrases import phrase_before
 from pixellm.types import SEG_MARK, Sample, Turn
 from pixellm.visualize import draw_contact_sheet, draw_overlay, encode_image, segment_color

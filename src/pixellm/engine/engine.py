@@ -27,9 +27,9 @@ from pixellm.engine.images import ImageCache, PreparedImage
 from pixellm.engine.memory import run_in_portions
 from pixellm.engine.prefixes import PrefixStore
 from pixellm.engine.sampling import AnswerOptions
+from pixellm.image_files import load_image
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.model.small_batch_linear import use_small_batch_kernels
-from pixellm.processing.image import load_image
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.types import Prediction, Request, Sample, Segment
 

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from pixellm.engine.memory import run_in_portions
+from pixellm.image_files import load_image
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.model.outputs import EncodedImages
-from pixellm.processing.image import load_image
 from pixellm.processing.processor import PixelLMProcessor
 
 

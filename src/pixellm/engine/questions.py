@@ -21,7 +21,7 @@ from pixellm.engine.answer_file import Check
 from pixellm.engine.dialogues import Predictor
 from pixellm.engine.jobs import BatchAnswers, JobState, Progress, Spread, run_job
 from pixellm.engine.memory import is_out_of_memory
-from pixellm.processing.image import load_image
+from pixellm.image_files import load_image
 from pixellm.types import Prediction, Request
 
 _BAD_INPUT = (ValueError, OSError)

@@ -307,7 +307,7 @@ class OpenAIClient:
             raise UnanswerableError("This client sends no images.")
         try:
             urls = [self._encode(part) for part in request.images]
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise UnanswerableError(f"The image can't be read: {error}") from None
         images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         return [*images, {"type": "text", "text": text}]

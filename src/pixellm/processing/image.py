@@ -1,120 +1,26 @@
 """Images to pixel tensors, true masks to the size of training.
 
-Reads any image Pillow can, letterboxes and normalises it (PAPER: Ren et al., CVPR 2024; the
+Letterboxes and normalises images (PAPER: Ren et al., CVPR 2024; the
 layout is that of the released code) and brings true masks to the size at which they are compared.
 This module knows no text, no model and no device.
 """
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
+from pixellm.image_files import ImageSource, load_image
 from pixellm.masks import Letterbox, Size, decode_mask
 from pixellm.model.config import PixelLMConfig
 from pixellm.types import RLE, BoolMask
-
-ImageSource = str | os.PathLike[str] | Image.Image | NDArray[Any]
-
-_SIXTEEN_BIT_MAX = 65535
-
-
-def load_image(source: ImageSource) -> Image.Image:
-    """Read an image as people see it.
-
-    EXIF rotation is applied, transparency lies on white, 16-bit grey is scaled to 8 bits, of an
-    animation the first frame is taken; palette, CMYK and grey become RGB.
-
-    Args:
-        source: a file, a Pillow image, or an array: (H, W) or (H, W, 1 | 3 | 4) uint8, or
-            (H, W) uint16.
-
-    Returns:
-        A new RGB image.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a folder, an empty, damaged or truncated file, no image at all, or one of
-            more pixels than Pillow's limit.
-        OSError: the file can't be opened.
-    """
-    if isinstance(source, np.ndarray):
-        return _to_rgb(_from_array(source), "The array")
-    if isinstance(source, Image.Image):
-        return _to_rgb(source, "The image")
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no image at {path}.")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name one image in it.")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty; save the image again.")
-    with path.open("rb") as stream, warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return _decode(stream, path)
-
-
-def _decode(stream: Any, path: Path) -> Image.Image:
-    try:
-        with Image.open(stream) as image:
-            image.load()
-    except Image.UnidentifiedImageError:
-        raise ValueError(
-            f"{path} is not an image that Pillow can read; convert it to PNG or JPEG."
-        ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(
-            f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, the limit of a safe image; "
-            "make it smaller."
-        ) from None
-    except Exception as error:  # decoders raise whatever they trip over in damaged bytes
-        raise ValueError(f"{path} is damaged or truncated ({error}); save it again.") from error
-    return _to_rgb(image, str(path))
-
-
-def _from_array(array: NDArray[Any]) -> Image.Image:
-    grey = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    if grey.size and grey.dtype == np.uint16 and grey.ndim == 2:
-        return Image.fromarray(grey)
-    colours = grey.ndim == 2 or (grey.ndim == 3 and grey.shape[2] in (3, 4))
-    if not (grey.size and grey.dtype == np.uint8 and colours):
-        raise ValueError(
-            "An image as an array is (H, W, 3) uint8 RGB (or grey, RGBA, or (H, W) uint16), but "
-            f"this one is {array.shape} {array.dtype}."
-        )
-    return Image.fromarray(grey)
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode == "F" or upright.mode.startswith("I"):
-        return _scale_deep_grey(upright, name)
-    if not upright.has_transparency_data:
-        return upright.convert("RGB")
-    white = Image.new("RGBA", upright.size, "white")
-    return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
-
-
-def _scale_deep_grey(image: Image.Image, name: str) -> Image.Image:
-    """16-bit grey to RGB; Pillow's own conversion would clip everything above 255 to white."""
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > _SIXTEEN_BIT_MAX:
-        raise ValueError(
-            f"{name} has 32-bit pixels, whose black and white are not defined; "
-            "save it with 8 or 16 bits."
-        )
-    scaled = np.rint(values.astype(np.float32) * (255 / _SIXTEEN_BIT_MAX)).astype(np.uint8)
-    return Image.fromarray(scaled).convert("RGB")
 
 
 class PixelLMImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]

@@ -21,8 +21,9 @@ from transformers import (
     ProcessorMixin,
 )
 
+from pixellm.image_files import load_image
 from pixellm.model.config import PixelLMConfig
-from pixellm.processing.image import PixelLMImageProcessor, load_image
+from pixellm.processing.image import PixelLMImageProcessor
 from pixellm.processing.prompts import EncodedDialogue, Message, PromptCodec
 from pixellm.types import Request, Turn
 

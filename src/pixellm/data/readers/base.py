@@ -16,13 +16,8 @@ from typing import ClassVar, overload
 
 import numpy as np
 
+from pixellm.image_files import image_size, size_mismatch
 from pixellm.types import Sample
-
-_ORIENTATION = 0x0112
-"""The EXIF tag."""
-
-_FIRST_TURNED = 5
-"""Its values from here on turn an image on its side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,35 +243,14 @@ def check_split(reader: type[Reader], root: Path, split: str) -> tuple[Path, ...
     return tuple(path for path in reader.files(root, split) if not path.exists())
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of an image as people see it, from its header.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no image.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) >= _FIRST_TURNED
-    except FileNotFoundError:
-        raise FileNotFoundError(f"There is no image at {path}.") from None
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} can't be read as an image ({error}).") from None
-    return (width, height) if turned else (height, width)
-
-
 def check_image(path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
     """What is wrong with an image of an annotated (height, width), seen from its header."""
     try:
         found = image_size(path)
     except FileNotFoundError:
         yield BadRow(path, "", "The image is missing.")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         yield BadRow(path, "", str(error))
     else:
-        if found != tuple(size):
-            reason = f"The image is {found}, its annotation says {tuple(size)} (height, width)."
-            yield BadRow(path, "", reason)
+        if fault := size_mismatch(found, size):
+            yield BadRow(path, "", fault)

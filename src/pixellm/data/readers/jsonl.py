@@ -18,12 +18,12 @@ from pixellm.data.readers.base import (
     LazySamples,
     Reader,
     UnusableDataError,
-    image_size,
     path_of_split,
 )
 from pixellm.data.readers.json_index import SpanList
 from pixellm.data.readers.json_values import identity, size_fault, text_fault, whole_number
 from pixellm.files import parse_json
+from pixellm.image_files import image_size
 from pixellm.masks import segmentation_to_rle
 from pixellm.types import SEG_MARK, Sample, Target, Turn
 

@@ -9,7 +9,6 @@ What is asked together is
 from __future__ import annotations
 
 import base64
-import io
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,15 +16,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
-from pixellm.data.readers.base import BadRow, UnusableDataError, image_size, path_of_split
+from pixellm.data.readers.base import BadRow, UnusableDataError, path_of_split
 from pixellm.data.readers.class_reader import ClassReader
 from pixellm.data.readers.json_index import scan_json
 from pixellm.data.readers.json_values import text_fault, whole_number
 from pixellm.data.readers.run_lengths import areas_of, union_of
 from pixellm.files import parse_json
+from pixellm.image_files import image_size, load_embedded, load_stored, size_mismatch
 from pixellm.masks import encode_mask, segmentation_to_rle
 from pixellm.types import RLE, BoolMask
 
@@ -221,15 +220,15 @@ def _check_size(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         ValueError: the sizes differ.
     """
-    said = whole_number(content.get("imageHeight")), whole_number(content.get("imageWidth"))
-    if None in said:
+    height, width = (whole_number(content.get(key)) for key in ("imageHeight", "imageWidth"))
+    if height is None or width is None:
         return
     try:
         _, size = _image_of(path, content)
     except ValueError:
         return
-    if size != said:
-        raise ValueError(f"The image is {size}, its annotation says {said} (height, width).")
+    if fault := size_mismatch(size, (height, width)):
+        raise ValueError(fault)
 
 
 def _has_area(shape: Mapping[str, Any]) -> bool:
@@ -290,9 +289,9 @@ def _image_of(
         # Some tools name the JSON itself there and keep the image inside.
         if not embedded or (photo.is_file() and photo.suffix.lower() != ".json"):
             return photo, image_size(photo)
-        with Image.open(io.BytesIO(base64.b64decode(content["imageData"]))) as image:
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+        embedded_bytes = base64.b64decode(content["imageData"])
+        pixels = np.asarray(load_embedded(embedded_bytes, "its imageData"))
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} has no image that can be read: {error}") from None
     return pixels, (pixels.shape[0], pixels.shape[1])
 
@@ -318,8 +317,7 @@ def _paste_mask(points: NDArray[np.float64], data: str, size: tuple[int, int]) -
     One that was moved by hand has corners between pixels, and a box that was cut where it met the
     border of the image: the PNG keeps its size then, and its place at the corner inside.
     """
-    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-        painted = np.asarray(image) > 0
+    painted = np.asarray(load_stored(base64.b64decode(data), "Its painted mask")) > 0
     if painted.ndim != 2:
         raise ValueError(f"The painted mask is {painted.shape}, not one channel.")
     corners = np.sort(points, axis=0)

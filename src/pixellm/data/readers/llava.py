@@ -16,10 +16,10 @@ from pixellm.data.readers.base import (
     LazySamples,
     Reader,
     UnusableDataError,
-    image_size,
 )
 from pixellm.data.readers.json_index import SpanList, scan_json
 from pixellm.data.readers.json_values import inner_path, text_fault
+from pixellm.image_files import image_size
 from pixellm.types import Sample, Turn
 
 _IMAGE_MARK = "<image>"

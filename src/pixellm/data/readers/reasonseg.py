@@ -22,11 +22,11 @@ from pixellm.data.readers.base import (
     LazySamples,
     Reader,
     UnusableDataError,
-    image_size,
 )
 from pixellm.data.readers.class_questions import NamedMasks, ask_for_regions
 from pixellm.data.readers.json_values import flag, text_fault
 from pixellm.data.readers.referring import benchmark_turn, load_phrases, to_noun
+from pixellm.image_files import image_size
 from pixellm.masks import encode_mask
 from pixellm.types import SEG_MARK, Sample, Target, Turn
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.readers.base import BadRow
 from pixellm.data.readers.class_reader import ClassReader
 from pixellm.data.readers.run_lengths import label_map_to_rles
+from pixellm.image_files import load_stored
 
 _LABEL_MODES = ("L", "P", "I;16", "I")
 
@@ -213,13 +213,15 @@ def read_label_map(path: Path) -> NDArray[Any]:
         ValueError: there is no such image, it is damaged, or it is in colour.
     """
     try:
-        with Image.open(path) as image:
-            if image.mode in _LABEL_MODES:
-                return np.asarray(image)
-            reason = f"its mode is {image.mode}, but class numbers are grey or palette values"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error)
-    raise ValueError(f"{path} can't be read as a label image: {reason}.")
+        image = load_stored(path)
+    except OSError as error:
+        raise ValueError(str(error)) from None
+    if image.mode not in _LABEL_MODES:
+        raise ValueError(
+            f"{path} can't be read as a label image: its mode is {image.mode}, but class numbers "
+            "are grey or palette values."
+        )
+    return np.asarray(image)
 
 
 @cache

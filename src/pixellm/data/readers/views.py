@@ -50,7 +50,7 @@ def another_view(annotated: AnnotatedImage, rng: random.Random) -> AnnotatedImag
         ValueError: the file is no image, or of another size than the annotation says.
         OSError: the file can't be opened.
     """
-    from pixellm.processing.image import load_image
+    from pixellm.image_files import load_image
 
     image = load_image(annotated.image)
     if (image.height, image.width) != tuple(annotated.size):

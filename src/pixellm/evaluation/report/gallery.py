@@ -10,13 +10,13 @@ import io
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.scores import Unit, count_bin, question_giou
+from pixellm.image_files import load_image
 from pixellm.masks import decode_mask, resize_mask
 from pixellm.types import RLE
 from pixellm.visualize import draw_overlay
@@ -128,11 +128,8 @@ def read_image(record: AnswerRecord) -> Image.Image | None:
     if not record.path:
         return None
     try:
-        with Image.open(Path(record.path)) as opened:
-            from PIL import ImageOps
-
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, UnidentifiedImageError):
+        image = load_image(record.path)
+    except (OSError, ValueError):
         return None
     return image if (image.height, image.width) == record.size else None
 

@@ -1,0 +1,316 @@
+"""Every image file is opened here: as people see it, with its faults told in one sentence.
+
+Decides once which formats are read, how EXIF turns an image, and what becomes of transparency, 16
+bits and animations. This module knows no model, no annotation and no torch.
+
+Frames: sizes are ``(height, width)`` in pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from pixellm.masks import Size
+
+ImageSource = str | os.PathLike[str] | Image.Image | NDArray[Any]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+"""Pillow's names of what is read; some of its others start programs (EPS) or know no mark (TGA)."""
+
+_SIXTEEN_BIT_MAX = 65535
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image upright, by its EXIF orientation."""
+
+_FIRST_ON_ITS_SIDE = 5
+_OF_ONE_FRAME = ("GIF", "TIFF")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_WARNINGS = threading.Lock()
+"""Filters of warnings belong to the whole process, and images are read in threads."""
+_LOG = logging.getLogger(__name__)
+
+
+def load_image(source: ImageSource) -> Image.Image:
+    """Read an image as people see it.
+
+    EXIF rotation is applied (the rest of EXIF is ignored, damaged or not), transparency lies on
+    white, 16-bit grey is scaled to 8 bits, of an animation the first frame is taken; palette, CMYK
+    and grey become RGB.
+
+    Args:
+        source: a file, a Pillow image, or an array: (H, W) or (H, W, 1 | 3 | 4) uint8, or
+            (H, W) uint16.
+
+    Returns:
+        A new RGB image.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a folder, an empty, damaged or truncated file, no image of a format in
+            :data:`FORMATS`, or one of more pixels than Pillow's limit.
+        OSError: the file can't be opened.
+    """
+    if isinstance(source, np.ndarray):
+        return _to_rgb(_from_array(source), "The array")
+    if isinstance(source, Image.Image):
+        with _told_of("The image"):
+            source.load()
+            upright = _turn(source)
+        return _to_rgb(upright, "The image")
+    with _opened(source, str(source)) as image:
+        upright = _turn(_decode(image, str(source)))
+    return _to_rgb(upright, str(source))
+
+
+def load_embedded(data: bytes, name: str) -> Image.Image:
+    """An image that lies inside another file, read as :func:`load_image` reads one.
+
+    Args:
+        data: the bytes of an image file.
+        name: what an error calls it.
+
+    Raises:
+        ValueError: as by :func:`load_image`.
+    """
+    with _opened(io.BytesIO(data), name) as image:
+        upright = _turn(_decode(image, name))
+    return _to_rgb(upright, name)
+
+
+def load_stored(source: str | os.PathLike[str] | bytes, name: str = "") -> Image.Image:
+    """An image as it is stored: neither turned nor brought to RGB, for files whose pixels count.
+
+    Args:
+        source: a file, or the bytes of one.
+        name: what an error calls it; the path if not given.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as by :func:`load_image`.
+        OSError: the file can't be opened.
+    """
+    if isinstance(source, bytes):
+        with _opened(io.BytesIO(source), name) as image:
+            return _decode(image, name)
+    with _opened(source, name or str(source)) as image:
+        return _decode(image, name or str(source))
+
+
+def image_size(path: str | os.PathLike[str]) -> Size:
+    """(height, width) of an image as people see it, from its header.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as by :func:`load_image`, as far as the header shows it.
+        OSError: the file can't be opened.
+    """
+    with _opened(path, str(path)) as image:
+        return _upright_size(image)
+
+
+def probe_image(path: str | os.PathLike[str]) -> Size:
+    """(height, width) as :func:`image_size` gives it, of a file whose every byte was read.
+
+    Cheaper than loading: of a JPEG an eighth of its sides is decoded.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as by :func:`load_image`.
+        OSError: the file can't be opened.
+    """
+    with _opened(path, str(path)) as image:
+        size = _upright_size(image)
+        image.draft("L", (1, 1))
+        image.load()
+    return size
+
+
+def size_mismatch(found: Size, said: Size) -> str:
+    """Why an annotation does not fit its image; "" where it does.
+
+    Args:
+        found: size of the image as people see it.
+        said: what the annotation says.
+    """
+    found, said = (found[0], found[1]), (said[0], said[1])
+    if found == said:
+        return ""
+    fault = f"The image is {found}, its annotation says {said} (height, width)"
+    if found == said[::-1]:
+        return (
+            f"{fault}: it was made on the image as stored, before EXIF turned it upright; "
+            "turn one of the two."
+        )
+    return f"{fault}."
+
+
+@contextmanager
+def _opened(source: str | os.PathLike[str] | io.BytesIO, name: str) -> Iterator[Image.Image]:
+    """An image whose header is read; whatever a decoder raises inside becomes a ValueError."""
+    if isinstance(source, io.BytesIO):
+        with _told_of(name), _read_header(source, name) as image:
+            yield image
+        return
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no image at {path}.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name one image in it.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty; save the image again.")
+    with path.open("rb") as stream, _told_of(name), _read_header(stream, name) as image:
+        yield image
+
+
+@contextmanager
+def _told_of(name: str) -> Iterator[None]:
+    try:
+        yield
+    except _RefusedError as error:
+        raise ValueError(str(error)) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(
+            f"{name} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, the limit of a safe image; "
+            "make it smaller."
+        ) from None
+    except Exception as error:  # decoders raise whatever they trip over in damaged bytes
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name} is damaged or truncated ({said}); save it again.") from error
+
+
+class _RefusedError(Exception):
+    """No image that is read, with the sentence that says so."""
+
+
+def _read_header(stream: Any, name: str) -> Image.Image:
+    known = _known_formats()
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            return Image.open(stream, formats=known)
+        except Image.UnidentifiedImageError:
+            stream.seek(0)
+            start = stream.read(12)
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS and "HEIF" not in known:
+        raise _RefusedError(
+            f"{name} is a HEIC image; install pillow-heif to read it, or convert it to JPEG."
+        )
+    raise _RefusedError(
+        f"{name} is not an image that is read here (JPEG, PNG, WebP, TIFF, GIF, BMP, ...); "
+        "convert it to PNG or JPEG."
+    )
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    """The formats of :data:`FORMATS` that can be read here; HEIF where pillow-heif is installed."""
+    Image.init()
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    if image.format in _OF_ONE_FRAME:
+        with suppress(Exception):  # damaged later frames are nobody's loss
+            if getattr(image, "is_animated", False):
+                _say_first_frame(name)
+            image.seek(0)
+    image.load()
+    return image
+
+
+_said_first_frame = threading.Event()
+
+
+def _say_first_frame(name: str) -> None:
+    """Say once in a process that frames are left out."""
+    if not _said_first_frame.is_set():
+        _said_first_frame.set()
+        _LOG.warning("%s has several frames; of such images the first one is used.", name)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 where there is none that can be made sense of."""
+    if image.format == "PNG":  # its EXIF may follow the pixels
+        with suppress(Exception):
+            image.load()
+    try:
+        with _WARNINGS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # EXIF is whatever a program left there; the pixels don't depend on it
+        return 1
+    return found if type(found) is int and found in _TURNS else 1
+
+
+def _turn(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _upright_size(image: Image.Image) -> Size:
+    """(height, width) upright of an image that is not decoded yet."""
+    width, height = image.size
+    # Pillow turns a TIFF by itself.
+    turned = image.format != "TIFF" and _orientation(image) >= _FIRST_ON_ITS_SIDE
+    return (width, height) if turned else (height, width)
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    grey = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if grey.size and grey.dtype == np.uint16 and grey.ndim == 2:
+        return Image.fromarray(grey)
+    colours = grey.ndim == 2 or (grey.ndim == 3 and grey.shape[2] in (3, 4))
+    if not (grey.size and grey.dtype == np.uint8 and colours):
+        raise ValueError(
+            "An image as an array is (H, W, 3) uint8 RGB (or grey, RGBA, or (H, W) uint16), but "
+            f"this one is {array.shape} {array.dtype}."
+        )
+    return Image.fromarray(grey)
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """A new RGB image of decoded, upright pixels."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _scale_deep_grey(image, name)
+    with _told_of(name):
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def _scale_deep_grey(image: Image.Image, name: str) -> Image.Image:
+    """16-bit grey to RGB; Pillow's own conversion would clip everything above 255 to white."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > _SIXTEEN_BIT_MAX:
+        raise ValueError(
+            f"{name} has 32-bit pixels, whose black and white are not defined; "
+            "save it with 8 or 16 bits."
+        )
+    scaled = np.rint(values.astype(np.float32) * (255 / _SIXTEEN_BIT_MAX)).astype(np.uint8)
+    return Image.fromarray(scaled).convert("RGB")
