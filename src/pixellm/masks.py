@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from pixellm.types import RLE, BoolMask
@@ -64,23 +64,6 @@ def decode_mask(rle: RLE | Mapping[str, Any]) -> BoolMask:
     (height, width), runs = _checked_runs(rle)
     columns = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height)
     return np.ascontiguousarray(columns.T)
-
-
-def polygons_to_mask(polygons: Sequence[Sequence[float]], size: Size) -> BoolMask:
-    """Fill the union of polygons, as COCO does it.
-
-    Args:
-        polygons: each ``[x0, y0, x1, y1, ...]`` in pixels; those of fewer than three points
-            have no area and are skipped.
-        size: (height, width) of the image.
-
-    Returns:
-        (H, W) bool; parts outside the image are cut off.
-
-    Raises:
-        ValueError: an odd number of coordinates, or one that is not a finite, sane number.
-    """
-    return decode_mask(_polygons_to_rle(polygons, size))
 
 
 def segmentation_to_rle(segmentation: Sequence[Any] | Mapping[str, Any], size: Size) -> RLE:
@@ -234,52 +217,6 @@ class Letterbox:
         scale = canvas_side / max(original)
         height, width = (max(1, int(side * scale + 0.5)) for side in original)
         return cls(original, (height, width), (canvas_side, canvas_side))
-
-    @property
-    def scale(self) -> tuple[float, float]:
-        """(x, y) factors from the original to the canvas; they differ by rounding only."""
-        return self.resized[1] / self.original[1], self.resized[0] / self.original[0]
-
-    def points_to_canvas(self, points: ArrayLike) -> NDArray[np.float64]:
-        """(..., 2) points ``(x, y)`` of the original, in the canvas."""
-        return np.asarray(points, dtype=np.float64) * self.scale
-
-    def points_to_original(self, points: ArrayLike) -> NDArray[np.float64]:
-        """(..., 2) points ``(x, y)`` of the canvas, in the original; padding lies beyond it."""
-        return np.asarray(points, dtype=np.float64) / self.scale
-
-    def boxes_to_canvas(self, boxes: ArrayLike) -> NDArray[np.float64]:
-        """(..., 4) boxes ``(x, y, width, height)`` of the original, in the canvas."""
-        return np.asarray(boxes, dtype=np.float64) * (self.scale * 2)
-
-    def boxes_to_original(self, boxes: ArrayLike) -> NDArray[np.float64]:
-        """(..., 4) boxes ``(x, y, width, height)`` of the canvas, in the original."""
-        return np.asarray(boxes, dtype=np.float64) / (self.scale * 2)
-
-    def mask_to_canvas(self, mask: BoolMask) -> BoolMask:
-        """(H, W) mask of the original as (S, S); False in the padding.
-
-        Raises:
-            ValueError: the mask has another size than the original.
-        """
-        self._check_size(mask, self.original)
-        canvas = np.zeros(self.canvas, dtype=np.bool_)
-        canvas[: self.resized[0], : self.resized[1]] = resize_mask(mask, self.resized)
-        return canvas
-
-    def mask_to_original(self, mask: BoolMask) -> BoolMask:
-        """(S, S) mask of the canvas as (H, W); the padding is dropped.
-
-        Raises:
-            ValueError: the mask has another size than the canvas.
-        """
-        self._check_size(mask, self.canvas)
-        return resize_mask(mask[: self.resized[0], : self.resized[1]], self.original)
-
-    @staticmethod
-    def _check_size(mask: BoolMask, size: Size) -> None:
-        if mask.shape != tuple(size):
-            raise ValueError(f"The mask is {mask.shape} where {tuple(size)} is needed.")
 
 
 def _to_text(rle: Mapping[str, Any]) -> RLE:

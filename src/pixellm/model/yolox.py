@@ -25,9 +25,6 @@ STAGE_NAMES = (
 )
 """What each hidden state is: features at strides 2 to 32, the pyramid, the detector's readings."""
 
-STRIDES = (8, 16, 32)
-"""Pixels between neighbouring cells of the pyramid's maps."""
-
 
 def _convolution(size_in: int, size: int, kernel: int, stride: int = 1, groups: int = 1) -> Any:
     padding = (kernel - 1) // 2

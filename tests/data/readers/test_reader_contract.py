@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from refer_layouts import all_turns, coco_set, refs_of, write_refer
 
-from pixellm.data.readers.base import BadRow, LazySamples, Reader, check_split
+from pixellm.data.readers.base import BadRow, LazySamples, Reader
 from pixellm.data.registry import READERS, open_reader, reader_class
 from pixellm.training.config import DataSource, Stage, load_config
 from pixellm.training.stream import DATASETS, Mixture, batch_stream, build_sources
@@ -60,18 +60,9 @@ def test_every_registered_reader_keeps_its_word(name: str, tmp_path: Path) -> No
 def test_missing_files_are_known_before_a_reader_is_opened(name: str, tmp_path: Path) -> None:
     reader = reader_class(name)
     for split in reader.splits:
-        missing = check_split(reader, tmp_path, split)
-        assert missing == reader.files(tmp_path, split) != ()
+        assert reader.files(tmp_path, split) != ()
         with pytest.raises(FileNotFoundError, match="which is missing"):
             open_reader(name, tmp_path, split)
-
-
-def test_a_split_that_is_complete_lacks_nothing(root: Path) -> None:
-    assert check_split(reader_class("refcoco"), root, "val") == ()
-    assert check_split(reader_class("multi-refcoco"), root, "val") == ()
-    assert [path.name for path in check_split(reader_class("refcoco"), root, "test")] == [
-        "refs(google).p"
-    ]
 
 
 def test_recipes_name_readers(root: Path) -> None:

@@ -238,11 +238,6 @@ def path_of_split(root: Path, pattern: str, split: str) -> Path:
     return root / pattern.replace("{split}", split)
 
 
-def check_split(reader: type[Reader], root: Path, split: str) -> tuple[Path, ...]:
-    """The files of a split that are missing; () where it can be read."""
-    return tuple(path for path in reader.files(root, split) if not path.exists())
-
-
 def check_image(path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
     """What is wrong with an image of an annotated (height, width), seen from its header."""
     try:
