@@ -1,6 +1,6 @@
 """How surprised a model is by true answers about scenes, by kind of question.
 
-    python benchmarks/answer_losses.py nano [MODEL ...] [--num 120] [--kinds several,order]
+    python benchmarks/answer_losses.py nano-scenes [MODEL ...] [--num 120] [--kinds several,order]
 
 Teacher forcing on the split val, one dialogue an image: nats per answer, and for answers with
 several masks nats of each name, first to last. A name's nats are those of all tokens from the mask

@@ -1,6 +1,6 @@
 """Every benchmark of the paper as a small fixture of photos in its true layout, and its scores.
 
-    python benchmarks/benchmark_fixtures.py --model nano --photos photos --num 40 \
+    python benchmarks/benchmark_fixtures.py --model nano-scenes --photos photos --num 40 \
         --out out/fixtures --json benchmarks/results/benchmark_fixtures.json
 
 These are NOT the benchmarks. Their photos are the val split of a small COCO subset, and what is

@@ -1,6 +1,6 @@
 """How long a model takes to load in a fresh interpreter, and what of that is not ours.
 
-    python benchmarks/load_time.py [--model nano] [--repeats 5] [--json FILE]
+    python benchmarks/load_time.py [--model nano-scenes] [--repeats 5] [--json FILE]
 
 Every run is a process of its own. "import torch" and "import transformers" (its model base
 class) are a floor that any program on top of them stands on; "load" is everything from the first
@@ -64,7 +64,7 @@ def _summary(values: list[float]) -> dict[str, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="nano", help="embedded name or directory")
+    parser.add_argument("--model", default="nano-scenes", help="embedded name or directory")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

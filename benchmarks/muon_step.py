@@ -21,7 +21,7 @@ from pixellm.training.muon import Muon
 
 def step_seconds(build: Callable[..., torch.optim.Optimizer], repeats: int) -> float:
     """Median seconds of a step, behind one that is not counted."""
-    layers = pixellm.load("nano", device="cpu").model.model.language_model.layers
+    layers = pixellm.load("nano-scenes", device="cpu").model.model.language_model.layers
     matrices = [nn.Parameter(p.detach().clone()) for p in layers.parameters() if p.ndim == 2]
     for matrix in matrices:
         matrix.grad = torch.randn_like(matrix)

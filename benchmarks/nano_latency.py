@@ -19,7 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LOAD = (
-    "import time; start = time.perf_counter(); import pixellm; pixellm.load('nano', device='cpu');"
+    "import time; start = time.perf_counter(); import pixellm;"
+    " pixellm.load('nano-scenes', device='cpu');"
     " print(time.perf_counter() - start)"
 )
 
@@ -37,10 +38,10 @@ def time_answers(repeats: int) -> dict[str, list[float]]:
     """Seconds of an answer with the image encoded anew, and with it cached."""
     import pixellm
 
-    keeping = pixellm.load("nano", device="cpu")
+    keeping = pixellm.load("nano-scenes", device="cpu")
     forgetting = pixellm.Engine(keeping.model, keeping.processor, cached_images=0)
     image = ROOT / "examples" / "scene.png"
-    question = (ROOT / "examples" / "question.txt").read_text(encoding="utf-8").strip()
+    question = (ROOT / "examples" / "scene_question.txt").read_text(encoding="utf-8").strip()
     fresh, cached = [], []
     keeping.predict(image, question)
     for _ in range(repeats):

@@ -1,6 +1,6 @@
 """The curve of a training run, from its logs.
 
-    python benchmarks/plot_training.py runs/nano/train_log.jsonl docs/nano/curve.png
+    python benchmarks/plot_training.py runs/nano-scenes/train_log.jsonl docs/nano-scenes/curve.png
 
 Several logs are drawn one behind the other. Needs matplotlib, which the extra `curate` brings.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 LOSSES = (
     *("patch_class", "patch_box", "feature_class", "target_class"),
-    *("text", "mask", "dice", "absent"),
+    *("text", "mask", "dice", "absent", "region", "choice"),
 )
 COLUMNS = 4
 """Panels side by side."""
@@ -41,7 +41,7 @@ def main() -> None:
     """Draw one panel for each loss that was trained on, stages told apart by colour."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("logs", type=Path, nargs="+")
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("image", type=Path)
     options = parser.parse_args()
     import matplotlib
 

@@ -1,6 +1,6 @@
 """Whether a model knows where things lie: sides and order in its answers about scenes.
 
-    pixellm eval scenes --model nano --split val --num 250 --out val
+    pixellm eval scenes --model nano-scenes --split val --num 250 --out val
     python benchmarks/scene_sides.py val
 
 Of the things that answers about a half of the image name, counts those that lie in it; of pairs

@@ -37,7 +37,7 @@ _Json = Annotated[Path | None, typer.Option(help="JSON file for the figures.")]
 @app.command(
     epilog="Examples:\n\n    python benchmarks/speed.py engine --model 110m --json engine_110m.json"
     "\n\n    python benchmarks/speed.py engine --model 110m --tokens 64 --targets 3"
-    "\n\n    python benchmarks/speed.py engine --model nano --quick"
+    "\n\n    python benchmarks/speed.py engine --model nano-scenes --quick"
 )
 def engine(
     model: _Model = "110m",

@@ -5,7 +5,7 @@ made for every position, masks are compared at the size of the image, and every 
 1024 x 1024 float image that nothing reads. Both loops see the same random images, texts and
 masks, and move the same parameters with AdamW. Each figure comes from a process of its own.
 
-    python benchmarks/training_throughput.py --model nano --model 110m --json out.json
+    python benchmarks/training_throughput.py --model nano-scenes --model 110m --json out.json
     python benchmarks/training_throughput.py --model 7b --device cuda --json out.json
 """
 
@@ -57,8 +57,8 @@ def shape_of(name: str) -> Any:
     from pixellm.training.config import load_config
     from pixellm.training.plan import model_shape_from_parts
 
-    if name == "nano":
-        return PixelLMConfig.from_pretrained(EMBEDDED_DIR / "nano")
+    if name == "nano-scenes":
+        return PixelLMConfig.from_pretrained(EMBEDDED_DIR / "nano-scenes")
     parts = MODEL_110M if name == "110m" else load_config(RECIPE_7B).model["sizes"]
     return model_shape_from_parts(parts)[0]
 
@@ -213,7 +213,9 @@ def estimate_7b(rows: int, length: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--model", action="append", choices=["nano", "110m", "7b"], required=True)
+    parser.add_argument(
+        "--model", action="append", choices=["nano-scenes", "110m", "7b"], required=True
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rows", type=int, default=4, help="images per step")
     parser.add_argument("--targets", type=int, default=6, help="masks per image")
@@ -225,7 +227,7 @@ def main() -> None:
     results = []
     fresh = multiprocessing.get_context("spawn")
     for model in options.model:
-        length = options.length or {"nano": 256, "110m": 256, "7b": 832}[model]
+        length = options.length or {"nano-scenes": 256, "110m": 256, "7b": 832}[model]
         for loop in ("plain", "pixellm"):
             job = {
                 "model": model,

@@ -23,7 +23,7 @@ NEEDED_IOU = {"int8": 0.95, "int4": 0.9}
 
 def load_nano(bits: str | None) -> Engine:
     config = quantization_config(bits, CPU, torch.float32) if bits else None
-    return Engine(*load_model_and_processor("nano", quantization_config=config))
+    return Engine(*load_model_and_processor("nano-scenes", quantization_config=config))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def nano() -> Engine:
 @torch.inference_mode()
 def masks_of_told_answer(engine: Engine, marked: str) -> np.ndarray:
     """(K, h, w) masks of the same words, whatever the model would have said itself."""
-    question = (ROOT / "examples" / "question.txt").read_text(encoding="utf-8").strip()
+    question = (ROOT / "examples" / "scene_question.txt").read_text(encoding="utf-8").strip()
     messages = dialogue_messages(((question, marked),), question)[:2]
     image = load_image(ROOT / "examples" / "scene.png")
     batch = engine.processor.encode_batch([messages], [image], add_generation_prompt=False)
@@ -50,7 +50,7 @@ def masks_of_told_answer(engine: Engine, marked: str) -> np.ndarray:
 
 @pytest.mark.parametrize("bits", ["int8", "int4"])
 def test_masks_of_nano_stay_the_same_and_are_not_blank(nano: Engine, bits: str) -> None:
-    question = (ROOT / "examples" / "question.txt").read_text(encoding="utf-8").strip()
+    question = (ROOT / "examples" / "scene_question.txt").read_text(encoding="utf-8").strip()
     answer = nano.predict(ROOT / "examples" / "scene.png", question)
     marked = answer.info["marked_text"]
     assert marked.count(SEG_MARK) >= 2

@@ -184,7 +184,7 @@ def test_a_model_says_what_it_is_run_in_on_a_gpu(
 
 
 def test_models_run_in_bfloat16_on_a_gpu_unless_they_say_otherwise(tiny_model_dir: Path) -> None:
-    for model in ("nano", tiny_model_dir):
+    for model in ("nano-scenes", tiny_model_dir):
         assert model_dtype(model, torch.device("cuda")) is torch.bfloat16
 
 

@@ -53,7 +53,7 @@ def test_nano_answers_fifty_scenes_as_before(
         )
         for index, entry in enumerate(entries)
     ]
-    predictions = pixellm.load("nano", device="cpu").predict_batch(requests)
+    predictions = pixellm.load("nano-scenes", device="cpu").predict_batch(requests)
     rows = [row_of(prediction) for prediction in predictions]
     masks = [segment.pop("mask") for row in rows for segment in row["segments"]]
     pinned("nano_answers", rows, abs=1e-3)
@@ -74,7 +74,9 @@ def test_reports_hold_the_same_scores(
 ) -> None:
     out = tmp_path / mode
     options = ("--data", scenes, "--split", "test_less", "--mode", mode, "--limit", 12)
-    command_line("eval", "muse", "--model", "nano", *options, "--device", "cpu", "--out", out)
+    command_line(
+        "eval", "muse", "--model", "nano-scenes", *options, "--device", "cpu", "--out", out
+    )
     report = json.loads((out / "report.json").read_text("utf-8"))
     scores = report["groups"]["overall"]["scores"]
     kept = ("num_questions", "num_targets", "num_masks", "headline", "mode", "protocol")

@@ -17,7 +17,7 @@ RECIPE = """
 name: three
 seed: 3
 output_dir: {folder}
-model: {{checkpoint: nano}}
+model: {{checkpoint: nano-scenes}}
 data:
   - {{name: scenes, args: {{split: train, seed: 0, length: 1000, dialogues_per_image: 2}}}}
 collate: {{mask_size: 48, max_length: 600}}

@@ -205,5 +205,5 @@ def test_recipes_of_ablations_can_be_planned(recipe: Path) -> None:
 
 
 def test_the_embedded_models_recipe_can_be_planned() -> None:
-    plan = plan_run(load_config(RECIPES / "nano.yaml"))
+    plan = plan_run(load_config(RECIPES / "nano_scenes.yaml"))
     assert plan.num_parameters and len(plan.stages) > 1

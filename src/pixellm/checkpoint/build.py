@@ -231,7 +231,7 @@ def _build_tokenizer(
 ) -> PreTrainedTokenizerBase:
     if parts.tokenizer.source is None:
         return train_tokenizer(texts, parts.tokenizer.vocab_size, control)
-    tokenizer = AutoTokenizer.from_pretrained(_place_of(parts.tokenizer.source))
+    tokenizer = AutoTokenizer.from_pretrained(place_of(parts.tokenizer.source))
     tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in control])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -271,12 +271,12 @@ def _part_config(source: str | None, values: dict[str, Any], part: str) -> Any:
             raise ValueError(f"model.{part}.config needs a model_type.") from None
     if source is None:
         raise ValueError(f"model.{part} needs a source or a config.")
-    config = AutoConfig.from_pretrained(_place_of(source))
+    config = AutoConfig.from_pretrained(place_of(source))
     wanted = part == "vision" or isinstance(config, PixelLMConfig)
     return getattr(config, f"{part}_config", config) if wanted else config
 
 
-def _place_of(source: str) -> str:
+def place_of(source: str) -> str:
     """The folder of a model that the package carries, or the source as it is."""
     from pixellm.checkpoint.io import embedded_models, resolve_source  # which reads checkpoints
 
@@ -343,7 +343,7 @@ def load_vision_weights(
 
 def _load_language_model(model: PixelLMForConditionalGeneration, source: str) -> None:
     """Language model weights; rows of new tokens start at the mean of the old ones."""
-    if isinstance(AutoConfig.from_pretrained(_place_of(source)), PixelLMConfig):
+    if isinstance(AutoConfig.from_pretrained(place_of(source)), PixelLMConfig):
         _take_language_model(model, source)
         return
     pretrained = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)

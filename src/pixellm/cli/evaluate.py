@@ -118,7 +118,7 @@ def add_commands(app: typer.Typer, evaluate_app: typer.Typer) -> None:
     """Add ``eval BENCHMARK`` for all benchmarks, and ``compare``, to a command line."""
     evaluate_app.command(
         "scenes",
-        epilog="Examples:\n\n    pixellm eval scenes --model nano --split test --json scenes.json"
+        epilog="Examples:\n\n    pixellm eval scenes --split test --json scenes.json"
         "\n\n    pixellm eval scenes --model runs/nano --split test_style --num 100 --seed 7"
         "\n\n    pixellm eval scenes --num 100 --out scenes-report"
         "\n\n    pixellm eval scenes --model largest_object",
@@ -200,7 +200,7 @@ def evaluate_scenes(
             help="nano, a folder, a run's folder, or a hub id; or a guess that reads no question: "
             "largest_object, all_objects."
         ),
-    ] = "nano",
+    ] = "nano-scenes",
     split: Annotated[
         str, typer.Option(help="train, val, test, test_combination, test_style.")
     ] = "test",

@@ -180,6 +180,8 @@ class RegionDecoder(FullPrecision):
         self.choice_scale = nn.Parameter(torch.tensor(1.0))
         self.choice_match = nn.Parameter(torch.tensor(1.0))
         self.choice_bias = nn.Parameter(torch.tensor(2.0))
+        # Set when a trained model is calibrated: masks stay as they are, their scores do not.
+        self.sureness = nn.Parameter(torch.tensor(1.0))
         self.regions = RegionLayers(config, about)
         self.draw = nn.Linear(inner // 2, 1)
         self.bend = nn.Parameter(torch.zeros(inner // 2, size))  # at first all draw alike
@@ -208,7 +210,7 @@ class RegionDecoder(FullPrecision):
         logits = logits + torch.einsum("pc,pcs->ps", own, maps.flatten(2)[window_of])
         side = maps.shape[-1]
         pasted = paste_windows(logits.unflatten(1, (side, side)), windows[window_of], grid)
-        return _unite(choice[targets, places], pasted, targets, len(rows))
+        return _unite(choice[targets, places], pasted, targets, len(rows)) * self.sureness
 
     def choose(self, target_embeddings: Tensor, entries: Tensor, rows: Tensor) -> Tensor:
         """Logits (M, K) that an entry belongs to a target; very low where there is none.
@@ -267,6 +269,16 @@ class RegionDecoder(FullPrecision):
         """Windows (U, 4) and mask logits (U, 2 S, 2 S) of entries, whatever is asked for."""
         windows, maps = self.window_features(features, entries, rows)
         return windows, self.draw(maps.permute(0, 2, 3, 1))[..., 0]
+
+    def draw_blank(self, count: int) -> Tensor:
+        """Mask features of so many windows of nothing, to measure what drawing takes."""
+        layers = self.regions
+        like, cells = self.bend, self.cells
+        cut = like.new_zeros(count, layers.narrow.in_channels - 2, cells, cells)
+        channels = layers.sharpen.in_channels - layers.finer.out_channels
+        detail = like.new_zeros(count, channels, 2 * cells, 2 * cells) if channels else None
+        drawn: Tensor = layers(cut, detail, like.new_zeros(count, layers.about.in_features))
+        return drawn
 
     @staticmethod
     def _likely(choice: Tensor) -> tuple[Tensor, Tensor]:

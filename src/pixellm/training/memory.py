@@ -202,6 +202,8 @@ def _decoder_bytes(model: Any, rows: int) -> float:
 
     def run() -> Any:
         features = inner.decoder_features(maps)
+        if config.evidence_tokens:  # which things are drawn only their data tell: one a target
+            return [*features, inner.codebook(states), inner.pixel_decoder.draw_blank(count)]
         return inner.pixel_decoder(inner.codebook(states), features, owners)
 
     return kept_bytes(run, inner)

@@ -257,19 +257,21 @@ def model_shape_from_parts(section: Mapping[str, Any]) -> tuple[Any | None, str]
         image_token_id=vocabulary - group - 1,
         **settings,
     )
-    return shape, ""
+    return shape, missing_vision_weights(parts.vision.source, parts.vision.path)
 
 
 def _config_on_disk(source: str | None, name: str) -> dict[str, Any] | None:
     from transformers import AutoConfig
 
+    from pixellm.checkpoint.build import place_of
+
     if source is None:
         return None
     try:
-        found = AutoConfig.from_pretrained(source, local_files_only=True)
+        found = AutoConfig.from_pretrained(place_of(source), local_files_only=True)
     except (OSError, ValueError):
         return None
-    part = getattr(found, "vision_config", found) if name == "vision" else found
+    part = getattr(found, f"{name}_config", found)
     values: dict[str, Any] = part.to_dict()
     return {**values, "model_type": part.model_type}
 
