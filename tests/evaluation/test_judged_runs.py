@@ -21,6 +21,7 @@ from pixellm.evaluation.benchmark_run import BenchmarkRun
 from pixellm.evaluation.judge import JudgeSettings, SimilarityJudge
 from pixellm.evaluation.judged_run import check_judging, judge_run
 from pixellm.evaluation.summary import summarize
+from pixellm.files import locked
 from pixellm.llm.store import RequestStore
 
 REPORTS = ("report.json", "report.md", "report.html")
@@ -205,6 +206,9 @@ def test_the_library_judges_a_run_too(tmp_path: Path) -> None:
     records = read_answers(folder)
     settings = JudgeSettings("similarity")
     summary = summarize(records, run.rules)
+    if sys.platform != "win32":  # files are not locked there
+        with locked(folder), pytest.raises(OSError, match="Another process is writing"):
+            judge_run(run, folder, records, summary, SimilarityJudge(), settings)
     scores = judge_run(run, folder, records, summary, SimilarityJudge(), settings)
     assert scores.plain.score("giou").value == 1
     assert scores.judged.score("giou").value == pytest.approx(5 / 6)
