@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageFile, PngImagePlugin
+from typer.testing import CliRunner
 
 from pixellm import image_files
+from pixellm.cli.main import app
 from pixellm.curation.photos import jpeg_data_url
 from pixellm.data.registry import open_reader
 from pixellm.image_files import image_size, load_image, load_stored, probe_image, size_mismatch
@@ -194,3 +196,17 @@ def test_mutated_exif_is_ignored():
     for path in paths:
         image = load_image(path)
         assert image_size(path) == probe_image(path) == (image.height, image.width)
+
+
+def test_data_check_finds_a_truncated_photo_and_quick_does_not(tmp_path):
+    photo = tmp_path / "photo.jpg"
+    Image.fromarray(PIXELS).save(photo)
+    photo.write_bytes(photo.read_bytes()[:-900])
+    box = {"label": "dog", "points": [[2, 2], [30, 30]], "shape_type": "rectangle"}
+    shown = {"imagePath": photo.name, "imageHeight": 48, "imageWidth": 64, "shapes": [box]}
+    (tmp_path / "photo.json").write_text(json.dumps(shown))
+    command = ["data", "check", str(tmp_path), "--set", "labelme", "--with", "folder=."]
+    whole = CliRunner().invoke(app, command)
+    assert whole.exit_code == 1
+    assert "truncated" in whole.output
+    assert CliRunner().invoke(app, [*command, "--quick"]).exit_code == 0

@@ -60,6 +60,9 @@ def check(
     options: _With = None,
     limit: Annotated[int, typer.Option(min=0, help="Bad rows shown of each split.")] = 50,
     report: Annotated[Path | None, typer.Option(help="CSV file for all bad rows.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Open images without decoding them.")
+    ] = False,
 ) -> None:
     """Say which data sets are there, what they hold, and every row that can't be used.
 
@@ -67,6 +70,7 @@ def check(
     """
     from rich.console import Console
     from rich.markup import escape
+    from rich.progress import Progress
 
     from pixellm.data.check import CSV_HEADER, absent_sets, bad_rows_to_csv, check_found, find_sets
     from pixellm.files import check_file, write_files
@@ -79,8 +83,16 @@ def check(
     console = Console()
     reports = []
     for one in found:
-        with Console(stderr=True).status(escape(printable(f"Checking {one.label}"))):
-            reports.append(check_found(one))
+        shown = Console(stderr=True)
+        with Progress(console=shown, transient=True, disable=not shown.is_terminal) as bar:
+            task = bar.add_task(escape(printable(f"Checking {one.label}")), total=None)
+            reports.append(
+                check_found(
+                    one,
+                    decode=not quick,
+                    progress=lambda done, total: bar.update(task, completed=done, total=total),  # noqa: B023
+                )
+            )
         _show_report(console, reports[-1], limit)
     if root.is_dir() and not sets:
         for reader in absent_sets(found):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pixellm.data.readers.base import BadRow, Reader, UnusableDataError
+from pixellm.data.readers.base import BadRow, Reader, UnusableDataError, decode_images
 from pixellm.data.readers.json_index import scan_json
 from pixellm.data.registry import READERS, open_reader, reader_class
 from pixellm.files import plain_cell
@@ -130,8 +130,19 @@ def absent_sets(found: Iterable[FoundSplit]) -> list[type[Reader]]:
     return [reader_class(name) for name in READERS if name not in there | _OWN | same_files]
 
 
-def check_found(found: FoundSplit) -> SplitReport:
-    """Decode everything of a split once; images are opened, not decoded."""
+def check_found(
+    found: FoundSplit,
+    *,
+    decode: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> SplitReport:
+    """Decode every annotation of a split once, and on demand its images.
+
+    Args:
+        found: the split.
+        decode: read images to their last byte; else only their headers.
+        progress: told how many images are checked, and of how many.
+    """
     if found.missing:
         obtain = reader_class(found.name).obtain
         rows = [BadRow(path, "", f"It is missing; {obtain}.") for path in found.missing]
@@ -143,7 +154,10 @@ def check_found(found: FoundSplit) -> SplitReport:
         return SplitReport(found, {}, (*error.bad_rows, whole))
     except (OSError, ValueError) as error:
         return SplitReport(found, {}, (BadRow(found.root, "", str(error)),))
-    return SplitReport(found, reader.counts(), tuple(reader.check()))
+    bad_rows = list(reader.check())
+    if decode:
+        bad_rows += decode_images(list(dict.fromkeys(reader.sound_headers)), progress)
+    return SplitReport(found, reader.counts(), tuple(bad_rows))
 
 
 def bad_rows_to_csv(reports: Iterable[SplitReport]) -> bytes:

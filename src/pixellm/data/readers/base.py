@@ -7,16 +7,18 @@ format, no tokens and no batches.
 
 from __future__ import annotations
 
+import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, overload
 
 import numpy as np
 
-from pixellm.image_files import image_size, size_mismatch
+from pixellm.image_files import image_size, probe_image, size_mismatch
 from pixellm.types import Sample
 
 
@@ -125,6 +127,7 @@ class Reader(ABC):
         self.root = Path(root)
         self.split = split
         self.seed = seed
+        self.sound_headers: list[Path] = []
         if split not in self.splits:
             raise ValueError(
                 f"{self.name} has no split {split!r}; choose {', '.join(self.splits)}."
@@ -212,7 +215,14 @@ class Reader(ABC):
             for sample in samples:
                 if isinstance(sample.image, Path) and sample.image not in seen:
                     seen.add(sample.image)
-                    yield from check_image(sample.image, sample.size)
+                    yield from self.check_image(sample.image, sample.size)
+
+    def check_image(self, path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
+        """What the header of an image shows to be wrong; a sound one joins ``sound_headers``."""
+        faults = list(_check_header(path, size))
+        if not faults:
+            self.sound_headers.append(path)
+        yield from faults
 
     @staticmethod
     def find_folder(root: Path, names: Sequence[str]) -> Path:
@@ -238,7 +248,7 @@ def path_of_split(root: Path, pattern: str, split: str) -> Path:
     return root / pattern.replace("{split}", split)
 
 
-def check_image(path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
+def _check_header(path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
     """What is wrong with an image of an annotated (height, width), seen from its header."""
     try:
         found = image_size(path)
@@ -249,3 +259,28 @@ def check_image(path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
     else:
         if fault := size_mismatch(found, size):
             yield BadRow(path, "", fault)
+
+
+def decode_images(
+    paths: Sequence[Path], progress: Callable[[int, int], None] | None = None
+) -> Iterator[BadRow]:
+    """The images that can't be read to their last byte, though their headers are sound.
+
+    Args:
+        paths: the images; read in threads.
+        progress: told how many are read, and of how many.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, fault in enumerate(pool.map(_decoding_fault, paths), start=1):
+            if fault:
+                yield BadRow(paths[done - 1], "", fault)
+            if progress is not None:
+                progress(done, len(paths))
+
+
+def _decoding_fault(path: Path) -> str:
+    try:
+        probe_image(path)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""

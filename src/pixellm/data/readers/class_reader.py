@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
-from pixellm.data.readers.base import BadRow, LazySamples, Reader, check_image
+from pixellm.data.readers.base import BadRow, LazySamples, Reader
 from pixellm.data.readers.class_questions import (
     NamedMasks,
     ask_for_absent,
@@ -156,7 +156,7 @@ class ClassReader(Reader):
             if not (self._askable(shown) or self.negatives or self.exhaustive):
                 yield BadRow(*self.where(item), _NOTHING_TO_ASK)
             if isinstance(shown.image, Path):
-                yield from check_image(shown.image, shown.size)
+                yield from self.check_image(shown.image, shown.size)
 
     def evaluation_samples(self) -> LazySamples:
         """One question for each class of each image, in the plainest wording."""

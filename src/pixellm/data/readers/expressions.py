@@ -21,7 +21,6 @@ from pixellm.data.readers.base import (
     LazySamples,
     Reader,
     UnusableDataError,
-    check_image,
 )
 from pixellm.data.readers.class_questions import NamedMasks
 from pixellm.data.readers.instances import InstanceFile
@@ -275,7 +274,7 @@ class ExpressionReader(Reader):
                     yield BadRow(self.instances_path, f"annotation {annotation}", reason)
         for start in self.table.starts[:-1]:
             image = self.instances.image(int(self.table.images[start]))
-            yield from check_image(self.images / image.file_name, image.size)
+            yield from self.check_image(self.images / image.file_name, image.size)
 
     def _bad_instances(self) -> Iterator[BadRow]:
         """The entries of the instances file that can't be used."""

@@ -20,7 +20,6 @@ from pixellm.data.readers.base import (
     LazySamples,
     Reader,
     UnusableDataError,
-    check_image,
 )
 from pixellm.data.readers.coco_images import file_of, photo_name, size_of
 from pixellm.data.readers.json_index import SpanList, scan_json
@@ -172,7 +171,7 @@ class Muse(Reader):
             assert isinstance(sample.image, Path)
             if sample.image not in seen:
                 seen.add(sample.image)
-                yield from check_image(sample.image, sample.size)
+                yield from self.check_image(sample.image, sample.size)
 
     def _sample(self, row: int, form: str) -> Sample:
         """The dialogue of a question.

@@ -198,6 +198,7 @@ class Photos(Reader):
     def check(self) -> Iterator[BadRow]:
         """Every bad row."""
         yield from self._coco.check()
+        self.sound_headers = self._coco.sound_headers
 
     def evaluation_samples(self) -> LazySamples:
         """Questions of every kind about every photo, the same for every seed."""
