@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from prediction_jobs import Stub
+from prediction_jobs import Stub, local_ray
 from typer.testing import CliRunner, Result
 
 from pixellm.cli.main import app
@@ -326,21 +326,12 @@ def test_what_is_no_set_is_told_in_one_sentence(
 
 @pytest.mark.timeout(900)  # Ray's processes start slowly on a busy machine
 def test_ray_builds_the_rows_of_a_set_where_they_are_answered(
-    refcoco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refcoco: Path, tmp_path: Path
 ) -> None:
-    import ray  # takes seconds
-
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     rows = open_rows("refcoco", refcoco, "val")
     here = answer(rows, tmp_path / "here.jsonl", Stub())
-
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "src")]
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
-    try:
+    with local_ray():
         spread = answer_on_ray(Stub, "stub", workers=1)
         there = answer_rows(rows, tmp_path / "there.jsonl", "stub", spread, BATCH_SIZE)
-    finally:
-        ray.shutdown()
     assert there == here
     assert (tmp_path / "there.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()

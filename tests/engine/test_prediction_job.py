@@ -23,6 +23,7 @@ from prediction_jobs import (
     SECONDS_A_BATCH,
     Stub,
     answer_job,
+    local_ray,
     make_job,
 )
 
@@ -288,18 +289,9 @@ def test_borders_of_batches_stay_where_they_are() -> None:
 
 
 @pytest.mark.timeout(900)  # Ray's processes start slowly on a busy machine
-def test_ray_gives_the_same_file(finished: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    import ray  # takes seconds
-
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+def test_ray_gives_the_same_file(finished: Path, tmp_path: Path) -> None:
     answers = copy_job(finished, tmp_path, lines=BATCH_SIZE)
-    here = str(Path(__file__).parent)
-    src = str(Path(__file__).parents[2] / "src")
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([src, here])}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
-    try:
+    with local_ray():
         rows = read_rows(tmp_path / "questions.jsonl")
         answer_rows(rows, answers, "stub", answer_on_ray(Stub, "stub", workers=1), BATCH_SIZE)
-    finally:
-        ray.shutdown()
     assert answers.read_bytes() == (finished / "answers.jsonl").read_bytes()

@@ -149,13 +149,17 @@ _FLOATING = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float
 def _check_finite(source: str | Path, model: torch.nn.Module) -> None:
     """Refuse weights that are not numbers: all that follows from them would be wrong in silence.
 
+    Rounded weights are tensors of their libraries' own classes, and were looked at where they were
+    rounded from.
+
     Raises:
         ValueError: NaN or infinity, with the name of the weight.
     """
     stored = model.state_dict().keys()  # computed buffers may hold infinity, as masks do
     buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in stored]
     for name, weight in [*model.named_parameters(), *buffers]:
-        if weight.device.type == "meta" or weight.dtype not in _FLOATING:
+        is_plain = type(weight.data) is torch.Tensor
+        if not is_plain or weight.device.type == "meta" or weight.dtype not in _FLOATING:
             continue
         if not bool(torch.isfinite(weight.sum(dtype=torch.float32))):  # one pass, no copy
             raise ValueError(
