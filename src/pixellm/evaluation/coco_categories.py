@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pixellm.data.readers.base import BadRow, UnusableDataError, check_header
 from pixellm.data.readers.coco_images import source_of
 from pixellm.data.readers.own_coco import own_files
 from pixellm.masks import decode_mask, encode_mask, segmentation_to_rle
@@ -30,9 +31,13 @@ class CocoCategories(Sequence[Sample]):
         root: a layout of :func:`~pixellm.data.readers.own_coco.own_files`, or its folder "coco".
         split: such as "val".
 
+    Attributes:
+        bad_rows: images that are missing, damaged or of another size than annotated; nothing is
+            asked about them.
+
     Raises:
         FileNotFoundError: no such files.
-        ValueError: the annotation file is damaged.
+        ValueError: the annotation file is damaged, or no image can be used.
     """
 
     def __init__(self, root: Path, split: str) -> None:
@@ -51,6 +56,26 @@ class CocoCategories(Sequence[Sample]):
             raise ValueError(
                 f"{self.path} annotates the image {error} that it does not list."
             ) from None
+        self.bad_rows = self._leave_out_bad_images()
+
+    def _leave_out_bad_images(self) -> tuple[BadRow, ...]:
+        """Drop the questions about images that can't be used."""
+        bad_rows: dict[int, BadRow] = {}
+        for number in dict.fromkeys(image for image, _ in self._keys):
+            image = self._images[number]
+            try:
+                size = (int(image["height"]), int(image["width"]))
+                path = self.images / str(image["file_name"])
+            except (KeyError, TypeError, ValueError, OverflowError):
+                fault = "It needs a file_name, and a height and a width in pixels."
+                bad_rows[number] = BadRow(self.path, f"image {number}", fault)
+                continue
+            bad_rows.update((number, row) for row in check_header(path, size))
+        self._keys = [key for key in self._keys if key[0] not in bad_rows]
+        rows = tuple(bad_rows.values())
+        if rows and not self._keys:
+            raise UnusableDataError(f"No image of {self.path} can be used.", rows)
+        return rows
 
     def __len__(self) -> int:
         return len(self._keys)

@@ -219,7 +219,7 @@ class Reader(ABC):
 
     def check_image(self, path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
         """What the header of an image shows to be wrong; a sound one joins ``sound_headers``."""
-        faults = list(_check_header(path, size))
+        faults = list(check_header(path, size))
         if not faults:
             self.sound_headers.append(path)
         yield from faults
@@ -248,8 +248,13 @@ def path_of_split(root: Path, pattern: str, split: str) -> Path:
     return root / pattern.replace("{split}", split)
 
 
-def _check_header(path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
-    """What is wrong with an image of an annotated (height, width), seen from its header."""
+def check_header(path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
+    """What is wrong with an image of an annotated (height, width), seen from its header.
+
+    Args:
+        path: the image.
+        size: as its annotation says.
+    """
     try:
         found = image_size(path)
     except FileNotFoundError:
