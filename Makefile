@@ -29,7 +29,7 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.torch
 # One question about the bundled image, answered by the embedded model.
 demo: $(VENV)/.core
 	@mkdir -p $(OUT)
-	@$(BIN)/pixellm segment examples/coffee.jpg "$$(cat examples/question.txt)" \
+	@$(BIN)/pixellm segment src/pixellm/examples/coffee.jpg "$$(cat src/pixellm/examples/question.txt)" \
 	  --out $(OUT)/demo.png --json $(OUT)/demo.json
 	@echo "The image with its masks lies in $(OUT)/demo.png, the answer with run lengths in $(OUT)/demo.json."
 

@@ -22,7 +22,7 @@ from typing import Any
 
 IMAGE = (480, 640)
 DUMMY_SIDE = 1024
-RECIPE_7B = Path(__file__).parents[1] / "recipes" / "pixellm_7b.yaml"
+RECIPE_7B = Path(__file__).parents[1] / "src/pixellm/recipes" / "pixellm_7b.yaml"
 
 MODEL_110M = {
     "vision": {

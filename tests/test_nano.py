@@ -8,7 +8,7 @@ import pytest
 import pixellm
 from pixellm.checkpoint.io import EMBEDDED_DIR
 
-ROOT = Path(__file__).parent.parent
+EXAMPLES = Path(__file__).parents[1] / "src/pixellm/examples"
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,8 @@ def test_the_embedded_models_take_at_most_30_megabytes() -> None:
 
 
 def test_it_answers_the_demo_question_with_a_mask_for_each_thing(nano: "pixellm.Engine") -> None:
-    question = (ROOT / "examples" / "question.txt").read_text(encoding="utf-8").strip()
-    answer = nano.predict(ROOT / "examples" / "coffee.jpg", question)
+    question = (EXAMPLES / "question.txt").read_text(encoding="utf-8").strip()
+    answer = nano.predict(EXAMPLES / "coffee.jpg", question)
     cup, table = (segment.mask for segment in answer.segments)
     assert cup[150, 250]  # in the cup's middle
     assert table[350, 200]  # on the saucer's side of the table
@@ -42,7 +42,7 @@ def test_it_answers_the_demo_question_with_a_mask_for_each_thing(nano: "pixellm.
 def test_it_finds_what_a_photo_shows(
     nano: "pixellm.Engine", name: str, question: str, inside: tuple[int, int]
 ) -> None:
-    answer = nano.predict(ROOT / "examples" / f"{name}.jpg", question)
+    answer = nano.predict(EXAMPLES / f"{name}.jpg", question)
     (segment,) = answer.segments
     assert segment.mask[inside]
     assert 0.2 < segment.mask.mean() < 0.8
@@ -51,9 +51,9 @@ def test_it_finds_what_a_photo_shows(
 
 def test_what_a_photo_does_not_show_gets_no_mask(nano: "pixellm.Engine") -> None:
     for question in ("Show me the bus.", "Segment the pizza.", "Where is the chair?"):
-        assert not nano.predict(ROOT / "examples" / "chelsea.jpg", question).segments
+        assert not nano.predict(EXAMPLES / "chelsea.jpg", question).segments
 
 
 def test_other_scripts_are_told_that_it_speaks_english(nano: "pixellm.Engine") -> None:
-    answer = nano.predict(ROOT / "examples" / "astronaut.jpg", "Покажи человека")
+    answer = nano.predict(EXAMPLES / "astronaut.jpg", "Покажи человека")
     assert "English" in answer.text

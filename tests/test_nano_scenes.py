@@ -61,7 +61,10 @@ def test_its_logs_hold_the_stages_of_its_recipe_in_order_down_to_losses_that_fel
         for line in (ROOT / "docs" / "nano-scenes" / log).read_text(encoding="utf-8").splitlines()
     ]
     trained = list(dict.fromkeys(line["stage"] for line in lines if line["event"] == "step"))
-    planned = [stage.name for stage in load_config(ROOT / "recipes" / "nano_scenes.yaml").stages]
+    planned = [
+        stage.name
+        for stage in load_config(ROOT / "src/pixellm/recipes" / "nano_scenes.yaml").stages
+    ]
     whereabouts = {"where_1", "where_2", "where_4"}  # these were thought of last
     by_plan = [stage for stage in trained if stage in planned]
     assert by_plan == sorted(planned, key=whereabouts.__contains__)

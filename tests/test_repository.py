@@ -64,7 +64,9 @@ def test_files_that_the_readme_links_to_exist() -> None:
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "src/pixellm/recipes").rglob("*.yaml")), ids=lambda p: p.stem
+)
 def test_every_recipe_parses_and_survives_a_round_trip(recipe: Path, tmp_path: Path) -> None:
     from pixellm.training.config import load_config
 
@@ -105,5 +107,5 @@ def test_every_embedded_model_and_bundled_image_has_its_notice() -> None:
     assert "nano" in names
     for name in names:
         assert f"weights/{name}/" in notices
-    for image in (ROOT / "examples").glob("*.png"):
-        assert f"examples/{image.name}" in notices
+    for image in [*ROOT.glob("examples/*.png"), *ROOT.glob("src/pixellm/examples/*.jpg")]:
+        assert f"{image.name}`" in notices

@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": "pixellm.engine",
     "Engine": "pixellm.engine",
+    "example_image": "pixellm.image_files",
     "Prediction": "pixellm.types",
     "Request": "pixellm.types",
     "Sample": "pixellm.types",
@@ -48,12 +49,14 @@ __all__ = [
     "Target",
     "Turn",
     "__version__",
+    "example_image",
     "load",
 ]
 
 if TYPE_CHECKING:
     from pixellm.engine import Engine, load
     from pixellm.evaluation.metrics import MuseScorer
+    from pixellm.image_files import example_image
     from pixellm.model.config import PixelLMConfig
     from pixellm.model.modeling import PixelLMForConditionalGeneration, PixelLMModel
     from pixellm.processing.processor import PixelLMProcessor

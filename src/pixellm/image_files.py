@@ -50,6 +50,23 @@ _WARNINGS = threading.Lock()
 _LOG = logging.getLogger(__name__)
 
 
+EXAMPLES = Path(__file__).parent / "examples"
+"""Folder of the bundled photos."""
+
+
+def example_image(name: str) -> Path:
+    """Path of a bundled photo: "astronaut", "chelsea" or "coffee".
+
+    Raises:
+        FileNotFoundError: no bundled photo is called so.
+    """
+    path = EXAMPLES / f"{name}.jpg"
+    known = sorted(photo.stem for photo in EXAMPLES.glob("*.jpg"))
+    if name not in known:
+        raise FileNotFoundError(f"No bundled photo is called {name!r}; there are {known}.")
+    return path
+
+
 def load_image(source: ImageSource) -> Image.Image:
     """Read an image as people see it.
 

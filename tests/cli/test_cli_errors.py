@@ -498,7 +498,7 @@ def test_ctrl_c_ends_in_130_and_says_how_to_go_on(
     assert result.exit_code == 130
     assert result.stderr == "Stopped.\n"
     monkeypatch.setattr("pixellm.training.trainer.train", interrupt)
-    recipe = Path(__file__).parents[2] / "recipes" / "nano_scenes.yaml"
+    recipe = Path(__file__).parents[2] / "src/pixellm/recipes" / "nano_scenes.yaml"
     result = run("train", recipe)
     assert result.exit_code == 130
     assert f"pixellm train {recipe} --resume" in result.stderr

@@ -17,7 +17,7 @@ from pixellm.training.config import RunConfig, load_config
 from pixellm.training.progress import TrainEvent
 from pixellm.training.trainer import NonFiniteLossError
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "ablation").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "src/pixellm/recipes" / "ablation").glob("*.yaml"))
 STRUCTURE = {"tokens_4": 8, "scales_1": 3, "scales_3": 9, "single_token": 1}
 
 

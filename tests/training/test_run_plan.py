@@ -17,7 +17,7 @@ from pixellm.training.memory import kept_bytes
 from pixellm.training.plan import plan_run
 
 ROOT = Path(__file__).parents[2]
-RECIPES = ROOT / "recipes"
+RECIPES = ROOT / "src/pixellm/recipes"
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def test_the_7b_recipe_is_planned_without_weights_data_or_network(
     from pixellm.cli.main import app
 
     monkeypatch.chdir(tmp_path)
-    recipe = str(ROOT / "recipes" / "pixellm_7b.yaml")
+    recipe = str(ROOT / "src/pixellm/recipes" / "pixellm_7b.yaml")
     result = CliRunner().invoke(
         app, ["train", recipe, "--dry-run", "--gpus", "8"], env={"COLUMNS": "160"}
     )

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pixellm.training.config import load_config, parse_config
+from pixellm.training.config import find_recipes, load_config, parse_config
 
 MINIMAL = {
     "name": "run",
@@ -102,7 +102,43 @@ def test_missing_key_and_equal_stage_names() -> None:
         parse_config({**MINIMAL, "stages": MINIMAL["stages"] * 2})
 
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[2] / "src/pixellm/recipes"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nano", "nano.yaml", "recipes/nano.yaml", "ablation/base", "recipes/ablation/base.yaml"],
+)
+def test_bundled_recipes_are_found_by_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name).name == Path(name).stem
+
+
+def test_a_file_goes_before_a_bundled_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nano").write_text(yaml.safe_dump({**MINIMAL, "name": "mine"}))
+    assert load_config("nano").name == "mine"
+
+
+def test_folders_and_names_of_several_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert {path.stem for path in find_recipes("ablation_losses")} == {
+        "base", "alpha_1", "alpha_4", "mask_48", "mask_96"
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="holds 12 recipes; name one of them"):
+        load_config("ablation")
+    with pytest.raises(FileNotFoundError, match=r"bundled recipe: nano_photos"):
+        load_config("nano_foto")
+    with pytest.raises(FileNotFoundError, match=r"finetune_coco, nano, .*pixellm_7b\.$"):
+        load_config("xyz")
+    with pytest.raises(FileNotFoundError, match="No recipe"):
+        load_config("recipes/../weights")
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

@@ -51,8 +51,8 @@ def add_commands(app: typer.Typer, data_app: typer.Typer) -> None:
         epilog="Example:\n\n    pixellm data questions --benchmark scenes --num 100 --out asked"
     )(questions)
     app.command(
-        epilog="Examples:\n\n    pixellm ablate recipes/ablation/*.yaml --minutes 600"
-        "\n\n    pixellm ablate recipes/ablation/base.yaml recipes/ablation/alpha_1.yaml "
+        epilog="Examples:\n\n    pixellm ablate ablation --minutes 600"
+        "\n\n    pixellm ablate ablation/base ablation/alpha_1 "
         "--seeds 5 --set stages.0.steps=2000"
     )(ablate)
     app.command(
@@ -151,7 +151,10 @@ def questions(
 
 
 def ablate(
-    recipes: Annotated[list[Path], typer.Argument(help="YAML files; recipes/ablation/*.yaml.")],
+    recipes: Annotated[
+        list[Path],
+        typer.Argument(help="YAML files, or bundled recipes: ablation, ablation_losses."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for runs, results and table.")] = Path(
         "runs/ablation"
     ),

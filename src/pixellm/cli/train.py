@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 def add_commands(app: typer.Typer) -> None:
     """Add ``train`` and ``merge`` to a command line."""
     app.command(
-        epilog="Examples:\n\n    pixellm train recipes/nano.yaml"
-        "\n\n    pixellm train recipes/nano.yaml --set name=trial --set stages.0.steps=100"
-        "\n\n    pixellm train recipes/nano.yaml --resume"
-        "\n\n    pixellm train recipes/nano.yaml --resume 1500"
-        "\n\n    pixellm train recipes/pixellm_7b.yaml --dry-run --gpus 8"
+        epilog="Examples:\n\n    pixellm train nano"
+        "\n\n    pixellm train nano --set name=trial --set stages.0.steps=100"
+        "\n\n    pixellm train nano --resume"
+        "\n\n    pixellm train nano --resume 1500"
+        "\n\n    pixellm train pixellm_7b --dry-run --gpus 8"
     )(train)
     app.command(
         epilog="Examples:\n\n    pixellm merge runs/pixellm-7b --out pixellm-7b-mine"
@@ -39,7 +39,12 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML file that describes the run.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="YAML file that describes the run, or a bundled recipe: nano, pixellm_7b, ..."
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="A.B=VALUE", help="Change a setting; may be repeated."),

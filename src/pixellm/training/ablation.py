@@ -29,7 +29,7 @@ from pixellm.evaluation.ablation import (
 )
 from pixellm.evaluation.baselines import GUESSES, guess_scenes
 from pixellm.files import MARKED_TEXT, check_file, check_folder, json_bytes, read_json, write_files
-from pixellm.training.config import RunConfig, load_config
+from pixellm.training.config import RunConfig, find_recipes, load_config
 from pixellm.training.pace import measure_pace, with_steps
 from pixellm.training.progress import EventCallback
 from pixellm.training.trainer import NonFiniteLossError, train
@@ -88,14 +88,16 @@ def load_variants(recipes: Sequence[Path], overrides: Iterable[str] = ()) -> dic
     """Reads recipes that differ in what is compared and in nothing else of the budget.
 
     Args:
-        recipes: YAML files; the name of the file is the name of the variant.
+        recipes: YAML files, folders of them or bundled recipes; the name of a file is the
+            name of the variant.
         overrides: `a.b=value`, for all of them.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such recipe.
         ValueError: a bad recipe, two of one name, or budgets that differ.
     """
     overrides = list(overrides)
+    recipes = [path for name in recipes for path in find_recipes(name)]
     variants: dict[str, RunConfig] = {}
     for path in sorted(recipes, key=lambda recipe: recipe.stem != BASE):  # others as given
         if path.stem in variants or path.stem in GUESSES:
@@ -133,7 +135,7 @@ def ablate(
         ValueError: no variants, the folder holds runs of other settings, or too little time.
     """
     if not variants:
-        raise ValueError("There is nothing to compare; name recipes, such as recipes/ablation/*.")
+        raise ValueError("There is nothing to compare; name recipes, such as ablation.")
     path = settings.out / "ablation.md"
     check_folder(settings.out)
     check_file(path)

@@ -341,22 +341,60 @@ class RunConfig(Section):
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
 
+RECIPES = Path(__file__).parents[1] / "recipes"
+"""Folder of the bundled recipes, by name; those that are compared lie in folders of theirs."""
+
+
+def find_recipes(name: Path | str) -> list[Path]:
+    """The recipes that a name stands for: a file, the files of a folder, or bundled ones.
+
+    Args:
+        name: path of a file or folder; ``nano``, ``ablation`` or ``ablation/base`` are bundled
+            where no file or folder is called so, with ``recipes/`` before and ``.yaml`` behind or
+            without.
+
+    Raises:
+        FileNotFoundError: nothing is called so; names what is near.
+    """
+    here = Path(name)
+    bundled = here.relative_to("recipes") if here.parts[:1] == ("recipes",) else here
+    places = [here]
+    if not here.is_absolute() and ".." not in bundled.parts:
+        places += [RECIPES / bundled.with_suffix(".yaml"), RECIPES / bundled]
+    for place in places:
+        if place.is_file():
+            return [place]
+        if place.is_dir() and (recipes := sorted(place.glob("*.yaml"))):
+            return recipes
+    known = [str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml")]
+    near = difflib.get_close_matches(str(bundled.with_suffix("")), known, n=3)
+    bundled_names = sorted(name for name in known if "/" not in name)
+    raise FileNotFoundError(
+        f"No recipe at {name}; pass the path of a YAML file, or the name of a bundled recipe: "
+        f"{', '.join(near or bundled_names)}."
+    )
+
+
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
     """Reads a recipe.
 
     Args:
-        path: YAML file.
+        path: YAML file, or a bundled recipe's name, see :func:`find_recipes`.
         overrides: `a.b=value` with the value in YAML; list items by index (`stages.0.steps=5`).
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not YAML, an unknown key, a value of the wrong kind, or a bad override.
+        FileNotFoundError: no such recipe.
+        ValueError: a name of several recipes, not YAML, an unknown key, a value of the wrong kind,
+            or a bad override.
     """
     import yaml
 
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No recipe at {path}; pass the path of a YAML file.")
+    found = find_recipes(path)
+    if len(found) > 1:
+        raise ValueError(
+            f"{path} holds {len(found)} recipes; name one of them, such as {found[0].stem}."
+        )
+    (path,) = found
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -79,7 +79,7 @@ def test_the_papers_recipes_ask_an_image_up_to_three_questions_of_three(
     recipe: str, tmp_path: Path
 ) -> None:
     """Eight expressions for four things of an image: all eight are asked, the release's min(9)."""
-    config = load_config(Path(__file__).parents[3] / "recipes" / recipe)
+    config = load_config(Path(__file__).parents[3] / "src/pixellm/recipes" / recipe)
     instances = coco_set(tmp_path / "coco/train2014")
     refer = [s for s in config.data if s.name in ("refclef", "refcoco", "refcoco+", "refcocog")]
     assert len(refer) == 4
