@@ -118,19 +118,22 @@ def preview(
 ) -> None:
     """Show a data set: images with masks, questions and answers, as a page and a sheet."""
     from pixellm.data.check import find_sets
-    from pixellm.data.preview import write_preview
+    from pixellm.data.preview import gather_preview
     from pixellm.data.registry import READERS, open_reader, reader_class
+    from pixellm.report.gallery import check_preview, write_preview
 
+    check_preview(out)
     chosen = {**_options(images, options), "seed": seed}
     if data not in READERS and Path(data).is_file():
         (found,) = find_sets(Path(data), options=chosen)
         reader = found.open()
     else:
         reader = open_reader(data, root, split or reader_class(data).splits[0], **chosen)
-    written = write_preview(reader, out, num, f"{data} {reader.split}")
-    for problem in written.problems:
+    entries, problems = gather_preview(reader, num)
+    page, sheet = write_preview(out, f"{data} {reader.split}", entries)
+    for problem in problems:
         say(f"Not shown: {problem}", err=True)
-    say(f"To look at: {written.page} and {written.sheet}")
+    say(f"To look at: {page} and {sheet}")
 
 
 def pseudo_label(

@@ -1,0 +1,1 @@
+"""Pages, texts, figures and images from plain values; templates hold the markup."""
