@@ -165,7 +165,8 @@ class Prediction:
         question: the question, as typed.
         size: (height, width) of the original image.
         info: facts about how it came about, never part of the answer; those that are known of
-            ``num_tokens`` of the answer, ``num_filtered`` masks that are not shown, ``seconds``
+            ``num_tokens`` of the answer, ``num_prompt_tokens`` of what it answers, ``is_cut`` where
+            the limit of tokens ended it, ``num_filtered`` masks that are not shown, ``seconds``
             that it took, ``marked_text`` (the text with ``{seg}`` behind each phrase that was
             grounded, its mask filtered or not), and ``logits``, (P, H, W) float32 of the
             segments' masks, where they were asked for, and ``familiarity``, how likely the encoder

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pixellm.engine.batch import GeneratedAnswer
+from pixellm.engine.batch import GeneratedAnswer, Step
 from pixellm.engine.images import PreparedImage
 from pixellm.engine.memory import run_in_portions
 from pixellm.engine.row import Prompt, read_groups
@@ -208,6 +208,8 @@ class AnswerDecoder:
         shown = [one for one in found if passes_threshold(one[2].score, self.min_score)]
         info: dict[str, Any] = {
             "num_tokens": len(ids),
+            "num_prompt_tokens": len(pending.prompt.ids),
+            "is_cut": not ids or ids[-1] not in self.eos_ids,
             "num_filtered": len(found) - len(shown),
             "seconds": time.perf_counter() - pending.started,
             "marked_text": codec.mark_answer(decoded),
@@ -284,6 +286,46 @@ class AnswerDecoder:
         """Logits (K, H, W) in original pixels, on the device."""
         canvas = self.processor.image_processor.image_size
         return restore_masks(logits.float(), image.resized, image.original, canvas)
+
+
+class GrowingAnswer:
+    """An answer told piece by piece, as its ids come.
+
+    Args:
+        decoder: turns ids into text.
+        pending: the answer, as far as it is written.
+    """
+
+    def __init__(self, decoder: AnswerDecoder, pending: PendingAnswer) -> None:
+        self.pending = pending
+        self._decoder = decoder
+        self._masks: list[DecodedMask] = []
+        self._sent = 0
+
+    def extend(
+        self, step: Step, masks: Sequence[DecodedMask]
+    ) -> Iterator[str | Segment | Prediction]:
+        """What a step adds to text and segments; behind the last one the Prediction.
+
+        Args:
+            step: of this answer.
+            masks: the one of the group that the step completes, if any.
+        """
+        self.pending.answer.extend(step)
+        text, ends = self._decoder.text_of(self.pending.answer.ids)
+        # A character may still lack its last bytes.
+        ready = text if step.finished else text.rstrip("\ufffd")
+        if len(ready) > self._sent:
+            yield ready[self._sent :]
+            self._sent = len(ready)
+        for mask in masks:
+            self._masks.append(mask)
+            start = ends[-2] if len(ends) > 1 else 0
+            found = segment(text, start, ends[-1], mask)
+            if self._decoder.passes_threshold(found):
+                yield found
+        if step.finished:
+            yield self._decoder.prediction(self.pending, self._masks)
 
 
 def score_masks(logits: Tensor) -> Tensor:

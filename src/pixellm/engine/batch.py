@@ -151,6 +151,16 @@ class AnswerLoop:
         ready, self._ready = self._ready, []
         return ready
 
+    @torch.inference_mode()
+    def cancel(self, number: int) -> None:
+        """Forget a prompt, waiting or half answered; one that is finished is none any more."""
+        self._waiting = deque(row for row in self._waiting if row.index != number)
+        for row in [row for row in self._rows if row.index == number]:
+            self._rows.remove(row)
+            backend = self._backend_of(row)
+            if row in backend.rows:
+                backend.remove(row)
+
     def close(self) -> None:
         """Forget every prompt."""
         for rows in (self._rows, self._slots.rows, self._separate.rows, self._waiting):

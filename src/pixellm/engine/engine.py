@@ -6,6 +6,7 @@ of all rows in one call and brings them back to original pixels.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
@@ -15,15 +16,14 @@ import numpy as np
 
 from pixellm.engine.answers import (
     AnswerDecoder,
-    DecodedMask,
     PendingAnswer,
     PromptBuilder,
-    segment,
 )
 from pixellm.engine.batch import AnswerLoop, Chooser, choose_by_options
 from pixellm.engine.cache import SlotRows, compile_forward
 from pixellm.engine.chat import ChatSession
 from pixellm.engine.images import ImageCache, PreparedImage
+from pixellm.engine.live import LiveBatch
 from pixellm.engine.memory import run_in_portions
 from pixellm.engine.prefixes import PrefixStore
 from pixellm.engine.sampling import AnswerOptions
@@ -51,7 +51,8 @@ PREFIX_BYTES = 1 << 30
 class Engine:
     """Answers questions about images with one model.
 
-    Not safe to be called from several threads at once.
+    Several threads may call it: their calls take turns at the model, step by step. One batch of
+    all their requests is faster, see :meth:`open_batch`.
 
     Args:
         model: in evaluation mode, on its device.
@@ -99,6 +100,8 @@ class Engine:
         self._decoder = AnswerDecoder(model, processor, self._eos_ids, limit)
         self._prompts = PromptBuilder(model.config, processor)
         self._prefixes = PrefixStore(prefix_bytes)
+        # Caches and tokenizer are shared: whoever works with them holds this, never over a yield.
+        self._turn = threading.RLock()
         # Compiled steps write into buffers that stay where they are, from call to call.
         self._fixed_slots = SlotRows(model, forward=compile_forward(model)) if compile else None
 
@@ -179,6 +182,10 @@ class Engine:
         """
 
         def draw(portion: Sequence[Sample]) -> list[tuple[Prediction, ...]]:
+            with self._turn:
+                return draw_in_turn(portion)
+
+        def draw_in_turn(portion: Sequence[Sample]) -> list[tuple[Prediction, ...]]:
             dialogues = [self._prompts.encode_given(sample) for sample in portion]
             images = self.images.prepare([sample.image for sample in portion])
             prepared = [image for image in images if isinstance(image, PreparedImage)]
@@ -234,10 +241,17 @@ class Engine:
         answer alone.
         """
         opened = load_image(image)
-        (prepared,) = self.images.prepare([opened])
+        with self._turn:
+            (prepared,) = self.images.prepare([opened])
         if not isinstance(prepared, PreparedImage):
             raise prepared
         return ChatSession(self, opened, prepared)
+
+    @contextmanager
+    def open_batch(self) -> Iterator[LiveBatch]:
+        """A batch that requests enter at any time, and leave early, for servers."""
+        with self._loop() as loop:
+            yield LiveBatch(loop, self._decoder, self._begin, self._turn)
 
     def warm_up(self, batch: int = 1, length: int | None = None) -> None:
         """Run each kind of step once, so that no real request pays for what is made only once.
@@ -255,9 +269,11 @@ class Engine:
         with self._loop(lambda logits, rows: [next(told)] * len(rows)) as loop:
             for _ in range(min(batch, loop.max_rows)):
                 loop.add(pending.prompt)
-            steps = [*loop.step(), *loop.step()]
+            with self._turn:
+                steps = [*loop.step(), *loop.step()]
         groups = [step.group_states for step in steps if step.group_states is not None]
-        self._decoder.masks([(group, pending.image) for group in groups])
+        with self._turn:
+            self._decoder.masks([(group, pending.image) for group in groups])
 
     def _answer(self, requests: Sequence[tuple[Request, AnswerOptions]]) -> list[Prediction]:
         """Answer all requests, or raise the first error."""
@@ -272,28 +288,13 @@ class Engine:
     def _stream(
         self, request: Request, options: AnswerOptions
     ) -> Iterator[str | Segment | Prediction]:
-        (pending,) = self._begin([(request, options)])
-        if not isinstance(pending, PendingAnswer):
-            raise pending
-        masks, sent = list[DecodedMask](), 0
-        with self._loop() as loop:
-            loop.add(pending.prompt)
-            while loop.is_busy:
-                for step in loop.step():
-                    pending.answer.extend(step)
-                    text, ends = self._decoder.text_of(pending.answer.ids)
-                    # A character may still lack its last bytes.
-                    ready = text if step.finished else text.rstrip("\ufffd")
-                    if len(ready) > sent:
-                        yield ready[sent:]
-                        sent = len(ready)
-                    if step.group_states is not None:
-                        masks += self._decoder.masks([(step.group_states, pending.image)])
-                        start = ends[-2] if len(ends) > 1 else 0
-                        found = segment(text, start, ends[-1], masks[-1])
-                        if self._decoder.passes_threshold(found):
-                            yield found
-        yield self._decoder.prediction(pending, masks)
+        with self.open_batch() as batch:
+            (number,) = batch.add([(request, options)])
+            if not isinstance(number, int):
+                raise number
+            while len(batch):
+                for _, piece in batch.step():
+                    yield piece
 
     def _run(
         self, requests: Iterable[tuple[Request, AnswerOptions]]
@@ -315,12 +316,15 @@ class Engine:
                             yield index, pending
                     if not taken and not loop.is_busy:
                         break
-                for step in loop.step():
+                with self._turn:
+                    steps = loop.step()
+                for step in steps:
                     running[step.row][1].answer.extend(step)
                     if step.finished:
                         finished.append(running.pop(step.row))
                 if len(finished) >= loop.max_rows or not loop.is_busy:
-                    predictions = self._decoder.predictions([pending for _, pending in finished])
+                    with self._turn:
+                        predictions = self._decoder.predictions([one for _, one in finished])
                     indices = [index for index, _ in finished]
                     finished = []
                     yield from zip(indices, predictions, strict=True)
@@ -329,6 +333,12 @@ class Engine:
         self, requests: Sequence[tuple[Request, AnswerOptions]]
     ) -> list[PendingAnswer | ValueError | OSError]:
         """Jobs of requests, their images encoded together; an error where one is impossible."""
+        with self._turn:
+            return self._begin_in_turn(requests)
+
+    def _begin_in_turn(
+        self, requests: Sequence[tuple[Request, AnswerOptions]]
+    ) -> list[PendingAnswer | ValueError | OSError]:
         images = self.images.prepare([request.image for request, _ in requests])
         started: list[PendingAnswer | ValueError | OSError] = []
         for (request, options), image in zip(requests, images, strict=True):
@@ -348,7 +358,8 @@ class Engine:
     def _loop(self, choose: Chooser = choose_by_options) -> Iterator[AnswerLoop]:
         """A batch to answer prompts in."""
         # None in a call while a stream, not read to its end yet, is open: that one has them.
-        fixed, self._fixed_slots = self._fixed_slots, None
+        with self._turn:
+            fixed, self._fixed_slots = self._fixed_slots, None
         loop = AnswerLoop(
             self.model,
             eos_ids=self._eos_ids,
@@ -361,6 +372,7 @@ class Engine:
         try:
             yield loop
         finally:
-            loop.close()
-            self._fixed_slots = fixed or self._fixed_slots
-            self.max_batch = min(self.max_batch, loop.max_rows)
+            with self._turn:
+                loop.close()
+                self._fixed_slots = fixed or self._fixed_slots
+                self.max_batch = min(self.max_batch, loop.max_rows)
