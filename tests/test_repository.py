@@ -1,5 +1,6 @@
 """What the repository promises outside its code: README commands, recipes, versions, notices."""
 
+import ast
 import re
 import subprocess
 import tomllib
@@ -97,6 +98,48 @@ def test_tracked_files_hold_no_machine_paths_and_no_large_files() -> None:
         if path.suffix in {".py", ".md", ".toml", ".yaml", ".csv", ".cff", ".jsonl", ".json"}:
             text = path.read_text(encoding="utf-8")
             assert not any(folder in text for folder in outside), path
+
+
+def lines_that_read_marks(source: str) -> list[int]:
+    """Lines of code that spell the mark of a mask, or look for it; to write it is everyone's."""
+    tree = ast.parse(source)
+    prose = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+
+    def reads(node: ast.AST) -> bool:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return "{seg}" in node.value and not any(node is text for text in prose)
+        looked_for: list[ast.expr] = []
+        if isinstance(node, ast.Call):
+            looked_for = node.args
+        elif isinstance(node, ast.Compare):
+            looked_for = [node.left, *node.comparators]
+        return any(isinstance(one, ast.Name) and one.id == "SEG_MARK" for one in looked_for)
+
+    return [getattr(node, "lineno", 0) for node in ast.walk(tree) if reads(node)]
+
+
+@pytest.mark.parametrize(
+    ("source", "reads"),
+    [
+        ("text.split(SEG_MARK)", True),
+        ("SEG_MARK in text", True),
+        ("text.count('{seg}')", True),
+        ("f'{phrase} {SEG_MARK}'", False),
+        ("form.format(seg=SEG_MARK)", False),
+    ],
+)
+def test_reading_a_mark_is_told_from_writing_it(source: str, reads: bool) -> None:
+    assert bool(lines_that_read_marks(f"found = {source}")) == reads
+
+
+def test_types_alone_reads_marked_text() -> None:
+    package = ROOT / "src" / "pixellm"
+    reading = {
+        str(path.relative_to(package)): lines
+        for path in package.rglob("*.py")
+        if (lines := lines_that_read_marks(path.read_text(encoding="utf-8")))
+    }
+    assert set(reading) == {"types.py"}, reading
 
 
 def test_every_embedded_model_and_bundled_image_has_its_notice() -> None:

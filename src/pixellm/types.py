@@ -10,7 +10,7 @@ Frames: masks, boxes and areas are in pixels of the original image, sizes are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -22,6 +22,38 @@ SEG_MARK = "{seg}"
 """Stands in an answer's text right behind each phrase that carries a mask."""
 
 BoolMask = NDArray[np.bool_]
+
+
+def split_marks(answer: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Split an answer into its text and where its ``{seg}`` marks stood.
+
+    Args:
+        answer: text with any number of marks; the whitespace in front of a mark is the mark's.
+
+    Returns:
+        The text without marks, and for each mark [start, end) in characters of that text: what
+        stands between the mark before, or the beginning, and this one.
+    """
+    text, spans = "", list[tuple[int, int]]()
+    *pieces, rest = answer.split(SEG_MARK)
+    for piece in pieces:
+        start = len(text)
+        text += piece.rstrip()
+        spans.append((start, len(text)))
+    return text + rest, tuple(spans)
+
+
+def join_marks(text: str, spans: Iterable[tuple[int, int]]) -> str:
+    """Put `` {seg}`` behind each span of a text, which are in order of mention.
+
+    Marks that the text itself holds are dropped: they would stand for masks that nothing has.
+    """
+    pieces, begun = list[str](), 0
+    for _, end in spans:
+        pieces.append(text[begun:end])
+        begun = end
+    pieces.append(text[begun:])
+    return f" {SEG_MARK}".join(piece.replace(SEG_MARK, "") for piece in pieces)
 
 
 def text_damage(text: str) -> str:

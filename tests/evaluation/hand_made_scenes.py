@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pixellm.masks import decode_mask, encode_mask
-from pixellm.types import SEG_MARK, Prediction, Request, Sample, Segment, Target, Turn
+from pixellm.types import Prediction, Request, Sample, Segment, Target, Turn, split_marks
 
 SIZE = (16, 24)
 CELL = 8
@@ -53,14 +53,12 @@ def name_object(phrase: str) -> str | None:
 
 def true_prediction(turn: Turn, size: tuple[int, int] = SIZE) -> Prediction:
     """The turn's own answer as a prediction; each span is what stands before the mark."""
-    text, segments = "", []
-    *pieces, rest = turn.answer.split(SEG_MARK)
-    for piece, truth in zip(pieces, turn.targets, strict=True):
-        start = len(text)
-        text += piece.rstrip()
-        label = text[start:]
-        segments.append(Segment(label, decode_mask(truth.mask), 1.0, (start, len(text))))
-    return Prediction(text + rest, tuple(segments), turn.question, size)
+    text, spans = split_marks(turn.answer)
+    segments = tuple(
+        Segment(text[start:end], decode_mask(truth.mask), 1.0, (start, end))
+        for (start, end), truth in zip(spans, turn.targets, strict=True)
+    )
+    return Prediction(text, segments, turn.question, size)
 
 
 class Oracle:

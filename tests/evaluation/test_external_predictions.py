@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from hand_made_scenes import APPLE, CUP, PEAR, SIZE, cell_mask, make_scene, true_prediction
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pixellm.evaluation.external import (
     ExternalPredictions,
     question_to_json,
-    read_marks,
     score_predictions,
 )
 from pixellm.evaluation.judge import SimilarityJudge
@@ -190,13 +187,11 @@ def test_questions_for_others_hold_the_history_and_nothing_of_the_answer() -> No
     assert CUP.name not in json.dumps(told) and PEAR.name not in json.dumps(told)
 
 
-def test_marks_become_spans_of_the_phrases_in_front_of_them() -> None:
-    text, spans = read_marks("Use the big knife {seg} or a saw{seg}.")
-    assert text == "Use the big knife or a saw."
-    assert [text[a:b] for a, b in spans] == ["the big knife", "a saw"]
-
-
-@given(st.text(max_size=30).filter(lambda text: "{seg}" not in text))
-@settings(max_examples=50, deadline=None)
-def test_text_without_marks_stays_as_it_is(text: str) -> None:
-    assert read_marks(text) == (text, ())
+def test_each_mark_grounds_the_phrase_in_front_of_it(tmp_path: Path) -> None:
+    mask = encode_mask(np.ones(SIZE, dtype=np.bool_))
+    line = {"id": "a", "text": "Use the big knife {seg} or a saw{seg}.", "masks": [mask, mask]}
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(json.dumps(line), encoding="utf-8")
+    answer = ExternalPredictions(path).predict("a", "Which?", SIZE)
+    assert answer.text == "Use the big knife or a saw."
+    assert [segment.label for segment in answer.segments] == ["the big knife", "a saw"]

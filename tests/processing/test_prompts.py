@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from conftest import tiny_texts
 from pixellm.checkpoint.build import CONTROL_TOKENS, TEMPLATES, train_tokenizer
-from pixellm.processing.prompts import PromptCodec, dialogue_messages
+from pixellm.processing.prompts import DecodedAnswer, PromptCodec, dialogue_messages
 from pixellm.processing.protection import MARK, control_words, protect, restore, unmarked
+from pixellm.types import join_marks
 
 CODEBOOK = ["[SEG0]", "[SEG1]", "[SEG2]"]
 IMAGE_TOKENS = 4
@@ -64,6 +65,10 @@ def answers(draw: st.DrawFn) -> tuple[str, list[str]]:
     return text + draw(st.sampled_from(["", ".", "!"])), fronts
 
 
+def marked(answer: DecodedAnswer) -> str:
+    return join_marks(answer.text, [(end, end) for end in answer.ends])
+
+
 def control_ids(codec: PromptCodec, ids: tuple[int, ...]) -> list[int]:
     special = set(codec.tokenizer.added_tokens_decoder)
     return [i for i in ids if i in special]
@@ -95,7 +100,7 @@ def test_an_answer_comes_back_with_its_marks(template: str, answer: tuple[str, l
     written = [i for i, label in zip(encoded.ids, encoded.labelled, strict=True) if label]
     assert written[-1] == codec.tokenizer.eos_token_id
     decoded = codec.decode_answer(written[:-1])
-    assert codec.mark_answer(decoded) == text
+    assert marked(decoded) == text
     assert [decoded.text[:end] for end in decoded.ends] == fronts
     assert decoded.text == text.replace(" {seg}", "")
 
@@ -118,7 +123,7 @@ def test_labels_cover_the_answers_with_their_ends_and_nothing_else(
     assert len(runs) == len(turns)
     for run, (_, text) in zip(runs, history, strict=True):
         assert run[-1] == codec.tokenizer.eos_token_id
-        assert codec.mark_answer(codec.decode_answer(run[:-1])) == text
+        assert marked(codec.decode_answer(run[:-1])) == text
         codebook = [i for i in run if i in codec.codebook_ids]
         assert codebook == list(codec.codebook_ids) * text.count("{seg}")
 

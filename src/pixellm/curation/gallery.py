@@ -25,7 +25,7 @@ from pixellm.curation.photos import jpeg_data_url, seeded_fraction
 from pixellm.curation.write import change_marks, read_marks
 from pixellm.files import check_file, write_files
 from pixellm.masks import decode_mask, segmentation_to_rle
-from pixellm.types import SEG_MARK
+from pixellm.types import split_marks
 from pixellm.visualize import segment_color
 
 SIDE = 480
@@ -196,15 +196,16 @@ def _card(row: MuseRow, images: Path) -> dict[str, Any]:
 def _parts(row: MuseRow) -> list[list[Any]]:
     """The answer as [text, -1] and, for a phrase that carries a mask, [text, target, colour]."""
     parts: list[list[Any]] = []
-    *pieces, rest = row.answer.split(SEG_MARK)
-    for number, (piece, target) in enumerate(zip(pieces, row.targets, strict=True)):
+    text, spans = split_marks(row.answer)
+    for number, ((start, end), target) in enumerate(zip(spans, row.targets, strict=True)):
+        piece = text[start:end]
         phrase = str(target.get("rephrased_name", ""))
-        cut = len(piece.rstrip()) - len(phrase)
-        if not phrase or piece.rstrip()[max(0, cut) :].casefold() != phrase.casefold():
+        cut = len(piece) - len(phrase)
+        if not phrase or piece[max(0, cut) :].casefold() != phrase.casefold():
             cut = 0
         colour = "#{:02x}{:02x}{:02x}".format(*segment_color(number))
         parts += [[piece[:cut], -1], [piece[cut:], number, colour]]
-    return [*parts, [rest, -1]]
+    return [*parts, [text[spans[-1][1] if spans else 0 :], -1]]
 
 
 def _mask_layer(target: Mapping[str, Any], size: tuple[int, int], number: int) -> str:

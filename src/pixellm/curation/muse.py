@@ -21,7 +21,7 @@ import numpy as np
 from pixellm.data.readers.coco_images import photo_name
 from pixellm.data.readers.json_index import scan_json
 from pixellm.masks import Size, decode_mask, mask_to_box, segmentation_to_rle
-from pixellm.types import SEG_MARK
+from pixellm.types import SEG_MARK, split_marks
 
 _BOX_SLACK = 3.0
 
@@ -101,7 +101,7 @@ def rows_of(entry: Mapping[str, Any]) -> Iterator[MuseRow]:
     answers, texts = entry["answers"], entry.get("text_answers") or ()
     for number, (question, targets) in enumerate(zip(entry["questions"], answers, strict=False)):
         answer = texts[number] if number < len(texts) else compose_answer(targets)
-        if answer.count(SEG_MARK) == len(targets):
+        if len(split_marks(answer)[1]) == len(targets):
             size = (int(entry["height"]), int(entry["width"]))
             yield MuseRow(photo_name(entry), size, question, answer, tuple(targets))
 
@@ -209,8 +209,7 @@ def _check_row(
         yield Problem(where, "no_text", "no text_answers, and no rephrased_name to make one from.")
     elif text is not None and not isinstance(text, str):
         yield Problem(where, "text", "the text answer is no text.")
-    elif text is not None and text.count(SEG_MARK) != len(targets):
-        marks = text.count(SEG_MARK)
+    elif text is not None and (marks := len(split_marks(text)[1])) != len(targets):
         yield Problem(where, "seg_count", f"{marks} {SEG_MARK} for {len(targets)} targets.")
     masks = Counter(json.dumps(target.get("segmentation"), sort_keys=True) for target in targets)
     if any(times > 1 for times in masks.values()):

@@ -14,7 +14,7 @@ from pixellm.data.readers.base import Reader
 from pixellm.image_files import load_image
 from pixellm.processing.phrases import phrase_before
 from pixellm.report.gallery import Part, PreviewEntry, PreviewTurn, draw_masks
-from pixellm.types import SEG_MARK, Sample, Turn
+from pixellm.types import Sample, Turn, split_marks
 
 _LONG_SIDE = 1024
 
@@ -81,11 +81,11 @@ def _parts(turn: Turn, first: int) -> Iterator[Part]:
         turn: the turn.
         first: number of the dialogue's masks before this turn.
     """
-    *pieces, rest = turn.answer.split(SEG_MARK)
-    for number, piece in enumerate(pieces, start=first):
-        start, end = phrase_before(piece, len(piece))
-        yield piece[:start], None
-        yield piece[start:end], number
-        yield piece[end:].rstrip() + " ", None
+    text, spans = split_marks(turn.answer)
+    for number, (begin, stop) in enumerate(spans, start=first):
+        start, end = phrase_before(text, stop, begin)
+        yield text[begin:start], None
+        yield text[start:end], number
+        yield text[end:stop] + " ", None
         yield f"[{number + 1}]", number
-    yield rest, None
+    yield text[spans[-1][1] if spans else 0 :], None

@@ -33,7 +33,7 @@ from pixellm.model.pixel_masks import restore_masks
 from pixellm.processing.phrases import phrase_before
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.processing.prompts import EncodedDialogue, dialogue_messages
-from pixellm.types import SEG_MARK, Prediction, Request, Sample, Segment, Turn
+from pixellm.types import Prediction, Request, Sample, Segment, Turn, join_marks, split_marks
 
 TARGETS_AT_ONCE = 256
 """Most targets in one call of the pixel decoder."""
@@ -212,7 +212,7 @@ class AnswerDecoder:
             "is_cut": not ids or ids[-1] not in self.eos_ids,
             "num_filtered": len(found) - len(shown),
             "seconds": time.perf_counter() - pending.started,
-            "marked_text": codec.mark_answer(decoded),
+            "marked_text": join_marks(decoded.text, zip(starts, decoded.ends, strict=False)),
         }
         if pending.prompt.options.keep_logits:
             info["logits"] = _stack_logits([mask for _, _, mask in shown], size)
@@ -339,16 +339,15 @@ def _given_prediction(
     turn: Turn, masks: Sequence[DecodedMask], size: tuple[int, int], keep_logits: bool
 ) -> Prediction:
     """A given answer with the masks drawn for its targets; all are shown, whatever their score."""
-    text, segments = "", []
-    *pieces, rest = turn.answer.split(SEG_MARK)
-    for piece, target, found in zip(pieces, turn.targets, masks, strict=True):
-        start = len(text)
-        text += piece.rstrip()
-        segments.append(Segment(target.name, found.mask, found.score, (start, len(text))))
+    text, spans = split_marks(turn.answer)
+    segments = tuple(
+        Segment(target.name, found.mask, found.score, span)
+        for span, target, found in zip(spans, turn.targets, masks, strict=True)
+    )
     info: dict[str, Any] = {"num_filtered": 0, "marked_text": turn.answer}
     if keep_logits:
         info["logits"] = _stack_logits(masks, size)
-    return Prediction(text + rest, tuple(segments), turn.question, size, info)
+    return Prediction(text, segments, turn.question, size, info)
 
 
 def _stack_logits(masks: Sequence[DecodedMask], size: tuple[int, int]) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pixellm.types import SEG_MARK, Prediction, Request, Sample
+from pixellm.types import Prediction, Request, Sample, join_marks
 
 if TYPE_CHECKING:
     from pixellm.engine import Engine
@@ -82,12 +82,7 @@ def mark_answer(prediction: Prediction) -> str:
     ``info["marked_text"]`` also marks phrases whose masks it filtered. A literal ``{seg}`` in
     the text is dropped: in a history it would stand for a mask.
     """
-    pieces, start = [], 0
-    for segment in prediction.segments:
-        pieces.append(prediction.text[start : segment.span[1]])
-        start = segment.span[1]
-    pieces.append(prediction.text[start:])
-    return f" {SEG_MARK}".join(piece.replace(SEG_MARK, "") for piece in pieces)
+    return join_marks(prediction.text, [segment.span for segment in prediction.segments])
 
 
 def answer_given(

@@ -17,7 +17,7 @@ from pixellm.data.readers.base import BadRow, UnusableDataError, check_header
 from pixellm.data.readers.coco_images import source_of
 from pixellm.data.readers.own_coco import own_files
 from pixellm.masks import decode_mask, encode_mask, segmentation_to_rle
-from pixellm.types import RLE, Sample, Target, Turn
+from pixellm.types import RLE, SEG_MARK, Sample, Target, Turn
 
 
 class CocoCategories(Sequence[Sample]):
@@ -102,7 +102,7 @@ class CocoCategories(Sequence[Sample]):
         ignored = [_rle(one, size) for one in found if _is_crowd(one)]
         ignore = _join(ignored) if ignored else None
         masks = [_rle(one, size) for one in found if not _is_crowd(one)]
-        mentions = [f"the {name} {{seg}}" for _ in masks]
+        mentions = [f"the {name} {SEG_MARK}" for _ in masks]
         listed = " and ".join(filter(None, [", ".join(mentions[:-1]), mentions[-1]]))
         answer = listed[0].upper() + listed[1:] + "."
         targets = tuple(Target(name, mask, ignore) for mask in masks)

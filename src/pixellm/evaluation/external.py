@@ -20,13 +20,13 @@ from pixellm.evaluation.evaluate import score_dialogue
 from pixellm.evaluation.judge import DEFAULT_THRESHOLD, Judge
 from pixellm.evaluation.judgement import Judgement, judge_records
 from pixellm.evaluation.metrics import score_masks_as_released
-from pixellm.evaluation.records import AnswerRecord, stack_masks, without_marks
+from pixellm.evaluation.records import AnswerRecord, stack_masks
 from pixellm.evaluation.scores import Rules
 from pixellm.files import STANDARD, parse_json, read_input
 from pixellm.llm.run import RequestProgress
 from pixellm.masks import decode_mask, segmentation_to_rle
 from pixellm.processing.phrases import phrase_before
-from pixellm.types import SEG_MARK, Prediction, Sample, Segment
+from pixellm.types import SEG_MARK, Prediction, Sample, Segment, join_marks, split_marks
 
 CONFIDENT_LOGIT = 20.0
 """Run lengths carry no logits; the released protocol takes them as +20 inside and -20 outside."""
@@ -145,7 +145,7 @@ def question_to_json(sample: Sample, number: int, image: str) -> dict[str, Any]:
         "width": sample.size[1],
         "height": sample.size[0],
         "question": sample.turns[number].question,
-        "history": [[turn.question, without_marks(turn.answer)] for turn in earlier],
+        "history": [[turn.question, split_marks(turn.answer)[0]] for turn in earlier],
     }
 
 
@@ -246,7 +246,8 @@ class ExternalPredictions:
         self, values: Mapping[str, Any], question: str, size: tuple[int, int]
     ) -> Prediction:
         masks = [decode_mask(segmentation_to_rle(mask, size)) for mask in values["masks"]]
-        text, spans = read_marks(values.get("text", ""))
+        text, clauses = split_marks(values.get("text", ""))
+        spans = [phrase_before(text, end, start) for start, end in clauses]
         if spans and len(spans) != len(masks):
             raise ValueError(
                 f"the text holds {len(spans)} {SEG_MARK} marks for {len(masks)} masks; mark each "
@@ -277,26 +278,6 @@ def _from_answer(values: Mapping[str, Any]) -> dict[str, Any]:
         }
     except (KeyError, TypeError, IndexError):
         return known
-
-
-def join_marks(text: str, spans: Sequence[tuple[int, int]]) -> str:
-    """The text with a ``{seg}`` mark behind each phrase; spans are in order of mention."""
-    parts, begun = [], 0
-    for _, end in spans:
-        parts.append(f"{text[begun:end]} {SEG_MARK}")
-        begun = end
-    return "".join([*parts, text[begun:]])
-
-
-def read_marks(marked: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The text without its ``{seg}`` marks, and the phrase in front of each."""
-    text, spans = "", list[tuple[int, int]]()
-    *pieces, rest = marked.split(SEG_MARK)
-    for piece in pieces:
-        start = len(text)
-        text += piece.rstrip()
-        spans.append(phrase_before(text, len(text), start))
-    return text + rest, tuple(spans)
 
 
 def _read_logits(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:

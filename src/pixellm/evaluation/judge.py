@@ -37,7 +37,7 @@ from pixellm.llm.prices import Price, price_of
 from pixellm.llm.run import RequestProgress, RequestRunner, RunLimits, StoppedError
 from pixellm.llm.store import RequestStore
 from pixellm.processing.phrases import phrase_before
-from pixellm.types import SEG_MARK, Turn
+from pixellm.types import Turn, split_marks
 
 LOWEST, HIGHEST = 1.0, 10.0
 """Ends of the scale."""
@@ -151,11 +151,11 @@ class JudgeItem:
 
 def describe_targets(turn: Turn) -> tuple[str, ...]:
     """How the true answer speaks of each target, with the target's name where it says more."""
-    described, text, start = [], "", 0
-    for piece, target in zip(turn.answer.split(SEG_MARK), turn.targets, strict=False):
-        text += piece.rstrip()
-        begin, end = phrase_before(text, len(text), start)
-        phrase, start = text[begin:end], len(text)
+    described = []
+    text, clauses = split_marks(turn.answer)
+    for (start, stop), target in zip(clauses, turn.targets, strict=True):
+        begin, end = phrase_before(text, stop, start)
+        phrase = text[begin:end]
         known = not phrase or target.name.casefold() in phrase.casefold()
         described.append((phrase or target.name) if known else f"{phrase} ({target.name})")
     return tuple(described)

@@ -6,7 +6,6 @@ every score is computed from. It knows nothing of files, models or data sets.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -18,7 +17,7 @@ from pixellm.evaluation.mask_match import MaskMatch, match_and_score, score_unio
 from pixellm.evaluation.matching import Pairs
 from pixellm.evaluation.metrics import Protocol, QuestionScore, score_masks_as_released
 from pixellm.masks import decode_mask, encode_mask
-from pixellm.types import RLE, SEG_MARK, BoolMask, Prediction, Segment, Target, Turn
+from pixellm.types import RLE, BoolMask, Prediction, Segment, Target, Turn, split_marks
 
 _BESIDE = ("sample", "image", "kind", "expected", "seconds", "num_tokens", "path", "source")
 """Fields that a line of an answers file holds as they are."""
@@ -140,7 +139,7 @@ def build_record(
         image=origin.image,
         kind=turn.kind,
         question=turn.question,
-        expected=without_marks(turn.answer),
+        expected=split_marks(turn.answer)[0],
         answer=prediction.text,
         size=size,
         targets=turn.targets,
@@ -247,11 +246,6 @@ def ignored_pixels(targets: Sequence[Target], size: tuple[int, int]) -> BoolMask
         return np.zeros(size, dtype=np.bool_)
     claimed = np.logical_or.reduce([decode_mask(target.mask) for target in targets])
     return np.asarray(np.logical_or.reduce(regions) & ~claimed)
-
-
-def without_marks(answer: str) -> str:
-    """An answer's text without its ``{seg}`` marks and the spaces in front of them."""
-    return re.sub(rf"\s*{re.escape(SEG_MARK)}", "", answer)
 
 
 def _score_what_counts(

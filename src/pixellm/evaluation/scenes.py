@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pixellm.engine.dialogues import Predictor, answer_dialogues
 from pixellm.evaluation.mask_match import matches_to_score
 from pixellm.evaluation.metrics import score_masks
-from pixellm.evaluation.records import AnswerRecord, stack_masks, without_marks
+from pixellm.evaluation.records import AnswerRecord, stack_masks
 from pixellm.evaluation.scenes_report import AnswerScore, ScenesReport, build_report
 from pixellm.masks import decode_mask
-from pixellm.types import Prediction, Sample, Turn
+from pixellm.types import Prediction, Sample, Turn, split_marks
 
 NameObject = Callable[[str], str | None]
 """From a phrase to the concept it names, or None."""
@@ -163,7 +163,7 @@ def score_answer(
         image=image,
         kind=turn.kind,
         question=turn.question,
-        expected=without_marks(turn.answer),
+        expected=split_marks(turn.answer)[0],
         answer=prediction.text,
         masks=score_masks(masks, truths),
         expected_names=tuple(name_object(t.name) or t.name for t in turn.targets),

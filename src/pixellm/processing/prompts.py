@@ -17,8 +17,13 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from pixellm.processing.protection import control_words, protect_message, restore, unmarked
-from pixellm.types import SEG_MARK
+from pixellm.processing.protection import (
+    answer_pieces,
+    control_words,
+    protect_message,
+    restore,
+    unmarked,
+)
 
 Message = dict[str, Any]
 
@@ -202,14 +207,6 @@ class PromptCodec:
                 position += 1
         return DecodedAnswer(self._join(text, chunk, bool(ends)).rstrip(), tuple(ends))
 
-    def mark_answer(self, answer: DecodedAnswer) -> str:
-        """The answer with its ``{seg}`` marks back in place, for the history of a dialogue."""
-        pieces, start = [], 0
-        for end in answer.ends:
-            pieces.append(answer.text[start:end].replace(SEG_MARK, "") + " " + SEG_MARK)
-            start = end
-        return "".join(pieces) + answer.text[start:].replace(SEG_MARK, "")
-
     def _join(self, text: str, chunk: list[int], after_group: bool) -> str:
         """Append a chunk of ids; text behind a group gets the space that its tokens swallow."""
         piece = self.tokenizer.decode(
@@ -311,8 +308,7 @@ class PromptCodec:
             if role != "assistant":
                 run += text
                 continue
-            first, *rest = text.split(SEG_MARK)
-            first = first.rstrip() if rest else first
+            first, *rest = answer_pieces(text)
             bare = run.rstrip()
             prompt = bare + ending if run.startswith(bare + ending) else bare
             if rest and not first:  # a group follows its prompt as it does when it is generated
@@ -325,7 +321,7 @@ class PromptCodec:
                 trim_left = False
                 ids += self.codebook_ids
                 labelled += [True] * len(self.codebook_ids)
-                run = follower.strip()
+                run = follower
                 answer_spans = [(0, len(run))]
         run += piece[position:]
         run, answer_spans = _trimmed(run, answer_spans, trim_left, trim_right)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pixellm.types import SEG_MARK
+from pixellm.types import split_marks
 
 MARK = "\u2064"
 """INVISIBLE PLUS; typed ones are doubled, so that an odd number of them is a mark."""
@@ -51,6 +51,15 @@ def restore(text: str) -> str:
     return _MARKS.sub(r"\1", text)
 
 
+def answer_pieces(answer: str) -> list[str]:
+    """The texts before, between and behind an answer's ``{seg}`` marks, trimmed at the marks."""
+    text, spans = split_marks(answer)
+    starts = [start for start, _ in spans] + [spans[-1][1] if spans else 0]
+    ends = [end for _, end in spans] + [len(text)]
+    first, *rest = (text[start:end] for start, end in zip(starts, ends, strict=True))
+    return [first, *(piece.strip() for piece in rest)]
+
+
 def protect_message(
     message: Mapping[str, Any], words: re.Pattern[str], group: str
 ) -> dict[str, Any]:
@@ -64,10 +73,7 @@ def protect_message(
     is_answer = message["role"] == "assistant"
 
     def protected(text: str) -> str:
-        if not is_answer or SEG_MARK not in text:
-            return protect(text, words)
-        first, *rest = text.split(SEG_MARK)
-        pieces = [first.rstrip(), *(piece.strip() for piece in rest)]
+        pieces = answer_pieces(text) if is_answer else [text]
         return group.join(protect(piece, words) for piece in pieces)
 
     content = message["content"]

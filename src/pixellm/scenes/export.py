@@ -33,7 +33,7 @@ from pixellm.files import (
 from pixellm.masks import decode_mask, mask_to_box
 from pixellm.processing.phrases import phrase_before
 from pixellm.scenes.dataset import ScenesDataset
-from pixellm.types import SEG_MARK, Sample, Target, Turn
+from pixellm.types import Sample, Target, Turn, split_marks
 from pixellm.visualize import draw_contact_sheet, draw_overlay, encode_image
 
 SHEET_TILES = 48
@@ -141,9 +141,10 @@ def muse_entry(
 def _instances(turn: Turn, category_ids: Mapping[str, int]) -> list[dict[str, Any]]:
     """The targets of an answer, each with the words that its mark follows."""
     instances = []
-    for before, target in zip(turn.answer.split(SEG_MARK), turn.targets, strict=False):
-        start, end = phrase_before(before, len(before))
-        instances.append(_instance(target, before[start:end] or target.name, category_ids))
+    text, clauses = split_marks(turn.answer)
+    for (begin, stop), target in zip(clauses, turn.targets, strict=True):
+        start, end = phrase_before(text, stop, begin)
+        instances.append(_instance(target, text[start:end] or target.name, category_ids))
     return instances
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from pixellm.types import SEG_MARK, text_damage
+from pixellm.types import SEG_MARK, split_marks, text_damage
 
 _LARGEST_NUMBER = 2**53
 _MOST_PIXELS = 2**31
@@ -63,7 +63,7 @@ def text_fault(value: Any, what: str = "text", *, marks: bool = False) -> str:
         return f"The {what} is no text but {value!r:.40}."
     if not value.strip(" \t\r\n._"):
         return f"The {what} is empty."
-    if SEG_MARK in value and not marks:
+    if split_marks(value)[1] and not marks:
         return f"The {what} holds {SEG_MARK}, which marks masks in answers."
     damage = text_damage(value)
     return f"The {what} {damage}." if damage else ""

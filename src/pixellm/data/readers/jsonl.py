@@ -25,7 +25,7 @@ from pixellm.data.readers.json_values import identity, size_fault, text_fault, w
 from pixellm.files import parse_json
 from pixellm.image_files import image_size
 from pixellm.masks import segmentation_to_rle
-from pixellm.types import SEG_MARK, Sample, Target, Turn
+from pixellm.types import SEG_MARK, Sample, Target, Turn, split_marks
 
 _KEYS = {
     "line": ({"image", "turns"}, {"id", "size", "objects"}),
@@ -190,7 +190,7 @@ def _checked_turn(turn: Any) -> list[Any]:
     )
     if any(faults):
         raise ValueError(next(filter(None, faults)))
-    marks, named = turn["answer"].count(SEG_MARK), _list_of(turn, "targets")
+    marks, named = len(split_marks(turn["answer"])[1]), _list_of(turn, "targets")
     if marks != len(named):
         raise ValueError(f"An answer has {marks} {SEG_MARK} marks but {len(named)} targets.")
     return named

@@ -27,7 +27,7 @@ from pixellm.data.readers.json_values import size_fault, text_fault
 from pixellm.data.readers.referring import load_phrases
 from pixellm.masks import segmentation_to_rle
 from pixellm.scenes.phrasing import join_phrases
-from pixellm.types import SEG_MARK, Sample, Target, Turn
+from pixellm.types import SEG_MARK, Sample, Target, Turn, split_marks
 
 KIND = "muse"
 """Label of the turns of files that have no labels of their own."""
@@ -264,7 +264,7 @@ def _row_fault(entry: Mapping[str, Any], number: int) -> str:
         return f"It has no text answer. {fault}" if fault else ""
     if fault := text_fault(text, "text answer", marks=True):
         return fault
-    marks = text.count(SEG_MARK)
+    marks = len(split_marks(text)[1])
     return "" if marks == len(instances) else f"{marks} {SEG_MARK} for {len(instances)} instances."
 
 
