@@ -17,8 +17,7 @@ from pixellm.evaluation.curves import (
     compute_calibration,
     compute_precision,
 )
-from pixellm.evaluation.mask_match import MaskMatch
-from pixellm.evaluation.metrics import MuseScorer
+from pixellm.evaluation.metrics import MaskMatch, MuseScorer
 from pixellm.evaluation.records import AnswerRecord, Origin, build_record
 from pixellm.evaluation.report.tables import all_tables
 from pixellm.evaluation.report.write import build_markdown

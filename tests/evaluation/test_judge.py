@@ -13,7 +13,7 @@ from pixellm.evaluation.judge import (
     phrase_similarity,
 )
 from pixellm.evaluation.judgement import judge_records
-from pixellm.evaluation.mask_match import matches_to_score
+from pixellm.evaluation.metrics import sum_matches
 from pixellm.types import Turn
 
 
@@ -62,14 +62,14 @@ def test_phrases_are_compared_by_the_words_that_they_share(
 def test_a_mask_whose_words_speak_of_something_else_counts_with_intersection_0() -> None:
     right, wrong = fruit_record(), fruit_record("the hammer", spurious=True)
     judgement = judge_records(SimilarityJudge(), [right, wrong, silent_record()], QUESTIONS)
-    kept, rejected, silent = (matches_to_score(record.matches) for record in judgement.records)
-    assert kept == matches_to_score(right.matches)
-    before = matches_to_score(wrong.matches)
+    kept, rejected, silent = (sum_matches(record.matches) for record in judgement.records)
+    assert kept == sum_matches(right.matches)
+    before = sum_matches(wrong.matches)
     assert before.pair_ious == (1.0, 1.0)
     assert rejected.pair_ious == (1.0, 0.0)
     assert rejected.intersection == before.intersection - 64
     assert rejected.union == before.union
-    assert silent == matches_to_score(silent_record().matches)
+    assert silent == sum_matches(silent_record().matches)
     assert judgement.summary == {
         "judge": "similarity",
         "threshold": 3.0,

@@ -79,7 +79,7 @@ def test_logits_are_thresholded_at_zero():
 
 
 @pytest.mark.parametrize(
-    "predicted, true, iou_sum, num_slots, union",
+    "predicted, true, iou_sum, num_matches, union",
     [
         ((0,), (0,), 1, 1, 0),  # nothing shown where nothing is visible
         ((0,), (0b1111,), 0, 1, 4),
@@ -88,9 +88,9 @@ def test_logits_are_thresholded_at_zero():
         ((0b1111,), (0b1111, 0), 1, 2, 4),
     ],
 )
-def test_empty_masks(predicted, true, iou_sum, num_slots, union):
+def test_empty_masks(predicted, true, iou_sum, num_matches, union):
     score = score_masks(masks_of(*predicted), masks_of(*true))
-    assert (score.iou_sum, score.num_slots, score.union) == (iou_sum, num_slots, union)
+    assert (score.iou_sum, score.num_matches, score.union) == (iou_sum, num_matches, union)
 
 
 def test_a_hundred_targets_in_another_order():

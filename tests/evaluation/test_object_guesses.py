@@ -43,7 +43,7 @@ def test_all_objects_find_every_target_and_pay_for_the_rest() -> None:
     shown = sample(0, (APPLE, PEAR, CUP))
     answer = ObjectGuesser([shown], guess_all).predict_batch([Request(shown.image, "Which?")])[0]
     score = score_answer(0, turn, answer, 0.0, lambda phrase: phrase).masks
-    assert (score.iou_sum, score.num_slots, score.num_hits) == (2.0, 3, 2)
+    assert (score.iou_sum, score.num_matches, score.num_hits) == (2.0, 3, 2)
 
 
 def test_a_guesser_answers_whole_dialogues_like_an_engine() -> None:

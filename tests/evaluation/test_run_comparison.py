@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hand_made_scenes import Oracle, Silent, Sprayer, make_scene
 from test_benchmark_report import SETTINGS, Wavering, answer, image
 
 from pixellm.evaluation.evaluate import answer_freely, answer_missing
-from pixellm.evaluation.intervals import estimate_differences
 from pixellm.evaluation.report import compare_runs, write_comparison
 from pixellm.evaluation.run_folder import open_run
 from pixellm.evaluation.scores import Rules
@@ -95,20 +93,3 @@ def test_the_same_key_with_another_question_is_refused(runs, tmp_path):
     )
     with pytest.raises(ValueError, match="ask different things"):
         compare_runs(runs[0], tmp_path / "changed")
-
-
-def test_paired_differences_of_a_hand_made_table():
-    # Unit by unit the second run is 0.25 better, however unlike the units are.
-    top = np.array([[0.1], [0.7], [0.4], [0.0]])
-    bottom = np.ones((4, 1))
-    (change,) = estimate_differences((top, bottom), (top + 0.25, bottom))
-    assert (change.value, change.low, change.high) == pytest.approx((0.25, 0.25, 0.25))
-    assert change.share_not_above == 0
-
-
-def test_differences_without_a_score_have_no_value():
-    zero, one = np.zeros((3, 1)), np.ones((3, 1))
-    (change,) = estimate_differences((one, zero), (one, one))
-    assert change.value is None and str(change) == "-"
-    with pytest.raises(ValueError, match="same shape"):
-        estimate_differences((one, one), (zero[:2], one[:2]))

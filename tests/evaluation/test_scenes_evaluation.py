@@ -9,12 +9,12 @@ import pytest
 from hand_made_scenes import true_prediction
 
 from pixellm.evaluation import evaluate_scenes
-from pixellm.evaluation.plain_answers import COUNTING_KIND, TEXT_KINDS
 from pixellm.evaluation.scenes_report import (
     DEFINITIONS,
     NEGATIVE_KIND,
     SPACE_AND_SIZE_KINDS,
 )
+from pixellm.evaluation.scores import COUNTING_KIND, TEXT_KINDS
 from pixellm.scenes.dataset import ScenesDataset
 from pixellm.scenes.questions import KINDS
 from pixellm.types import Prediction, Request, Segment, Turn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pixellm.evaluation.naming import count_named, is_named_by
+from pixellm.evaluation.scores import count_named, is_named_by
 
 
 @pytest.mark.parametrize(

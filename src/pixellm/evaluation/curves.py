@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pixellm.evaluation.mask_match import MaskMatch
+from pixellm.evaluation.metrics import MaskMatch
 from pixellm.evaluation.records import AnswerRecord, ignored_pixels
 from pixellm.masks import encode_mask
 

@@ -2,11 +2,13 @@
 
 Every score here (gIoU, cIoU, accuracies) is a ratio of sums over units, a unit being what was
 drawn independently: an image with all its questions. Resampling whole units keeps the
-questions of an image together, as they share its difficulty. It knows nothing of masks.
+questions of an image together, as they share its difficulty. What several models answered about
+the same units is resampled together, so that differences are paired. It knows nothing of masks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,44 +39,6 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def estimate_ratios(
-    numerators: ArrayLike,
-    denominators: ArrayLike,
-    *,
-    num_resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> list[Estimate]:
-    """Scores with percentile bootstrap intervals (Efron, 1979), all on the same resamples.
-
-    A share of exactly 0 or 1 gets an interval of no width: the bootstrap knows only what it saw.
-
-    Args:
-        numerators: (U, M), what each of U units adds to the numerator of each of M scores.
-        denominators: (U, M), likewise; all zero for a unit that a score leaves out.
-        num_resamples: how often U units are drawn with replacement.
-        seed: the same seed and input give the same intervals.
-        level: share of the resampled scores inside the interval.
-
-    Returns:
-        One estimate per score, in order.
-
-    Raises:
-        ValueError: the two are not (U, M) arrays of the same shape, or no resamples are asked.
-    """
-    top = np.asarray(numerators, dtype=np.float64)
-    bottom = np.asarray(denominators, dtype=np.float64)
-    if top.ndim != 2 or top.shape != bottom.shape:
-        raise ValueError(
-            f"Numerators {top.shape} and denominators {bottom.shape} must both be (units, scores)."
-        )
-    if num_resamples < 1:
-        raise ValueError(f"An interval needs at least 1 resample, not {num_resamples}.")
-    resampled = _resample(top, bottom, num_resamples, np.random.default_rng(seed))
-    tails = (1 - level) / 2, (1 + level) / 2
-    return [_estimate(top[:, i], bottom[:, i], resampled[:, i], tails) for i in range(top.shape[1])]
-
-
 @dataclass(frozen=True, slots=True)
 class Difference:
     """How much a score changes from a first run to a second one.
@@ -98,84 +62,128 @@ class Difference:
         return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
-def estimate_differences(
-    first: tuple[ArrayLike, ArrayLike],
-    second: tuple[ArrayLike, ArrayLike],
-    *,
-    num_resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> list[Difference]:
-    """Differences of scores with paired bootstrap intervals.
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """M scores of one model, and what they are in R resamples.
 
-    Both runs are resampled together, an image always with both its answers, so that what makes
-    an image hard for either run cancels out.
+    Attributes:
+        tops: (M,) summed numerators.
+        bottoms: (M,) summed denominators.
+        resamples: (R, M) scores; NaN where a resample holds nothing that counts.
+    """
+
+    tops: NDArray[np.float64]
+    bottoms: NDArray[np.float64]
+    resamples: NDArray[np.float64]
+
+    def estimate(self, score: int, level: float = 0.95) -> Estimate:
+        """One score with its interval."""
+        low, high = _ends(self.resamples[:, score], level)
+        value, count = self.value(score), float(self.bottoms[score])
+        if value is None or low is None:
+            return Estimate(None, None, None, count)
+        return Estimate(value, low, high, count)
+
+    def minus(self, other: Resampled, score: int, level: float = 0.95) -> Difference:
+        """How much higher the score is than another model's over the same units."""
+        changes = self.resamples[:, score] - other.resamples[:, score]
+        low, high = _ends(changes, level)
+        value, before = self.value(score), other.value(score)
+        if value is None or before is None or low is None:
+            return Difference(None, None, None, None)
+        seen = changes[np.isfinite(changes)]
+        return Difference(value - before, low, high, float((seen <= 0).mean()))
+
+    def value(self, score: int) -> float | None:
+        """One score; None where nothing counts towards it."""
+        bottom = self.bottoms[score]
+        return float(self.tops[score] / bottom) if bottom else None
+
+
+def bootstrap(
+    models: Sequence[ArrayLike], *, num_resamples: int = 2000, seed: int = 0
+) -> list[Resampled]:
+    """Resample the scores of several models over the same units (Efron, 1979).
+
+    A model that was trained several times is resampled on two levels: its seeds are drawn with
+    replacement too, for each model on its own.
 
     Args:
-        first: numerators and denominators (U, M) of one run, as for :func:`estimate_ratios`.
-        second: of the other run, the same units in the same order.
+        models: per model (U, M, 2), what each of U units adds to numerator and denominator of
+            each of M scores, 0 and 0 where a score leaves it out; or (S, U, M, 2) for S seeds.
         num_resamples: how often U units are drawn with replacement.
-        seed: the same seed and input give the same intervals.
-        level: share of the resampled differences inside the interval.
+        seed: the same seed and input give the same resamples.
 
     Raises:
-        ValueError: arrays of different shapes.
+        ValueError: tables over other units, or no resamples are asked.
     """
-    tables = [np.asarray(part, dtype=np.float64) for run in (first, second) for part in run]
-    if len({table.shape for table in tables}) != 1 or tables[0].ndim != 2:
-        raise ValueError("Both runs need (units, scores) arrays of the same shape.")
-    resampled = [
-        _resample(tables[i], tables[i + 1], num_resamples, np.random.default_rng(seed))
-        for i in (0, 2)
-    ]
-    tails = ((1 - level) / 2, (1 + level) / 2)
-    sums = [table.sum(axis=0) for table in tables]
-    return [
-        _difference([s[m] for s in sums], resampled[1][:, m] - resampled[0][:, m], tails)
-        for m in range(tables[0].shape[1])
-    ]
+    tables = [np.asarray(one, dtype=np.float64) for one in models]
+    tables = [table[None] if table.ndim == 3 else table for table in tables]
+    if len({table.shape[1:] for table in tables}) > 1 or {t.ndim for t in tables} - {4}:
+        shapes = ", ".join(str(table.shape) for table in tables)
+        raise ValueError(f"The models need (units, scores, 2) tables of the same shape: {shapes}.")
+    if num_resamples < 1:
+        raise ValueError(f"An interval needs at least 1 resample, not {num_resamples}.")
+    rng = np.random.default_rng(seed)
+    summed = _resample_units(tables, num_resamples, rng)
+    found = []
+    for table, sums in zip(tables, summed, strict=True):
+        size = len(table)
+        drawn = rng.multinomial(size, np.full(size, 1 / size), size=num_resamples)
+        total = np.einsum("rs,rsmk->rmk", drawn, sums)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            resamples = total[..., 0] / total[..., 1]
+        whole = table.sum(axis=(0, 1))
+        found.append(Resampled(whole[:, 0], whole[:, 1], resamples))
+    return found
 
 
-def _difference(
-    sums: list[float], changes: NDArray[np.float64], tails: tuple[float, float]
-) -> Difference:
-    seen = changes[np.isfinite(changes)]
-    if not (sums[1] and sums[3] and seen.size):
-        return Difference(None, None, None, None)
-    low, high = np.quantile(seen, tails)
-    value = float(sums[2] / sums[3] - sums[0] / sums[1])
-    return Difference(value, float(low), float(high), float((seen <= 0).mean()))
+def estimate_ratios(
+    table: ArrayLike, *, num_resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> list[Estimate]:
+    """Scores with percentile bootstrap intervals, all on the same resamples.
+
+    A share of exactly 0 or 1 gets an interval of no width: the bootstrap knows only what it saw.
+
+    Args:
+        table: (U, M, 2) of one model, see :func:`bootstrap`.
+        num_resamples: how often U units are drawn with replacement.
+        seed: the same seed and input give the same intervals.
+        level: share of the resampled scores inside the interval.
+
+    Returns:
+        One estimate per score, in order.
+
+    Raises:
+        ValueError: another shape, or no resamples are asked.
+    """
+    (resampled,) = bootstrap([table], num_resamples=num_resamples, seed=seed)
+    return [resampled.estimate(score, level) for score in range(len(resampled.tops))]
 
 
-def _resample(
-    top: NDArray[np.float64],
-    bottom: NDArray[np.float64],
-    num_resamples: int,
-    rng: np.random.Generator,
-) -> NDArray[np.float64]:
-    """(num_resamples, M) scores; NaN where a resample holds nothing that counts."""
-    num_units = len(top)
-    if num_units == 0:
-        return np.full((num_resamples, top.shape[1]), np.nan)
-    scores = []
+def _resample_units(
+    tables: Sequence[NDArray[np.float64]], num_resamples: int, rng: np.random.Generator
+) -> list[NDArray[np.float64]]:
+    """Per model (num_resamples, S, M, 2) sums over drawn units."""
+    sums = [np.zeros((num_resamples, len(one), *one.shape[2:])) for one in tables]
+    num_units = tables[0].shape[1] if tables else 0
+    if not num_units:
+        return sums
+    shares = np.full(num_units, 1 / num_units)
     for start in range(0, num_resamples, _RESAMPLES_AT_ONCE):
         size = min(_RESAMPLES_AT_ONCE, num_resamples - start)
         # How often each unit is drawn, rather than which: one product then sums every score.
-        draws = rng.multinomial(num_units, np.full(num_units, 1 / num_units), size=size)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            scores.append((draws @ top) / (draws @ bottom))
-    return np.concatenate(scores)
+        draws = rng.multinomial(num_units, shares, size=size)
+        for table, out in zip(tables, sums, strict=True):
+            flat = table.reshape(*table.shape[:2], -1)
+            products = np.stack([draws @ one for one in flat], axis=1)
+            out[start : start + size] = products.reshape(size, *out.shape[1:])
+    return sums
 
 
-def _estimate(
-    top: NDArray[np.float64],
-    bottom: NDArray[np.float64],
-    resampled: NDArray[np.float64],
-    tails: tuple[float, float],
-) -> Estimate:
-    count = float(bottom.sum())
-    seen = resampled[np.isfinite(resampled)]
-    if count == 0 or seen.size == 0:
-        return Estimate(None, None, None, count)
-    low, high = np.quantile(seen, tails)
-    return Estimate(float(top.sum() / count), float(low), float(high), count)
+def _ends(resamples: NDArray[np.float64], level: float) -> tuple[float, float] | tuple[None, None]:
+    seen = resamples[np.isfinite(resamples)]
+    if not seen.size:
+        return None, None
+    low, high = np.quantile(seen, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)

@@ -16,7 +16,7 @@ from pixellm.evaluation.judge import (
     Ratings,
     describe_targets,
 )
-from pixellm.evaluation.mask_match import reject_matches
+from pixellm.evaluation.metrics import reject_matches
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.llm.run import RequestProgress
 from pixellm.types import Sample, Turn

@@ -45,7 +45,7 @@ def match_by_iou(predictions: BoolMask, truths: BoolMask) -> Pairs:
     iou = pairwise_iou(predictions, truths)
     areas = _areas(predictions)[:, None] + _areas(truths)[None]
     intersection = iou * areas / (1 + iou) / truths[0].size
-    return _assign(-(iou + _HIT_WEIGHT * (iou >= HIT_IOU) + _AREA_WEIGHT * intersection))
+    return assign(-(iou + _HIT_WEIGHT * (iou >= HIT_IOU) + _AREA_WEIGHT * intersection))
 
 
 def match_by_released_cost(logits: NDArray[np.float32], truths: BoolMask) -> Pairs:
@@ -74,14 +74,19 @@ def match_by_released_cost(logits: NDArray[np.float32], truths: BoolMask) -> Pai
     probabilities = np.exp(-np.logaddexp(0, -flat_logits))
     areas = probabilities.sum(axis=1)[:, None] + flat_truths.sum(axis=1)[None]
     dice = 1 - (2 * probabilities @ flat_truths.T + 1) / (areas + 1)
-    return _assign(cross_entropy + dice)
+    return assign(cross_entropy + dice)
 
 
 def _areas(masks: BoolMask) -> NDArray[np.int64]:
     return np.count_nonzero(masks.reshape(len(masks), -1), axis=1)
 
 
-def _assign(cost: NDArray[np.float64]) -> Pairs:
+def assign(cost: NDArray[np.float64]) -> Pairs:
+    """The one-to-one pairs of rows and columns with the least total cost.
+
+    Raises:
+        ImportError: scipy is missing.
+    """
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError as error:

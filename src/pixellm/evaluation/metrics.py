@@ -1,21 +1,21 @@
-"""The MUSE score, strict and as released, from masks to numbers.
+"""What predicted masks are worth against true ones: matches, the MUSE score, strict and released.
 
-Per question the predicted masks are matched to the true ones; a question leaves behind a small
-:class:`QuestionScore` and its masks are forgotten. Scores are ratios of sums over those, so
-scorers of several processes merge exactly. It knows nothing of texts, data sets or judges; the
-ratings of a judge are taken as numbers.
+A question with P predictions and G truths has max(P, G) matches: the pairs, and every mask left
+over, missing or spurious, with IoU 0 and its area in the union. All scores are ratios of sums over
+matches, so scorers of several processes merge exactly. Masks in, small numbers out; it knows
+nothing of texts or data sets, and a judge's ratings are taken as numbers.
 
 gIoU is the mean IoU, cIoU the summed intersection over the summed union (Ren et al., CVPR 2024,
 section 5). N-acc and T-acc are those of generalized referring segmentation (Liu et al., CVPR
 2023): the share of questions without targets answered without masks, and the share of questions
-with targets answered with at least one.
+with targets answered with at least one. Boundary IoU is that of Cheng et al., CVPR 2021.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pixellm.evaluation.intervals import Estimate, estimate_ratios
 from pixellm.evaluation.matching import HIT_IOU, Pairs, match_by_iou, match_by_released_cost
+from pixellm.masks import mask_to_box
 from pixellm.types import BoolMask
 
 Protocol = Literal["strict", "released"]
@@ -32,9 +33,42 @@ Ratio = tuple[float, float]
 Question = tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike]
 """(predictions (P, H, W), truths (G, H, W)) and, optionally, a judge's P ratings."""
 
+BAND_SHARE = 0.02
+"""Width of a mask's boundary band, as a share of the image's diagonal."""
+
 # The release guards its divisions with these; they show in the seventh digit of its numbers.
 _RELEASED_COUNT_GUARD = 1e-5
 _RELEASED_UNION_GUARD = 1e-10
+
+
+@dataclass(frozen=True, slots=True)
+class MaskMatch:
+    """A pair of masks, or one mask left over.
+
+    Attributes:
+        prediction: index of the predicted mask; None for a truth that was missed.
+        truth: index of the true mask; None for a spurious prediction.
+        iou: 0..1; 1 for a pair of empty masks, 0 for a mask left over.
+        boundary_iou: likewise, of the boundary bands.
+        intersection: in pixels.
+        union: in pixels.
+        truth_area: pixels of the true mask, 0 without one.
+        score: the model's own score of the predicted mask; None without one.
+    """
+
+    prediction: int | None
+    truth: int | None
+    iou: float
+    boundary_iou: float
+    intersection: int
+    union: int
+    truth_area: int = 0
+    score: float | None = None
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether a prediction was matched to a truth."""
+        return self.prediction is not None and self.truth is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +93,7 @@ class QuestionScore:
     union: int
 
     @property
-    def num_slots(self) -> int:
+    def num_matches(self) -> int:
         """How many IoUs the question has: the matched pairs and everything left over."""
         return max(self.num_predictions, self.num_truths)
 
@@ -74,6 +108,98 @@ class QuestionScore:
         return self.num_hits == self.num_truths == self.num_predictions
 
 
+def match_masks(
+    predictions: BoolMask,
+    truths: BoolMask,
+    scores: Sequence[float] | None = None,
+    pairs: Pairs | None = None,
+    *,
+    boundaries: bool = True,
+) -> tuple[MaskMatch, ...]:
+    """Match the masks of one question under the strict protocol.
+
+    Args:
+        predictions: (P, H, W) bool; P may be 0.
+        truths: (G, H, W) bool; G may be 0.
+        scores: the model's own score of each prediction; 1 where None.
+        pairs: which prediction answers which truth, where that is known, as with given answers;
+            the matching with the largest total IoU where None.
+        boundaries: whether to measure boundary IoU, which takes most of the time; 0 where not.
+
+    Returns:
+        The pairs in the order given, then spurious predictions, then missed truths.
+
+    Raises:
+        ValueError: the masks differ in size, or the scores in number.
+        ImportError: scipy is missing.
+    """
+    scores = [1.0] * len(predictions) if scores is None else scores
+    if len(scores) != len(predictions):
+        raise ValueError(f"There are {len(predictions)} predictions but {len(scores)} scores.")
+    pairs = match_by_iou(predictions, truths) if pairs is None else pairs
+    matches = []
+    for i, j in pairs:
+        common = int(np.count_nonzero(predictions[i] & truths[j]))
+        either = int(np.count_nonzero(predictions[i] | truths[j]))
+        iou = common / either if either else 1.0
+        seen = boundaries and (common or not either)
+        band = boundary_iou(predictions[i], truths[j]) if seen else 0.0
+        area, score = _area(truths[j]), float(scores[i])
+        matches.append(MaskMatch(i, j, iou, band, common, either, area, score))
+    matched, found = {i for i, _ in pairs}, {j for _, j in pairs}
+    for i in sorted(set(range(len(predictions))) - matched):
+        matches.append(MaskMatch(i, None, 0.0, 0.0, 0, _area(predictions[i]), 0, scores[i]))
+    for j in sorted(set(range(len(truths))) - found):
+        matches.append(MaskMatch(None, j, 0.0, 0.0, 0, _area(truths[j]), _area(truths[j])))
+    return tuple(matches)
+
+
+def match_union(
+    predictions: BoolMask, truths: BoolMask, scores: Sequence[float]
+) -> tuple[MaskMatch, ...]:
+    """Match one mask: all predictions together against all truths together.
+
+    That is how referring segmentation is scored (gRefCOCO; Liu et al., CVPR 2023). The score of
+    the joined mask is the mean of its parts, weighted by area.
+
+    Returns:
+        One match, or none where neither side shows a pixel.
+
+    Raises:
+        ValueError, ImportError: as :func:`match_masks`.
+    """
+    areas = [_area(mask) for mask in predictions]
+    weights = [a * s for a, s in zip(areas, scores, strict=True)]
+    first, second = _join(predictions), _join(truths)
+    return match_masks(first, second, [math.fsum(weights) / sum(areas)] if len(first) else [])
+
+
+def reject_matches(
+    matches: Sequence[MaskMatch], rejected: Collection[int]
+) -> tuple[MaskMatch, ...]:
+    """Matches after a judge found some predictions not to fit: their intersection is 0."""
+    return tuple(
+        replace(match, iou=0.0, boundary_iou=0.0, intersection=0)
+        if match.prediction in rejected
+        else match
+        for match in matches
+    )
+
+
+def sum_matches(matches: Sequence[MaskMatch]) -> QuestionScore:
+    """The question's strict :class:`QuestionScore`."""
+    pairs = sorted((one for one in matches if one.is_pair), key=lambda one: one.prediction or 0)
+    ious = tuple(match.iou for match in pairs)
+    return QuestionScore(
+        num_predictions=sum(match.prediction is not None for match in matches),
+        num_truths=sum(match.truth is not None for match in matches),
+        pair_ious=ious,
+        iou_sum=math.fsum(ious),
+        intersection=sum(match.intersection for match in matches),
+        union=sum(match.union for match in matches),
+    )
+
+
 def score_masks(
     predictions: BoolMask, truths: BoolMask, rejected: Iterable[int] = ()
 ) -> QuestionScore:
@@ -84,18 +210,12 @@ def score_masks(
         truths: (G, H, W) bool; G may be 0.
         rejected: predictions that a judge found not to fit; their IoU is 0, after matching.
 
-    Returns:
-        The matches: matched pairs, and every mask left over as IoU 0 with its area in the union.
-
     Raises:
         ValueError: the masks differ in size.
         ImportError: scipy is missing.
     """
-    pairs = match_by_iou(predictions, truths)
-    ious, intersection, union = _score_pairs(predictions, truths, pairs, frozenset(rejected))
-    union += _area_left_over(predictions, {pair[0] for pair in pairs})
-    union += _area_left_over(truths, {pair[1] for pair in pairs})
-    return QuestionScore(len(predictions), len(truths), ious, math.fsum(ious), intersection, union)
+    matches = match_masks(predictions, truths, boundaries=False)
+    return sum_matches(reject_matches(matches, frozenset(rejected)))
 
 
 def score_masks_as_released(
@@ -112,31 +232,64 @@ def score_masks_as_released(
         truths: (G, H, W) bool.
         rejected: predictions that a judge found not to fit; their IoU is 0, after matching.
 
-    Returns:
-        The matches under those rules.
-
     Raises:
         ImportError: scipy is missing.
     """
     pairs = match_by_released_cost(logits, truths)
-    ious, intersection, union = _score_pairs(logits > 0, truths, pairs, frozenset(rejected))
-    missed = _area_left_over(truths, {pair[1] for pair in pairs})
-    matched = {pair[0] for pair in pairs}
+    matches = match_masks(logits > 0, truths, pairs=pairs, boundaries=False)
+    counted = [match for match in matches if match.truth is not None]
+    score = sum_matches(reject_matches(counted, frozenset(rejected)))
     spurious = [
-        int(np.count_nonzero((mask >= 0.5) & (mask <= 1.0)))
-        for i, mask in enumerate(logits)
-        if i not in matched
+        int(np.count_nonzero((logits[match.prediction] >= 0.5) & (logits[match.prediction] <= 1.0)))
+        for match in matches
+        if match.truth is None
     ]
-    iou_sum = math.fsum(ious) + spurious.count(0)
-    union += missed + sum(spurious)
-    return QuestionScore(len(logits), len(truths), ious, iou_sum, intersection, union)
+    return replace(
+        score,
+        num_predictions=len(logits),
+        iou_sum=score.iou_sum + spurious.count(0),
+        union=score.union + sum(spurious),
+    )
+
+
+def boundary_iou(prediction: BoolMask, truth: BoolMask) -> float:
+    """IoU of the boundary bands of two (H, W) masks; two empty masks agree, which is 1.
+
+    Raises:
+        ValueError: the masks differ in size.
+        ImportError: scipy is missing.
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(
+            f"Masks of {prediction.shape} and {truth.shape} can't be compared; "
+            "bring both to the size of the image."
+        )
+    first, second = boundary_band(prediction), boundary_band(truth)
+    union = _area(first | second)
+    return _area(first & second) / union if union else 1.0
+
+
+def boundary_band(mask: BoolMask) -> BoolMask:
+    """Pixels of a (H, W) mask within the band's width of its outline or the image's edge.
+
+    Raises:
+        ImportError: scipy is missing.
+    """
+    x, y, width, height = mask_to_box(mask)
+    if width == 0:
+        return mask
+    reach = max(1, round(BAND_SHARE * math.hypot(*mask.shape)))
+    part = (slice(y, y + height), slice(x, x + width))
+    band = np.zeros_like(mask)
+    band[part] = mask[part] & ~_erode(mask[part], reach)
+    return band
 
 
 def strict_ratios(score: QuestionScore) -> dict[str, Ratio]:
     """What one question adds to each strict score, as (numerator, denominator)."""
     has_targets = score.num_truths > 0
     is_silent = score.num_predictions == 0
-    giou = (score.iou_sum, score.num_slots) if score.num_slots else (1.0, 1.0)
+    giou = (score.iou_sum, score.num_matches) if score.num_matches else (1.0, 1.0)
     ciou = (score.intersection, score.union)
     exact = (float(score.is_exact), 1.0)
     nothing = (0.0, 0.0)
@@ -241,9 +394,7 @@ class MuseScorer:
         rows = [self._image_ratios(image) for image in self._images]
         table = np.array([[row[name] for name in names] for row in rows], dtype=np.float64)
         table = table.reshape(len(rows), len(names), 2)
-        estimates = estimate_ratios(
-            table[..., 0], table[..., 1], num_resamples=num_resamples, seed=seed
-        )
+        estimates = estimate_ratios(table, num_resamples=num_resamples, seed=seed)
         return dict(zip(names, estimates, strict=True))
 
     def _score(self, question: Question) -> QuestionScore:
@@ -309,25 +460,27 @@ def add_ratios(*ratios: Mapping[str, Ratio]) -> dict[str, Ratio]:
     }
 
 
-def _score_pairs(
-    predictions: BoolMask, truths: BoolMask, pairs: Pairs, rejected: frozenset[int]
-) -> tuple[tuple[float, ...], int, int]:
-    """IoU of each pair, and their summed intersection and union in pixels."""
-    ious, intersection, union = [], 0, 0
-    for i, j in pairs:
-        common = int(np.count_nonzero(predictions[i] & truths[j]))
-        either = int(np.count_nonzero(predictions[i] | truths[j]))
-        union += either
-        if i in rejected:
-            ious.append(0.0)
-        else:
-            intersection += common
-            ious.append(common / either if either else 1.0)
-    return tuple(ious), intersection, union
+def _join(masks: BoolMask) -> BoolMask:
+    """(1, H, W), the masks' union; (0, H, W) where they show nothing."""
+    return np.logical_or.reduce(masks, axis=0, keepdims=True) if masks.any() else masks[:0]
 
 
-def _area_left_over(masks: BoolMask, matched: set[int]) -> int:
-    return sum(int(np.count_nonzero(mask)) for i, mask in enumerate(masks) if i not in matched)
+def _area(mask: BoolMask) -> int:
+    return int(np.count_nonzero(mask))
+
+
+def _erode(mask: BoolMask, reach: int) -> BoolMask:
+    """Pixels whose (2 reach + 1) x (2 reach + 1) neighbourhood lies in the mask."""
+    try:
+        from scipy.ndimage import minimum_filter1d
+    except ImportError as error:
+        raise ImportError(
+            "Boundary IoU needs scipy; install it with `pip install 'pixellm[eval]'`."
+        ) from error
+    inner = mask.astype(np.uint8)
+    for axis in (0, 1):  # a square's erosion is one along each axis
+        inner = minimum_filter1d(inner, 2 * reach + 1, axis=axis, mode="constant", cval=0)
+    return inner.astype(np.bool_)
 
 
 def _check_masks(predictions: ArrayLike, truths: ArrayLike) -> tuple[NDArray, BoolMask]:

@@ -13,9 +13,15 @@ from typing import Any
 import numpy as np
 
 from pixellm.answer_files import prediction_to_json
-from pixellm.evaluation.mask_match import MaskMatch, match_and_score, score_union
 from pixellm.evaluation.matching import Pairs
-from pixellm.evaluation.metrics import Protocol, QuestionScore, score_masks_as_released
+from pixellm.evaluation.metrics import (
+    MaskMatch,
+    Protocol,
+    QuestionScore,
+    match_masks,
+    match_union,
+    score_masks_as_released,
+)
 from pixellm.masks import decode_mask, encode_mask
 from pixellm.types import RLE, BoolMask, Prediction, Segment, Target, Turn, split_marks
 
@@ -50,7 +56,7 @@ class AnswerRecord:
         size: (height, width) of the image in pixels.
         targets: true objects.
         shown: predicted masks.
-        matches: of the strict protocol, see :func:`~pixellm.evaluation.mask_match.match_and_score`.
+        matches: of the strict protocol, see :func:`~pixellm.evaluation.metrics.match_masks`.
         union: likewise for all masks joined, none or one.
         released: score under the released protocol; None where that was not asked for.
         seconds: the answer took, its share of a batch.
@@ -148,7 +154,7 @@ def build_record(
             for s in prediction.segments
         ),
         matches=_score_what_counts(shown, truths, ignored, scores, pairs),
-        union=score_union(shown & ~ignored, truths, scores),
+        union=match_union(shown & ~ignored, truths, scores),
         released=_score_as_released(prediction, truths) if protocol == "released" else None,
         seconds=seconds,
         num_tokens=int(prediction.info.get("num_tokens", 0)),
@@ -260,7 +266,7 @@ def _score_what_counts(
             for i, mask in enumerate(shown)
             if (mask & claimed).any() or 2 * (mask & ignored).sum() < max(mask.sum(), 1)
         ]
-    matches = match_and_score(shown[kept] & ~ignored, truths, [scores[i] for i in kept], pairs)
+    matches = match_masks(shown[kept] & ~ignored, truths, [scores[i] for i in kept], pairs)
     return tuple(
         match if match.prediction is None else replace(match, prediction=kept[match.prediction])
         for match in matches

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pixellm.engine.dialogues import Predictor, answer_dialogues
-from pixellm.evaluation.mask_match import matches_to_score
-from pixellm.evaluation.metrics import score_masks
+from pixellm.evaluation.metrics import score_masks, sum_matches
 from pixellm.evaluation.records import AnswerRecord, stack_masks
 from pixellm.evaluation.scenes_report import AnswerScore, ScenesReport, build_report
 from pixellm.masks import decode_mask
@@ -134,7 +133,7 @@ def report_records(records: Sequence[AnswerRecord], split: str, seed: int) -> Sc
                 question=record.question,
                 expected=record.expected,
                 answer=record.answer,
-                masks=matches_to_score(record.matches),
+                masks=sum_matches(record.matches),
                 expected_names=tuple(
                     name or target.name for name, target in zip(names, record.targets, strict=True)
                 ),

@@ -15,7 +15,7 @@ import numpy as np
 
 from pixellm.evaluation.intervals import Estimate, estimate_ratios
 from pixellm.evaluation.metrics import QuestionScore, Ratio, strict_ratios
-from pixellm.evaluation.plain_answers import TEXT_KINDS, is_text_right
+from pixellm.evaluation.scores import TEXT_KINDS, is_text_right
 
 SPACE_AND_SIZE_KINDS = frozenset({"half", "relative", "nearest", "size"})
 NEGATIVE_KIND = "negative"
@@ -180,8 +180,9 @@ def build_report(answers: Sequence[AnswerScore], split: str, seed: int) -> Scene
         for answer in members[group]:
             ratios = answer.ratios()
             table[row_of[answer.image], column] += [ratios[name] for name in DEFINITIONS]
-    flat = table.reshape(len(images), len(ordered) * len(DEFINITIONS), 2)
-    estimates = iter(estimate_ratios(flat[..., 0], flat[..., 1]))
+    estimates = iter(
+        estimate_ratios(table.reshape(len(images), len(ordered) * len(DEFINITIONS), 2))
+    )
     groups = {
         group: GroupReport(len(members[group]), {name: next(estimates) for name in DEFINITIONS})
         for group in ordered

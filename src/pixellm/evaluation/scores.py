@@ -7,22 +7,39 @@ score with its interval. It knows nothing of files, models, tables or intervals.
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import combinations
+from typing import Any, Literal
 
-from pixellm.evaluation.mask_match import MaskMatch, matches_to_score
-from pixellm.evaluation.matching import HIT_IOU
-from pixellm.evaluation.metrics import Protocol, Ratio, add_ratios, strict_ratios
-from pixellm.evaluation.naming import count_named
-from pixellm.evaluation.plain_answers import TEXT_KINDS, is_text_right
+import numpy as np
+
+from pixellm.evaluation.matching import HIT_IOU, assign
+from pixellm.evaluation.metrics import (
+    MaskMatch,
+    Protocol,
+    Ratio,
+    add_ratios,
+    strict_ratios,
+    sum_matches,
+)
 from pixellm.evaluation.records import AnswerRecord
+from pixellm.masks import decode_mask, mask_to_box
+from pixellm.scenes.knowledge import load_knowledge
+from pixellm.scenes.phrasing import NUMBERS, concept_of_phrase
 
 Unit = Literal["slots", "union"]
 """What counts as one IoU: each mask, matched, or all masks of a question joined."""
 
 Mode = Literal["free", "forced"]
 """Answers written by the model, or given to it, so that it draws the masks alone."""
+
+Names = Literal["words", "concepts"]
+"""How a phrase names a target: by the target's own words, or by any word for a concept of the
+scenes, which know synonyms and hold every target's name."""
 
 IOU_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -51,6 +68,8 @@ SCORES = {
     "t_acc": "questions with targets that are answered with at least one mask",
     "name_recall": "targets whose name is in a phrase of its own that carries a mask",
     "name_precision": "phrases with a mask that name a target of their own",
+    "named_set_accuracy": "right names: questions with targets whose phrases with masks name "
+    "exactly the right concepts, each as often as asked for, wherever the masks lie",
     "text_accuracy": "counting questions answered with the right number, and plain ones word for "
     "word, case and punctuation aside",
     "seconds": "per answer, its share of the time of its batch",
@@ -74,11 +93,41 @@ NOT_SMALL = "all >= 1 %"
 TOPICS = {
     "left, right or largest": frozenset({"left", "right", "largest"}),
     "use and activity": frozenset({"use", "activity"}),
+    "space and size": frozenset({"half", "relative", "nearest", "size"}),
 }
 """Name of a topic -> the kinds of questions that it joins."""
 
 LARGE_TOPIC, LARGE_SHARE = "over 2 % asked for", 0.02
 """One more topic: questions whose targets cover more than this share of the image together."""
+
+OVERLAPS = ((0.0, "apart"), (0.1, "close"), (math.inf, "overlapping"))
+"""Highest overlap of a question's closest two targets -> name of the group, for several targets."""
+
+COUNTING_KIND = "counting"
+TEXT_KINDS = frozenset({COUNTING_KIND, "plain"})
+"""Kinds of question that are answered in words alone."""
+
+_SENSE = re.compile(r"_?\([^)]*\)")
+_WORD = re.compile(r"[^\W_]+")
+_HISSING = ("sses", "shes", "ches", "xes", "zes")
+_IRREGULAR = {
+    "buses": "bus",
+    "children": "child",
+    "feet": "foot",
+    "geese": "goose",
+    "knives": "knife",
+    "leaves": "leaf",
+    "loaves": "loaf",
+    "men": "man",
+    "mice": "mouse",
+    "people": "person",
+    "potatoes": "potato",
+    "shelves": "shelf",
+    "teeth": "tooth",
+    "tomatoes": "tomato",
+    "wolves": "wolf",
+    "women": "woman",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +138,20 @@ class Rules:
         unit: what counts as one IoU.
         mode: how the answers came about; given texts are not judged, nor whether they hold masks.
         protocol: "released" takes gIoU and cIoU from the records' released scores.
+        names: how phrases name targets; "concepts" adds named_set_accuracy.
     """
 
     unit: Unit
     mode: Mode
     protocol: Protocol
+    names: Names = "words"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As values that JSON knows; the usual way of naming is left out."""
+        values = asdict(self)
+        if self.names == "words":
+            del values["names"]
+        return values
 
 
 def image_ratios(records: Sequence[AnswerRecord], rules: Rules) -> dict[str, Ratio]:
@@ -107,8 +165,8 @@ def image_ratios(records: Sequence[AnswerRecord], rules: Rules) -> dict[str, Rat
             ratios[f"strict_{name}"] = ratios[name]
             ratios[f"{name}_targets"] = (0.0, 0.0)  # the release makes no such distinction
         scores = [record.released for record in records if record.released is not None]
-        num_slots = max(sum(s.num_predictions for s in scores), sum(s.num_truths for s in scores))
-        ratios["giou"] = (math.fsum(score.iou_sum for score in scores), num_slots)
+        num_matches = max(sum(s.num_predictions for s in scores), sum(s.num_truths for s in scores))
+        ratios["giou"] = (math.fsum(score.iou_sum for score in scores), num_matches)
         ratios["ciou"] = (
             sum(score.intersection for score in scores),
             sum(score.union for score in scores),
@@ -159,6 +217,19 @@ def count_bin(num_targets: int) -> str:
     return "4-5" if num_targets <= 5 else "6+"
 
 
+def overlap_bin(record: AnswerRecord) -> str:
+    """The group of a question by how close its closest two targets are; "" below two targets.
+
+    Measured is the intersection of their boxes over the smaller box: masks of a drawn scene never
+    share a pixel, as what is hidden belongs to nobody; boxes do.
+    """
+    if len(record.targets) < 2:
+        return ""
+    boxes = [mask_to_box(decode_mask(target.mask)) for target in record.targets]
+    overlap = max(_box_overlap(a, b) for a, b in combinations(boxes, 2))
+    return next(name for limit, name in OVERLAPS if overlap <= limit)
+
+
 def question_giou(record: AnswerRecord, unit: Unit) -> float:
     """The question's own mean IoU, for rankings; 1 for no mask where nothing was asked for."""
     matches = record.matches if unit == "slots" else record.union
@@ -167,9 +238,9 @@ def question_giou(record: AnswerRecord, unit: Unit) -> float:
 
 def _question_ratios(record: AnswerRecord, rules: Rules) -> dict[str, Ratio]:
     matches = record.matches if rules.unit == "slots" else record.union
-    ratios = dict.fromkeys(SCORES, (0.0, 0.0)) | strict_ratios(matches_to_score(matches))
+    ratios = dict.fromkeys(SCORES, (0.0, 0.0)) | strict_ratios(sum_matches(matches))
     if rules.unit == "slots":
-        union = strict_ratios(matches_to_score(record.union))
+        union = strict_ratios(sum_matches(record.union))
         ratios |= {"union_giou": union["giou"], "union_ciou": union["ciou"]}
     # The code of generalized referring segmentation (ReLA) leaves out questions without targets.
     counted = matches if rules.unit == "slots" or record.targets else ()
@@ -177,7 +248,7 @@ def _question_ratios(record: AnswerRecord, rules: Rules) -> dict[str, Ratio]:
         ratios[f"p@{level}"] = (sum(match.iou >= level for match in counted), len(counted))
     ratios["boundary_iou"] = (math.fsum(match.boundary_iou for match in matches), len(matches))
     if rules.mode == "free":
-        ratios |= _name_ratios(record) | _text_ratios(record)
+        ratios |= _name_ratios(record, rules.names) | _text_ratios(record)
     else:  # a given text shows masks exactly where some are asked for
         ratios |= {"n_acc": (0.0, 0.0), "t_acc": (0.0, 0.0)}
     ratios["seconds"] = (record.seconds, 1.0)
@@ -185,13 +256,19 @@ def _question_ratios(record: AnswerRecord, rules: Rules) -> dict[str, Ratio]:
     return ratios
 
 
-def _name_ratios(record: AnswerRecord) -> dict[str, Ratio]:
+def _name_ratios(record: AnswerRecord, names: Names) -> dict[str, Ratio]:
     phrases = [mask.label for mask in record.shown]
-    named = count_named([target.name for target in record.targets], phrases)
-    return {
-        "name_recall": (named, len(record.targets)),
+    targets = [target.name for target in record.targets]
+    named = count_named(targets, phrases)
+    ratios: dict[str, Ratio] = {
+        "name_recall": (named, len(targets)),
         "name_precision": (named, len(phrases)),
     }
+    if names == "concepts" and targets:
+        wanted = Counter(_concept(name) or name for name in targets)
+        right = wanted == Counter(map(_concept, phrases))
+        ratios["named_set_accuracy"] = (float(right), 1.0)
+    return ratios
 
 
 def _text_ratios(record: AnswerRecord) -> dict[str, Ratio]:
@@ -200,6 +277,83 @@ def _text_ratios(record: AnswerRecord) -> dict[str, Ratio]:
     return {
         "text_accuracy": (float(is_text_right(record.kind, record.expected, record.answer)), 1.0)
     }
+
+
+def is_named_by(name: str, phrase: str) -> bool:
+    """Whether a phrase holds the words of a name, side by side and in order.
+
+    English plurals and senses in parentheses are set aside; synonyms are not known.
+
+    Example:
+        >>> is_named_by("traffic light", "the two Traffic Lights on the left")
+        True
+    """
+    wanted, given = _words(_SENSE.sub("", name)), _words(phrase)
+    if not wanted:
+        return False
+    starts = range(len(given) - len(wanted) + 1)
+    return any(given[i : i + len(wanted)] == wanted for i in starts)
+
+
+def count_named(names: Sequence[str], phrases: Sequence[str]) -> int:
+    """How many names have a phrase of their own that names them, at best.
+
+    Raises:
+        ImportError: scipy is missing.
+    """
+    if not (names and phrases):
+        return 0
+    fits = np.array([[is_named_by(name, phrase) for phrase in phrases] for name in names])
+    return sum(bool(fits[pair]) for pair in assign(-fits.astype(float)))
+
+
+def is_text_right(kind: str, expected: str, answer: str) -> bool:
+    """Whether an answer in words alone holds the expected number, or is the expected text.
+
+    Args:
+        kind: of the question, one of :data:`TEXT_KINDS`.
+        expected: the true answer, without marks.
+        answer: the predicted one; case and punctuation don't matter.
+    """
+    if kind != COUNTING_KIND:
+        return re.findall(r"\w+", expected.casefold()) == re.findall(r"\w+", answer.casefold())
+    return _numbers_in(expected) == _numbers_in(answer)
+
+
+def _numbers_in(text: str) -> list[str]:
+    """Number words, digits among them; "There are 3." and "I count three." say the same."""
+    spelled = {str(value): word for value, word in enumerate(NUMBERS)}
+    words = (spelled.get(word, word) for word in re.findall(r"\w+", text.casefold()))
+    return [word for word in words if word in NUMBERS]
+
+
+@lru_cache(maxsize=4096)
+def _concept(phrase: str) -> str | None:
+    return concept_of_phrase(phrase, load_knowledge())
+
+
+def _words(text: str) -> list[str]:
+    return [_singular(word) for word in _WORD.findall(text.casefold())]
+
+
+def _singular(word: str) -> str:
+    if word in _IRREGULAR:
+        return _IRREGULAR[word]
+    if len(word) < 4 or word.endswith(("ss", "us")) or not word.endswith("s"):
+        return word
+    if word.endswith("ies"):
+        return word[:-3] + "y"
+    return word[:-2] if word.endswith(_HISSING) else word[:-1]
+
+
+def _box_overlap(first: Sequence[int], second: Sequence[int]) -> float:
+    """Intersection of two (x, y, width, height) boxes over the smaller one."""
+    sides = [
+        min(first[i] + first[i + 2], second[i] + second[i + 2]) - max(first[i], second[i])
+        for i in (0, 1)
+    ]
+    smaller = min(first[2] * first[3], second[2] * second[3])
+    return max(0, sides[0]) * max(0, sides[1]) / smaller if smaller else 0.0
 
 
 def pooled_matches(records: Iterable[AnswerRecord], unit: Unit) -> list[MaskMatch]:

@@ -6,11 +6,13 @@ nothing of files, images or how tables look.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pixellm.evaluation.curves import (
     CalibrationBin,
@@ -24,12 +26,14 @@ from pixellm.evaluation.metrics import Ratio
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.scores import (
     NOT_SMALL,
+    OVERLAPS,
     SCORES,
     SIZE_BINS,
     SIZE_SCORES,
     Rules,
     count_bin,
     image_ratios,
+    overlap_bin,
     pooled_matches,
     size_ratios,
     topics_of,
@@ -37,6 +41,7 @@ from pixellm.evaluation.scores import (
 
 OVERALL = "overall"
 TARGETS = "targets "
+OVERLAP = "overlap "
 KIND = "kind "
 SIZE = "size "
 TOPIC = "topic "
@@ -44,17 +49,11 @@ SOURCE = "source "
 """Names of groups, and what those of each sort begin with."""
 
 KIND_SCORES = (
-    "giou",
-    "ciou",
-    "union_giou",
-    "union_ciou",
-    "set_accuracy",
-    "recall",
-    "precision",
-    "n_acc",
-    "text_accuracy",
+    *("giou", "giou_targets", "ciou", "ciou_targets", "union_giou", "union_ciou"),
+    *("set_accuracy", "set_accuracy_targets", "named_set_accuracy", "recall", "precision"),
+    *("n_acc", "text_accuracy"),
 )
-"""Of the groups by kind of question, by topic and by source."""
+"""Of the groups by kind of question, by topic, by overlap and by source."""
 
 Cell = tuple[str, str]
 """(group, score)."""
@@ -83,8 +82,8 @@ class Summary:
         num_images: that the questions are about.
         num_targets: true masks.
         num_masks: predicted masks.
-        groups: by name: "overall", "targets N", "kind K", "size S", "topic T", and "source C" with
-            "source C: T" and "source C: targets S" for topics and sizes in it.
+        groups: by name: "overall", "targets N", "overlap O", "kind K", "size S", "topic T", and
+            "source C" with "source C: T" and "source C: targets S" for topics and sizes in it.
         precision: average precision of the masks' scores.
         calibration: bins of the masks' scores.
     """
@@ -115,7 +114,7 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """The summary as values that JSON knows."""
         return {
-            **asdict(self.rules),
+            **self.rules.to_dict(),
             "num_questions": self.num_questions,
             "num_pictures": self.num_images,
             "num_targets": self.num_targets,
@@ -160,55 +159,62 @@ def _estimate_groups(records: Sequence[AnswerRecord], rules: Rules) -> dict[str,
     images: dict[str, list[AnswerRecord]] = {}
     for record in records:
         images.setdefault(record.image, []).append(record)
-    rows = [_image_cells(questions, rules) for questions in images.values()]
+    counts: Counter[str] = Counter()
+    rows = [image_cells(questions, rules, counts) for questions in images.values()]
     cells = sorted({cell for row in rows for cell in row}, key=_cell_order)
-    estimates = iter(estimate_cells(rows, cells))
     groups: dict[str, Group] = {}
-    counts = _count_members(records)
-    for group, score in cells:
-        estimate = next(estimates)
+    for (group, score), estimate in zip(cells, estimate_ratios(tabulate(rows, cells)), strict=True):
         scores = groups.setdefault(group, Group(counts[group], {})).scores
         if estimate.value is not None:
             scores[score] = estimate
     return groups
 
 
-def estimate_cells(rows: Sequence[dict[Cell, Ratio]], cells: Sequence[Cell]) -> list[Estimate]:
-    """One estimate for each cell, over the rows of all images."""
+def tabulate(rows: Sequence[dict[Cell, Ratio]], cells: Sequence[Cell]) -> NDArray[np.float64]:
+    """(U, M, 2): what each row adds to each cell, for :func:`~.intervals.bootstrap`."""
     table = np.zeros((len(rows), len(cells), 2))
     column = {cell: i for i, cell in enumerate(cells)}
     for number, row in enumerate(rows):
         for cell, ratio in row.items():
-            table[number, column[cell]] = ratio
-    return estimate_ratios(table[..., 0], table[..., 1])
+            if cell in column:
+                table[number, column[cell]] = ratio
+    return table
 
 
-def _image_cells(records: Sequence[AnswerRecord], rules: Rules) -> dict[Cell, Ratio]:
-    """What the questions about one image add to each score of each group."""
+def image_cells(
+    records: Sequence[AnswerRecord], rules: Rules, counts: Counter[str]
+) -> dict[Cell, Ratio]:
+    """What the questions about one image add to each score of each group.
+
+    Args:
+        records: about one image; they have one source.
+        rules: how to count.
+        counts: of the members of every group, added to.
+    """
     cells: dict[Cell, Ratio] = {}
     members: dict[str, list[AnswerRecord]] = {}
     for record in records:
         for group in groups_of(record):
             members.setdefault(group, []).append(record)
     for group, questions in members.items():
+        counts[group] += len(questions)
         ratios = image_ratios(questions, rules)
-        names = KIND_SCORES if group.startswith((KIND, TOPIC, SOURCE)) else tuple(ratios)
+        names = KIND_SCORES if group.startswith((KIND, TOPIC, SOURCE, OVERLAP)) else tuple(ratios)
         cells.update({(group, name): ratios[name] for name in names})
+    source = records[0].source
     for size, ratios in size_ratios(records).items():
-        for group in _size_groups(size, records[0].source):
+        for group in [SIZE + size, *([f"{SOURCE}{source}: targets {size}"] if source else [])]:
+            counts[group] += int(ratios["target_iou"][1])
             cells.update({(group, name): ratio for name, ratio in ratios.items()})
     return cells
 
 
-def _size_groups(size: str, source: str) -> list[str]:
-    """The groups of targets of a size; the questions about an image have one source."""
-    return [SIZE + size, f"{SOURCE}{source}: targets {size}"] if source else [SIZE + size]
-
-
 def groups_of(record: AnswerRecord) -> list[str]:
     """The groups of questions that a record belongs to."""
-    topics = topics_of(record)
+    topics, overlap = topics_of(record), overlap_bin(record)
     groups = [OVERALL, TARGETS + count_bin(len(record.targets)), *(TOPIC + one for one in topics)]
+    if overlap:
+        groups.append(OVERLAP + overlap)
     if record.kind:
         groups.append(KIND + record.kind)
     if record.source:
@@ -217,22 +223,11 @@ def groups_of(record: AnswerRecord) -> list[str]:
     return groups
 
 
-def _count_members(records: Iterable[AnswerRecord]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for record in records:
-        for group in groups_of(record):
-            counts[group] = counts.get(group, 0) + 1
-        for size, ratios in size_ratios([record]).items():
-            for group in _size_groups(size, record.source):
-                counts[group] = counts.get(group, 0) + int(ratios["target_iou"][1])
-    return counts
-
-
 def _cell_order(cell: Cell) -> tuple[int, int, str, int]:
     group, score = cell
-    sorts = (OVERALL, TARGETS, SIZE, TOPIC, SOURCE, KIND)
+    sorts = (OVERALL, TARGETS, OVERLAP, SIZE, TOPIC, SOURCE, KIND)
     rank = next(i for i, prefix in enumerate(sorts) if group.startswith(prefix))
-    sizes = [*(name for _, name in SIZE_BINS), NOT_SMALL]
-    within = sizes.index(group.removeprefix(SIZE)) if group.startswith(SIZE) else 0
+    bins = [*(name for _, name in SIZE_BINS), NOT_SMALL, *(name for _, name in OVERLAPS)]
+    within = bins.index(group.partition(" ")[2]) if group.startswith((SIZE, OVERLAP)) else 0
     names = [*SCORES, *SIZE_SCORES]
     return rank, within, group, names.index(score)

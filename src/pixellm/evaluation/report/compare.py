@@ -13,12 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pixellm.evaluation.intervals import (
-    Difference,
-    Estimate,
-    estimate_differences,
-    estimate_ratios,
-)
+from pixellm.evaluation.intervals import Difference, Estimate, bootstrap
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.report.gallery import (
     EACH,
@@ -217,13 +212,12 @@ def _compare_scores(
         ]
         names = list(rows[0])
         tables.append(np.array([[row[name] for name in names] for row in rows], dtype=np.float64))
-    ratios = [(table[..., 0], table[..., 1]) for table in tables]
-    changes = estimate_differences(ratios[0], ratios[1])
-    estimates = [estimate_ratios(*ratio) for ratio in ratios]
+    first, second = bootstrap(tables)
+    changes = {name: second.minus(first, place) for place, name in enumerate(names)}
     return {
-        name: (a, b, change)
-        for name, a, b, change in zip(names, *estimates, changes, strict=True)
-        if change.value is not None
+        name: (first.estimate(place), second.estimate(place), changes[name])
+        for place, name in enumerate(names)
+        if changes[name].value is not None
     }
 
 

@@ -16,6 +16,7 @@ from pixellm.evaluation.summary import (
     KIND,
     KIND_SCORES,
     OVERALL,
+    OVERLAP,
     SIZE,
     SOURCE,
     TARGETS,
@@ -28,6 +29,7 @@ Row = tuple[str, ...]
 
 _TITLES = {
     TARGETS: "By number of targets",
+    OVERLAP: "By overlap of the closest two targets",
     SIZE: "By size of the target",
     TOPIC: "By topic",
     SOURCE: "By collection of the image",
@@ -35,6 +37,7 @@ _TITLES = {
 }
 _LABELS = {
     TARGETS: "targets",
+    OVERLAP: "boxes",
     SIZE: "share of the image",
     TOPIC: "topic",
     SOURCE: "collection",
@@ -42,6 +45,7 @@ _LABELS = {
 }
 _COLUMNS = {
     TARGETS: ("giou", "ciou", "union_giou", "set_accuracy", "recall", "precision"),
+    OVERLAP: KIND_SCORES,
     SIZE: tuple(SIZE_SCORES),
     TOPIC: KIND_SCORES,
     SOURCE: (*KIND_SCORES, *SIZE_SCORES),
@@ -145,12 +149,13 @@ def _score_row(name: str, estimate: Estimate) -> Row:
 
 
 def _group_rows(members: dict[str, Group], prefix: str) -> list[Row]:
-    """One row per group; columns that are empty for all groups are left out."""
-    columns = [
-        name
-        for name in _COLUMNS[prefix]
-        if any(group.scores.get(name) is not None for group in members.values())
-    ]
+    """One row per group; columns that are empty, or repeat another, are left out."""
+    values = {
+        name: [group.scores.get(name) for group in members.values()] for name in _COLUMNS[prefix]
+    }
+    over_targets = [name for name in values if name.endswith("_targets")]
+    repeated = {n for n in over_targets if values[n] == values.get(n.removesuffix("_targets"))}
+    columns = [name for name, column in values.items() if any(column) and name not in repeated]
     counted = "targets asked for" if prefix == SIZE else "questions"
     rows: list[Row] = [(_LABELS[prefix], counted, *columns)]
     for name, group in members.items():

@@ -8,29 +8,30 @@ from bit_masks import HEIGHT, WIDTH, mask_bits, masks_of, untimed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixellm.evaluation.boundary import boundary_band, boundary_iou
-from pixellm.evaluation.mask_match import (
-    match_and_score,
-    matches_to_score,
+from pixellm.evaluation.metrics import (
+    boundary_band,
+    boundary_iou,
+    match_masks,
+    match_union,
     reject_matches,
-    score_union,
+    score_masks,
+    sum_matches,
 )
-from pixellm.evaluation.metrics import score_masks
 
 NOTHING = np.zeros((0, HEIGHT, WIDTH), dtype=np.bool_)
 bits = st.lists(mask_bits, max_size=4)
 
 
 def matches_of(predicted, true, pairs=None):
-    return match_and_score(masks_of(*predicted), masks_of(*true), [0.5] * len(predicted), pairs)
+    return match_masks(masks_of(*predicted), masks_of(*true), [0.5] * len(predicted), pairs)
 
 
 @untimed
 @given(bits, bits)
 def test_slots_add_up_to_the_strict_score(predicted, true):
     score = score_masks(masks_of(*predicted), masks_of(*true))
-    again = matches_to_score(matches_of(predicted, true))
-    assert again.num_slots == score.num_slots
+    again = sum_matches(matches_of(predicted, true))
+    assert again.num_matches == score.num_matches
     assert sorted(again.pair_ious) == pytest.approx(sorted(score.pair_ious))
     assert (again.intersection, again.union) == (score.intersection, score.union)
 
@@ -78,11 +79,11 @@ def test_masks_left_over_keep_their_area_and_score():
 
 def test_as_many_scores_as_predictions():
     with pytest.raises(ValueError, match="1 predictions but 0 scores"):
-        match_and_score(masks_of(1), NOTHING, [])
+        match_masks(masks_of(1), NOTHING, [])
 
 
 def test_joined_masks_count_once():
-    matches = score_union(masks_of(0b0011, 0b0110), masks_of(0b0001, 0b1000), [0.2, 0.8])
+    matches = match_union(masks_of(0b0011, 0b0110), masks_of(0b0001, 0b1000), [0.2, 0.8])
     assert len(matches) == 1
     assert (matches[0].intersection, matches[0].union) == (1, 4)
     assert matches[0].score == pytest.approx(0.5)
@@ -93,7 +94,7 @@ def test_joined_masks_count_once():
     [((), (), []), ((0,), (), []), ((), (0,), []), ((0,), (0b1,), [0]), ((0b1,), (0,), [0])],
 )
 def test_joined_masks_without_a_pixel_are_no_masks(predicted, true, ious):
-    matches = score_union(masks_of(*predicted), masks_of(*true), [0.0] * len(predicted))
+    matches = match_union(masks_of(*predicted), masks_of(*true), [0.0] * len(predicted))
     assert [match.iou for match in matches] == ious
 
 
