@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 KEEP_TORCH := --constraint $(VENV)/torch.txt
 OUT := out
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs package lowest clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.torch:
@@ -32,6 +32,7 @@ demo: $(VENV)/.core
 	@$(BIN)/pixellm segment src/pixellm/examples/coffee.jpg "$$(cat src/pixellm/examples/question.txt)" \
 	  --out $(OUT)/demo.png --json $(OUT)/demo.json
 	@echo "The image with its masks lies in $(OUT)/demo.png, the answer with run lengths in $(OUT)/demo.json."
+	@echo "To type pixellm yourself: source $(BIN)/activate"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests benchmarks examples
@@ -47,5 +48,33 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format src tests benchmarks examples
 	$(BIN)/ruff check --fix src tests benchmarks examples
 
+# The site in out/site; a broken link or anchor is an error.
+docs: $(VENV)/.torch
+	$(PIP_INSTALL) $(KEEP_TORCH) --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "Open $(OUT)/site/index.html"
+
+# Wheel and source package in dist/, checked, and the wheel tried in an environment of its own.
+package: $(VENV)/.torch
+	$(PIP_INSTALL) build twine
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+	rm -rf $(OUT)/package && $(PYTHON) -m venv $(OUT)/package
+	$(OUT)/package/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(OUT)/package/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	cd $(OUT)/package && bin/python -m pixellm segment "$(CURDIR)/src/pixellm/examples/coffee.jpg" "Where are the cup and the table?" --out answer.png
+
+# The whole suite with the lowest versions that pyproject.toml declares (torch by TORCH=...).
+lowest:
+	rm -rf $(OUT)/lowest && $(PYTHON) -m venv $(OUT)/lowest
+	$(OUT)/lowest/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(PYTHON) tests/lowest_versions.py > $(OUT)/lowest.txt
+	$(OUT)/lowest/bin/python -m pip freeze | grep -E '^torch(==| @)' >> $(OUT)/lowest.txt
+	$(OUT)/lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint $(OUT)/lowest.txt --editable ".[dev]"
+	HF_HUB_OFFLINE=1 GOMP_SPINCOUNT=1000 OMP_NUM_THREADS=1 \
+	  $(OUT)/lowest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 clean:
-	rm -rf $(OUT) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf dist $(OUT) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

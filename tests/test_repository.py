@@ -1,68 +1,15 @@
-"""What the repository promises outside its code: README commands, recipes, versions, notices."""
+"""What the repository promises outside its code: recipes, versions, notices."""
 
 import ast
-import re
 import subprocess
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import pixellm
 
 ROOT = Path(__file__).parent.parent
-
-
-def shell_commands(text: str) -> list[list[str]]:
-    """Words of each `pixellm ...` line of a Markdown text."""
-    lines = re.findall(r"^    pixellm (.+)$", text, flags=re.MULTILINE)
-    return [re.sub(r'"[^"]*"', "TEXT", line).split() for line in lines]
-
-
-def subcommand(words: list[str]) -> list[str]:
-    """The leading words of a command that name it: `eval scenes`, `segment`."""
-    groups = {"eval": 2, "data": 2, "curate": 2}
-    return words[: groups.get(words[0], 1)]
-
-
-@pytest.mark.parametrize(
-    "words",
-    shell_commands((ROOT / "README.md").read_text(encoding="utf-8")),
-    ids=" ".join,
-)
-def test_every_readme_command_exists_with_the_options_it_uses(words: list[str]) -> None:
-    from pixellm.cli.main import app
-
-    result = CliRunner().invoke(app, [*subcommand(words), "--help"], env={"COLUMNS": "200"})
-    assert result.exit_code == 0, result.output
-    shown = re.sub(r"\x1b\[[0-9;]*m", "", result.output)
-    for option in (word for word in words if word.startswith("--")):
-        assert option in shown, f"{option} is not an option of {' '.join(subcommand(words))}"
-
-
-def test_the_readme_s_python_runs_as_it_stands(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    examples = re.findall(r"^```python\n(.+?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    assert examples
-    monkeypatch.chdir(ROOT)
-    values: dict[str, Any] = {}
-    for example in examples:
-        exec(compile(example, "README.md", "exec"), values)
-    printed = capsys.readouterr().out.splitlines()
-    prediction = values["prediction"]
-    assert printed[0] == prediction.text
-    assert len(printed) == 1 + len(prediction.segments)
-    assert all(segment.mask.shape == prediction.size for segment in prediction.segments)
-
-
-def test_files_that_the_readme_links_to_exist() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / target).exists(), target
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,6 @@ class _Curate(TyperGroup):
 app = typer.Typer(
     cls=_OneSentence,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Ask about an image; every object that the answer names carries its mask.",
     epilog='Start with:\n\n    pixellm segment photo.jpg "What could I cut the rope with?"',
