@@ -72,6 +72,11 @@ def parse_json(content: bytes | str) -> Any:
         raise ValueError("its brackets are nested too deep") from None
 
 
+def user_cache() -> Path:
+    """Where things are kept that can be made or fetched again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / MAKER
+
+
 def read_input(path: Path) -> bytes:
     """The content of a file, or of standard input for "-"."""
     return sys.stdin.buffer.read() if str(path) == STANDARD else path.read_bytes()

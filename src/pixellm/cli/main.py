@@ -38,7 +38,6 @@ _EXTRAS = {
     "resvg_py": "scenes",
     "skimage": "scenes",
     "openai": "curate",
-    "pyarrow": "curate",
     "matplotlib": "curate",
     "ray": "ray",
     "torchao": "quant",

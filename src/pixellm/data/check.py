@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pixellm.data.readers.base import BadRow, Reader, UnusableDataError, decode_images
+from pixellm.data.dataset import BadRow, Dataset, UnusableDataError, decode_images
 from pixellm.data.readers.json_index import scan_json
 from pixellm.data.registry import READERS, open_reader, reader_class
 from pixellm.files import plain_cell
@@ -47,7 +47,7 @@ class FoundSplit:
     missing: tuple[Path, ...] = ()
     label: str = ""
 
-    def open(self) -> Reader:
+    def open(self) -> Dataset:
         """The reader.
 
         Raises:
@@ -118,7 +118,7 @@ def find_sets(
     return found
 
 
-def absent_sets(found: Iterable[FoundSplit]) -> list[type[Reader]]:
+def absent_sets(found: Iterable[FoundSplit]) -> list[type[Dataset]]:
     """The readers of the public data sets that a folder of such sets does not hold.
 
     None where there is nothing but data of one's own, or a generated set.
@@ -172,7 +172,9 @@ def bad_rows_to_csv(reports: Iterable[SplitReport]) -> bytes:
     return CSV_HEADER + text.getvalue().encode()
 
 
-def _wanted_splits(reader: type[Reader], splits: Sequence[str], *, anywhere: bool) -> Sequence[str]:
+def _wanted_splits(
+    reader: type[Dataset], splits: Sequence[str], *, anywhere: bool
+) -> Sequence[str]:
     """The splits to look for; the first alone where files may have any place."""
     known = [split for split in reader.splits if not splits or split in splits]
     return known[:1] if anywhere and not splits else known

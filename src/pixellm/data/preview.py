@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from pixellm.data.readers.base import Reader
+from pixellm.data.dataset import Dataset
 from pixellm.image_files import load_image
 from pixellm.processing.phrases import phrase_before
 from pixellm.report.gallery import Part, PreviewEntry, PreviewTurn, draw_masks
@@ -19,7 +19,7 @@ from pixellm.types import Sample, Turn, split_marks
 _LONG_SIDE = 1024
 
 
-def gather_preview(reader: Reader, num: int) -> tuple[list[PreviewEntry], list[str]]:
+def gather_preview(reader: Dataset, num: int) -> tuple[list[PreviewEntry], list[str]]:
     """The first dialogues of a reader's first epoch, one of each item.
 
     Args:

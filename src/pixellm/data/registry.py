@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pixellm.data.readers.base import Reader
+    from pixellm.data.dataset import Dataset
 
 READERS: dict[str, str] = {
     "refcoco": "pixellm.data.readers.refer:RefCoco",
@@ -29,17 +29,17 @@ READERS: dict[str, str] = {
     "mapillary": "pixellm.data.readers.semantic:Mapillary",
     "paco": "pixellm.data.readers.parts:PacoLvis",
     "pascal-part": "pixellm.data.readers.parts:PascalPart",
-    "llava": "pixellm.data.readers.llava:LlavaInstruct",
+    "llava": "pixellm.data.dialogues:LlavaInstruct",
     "coco": "pixellm.data.readers.own_coco:OwnCoco",
     "photos": "pixellm.data.readers.photos:Photos",
     "coco-expressions": "pixellm.data.readers.own_expressions:OwnExpressions",
-    "jsonl": "pixellm.data.readers.jsonl:JsonlSamples",
+    "jsonl": "pixellm.data.dialogues:JsonlSamples",
     "labelme": "pixellm.data.readers.labelme:LabelMe",
 }
-"""Name -> `module:class` of its :class:`pixellm.data.readers.base.Reader`."""
+"""Name -> `module:class` of its :class:`pixellm.data.dataset.Dataset`."""
 
 
-def reader_class(name: str) -> type[Reader]:
+def reader_class(name: str) -> type[Dataset]:
     """The class that reads a data set.
 
     Raises:
@@ -48,11 +48,11 @@ def reader_class(name: str) -> type[Reader]:
     if name not in READERS:
         raise ValueError(f"There is no data set {name!r}; known: {', '.join(READERS)}.")
     module, _, attribute = READERS[name].partition(":")
-    reader: type[Reader] = getattr(import_module(module), attribute)
+    reader: type[Dataset] = getattr(import_module(module), attribute)
     return reader
 
 
-def open_reader(name: str, root: Path | str, split: str, **options: Any) -> Reader:
+def open_reader(name: str, root: Path | str, split: str, **options: Any) -> Dataset:
     """Open a split of a data set.
 
     Args:

@@ -191,7 +191,7 @@ def open_questions(
         from pixellm.evaluation.coco_categories import CocoCategories
 
         return CocoCategories(data, split)
-    from pixellm.data.readers.base import LazySamples
+    from pixellm.data.dataset import LazySamples
     from pixellm.data.registry import open_reader
 
     options: dict[str, Any] = {} if images is None else {"images": images}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pixellm.data.readers.base import BadRow, UnusableDataError, check_header
+from pixellm.data.dataset import BadRow, UnusableDataError, check_header
 from pixellm.data.readers.coco_images import source_of
 from pixellm.data.readers.own_coco import own_files
 from pixellm.masks import decode_mask, encode_mask, segmentation_to_rle

@@ -6,12 +6,11 @@ are built when they are answered, so that a large set needs no more memory than 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixellm.data.readers.base import LazySamples, Reader
+from pixellm.data.dataset import Dataset, LazySamples
 from pixellm.data.registry import READERS, open_reader, reader_class
 from pixellm.data.rows import LazyRows, rows_of_samples
 from pixellm.types import Sample
@@ -83,11 +82,11 @@ def _check_name(name: str) -> None:
         raise ValueError(f"There is no data set {name!r}; known: {', '.join(SET_NAMES)}.")
 
 
-def _dialogues(reader: Reader) -> LazySamples:
+def _dialogues(reader: Dataset) -> LazySamples:
     """The dialogues in the order of the file; a reader of such a set leaves nothing to chance."""
 
     def build(item: int) -> Sample:
-        (dialogue,) = reader.compose(item, random.Random(0))
+        (dialogue,) = reader.item(item)
         return dialogue
 
     return LazySamples(len(reader), build)

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from pixellm.files import new_folder
+from pixellm.files import new_folder, user_cache
 
 STICKER_SIDE = 160
 """Long side of a cached sticker in pixels; the largest drawn at 256 px is 108."""
@@ -167,8 +167,7 @@ def load_style(name: str) -> StickerStyle:
 def style_folder(name: str) -> Path:
     """Where a fetched style lies: in ``$PIXELLM_STICKERS_DIR`` or the user's cache."""
     artwork = FETCHED_ARTWORK[name]
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = os.environ.get(STICKERS_DIR_VARIABLE) or Path(cache) / "pixellm" / "stickers"
+    root = os.environ.get(STICKERS_DIR_VARIABLE) or user_cache() / "stickers"
     return Path(root) / f"{name}-{artwork.version}"
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from pixellm.data.readers.base import Reader
+from pixellm.data.dataset import Dataset
 from pixellm.data.registry import READERS
 from pixellm.training.config import DataSource, Stage
 from pixellm.types import Sample
@@ -125,7 +125,7 @@ class Mixture:
         inner = cycle * self.in_period[which] + self.rank[position]
         source = self.sources[which]
         epoch, place = divmod(inner, len(source))
-        if isinstance(source, Reader):
+        if isinstance(source, Dataset):
             return source.dialogues(place, epoch)
         return source[place]
 

@@ -16,7 +16,7 @@ from typing import Any
 from drawn_photos import PHOTOS, draw_photo, rectangle, write_json
 from pycocotools import mask as coco_mask
 
-from pixellm.data.readers.base import Reader
+from pixellm.data.dataset import Dataset
 from pixellm.types import Turn
 
 SPLITS = ("train", "train", "val", "testA")
@@ -138,7 +138,7 @@ def write_refer(
     return path
 
 
-def all_turns(reader: Reader, epoch: int = 0) -> list[list[Turn]]:
+def all_turns(reader: Dataset, epoch: int = 0) -> list[list[Turn]]:
     """The turns of every item of an epoch."""
     return [
         [turn for sample in reader.dialogues(index, epoch) for turn in sample.turns]

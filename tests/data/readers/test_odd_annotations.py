@@ -14,8 +14,8 @@ from drawn_photos import draw_photo, write_json
 from PIL import Image
 
 from pixellm.data.check import check_found, find_sets
-from pixellm.data.readers.base import UnusableDataError
-from pixellm.data.readers.json_values import flag, identity, inner_path, size_fault, whole_number
+from pixellm.data.dataset import UnusableDataError
+from pixellm.data.json_values import flag, identity, inner_path, size_fault, whole_number
 from pixellm.data.registry import open_reader
 from pixellm.evaluation.coco_categories import CocoCategories
 from pixellm.masks import decode_mask, segmentation_to_rle
@@ -248,7 +248,7 @@ def test_llava_rows_with_lists_nulls_and_half_characters(tmp_path: Path) -> None
     reasons = {bad.row: bad.reason for bad in found.bad_rows}
     assert reasons.keys() == {f"entry {n}" for n in range(1, 5)}
     assert "2 images" in reasons["entry 1"]
-    assert "no text but None" in reasons["entry 2"]
+    assert "lacks 'question'" in reasons["entry 2"]
     assert "half a character" in reasons["entry 3"]
 
 

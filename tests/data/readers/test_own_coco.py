@@ -124,7 +124,7 @@ def test_small_classes_wait_unless_nothing_is_larger(root):
     reader = OwnCoco(root, min_area=0.07)
     names = [
         {target.name for sample in item for target in sample.turns[0].targets}
-        for item in (reader.compose(number, reader.random_of(number)) for number in range(2))
+        for item in (reader.item(number) for number in range(2))
     ]
     assert names == [{"dog"}, {"cat"}]
 
@@ -203,7 +203,7 @@ def test_an_image_with_nothing_usable_names_itself(root):
     edit(root, lambda data: data["annotations"][4].update(segmentation=[rectangle(70, 0, 80, 9)]))
     reader = OwnCoco(root)
     with pytest.raises(ValueError, match=r"instances_train\.json, image 1: No class"):
-        reader.compose(1, reader.random_of(1))
+        reader.item(1)
     assert {bad.row for bad in reader.check()} == {"annotation 4", "image 1", "category 'person'"}
 
 
@@ -247,7 +247,7 @@ def test_real_photos_mask_by_mask():
     for row in truth.dataset["annotations"]:
         expected[row["image_id"]].append((names[row["category_id"]], truth.annToMask(row)))
     for item in range(0, len(reader), 7):
-        (first, *rest) = reader.compose(item, reader.random_of(item))
+        (first, *rest) = reader.item(item)
         wanted = expected[int(first.id.split("-")[2])]
         assert len(first.objects) == len(wanted)
         for target in [*first.objects, *(t for s in (first, *rest) for t in s.turns[0].targets)]:

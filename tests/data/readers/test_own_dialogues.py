@@ -11,9 +11,8 @@ import pytest
 from drawn_photos import draw_photo, expand_runs, fill_polygon, rectangle, write_json
 from PIL import Image
 
-from pixellm.data.readers.jsonl import JsonlSamples
+from pixellm.data.dialogues import JsonlSamples, LlavaInstruct
 from pixellm.data.readers.labelme import LabelMe
-from pixellm.data.readers.llava import LlavaInstruct
 from pixellm.masks import decode_mask, encode_mask
 
 SIZE = (30, 40)
@@ -54,8 +53,8 @@ def test_a_line_is_a_dialogue(tmp_path):
     write_lines(tmp_path, line(id="mine", size=list(SIZE), objects=known), "", line())
     reader = JsonlSamples(tmp_path)
     assert reader.counts() == {"images": 2, "questions": 4, "targets": 4}
-    (sample,) = reader.compose(0, reader.random_of(0))
-    (other,) = reader.compose(1, reader.random_of(1))
+    (sample,) = reader.item(0)
+    (other,) = reader.item(1)
     assert (sample.id, other.id) == ("mine", "jsonl-train-3")
     assert sample.turns == other.turns
     assert other.size == SIZE
@@ -171,7 +170,7 @@ def test_labelme_images_inside_the_json_and_windows_paths(tmp_path):
     draw_photo(tmp_path / "photos" / "b.jpg", SIZE)
     labelme(tmp_path / "train" / "b.json", [shape("cup", corners(CUP))], "..\\photos\\b.jpg")
     reader = LabelMe(tmp_path)
-    images = [reader.compose(item, reader.random_of(item))[0].image for item in range(2)]
+    images = [reader.item(item)[0].image for item in range(2)]
     assert np.array_equal(images[0], pixels)
     assert images[1].samefile(tmp_path / "photos" / "b.jpg")
 
@@ -231,7 +230,7 @@ def test_llava_conversations_keep_their_turns_and_lose_the_image_mark(tmp_path):
     write_json(tmp_path / "llava_dataset" / "llava_instruct_150k.json", rows)
     reader = LlavaInstruct(tmp_path)
     assert reader.counts() == {"images": 2, "questions": 3, "targets": 0}
-    (sample,) = reader.compose(0, reader.random_of(0))
+    (sample,) = reader.item(0)
     assert [(turn.question, turn.answer) for turn in sample.turns] == [
         ("Who?", "A man."),
         ("Why?", "Fun"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from refer_layouts import all_turns, coco_set, refs_of, write_refer
 
-from pixellm.data.readers.base import BadRow, LazySamples, Reader
+from pixellm.data.dataset import BadRow, Dataset, LazySamples
 from pixellm.data.registry import READERS, open_reader, reader_class
 from pixellm.training.config import DataSource, Stage, load_config
 from pixellm.training.stream import DATASETS, Mixture, batch_stream, build_sources
@@ -50,7 +50,7 @@ def test_a_bad_row_reads_as_a_line() -> None:
 @pytest.mark.parametrize("name", list(READERS))
 def test_every_registered_reader_keeps_its_word(name: str, tmp_path: Path) -> None:
     reader = reader_class(name)
-    assert issubclass(reader, Reader) and reader.name == name
+    assert issubclass(reader, Dataset) and reader.name == name
     assert reader.title and reader.obtain and len(set(reader.splits)) == len(reader.splits) > 0
     with pytest.raises(ValueError, match="no split 'nowhere'"):
         open_reader(name, tmp_path, "nowhere")
@@ -70,7 +70,7 @@ def test_recipes_name_readers(root: Path) -> None:
     source = DataSource(name="refcoco", args={"root": str(root), "split": "train", "per_item": 1})
     stage = Stage(name="joint", steps=1, batch_size=1)
     (reader,) = build_sources([source], stage)
-    assert isinstance(reader, Reader)
+    assert isinstance(reader, Dataset)
     assert len(reader) == 16
 
 
@@ -90,7 +90,7 @@ def test_the_papers_recipes_ask_an_image_up_to_three_questions_of_three(
         (reader,) = build_sources(
             [source], config.stages[0].model_copy(update={"data_args": images})
         )
-        assert isinstance(reader, Reader)
+        assert isinstance(reader, Dataset)
         for turns in all_turns(reader):
             assert len(turns) <= 3 and sum(len(turn.targets) for turn in turns) == 8
     classes = [s for s in config.data if s.args.get("fill_questions")]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pixellm.data.readers.base import BadRow
+from pixellm.data.dataset import BadRow
 from pixellm.types import RLE
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from pixellm.data.dataset import BadRow, Dataset, LazySamples
 from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
-from pixellm.data.readers.base import BadRow, LazySamples, Reader
 from pixellm.data.readers.class_questions import (
     NamedMasks,
     ask_for_absent,
@@ -33,7 +33,7 @@ _NOTHING_TO_ASK = "No class of the image has masks that can be used."
 TargetKind = Literal["instances", "regions"]
 
 
-class ClassReader(Reader):
+class ClassReader(Dataset[int]):
     """A data set that is asked for classes.
 
     An item is an image. In an epoch its classes are asked for in random groups, each group a
@@ -121,7 +121,7 @@ class ClassReader(Reader):
         """
 
     def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
-        """The dialogues of an image; see :meth:`Reader.compose`."""
+        """The dialogues of an image; see :meth:`Dataset.compose`."""
         shown = self.image(item)
         if self.augment:
             shown = self._another_view(shown, rng)

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from pixellm.data.dataset import BadRow, UnusableDataError
+from pixellm.data.json_values import whole_number
 from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
-from pixellm.data.readers.base import BadRow, UnusableDataError
 from pixellm.data.readers.class_reader import ClassReader
 from pixellm.data.readers.coco_images import (
     CocoImages,
@@ -25,7 +26,6 @@ from pixellm.data.readers.coco_images import (
     size_of,
     source_of,
 )
-from pixellm.data.readers.json_values import whole_number
 from pixellm.types import RLE
 
 _CROWDS_ALONE = (

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pixellm.data.readers.base import BadRow
-from pixellm.data.readers.json_index import JsonRecords, SpanList, scan_json
-from pixellm.data.readers.json_values import (
+from pixellm.data.dataset import BadRow
+from pixellm.data.json_values import (
     flag,
     identity,
     inner_path,
@@ -24,6 +23,7 @@ from pixellm.data.readers.json_values import (
     text_fault,
     whole_number,
 )
+from pixellm.data.readers.json_index import JsonRecords, SpanList, scan_json
 from pixellm.data.readers.run_lengths import areas_of
 from pixellm.masks import list_polygons, segmentation_to_rle
 from pixellm.types import RLE

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pixellm.data.readers.base import (
+from pixellm.data.dataset import (
     BadRow,
+    Dataset,
     LazySamples,
-    Reader,
     UnusableDataError,
 )
 from pixellm.data.readers.class_questions import NamedMasks
@@ -116,7 +116,7 @@ def _text_after_noting(
         yield one.text
 
 
-class ExpressionReader(Reader):
+class ExpressionReader(Dataset[int]):
     """A reader whose rows are expressions.
 
     Args:
@@ -205,7 +205,7 @@ class ExpressionReader(Reader):
         return len(self._ends) - 1
 
     def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
-        """See :meth:`Reader.compose`."""
+        """See :meth:`Dataset.compose`."""
         members = self._members[self._ends[item] : self._ends[item + 1]]
         if self.questions_per_picture is None:
             dialogues = self.to_dialogues(rng, self._things(members))
@@ -224,12 +224,12 @@ class ExpressionReader(Reader):
         return compose_dialogues(rng, things)
 
     def where(self, item: int) -> tuple[Path, str]:
-        """See :meth:`Reader.where`."""
+        """See :meth:`Dataset.where`."""
         first = self._members[self._ends[item]]
         return self.expressions_path, self._row(int(first))
 
     def evaluation_samples(self) -> LazySamples:
-        """See :meth:`Reader.evaluation_samples`."""
+        """See :meth:`Dataset.evaluation_samples`."""
         members, ends = self.group_for_evaluation()
 
         def build(question: int) -> Sample:
@@ -252,7 +252,7 @@ class ExpressionReader(Reader):
         }
 
     def check(self) -> Iterator[BadRow]:
-        """See :meth:`Reader.check`; unusable entries of the instances file are listed too.
+        """See :meth:`Dataset.check`; unusable entries of the instances file are listed too.
 
         These are entries of all splits, since an instances file does not tell whose they are, and
         masks without a pixel that this split asks for.

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pixellm.data.readers.base import BadRow
+from pixellm.data.dataset import BadRow
 from pixellm.data.readers.expressions import Expression
 from pixellm.data.readers.json_index import scan_json
 from pixellm.data.readers.refer import ReferReader
@@ -33,7 +33,7 @@ class GRefCoco(ReferReader):
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
-        """See :meth:`Reader.files`."""
+        """See :meth:`Dataset.files`."""
         folder = root / cls.folder
         images = cls.find_folder(root, cls.image_folders)
         return folder / "instances.json", folder / "grefs(unc).json", images

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pixellm.data.json_values import size_fault, whole_number
 from pixellm.data.readers.coco_images import file_of, size_of
 from pixellm.data.readers.json_index import JsonRecords, SpanList, scan_json
-from pixellm.data.readers.json_values import size_fault, whole_number
 from pixellm.masks import segmentation_to_rle
 from pixellm.types import RLE
 

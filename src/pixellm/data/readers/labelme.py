@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pixellm.data.dataset import BadRow, UnusableDataError, path_of_split
+from pixellm.data.json_values import text_fault, whole_number
 from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
-from pixellm.data.readers.base import BadRow, UnusableDataError, path_of_split
 from pixellm.data.readers.class_reader import ClassReader
 from pixellm.data.readers.json_index import scan_json
-from pixellm.data.readers.json_values import text_fault, whole_number
 from pixellm.data.readers.run_lengths import areas_of, union_of
 from pixellm.files import parse_json
 from pixellm.image_files import image_size, load_embedded, load_stored, size_mismatch

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from pixellm.data.readers.base import (
+from pixellm.data.dataset import (
     BadRow,
+    Dataset,
     LazySamples,
-    Reader,
     UnusableDataError,
 )
+from pixellm.data.json_values import size_fault, text_fault
 from pixellm.data.readers.coco_images import file_of, photo_name, size_of
 from pixellm.data.readers.json_index import SpanList, scan_json
-from pixellm.data.readers.json_values import size_fault, text_fault
 from pixellm.data.readers.referring import load_phrases
 from pixellm.masks import segmentation_to_rle
 from pixellm.scenes.phrasing import join_phrases
@@ -41,7 +41,7 @@ ADDRESSED_PHOTO_FOLDERS = ("coco", _RELEASED_PHOTOS)
 """Where a photo with an address may lie, in folders such as val2017; the release has the second."""
 
 
-class Muse(Reader):
+class Muse(Dataset[int]):
     """MUSE, or any file of its format.
 
     Args:
@@ -85,7 +85,7 @@ class Muse(Reader):
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
-        """See :meth:`Reader.files`; the file may go by either of two names."""
+        """See :meth:`Dataset.files`; the file may go by either of two names."""
         names = (f"muse/muse_{split}.json", f"multi_reason_seg/MultiReasonSeg/MUSE_{split}.json")
         paths = [root / name for name in names]
         return (next((path for path in paths if path.is_file()), paths[0]),)
@@ -108,9 +108,9 @@ class Muse(Reader):
                     rows.extend((place, number))
                     self.num_targets += len(entry["answers"][number])
         self.entries = spans.records(self.path)
-        self.rows = np.array(rows, dtype=np.int64).reshape(-1, 2)
+        self.asked = np.array(rows, dtype=np.int64).reshape(-1, 2)
         self.bad_rows = tuple(bad)
-        if not len(self.rows):
+        if not len(self.asked):
             raise UnusableDataError(
                 f"{self.path} has no usable question; a MUSE file is needed.", bad
             )
@@ -118,10 +118,10 @@ class Muse(Reader):
     def _group(self, per_item: int) -> None:
         """Rows item by item: the questions about a photo in any order, a few at a time."""
         draw = np.random.default_rng(self.seed)
-        photos = np.flatnonzero(np.diff(self.rows[:, 0])) + 1
+        photos = np.flatnonzero(np.diff(self.asked[:, 0])) + 1
         groups = [
             part
-            for members in np.split(np.arange(len(self.rows)), photos)
+            for members in np.split(np.arange(len(self.asked)), photos)
             for part in np.array_split(draw.permutation(members), -(-len(members) // per_item))
         ]
         self.num_photos = len(photos) + 1
@@ -132,19 +132,19 @@ class Muse(Reader):
         return len(self._ends) - 1
 
     def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
-        """See :meth:`Reader.compose`; each question is a dialogue of its own."""
+        """See :meth:`Dataset.compose`; each question is a dialogue of its own."""
         members = self._members[self._ends[item] : self._ends[item + 1]]
         forms = load_phrases("reasoning")["composed"]["answers"]
         return tuple(self._sample(int(row), rng.choice(forms)) for row in members)
 
     def where(self, item: int) -> tuple[Path, str]:
-        """See :meth:`Reader.where`."""
-        place, number = self.rows[self._members[self._ends[item]]].tolist()
+        """See :meth:`Dataset.where`."""
+        place, number = self.asked[self._members[self._ends[item]]].tolist()
         return self.path, _row_name(place, number)
 
     def evaluation_samples(self) -> LazySamples:
-        """See :meth:`Reader.evaluation_samples`: every usable question."""
-        return LazySamples(len(self.rows), self._evaluation_sample)
+        """See :meth:`Dataset.evaluation_samples`: every usable question."""
+        return LazySamples(len(self.asked), self._evaluation_sample)
 
     def _evaluation_sample(self, row: int) -> Sample:
         return self._sample(row, load_phrases("reasoning")["composed"]["answers"][0])
@@ -153,16 +153,16 @@ class Muse(Reader):
         """Photos, questions, targets and items of an epoch."""
         return {
             "images": self.num_photos,
-            "questions": len(self.rows),
+            "questions": len(self.asked),
             "targets": self.num_targets,
             "items": len(self),
         }
 
     def check(self) -> Iterator[BadRow]:
-        """See :meth:`Reader.check`; every question on its own."""
+        """See :meth:`Dataset.check`; every question on its own."""
         yield from self.bad_rows
         seen: set[Path] = set()
-        for row, (place, number) in enumerate(self.rows.tolist()):
+        for row, (place, number) in enumerate(self.asked.tolist()):
             try:
                 sample = self._evaluation_sample(row)
             except ValueError as error:
@@ -180,7 +180,7 @@ class Muse(Reader):
             row: number among the usable ones.
             form: template of the answer, for a row that has none.
         """
-        place, number = self.rows[row].tolist()
+        place, number = self.asked[row].tolist()
         entry = self.entries[place]
         size = size_of(entry)
         where = f"{self.path}, {_row_name(place, number)}"

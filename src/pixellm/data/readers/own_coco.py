@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pixellm.data.readers.base import path_of_split
+from pixellm.data.dataset import path_of_split
 from pixellm.data.readers.coco_classes import CocoClasses
 
 ANNOTATIONS = "annotations/instances_{split}.json"

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from pixellm.data.readers.base import BadRow, LazySamples, Reader, UnusableDataError
+from pixellm.data.dataset import BadRow, Dataset, LazySamples, UnusableDataError
+from pixellm.data.json_values import text_fault
 from pixellm.data.readers.class_questions import NamedMasks
 from pixellm.data.readers.coco_images import CocoImages, category_name, file_of, size_of
-from pixellm.data.readers.json_values import text_fault
 from pixellm.data.readers.own_coco import ANNOTATIONS, own_files
 from pixellm.data.readers.referring import as_benchmark_asks, benchmark_turn, compose_dialogues
 from pixellm.types import SEG_MARK, Sample, Target, Turn
@@ -31,7 +31,7 @@ _TEXT_KEYS = (
 )
 
 
-class OwnExpressions(Reader):
+class OwnExpressions(Dataset[int]):
     """A COCO instances file of your own, asked for the expressions of its annotations.
 
     An item is up to so many expressions of one image, each of another annotation.

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pixellm.data.readers.base import BadRow, LazySamples, Reader, path_of_split
+from pixellm.data.dataset import BadRow, Dataset, LazySamples, path_of_split
 from pixellm.data.readers.captions import read_people_words
 from pixellm.data.readers.class_reader import AnnotatedImage
 from pixellm.data.readers.own_coco import ANNOTATIONS, OwnCoco, own_files, published_or
@@ -42,7 +42,7 @@ MAX_TARGETS = 14
 """COCO tells so many objects of a category apart in a photo, and makes a crowd of the rest."""
 
 
-class Photos(Reader):
+class Photos(Dataset[int]):
     """An instances file asked for names, places, sizes, kinds, uses and what no mask can answer.
 
     An item is a photo. A category with a crowd, or with an annotation that can't be used, is known
@@ -171,7 +171,7 @@ class Photos(Reader):
         return said.words if fits else ()
 
     def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
-        """The dialogues about a photo; see :meth:`Reader.compose`."""
+        """The dialogues about a photo; see :meth:`Dataset.compose`."""
         image = self.image(item)
         people = self.people_of(item, image)
         if self.augment:

@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pixellm.data.readers.base import (
+from pixellm.data.dataset import (
     BadRow,
+    Dataset,
     LazySamples,
-    Reader,
     UnusableDataError,
 )
+from pixellm.data.json_values import flag, text_fault
 from pixellm.data.readers.class_questions import NamedMasks, ask_for_regions
-from pixellm.data.readers.json_values import flag, text_fault
 from pixellm.data.readers.referring import benchmark_turn, load_phrases, to_noun
 from pixellm.image_files import image_size
 from pixellm.masks import encode_mask
@@ -68,7 +68,7 @@ class Annotation:
     is_sentence: bool
 
 
-class ReasonSeg(Reader):
+class ReasonSeg(Dataset[int]):
     """ReasonSeg.
 
     Args:
@@ -109,7 +109,7 @@ class ReasonSeg(Reader):
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
-        """See :meth:`Reader.files`."""
+        """See :meth:`Dataset.files`."""
         return (root / "reason_seg" / "ReasonSeg" / split,)
 
     def _add(self, path: Path, per_item: int, bad: list[BadRow]) -> None:
@@ -130,7 +130,7 @@ class ReasonSeg(Reader):
         return len(self._items)
 
     def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
-        """See :meth:`Reader.compose`; each question is a dialogue of its own."""
+        """See :meth:`Dataset.compose`; each question is a dialogue of its own."""
         number, first, end = self._items[item]
         annotation, image, size = self._open(number)
         target = self._target(number, annotation, size)
@@ -144,12 +144,12 @@ class ReasonSeg(Reader):
         )
 
     def where(self, item: int) -> tuple[Path, str]:
-        """See :meth:`Reader.where`."""
+        """See :meth:`Dataset.where`."""
         number, first, _ = self._items[item]
         return self.folder / self._names[number], f"text {first}"
 
     def evaluation_samples(self) -> LazySamples:
-        """See :meth:`Reader.evaluation_samples`: the first text of each image.
+        """See :meth:`Dataset.evaluation_samples`: the first text of each image.
 
         It is asked as annotated but for space around it, whole sentences and phrases alike, as in
         the code that the authors of PixelLM (Ren et al., CVPR 2024) released.

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pixellm.data.readers.base import BadRow
+from pixellm.data.dataset import BadRow
+from pixellm.data.json_values import text_fault
 from pixellm.data.readers.class_questions import NamedMasks, ask_for_regions
 from pixellm.data.readers.expressions import (
     Expression,
@@ -23,7 +24,6 @@ from pixellm.data.readers.expressions import (
     flatten,
     row_name,
 )
-from pixellm.data.readers.json_values import text_fault
 from pixellm.data.readers.referring import KIND, to_noun
 from pixellm.data.restricted_pickle import load_plain_pickle
 from pixellm.types import Turn
@@ -83,7 +83,7 @@ class ReferReader(ExpressionReader):
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
-        """See :meth:`Reader.files`; of the usual partition that has the split."""
+        """See :meth:`Dataset.files`; of the usual partition that has the split."""
         folder = root / cls.folder
         images = cls.find_folder(root, cls.image_folders)
         return folder / "instances.json", folder / f"refs({cls.usual_partition(split)}).p", images

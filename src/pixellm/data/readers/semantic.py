@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pixellm.data.dataset import BadRow
 from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
-from pixellm.data.readers.base import BadRow
 from pixellm.data.readers.class_reader import ClassReader
 from pixellm.data.readers.run_lengths import label_map_to_rles
 from pixellm.image_files import load_stored

@@ -1,8 +1,9 @@
-"""What every reader of a data set promises: same index, same dialogues; bad rows have names.
+"""What every data set promises: same index, same dialogues; bad rows have names.
 
-A reader is a map-style data set: an index gives the dialogues about one image. Images are
-paths, decoded by whoever needs the pixels; masks stay run lengths. This module knows no file
-format, no tokens and no batches.
+A data set says where its files are (``files``), yields their rows (``rows``) and composes what is
+asked about one (``compose``). :class:`Dataset` owns the rest: reading and caching the rows, order,
+epochs, evaluation questions, checks and counts. Images are paths, decoded by whoever needs the
+pixels; masks stay run lengths.
 """
 
 from __future__ import annotations
@@ -10,34 +11,26 @@ from __future__ import annotations
 import os
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, overload
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Self, TypeVar, overload
 
 import numpy as np
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
+from pixellm.data.json_values import text_fault
+from pixellm.data.table import BadRow, Table, Tables, TablesWriter, open_tables
 from pixellm.image_files import image_size, probe_image, size_mismatch
 from pixellm.types import Sample
-
-
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """A row of a data set that can't be used.
-
-    Attributes:
-        file: the annotation file, or the image.
-        row: its place in the file, such as "entry 12, question 3"; "" for the file as a whole.
-        reason: what is wrong, one sentence.
-    """
-
-    file: Path
-    row: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file}{', ' if self.row else ''}{self.row}: {self.reason}"
 
 
 class UnusableDataError(ValueError):
@@ -53,6 +46,97 @@ class UnusableDataError(ValueError):
         first = f" First, {self.bad_rows[0]}" if self.bad_rows else ""
         super().__init__(f"{message}{first}")
         self.message = message
+
+
+class BadRowError(ValueError):
+    """A row turns out to be bad when it is decoded."""
+
+    def __init__(self, bad: BadRow) -> None:
+        super().__init__(str(bad))
+        self.bad = bad
+
+
+def _check_text(value: Any, info: ValidationInfo) -> Any:
+    if fault := text_fault(value, (info.field_name or "text").replace("_", " ")):
+        raise ValueError(fault)
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_check_text)]
+"""A text that can be said in a dialogue; see :func:`~pixellm.data.json_values.text_fault`."""
+
+
+class Row(BaseModel):
+    """A row of an annotation file: subclasses name its fields.
+
+    A key that is null is as if it were not there.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    noun: ClassVar[str] = "row"
+    """How a sentence calls it."""
+
+    @classmethod
+    def read(cls, values: Any) -> Self:
+        """A row from the values of a file.
+
+        Raises:
+            ValueError: something is wrong; one sentence that names the field.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ValueError(_sentence(error)) from None
+
+    @property
+    def num_questions(self) -> int:
+        """How many questions it allows, for counts."""
+        return 1
+
+    @property
+    def num_targets(self) -> int:
+        """How many masks their answers have, for counts."""
+        return 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, values: Any) -> Any:
+        if isinstance(values, cls):
+            return values
+        if not isinstance(values, Mapping):
+            raise ValueError(f"A {cls.noun} is a JSON object, not {values!r:.40}.")
+        given = {key: value for key, value in values.items() if value is not None}
+        fields = cls.model_fields
+        missing = [
+            name for name, field in fields.items() if field.is_required() and name not in given
+        ]
+        unknown = given.keys() - fields if cls.model_config["extra"] == "forbid" else ()
+        if missing or unknown:
+            wrong = f"lacks {missing[0]!r}" if missing else f"has an unknown key {min(unknown)!r}"
+            raise ValueError(f"A {cls.noun} {wrong}; its keys are {', '.join(sorted(fields))}.")
+        return given
+
+
+def _sentence(error: ValidationError) -> str:
+    """What is wrong first, with the row of a list inside the row where there is one."""
+    first = error.errors()[0]
+    path = first["loc"]
+    if first["type"] != "value_error":
+        says = first["msg"].replace("Input", f"Its {'.'.join(map(str, path))}", 1)
+        return f"{says.replace('tuple', 'list')}, not {first['input']!r:.40}."
+    numbers = [place for place, part in enumerate(path) if isinstance(part, int)]
+    lists = path[: numbers[-1] + 1] if numbers else ()
+    within = [f"{name} {number}" for name, number in zip(lists[::2], lists[1::2], strict=True)]
+    reason = str(first["ctx"]["error"])
+    return f"{', '.join(within)}: {reason}" if within else reason
+
+
+class Entry(NamedTuple):
+    """A row as a file holds it: its file, its place in it as in :class:`BadRow`, its values."""
+
+    file: Path
+    place: str
+    values: Any
 
 
 class LazySamples(Sequence[Sample]):
@@ -90,7 +174,10 @@ class LazySamples(Sequence[Sample]):
         return self._build(self._numbers[index])
 
 
-class Reader(ABC):
+R = TypeVar("R")
+
+
+class Dataset(ABC, Generic[R]):
     """A data set on disk as dialogues about images.
 
     Everything follows from the files and ``(split, seed, epoch, index)``: not from the order of
@@ -98,8 +185,10 @@ class Reader(ABC):
     one comes in another order and wording. Rows known to be bad are left out and listed in
     :attr:`bad_rows`; what only shows when a row is decoded raises and names the row.
 
-    Cheap to fork and to pickle: annotations are compact arrays, or are read from the file when
-    asked for (:class:`pixellm.data.readers.json_index.JsonRecords`).
+    A subclass defines ``rows`` and opens them with :meth:`open_rows` at the end of its
+    construction: an item is then a row. One whose items are made of several records defines
+    ``__len__``, ``row``, ``where``, ``evaluation_samples`` and ``counts`` instead. Cheap to fork
+    and to pickle: rows lie in tables (:mod:`pixellm.data.table`).
 
     Args:
         root: folder that holds all data sets.
@@ -119,6 +208,8 @@ class Reader(ABC):
     """Known splits, the one to train on first."""
     obtain: ClassVar[str]
     """Where to get it: the end of a sentence, such as "download it from ..."."""
+    row_type: ClassVar[type[Row]]
+    """What ``rows`` yields, where an item is a row."""
 
     bad_rows: tuple[BadRow, ...] = ()
     """Rows left out, known since the files were read."""
@@ -133,6 +224,7 @@ class Reader(ABC):
                 f"{self.name} has no split {split!r}; choose {', '.join(self.splits)}."
             )
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
+        self._tables: Tables | None = None
 
     @classmethod
     @abstractmethod
@@ -140,36 +232,98 @@ class Reader(ABC):
         """The annotation files and folders of images that a split needs, there or not."""
 
     @abstractmethod
-    def __len__(self) -> int:
-        """How many items an epoch has."""
-
-    @abstractmethod
-    def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
-        """The dialogues of an item, in the order of the files; they share one image.
+    def compose(self, row: R, rng: random.Random) -> tuple[Sample, ...]:
+        """The dialogues about a row, in the order of the files; they share one image.
 
         Args:
-            item: from 0 to ``len(self) - 1``.
+            row: as :meth:`row` gives it.
             rng: every choice of wording comes from it.
 
         Raises:
-            ValueError: the row is bad; names the file and the row.
+            OSError, ValueError: the row is bad.
         """
 
-    @abstractmethod
+    def rows(self) -> Iterator[Entry | BadRow]:
+        """The rows of the split's files, in their order; their values are checked later."""
+        raise NotImplementedError
+
+    def open_rows(self, *sources: Path, nothing: str) -> None:
+        """Read the rows once; from the cache where these files were read before.
+
+        Args:
+            sources: the files that rows are read from; none where they are too many to be stamped.
+            nothing: the sentence where no row can be used.
+
+        Raises:
+            UnusableDataError: no row can be used.
+        """
+        self._tables = self.open_tables(sources, self._fill)
+        self.bad_rows = self._tables.bad_rows
+        if not len(self):
+            raise UnusableDataError(nothing, self.bad_rows)
+
+    def open_tables(
+        self, sources: Sequence[Path], fill: Callable[[TablesWriter], None], key: str = ""
+    ) -> Tables:
+        """See :func:`pixellm.data.table.open_tables`."""
+        return open_tables(sources, f"{type(self).__qualname__}/{self.split}/{key}", fill)
+
+    def _fill(self, tables: TablesWriter) -> None:
+        writer = tables.table("rows", "questions", "targets")
+        for found in self.rows():
+            if isinstance(found, BadRow):
+                tables.refuse(found)
+                continue
+            try:
+                row = self.row_type.read(found.values)
+            except ValueError as error:
+                tables.refuse(BadRow(found.file, found.place, str(error)))
+                continue
+            record = [tables.key_of(found.file), found.place, row.model_dump()]
+            writer.append(record, row.num_questions, row.num_targets)
+
+    def __len__(self) -> int:
+        """How many items an epoch has."""
+        return len(self._table)
+
+    def row(self, item: int) -> R:
+        """What an item is about.
+
+        Args:
+            item: from 0 to ``len(self) - 1``.
+
+        Raises:
+            ValueError: it is bad.
+        """
+        if self._tables is None:
+            return item  # type: ignore[return-value]
+        row: Any = self.row_type.model_validate(self._table[item][2])
+        return row
+
     def where(self, item: int) -> tuple[Path, str]:
         """The annotation file of an item, and its place in it as in :class:`BadRow`."""
+        assert self._tables is not None
+        key, place, _ = self._table[item]
+        return self._tables.file_of(key), place
 
-    @abstractmethod
     def evaluation_samples(self) -> LazySamples:
         """The questions that a benchmark asks about this split, one a sample, built when asked for.
 
         Neither order nor wording depends on the seed. Questions about one image follow each
-        other. Rows found to be bad on the way are its ``bad_rows``, beside those of the reader.
+        other. Rows found to be bad on the way are its ``bad_rows``, beside those of the set. Here
+        the first question about each row.
         """
 
-    @abstractmethod
+        def build(item: int) -> Sample:
+            whole = self.item(item, random.Random(0))[0]
+            return replace(whole, turns=whole.turns[:1])
+
+        return LazySamples(len(self), build)
+
     def counts(self) -> dict[str, int]:
         """How many images, questions and targets the split holds, by those names, and more."""
+        sums = {name: int(self._table.numbers(name).sum()) for name in ("questions", "targets")}
+        return {"images": len(self), **sums}
 
     def __getitem__(self, index: int) -> tuple[Sample, ...]:
         """The dialogues of the first epoch's item ``index``.
@@ -193,7 +347,24 @@ class Reader(ABC):
             draw = np.random.default_rng([self.seed, epoch])
             self._order = (epoch, draw.permutation(len(self)))
         item = int(self._order[1][index])
-        return self.compose(item, self.random_of(item, epoch))
+        return self.item(item, self.random_of(item, epoch))
+
+    def item(self, item: int, rng: random.Random | None = None) -> tuple[Sample, ...]:
+        """The dialogues of an item, by its place in the files.
+
+        Args:
+            item: from 0 to ``len(self) - 1``.
+            rng: the source of its choices; that of the first epoch where None.
+
+        Raises:
+            ValueError: the row is bad; names the file and the row.
+        """
+        try:
+            return self.compose(self.row(item), rng or self.random_of(item))
+        except BadRowError:
+            raise
+        except (OSError, ValueError) as error:
+            raise BadRowError(BadRow(*self.where(item), str(error))) from None
 
     def random_of(self, item: int, epoch: int = 0) -> random.Random:
         """The source of an item's choices."""
@@ -208,9 +379,9 @@ class Reader(ABC):
         seen: set[Path] = set()
         for item in range(len(self)):
             try:
-                samples = self.compose(item, self.random_of(item))
-            except ValueError as error:
-                yield BadRow(*self.where(item), str(error))
+                samples = self.item(item)
+            except BadRowError as error:
+                yield error.bad
                 continue
             for sample in samples:
                 if isinstance(sample.image, Path) and sample.image not in seen:
@@ -241,6 +412,11 @@ class Reader(ABC):
                 raise FileNotFoundError(
                     f"{self.name} needs {path}, which is missing; {self.obtain}."
                 )
+
+    @property
+    def _table(self) -> Table:
+        assert self._tables is not None, "open_rows comes at the end of a set's construction"
+        return self._tables["rows"]
 
 
 def path_of_split(root: Path, pattern: str, split: str) -> Path:

@@ -1,0 +1,309 @@
+"""Dialogues word for word: JSONL files of one's own, and LLaVA-Instruct-150k.
+
+A row is a dialogue; nothing of it is left to chance.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, ConfigDict, field_validator, model_validator
+
+from pixellm.data.dataset import BadRow, Dataset, Entry, Row, Text, path_of_split
+from pixellm.data.json_stream import scan_json
+from pixellm.data.json_values import identity, inner_path, size_fault, text_fault, whole_number
+from pixellm.files import parse_json
+from pixellm.image_files import image_size
+from pixellm.masks import segmentation_to_rle
+from pixellm.types import SEG_MARK, Sample, Target, Turn, split_marks
+
+_IMAGE_MARK = "<image>"
+
+
+def _size(value: Any) -> tuple[int, int]:
+    if not isinstance(value, list | tuple) or len(value) != 2 or size_fault(*value):
+        raise ValueError(f"Its size is [height, width], not {value!r:.40}.")
+    height, width = map(whole_number, value)
+    assert height is not None and width is not None, "size_fault has looked"
+    return height, width
+
+
+def _id(value: Any) -> int | str:
+    found = identity(value)
+    if found is None:
+        raise ValueError(f"Its id is a number or a text, not {value!r:.40}.")
+    return found
+
+
+class _Known(Row):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TargetRow(_Known):
+    """A target of a line; its masks are polygons or run lengths."""
+
+    noun = "target"
+    name: Text
+    segmentation: Any
+    ignore: Any = None
+
+    def to_target(self, size: tuple[int, int]) -> Target:
+        """The target in an image of a size.
+
+        Raises:
+            ValueError: a mask is malformed, or of another size.
+        """
+        masks = [m for m in (self.segmentation, self.ignore) if m is not None]
+        return Target(self.name, *(segmentation_to_rle(mask, size) for mask in masks))
+
+
+class TurnRow(_Known):
+    """A question and its answer."""
+
+    noun = "turn"
+    question: Text
+    answer: str
+    targets: tuple[TargetRow, ...] = ()
+    kind: str = ""
+
+    @field_validator("answer", mode="before")
+    @classmethod
+    def _check_answer(cls, value: Any) -> Any:
+        if fault := text_fault(value if value != "" else "-", "answer", marks=True):
+            raise ValueError(fault)
+        return value
+
+    @model_validator(mode="after")
+    def _check_marks(self) -> TurnRow:
+        marks = len(split_marks(self.answer)[1])
+        if marks != len(self.targets):
+            named = len(self.targets)
+            raise ValueError(f"An answer has {marks} {SEG_MARK} marks but {named} targets.")
+        return self
+
+
+class LineRow(_Known):
+    """A line of a JSONL file: a dialogue about an image."""
+
+    noun = "line"
+    image: str
+    turns: tuple[TurnRow, ...]
+    id: Annotated[int | str | None, BeforeValidator(_id)] = None
+    size: Annotated[tuple[int, int] | None, BeforeValidator(_size)] = None
+    objects: tuple[TargetRow, ...] = ()
+
+    @field_validator("turns")
+    @classmethod
+    def _check_turns(cls, turns: tuple[TurnRow, ...]) -> tuple[TurnRow, ...]:
+        if not turns:
+            raise ValueError("It has no turns.")
+        return turns
+
+    @property
+    def num_questions(self) -> int:
+        """Turns."""
+        return len(self.turns)
+
+    @property
+    def num_targets(self) -> int:
+        """Targets of all turns."""
+        return sum(len(turn.targets) for turn in self.turns)
+
+
+class JsonlSamples(Dataset[LineRow]):
+    """A JSONL file of dialogues in the form that docs/data.md shows; an item is a line.
+
+    Unknown keys are errors, so that a typing mistake loses nothing silently.
+
+    Args:
+        root: folder that the file is below.
+        split: put in place of ``{split}``.
+        seed: another seed gives another order.
+        file: the JSONL file, below ``root``; images are found from its folder.
+
+    Raises:
+        ValueError: no line can be used.
+        FileNotFoundError: there is no such file.
+    """
+
+    name = "jsonl"
+    title = "Your own dialogues: a JSONL file of samples"
+    splits = ("train", "val", "test")
+    obtain = "write one dialogue a line, as docs/data.md shows"
+    row_type = LineRow
+
+    def __init__(
+        self, root: Path | str, split: str = "train", seed: int = 0, *, file: str = "{split}.jsonl"
+    ) -> None:
+        super().__init__(root, split, seed)
+        self.file = path_of_split(self.root, file, split)
+        self.require(self.file)
+        self.open_rows(self.file, nothing=f"{self.file} holds no line that can be used.")
+
+    @classmethod
+    def files(cls, root: Path, split: str) -> tuple[Path, ...]:
+        """The file under its default name."""
+        return (root / f"{split}.jsonl",)
+
+    def rows(self) -> Iterator[Entry | BadRow]:
+        """The lines that are not empty; the second one of an id is bad, as answers bear it."""
+        ids: dict[int | str, int] = {}
+        with self.file.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                place = f"line {number}"
+                try:
+                    row = _read_line(line)
+                    if row.id is not None and ids.setdefault(row.id, number) != number:
+                        raise ValueError(
+                            f"Line {ids[row.id]} has the id {row.id!r} too; give each its own."
+                        )
+                except ValueError as error:
+                    yield BadRow(self.file, place, str(error))
+                    continue
+                name = f"{self.name}-{self.split}-{number}" if row.id is None else row.id
+                yield Entry(self.file, place, row.model_copy(update={"id": name}))
+
+    def compose(self, row: LineRow, rng: random.Random) -> tuple[Sample, ...]:
+        """The dialogue."""
+        path = self.file.parent / row.image
+        size = row.size or image_size(path)
+        turns = tuple(
+            Turn(
+                turn.question,
+                turn.answer,
+                tuple(one.to_target(size) for one in turn.targets),
+                turn.kind,
+            )
+            for turn in row.turns
+        )
+        objects = tuple(one.to_target(size) for one in row.objects)
+        return (Sample(path, size, turns, str(row.id), objects),)
+
+
+def _read_line(line: bytes) -> LineRow:
+    try:
+        values = parse_json(line)
+    except ValueError as error:
+        raise ValueError(f"It is no JSON ({error}).") from None
+    return LineRow.read(values)
+
+
+class SaidRow(Row):
+    """A question and its answer, without masks."""
+
+    noun = "turn"
+    question: Text
+    answer: Text
+
+
+class ConversationRow(Row):
+    """A conversation about an image."""
+
+    noun = "conversation"
+    image: str
+    turns: tuple[SaidRow, ...]
+    id: Any = None
+
+    @property
+    def num_questions(self) -> int:
+        """Turns."""
+        return len(self.turns)
+
+    @property
+    def num_targets(self) -> int:
+        """None: they are text alone."""
+        return 0
+
+
+class LlavaInstruct(Dataset[ConversationRow]):
+    """LLaVA-Instruct-150k: conversations about COCO photos, without masks.
+
+    They keep the language model's ability to talk. An item is one conversation.
+
+    Args:
+        root: folder that holds all data sets.
+        split: ``train``.
+        seed: another seed gives another order.
+        conversations: the JSON file, below ``root``; any file in LLaVA's format will do.
+        images: the folder that ``image`` of a row is below, below ``root``.
+
+    Raises:
+        ValueError: the file is damaged or no row of it can be used.
+        FileNotFoundError: a file is missing; says where to get it.
+    """
+
+    name = "llava"
+    title = "LLaVA-Instruct-150k: conversations without masks"
+    splits: ClassVar = ("train",)
+    obtain = (
+        "download llava_instruct_150k.json from huggingface.co/datasets/liuhaotian/"
+        "LLaVA-Instruct-150K into llava_dataset, and train2017 from cocodataset.org into coco"
+    )
+    row_type = ConversationRow
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str = "train",
+        seed: int = 0,
+        *,
+        conversations: str = "llava_dataset/llava_instruct_150k.json",
+        images: str = "coco/train2017",
+    ) -> None:
+        super().__init__(root, split, seed)
+        self.conversations, self.images = self.root / conversations, self.root / images
+        self.require(self.conversations, self.images)
+        nothing = f"{self.conversations} holds no conversation that can be used."
+        self.open_rows(self.conversations, nothing=nothing)
+
+    @classmethod
+    def files(cls, root: Path, split: str) -> tuple[Path, ...]:
+        """The conversations, and the folder of photos."""
+        return root / "llava_dataset" / "llava_instruct_150k.json", root / "coco" / "train2017"
+
+    def rows(self) -> Iterator[Entry | BadRow]:
+        """The entries; one without an id goes by its place."""
+        for place, (_, values) in enumerate(scan_json(self.conversations)):
+            try:
+                known = values if isinstance(values, dict) else {}
+                row = {"image": _file_name(known.get("image")), "turns": _turns(known)}
+                name = place if known.get("id") is None else known["id"]
+                yield Entry(self.conversations, f"entry {place}", {**row, "id": name})
+            except ValueError as error:
+                yield BadRow(self.conversations, f"entry {place}", str(error))
+
+    def compose(self, row: ConversationRow, rng: random.Random) -> tuple[Sample, ...]:
+        """The conversation."""
+        path = self.images / row.image
+        turns = tuple(Turn(turn.question, turn.answer) for turn in row.turns)
+        return (Sample(path, image_size(path), turns, f"{self.name}-{self.split}-{row.id}"),)
+
+
+def _file_name(name: Any) -> str:
+    """The image of a LLaVA row; a list of one image is that image."""
+    if isinstance(name, list):
+        if len(name) > 1:
+            raise ValueError(f"It has {len(name)} images; a dialogue is about one.")
+        name = name[0] if name else None
+    if not isinstance(name, str) or not name:
+        raise ValueError("It has no image; rows of text alone are not used.")
+    return str(inner_path(name))
+
+
+def _turns(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Questions of "human" and answers of "gpt", in turn; the mark for the image goes."""
+    try:
+        said = [(part["from"], part["value"]) for part in values["conversations"]]
+    except (KeyError, TypeError):
+        raise ValueError("It has no conversations with 'from' and 'value'.") from None
+    speakers = [speaker for speaker, _ in said]
+    if not said or speakers != ["human", "gpt"] * (len(said) // 2):
+        raise ValueError(f"Its speakers do not alternate between human and gpt: {speakers}.")
+    texts = [v.replace(_IMAGE_MARK, "").strip() if isinstance(v, str) else v for _, v in said]
+    pairs = zip(texts[0::2], texts[1::2], strict=True)
+    return [{"question": question, "answer": answer} for question, answer in pairs]

@@ -1,0 +1,130 @@
+"""Large JSON files entry by entry, in the memory of one entry.
+
+Knows JSON, and nothing of what the entries mean.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_CHUNK = 1 << 20
+_SPACES = re.compile(r"[ \t\n\r]*")
+
+
+def scan_json(path: Path) -> Iterator[tuple[str, Any]]:
+    """Walk through a JSON file whose root is a list, or an object that holds lists.
+
+    Yields:
+        (key, value): per entry of a list, with the key that the list has in the root object or ""
+        where the list is the root; per value that is no list.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no such JSON, is damaged or ends early.
+    """
+    with path.open("rb") as file:
+        yield from _Scanner(file, path).walk()
+
+
+class _Scanner:
+    """Reads JSON values one after the other and counts bytes."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.file = file
+        self.path = path
+        self.text = ""
+        self.position = 0
+        self.byte = 0
+        self.ended = False
+        self.decode_bytes = codecs.getincrementaldecoder("utf-8")()
+        self.decoder = json.JSONDecoder()
+
+    def walk(self) -> Iterator[tuple[str, Any]]:
+        if self.peek() == "\ufeff":
+            self.position += 1
+        opening = self.peek()
+        if opening == "[":
+            yield from self.entries("")
+        elif opening == "{":
+            yield from self.members()
+        else:
+            raise ValueError(f"{self.path} is no JSON list or object.")
+
+    def members(self) -> Iterator[tuple[str, Any]]:
+        self.expect("{")
+        while self.peek() != "}":
+            key = str(self.value())
+            self.expect(":")
+            if self.peek() == "[":
+                yield from self.entries(key)
+            else:
+                yield key, self.value()
+            if self.peek() != "}":
+                self.expect(",")
+
+    def entries(self, key: str) -> Iterator[tuple[str, Any]]:
+        self.expect("[")
+        while self.peek() != "]":
+            yield key, self.value()
+            if self.peek() != "]":
+                self.expect(",")
+        self.expect("]")
+
+    def peek(self) -> str:
+        """The next character that is no space, which stays."""
+        while True:
+            found = _SPACES.match(self.text, self.position)
+            assert found is not None, "it matches nothing too"
+            self.position = found.end()
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if self.ended:
+                raise ValueError(f"{self.path} ends in the middle; copy it again.")
+            self.read_more()
+
+    def expect(self, character: str) -> None:
+        if self.peek() != character:
+            raise ValueError(f"{self.path} is damaged at byte {self.passed()}; copy it again.")
+        self.position += 1
+
+    def value(self) -> Any:
+        """The next value."""
+        self.peek()
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.position)
+                if end < len(self.text) or self.ended:  # a number may go on in the next chunk
+                    self.position = end
+                    return value
+            except RecursionError:
+                raise ValueError(f"{self.path} is nested too deep to be read.") from None
+            except ValueError:
+                if self.ended:
+                    place = f"{self.path} is damaged or ends behind byte {self.passed()}"
+                    raise ValueError(f"{place}; copy it again.") from None
+            self.read_more()
+
+    def passed(self) -> int:
+        """Bytes before the position."""
+        return self.byte + len(self.text[: self.position].encode())
+
+    def read_more(self) -> None:
+        """Drop what was read and add at least as much as is left, so that long values cost little.
+
+        Raises:
+            ValueError: the file is no UTF-8.
+        """
+        self.byte = self.passed()
+        left = self.text[self.position :]
+        piece = self.file.read(max(_CHUNK, len(left)))
+        self.ended = not piece
+        try:
+            self.text = left + self.decode_bytes.decode(piece, final=self.ended)
+        except UnicodeDecodeError:
+            raise ValueError(f"{self.path} is no UTF-8 text; save it as UTF-8.") from None
+        self.position = 0

@@ -1,0 +1,286 @@
+"""Rows of annotation files as Arrow files: written once as a stream, memory-mapped afterwards.
+
+A large annotation file is read once. What its data set needs of each row lies then in the user's
+cache, under a key of the file's path, size and time, and opens in milliseconds in every process,
+which share its pages. Records are JSON, so nothing in the cache can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import shutil
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixellm.files import user_cache
+
+Integers = NDArray[np.int64]
+
+SMALLEST_CACHED = 1 << 20
+"""Sources of fewer bytes in all are read anew each time, into memory."""
+
+_VERSION = 1
+_RECORD = "record"
+_BAD = "bad"
+_BATCH_BYTES = 1 << 20
+_BATCH_ROWS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row of a data set that can't be used.
+
+    Attributes:
+        file: the annotation file, or the image.
+        row: its place in the file, such as "entry 12, question 3"; "" for the file as a whole.
+        reason: what is wrong, one sentence.
+    """
+
+    file: Path
+    row: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}{', ' if self.row else ''}{self.row}: {self.reason}"
+
+
+class Table(Sequence[Any]):
+    """Records by number, with columns of whole numbers beside them.
+
+    Args:
+        source: an Arrow file, or a buffer with its content.
+    """
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+        self._open()
+
+    def _open(self) -> None:
+        import pyarrow
+
+        is_file = isinstance(self._source, Path)
+        stored = pyarrow.memory_map(str(self._source)) if is_file else self._source
+        self._table = pyarrow.ipc.open_file(stored).read_all()
+        self._records = self._table.column(_RECORD)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Where the file is, or its content; another process maps it for itself."""
+        return {"_source": self._source}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._source = state["_source"]
+        self._open()
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The record of a row, parsed.
+
+        Raises:
+            IndexError: there are not so many.
+        """
+        return json.loads(self._records[int(index)].as_buffer().to_pybytes())
+
+    def numbers(self, column: str) -> Integers:
+        """(N,) int64 column; without a copy where it was written at once."""
+        found: Integers = self._table.column(column).to_numpy()
+        return found
+
+
+class TableWriter:
+    """Writes a table batch by batch; holds one batch.
+
+    Args:
+        sink: where to, as pyarrow takes it.
+        columns: names of the columns of numbers.
+    """
+
+    def __init__(self, sink: Any, columns: Sequence[str]) -> None:
+        import pyarrow
+
+        self._arrow = pyarrow
+        fields = [(_RECORD, pyarrow.binary()), *((name, pyarrow.int64()) for name in columns)]
+        self._schema = pyarrow.schema(fields)
+        self._writer = pyarrow.ipc.new_file(sink, self._schema)
+        self._records: list[bytes] = []
+        self._columns = [array("q") for _ in columns]
+        self._num_bytes = self._num_rows = 0
+
+    def __len__(self) -> int:
+        return self._num_rows + len(self._records)
+
+    def append(self, record: Any, *numbers: int) -> None:
+        """Add a row.
+
+        Args:
+            record: what JSON can hold, or JSON as bytes.
+            numbers: one for each column.
+        """
+        content = record if isinstance(record, bytes) else json.dumps(record).encode("ascii")
+        self._records.append(content)
+        for column, number in zip(self._columns, numbers, strict=True):
+            column.append(number)
+        self._num_bytes += len(content)
+        if self._num_bytes >= _BATCH_BYTES or len(self._records) >= _BATCH_ROWS:
+            self._flush()
+
+    def extend(self, *columns: Integers) -> None:
+        """Add rows of numbers alone, at once."""
+        self._write([b""] * len(columns[0]), columns)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._records:
+            self._write(self._records, [np.array(one, dtype=np.int64) for one in self._columns])
+        self._records, self._num_bytes = [], 0
+        self._columns = [array("q") for _ in self._columns]
+
+    def _write(self, records: list[bytes], columns: Sequence[Integers]) -> None:
+        arrays = [
+            self._arrow.array(records, self._arrow.binary()),
+            *map(self._arrow.array, columns),
+        ]
+        self._writer.write_batch(self._arrow.record_batch(arrays, schema=self._schema))
+        self._num_rows += len(records)
+
+
+class TablesWriter:
+    """Writes the tables of some files, and their bad rows.
+
+    Args:
+        sources: the files.
+        folder: where to; into memory where None.
+    """
+
+    def __init__(self, sources: Sequence[Path], folder: Path | None) -> None:
+        self._sources = sources
+        self._folder = folder
+        self._sinks: dict[str, Any] = {}
+        self._writers: dict[str, TableWriter] = {}
+        self._bad = self.table(_BAD)
+
+    def table(self, name: str, *columns: str) -> TableWriter:
+        """Begin a table with these columns of numbers."""
+        import pyarrow
+
+        sink = pyarrow.BufferOutputStream()
+        if self._folder is not None:
+            sink = pyarrow.OSFile(str(self._folder / name), "wb")
+        self._sinks[name] = sink
+        self._writers[name] = TableWriter(sink, columns)
+        return self._writers[name]
+
+    def refuse(self, bad: BadRow) -> None:
+        """Keep a bad row with its reason."""
+        self._bad.append([self.key_of(bad.file), bad.row, bad.reason])
+
+    def key_of(self, file: Path) -> int | str:
+        """What stands for a file in a record: a source's number, as paths may be relative."""
+        return self._sources.index(file) if file in self._sources else str(file)
+
+    def close(self) -> None:
+        """Write what is left of all tables."""
+        for writer in self._writers.values():
+            writer.close()
+        if self._folder is not None:
+            for sink in self._sinks.values():
+                sink.close()
+
+    def tables(self) -> Tables:
+        """What was written into memory."""
+        found = {name: Table(sink.getvalue()) for name, sink in self._sinks.items()}
+        return Tables(self._sources, found)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of some files by name."""
+
+    sources: Sequence[Path]
+    by_name: Mapping[str, Table]
+
+    def __getitem__(self, name: str) -> Table:
+        return self.by_name[name]
+
+    @cached_property
+    def bad_rows(self) -> tuple[BadRow, ...]:
+        """What of the source can't be used."""
+        return tuple(BadRow(self.file_of(key), *rest) for key, *rest in self.by_name[_BAD])
+
+    def file_of(self, key: int | str) -> Path:
+        """The file that a key of a record stands for."""
+        return Path(key) if isinstance(key, str) else self.sources[key]
+
+
+def open_tables(sources: Sequence[Path], key: str, fill: Callable[[TablesWriter], None]) -> Tables:
+    """The tables of some files: from the cache, or made and put there.
+
+    Args:
+        sources: the files that the tables are made of.
+        key: what else they depend on: the data set, its version and options.
+        fill: reads the files and writes the tables.
+
+    Raises:
+        OSError, ValueError: what ``fill`` raises.
+    """
+    stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
+    if sum(size for size, _ in stamps) >= SMALLEST_CACHED:
+        name = _digest(key, *(path.absolute() for path in sources))
+        folder = user_cache() / "tables" / f"{name}-{_digest(_VERSION, stamps)}"
+        found = _open_folder(sources, folder) or _fill_folder(sources, folder, fill)
+        if found:
+            return found
+    writer = TablesWriter(sources, None)
+    fill(writer)
+    writer.close()
+    return writer.tables()
+
+
+def _open_folder(sources: Sequence[Path], folder: Path) -> Tables | None:
+    """Tables in the cache; None where there are none, or damaged ones."""
+    try:
+        return Tables(sources, {path.name: Table(path) for path in folder.iterdir()})
+    except (OSError, ValueError, KeyError):  # pyarrow's own errors are among them
+        return None
+
+
+def _fill_folder(
+    sources: Sequence[Path], folder: Path, fill: Callable[[TablesWriter], None]
+) -> Tables | None:
+    """Make tables in the cache, in place of those of an earlier version of the same files.
+
+    Returns:
+        The tables; None where the cache can't be written.
+    """
+    staging = folder.with_name(f".writing-{secrets.token_hex(8)}")
+    try:
+        staging.mkdir(parents=True)
+        writer = TablesWriter(sources, staging)
+        fill(writer)
+        writer.close()
+        for old in folder.parent.glob(f"{folder.name.partition('-')[0]}-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        staging.rename(folder)
+    except OSError:  # where it is the files' fault, filling tables in memory says so again
+        pass
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return _open_folder(sources, folder)
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
