@@ -20,10 +20,10 @@ from curation_runs import CATEGORIES, make_photos, run_all, source_of
 from PIL import Image
 
 from pixellm.curation.deduplicate import near_duplicates
-from pixellm.curation.gallery import ReviewServer, page, write_gallery
 from pixellm.curation.ledger import Ledger
 from pixellm.curation.muse import read_entries, rows_of, validate
 from pixellm.curation.photos import AnnotationFile, SelectSettings, order_by_balance
+from pixellm.curation.review import ReviewServer, review_page, write_gallery
 from pixellm.curation.statistics import gather, plot
 from pixellm.curation.template import TemplateWriter
 from pixellm.curation.write import WriteSettings, change_marks, read_marks, write_set
@@ -253,8 +253,11 @@ def test_the_gallery_holds_everything_and_runs_nothing_foreign(muse: Path, tmp_p
     html = path.read_text()
     assert "http://" not in html and "https://" not in html
     assert html.count("data:image/jpeg") == 10
-    hostile = page([{"question": "</script><script>alert(1)</script>"}], {}, "")
-    assert "<script>alert" not in hostile
+    text = "</script><script>alert(1)</script>\"'"
+    card = dict.fromkeys(("key", "photo", "image", "question"), text)
+    card |= {"parts": [(text, 0), (text, None)], "categories": [text], "layers": [text]}
+    hostile = review_page([card], {text: text}, text).decode()
+    assert "<script>alert" not in hostile and hostile.count("&lt;script&gt;alert") == 11
     with pytest.raises(FileNotFoundError, match="check --images"):
         write_gallery(muse, tmp_path, path, num=3)
 
@@ -280,7 +283,7 @@ def test_the_review_saves_every_mark_and_only_for_its_own_page(muse: Path) -> No
         assert post(server.url, key=key, mark="nonsense") == 400
         assert read_marks(muse) == {key: "reject"}
         with urllib.request.urlopen(server.url) as reply:
-            assert f'"{key}": "reject"' in reply.read().decode()
+            assert f'data-key="{key}" data-mark="reject"' in reply.read().decode()
         assert post(server.url, key=key, mark="") == 200
         assert read_marks(muse) == {}
     finally:

@@ -149,7 +149,7 @@ def view(
     serve: Annotated[bool, typer.Option(help="Open a review that saves every mark.")] = False,
 ) -> None:
     """Make a gallery with masks, search, and marks to accept or reject rows."""
-    from pixellm.curation.gallery import ReviewServer, write_gallery
+    from pixellm.curation.review import ReviewServer, write_gallery
 
     with _one_sentence():
         photos = images or _images_of(folder)

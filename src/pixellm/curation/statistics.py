@@ -6,18 +6,14 @@ Reads MUSE files, its own or released ones, and nothing else.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pixellm.curation.muse import MuseRow, muse_files, read_entries, rows_of
-from pixellm.files import MAKER, check_file, check_folder
+from pixellm.files import check_file, check_folder, write_files
+from pixellm.report import figures
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-_INK, _BAR = "#22313a", "#2f7f8f"
+_PLOTS = ("targets.png", "words.png", "questions.png", "categories.png")
 
 
 @dataclass
@@ -87,9 +83,11 @@ def check_plots(folder: Path) -> None:
 
     Raises:
         OSError: it can't be written, or holds such a file.
+        ImportError: plots can't be drawn here.
     """
+    figures.check_plots()
     check_folder(folder)
-    for name in ("targets.png", "words.png", "questions.png", "categories.png"):
+    for name in _PLOTS:
         check_file(folder / name)
 
 
@@ -100,52 +98,18 @@ def plot(statistics: Statistics, folder: Path) -> list[Path]:
         The plots written (PNG).
     """
     check_plots(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    top = statistics.categories.most_common(30)[::-1]
-    return [
-        _bars(folder / "targets.png", "Targets per question", "questions", statistics.targets),
-        _bars(folder / "words.png", "Words per description", "descriptions", statistics.words),
-        _bars(
-            folder / "questions.png", "Words per question", "questions", statistics.question_words
-        ),
-        _ranking(folder / "categories.png", top, len(statistics.categories)),
-    ]
-
-
-def _bars(path: Path, title: str, unit: str, counts: Counter[int]) -> Path:
-    from matplotlib.ticker import MaxNLocator
-
-    axes = _axes(title)
-    axes.bar(list(counts), list(counts.values()), color=_BAR, width=0.85)
-    axes.set_xlabel(title.lower())
-    axes.set_ylabel(unit)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return _save(axes, path)
-
-
-def _ranking(path: Path, top: Iterable[tuple[str, int]], total: int) -> Path:
-    names, numbers = zip(*top, strict=True) if top else ((), ())
-    axes = _axes(f"The most frequent of {total} categories", tall=True)
-    axes.barh([name[:40] for name in names], numbers, color=_BAR, height=0.8)
-    axes.set_xlabel("targets")
-    axes.margins(y=0.01)
-    return _save(axes, path)
-
-
-def _axes(title: str, tall: bool = False) -> Axes:
-    from matplotlib.figure import Figure
-
-    axes = Figure(figsize=(7, 7.5 if tall else 4), layout="constrained").subplots()
-    axes.set_title(title, color=_INK, loc="left", fontsize=12)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_INK)
-    return axes
-
-
-def _save(axes: Axes, path: Path) -> Path:
-    figure = axes.get_figure()
-    figure.savefig(path, dpi=130, metadata={"Software": MAKER})  # type: ignore[union-attr]
-    return path
+    title = f"The most frequent of {len(statistics.categories)} categories"
+    drawn = (
+        figures.count_bars("Targets per question", statistics.targets, "questions"),
+        figures.count_bars("Words per description", statistics.words, "descriptions"),
+        figures.count_bars("Words per question", statistics.question_words, "questions"),
+        figures.ranking(title, statistics.categories.most_common(30), "targets"),
+    )
+    files = {
+        folder / name: figures.to_png(figure) for name, figure in zip(_PLOTS, drawn, strict=True)
+    }
+    write_files(files, folder=folder)
+    return [*files]
 
 
 def _mean(counts: Counter[int]) -> float:

@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pixellm.curation.card import write_card
+from pixellm.curation.card import card_values
 from pixellm.curation.deduplicate import near_duplicates
 from pixellm.curation.ledger import FinishedRun
 from pixellm.curation.muse import row_key
@@ -33,6 +33,7 @@ from pixellm.files import (
     read_json,
     write_files,
 )
+from pixellm.report.page import markdown_text
 
 MARKS_NAME = "marks.json"
 
@@ -116,7 +117,7 @@ def write_set(ledger: FinishedRun, folder: Path, settings: WriteSettings) -> dic
         # How often the network failed is no property of the set: the same rows, the same files.
         lasting = {key: value for key, value in summary.items() if key != "requests"}
         (staging / "summary.json").write_bytes(json_bytes(lasting))
-        write_card(summary, staging / "README.md")
+        (staging / "README.md").write_bytes(markdown_text("card.md", card_values(summary)))
         merge_folder(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

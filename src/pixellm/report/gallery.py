@@ -15,8 +15,8 @@ from PIL import Image
 from pixellm.files import check_file, check_folder, write_files
 from pixellm.masks import decode_mask, resize_mask
 from pixellm.report.page import html_page
-from pixellm.types import RLE
-from pixellm.visualize import draw_contact_sheet, draw_overlay, encode_image
+from pixellm.types import RLE, BoolMask
+from pixellm.visualize import draw_contact_sheet, draw_overlay, encode_image, segment_color
 
 Part = tuple[str, int | None]
 """Text of an answer, and the index of the mask that it carries; None for text without one."""
@@ -66,6 +66,21 @@ def data_url(image: Image.Image, suffix: str = ".jpg", **options: object) -> str
     """An image as a ``data:`` URL; ``suffix`` and options as in ``encode_image``."""
     content = b64encode(encode_image(image, suffix, **options)).decode("ascii")
     return f"data:{Image.MIME[Image.registered_extensions()[suffix]]};base64,{content}"
+
+
+def mask_layer(mask: BoolMask, index: int, side: int) -> str:
+    """A mask in the colour of its index as a transparent PNG to lie over its image.
+
+    Args:
+        mask: (H, W) bool.
+        index: of the mask, for its colour.
+        side: longest side in pixels, of the image in the page.
+    """
+    layer = Image.fromarray(mask.astype("uint8") * 255)
+    layer.thumbnail((side, side), Image.Resampling.NEAREST)
+    layer = layer.point([0] * 128 + [1] * 128)
+    layer.putpalette([0, 0, 0, *segment_color(index)], "RGB")
+    return data_url(layer, ".png", transparency=0, optimize=True)
 
 
 def check_preview(out: Path) -> None:

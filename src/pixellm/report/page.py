@@ -20,7 +20,7 @@ from pixellm.visualize import segment_color
 
 Row = tuple[str, ...]
 
-_MARKDOWN_SIGNS = re.compile(r"[\\|`*_\[\]]")
+_MARKDOWN_SIGNS = re.compile(r"[\\|`*\[\]]|(?<![^\W_])_|_(?![^\W_])")
 
 
 @dataclass(frozen=True, slots=True)

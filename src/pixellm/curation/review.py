@@ -1,23 +1,17 @@
 """A gallery of a set: one HTML file with photos, masks, search, and marks to accept or reject.
 
-The page holds everything it needs and loads nothing. Opened as a file it keeps marks in the
-browser and hands them out as ``marks.json``; opened through :class:`ReviewServer` every click is
-saved into the set's folder at once. Text of the set is shown as text, never as HTML.
+Opened as a file it keeps marks in the browser and hands them out as ``marks.json``; opened through
+:class:`ReviewServer` every click is saved into the set's folder at once.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from pixellm.curation.ledger import LEDGER_NAME, Ledger
 from pixellm.curation.muse import MuseRow, muse_files, read_entries, rows_of
@@ -25,8 +19,9 @@ from pixellm.curation.photos import jpeg_data_url, seeded_fraction
 from pixellm.curation.write import change_marks, read_marks
 from pixellm.files import check_file, write_files
 from pixellm.masks import decode_mask, segmentation_to_rle
+from pixellm.report.gallery import Part, mask_layer
+from pixellm.report.page import html_page
 from pixellm.types import split_marks
-from pixellm.visualize import segment_color
 
 SIDE = 480
 """Long side of the images in the page, in pixels."""
@@ -76,16 +71,14 @@ def write_gallery(folder: Path, images: Path, path: Path, num: int, seed: int = 
     """
     check_file(path)
     cards = [_card(row, images) for row in _choose(review_rows(folder), num, seed)]
-    write_files({path: page(cards, read_marks(folder), save_at="").encode("utf-8")})
+    write_files({path: review_page(cards, read_marks(folder))})
     return len(cards)
 
 
-def page(cards: list[dict[str, Any]], marks: Mapping[str, str], save_at: str) -> str:
+def review_page(cards: list[dict[str, Any]], marks: Mapping[str, str], save_at: str = "") -> bytes:
     """The HTML of a gallery; ``save_at`` is where a click is posted, "" for a plain file."""
-    template = resources.files(__package__).joinpath("gallery.html").read_text("utf-8")
-    data = json.dumps({"cards": cards, "marks": dict(marks), "saveAt": save_at})
-    # "<" as an escape: text of the set can't end the script element that carries it.
-    return template.replace("/*DATA*/null", data.replace("<", "\\u003c"))
+    values = {"title": "MUSE gallery", "cards": cards, "marks": marks, "save_at": save_at}
+    return html_page("review.html", values)
 
 
 class ReviewServer(ThreadingHTTPServer):
@@ -131,8 +124,8 @@ class _ReviewHandler(BaseHTTPRequestHandler):
         if not self._allowed():
             return
         marks = read_marks(self.server.folder)
-        html = page(self.server.cards, marks, f"/{self.server.token}").encode()
-        self._reply(200, "text/html; charset=utf-8", html)
+        page = review_page(self.server.cards, marks, f"/{self.server.token}")
+        self._reply(200, "text/html; charset=utf-8", page)
 
     def do_POST(self) -> None:
         """One mark, as JSON ``{"key": ..., "mark": ...}``."""
@@ -187,34 +180,27 @@ def _card(row: MuseRow, images: Path) -> dict[str, Any]:
         "photo": row.photo,
         "image": photo,
         "question": row.question,
-        "parts": _parts(row),
+        "parts": list(_parts(row)),
         "categories": [str(target.get("category_name", "")) for target in row.targets],
-        "masks": [_mask_layer(t, row.size, n) for n, t in enumerate(row.targets)],
+        "layers": [_mask_layer(t, row.size, n) for n, t in enumerate(row.targets)],
     }
 
 
-def _parts(row: MuseRow) -> list[list[Any]]:
-    """The answer as [text, -1] and, for a phrase that carries a mask, [text, target, colour]."""
-    parts: list[list[Any]] = []
+def _parts(row: MuseRow) -> Iterator[Part]:
+    """The answer; a phrase that carries a mask is what the target is called, where it ends so."""
     text, spans = split_marks(row.answer)
-    for number, ((start, end), target) in enumerate(zip(spans, row.targets, strict=True)):
-        piece = text[start:end]
-        phrase = str(target.get("rephrased_name", ""))
-        cut = len(piece) - len(phrase)
-        if not phrase or piece[max(0, cut) :].casefold() != phrase.casefold():
-            cut = 0
-        colour = "#{:02x}{:02x}{:02x}".format(*segment_color(number))
-        parts += [[piece[:cut], -1], [piece[cut:], number, colour]]
-    return [*parts, [text[spans[-1][1] if spans else 0 :], -1]]
+    begun = 0
+    for number, ((_, end), target) in enumerate(zip(spans, row.targets, strict=True)):
+        piece = text[begun:end]
+        name = str(target.get("rephrased_name", ""))
+        called = bool(name) and piece.casefold().endswith(name.casefold())
+        cut = len(piece) - len(name if called else piece.lstrip())
+        yield piece[:cut], None
+        yield piece[cut:], number
+        begun = end
+    yield text[begun:], None
 
 
 def _mask_layer(target: Mapping[str, Any], size: tuple[int, int], number: int) -> str:
-    """One target's mask as a transparent PNG of the size of the image in the page."""
-    mask = decode_mask(segmentation_to_rle(target["segmentation"], size))
-    layer = Image.fromarray(mask.astype("uint8") * 255)
-    layer.thumbnail((SIDE, SIDE), Image.Resampling.NEAREST)
-    layer = layer.point([0] * 128 + [1] * 128)
-    layer.putpalette([0, 0, 0, *segment_color(number)], "RGB")
-    buffer = io.BytesIO()
-    layer.save(buffer, "PNG", transparency=0, optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    """One target's mask as a transparent layer of the size of the image in the page."""
+    return mask_layer(decode_mask(segmentation_to_rle(target["segmentation"], size)), number, SIDE)
