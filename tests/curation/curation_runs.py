@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
 from pixellm.curation.ledger import Ledger
-from pixellm.curation.photos import SelectSettings, photo_encoder
+from pixellm.curation.photos import Photo, SelectSettings, photo_encoder
 from pixellm.curation.pipeline import Source, select, work_all
 from pixellm.curation.write import WriteSettings, write_set
 from pixellm.llm.client import Client, OpenAIClient
@@ -73,13 +73,14 @@ def run_all(
     limits: RunLimits = QUICK,
     prices: Mapping[str, Price] | None = None,
     max_images: int | None = None,
+    styles_for: Callable[[Photo, Sequence[str]], Sequence[str]] | None = None,
 ) -> tuple[dict[str, Any], str]:
     """All stages, as `pixellm curate run` does them; returns (summary, why it stopped)."""
     if isinstance(clients, str):
         clients = {"": client_of(source, clients)}
     ledger = Ledger(out, create=True)
     try:
-        writing = select(ledger, source, max_images)
+        writing = select(ledger, source, max_images, styles_for)
         runner = RequestRunner(ledger, clients, prices or {}, limits)
         stopped = work_all(ledger, writing, runner, lambda *_: None)
         layout = WriteSettings(train=0.6, val=0.2, shard_photos=8)

@@ -6,7 +6,7 @@ it. Bad input ends in one sentence and exit code 2, an unfinished run in exit co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,7 @@ from pixellm.cli.console import say
 
 if TYPE_CHECKING:
     from pixellm.curation.ledger import FinishedRun, Ledger
-    from pixellm.curation.photos import Shard
+    from pixellm.curation.photos import Photo, Shard
     from pixellm.curation.pipeline import Source
     from pixellm.curation.proposal import Writing
     from pixellm.llm.client import Client
@@ -215,7 +215,7 @@ class _Work:
         prices, clients = self._prices(), self._clients()
         ledger = Ledger(out, create=True)
         try:
-            writing = select(ledger, self.source, max_images)
+            writing = select(ledger, self.source, max_images, self._styles_for())
             ledger.put("run", self.source.identity())
             ledger.put("layout", layout)
             ledger.put("images", str(self.source.images.resolve()))
@@ -252,6 +252,13 @@ class _Work:
 
         runner = RequestRunner(ledger, clients, prices, self.limits)
         return work_all(ledger, writing, runner, progress)
+
+    def _styles_for(self) -> Callable[[Photo, Sequence[str]], Sequence[str]] | None:
+        if self.source.model != "template":
+            return None
+        from pixellm.curation.template import styles_for
+
+        return styles_for
 
     def _clients(self) -> dict[str, Client]:
         clients = {"": self._client(self.source.model)}

@@ -125,6 +125,10 @@ class Ledger(RequestStore):
         sql = "SELECT id FROM photos WHERE position IS NOT NULL ORDER BY position LIMIT ?"
         return [row[0] for row in self._all(sql, -1 if limit is None else limit)]
 
+    def photo(self, photo_id: str) -> Photo:
+        """A photo by its id."""
+        return Photo.from_json(self._all("SELECT data FROM photos WHERE id = ?", photo_id)[0][0])
+
     def reopen_failed(self) -> None:
         """Open the tasks again that got no reply last time."""
         self._write("UPDATE tasks SET status = 'open', faults = NULL WHERE status = 'failed'")

@@ -8,7 +8,7 @@ command line.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,22 @@ class Source:
         }
 
 
-def select(ledger: Ledger, source: Source, max_images: int | None) -> Writing:
+def select(
+    ledger: Ledger,
+    source: Source,
+    max_images: int | None,
+    styles_for: Callable[[Photo, Sequence[str]], Sequence[str]] | None = None,
+) -> Writing:
     """Fill the ledger with photos, once, and with the tasks of the best ``max_images``.
 
     A later run with a larger ``max_images`` adds tasks; nothing is taken away.
+
+    Args:
+        ledger: of the run, empty or begun before.
+        source: what the run is made from.
+        max_images: photos to write about; None for all.
+        styles_for: those of the styles in which the writer can ask about a photo; None for a
+            writer that can try all.
 
     Raises:
         FileNotFoundError: annotations, captions or images are missing.
@@ -94,7 +106,11 @@ def select(ledger: Ledger, source: Source, max_images: int | None) -> Writing:
         Vocabulary(ledger.get("categories")), source.text_only, check_fit=bool(source.check_model)
     )
     photos = ledger.usable_photos(max_images)
-    ledger.add_tasks(_plan(photos, tuple(writing.styles), source))
+    every = tuple(writing.styles)
+    fitting = (
+        (photo, styles_for(ledger.photo(photo), every) if styles_for else every) for photo in photos
+    )
+    ledger.add_tasks(_plan(fitting, every, source))
     ledger.reopen_failed()
     return writing
 
@@ -204,13 +220,20 @@ def _refuse_wrong_folder(
 
 
 def _plan(
-    photos: list[str], styles: tuple[str, ...], source: Source
+    photos: Iterable[tuple[str, Sequence[str]]], styles: tuple[str, ...], source: Source
 ) -> Iterator[tuple[str, int, str]]:
-    """(photo, number, style) of every task: each photo begins at a seeded place in the styles."""
-    for photo in photos:
+    """(photo, number, style) of every task: each photo begins at a seeded place in the styles.
+
+    A photo that the writer has less to ask about has fewer tasks, but at least one, whose verdict
+    says that there is nothing to ask.
+    """
+    for photo, fitting in photos:
         start = int(seeded_fraction(source.select.seed, "style", photo) * len(styles))
-        for number in range(source.questions):
-            yield photo, number, styles[(start + number) % len(styles)]
+        turn = [styles[(start + number) % len(styles)] for number in range(len(styles))]
+        wanted = [style for style in turn if style in fitting] or turn[:1]
+        tries = source.questions if len(fitting) == len(styles) else len(wanted)
+        for number in range(min(tries, source.questions)):
+            yield photo, number, wanted[number % len(wanted)]
 
 
 def _file_hash(path: Path) -> str:

@@ -19,12 +19,12 @@ from pixellm.curation.photos import Instance, Photo, seeded_fraction
 from pixellm.curation.proposal import WriterRequest
 from pixellm.llm.client import Reply, Request, UnanswerableError
 from pixellm.masks import decode_mask
-from pixellm.scenes.phrasing import plural_of
+from pixellm.scenes.phrasing import join_phrases, plural_of
 
-MOST_TARGETS = 8
+MOST_TARGETS = 7
 """An answer with more objects than this reads like a list, so such topics are passed over."""
 
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
 _Draft = dict[str, Any]
 _EMPTY: _Draft = {"question": "", "answer": "", "objects": []}
 
@@ -49,51 +49,87 @@ class TemplateWriter:
         if not isinstance(request, WriterRequest):
             raise UnanswerableError("Templates write about annotated photos only.")
         photo, style = request.task.photo, request.task.style
-        found = _comparisons(photo) if style == "comparison" else _topics(photo, style)
         drafts = sorted(
-            found, key=lambda draft: seeded_fraction(self._seed, photo.id, draft["answer"])
+            _drafts(photo, style),
+            key=lambda draft: seeded_fraction(self._seed, photo.id, draft["question"][0]),
         )
         skip = 1 if request.kind == "repair" else 0
-        draft = drafts[skip] if len(drafts) > skip else _EMPTY
-        if draft["question"]:
-            pick = seeded_fraction(self._seed, "wording", photo.id, style)
-            wordings = draft["question"]
-            draft = {**draft, "question": wordings[int(pick * len(wordings))]}
+        if len(drafts) <= skip:
+            return Reply(json.dumps(_EMPTY))
+        draft = dict(drafts[skip])
+        for part in ("question", "answer"):
+            pick = seeded_fraction(self._seed, part, photo.id, style)
+            draft[part] = draft[part][int(pick * len(draft[part]))]
         return Reply(json.dumps(draft))
 
 
+def styles_for(photo: Photo, styles: Sequence[str]) -> tuple[str, ...]:
+    """Those of the styles in which a template has an honest question about a photo."""
+    return tuple(style for style in styles if any(True for _ in _drafts(photo, style)))
+
+
 def describe(instances: Sequence[Instance], size: tuple[int, int]) -> dict[int, str] | None:
-    """Descriptions by place that tell the instances of one class apart.
+    """Descriptions that tell the instances of one class apart, by place or by size.
 
     Args:
         instances: all instances of one category in the photo.
         size: (height, width) of the photo.
 
     Returns:
-        Description by instance id, or None where positions don't tell them apart.
+        Description by instance id, or None where neither tells them apart.
     """
-    height, width = size
     name = _called(instances[0].category)
     if len(instances) == 1:
         return {instances[0].id: f"the {name} {_place(instances[0], size)}"}
-    for axis, span, ends in (
-        (0, width, ("left", "right")),
-        (1, height, ("upper", "lower")),
-    ):
+    return (
+        _in_order(instances, name, size)
+        or _in_cells(instances, name, size)
+        or (_by_size(instances, name) if len(instances) == 2 else None)
+    )
+
+
+def _in_order(
+    instances: Sequence[Instance], name: str, size: tuple[int, int]
+) -> dict[int, str] | None:
+    """Descriptions by the order from left to right, or else from top to bottom."""
+    height, width = size
+    for axis, span, low, high in ((0, width, "left", "right"), (1, height, "top", "bottom")):
         ordered = sorted(instances, key=lambda instance: _centre(instance)[axis])
         steps = [_centre(b)[axis] - _centre(a)[axis] for a, b in pairwise(ordered)]
-        if min(steps) < (0.08 if len(ordered) == 2 else 0.04) * span:
+        if len(ordered) > len(_ORDINALS) or min(steps) < (0.08 if len(steps) < 3 else 0.03) * span:
             continue
-        if len(ordered) == 2:
-            texts = [f"the {name} on the {ends[0]}", f"the {name} on the {ends[1]}"]
-            if axis == 1:
-                texts = [f"the upper {name}", f"the lower {name}"]
-            return {i.id: text for i, text in zip(ordered, texts, strict=True)}
-        if len(ordered) <= len(_ORDINALS):
-            side = "from the left" if axis == 0 else "from the top"
-            texts = [f"the {_ORDINALS[n]} {name} {side}" for n in range(len(ordered))]
-            return {i.id: text for i, text in zip(ordered, texts, strict=True)}
+        at = "on the" if axis == 0 else "at the"
+        texts = [f"the {name} {at} {low}", f"the {name} {at} {high}"]
+        if len(ordered) == 3:
+            texts.insert(1, f"the {name} in the middle")
+        elif len(ordered) > 3:
+            texts = [f"the {_ORDINALS[n]} {name} from the {low}" for n in range(len(ordered))]
+            texts[-1] = f"the last {name} from the {low}"
+            if axis == 0:
+                texts[0], texts[-1] = f"the leftmost {name}", f"the rightmost {name}"
+        return {i.id: text for i, text in zip(ordered, texts, strict=True)}
     return None
+
+
+def _in_cells(
+    instances: Sequence[Instance], name: str, size: tuple[int, int]
+) -> dict[int, str] | None:
+    """Descriptions by where each lies in the photo, where no two lie alike."""
+    texts = {one.id: f"the {name} {_place(one, size)}" for one in instances}
+    return texts if len(set(texts.values())) == len(texts) else None
+
+
+def _by_size(instances: Sequence[Instance], name: str) -> dict[int, str] | None:
+    """Descriptions of two by how large they look, where one looks twice as large."""
+    small, large = sorted(instances, key=lambda one: one.box[2] * one.box[3])
+    if large.box[2] * large.box[3] < 2 * small.box[2] * small.box[3]:
+        return None
+    return {large.id: f"the larger {name}", small.id: f"the smaller {name}"}
+
+
+def _drafts(photo: Photo, style: str) -> Iterator[_Draft]:
+    """Every draft of a style that the photo supports, with all its wordings."""
+    yield from _comparisons(photo) if style == "comparison" else _topics(photo, style)
 
 
 def _topics(photo: Photo, style: str) -> Iterator[_Draft]:
@@ -115,23 +151,24 @@ def _topics(photo: Photo, style: str) -> Iterator[_Draft]:
 
 
 def _comparisons(photo: Photo) -> Iterator[_Draft]:
-    """Drafts that compare two objects of one class, or of two classes, by size and place."""
+    """Drafts that compare two objects of one class, or of two classes, by size or place."""
     groups = {n: g for n, g in _by_category(photo).items() if n not in photo.left_out}
     for name, group in groups.items():
         texts = describe(group, photo.size) if len(group) == 2 else None
-        if texts:
-            pair = f"two {plural_of(_called(name))}"
-            yield from _compare(group, texts, pair)
+        if texts and "er " not in texts[group[0].id][:11]:
+            yield from _larger(group, texts, f"of the two {plural_of(_called(name))}", "")
     singles = [group[0] for group in groups.values() if len(group) == 1]
-    for first, second in combinations(singles[:4], 2):
-        texts = {
-            i.id: f"the {_called(i.category)} {_place(i, photo.size)}" for i in (first, second)
-        }
-        pair = f"{_called(first.category)} and the {_called(second.category)}"
-        yield from _compare((first, second), texts, pair)
+    for first, second in combinations(singles[:5], 2):
+        two = (first, second)
+        texts = {i.id: f"the {_called(i.category)} {_place(i, photo.size)}" for i in two}
+        names = f", the {_called(first.category)} or the {_called(second.category)}"
+        yield from _larger(two, texts, "", names)
+        yield from _higher(two, texts, names)
 
 
-def _compare(two: Sequence[Instance], texts: dict[int, str], pair: str) -> Iterator[_Draft]:
+def _larger(
+    two: Sequence[Instance], texts: dict[int, str], whose: str, names: str
+) -> Iterator[_Draft]:
     """A draft about the part of the photo that two objects take up, where it differs clearly."""
     area = {instance.id: int(decode_mask(instance.mask).sum()) for instance in two}
     large, small = sorted(two, key=lambda instance: -area[instance.id])
@@ -139,26 +176,51 @@ def _compare(two: Sequence[Instance], texts: dict[int, str], pair: str) -> Itera
     if ratio < 1.4:
         return
     extent = "more than twice as much of the photo as" if ratio > 2.2 else "more of the photo than"
+    which = f"Which {whose}".rstrip()
     ask = [
-        f"How do the {pair} differ in the room they take up in this photo?",
-        f"Compare the {pair}, which of them looks larger in this photo?",
-        f"Between the {pair}, what catches the eye first by its size in the photo?",
+        f"{which} looks larger in this photo{names}?",
+        f"{which} takes up more of this photo{names}?",
+        f"{which} would catch the eye first by its size{names}?",
     ]
-    large_text, small_text = texts[large.id], texts[small.id]
-    answer = (
-        f"{large_text[0].upper()}{large_text[1:]} {{seg:{large.id}}} fills {extent} "
-        f"{small_text} {{seg:{small.id}}}."
-    )
-    yield _draft(ask, answer, [(large.id, large_text), (small.id, small_text)])
+    verb = "take up" if large.category in _table()["pairs"] else "takes up"
+    answer = f"{_capital(texts[large.id])} {{seg:{large.id}}} {verb} {extent} {{other}}."
+    yield _draft(ask, [answer], [(large.id, texts[large.id])], (small.id, texts[small.id]))
 
 
-def _draft(ask: list[str], answer: str, objects: Sequence[tuple[int, str]]) -> _Draft:
+def _higher(two: Sequence[Instance], texts: dict[int, str], names: str) -> Iterator[_Draft]:
+    """A draft about which of two objects is higher up, where one ends before the other begins."""
+    upper, lower = sorted(two, key=lambda one: one.box[1])
+    if upper.box[1] + upper.box[3] > lower.box[1]:
+        return
+    ask = [
+        f"Which is higher up in this photo{names}?",
+        f"Which is closer to the top of this photo{names}?",
+    ]
+    verb = "are" if upper.category in _table()["pairs"] else "is"
+    answer = f"{_capital(texts[upper.id])} {{seg:{upper.id}}} {verb} higher up than {{other}}."
+    yield _draft(ask, [answer], [(upper.id, texts[upper.id])], (lower.id, texts[lower.id]))
+
+
+def _draft(
+    ask: list[str],
+    answers: list[str],
+    objects: Sequence[tuple[int, str]],
+    other: tuple[int, str] | None = None,
+) -> _Draft:
+    """A draft with every wording of its question and answer; ``other`` stands apart in them."""
     marked = [f"{text} {{seg:{number}}}" for number, text in objects]
-    listed = ", ".join(marked[:-1]) + " and " + marked[-1]
+    apart = [f"{text} {{seg:{number}}}" for number, text in (other,) if other] if other else []
+    listed = join_phrases(marked)
+    answers = [
+        answer.replace("{objects}", listed).replace("{other}", "".join(apart)) for answer in answers
+    ]
     return {
         "question": ask,
-        "answer": answer.replace("{objects}", listed),
-        "objects": [{"id": number, "description": text} for number, text in objects],
+        "answer": answers,
+        "objects": [
+            {"id": number, "description": text}
+            for number, text in (*objects, *((other,) if other else ()))
+        ],
     }
 
 
@@ -172,13 +234,19 @@ def _by_category(photo: Photo) -> dict[str, list[Instance]]:
 def _place(instance: Instance, size: tuple[int, int]) -> str:
     """Where an object lies, in words, by the centre of its box in a 3 x 3 grid."""
     (x, y), (height, width) = _centre(instance), size
-    if instance.box[2] > 0.8 * width:
-        return "across the photo"
     row = ("top", "", "bottom")[min(2, int(3 * y / height))]
     column = ("left", "", "right")[min(2, int(3 * x / width))]
+    if instance.box[2] > 0.8 * width:
+        if instance.box[3] > 0.6 * height:
+            return "that fills most of the photo"
+        return f"along the {row}" if row else "that reaches from side to side"
     if not row:
         return f"on the {column}" if column else "in the middle"
     return f"at the {row} {column}".rstrip()
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _called(category: str) -> str:
