@@ -99,17 +99,23 @@ def load_image(source: ImageSource) -> Image.Image:
     return _to_rgb(upright, str(source))
 
 
-def load_embedded(data: bytes, name: str) -> Image.Image:
+def load_embedded(data: bytes, name: str, max_pixels: int | None = None) -> Image.Image:
     """An image that lies inside another file, read as :func:`load_image` reads one.
 
     Args:
         data: the bytes of an image file.
         name: what an error calls it.
+        max_pixels: one with more is refused before it is decoded.
 
     Raises:
-        ValueError: as by :func:`load_image`.
+        ValueError: as by :func:`load_image`, or too many pixels.
     """
     with _opened(io.BytesIO(data), name) as image:
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            raise _RefusedError(
+                f"{name} has {image.width} x {image.height} pixels, more than the {max_pixels:,} "
+                "that are read; make it smaller."
+            )
         upright = _turn(_decode(image, name))
     return _to_rgb(upright, name)
 

@@ -23,6 +23,7 @@ from pixellm.cli.data import add_data_commands
 from pixellm.cli.evaluate import add_commands as add_evaluation_commands
 from pixellm.cli.predict import MinScore, Offload, Quantize, predict
 from pixellm.cli.predict import add_commands as add_predict_commands
+from pixellm.cli.serve import add_commands as add_serve_commands
 from pixellm.cli.train import add_commands as add_train_commands
 
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ _EXTRAS = {
     "torchao": "quant",
     "bitsandbytes": "quant",
     "deepspeed": "deepspeed",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "h11": "serve",
+    "multipart": "serve",
+    "prometheus_client": "serve",
 }
 """Packages that the core does without -> the extra that installs them."""
 
@@ -217,6 +224,7 @@ add_commands(app)
 add_data_commands(data_app)
 add_evaluation_commands(app, evaluate_app)
 add_predict_commands(app)
+add_serve_commands(app)
 add_ablation_commands(app, data_app)
 
 

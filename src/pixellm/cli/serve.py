@@ -1,0 +1,98 @@
+"""The command ``pixellm serve``: reads options, binds the address, loads the model and serves."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pixellm.cli.console import load_engine, say
+from pixellm.cli.predict import MinScore, Offload, Quantize
+
+KEYS_VARIABLE = "PIXELLM_API_KEYS"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add ``serve`` to a command line."""
+    app.command(
+        epilog="Examples:\n\n    pixellm serve"
+        "\n\n    pixellm serve --host 0.0.0.0 --port 80 --api-keys keys.txt"
+    )(serve)
+
+
+def serve(
+    model: Annotated[
+        str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")
+    ] = "nano",
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(help=f"File of keys, one a line; or {KEYS_VARIABLE}, with commas between."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered side by side.")] = 16,
+    queue: Annotated[int, typer.Option(min=0, help="More that may wait; others get 429.")] = 64,
+    timeout: Annotated[float, typer.Option(help="Seconds for an answer, waiting included.")] = 120,
+    max_megabytes: Annotated[float, typer.Option(help="Largest request.")] = 16,
+    max_megapixels: Annotated[float, typer.Option(help="Largest image.")] = 25,
+    max_question: Annotated[int, typer.Option(help="Characters of all texts of a request.")] = 8000,
+    max_answer: Annotated[int, typer.Option(help="Tokens of an answer.")] = 512,
+    remote_images: Annotated[
+        bool, typer.Option("--remote-images", help="Fetch images from public addresses.")
+    ] = False,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="The page at /.")] = True,
+    min_score: MinScore = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    quantize: Quantize = None,
+    offload: Offload = None,
+) -> None:
+    """Answer over HTTP as OpenAI's API does, with a page to try it on; Ctrl-C ends it."""
+    from pixellm.serving.server import bind, run
+    from pixellm.serving.settings import MEBIBYTE, Settings
+
+    settings = Settings(
+        queue=queue,
+        timeout=timeout,
+        max_body=int(max_megabytes * MEBIBYTE),
+        max_pixels=int(max_megapixels * 1e6),
+        max_question=max_question,
+        max_answer=max_answer,
+        api_keys=_read_keys(api_keys),
+        remote_images=remote_images,
+        page=page,
+    )
+    bound = bind(host, port)
+    engine = load_engine(
+        model, device, dtype, quantize, offload, max_batch=batch_size, min_mask_score=min_score
+    )
+    engine.warm_up()
+    from pixellm.serving.app import create_app
+
+    shown = f"[{host}]" if ":" in host else host
+    if not settings.api_keys and not _is_loopback(host):
+        say("Anyone who reaches this address may ask; --api-keys would ask for a key.", err=True)
+    say(f"Serving {model} at http://{shown}:{bound.getsockname()[1]} (Ctrl-C ends it)", err=True)
+    run(create_app(engine, model, settings), bound, settings)
+
+
+def _read_keys(file: Path | None) -> tuple[str, ...]:
+    """Keys of a file and of the environment."""
+    named = os.environ.get(KEYS_VARIABLE, "").split(",")
+    lines = file.read_text(encoding="utf-8").splitlines() if file is not None else []
+    keys = tuple(key.strip() for key in (*lines, *named) if key.strip())
+    if file is not None and not keys:
+        raise ValueError(f"{file} holds no key; write one a line.")
+    return keys
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,72 @@
+"""Sockets, signals and the end of a server."""
+
+from __future__ import annotations
+
+import socket
+from asyncio import TimerHandle
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from pixellm.serving.settings import Settings
+
+MAX_CONNECTIONS = 512
+"""Open connections; more are told to come again."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket on an address of this machine; nobody can connect before :func:`run`.
+
+    Raises:
+        OSError: the address is taken or not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise OSError(f"Can't serve at {host}:{port}: {error.strerror or error}.") from None
+    return bound
+
+
+def run(app: ASGIApp, bound: socket.socket, settings: Settings) -> None:
+    """Serve until SIGTERM or Ctrl-C; what was taken by then is finished, a second one stops all."""
+    build_server(app, settings).run(sockets=[bound])
+
+
+def build_server(app: ASGIApp, settings: Settings) -> uvicorn.Server:
+    """Uvicorn with our limits."""
+    config = uvicorn.Config(
+        app,
+        http=_protocol(settings.upload_timeout),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=int(settings.timeout + settings.upload_timeout) + 1,
+    )
+    return uvicorn.Server(config)
+
+
+def _protocol(seconds: float) -> type[H11Protocol]:
+    """Uvicorn's protocol, which lets a client take any time for its first line and headers."""
+
+    class Impatient(H11Protocol):
+        _waiting: TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._waiting = self.loop.call_later(seconds, self._close_if_silent)
+
+        def _close_if_silent(self) -> None:
+            if self.cycle is None and not self.transport.is_closing():
+                self.transport.close()
+
+    return Impatient
