@@ -50,7 +50,8 @@ def test_answers_that_moved_most_come_first(runs):
 
 def test_the_files_of_a_comparison(runs, tmp_path):
     comparison = compare_runs(*runs)
-    write_comparison(tmp_path / "out", comparison, image)
+    written = write_comparison(tmp_path / "out", comparison, image)
+    assert [path.name for path in written] == ["compare.json", "compare.md", "compare.html"]
     values = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert [run["name"] for run in values["runs"]] == ["good", "wavering"]
     assert values["scores"]["giou"]["difference"]["value"] < 0

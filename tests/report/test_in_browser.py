@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pixellm.report.figures import score_bars, to_svg
 from pixellm.report.gallery import data_url, mask_layer
-from pixellm.report.page import html_page
+from pixellm.report.page import Card, Report, Table, html_page, write_report
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -52,13 +55,13 @@ def visit(chromium, tmp_path):
     assert [text for text in complaints if not text.startswith(own)] == []
 
 
-def preview() -> bytes:
+def preview(folder: Path) -> bytes:
     turn = {"question": LONG, "parts": (("The ", None), ("cup", 0), (f" is {LONG}", None))}
     entry = {"name": LONG, "image": data_url(Image.new("RGB", (900, 60))), "turns": [turn]}
     return html_page("preview.html", {"title": LONG, "entries": 3 * [entry]})
 
 
-def review() -> bytes:
+def review(folder: Path) -> bytes:
     mask = np.zeros((60, 90), bool)
     mask[10:40, 10:40] = True
     cards = [
@@ -77,13 +80,27 @@ def review() -> bytes:
     return html_page("review.html", values)
 
 
-PAGES = {"preview": preview, "review": review}
+def report(folder: Path) -> bytes:
+    image = data_url(Image.new("RGB", (90, 60), "white"))
+    card = Card("worst", "IoU 0.20", "half", "1", {"question": LONG}, (("predicted", image),))
+    header = ("score", "value", "meaning", *(f"column {number}" for number in range(12)))
+    rows = [header, (LONG, "0.5", 30 * "words ", *(12 * ["0.123 [0.100, 0.200]"]))]
+    table = Table("Headline", rows, "headline")
+    bars = to_svg(score_bars({"1": (0.5, 0.4, 0.6), LONG: (0.2, 0.1, 0.9)}, "targets"), "bars")
+    cards = [card, replace(card, sort="best", kind="", count="2")]
+    (_, _, page) = write_report(
+        folder, "report", Report(LONG, LONG, [table, table], {"Bars": bars}, cards, {})
+    )
+    return page.read_bytes()
+
+
+PAGES = {"preview": preview, "review": review, "report": report}
 
 
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 375)])
-def test_pages_are_light_or_dark_and_fit_their_window(visit, name, scheme, width):
-    page = visit(PAGES[name](), scheme, width)
+def test_pages_are_light_or_dark_and_fit_their_window(visit, tmp_path, name, scheme, width):
+    page = visit(PAGES[name](tmp_path), scheme, width)
     assert page.evaluate("document.documentElement.scrollWidth") == width
     shades = [
         int(part)
@@ -94,8 +111,8 @@ def test_pages_are_light_or_dark_and_fit_their_window(visit, name, scheme, width
     assert (min(shades) > 200) if scheme == "light" else (max(shades) < 60)
 
 
-def test_a_review_searches_shows_one_mask_and_keeps_marks(visit):
-    page = visit(review())
+def test_a_review_searches_shows_one_mask_and_keeps_marks(visit, tmp_path):
+    page = visit(review(tmp_path))
     assert page.inner_text("#count") == "3 of 3"
     page.fill("#search", "kettle question")
     assert page.inner_text("#count") == "2 of 3"
@@ -117,3 +134,15 @@ def test_a_review_searches_shows_one_mask_and_keeps_marks(visit):
     assert page.locator("article[data-mark=reject]").count() == 1
     page.locator("article").first.locator("button", has_text="Reject").click()
     assert page.locator("article[data-mark=reject]").count() == 0
+
+
+def test_a_report_shows_the_answers_that_fit_every_filter(visit, tmp_path):
+    page = visit(report(tmp_path))
+    assert page.inner_text("#shown") == "2 of 2 answers"
+    options = page.locator("select[name=kind] option").all_inner_texts()
+    assert options == ["all", "half"]
+    page.select_option("select[name=sort]", "worst")
+    assert page.inner_text("#shown") == "1 of 2 answers"
+    page.fill("input[name=text]", "no such words")
+    assert page.inner_text("#shown") == "0 of 2 answers"
+    assert page.locator("svg text", has_text="targets").is_visible()

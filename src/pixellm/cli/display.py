@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from pixellm.engine.jobs import JobState
     from pixellm.engine.jobs import Progress as JobProgress
     from pixellm.evaluation.evaluate import Progress as EvaluationProgress
-    from pixellm.evaluation.report.tables import TextTable
     from pixellm.evaluation.scenes_report import ScenesReport
     from pixellm.labelling.label_run import Progress as LabelProgress
     from pixellm.llm.run import RequestProgress
+    from pixellm.report.page import Table as TextTable
     from pixellm.training.progress import TrainEvent
 
 SECONDS_A_LINE = 30.0

@@ -13,10 +13,11 @@ from typing import Any
 from pixellm.evaluation.benchmark_run import BenchmarkRun, image_source
 from pixellm.evaluation.external import ExternalScores
 from pixellm.evaluation.report import write_report
-from pixellm.evaluation.report.tables import TextTable, all_tables, describe_run
+from pixellm.evaluation.report.tables import all_tables, describe_run
 from pixellm.evaluation.run_folder import open_run, write_answers
 from pixellm.evaluation.summary import Summary, summarize
 from pixellm.files import check_new_folder
+from pixellm.report.page import Table
 from pixellm.types import Sample
 
 
@@ -29,7 +30,7 @@ def summarize_scores(run: BenchmarkRun, scored: ExternalScores) -> tuple[Summary
     return plain, summarize(list(scored.judgement.records), run.rules, **options)
 
 
-def describe_scores(run: BenchmarkRun, scored: ExternalScores) -> tuple[str, list[TextTable]]:
+def describe_scores(run: BenchmarkRun, scored: ExternalScores) -> tuple[str, list[Table]]:
     """What a terminal shows: one sentence, and the tables of a benchmark.
 
     Where there was a judge, the first table has the headline without and with it.
@@ -44,7 +45,7 @@ def describe_scores(run: BenchmarkRun, scored: ExternalScores) -> tuple[str, lis
         names = run.benchmark.headline
         rows = [(name, str(plain.score(name)), str(judged.score(name))) for name in names]
         header = ("score", "without judge", f"with judge {summary['judge']}")
-        tables.insert(0, TextTable("The judge's effect", [header, *rows], "judge"))
+        tables.insert(0, Table("The judge's effect", [header, *rows], "judge"))
         counts = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in summary.items())
         lead += f" {counts[0].upper()}{counts[1:]}."
     return lead, tables

@@ -7,20 +7,32 @@ text of a data set or a model stays text. Depends on: ``files``, ``visualize``.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from pixellm.files import MARKED_PAGE, MARKED_TEXT
+from pixellm.files import (
+    MARKED_PAGE,
+    MARKED_TEXT,
+    check_file,
+    check_folder,
+    json_bytes,
+    write_files,
+)
 from pixellm.visualize import segment_color
 
 Row = tuple[str, ...]
 
-_MARKDOWN_SIGNS = re.compile(r"[\\|`*\[\]]|(?<![^\W_])_|_(?![^\W_])")
+WORDY_COLUMNS = frozenset({"meaning", "question"})
+"""Columns whose cells are sentences, which may wrap."""
+
+_MARKDOWN_SIGNS = re.compile(r"[\\|`*]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
+"""Between letters an underscore is one; a bracket makes a link only with what follows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +48,95 @@ class Table:
     title: str
     rows: list[Row]
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One answer to look at.
+
+    Attributes:
+        sort: why it is shown, such as "worst".
+        title: its score, in words.
+        kind: of the question; "" where there are none.
+        count: group by number of targets.
+        fields: name -> text, below the images.
+        panels: caption and ``data:`` URL of images side by side.
+    """
+
+    sort: str
+    title: str
+    kind: str
+    count: str
+    fields: dict[str, str]
+    panels: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a report says, ready to be written in every format.
+
+    Attributes:
+        title: heading, and title of the window.
+        lead: what was run, below the heading.
+        tables: the first comes before the plots, the others behind them.
+        figures: caption -> SVG; in the page alone.
+        cards: answers to look at; in the page alone.
+        values: all numbers, as values that JSON knows.
+    """
+
+    title: str
+    lead: str
+    tables: Sequence[Table]
+    figures: Mapping[str, Markup]
+    cards: Sequence[Card]
+    values: Mapping[str, Any]
+
+
+def check_report(folder: Path, name: str, keys: Iterable[str]) -> None:
+    """Refuse a folder whose files a report would replace though they are not of a report.
+
+    Args:
+        folder: of the report.
+        name: of its files, without their ending.
+        keys: that the JSON of such a report has.
+
+    Raises:
+        OSError: it can't be written, or holds such a file.
+    """
+    check_folder(folder)
+    for suffix, wanted in ((".json", keys), (".md", ()), (".html", ())):
+        check_file(folder / f"{name}{suffix}", keys=wanted)
+
+
+def write_report(folder: Path, name: str, report: Report) -> list[Path]:
+    """Write a report as JSON, Markdown and one HTML page that loads nothing: all or none.
+
+    Args:
+        folder: made where missing, but not the folders above it.
+        name: of the files, without their ending.
+        report: what they say.
+
+    Returns:
+        The files written.
+
+    Raises:
+        OSError: the folder can't be written to.
+    """
+    shown = {
+        "title": report.title,
+        "lead": report.lead,
+        "tables": report.tables,
+        "figures": report.figures,
+        "cards": report.cards,
+        "words": WORDY_COLUMNS,
+    }
+    content = {
+        folder / f"{name}.json": json_bytes(report.values),
+        folder / f"{name}.md": markdown_text("report.md", shown),
+        folder / f"{name}.html": html_page("report.html", shown),
+    }
+    write_files(content, folder=folder)
+    return [*content]
 
 
 def html_page(template: str, values: Mapping[str, Any]) -> bytes:

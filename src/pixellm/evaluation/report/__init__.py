@@ -1,7 +1,7 @@
 """Reports of an evaluation and of two compared: JSON, Markdown, and one HTML page each.
 
-``write`` puts the files together; ``tables`` holds the numbers as text, ``plots`` as SVG,
-``gallery`` the images, ``page`` the HTML. Nothing here scores or runs a model.
+``write`` puts the files together; ``tables`` holds the numbers as text,
+``gallery`` the images. Nothing here scores or runs a model.
 """
 
 from pixellm.evaluation.report.compare import (

@@ -17,16 +17,15 @@ from pixellm.evaluation.intervals import Difference, Estimate, bootstrap
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.report.gallery import (
     EACH,
-    Card,
     FetchImage,
+    build_card,
     predicted_panel,
     true_panel,
 )
-from pixellm.evaluation.report.page import build_page
-from pixellm.evaluation.report.tables import TextTable, number
+from pixellm.evaluation.report.tables import number
 from pixellm.evaluation.run_folder import read_answers, read_settings
-from pixellm.evaluation.scores import Rules, Unit, count_bin, image_ratios, question_giou
-from pixellm.files import check_file, check_folder, json_bytes, write_files
+from pixellm.evaluation.scores import Rules, Unit, image_ratios, question_giou
+from pixellm.report.page import Card, Report, Table, check_report, write_report
 
 _SAME = ("benchmark", "split")
 
@@ -53,16 +52,16 @@ class Comparison:
     num_images: int
     num_left_out: int
 
-    def table(self) -> TextTable:
+    def table(self) -> Table:
         """Every score of both runs with the paired difference."""
         header = ("score", "A", "B", "B - A, 95 % interval", "resamples in which B is not above A")
         rows = [
             (name, number(a.value), number(b.value), str(change), number(change.share_not_above))
             for name, (a, b, change) in self.scores.items()
         ]
-        return TextTable("Differences", [header, *rows], "differences")
+        return Table("Differences", [header, *rows], "differences")
 
-    def moved(self) -> TextTable:
+    def moved(self) -> Table:
         """The questions whose own IoU moved most."""
         header = ("sample", "A", "B", "B - A", "question")
         rows = [
@@ -71,7 +70,7 @@ class Comparison:
             for first, second in [(question_giou(a, self.unit), question_giou(b, self.unit))]
             if first != second
         ]
-        return TextTable("Answers that moved most", [header, *rows], "moved")
+        return Table("Answers that moved most", [header, *rows], "moved")
 
     def describe(self) -> str:
         """One sentence that says what is compared."""
@@ -126,13 +125,11 @@ def check_comparison(folder: Path) -> None:
     Raises:
         OSError: it can't be written, or holds such a file.
     """
-    check_folder(folder)
-    check_file(folder / "compare.json", keys=("runs", "num_questions", "scores"))
-    check_file(folder / "compare.html")
+    check_report(folder, "compare", ("runs", "num_questions", "scores"))
 
 
 def write_comparison(folder: Path, comparison: Comparison, fetch_image: FetchImage) -> list[Path]:
-    """Write ``compare.json`` and ``compare.html``.
+    """Write ``compare.json``, ``compare.md`` and ``compare.html``.
 
     Args:
         folder: made where missing, but not the folders above it.
@@ -160,13 +157,8 @@ def write_comparison(folder: Path, comparison: Comparison, fetch_image: FetchIma
         },
         "moved": [dict(zip(tables[1].rows[0], row, strict=True)) for row in tables[1].rows[1:]],
     }
-    page = build_page(title, comparison.describe(), tables, {}, cards)
-    content = {
-        folder / "compare.json": json_bytes(values),
-        folder / "compare.html": page.encode("utf-8"),
-    }
-    write_files(content, folder=folder)
-    return list(content)
+    lead = comparison.describe()
+    return write_report(folder, "compare", Report(title, lead, tables, {}, cards, values))
 
 
 def _common_pairs(first: Path, second: Path) -> tuple[list[tuple[AnswerRecord, AnswerRecord]], int]:
@@ -237,5 +229,5 @@ def _cards(comparison: Comparison, fetch_image: FetchImage) -> list[Card]:
         ious = (question_giou(one, comparison.unit) for one in (a, b))
         title = "IoU {:.2f} to {:.2f}".format(*ious)
         sort = "better in B" if change > 0 else "worse in B"
-        cards.append(Card(sort, title, b, panels, count_bin(len(b.targets))))
+        cards.append(build_card(sort, title, b, panels))
     return cards

@@ -1,28 +1,26 @@
 """The images of a report: which answers to show, and each drawn with its masks.
 
-Answers are ranked by their own mean IoU. Images are scaled down and kept as JPEG bytes. It
-knows records and pixels, and no markup.
+Answers are ranked by their own mean IoU. It knows records and pixels, and no markup.
 """
 
 from __future__ import annotations
 
-import io
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image
 
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.scores import Unit, count_bin, question_giou
 from pixellm.image_files import load_image
-from pixellm.masks import decode_mask, resize_mask
+from pixellm.report.gallery import data_url, draw_masks
+from pixellm.report.page import Card
 from pixellm.types import RLE
-from pixellm.visualize import draw_overlay
 
 EACH = 12
 """Answers shown of each sort: worst, median, best."""
+
+Panel = tuple[str, str]
+"""What the masks are, and the image as a ``data:`` URL."""
 
 _LONGEST_SIDE = 384
 _QUALITY = 82
@@ -30,40 +28,6 @@ _NO_IMAGE = (225, 225, 225)
 
 FetchImage = Callable[[AnswerRecord], Image.Image | None]
 """The image of a record; None where it can't be had any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """An image with masks.
-
-    Attributes:
-        caption: what the masks are.
-        jpeg: the image, as a ``data:`` address.
-    """
-
-    caption: str
-    jpeg: str
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """One answer to look at.
-
-    Attributes:
-        sort: why it is shown, such as "worst".
-        title: its score, in words.
-        record: the answer.
-        panels: images side by side.
-        count: group by number of targets.
-        note: what a judge said of it; "" without one.
-    """
-
-    sort: str
-    title: str
-    record: AnswerRecord
-    panels: tuple[Panel, ...]
-    count: str
-    note: str = ""
 
 
 def choose_records(records: Sequence[AnswerRecord], unit: Unit) -> dict[str, list[AnswerRecord]]:
@@ -105,8 +69,31 @@ def build_cards(
             panels = (predicted_panel(record, image), true_panel(record, image))
             title = f"IoU {question_giou(record, unit):.2f}"
             note = said.get((record.index, record.turn), "")
-            cards.append(Card(sort, title, record, panels, count_bin(len(record.targets)), note))
+            cards.append(build_card(sort, title, record, panels, note))
     return cards
+
+
+def build_card(
+    sort: str, title: str, record: AnswerRecord, panels: tuple[Panel, ...], note: str = ""
+) -> Card:
+    """An answer as a report shows it.
+
+    Args:
+        sort: why it is shown.
+        title: its score, in words.
+        record: the answer.
+        panels: images side by side.
+        note: what a judge said of it; "" without one.
+    """
+    fields = {
+        "question": record.question,
+        "answer": record.answer or "(nothing)",
+        "expected": record.expected,
+        "masks": f"{len(record.shown)} shown, {len(record.targets)} asked for",
+        **({"judge": note} if note else {}),
+        "sample": record.key,
+    }
+    return Card(sort, title, record.kind, count_bin(len(record.targets)), fields, panels)
 
 
 def predicted_panel(
@@ -114,13 +101,13 @@ def predicted_panel(
 ) -> Panel:
     """What the model showed; labels are its own phrases."""
     masks = [mask.mask for mask in record.shown]
-    return _panel(caption, record, image, masks, [mask.label for mask in record.shown])
+    return caption, _draw(record, image, masks, [mask.label for mask in record.shown])
 
 
 def true_panel(record: AnswerRecord, image: Image.Image | None) -> Panel:
     """What was asked for."""
     masks = [target.mask for target in record.targets]
-    return _panel("true", record, image, masks, [target.name for target in record.targets])
+    return "true", _draw(record, image, masks, [target.name for target in record.targets])
 
 
 def read_image(record: AnswerRecord) -> Image.Image | None:
@@ -134,23 +121,10 @@ def read_image(record: AnswerRecord) -> Image.Image | None:
     return image if (image.height, image.width) == record.size else None
 
 
-def _panel(
-    caption: str,
-    record: AnswerRecord,
-    image: Image.Image | None,
-    masks: Sequence[RLE],
-    labels: Sequence[str],
-) -> Panel:
+def _draw(
+    record: AnswerRecord, image: Image.Image | None, masks: Sequence[RLE], labels: Sequence[str]
+) -> str:
     height, width = record.size
-    scale = min(1.0, _LONGEST_SIDE / max(record.size))
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
     if image is None:
-        canvas = Image.new("RGB", (size[1], size[0]), _NO_IMAGE)
-    else:
-        canvas = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    drawn = draw_overlay(
-        np.asarray(canvas), [resize_mask(decode_mask(mask), size) for mask in masks], list(labels)
-    )
-    buffer = io.BytesIO()
-    drawn.save(buffer, "JPEG", quality=_QUALITY)
-    return Panel(caption, "data:image/jpeg;base64," + b64encode(buffer.getvalue()).decode("ascii"))
+        image = Image.new("RGB", (width, height), _NO_IMAGE)
+    return data_url(draw_masks(image, masks, labels, _LONGEST_SIDE), quality=_QUALITY)

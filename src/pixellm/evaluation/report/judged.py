@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pixellm.evaluation.judgement import Judgement
-from pixellm.evaluation.report.tables import TextTable, all_tables, mask_score_table
+from pixellm.evaluation.report.tables import all_tables, mask_score_table
 from pixellm.evaluation.scores import SCORES
 from pixellm.evaluation.summary import Summary
+from pixellm.report.page import Table
 
 Notes = dict[tuple[int, int], str]
 """(dialogue, turn) -> what the judge said of the answer."""
@@ -47,7 +48,7 @@ def describe_judge(scores: JudgedScores) -> str:
     )
 
 
-def effect_table(scores: JudgedScores, headline: Sequence[str]) -> TextTable:
+def effect_table(scores: JudgedScores, headline: Sequence[str]) -> Table:
     """The headline without and with the judge, side by side."""
     header = ("score", "without judge", f"with judge {scores.judgement.summary['judge']}")
     rows = [
@@ -55,10 +56,10 @@ def effect_table(scores: JudgedScores, headline: Sequence[str]) -> TextTable:
         for name in headline
     ]
     title = "Without and with the judge (strict protocol)"
-    return TextTable(title, [(*header, "meaning"), *rows], "judge")
+    return Table(title, [(*header, "meaning"), *rows], "judge")
 
 
-def judged_tables(scores: JudgedScores, headline: Sequence[str]) -> list[TextTable]:
+def judged_tables(scores: JudgedScores, headline: Sequence[str]) -> list[Table]:
     """All tables of a benchmark with the judge; average precision does not depend on it."""
     unjudged = mask_score_table(scores.judged).name
     return [

@@ -6,7 +6,6 @@ A table is a title and rows, the header first. It knows no markup and computes n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pixellm.evaluation.curves import calibration_error
@@ -24,8 +23,7 @@ from pixellm.evaluation.summary import (
     Group,
     Summary,
 )
-
-Row = tuple[str, ...]
+from pixellm.report.page import Row, Table
 
 _TITLES = {
     TARGETS: "By number of targets",
@@ -54,29 +52,14 @@ _COLUMNS = {
 _WITH_INTERVAL = frozenset({"giou", "target_iou", "union_giou"})
 
 
-@dataclass(frozen=True, slots=True)
-class TextTable:
-    """A table.
-
-    Attributes:
-        title: of the table.
-        rows: of cells, the header first; all of one length.
-        name: short and fixed, for anchors.
-    """
-
-    title: str
-    rows: list[Row]
-    name: str
-
-
-def headline_table(summary: Summary, headline: Sequence[str]) -> TextTable:
+def headline_table(summary: Summary, headline: Sequence[str]) -> Table:
     """The scores that a benchmark is judged by."""
     rows = [_score_row(name, summary.score(name)) for name in headline]
     header = ("score", "value", "95 % interval", "meaning")
-    return TextTable("Headline", [header, *rows], "headline")
+    return Table("Headline", [header, *rows], "headline")
 
 
-def all_tables(summary: Summary, headline: Sequence[str]) -> list[TextTable]:
+def all_tables(summary: Summary, headline: Sequence[str]) -> list[Table]:
     """Headline, all scores, the groups of each sort, and the masks' own scores."""
     overall = summary.groups.get(OVERALL, Group(0, {}))
     rest = [name for name in overall.scores if name not in headline]
@@ -84,16 +67,16 @@ def all_tables(summary: Summary, headline: Sequence[str]) -> list[TextTable]:
     tables = [headline_table(summary, headline)]
     if rest:
         rows = [_score_row(name, overall.scores[name]) for name in rest]
-        tables.append(TextTable("Further scores", [header, *rows], "scores"))
+        tables.append(Table("Further scores", [header, *rows], "scores"))
     for prefix, title in _TITLES.items():
         members = summary.members(prefix)
         if members:
             rows = _group_rows(members, prefix)
-            tables.append(TextTable(title, rows, prefix.strip()))
+            tables.append(Table(title, rows, prefix.strip()))
     return [*tables, mask_score_table(summary)]
 
 
-def mask_score_table(summary: Summary) -> TextTable:
+def mask_score_table(summary: Summary) -> Table:
     """Average precision and calibration."""
     curve = summary.precision
     rows: list[Row] = [
@@ -107,7 +90,7 @@ def mask_score_table(summary: Summary) -> TextTable:
             "mean distance of a mask's own score and its IoU, over ten bins",
         ),
     ]
-    return TextTable("The masks' own scores", rows, "mask-scores")
+    return Table("The masks' own scores", rows, "mask-scores")
 
 
 def describe_run(settings: dict[str, Any], summary: Summary) -> str:

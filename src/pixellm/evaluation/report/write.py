@@ -11,9 +11,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from pixellm.evaluation.intervals import Estimate
 from pixellm.evaluation.records import AnswerRecord
-from pixellm.evaluation.report.gallery import Card, FetchImage, build_cards
+from pixellm.evaluation.report.gallery import FetchImage, build_cards
 from pixellm.evaluation.report.judged import (
     JudgedScores,
     describe_judge,
@@ -22,25 +24,23 @@ from pixellm.evaluation.report.judged import (
     judged_tables,
     judged_to_dict,
 )
-from pixellm.evaluation.report.page import build_page
-from pixellm.evaluation.report.plots import bar_plot, calibration_plot, curve_plot
-from pixellm.evaluation.report.tables import TextTable, all_tables, describe_run
+from pixellm.evaluation.report.tables import all_tables, describe_run
 from pixellm.evaluation.summary import SIZE, TARGETS, Summary
-from pixellm.files import MARKED_TEXT, check_file, check_folder, json_bytes, write_files
+from pixellm.report import figures, page
+from pixellm.report.page import Card, Report
 
 _PACKAGES = ("pixellm", "torch", "transformers", "numpy", "scipy", "pycocotools")
 
 
 def check_report(folder: Path) -> None:
-    """Refuse a folder whose files a report would replace though they are not of a report.
+    """Refuse a folder where no report can be written; see :func:`pixellm.report.page.check_report`.
 
     Raises:
-        OSError: it can't be written, or holds such a file.
+        OSError: it can't be written, or holds a file that is not of a report.
+        ImportError: plots can't be drawn here.
     """
-    check_folder(folder)
-    check_file(folder / "report.json", keys=("settings", "versions", "headline"))
-    check_file(folder / "report.md")
-    check_file(folder / "report.html")
+    figures.check_plots()
+    page.check_report(folder, "report", ("settings", "versions", "headline"))
 
 
 def write_report(
@@ -87,52 +87,38 @@ def write_report(
         **({} if judged is None else judged_to_dict(judged)),
         "gallery": gallery_keys(cards),
     }
-    content = {
-        folder / "report.json": json_bytes(values),
-        folder / "report.md": build_markdown(title, lead, tables).encode("utf-8"),
-        folder / "report.html": build_page(
-            title, lead, tables, summary_plots(summary), cards
-        ).encode("utf-8"),
-    }
-    write_files(content)
-    return list(content)
+    plots = summary_plots(summary)
+    return page.write_report(folder, "report", Report(title, lead, tables, plots, cards, values))
 
 
-def summary_plots(summary: Summary) -> dict[str, str]:
+def summary_plots(summary: Summary) -> dict[str, Markup]:
     """Score by number of targets, by size, precision over recall, calibration; what there is."""
-    plots = {}
+    drawn = {}
     sorts = {TARGETS: ("giou", "targets"), SIZE: ("target_iou", "share of the image")}
     for prefix, (score, label) in sorts.items():
         bars = {
-            name: group.scores.get(score, Estimate(None, None, None, 0.0))
+            name: _interval(group.scores.get(score))
             for name, group in summary.members(prefix).items()
         }
         if bars:
-            caption = f"{score} by {label}, with 95 % intervals"
-            plots[caption] = bar_plot(caption, bars, label)
+            drawn[f"{score} by {label}, with 95 % intervals"] = figures.score_bars(bars, label)
     curve = summary.precision
     if curve.precisions:
-        caption = "Precision over recall of the masks, by IoU threshold"
         lines = {
-            f"IoU {level}": list(zip(curve.recalls, values, strict=True))
-            for level, values in curve.precisions.items()
+            f"IoU {level}": (curve.recalls, values) for level, values in curve.precisions.items()
         }
-        plots[caption] = curve_plot(caption, lines, "recall", "precision")
+        caption = "Precision over recall of the masks, by IoU threshold"
+        drawn[caption] = figures.score_curves(lines, "recall", "precision")
     if summary.calibration:
+        total = sum(one.count for one in summary.calibration)
+        dots = [(one.mean_score, one.mean_iou, one.count / total) for one in summary.calibration]
         caption = "Calibration of the masks' scores"
-        plots[caption] = calibration_plot(caption, summary.calibration)
-    return plots
+        drawn[caption] = figures.score_dots(dots, "score that the model gives", "mean IoU")
+    return {caption: figures.to_svg(figure, caption) for caption, figure in drawn.items()}
 
 
-def build_markdown(title: str, lead: str, tables: Sequence[TextTable]) -> str:
-    """The report as Markdown."""
-    parts = [f"# {_plain(title)}", _plain(lead)]
-    for table in tables:
-        header, *rows = table.rows
-        lines = [header, ("---",) * len(header), *rows]
-        parts.append(f"## {_plain(table.title)}")
-        parts.append("\n".join(f"| {' | '.join(map(_plain, row))} |" for row in lines))
-    return "\n\n".join([*parts, MARKED_TEXT]) + "\n"
+def _interval(estimate: Estimate | None) -> figures.Interval:
+    return (None,) * 3 if estimate is None else (estimate.value, estimate.low, estimate.high)
 
 
 def installed_versions() -> dict[str, str]:
@@ -150,13 +136,5 @@ def gallery_keys(cards: Sequence[Card]) -> dict[str, list[str]]:
     """Sort -> keys of the answers shown."""
     keys: dict[str, list[str]] = {}
     for card in cards:
-        keys.setdefault(card.sort, []).append(card.record.key)
+        keys.setdefault(card.sort, []).append(card.fields["sample"])
     return keys
-
-
-def _plain(text: str) -> str:
-    """Text that can't break a Markdown table or turn into markup."""
-    joined = " ".join(text.split())
-    for sign in "\\|<`*_":
-        joined = joined.replace(sign, "\\" + sign) if sign != "<" else joined.replace("<", "&lt;")
-    return joined
