@@ -177,7 +177,8 @@ class Segment:
     Attributes:
         label: the phrase that the mask grounds, ``text[span[0]:span[1]]``.
         mask: (H, W) bool over the original image.
-        score: mean probability over the mask's pixels, 0 for an empty mask.
+        score: mean probability over the mask's pixels, 0 for an empty mask; of models with
+            ``masks_per_thing`` the intersection over union that it is expected to have.
         span: [start, end) of the phrase in the answer's text, in characters.
     """
 
@@ -193,7 +194,8 @@ class Prediction:
 
     Attributes:
         text: the answer.
-        segments: one per complete codebook group whose mask is not filtered.
+        segments: of each complete codebook group the masks that are not filtered, one as a rule;
+            of models with ``masks_per_thing`` one for each thing that the phrase stands for.
         question: the question, as typed.
         size: (height, width) of the original image.
         info: facts about how it came about, never part of the answer; those that are known of

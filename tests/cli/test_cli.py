@@ -175,6 +175,15 @@ def test_phrases_carry_their_masks_colours_and_the_terminal_obeys_no_answer() ->
     assert plain == "A red square [1] and a [bold]blue one [2]\N{REPLACEMENT CHARACTER}[2J."
 
 
+def test_a_phrase_with_several_masks_is_said_once() -> None:
+    mask = np.ones((2, 2), dtype=np.bool_)
+    spans = [(9, 17), (9, 17), (22, 29)]
+    text = "Here are the dogs and the cat."
+    segments = tuple(Segment(text[a:b], mask, 0.5, (a, b)) for a, b in spans)
+    plain = answer_text(Prediction(text, segments, "q", (2, 2))).plain
+    assert plain == "Here are the dogs [1] [2] and the cat [3]."
+
+
 def test_names_of_mask_files_are_safe() -> None:
     mask = np.ones((2, 2), dtype=np.bool_)
     labels = ["../a\\b: the LEFT one?", "", "x" * 300, "красный шар"]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from conftest import tiny_evidence_config
 from pixellm.model.evidence import BOX_CHANNELS
-from pixellm.model.regions import RegionDecoder, cut_windows, paste_windows
+from pixellm.model.regions import CellAttention, RegionDecoder, cut_windows, paste_windows
 
 CANVAS = 32
 
@@ -17,9 +17,12 @@ def disc(x: float, y: float, radius: float) -> Tensor:
     return ((line[None] - x) ** 2 + (line[:, None] - y) ** 2 < radius**2).float()
 
 
-def a_decoder() -> RegionDecoder:
+def a_decoder(**settings: bool | int) -> RegionDecoder:
     torch.manual_seed(0)
-    return RegionDecoder(tiny_evidence_config()).eval()
+    config = tiny_evidence_config()
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return RegionDecoder(config).eval()
 
 
 def entries_of(decoder: RegionDecoder, *boxes: tuple[float, float, float, float]) -> Tensor:
@@ -110,3 +113,65 @@ def test_targets_of_two_images_are_drawn_from_their_own() -> None:
     for row, image in ((0, 1), (1, 0)):
         alone = decoder(targets[row : row + 1], images[image], torch.zeros(1).long())
         torch.testing.assert_close(together[row], alone[0], atol=1e-4, rtol=1e-4)
+
+
+TWO_BOXES = ((0.1, 0.1, 0.4, 0.4), (0.6, 0.6, 0.9, 0.9))
+
+
+def test_every_thing_that_is_chosen_is_a_mask_of_its_own() -> None:
+    decoder = a_decoder(masks_per_thing=True)
+    decoder.draw.bias.data.fill_(20)
+    decoder.choice_bias.data.fill_(20)
+    decoder.lone.bias.data.fill_(-20)
+    image = an_image(decoder, entries_of(decoder, *TWO_BOXES))
+    things = decoder.things(torch.randn(1, 2, 16), image, torch.zeros(1).long())
+    assert things.targets.tolist() == [0, 0]
+    first, second = things.logits > 0
+    assert first[8, 8] and not first[24, 24]
+    assert second[24, 24] and not second[8, 8]
+    assert ((things.scores > 0) & (things.scores < 1)).all()
+
+
+def test_one_of_several_is_the_likeliest_alone() -> None:
+    decoder = a_decoder(masks_per_thing=True)
+    decoder.choice_bias.data.fill_(20)
+    decoder.lone.bias.data.fill_(20)
+    image = an_image(decoder, entries_of(decoder, *TWO_BOXES))
+    targets, rows = torch.randn(3, 2, 16), torch.zeros(3).long()
+    things = decoder.things(targets, image, rows)
+    assert things.targets.tolist() == [0, 1, 2]
+    best = decoder.choose(targets, image[-1], rows).argmax(1)
+    for logits, place in zip(things.logits, best.tolist(), strict=True):
+        windows, _ = decoder.draw_entries(image, image[-1][:, place], torch.zeros(1).long())
+        outside = torch.ones(CANVAS, CANVAS, dtype=torch.bool)
+        left, top, right, bottom = (windows[0] * CANVAS).round().int().tolist()
+        outside[max(0, top - 1) : bottom + 1, max(0, left - 1) : right + 1] = False
+        assert (logits[outside] < -5).all()
+
+
+def test_what_is_not_chosen_has_its_likeliest_thing_all_the_same_but_an_empty_image_none() -> None:
+    decoder = a_decoder(masks_per_thing=True)
+    decoder.choice_bias.data.fill_(-5)
+    targets, rows = torch.randn(1, 2, 16), torch.zeros(1).long()
+    found = an_image(decoder, entries_of(decoder, *TWO_BOXES))
+    assert decoder.things(targets, found, rows).targets.tolist() == [0]
+    nothing = decoder.things(targets, an_image(decoder, entries_of(decoder)), rows)
+    assert nothing.logits.shape == (0, CANVAS, CANVAS)
+
+
+def test_a_cell_of_a_window_takes_in_what_looks_alike_wherever_it_is() -> None:
+    torch.manual_seed(0)
+    attention = CellAttention(8, heads=2)
+    maps = torch.randn(1, 8, 6, 6)
+    moved = maps.clone()
+    moved[..., -1, -1] += 5
+    change = (attention(moved) - attention(maps)).abs().sum(1)[0]
+    assert change.shape == (6, 6)
+    assert change[0, 0] > 0
+
+
+def test_a_decoder_with_attention_draws_windows_of_the_same_size() -> None:
+    decoder = a_decoder(decoder_region_attention=4)
+    entries = entries_of(decoder, *TWO_BOXES)
+    masks = decoder(torch.randn(1, 2, 16), an_image(decoder, entries), torch.zeros(1).long())
+    assert masks.shape == (1, CANVAS, CANVAS)

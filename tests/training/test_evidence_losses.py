@@ -59,14 +59,19 @@ def a_batch() -> tuple[Tensor, dict[str, Tensor]]:
 class GivenChoice:
     """A decoder whose choice among the entries of all rows, and their classes, are given."""
 
-    def __init__(self, choice: Tensor, scores: Tensor) -> None:
-        self.choice, self.scores = choice, scores
+    def __init__(self, choice: Tensor, scores: Tensor, one: Tensor | None = None) -> None:
+        self.choice, self.scores, self.one = choice, scores, one
+        self.tells_one = one is not None
 
     def choose_among_all(self, target_embeddings: Tensor, entries: Tensor) -> Tensor:
         return self.choice
 
     def class_scores(self, entries: Tensor) -> Tensor:
         return self.scores
+
+    def is_one(self, target_embeddings: Tensor) -> Tensor:
+        assert self.one is not None
+        return self.one
 
     def kinds(self, target_embeddings: Tensor) -> Tensor:
         return 20.0 * torch.eye(3)[self.scores[0, 0].argmax()][None]
@@ -127,3 +132,37 @@ def test_drawing_is_learnt() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.4 * losses[0]
+
+
+def test_one_of_several_is_told_from_all_and_the_only_one_teaches_neither() -> None:
+    entries, batch = a_batch()
+    scores = torch.zeros(1, 4, 3)
+    scores[0, :2, 0] = 0.9  # both objects are of a class
+    all_shapes = batch["object_shapes"].amax(0, keepdim=True)
+
+    def slope(wanted: Tensor, likely: Tensor) -> float:
+        one = torch.zeros(1, requires_grad=True)
+        decoder = GivenChoice(torch.zeros(1, 1, 4), likely, one)
+        told = batch | {"target_shapes": wanted}
+        loss = choice_loss_sum(decoder, torch.zeros(1, 2, 4), entries, told)
+        (grad,) = torch.autograd.grad(loss, one, allow_unused=True)
+        return float(grad[0])
+
+    assert slope(batch["target_shapes"], scores) < 0
+    assert slope(all_shapes, scores) > 0
+    other = scores.clone()
+    other[0, 1] = torch.tensor([0, 0.9, 0])  # the other object is of another class
+    assert slope(batch["target_shapes"], other) == 0
+
+
+def test_a_target_of_one_object_competes_for_the_likeliest_entry() -> None:
+    entries, batch = a_batch()
+    scores = torch.zeros(1, 4, 3)
+
+    def loss(first: float, second: float) -> float:
+        choice = torch.tensor([[[first, second, -20, 0]]])
+        decoder = GivenChoice(choice, scores, torch.zeros(1))
+        plain = choice_loss(choice, entries, batch, scores)
+        return float(choice_loss_sum(decoder, torch.zeros(1, 2, 4), entries, batch) - plain)
+
+    assert loss(3, -3) < 0.1 < loss(0, 0) < loss(-3, 3)

@@ -72,8 +72,9 @@ def answer_text(prediction: Prediction) -> Text:
     for index, segment in enumerate(prediction.segments):
         style = _style(index)
         begin, end = segment.span
-        text.append(shown[start:begin])
-        text.append(shown[begin:end], style)
+        if end > start or not index:  # else it shares its phrase with the one before
+            text.append(shown[start:begin])
+            text.append(shown[begin:end], style)
         text.append(f" [{index + 1}]", style)
         start = end
     return text.append(shown[start:])

@@ -100,6 +100,7 @@ class PhotoScenes:
         kinds: weight of each kind of question, as for photos; the default weights where None.
         long_side: of the images, in pixels.
         max_targets: no question has more.
+        together: see :class:`~pixellm.data.readers.photos.Photos`.
 
     Raises:
         ValueError: an unknown split, a number that is too small, weights of unknown kinds, or a
@@ -120,6 +121,7 @@ class PhotoScenes:
         kinds: Mapping[str, float] | None = None,
         long_side: int = 416,
         max_targets: int = MAX_TARGETS,
+        together: bool = False,
     ) -> None:
         counts = {"length": length, "dialogues_per_image": dialogues_per_image}
         for name, count in {**counts, "max_targets": max_targets}.items():
@@ -136,6 +138,7 @@ class PhotoScenes:
         self.kinds = kinds
         self.long_side = long_side
         self.max_targets = max_targets
+        self.together = together
         # With negatives every photo is an item, so that items and photos have the same numbers.
         self._coco = OwnCoco(root, split, annotations=annotations, images=images, negatives=1.0)
         self._photos_with = self._index_concepts()
@@ -175,7 +178,7 @@ class PhotoScenes:
             raise IndexError(f"Photo scene {index} of {self.length}.")
         for attempt in range(_ATTEMPTS):
             scene = self.scene(index, attempt)
-            view = PhotoView(scene, self.knowledge, self.max_targets)
+            view = PhotoView(scene, self.knowledge, self.max_targets, together=self.together)
             dialogues = compose_photo_dialogues(
                 view,
                 random.Random(self._entropy(index, attempt)),

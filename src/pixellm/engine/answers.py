@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -48,13 +48,18 @@ class DecodedMask:
 
     Attributes:
         mask: (H, W), true where the logits are above 0.
-        score: mean probability over the mask's pixels, 0 for an empty mask.
+        score: mean probability over the mask's pixels, 0 for an empty mask; of models with
+            ``masks_per_thing`` the intersection over union that it is expected to have.
         logits: (H, W) float32, where they were asked for.
     """
 
     mask: NDArray[np.bool_]
     score: float
     logits: NDArray[np.float32] | None = None
+
+
+GroupMasks = tuple[DecodedMask, ...]
+"""The masks of a group: of each thing that its phrase stands for."""
 
 
 @dataclass(eq=False)
@@ -189,22 +194,23 @@ class AnswerDecoder:
             for states in pending.answer.group_states
         ]
         keep_logits = any(pending.prompt.options.keep_logits for pending in finished)
-        masks = iter(self.masks(states, keep_logits=keep_logits))
+        masks = iter(self.group_masks(states, keep_logits=keep_logits))
         return [
             self.prediction(pending, [next(masks) for _ in pending.answer.group_states])
             for pending in finished
         ]
 
-    def prediction(self, pending: PendingAnswer, masks: Sequence[DecodedMask]) -> Prediction:
-        """Text, and a segment for each group with the phrase that it grounds.
+    def prediction(self, pending: PendingAnswer, masks: Sequence[GroupMasks]) -> Prediction:
+        """Text, and a segment for each thing of a group with the phrase that it grounds.
 
-        Groups whose masks are too unsure give none. Where the encoder can tell,
+        Masks that are too unsure give none. Where the encoder can tell,
         ``info["familiarity"]`` is how likely it knows anything in the image.
         """
         codec, ids, size = self.processor.codec, pending.answer.ids, pending.image.original
         decoded = codec.decode_answer([i for i in ids if i not in self.eos_ids])
         starts = (0, *decoded.ends)
-        found = list(zip(starts, decoded.ends, masks, strict=False))
+        groups = zip(starts, decoded.ends, masks, strict=False)
+        found = [(start, end, mask) for start, end, own in groups for mask in own]
         shown = [one for one in found if passes_threshold(one[2].score, self.min_score)]
         info: dict[str, Any] = {
             "num_tokens": len(ids),
@@ -250,25 +256,59 @@ class AnswerDecoder:
         """Whether a segment's mask is sure enough to be shown."""
         return passes_threshold(found.score, self.min_score)
 
+    def group_masks(
+        self, targets: Sequence[tuple[Tensor, PreparedImage]], *, keep_logits: bool = False
+    ) -> list[GroupMasks]:
+        """Masks of (G, D) group states, each about its image: of every thing that one stands for.
+
+        A group has one mask, unless its model tells things apart (``masks_per_thing``).
+        """
+        per_thing = self.model.config.masks_per_thing
+        decode = partial(self._decode, per_thing=per_thing, keep_logits=keep_logits)
+        return run_in_portions(decode, targets, TARGETS_AT_ONCE)
+
     def masks(
         self, targets: Sequence[tuple[Tensor, PreparedImage]], *, keep_logits: bool = False
     ) -> list[DecodedMask]:
-        """Masks of (G, D) group states, each about its image."""
-        decode = partial(self._decode, keep_logits=keep_logits)
-        return run_in_portions(decode, targets, TARGETS_AT_ONCE)
+        """Masks of (G, D) group states, one each: all that it stands for."""
+        decode = partial(self._decode, per_thing=False, keep_logits=keep_logits)
+        return [mask for (mask,) in run_in_portions(decode, targets, TARGETS_AT_ONCE)]
 
     @torch.inference_mode()
     def _decode(
-        self, targets: Sequence[tuple[Tensor, PreparedImage]], *, keep_logits: bool
-    ) -> list[DecodedMask]:
+        self,
+        targets: Sequence[tuple[Tensor, PreparedImage]],
+        *,
+        per_thing: bool,
+        keep_logits: bool,
+    ) -> list[GroupMasks]:
         images = {image.key: image for _, image in targets}
         position = {key: row for row, key in enumerate(images)}
         rows = torch.tensor([position[p.key] for _, p in targets], device=self.model.device)
         features = _join_features([image.encoded for image in images.values()])
         embeddings = self.model.model.codebook(torch.stack([state for state, _ in targets]))
-        low = self.model.decode_masks(embeddings, features, rows)
+        owners, told = list(range(len(targets))), None
+        if per_thing:
+            things = self.model.decode_things(embeddings, features, rows)
+            owners, low, told = things.targets.tolist(), things.logits, things.scores
+        else:
+            low = self.model.decode_masks(embeddings, features, rows)
+        found = self._to_masks(low, [targets[one][1] for one in owners], told, keep_logits)
+        groups: list[list[DecodedMask]] = [[] for _ in targets]
+        for owner, mask in zip(owners, found, strict=True):
+            groups[owner].append(mask)
+        return [tuple(group) for group in groups]
+
+    def _to_masks(
+        self,
+        low: Tensor,
+        images: Sequence[PreparedImage],
+        told: Tensor | None,
+        keep_logits: bool,
+    ) -> list[DecodedMask]:
+        """Masks over the original images of (P, h, w) logits, with scores that are told, if any."""
         masks, scores, logits, done = list[Tensor](), list[Tensor](), list[Tensor](), 0
-        for _, group in groupby((image for _, image in targets), key=lambda p: p.key):
+        for _, group in groupby(images, key=lambda image: image.key):
             same = list(group)
             for piece in low[done : done + len(same)].split(_portion(same[0])):
                 restored = self._restore(piece, same[0])
@@ -276,7 +316,12 @@ class AnswerDecoder:
                 scores.append(score_masks(restored))
                 logits += [*restored.cpu()] if keep_logits else []
             done += len(same)
-        found = zip(_to_host(masks), torch.cat(scores).tolist(), strict=True)
+        if not masks:
+            return []
+        values = torch.cat(scores)
+        if told is not None:
+            values = told * (values > 0)  # an empty mask is worth nothing
+        found = zip(_to_host(masks), values.tolist(), strict=True)
         if not keep_logits:
             return [DecodedMask(*one) for one in found]
         kept = zip(found, logits, strict=True)
@@ -299,17 +344,17 @@ class GrowingAnswer:
     def __init__(self, decoder: AnswerDecoder, pending: PendingAnswer) -> None:
         self.pending = pending
         self._decoder = decoder
-        self._masks: list[DecodedMask] = []
+        self._masks: list[GroupMasks] = []
         self._sent = 0
 
     def extend(
-        self, step: Step, masks: Sequence[DecodedMask]
+        self, step: Step, masks: Sequence[GroupMasks]
     ) -> Iterator[str | Segment | Prediction]:
         """What a step adds to text and segments; behind the last one the Prediction.
 
         Args:
             step: of this answer.
-            masks: the one of the group that the step completes, if any.
+            masks: those of the group that the step completes, if any.
         """
         self.pending.answer.extend(step)
         text, ends = self._decoder.text_of(self.pending.answer.ids)
@@ -318,8 +363,8 @@ class GrowingAnswer:
         if len(ready) > self._sent:
             yield ready[self._sent :]
             self._sent = len(ready)
-        for mask in masks:
-            self._masks.append(mask)
+        self._masks += masks
+        for mask in chain(*masks):
             start = ends[-2] if len(ends) > 1 else 0
             found = segment(text, start, ends[-1], mask)
             if self._decoder.passes_threshold(found):

@@ -273,7 +273,7 @@ class Engine:
                 steps = [*loop.step(), *loop.step()]
         groups = [step.group_states for step in steps if step.group_states is not None]
         with self._turn:
-            self._decoder.masks([(group, pending.image) for group in groups])
+            self._decoder.group_masks([(group, pending.image) for group in groups])
 
     def _answer(self, requests: Sequence[tuple[Request, AnswerOptions]]) -> list[Prediction]:
         """Answer all requests, or raise the first error."""

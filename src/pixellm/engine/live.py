@@ -86,7 +86,7 @@ class LiveBatch:
                 for step in steps
                 if step.group_states is not None
             ]
-            masks = iter(self._decoder.masks(groups) if groups else ())
+            masks = iter(self._decoder.group_masks(groups) if groups else ())
             pieces: list[tuple[int, str | Segment | Prediction]] = []
             for step in steps:
                 own = [] if step.group_states is None else [next(masks)]

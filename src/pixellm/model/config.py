@@ -83,6 +83,10 @@ class PixelLMConfig(PreTrainedConfig):
         decoder_region_cells: cells along a side of the window in which a thing found is drawn;
             its mask has twice as many.
         decoder_region_size: channels of these windows.
+        masks_per_thing: a phrase may stand for several things, each with a mask of its own; with
+            evidence alone.
+        decoder_region_attention: heads with which the cells of a window look at each other; 0 for
+            none.
         decoder_detail_depth: hidden state of the encoder whose fine map sharpens the masks in the
             windows; None for none.
         decoder_detail_size: its channels.
@@ -141,6 +145,8 @@ class PixelLMConfig(PreTrainedConfig):
         decoder_similarity: bool = False,
         decoder_region_cells: int = 28,
         decoder_region_size: int = 32,
+        decoder_region_attention: int = 0,
+        masks_per_thing: bool = False,
         decoder_detail_depth: int | None = None,
         decoder_detail_size: int = 16,
         scale_weights: Literal["learned", "fixed"] = "learned",
@@ -188,6 +194,8 @@ class PixelLMConfig(PreTrainedConfig):
         self.decoder_similarity = decoder_similarity
         self.decoder_region_cells = decoder_region_cells
         self.decoder_region_size = decoder_region_size
+        self.decoder_region_attention = decoder_region_attention
+        self.masks_per_thing = masks_per_thing
         self.decoder_detail_depth = decoder_detail_depth
         self.decoder_detail_size = decoder_detail_size
         self.scale_weights = scale_weights
@@ -241,6 +249,14 @@ class PixelLMConfig(PreTrainedConfig):
             f"({self.decoder_heads}).": self.decoder_size % (2 * self.decoder_heads) == 0,
             "evidence_depths and evidence_tokens need each other.": bool(self.evidence_depths)
             == (self.evidence_tokens > 0),
+            "masks_per_thing and decoder_region_attention need evidence_tokens.": (
+                self.evidence_tokens > 0
+                or not (self.masks_per_thing or self.decoder_region_attention)
+            ),
+            f"decoder_region_attention is {self.decoder_region_attention}; it must divide "
+            f"decoder_region_size, {self.decoder_region_size}.": (
+                self.decoder_region_size % max(1, self.decoder_region_attention) == 0
+            ),
             f"evidence_tokens is {self.evidence_tokens}; it must be at most {CANDIDATES}.": (
                 self.evidence_tokens <= CANDIDATES
             ),

@@ -7,11 +7,15 @@ scale bends how they are drawn. A target is the union of its entries. It stands 
 nor images. Windows as in Mask R-CNN (He et al., 2017).
 Shape legend: M targets, B rows, K entries, C decoder width, U windows, S cells along a window's
 side, P pairs of a target and a window, h w a grid, G its side.
+
+A phrase may stand for one thing or for several. Where the model tells which (``masks_per_thing``),
+each thing is a mask of its own, with the intersection over union that it is expected to have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,6 +37,9 @@ CHOSEN = 0.05
 
 MOST_ENTRIES = 24
 """Likeliest entries of a target that are drawn."""
+
+NUM_SIGNS = 5
+"""Numbers from which a mask's worth is told, see :meth:`RegionDecoder.signs`."""
 
 _LEAST_MATCH = 1e-3
 """Probability that an entry is of a target's class after all."""
@@ -111,6 +118,48 @@ def paste_windows(logits: Tensor, windows: Tensor, grid: int) -> Tensor:
     return spread * inside + _OUTSIDE * (1 - inside)
 
 
+@dataclass(frozen=True)
+class Things:
+    """The things of some targets, each with its mask; a target has one at least, if any was found.
+
+    Attributes:
+        targets: (P,) whose thing it is, ascending.
+        logits: (P, G, G) in the canvas frame.
+        scores: (P,) intersection over union with what is meant, as far as can be told.
+    """
+
+    targets: Tensor
+    logits: Tensor
+    scores: Tensor
+
+
+class CellAttention(nn.Module):
+    """Lets every cell of a window look at all of it: what looks alike is one thing.
+
+    Keys and values are those of 2 x 2 cells together.
+    """
+
+    def __init__(self, size: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(1, size)
+        self.query = nn.Conv2d(size, size, 1)
+        self.key_value = nn.Conv2d(size, 2 * size, 1)
+        self.out = nn.Conv2d(size, size, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """What is added to (U, c, S, S) maps."""
+        normed = self.norm(maps)
+        coarse = self.key_value(F.avg_pool2d(normed, 2))
+        query, key, value = (
+            one.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)
+            for one in (self.query(normed), *coarse.chunk(2, 1))
+        )
+        seen = F.scaled_dot_product_attention(query, key, value)
+        added: Tensor = self.out(seen.transpose(2, 3).flatten(1, 2).unflatten(2, maps.shape[-2:]))
+        return added
+
+
 class RegionLayers(nn.Module):
     """Draws what an entry found: convolutions over its window that know what they look for."""
 
@@ -125,6 +174,8 @@ class RegionLayers(nn.Module):
             nn.Conv2d(size, size, 3, padding=reach, dilation=reach) for reach in (1, 2, 4, 1)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(4, size) for _ in self.layers)
+        heads = config.decoder_region_attention
+        self.attention = CellAttention(size, heads) if heads else None
         self.finer = nn.ConvTranspose2d(size, size // 2, 2, stride=2)
         self.has_detail = config.decoder_detail_depth is not None
         detail = config.decoder_detail_size if self.has_detail else 0
@@ -150,8 +201,10 @@ class RegionLayers(nn.Module):
         place = torch.stack([x, y]).expand(len(cut), -1, -1, -1)
         scale, shift = self.about(descriptions)[..., None, None].chunk(2, 1)
         maps = self.narrow(torch.cat([cut, place], 1)) * (1 + scale) + shift
-        for layer, norm in zip(self.layers, self.norms, strict=True):
+        for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True), start=1):
             maps = maps + F.silu(norm(layer(maps)))
+            if self.attention is not None and number == len(self.layers) - 1:
+                maps = maps + self.attention(maps)
         fine = F.silu(self.finer(maps))
         if detail is not None:
             fine = torch.cat([fine, self.detail_norm(detail)], 1)
@@ -182,6 +235,10 @@ class RegionDecoder(FullPrecision):
         self.choice_bias = nn.Parameter(torch.tensor(2.0))
         # Set when a trained model is calibrated: masks stay as they are, their scores do not.
         self.sureness = nn.Parameter(torch.tensor(1.0))
+        self.tells_one = config.masks_per_thing
+        if self.tells_one:
+            self.lone = nn.Linear(size, 1)
+            self.worth = nn.Linear(NUM_SIGNS, 1)
         self.regions = RegionLayers(config, about)
         self.draw = nn.Linear(inner // 2, 1)
         self.bend = nn.Parameter(torch.zeros(inner // 2, size))  # at first all draw alike
@@ -197,11 +254,63 @@ class RegionDecoder(FullPrecision):
         Returns:
             (M, h, w) mask logits in the canvas frame.
         """
+        choice = self.choose(target_embeddings, features[-1].to(self.dtype), rows)
+        targets, places = self._likely(choice)
+        pasted = self._draw(target_embeddings, features, rows[targets], targets, places)
+        return _unite(choice[targets, places], pasted, targets, len(rows)) * self.sureness
+
+    def things(self, target_embeddings: Tensor, features: list[Tensor], rows: Tensor) -> Things:
+        """The things of every target, for models with ``masks_per_thing``; see :meth:`forward`."""
+        entries = features[-1].to(self.dtype)
+        choice = self.choose(target_embeddings, entries, rows)
+        targets, places = self._shown(choice, self.is_one(target_embeddings) > 0)
+        logits = self._draw(target_embeddings, features, rows[targets], targets, places)
+        signs = self.signs(choice[targets, places], entries[rows[targets], places], logits)
+        return Things(targets, logits, self.worth(signs)[:, 0].sigmoid())
+
+    def is_one(self, target_embeddings: Tensor) -> Tensor:
+        """Logits (M,) that a target is one thing, told from others of its kind."""
+        logits: Tensor = self.lone(target_embeddings[:, 0].to(self.dtype))[:, 0]
+        return logits
+
+    def signs(self, choice: Tensor, entries: Tensor, logits: Tensor) -> Tensor:
+        """What a mask's worth is told from: (P, 5).
+
+        How likely the entry is chosen (as a logit, and above even odds), how sure the encoder is of
+        its class, how sure the mask is of its pixels, and how large it is.
+
+        Args:
+            choice: (P,) logits that the entry belongs to the target.
+            entries: (P, 5 + D).
+            logits: (P, G, G).
+        """
+        shown = logits > 0
+        area = shown.flatten(1).float().mean(1)
+        count = shown.flatten(1).sum(1).clamp_min(1)
+        sure = (logits.sigmoid() * shown).flatten(1).sum(1) / count
+        strength = self.class_scores(entries).amax(-1)
+        chosen = choice.clamp(-8, 8)
+        parts = [
+            chosen,
+            chosen.clamp_min(0),
+            strength.clamp(0.01, 0.99).logit(),
+            sure.clamp(0.5, 0.995).logit(),
+            area.clamp_min(1e-5).log() / 4,
+        ]
+        return torch.stack(parts, 1)
+
+    def _draw(
+        self,
+        target_embeddings: Tensor,
+        features: list[Tensor],
+        rows: Tensor,
+        targets: Tensor,
+        places: Tensor,
+    ) -> Tensor:
+        """Logits (P, G, G) of pairs: entries at ``places`` of ``rows`` as the targets bend them."""
         entries = features[-1].to(self.dtype)
         grid = features[self.num_scales - 1].shape[-1] * self.output_factor
-        choice = self.choose(target_embeddings, entries, rows)
-        targets, places = self._likely(choice)
-        flat = rows[targets] * entries.shape[1] + places
+        flat = rows * entries.shape[1] + places
         drawn, window_of = flat.unique(return_inverse=True)
         owner, place = drawn // entries.shape[1], drawn % entries.shape[1]
         windows, maps = self.window_features(features, entries[owner, place], owner)
@@ -209,8 +318,7 @@ class RegionDecoder(FullPrecision):
         logits = self.draw(maps.flatten(2).transpose(1, 2))[..., 0][window_of]
         logits = logits + torch.einsum("pc,pcs->ps", own, maps.flatten(2)[window_of])
         side = maps.shape[-1]
-        pasted = paste_windows(logits.unflatten(1, (side, side)), windows[window_of], grid)
-        return _unite(choice[targets, places], pasted, targets, len(rows)) * self.sureness
+        return paste_windows(logits.unflatten(1, (side, side)), windows[window_of], grid)
 
     def choose(self, target_embeddings: Tensor, entries: Tensor, rows: Tensor) -> Tensor:
         """Logits (M, K) that an entry belongs to a target; very low where there is none.
@@ -287,6 +395,17 @@ class RegionDecoder(FullPrecision):
         least = choice.detach().topk(count, dim=1).values[:, -1:]
         likely = (choice.detach().sigmoid() > CHOSEN) & (choice.detach() >= least)
         targets, places = likely.nonzero(as_tuple=True)
+        return targets, places
+
+    @staticmethod
+    def _shown(choice: Tensor, is_one: Tensor) -> tuple[Tensor, Tensor]:
+        """Targets (P,) and entries (P,): a target's likeliest, and what else it rather means."""
+        order = torch.arange(choice.shape[1], device=choice.device)
+        is_best = order == choice.argmax(1)[:, None]
+        count = min(MOST_ENTRIES, choice.shape[1])
+        least = choice.topk(count, dim=1).values[:, -1:]
+        meant = (choice > 0) & (choice >= least) & ~is_one[:, None]
+        targets, places = ((meant | is_best) & (choice > _OUTSIDE)).nonzero(as_tuple=True)
         return targets, places
 
 

@@ -11,9 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
+
+from pixellm.masks import decode_mask, encode_mask
 from pixellm.scenes.knowledge import Knowledge
-from pixellm.scenes.scene import Scene, SceneObject
-from pixellm.scenes.scene_view import INSTANCE_MARGIN, SceneView, ViewedObject
+from pixellm.scenes.scene import Scene, SceneObject, measure_object
+from pixellm.scenes.scene_view import INSTANCE_MARGIN, SceneView, ViewedGroup, ViewedObject
 
 PERSON = "person"
 """Key of the concept of people."""
@@ -59,6 +62,7 @@ class PhotoView(SceneView):
         knowledge: the tables.
         max_targets: more objects than this are never asked for at once.
         people: what a question may call each person of this photo, beside the usual words.
+        together: answers that mean all of a kind name it once, "the dogs", with one mask of all.
     """
 
     def __init__(
@@ -67,8 +71,11 @@ class PhotoView(SceneView):
         knowledge: Knowledge,
         max_targets: int,
         people: tuple[str, ...] = (),
+        together: bool = False,
     ) -> None:
         self._people = people
+        self._together = together
+        self._groups: dict[str, ViewedGroup] = {}
         super().__init__(scene, knowledge, max_targets)
         pixels = self._height * self._width
         self.tiny = frozenset(
@@ -90,6 +97,22 @@ class PhotoView(SceneView):
     def unambiguous(self) -> list[ViewedObject]:
         """Objects that their name alone picks out, large enough to be seen."""
         return [item for item in super().unambiguous if self.is_clear(item)]
+
+    def told(self, objects: Sequence[ViewedObject]) -> list[ViewedObject]:
+        """What an answer that means all of its kinds names, in order; see ``together``."""
+        if not self._together:
+            return list(objects)
+        keys = dict.fromkeys(one.concept.key for one in objects)
+        return [self._group(key) if self.counts[key] > 1 else self.group(key)[0] for key in keys]
+
+    def _group(self, key: str) -> ViewedGroup:
+        if key not in self._groups:
+            members = tuple(self.group(key))
+            mask = np.logical_or.reduce([decode_mask(one.object.mask) for one in members])
+            joined = measure_object(key, mask, encode_mask(mask))
+            one = self._measure(joined, "")
+            self._groups[key] = ViewedGroup(joined, one.concept, one.center, one.edges, "", members)
+        return self._groups[key]
 
     def is_clear(self, item: ViewedObject) -> bool:
         """Whether an object is large enough to be picked out."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from pixellm.scenes.knowledge import Knowledge
 from pixellm.scenes.phrasing import concept_of_phrase
 from pixellm.scenes.questions_objects import Draft
 from pixellm.scenes.scene import Scene
-from pixellm.scenes.scene_view import SceneView
+from pixellm.scenes.scene_view import SceneView, members_of
 from pixellm.types import Turn
 
 __all__ = [
@@ -193,7 +194,7 @@ def _draft_dialogue(
     first = asks[rng.choice(_FOLLOWED)](view, rng)
     if first is None or not first.objects:
         return ()
-    second = positions.follow_up(view, rng, first)
+    second = positions.follow_up(view, rng, replace(first, objects=members_of(first.objects)))
     return (first, second) if second else ()
 
 

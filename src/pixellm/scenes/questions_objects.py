@@ -144,7 +144,8 @@ def ask_by_category(view: SceneView, rng: random.Random) -> Draft | None:
     if len(objects) > view.max_targets:
         return None
     question = ask(rng, "category", **category_words(view, key))
-    return Draft("category", question, answer_with(rng, "category", objects), tuple(objects))
+    told = view.told(objects)
+    return Draft("category", question, answer_with(rng, "category", told), tuple(told))
 
 
 def ask_by_use(view: SceneView, rng: random.Random) -> Draft | None:
@@ -157,8 +158,9 @@ def ask_by_use(view: SceneView, rng: random.Random) -> Draft | None:
     if len(objects) > view.max_targets:
         return None
     question = _ask_use(view, rng, key, _purpose(view, rng, key))
-    answer = answer_with(rng, "use", objects, conjunction="or")
-    return Draft("use", question, answer, tuple(objects))
+    told = view.told(objects)
+    answer = answer_with(rng, "use", told, conjunction="or")
+    return Draft("use", question, answer, tuple(told))
 
 
 def ask_activity(view: SceneView, rng: random.Random) -> Draft | None:
@@ -171,6 +173,8 @@ def ask_activity(view: SceneView, rng: random.Random) -> Draft | None:
     objects = [*parts[0], *parts[1]]
     if len(set(objects)) < len(objects) or len(objects) > view.max_targets:
         return None
+    parts = [view.told(part) for part in parts]
+    objects = [*parts[0], *parts[1]]
     words = _purpose(view, rng, first, "first") | _purpose(view, rng, second, "second")
     question = ask(rng, "activity", **words)
     answer = say(

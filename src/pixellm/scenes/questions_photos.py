@@ -30,7 +30,7 @@ from pixellm.scenes.phrasing import (
 )
 from pixellm.scenes.questions import Ask, ask_about, check_weights
 from pixellm.scenes.questions_objects import SYNONYM_SHARE, Draft, answer_with
-from pixellm.scenes.scene_view import ORDINALS, ViewedObject
+from pixellm.scenes.scene_view import ORDINALS, ViewedObject, members_of
 from pixellm.types import Turn
 
 MAX_DESCRIBED = 5
@@ -112,8 +112,9 @@ def ask_every(view: PhotoView, rng: random.Random) -> Draft | None:
         question = ask(rng, "every_one", **named.words())
     else:
         question = ask(rng, section, **named.words())
-    answer = answer_with(rng, "every", group, **_is_or_are(group))
-    return Draft("every", question, answer, tuple(group))
+    told = view.told(group)
+    answer = answer_with(rng, "every", told, **_is_or_are(told))
+    return Draft("every", question, answer, tuple(told))
 
 
 def ask_pick(view: PhotoView, rng: random.Random) -> Draft | None:
@@ -149,8 +150,9 @@ def ask_use(view: PhotoView, rng: random.Random) -> Draft | None:
     found = view.serving(key)
     if len(found) > view.max_targets:
         return None
-    answer = answer_with(rng, f"use_{key}", found)
-    return Draft("use", ask(rng, f"use_{key}"), answer, tuple(found))
+    told = view.told(found)
+    answer = answer_with(rng, f"use_{key}", told)
+    return Draft("use", ask(rng, f"use_{key}"), answer, tuple(told))
 
 
 def ask_for_absent(view: PhotoView, rng: random.Random) -> Draft | None:
@@ -211,8 +213,8 @@ def ask_open(view: PhotoView, rng: random.Random) -> Draft | None:
     return _say_what_is_seen(view, rng, "open_scene", "open")
 
 
-def ask_in_another_script(view: PhotoView, rng: random.Random) -> Draft | None:
-    """A question in another script than the Latin one."""
+def ask_in_another_language(view: PhotoView, rng: random.Random) -> Draft | None:
+    """A question in another language than English."""
     return _say_what_is_seen(view, rng, "foreign", "foreign")
 
 
@@ -278,7 +280,7 @@ def _number(index: int) -> str:
 
 
 def _is_or_are(found: Sequence[ViewedObject], *, plural: bool = False) -> dict[str, str]:
-    plural = plural or len(found) > 1 or any(one.concept.is_plural for one in found)
+    plural = plural or len(members_of(found)) > 1 or any(one.concept.is_plural for one in found)
     return {"is": "are" if plural else "is"}
 
 
@@ -315,7 +317,7 @@ _ASK: Mapping[str, Ask[PhotoView]] = {
     "plain": _ask_plain,
     "describe": ask_to_describe,
     "open": ask_open,
-    "foreign": ask_in_another_script,
+    "foreign": ask_in_another_language,
 }
 _WITHOUT_THINGS = ("negative", "unknown", "describe", "open", "foreign")
 

@@ -89,6 +89,31 @@ class ViewedObject:
         return Target(self.concept.name, self.object.mask)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ViewedGroup(ViewedObject):
+    """Several objects of a kind that one phrase names: "the bananas".
+
+    Attributes:
+        members: left to right.
+    """
+
+    members: tuple[ViewedObject, ...] = ()
+
+    @property
+    def plain_phrase(self) -> str:
+        """Their plural with the definite article."""
+        return f"the {self.concept.plural}"
+
+
+def members_of(told: Iterable[ViewedObject]) -> tuple[ViewedObject, ...]:
+    """The objects of what an answer names, one by one."""
+    return tuple(
+        member
+        for one in told
+        for member in (one.members if isinstance(one, ViewedGroup) else (one,))
+    )
+
+
 class SceneView:
     """The objects of one scene, left to right by centre, and what may truly be said of them.
 
@@ -138,6 +163,10 @@ class SceneView:
     def present_uses(self) -> list[str]:
         """Uses that something serves and nothing is ambiguous for."""
         return self._clear("use", (item.concept.uses for item in self.objects))
+
+    def told(self, objects: Sequence[ViewedObject]) -> list[ViewedObject]:
+        """What an answer that means all of its kinds names, in order: each object by itself."""
+        return list(objects)
 
     def in_category(self, category: str) -> list[ViewedObject]:
         """All objects of a category, left to right."""

@@ -26,6 +26,10 @@ OTHER_THING = 0.3
 OTHER_CLASS = 0.02
 """Where a class is less likely, an entry is of another class."""
 
+RIVAL = 0.3
+"""An entry of a target's class that is at least so likely, and does not belong to it, is a rival:
+only one of its kind is meant."""
+
 FOREIGN_WEIGHT = 8.0
 """All entries of other images together teach a target's choice as much as so many of its own."""
 
@@ -93,6 +97,9 @@ def choice_loss_sum(
 ) -> Tensor:
     """Sum over targets of the cross-entropy of which entries belong to them, and of their class.
 
+    Where the decoder tells one thing from all of its kind (``masks_per_thing``), that is learnt of
+    targets that differ in it, and a target of one object competes for the likeliest entry.
+
     Entries of the batch's other images are no part of a target either, as long as they are of
     another class; among those of its own image alone, a target that names what is not there would
     never be taught to choose nothing.
@@ -110,6 +117,7 @@ def choice_loss_sum(
     found = entries[..., BOX_CHANNELS - 1] > 0
     boxes = mask_boxes(batch["object_shapes"])
     scores = decoder.class_scores(entries)
+    ones = decoder.is_one(target_embeddings).float() if decoder.tells_one else None
     for row in rows.unique().tolist():
         asked, own = rows == row, batch["object_rows"] == row
         objects = batch["object_shapes"][own].flatten(1).float()
@@ -131,6 +139,15 @@ def choice_loss_sum(
             kind = scores[row, surest].argmax(-1)
             told = kinds[asked][chosen]
             total = total + F.cross_entropy(told, kind, reduction="sum")
+            if ones is not None:
+                rivals = (scores[row][:, kind].T > RIVAL) & known & ~wanted[chosen]
+                has_rivals = rivals.any(1)
+                number = belongs[chosen].sum(1)
+                total = total + _one_loss_sum(ones[asked][chosen], number, has_rivals)
+                among = choice[asked, row][chosen].masked_fill(~known, -torch.inf)
+                own = among.masked_fill(~wanted[chosen], -torch.inf)
+                missed = among.logsumexp(1) - own.logsumexp(1)
+                total = total + (missed * (number == 1)).sum()
         if len(entries) > 1 and chosen.any():
             elsewhere = choice[asked][chosen]
             foreign = (scores[..., kind].permute(2, 0, 1) < OTHER_CLASS) & found
@@ -139,6 +156,20 @@ def choice_loss_sum(
             count = foreign.flatten(1).sum(1).clamp_min(1)
             total = total + (mistaken.flatten(1).sum(1) * FOREIGN_WEIGHT / count).sum()
     return total
+
+
+def _one_loss_sum(logits: Tensor, number: Tensor, has_rivals: Tensor) -> Tensor:
+    """Cross-entropy of whether a target is one of several; the only one of its kind tells nothing.
+
+    Args:
+        logits: (M,) that it is one thing.
+        number: (M,) objects that belong to it.
+        has_rivals: (M,) whether there are others of its kind.
+    """
+    is_one = (number == 1) & has_rivals
+    decided = is_one | ((number > 1) & ~has_rivals)
+    entropy = F.binary_cross_entropy_with_logits(logits, is_one.float(), reduction="none")
+    return (entropy * decided).sum()
 
 
 def objects_of_targets(targets: Tensor, objects: Tensor) -> Tensor:

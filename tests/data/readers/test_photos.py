@@ -105,6 +105,25 @@ def test_every_one_of_a_kind_is_answered_however_many_were_expected(
     assert cars and all(lefts(turn) == [20] for turn in cars)
 
 
+def test_together_all_of_a_kind_are_named_once_with_one_mask_of_them(
+    photos_root: WriteFile,
+) -> None:
+    root = photos_root(DOGS)
+    turns = ask_kind(root, "every", together=True)
+    dogs = [turn for turn in turns if re.search("dog|pup", turn.question.lower())]
+    assert dogs
+    for turn in dogs:
+        assert f"the dogs {SEG_MARK}" in turn.answer.lower() and " is " not in turn.answer
+        (joined,) = turn.targets
+        assert np.count_nonzero(decode_mask(joined.mask)) == 50 * 50 + 100 * 100 + 40 * 30
+    for turn in ask_kind(root, "category", together=True):
+        assert sorted(lefts(turn)) in ([10], [10, 20], [20])
+    followed = [turn for turn in ask_kind(root, "follow_up", together=True) if turn.targets]
+    assert followed and not any("dogs" in turn.answer for turn in followed)
+    for sample in Photos(root, together=True).evaluation_samples():
+        assert "the dogs" not in sample.turns[0].answer.lower()
+
+
 @pytest.mark.parametrize(
     ("kind", "left"), [("left", 10), ("right", 240), ("largest", 100), ("smallest", 240)]
 )

@@ -62,6 +62,9 @@ class Photos(Dataset[int]):
         captions: file of captions in COCO's format, read where it is there: a person of whom they
             agree may be asked for as the man, the lady, the kid or the surfer. Evaluation does
             without.
+        together: answers that mean all of a kind name it once, with one mask of all of them, as
+            models with ``masks_per_thing`` are taught. Training only: an evaluation has a mask for
+            every object.
         augment: show each photo mirrored, cut out and recoloured at random, another way in each
             epoch; questions are about what the view shows.
         exchange: share of photos in which every category goes by another's name, drawn anew, in the
@@ -90,6 +93,7 @@ class Photos(Dataset[int]):
         kinds: Mapping[str, float] | None = None,
         max_targets: int = MAX_TARGETS,
         captions: str = CAPTIONS,
+        together: bool = False,
         augment: bool = False,
         exchange: float = 0.0,
     ) -> None:
@@ -111,6 +115,7 @@ class Photos(Dataset[int]):
         self.dialogues_per_image = dialogues_per_image
         self.kinds = kinds
         self.max_targets = max_targets
+        self.together = together
         self.augment = augment
         self.exchange = exchange
 
@@ -150,15 +155,18 @@ class Photos(Dataset[int]):
         """
         return self._coco.image(item)
 
-    def view(self, image: AnnotatedImage, people: tuple[str, ...] = ()) -> PhotoView:
+    def view(
+        self, image: AnnotatedImage, people: tuple[str, ...] = (), *, together: bool = False
+    ) -> PhotoView:
         """A photo as the question writer sees it.
 
         Args:
             image: the photo.
             people: what its people may be called, beside the usual words.
+            together: see :class:`Photos`.
         """
         scene = scene_of_image(image, self._keys)
-        return PhotoView(scene, self.knowledge, self.max_targets, people)
+        return PhotoView(scene, self.knowledge, self.max_targets, people, together)
 
     def people_of(self, item: int, image: AnnotatedImage) -> tuple[str, ...]:
         """What the people of a photo may be called by its captions; () where that is unsure."""
@@ -181,7 +189,7 @@ class Photos(Dataset[int]):
             renamed = self._exchanged(rng)
             classes = tuple(replace(one, name=renamed[one.name]) for one in image.classes)
             image, people = replace(image, classes=classes), ()
-        view = self.view(image, people)
+        view = self.view(image, people, together=self.together)
         for kinds in (self.kinds, None):
             turns = compose_photo_dialogues(view, rng, self.dialogues_per_image, kinds=kinds)
             if turns:
