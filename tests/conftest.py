@@ -20,6 +20,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
+import pixellm as pixellm  # before torch, whose waiting threads it bounds
+
 if TYPE_CHECKING:
     from pixellm.engine import Engine
     from pixellm.model.config import PixelLMConfig

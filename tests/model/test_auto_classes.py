@@ -24,7 +24,7 @@ print(type(config).__name__, type(model).__name__, type(processor).__name__)
 
 @pytest.mark.parametrize(
     "imports",
-    ["import pixellm", "import transformers\nimport pixellm"],
+    ["import pixellm.auto", "import transformers\nimport pixellm.auto"],
     ids=["pixellm first", "transformers first"],
 )
 def test_auto_classes_know_pixellm_in_either_import_order(

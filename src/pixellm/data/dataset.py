@@ -8,7 +8,6 @@ pixels; masks stay run lengths.
 
 from __future__ import annotations
 
-import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from pydantic import (
 from pixellm.data.json_values import text_fault
 from pixellm.data.table import BadRow, Table, Tables, TablesWriter, open_tables
 from pixellm.image_files import image_size, probe_image, size_mismatch
+from pixellm.threads import usable_cores
 from pixellm.types import Sample
 
 
@@ -451,7 +451,7 @@ def decode_images(
         paths: the images; read in threads.
         progress: told how many are read, and of how many.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for done, fault in enumerate(pool.map(_decoding_fault, paths), start=1):
             if fault:
                 yield BadRow(paths[done - 1], "", fault)

@@ -15,6 +15,7 @@ from pixellm.checkpoint.adapters import is_adapter_folder
 from pixellm.checkpoint.io import load_config, load_model_and_processor, resolve_source
 from pixellm.checkpoint.quantize import quantization_config, quantize_model
 from pixellm.engine.engine import Engine
+from pixellm.threads import use_threads
 
 
 def load(
@@ -27,6 +28,7 @@ def load(
     quantize: str | None = None,
     offload_folder: str | Path | None = None,
     max_memory: dict[int | str, int | str] | None = None,
+    threads: int | None = None,
     **options: Any,
 ) -> Engine:
     """Load a model, ready to answer.
@@ -43,6 +45,9 @@ def load(
         offload_folder: for models that do not fit: weights are spread over GPUs, main memory and
             this folder, new or empty at first (needs accelerate).
         max_memory: what may be used of each device, with ``offload_folder``.
+        threads: of a CPU, for all that torch does in this process; 0 leaves torch's own. None
+            takes as many as pay for the model's size, of those that the process may use, unless
+            OMP_NUM_THREADS is set or torch was imported before pixellm.
         **options: arguments of :class:`Engine`.
 
     Raises:
@@ -73,6 +78,8 @@ def load(
     )
     if quantize is not None and folds:
         quantize_model(model, quantize)
+    if chosen.type == "cpu":
+        use_threads(sum(weight.numel() for weight in model.parameters()), threads)
     return Engine(model, processor, **options)
 
 

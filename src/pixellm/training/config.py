@@ -261,7 +261,8 @@ class RunConfig(Section):
     """Autocast type. Weights that train are float32; with `lora`, bf16 also holds those that never
     train in 16 bits."""
     threads: int | None = Field(default=None, gt=0)
-    """CPU threads of the main process; None leaves torch's choice."""
+    """CPU threads of the main process; None takes as many as pay for the model's size, of the
+    cores that the process may use and the workers leave."""
     num_workers: int = Field(default=0, ge=0)
     """Processes that prepare data, per training process."""
     log_every: int = Field(default=10, gt=0)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pixellm.data.collate import Collator
 from pixellm.files import finish_exchange, replace_folder, write_files
+from pixellm.threads import use_threads
 from pixellm.training import checkpoints
 from pixellm.training.auxiliary import FeatureClassHead, PatchBoxHead, PatchClassHead
 from pixellm.training.checkpoints import TrainState
@@ -95,8 +96,6 @@ class Run:
 
     def set_up(self, checkpoint: Path | None) -> None:
         """Builds or loads everything that lives as long as the run."""
-        if self.config.threads is not None:
-            torch.set_num_threads(self.config.threads)
         checkpoints.seed_everything(self.config.seed)
         if self.accelerator.is_main_process:
             for name in ("best", "model"):
@@ -110,6 +109,8 @@ class Run:
             self.state, self.restored = checkpoints.read_checkpoint(checkpoint)
         self.run_model = self._set_up_model(checkpoint, sources)
         self.model, self.processor = self.run_model.model, self.run_model.processor
+        size = sum(weight.numel() for weight in self.model.parameters())
+        use_threads(size, self.config.threads, self.config.num_workers)
         self.class_names = _class_names(self.config, sources)
         heads = self._build_heads() if self.class_names else {}
         distributed = self.accelerator.num_processes > 1

@@ -1,0 +1,117 @@
+"""What a process may use, and that nothing a user has set is overruled."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pixellm import threads
+
+SOURCE = str(Path(__file__).parents[1] / "src")
+REPORT = "import json, os; print(json.dumps({**os.environ, 'threads': torch.get_num_threads()}))"
+
+
+def run_fresh(code: str, **settings: str) -> dict[str, object]:
+    """What a fresh process finds in its environment after some code."""
+    names = (*threads.SPIN_SETTINGS, "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY")
+    inherited = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{REPORT}"],
+        env={**inherited, "PYTHONPATH": SOURCE, **settings},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(json.loads(done.stdout))
+
+
+def test_spinning_is_bounded_before_torch_is_loaded() -> None:
+    found = run_fresh("import pixellm, torch")
+    assert {name: found[name] for name in threads.SPIN_SETTINGS} == threads.SPIN_SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("settings", "left_out"),
+    [
+        ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT"}),
+        ({"KMP_BLOCKTIME": "infinite"}, {"KMP_BLOCKTIME"}),
+        ({"OMP_WAIT_POLICY": "active"}, set(threads.SPIN_SETTINGS)),
+    ],
+)
+def test_a_users_own_setting_of_waiting_stays(settings: dict[str, str], left_out: set[str]) -> None:
+    found = run_fresh("import pixellm, torch", **settings)
+    for name, value in threads.SPIN_SETTINGS.items():
+        assert found.get(name) == (settings.get(name) if name in left_out else value)
+
+
+def test_a_program_that_loaded_torch_first_is_left_alone() -> None:
+    code = "import torch; torch.set_num_threads(3)\nimport pixellm.threads\npixellm.threads.use_threads(1000)"
+    found = run_fresh(code)
+    assert not found.keys() & threads.SPIN_SETTINGS.keys()
+    assert found["threads"] == 3
+
+
+def test_a_loaded_small_model_takes_one_thread() -> None:
+    assert run_fresh("import pixellm; pixellm.load(device='cpu'); import torch")["threads"] == 1
+
+
+def test_a_users_own_number_of_threads_stays() -> None:
+    own = run_fresh("import torch", OMP_NUM_THREADS="2")["threads"]
+    code = "import pixellm.threads, torch; pixellm.threads.use_threads(1000{})"
+    assert run_fresh(code.format(""), OMP_NUM_THREADS="2")["threads"] == own
+    assert run_fresh(code.format(", 0"))["threads"] == run_fresh("import torch")["threads"]
+    assert run_fresh(code.format(", 3"), OMP_NUM_THREADS="2")["threads"] == 3
+
+
+def test_threads_follow_the_size_and_leave_cores_to_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "usable_cores", lambda: 8)
+    assert threads.threads_that_pay(5_830_996) == 1
+    assert threads.threads_that_pay(209_000_000) == 8
+    assert threads.threads_that_pay(209_000_000, workers=3) == 5
+    assert threads.threads_that_pay(209_000_000, workers=12) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 6),
+        ({"proc/self/cgroup": "0::/job\n", "sys/fs/cgroup/job/cpu.max": "250000 100000\n"}, 3),
+        ({"proc/self/cgroup": "0::/job/part\n", "sys/fs/cgroup/job/cpu.max": "100000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/job\n", "sys/fs/cgroup/job/cpu.max": "max 100000\n"}, 6),
+        ({"proc/self/cgroup": "0::/host/x\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/job\n", "sys/fs/cgroup/job/cpu.max": "10000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/job\n", "sys/fs/cgroup/job/cpu.max": "what is this\n"}, 6),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/job\n2:cpu,cpuacct:/job\n",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "150000\n",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000\n",
+            },
+            2,
+        ),
+        (
+            {
+                "proc/self/cgroup": "2:cpu,cpuacct:/\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            6,
+        ),
+    ],
+)
+def test_cores_are_those_bound_to_within_the_groups_quota(
+    files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "ascii")
+    assert threads.usable_cores(tmp_path) == expected
