@@ -52,7 +52,7 @@ MODEL_110M = {
 
 def shape_of(name: str) -> Any:
     """Configuration of a model by its name here."""
-    from pixellm.checkpoint.io import EMBEDDED_DIR
+    from pixellm.checkpoint.sources import EMBEDDED_DIR
     from pixellm.model.config import PixelLMConfig
     from pixellm.training.config import load_config
     from pixellm.training.plan import model_shape_from_parts

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import pixellm
-from pixellm.checkpoint.io import EMBEDDED_DIR
+from pixellm.checkpoint.sources import EMBEDDED_DIR
 
 EXAMPLES = Path(__file__).parents[1] / "src/pixellm/examples"
 

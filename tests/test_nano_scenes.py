@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import pixellm
-from pixellm.checkpoint.io import EMBEDDED_DIR
+from pixellm.checkpoint.sources import EMBEDDED_DIR
 
 ROOT = Path(__file__).parent.parent
 

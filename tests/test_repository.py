@@ -90,7 +90,7 @@ def test_types_alone_reads_marked_text() -> None:
 
 
 def test_every_embedded_model_and_bundled_image_has_its_notice() -> None:
-    from pixellm.checkpoint.io import embedded_models
+    from pixellm.checkpoint.sources import embedded_models
 
     notices = (ROOT / "THIRD_PARTY.md").read_text(encoding="utf-8")
     names = embedded_models()

@@ -50,8 +50,8 @@ def test_a_users_own_setting_of_waiting_stays(settings: dict[str, str], left_out
 
 
 def test_a_program_that_loaded_torch_first_is_left_alone() -> None:
-    code = "import torch; torch.set_num_threads(3)\nimport pixellm.threads\npixellm.threads.use_threads(1000)"
-    found = run_fresh(code)
+    first = "import torch; torch.set_num_threads(3)\n"
+    found = run_fresh(first + "from pixellm.threads import use_threads; use_threads(1000)")
     assert not found.keys() & threads.SPIN_SETTINGS.keys()
     assert found["threads"] == 3
 

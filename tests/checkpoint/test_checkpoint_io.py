@@ -9,14 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pixellm.checkpoint.io import (
-    EMBEDDED_DIR,
-    check_files,
-    embedded_models,
-    load_model_and_processor,
-    resolve_source,
-    save_model,
-)
+from pixellm.checkpoint.io import check_files, load_model_and_processor, save_model
+from pixellm.checkpoint.sources import EMBEDDED_DIR, embedded_models, resolve_source
 
 
 @pytest.fixture

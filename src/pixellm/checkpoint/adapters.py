@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ADAPTER_CONFIG = "adapter.json"
+from pixellm.checkpoint.sources import ADAPTER_CONFIG
+
 ADAPTER_WEIGHTS = "adapter.safetensors"
 _FORMAT = 1
 
@@ -307,11 +308,6 @@ def _without_repeats(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             seen.add(value.data_ptr())
             kept[name] = value
     return kept
-
-
-def is_adapter_folder(directory: Path) -> bool:
-    """Whether a folder holds adapters rather than a whole model."""
-    return (directory / ADAPTER_CONFIG).is_file()
 
 
 def read_adapter_config(directory: Path) -> tuple[Adapters, str]:

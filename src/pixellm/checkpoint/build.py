@@ -278,7 +278,7 @@ def _part_config(source: str | None, values: dict[str, Any], part: str) -> Any:
 
 def place_of(source: str) -> str:
     """The folder of a model that the package carries, or the source as it is."""
-    from pixellm.checkpoint.io import embedded_models, resolve_source  # which reads checkpoints
+    from pixellm.checkpoint.sources import embedded_models, resolve_source
 
     return resolve_source(source) if source in embedded_models() else source
 

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from pixellm.checkpoint.adapters import is_adapter_folder, read_adapter_config
+from pixellm.checkpoint.adapters import read_adapter_config
 from pixellm.checkpoint.hub import MODEL_FILES, fetch_directory
-from pixellm.checkpoint.io import resolve_source
+from pixellm.checkpoint.sources import is_adapter_folder, resolve_source
 
 WHOLE_BYTES = 64 << 20
 """Files up to this size are read from end to end."""

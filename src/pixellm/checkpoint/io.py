@@ -1,8 +1,7 @@
 """Models to and from disk, strictly: every weight and every setting is accounted for.
 
 A checkpoint is a directory as transformers writes it: ``config.json``, safetensors shards, the
-processor and ``tokenizer.json``. Pickles are refused here. Names resolve in this order: the
-embedded "nano", a directory, a training run's folder, a hub id.
+processor and ``tokenizer.json``. Pickles are refused here.
 """
 
 from __future__ import annotations
@@ -15,57 +14,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import GenerationConfig
 from transformers.utils import logging
 
-from pixellm.checkpoint.adapters import (
-    fold_adapters,
-    is_adapter_folder,
-    load_adapters,
-    read_adapter_config,
-)
+from pixellm.checkpoint.adapters import fold_adapters, load_adapters, read_adapter_config
 from pixellm.checkpoint.model_files import check_config, check_files, read_json
+from pixellm.checkpoint.sources import EMBEDDED_DIR, is_adapter_folder, resolve_source
 from pixellm.files import claim_folder
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.processor import PixelLMProcessor
-
-EMBEDDED_DIR = Path(__file__).parent.parent / "weights"
-"""Where the models that the package carries lie, one directory a name."""
-
-
-def embedded_models() -> list[str]:
-    """Names of the models inside the package."""
-    return sorted(p.parent.name for p in EMBEDDED_DIR.glob("*/config.json"))
-
-
-def resolve_source(source: str | Path) -> str:
-    """Turn a name into a directory, or leave it as a hub id.
-
-    Raises:
-        FileNotFoundError: neither an embedded model, a model directory, nor shaped like a hub id.
-        ValueError: a directory without a model.
-    """
-    name = str(source)
-    if name in embedded_models():
-        return str(EMBEDDED_DIR / name)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        for candidate in (path, path / "model"):
-            if (candidate / "config.json").is_file() or is_adapter_folder(candidate):
-                return str(candidate)
-        steps = sorted(path.glob("checkpoints/step_*"))
-        hint = (
-            f" Its run goes on or was cut; {steps[-1]} is its newest checkpoint." if steps else ""
-        )
-        raise ValueError(f"{path} holds no model: config.json is missing.{hint}")
-    is_hub_id = name.count("/") == 1 and not path.is_absolute() and not name.startswith((".", "~"))
-    if not is_hub_id:
-        known = ", ".join(embedded_models()) or "none"
-        raise FileNotFoundError(
-            f"There is no model {name!r}: it is no embedded model ({known}), no directory, and "
-            "no hub id of the form owner/name."
-        )
-    return name
 
 
 def load_model_and_processor(
@@ -117,6 +76,8 @@ def load_model_and_processor(
     if is_local:
         check_files(Path(resolved))
     placement = _placement(quantization_config, device, offload_folder, max_memory)
+    if Path(resolved).parent == EMBEDDED_DIR and not placement:
+        return _load_embedded(Path(resolved), dtype, device)
     try:
         with _without_progress_bar() if is_local else nullcontext():
             model, report = PixelLMForConditionalGeneration.from_pretrained(
@@ -140,6 +101,26 @@ def load_model_and_processor(
     _check_finite(source, model)
     model.eval()
     return (model if placement else model.to(device)), processor
+
+
+def _load_embedded(
+    directory: Path, dtype: torch.dtype, device: str | torch.device
+) -> tuple[PixelLMForConditionalGeneration, PixelLMProcessor]:
+    """One of the package's own models.
+
+    Its weights lie in one file under the names that the model has, so they go in as they are:
+    transformers' loader prepares the renamings of all its families first, a second of every start.
+    """
+    config: PixelLMConfig = PixelLMConfig.from_pretrained(directory)
+    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and replaced
+        model = PixelLMForConditionalGeneration(config)
+    tied = set() if not config.tie_word_embeddings else set(model._tied_weights_keys)
+    report = model.load_state_dict(load_file(directory / "model.safetensors"), strict=False)
+    missing = sorted(set(report.missing_keys) - tied)
+    _check_report(directory, {"missing_keys": missing, "unexpected_keys": report.unexpected_keys})
+    model.generation_config = GenerationConfig.from_pretrained(directory)
+    processor = PixelLMProcessor.from_pretrained(directory)
+    return model.eval().to(device, dtype), processor
 
 
 _FLOATING = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})

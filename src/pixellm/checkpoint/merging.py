@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from pixellm.checkpoint.adapters import is_adapter_folder, read_adapter_config
-from pixellm.checkpoint.io import load_model_and_processor, resolve_source, save_model
+from pixellm.checkpoint.adapters import read_adapter_config
+from pixellm.checkpoint.io import load_model_and_processor, save_model
+from pixellm.checkpoint.sources import is_adapter_folder, resolve_source
 from pixellm.files import new_folder
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -63,10 +63,14 @@ def load_engine(
     """The model, on its device; ``options`` are the engine's.
 
     Raises:
-        ValueError: this machine lacks the device; nothing is read then.
+        ValueError, FileNotFoundError: no such model, or this machine lacks the device; nothing is
+            read then.
     """
     from rich.markup import escape
 
+    from pixellm.checkpoint.sources import resolve_source
+
+    resolve_source(model)  # a wrong name is told at once
     engine = import_quietly("pixellm.engine")
     with open_console(stderr=True).status(escape(printable(f"Loading {model}"))):
         _check_device(engine.pick_device(device))

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from pixellm import __version__
 from pixellm.cli.ablate import add_commands as add_ablation_commands
-from pixellm.cli.console import import_quietly, load_engine, open_console, say
+from pixellm.cli.console import load_engine, open_console, say
 from pixellm.cli.convert import add_commands
 from pixellm.cli.data import add_data_commands
 from pixellm.cli.evaluate import add_commands as add_evaluation_commands
@@ -277,7 +277,9 @@ def _destinations(image: Path, out: Path | None, json: str, masks: Path | None) 
 
 def _read_image(image: Path) -> Any:
     """The image, upright and in RGB; a bad one is refused before a model is loaded."""
-    return import_quietly("pixellm.image_files").load_image(image)
+    from pixellm.image_files import load_image
+
+    return load_image(image)
 
 
 def _show_answer(prediction: Prediction, values: dict[str, Any], *, as_json: bool) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from pixellm.checkpoint.adapters import is_adapter_folder
-from pixellm.checkpoint.io import load_config, load_model_and_processor, resolve_source
+from pixellm.checkpoint.io import load_config, load_model_and_processor
 from pixellm.checkpoint.quantize import quantization_config, quantize_model
+from pixellm.checkpoint.sources import is_adapter_folder, resolve_source
 from pixellm.engine.engine import Engine
 from pixellm.threads import use_threads
 

@@ -219,8 +219,8 @@ def _shape_around(source: str, settings: Mapping[str, Any]) -> tuple[Any | None,
 
 def _checkpoint_shape(source: str) -> Any | None:
     """The configuration of a checkpoint that lies on this machine."""
-    from pixellm.checkpoint.adapters import is_adapter_folder, read_adapter_config
-    from pixellm.checkpoint.io import resolve_source
+    from pixellm.checkpoint.adapters import read_adapter_config
+    from pixellm.checkpoint.sources import is_adapter_folder, resolve_source
     from pixellm.model.config import PixelLMConfig
 
     try:

@@ -20,12 +20,12 @@ from pixellm.checkpoint.adapters import (
     LoraShape,
     attach_adapters,
     base_names,
-    is_adapter_folder,
     merged_state,
     save_adapters,
     without_adapters,
 )
 from pixellm.checkpoint.build import CONTROL_TOKENS
+from pixellm.checkpoint.sources import is_adapter_folder
 from pixellm.files import replace_folder
 from pixellm.training.checkpoints import seed_everything
 from pixellm.training.config import LoraConfig, RunConfig
@@ -123,7 +123,8 @@ def _set_up_with_adapters(config: RunConfig, texts: Iterable[str], *, is_main: b
 
 def _load_base(config: RunConfig, texts: Iterable[str], *, is_main: bool) -> tuple[Any, Any, str]:
     """The model under the adapters, and where it is found again."""
-    from pixellm.checkpoint.io import load_model_and_processor, resolve_source, save_model
+    from pixellm.checkpoint.io import load_model_and_processor, save_model
+    from pixellm.checkpoint.sources import resolve_source
 
     own = (config.run_folder / BASE_FOLDER).absolute()
     dtype = torch.bfloat16 if _holds_bf16(config) else torch.float32

@@ -1,0 +1,192 @@
+"""Answers and training beside other work: with bounded spinning and threads that pay, and without.
+
+    python benchmarks/contention.py --json benchmarks/results/contention.json
+
+Two processes for each kind of work, one as every program on torch is by default ("before": threads
+spin, one for each core) and one as pixellm sets itself up ("after"), work in turn, a few seconds
+each, beside 0, 1 and 2 processes that do nothing but hold a core. Rates are medians over the
+rounds; the load of the machine before it began is in the settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+KINDS = ("answers, image known", "answers, image new", "training images")
+DEFAULTS_OF_OPENMP = {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}
+ROWS = 4
+BUSY = "while True: pass"
+
+
+def prepare(kind: str, before: bool) -> Callable[[], int]:
+    """A piece of work that says how many things it did; run in a process of its own."""
+    import pixellm
+    from pixellm.threads import usable_cores, use_threads
+
+    cores = usable_cores() if before else None
+    if kind == KINDS[2]:
+        return prepare_training(lambda size: use_threads(size, cores, workers=1))
+    engine = pixellm.load("nano", device="cpu", threads=cores)
+    cached = 0 if kind == KINDS[1] else 32
+    engine = pixellm.Engine(engine.model, engine.processor, cached_images=cached)
+    image, question = ROOT / "examples" / "coffee.jpg", "Where are the cup and the table?"
+
+    def answer() -> int:
+        engine.predict(image, question)
+        return 1
+
+    return answer
+
+
+def prepare_training(set_threads: Callable[[int], None]) -> Callable[[], int]:
+    """A step of training whose batches one worker process makes."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    from training_throughput import build, our_loss, random_batch
+
+    model = build("nano-scenes", "cpu")
+    set_threads(sum(weight.numel() for weight in model.parameters()))
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+    loader = DataLoader(
+        range(1 << 30),  # type: ignore[arg-type]
+        batch_size=ROWS,
+        num_workers=1,
+        collate_fn=lambda rows: random_batch(model.config, len(rows), 256, 6, "cpu"),
+    )
+    batches = iter(loader)
+
+    def step() -> int:
+        our_loss(model, next(batches)).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return ROWS
+
+    return step
+
+
+def serve(kind: str, before: bool) -> None:
+    """Work for as many seconds as each line of standard input says, and print the rate."""
+    work = prepare(kind, before)
+    work()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        begun, done = time.perf_counter(), 0
+        while time.perf_counter() - begun < float(line):
+            done += work()
+        print(done / (time.perf_counter() - begun), flush=True)
+
+
+@contextmanager
+def started(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def measure(kind: str, seconds: float, rounds: int) -> list[dict[str, Any]]:
+    """Rates of one kind of work, both ways, with each number of neighbours."""
+    script, rates = str(Path(__file__)), dict[tuple[bool, int], list[float]]()
+    with (
+        started(script, "--work", kind, "--before", **DEFAULTS_OF_OPENMP) as before,
+        started(script, "--work", kind) as after,
+    ):
+        for process in (before, after):
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n", f"{kind}: the work did not start."
+        for _, neighbours in product(range(rounds), (0, 1, 2)):
+            busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(neighbours)]
+            try:
+                for process in (before, after):
+                    assert process.stdin is not None and process.stdout is not None
+                    print(seconds, file=process.stdin, flush=True)
+                    rate = float(process.stdout.readline())
+                    rates.setdefault((process is before, neighbours), []).append(rate)
+            finally:
+                for one in busy:
+                    one.kill()
+                    one.wait()
+    return [row(kind, n, rates[True, n], rates[False, n], rates) for n in (0, 1, 2)]
+
+
+def row(
+    kind: str,
+    neighbours: int,
+    before: list[float],
+    after: list[float],
+    rates: dict[tuple[bool, int], list[float]],
+) -> dict[str, Any]:
+    old, new = statistics.median(before), statistics.median(after)
+    return {
+        "work": kind,
+        "busy neighbours": neighbours,
+        "before, 1/s": round(old, 3),
+        "after, 1/s": round(new, 3),
+        "gain": round(new / old, 2),
+        "before, times idle": round(statistics.median(rates[True, 0]) / old, 2),
+        "after, times idle": round(statistics.median(rates[False, 0]) / new, 2),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=4.0, help="a turn of each process")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--work", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--before", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        serve(options.work, options.before)
+        return
+    load = os.getloadavg()[0]
+    rows = [one for kind in KINDS for one in measure(kind, options.seconds, options.rounds)]
+    import torch
+    from rich.console import Console
+
+    from measuring.machine import describe_machine
+    from measuring.report import make_report, make_tables
+    from pixellm.files import json_bytes, write_files
+    from pixellm.threads import usable_cores
+
+    command = shlex.join(["python", "benchmarks/contention.py", *sys.argv[1:]])
+    settings = {
+        "seconds": options.seconds,
+        "rounds": options.rounds,
+        "usable_cores": usable_cores(),
+    }
+    settings |= {"load before": round(load, 1)}
+    report = make_report(
+        command, describe_machine(torch.device("cpu")), settings, {"contention": rows}
+    )
+    for table in make_tables(report):
+        Console(width=120).print(table)
+    if options.json:
+        write_files({options.json: json_bytes(report)})
+
+
+if __name__ == "__main__":
+    main()

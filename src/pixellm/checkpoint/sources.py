@@ -1,0 +1,54 @@
+"""Where models come from: names resolve to the package's own, a directory, a run's, or a hub id.
+
+Used by commands before anything heavy is imported, so it knows no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ADAPTER_CONFIG = "adapter.json"
+"""What tells a folder of adapters from one of a whole model."""
+
+EMBEDDED_DIR = Path(__file__).parent.parent / "weights"
+"""Where the models that the package carries lie, one directory a name."""
+
+
+def embedded_models() -> list[str]:
+    """Names of the models inside the package."""
+    return sorted(p.parent.name for p in EMBEDDED_DIR.glob("*/config.json"))
+
+
+def resolve_source(source: str | Path) -> str:
+    """Turn a name into a directory, or leave it as a hub id.
+
+    Raises:
+        FileNotFoundError: neither an embedded model, a model directory, nor shaped like a hub id.
+        ValueError: a directory without a model.
+    """
+    name = str(source)
+    if name in embedded_models():
+        return str(EMBEDDED_DIR / name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        for candidate in (path, path / "model"):
+            if (candidate / "config.json").is_file() or is_adapter_folder(candidate):
+                return str(candidate)
+        steps = sorted(path.glob("checkpoints/step_*"))
+        hint = (
+            f" Its run goes on or was cut; {steps[-1]} is its newest checkpoint." if steps else ""
+        )
+        raise ValueError(f"{path} holds no model: config.json is missing.{hint}")
+    is_hub_id = name.count("/") == 1 and not path.is_absolute() and not name.startswith((".", "~"))
+    if not is_hub_id:
+        known = ", ".join(embedded_models()) or "none"
+        raise FileNotFoundError(
+            f"There is no model {name!r}: it is no embedded model ({known}), no directory, and "
+            "no hub id of the form owner/name."
+        )
+    return name
+
+
+def is_adapter_folder(directory: Path) -> bool:
+    """Whether a folder holds adapters rather than a whole model."""
+    return (directory / ADAPTER_CONFIG).is_file()
