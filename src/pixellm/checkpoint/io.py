@@ -112,6 +112,7 @@ def _load_embedded(
     transformers' loader prepares the renamings of all its families first, a second of every start.
     """
     config: PixelLMConfig = PixelLMConfig.from_pretrained(directory)
+    config.name_or_path = str(directory)
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and replaced
         model = PixelLMForConditionalGeneration(config)
     tied = set() if not config.tie_word_embeddings else set(model._tied_weights_keys)
