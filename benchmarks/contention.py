@@ -33,11 +33,11 @@ BUSY = "while True: pass"
 def prepare(kind: str, before: bool) -> Callable[[], int]:
     """A piece of work that says how many things it did; run in a process of its own."""
     import pixellm
-    from pixellm.threads import usable_cores, use_threads
+    from pixellm.threads import choose_threads, usable_cores
 
     cores = usable_cores() if before else None
     if kind == KINDS[2]:
-        return prepare_training(lambda size: use_threads(size, cores, workers=1))
+        return prepare_training(lambda size: choose_threads(size, cores, workers=1))
     engine = pixellm.load("nano", device="cpu", threads=cores)
     cached = 0 if kind == KINDS[1] else 32
     engine = pixellm.Engine(engine.model, engine.processor, cached_images=cached)
@@ -50,7 +50,7 @@ def prepare(kind: str, before: bool) -> Callable[[], int]:
     return answer
 
 
-def prepare_training(set_threads: Callable[[int], None]) -> Callable[[], int]:
+def prepare_training(choose: Callable[[int], int | None]) -> Callable[[], int]:
     """A step of training whose batches one worker process makes."""
     import torch
     from torch.utils.data import DataLoader
@@ -58,7 +58,7 @@ def prepare_training(set_threads: Callable[[int], None]) -> Callable[[], int]:
     from training_throughput import build, our_loss, random_batch
 
     model = build("nano-scenes", "cpu")
-    set_threads(sum(weight.numel() for weight in model.parameters()))
+    torch.set_num_threads(choose(sum(w.numel() for w in model.parameters())) or 1)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     loader = DataLoader(

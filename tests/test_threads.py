@@ -50,22 +50,25 @@ def test_a_users_own_setting_of_waiting_stays(settings: dict[str, str], left_out
 
 
 def test_a_program_that_loaded_torch_first_is_left_alone() -> None:
-    first = "import torch; torch.set_num_threads(3)\n"
-    found = run_fresh(first + "from pixellm.threads import use_threads; use_threads(1000)")
+    code = "import torch\nfrom pixellm.threads import choose_threads\nassert {} is None"
+    found = run_fresh(code.format("choose_threads(1000)"))
     assert not found.keys() & threads.SPIN_SETTINGS.keys()
-    assert found["threads"] == 3
 
 
 def test_a_loaded_small_model_takes_one_thread() -> None:
     assert run_fresh("import pixellm; pixellm.load(device='cpu'); import torch")["threads"] == 1
 
 
-def test_a_users_own_number_of_threads_stays() -> None:
-    own = run_fresh("import torch", OMP_NUM_THREADS="2")["threads"]
-    code = "import pixellm.threads, torch; pixellm.threads.use_threads(1000{})"
-    assert run_fresh(code.format(""), OMP_NUM_THREADS="2")["threads"] == own
-    assert run_fresh(code.format(", 0"))["threads"] == run_fresh("import torch")["threads"]
-    assert run_fresh(code.format(", 3"), OMP_NUM_THREADS="2")["threads"] == 3
+def test_a_users_own_number_of_threads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_IS_OWN_PROCESS", True)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert threads.choose_threads(1000) == 1
+    assert threads.choose_threads(1000, 3) == 3
+    assert threads.choose_threads(1000, 0) is None
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert threads.choose_threads(1000) is None
+    assert threads.choose_threads(1000, 3) == 3
 
 
 def test_threads_follow_the_size_and_leave_cores_to_workers(

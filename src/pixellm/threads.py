@@ -2,8 +2,7 @@
 
 Threads of OpenMP spin while they wait for their next piece of work. Where others hold the cores
 that costs fifty times more than it gains, so it is bounded before torch is loaded, which reads
-these settings once. What a user has set stays. Depends on nothing; torch is reached only where it
-is told a number.
+these settings once. What a user has set stays. Depends on nothing; it is for others to tell torch.
 """
 
 from __future__ import annotations
@@ -56,8 +55,8 @@ def threads_that_pay(parameters: int, workers: int = 0) -> int:
     return 1 if parameters <= _ONE_THREAD_UP_TO else max(1, usable_cores() - workers)
 
 
-def use_threads(parameters: int, wanted: int | None = None, workers: int = 0) -> None:
-    """Set torch's threads of a CPU for a model.
+def choose_threads(parameters: int, wanted: int | None = None, workers: int = 0) -> int | None:
+    """Threads of a CPU that torch is to be set to for a model; None leaves torch's own.
 
     Args:
         parameters: of the model.
@@ -66,14 +65,11 @@ def use_threads(parameters: int, wanted: int | None = None, workers: int = 0) ->
             this package.
         workers: processes that work beside this one.
     """
-    import torch
-
-    if wanted is None:
-        if not _IS_OWN_PROCESS or any(name in os.environ for name in _THREAD_SETTINGS):
-            return
-        wanted = threads_that_pay(parameters, workers)
-    if wanted:
-        torch.set_num_threads(wanted)
+    if wanted is not None:
+        return wanted or None
+    if not _IS_OWN_PROCESS or any(name in os.environ for name in _THREAD_SETTINGS):
+        return None
+    return threads_that_pay(parameters, workers)
 
 
 def _quota(root: Path) -> float | None:

@@ -15,7 +15,7 @@ from pixellm.checkpoint.io import load_config, load_model_and_processor
 from pixellm.checkpoint.quantize import quantization_config, quantize_model
 from pixellm.checkpoint.sources import is_adapter_folder, resolve_source
 from pixellm.engine.engine import Engine
-from pixellm.threads import use_threads
+from pixellm.threads import choose_threads
 
 
 def load(
@@ -78,8 +78,9 @@ def load(
     )
     if quantize is not None and folds:
         quantize_model(model, quantize)
-    if chosen.type == "cpu":
-        use_threads(sum(weight.numel() for weight in model.parameters()), threads)
+    size = sum(weight.numel() for weight in model.parameters())
+    if chosen.type == "cpu" and (count := choose_threads(size, threads)):
+        torch.set_num_threads(count)
     return Engine(model, processor, **options)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pixellm.data.collate import Collator
 from pixellm.files import finish_exchange, replace_folder, write_files
-from pixellm.threads import use_threads
+from pixellm.threads import choose_threads
 from pixellm.training import checkpoints
 from pixellm.training.auxiliary import FeatureClassHead, PatchBoxHead, PatchClassHead
 from pixellm.training.checkpoints import TrainState
@@ -110,7 +110,8 @@ class Run:
         self.run_model = self._set_up_model(checkpoint, sources)
         self.model, self.processor = self.run_model.model, self.run_model.processor
         size = sum(weight.numel() for weight in self.model.parameters())
-        use_threads(size, self.config.threads, self.config.num_workers)
+        if count := choose_threads(size, self.config.threads, self.config.num_workers):
+            torch.set_num_threads(count)
         self.class_names = _class_names(self.config, sources)
         heads = self._build_heads() if self.class_names else {}
         distributed = self.accelerator.num_processes > 1
