@@ -31,6 +31,7 @@ from pixellm.checkpoint.detector_weights import (
     load_yolox,
     missing_yolox,
 )
+from pixellm.checkpoint.pretrained import from_pretrained
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.language import layers_name
 from pixellm.model.modeling import PixelLMForConditionalGeneration
@@ -231,7 +232,7 @@ def _build_tokenizer(
 ) -> PreTrainedTokenizerBase:
     if parts.tokenizer.source is None:
         return train_tokenizer(texts, parts.tokenizer.vocab_size, control)
-    tokenizer = AutoTokenizer.from_pretrained(place_of(parts.tokenizer.source))
+    tokenizer = from_pretrained(AutoTokenizer, place_of(parts.tokenizer.source))
     tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in control])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -271,7 +272,7 @@ def _part_config(source: str | None, values: dict[str, Any], part: str) -> Any:
             raise ValueError(f"model.{part}.config needs a model_type.") from None
     if source is None:
         raise ValueError(f"model.{part} needs a source or a config.")
-    config = AutoConfig.from_pretrained(place_of(source))
+    config = from_pretrained(AutoConfig, place_of(source))
     wanted = part == "vision" or isinstance(config, PixelLMConfig)
     return getattr(config, f"{part}_config", config) if wanted else config
 
@@ -329,7 +330,7 @@ def load_vision_weights(
         load_yolox(model.model.vision_tower.encoder, path or YOLOX_FILE)
         model.config.vision_config.class_names = list(COCO_CLASSES)
         return
-    pretrained = AutoModel.from_pretrained(source)
+    pretrained = from_pretrained(AutoModel, source)
     vision = getattr(pretrained, "vision_model", pretrained)
     try:
         model.model.vision_tower.load_encoder(vision.state_dict())
@@ -343,10 +344,10 @@ def load_vision_weights(
 
 def _load_language_model(model: PixelLMForConditionalGeneration, source: str) -> None:
     """Language model weights; rows of new tokens start at the mean of the old ones."""
-    if isinstance(AutoConfig.from_pretrained(place_of(source)), PixelLMConfig):
+    if isinstance(from_pretrained(AutoConfig, place_of(source)), PixelLMConfig):
         _take_language_model(model, source)
         return
-    pretrained = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    pretrained = from_pretrained(AutoModelForCausalLM, source, dtype=torch.float32)
     vocab_size = model.config.text_config.vocab_size
     pretrained.resize_token_embeddings(vocab_size, mean_resizing=True)
     layers = getattr(pretrained, str(layers_name(pretrained)))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pixellm.checkpoint.model_files import check_files
+from pixellm.checkpoint.pretrained import from_pretrained
 from pixellm.checkpoint.released_keys import Move
 from pixellm.checkpoint.tensor_moves import first_names, moves_of, undo_move
 from pixellm.checkpoint.weight_files import (
@@ -62,7 +63,7 @@ def convert_to_released(
             "have; copy it from the checkpoint that the model was trained from."
         )
     check_files(directory)
-    config = PixelLMConfig.from_pretrained(directory)
+    config = from_pretrained(PixelLMConfig, directory)
     layout: dict[str, list[str]] = json.loads((kept / _LAYOUT).read_text(encoding="utf-8"))
     extras = load_file(kept / _EXTRAS) if (kept / _EXTRAS).is_file() else {}
     files = WeightFiles(directory)

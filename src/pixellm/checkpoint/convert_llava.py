@@ -24,6 +24,7 @@ from transformers import (
 from pixellm.checkpoint.build import CONTROL_TOKENS
 from pixellm.checkpoint.hub import fetch_directory
 from pixellm.checkpoint.io import save_model
+from pixellm.checkpoint.pretrained import from_pretrained
 from pixellm.checkpoint.released_config import llama_config, read_config, released_tower_config
 from pixellm.checkpoint.released_keys import language_layers
 from pixellm.checkpoint.sentencepiece_tokenizer import build_fast_tokenizer
@@ -113,7 +114,7 @@ def init_from_llava(
 
 
 def _read_transformers_layout(directory: Path) -> LlavaParts:
-    model = LlavaForConditionalGeneration.from_pretrained(directory, dtype="auto")
+    model = from_pretrained(LlavaForConditionalGeneration, directory, dtype="auto")
     inner = model.model
     names = {"linear_1": "0", "linear_2": "2"}
     projector = {
@@ -128,7 +129,7 @@ def _read_transformers_layout(directory: Path) -> LlavaParts:
         head=model.lm_head.weight.detach(),
         projector=projector,
         vision=getattr(tower, "vision_model", tower).state_dict(),
-        tokenizer=AutoTokenizer.from_pretrained(directory),
+        tokenizer=from_pretrained(AutoTokenizer, directory),
     )
 
 

@@ -19,6 +19,7 @@ from pixellm.checkpoint.build import build_model
 from pixellm.checkpoint.convert_llava import CANVAS, CLIP_MEAN, CLIP_STD, UNIT
 from pixellm.checkpoint.hub import fetch_directory
 from pixellm.checkpoint.io import save_model
+from pixellm.checkpoint.pretrained import from_pretrained
 from pixellm.files import new_folder
 from pixellm.model.vision import choose_depths, hidden_shapes, takes_padding_mask
 
@@ -52,15 +53,15 @@ def init_from_parts(
         ValueError: parts that do not fit together.
     """
     text_dir, vision_dir = fetch_directory(llm), fetch_directory(vision)
-    encoder = AutoConfig.from_pretrained(vision_dir)
+    encoder = from_pretrained(AutoConfig, vision_dir)
     encoder = getattr(encoder, "vision_config", encoder)
     patch = getattr(encoder, "patch_size", None)
     side = image_size // patch * patch if isinstance(patch, int) else image_size
     if hasattr(encoder, "image_size"):
         encoder.image_size = side
-    text = AutoConfig.from_pretrained(text_dir)
+    text = from_pretrained(AutoConfig, text_dir)
     if template is None:
-        has_own = AutoTokenizer.from_pretrained(text_dir).chat_template
+        has_own = from_pretrained(AutoTokenizer, text_dir).chat_template
         template = "own" if has_own else "vicuna"
     torch.manual_seed(seed)
     model, processor = build_model(

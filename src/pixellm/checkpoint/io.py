@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from pixellm.checkpoint.adapters import fold_adapters, load_adapters, read_adapter_config
 from pixellm.checkpoint.model_files import check_config, check_files, read_json
+from pixellm.checkpoint.pretrained import from_pretrained
 from pixellm.checkpoint.sources import EMBEDDED_DIR, is_adapter_folder, resolve_source
 from pixellm.files import claim_folder
 from pixellm.model.config import PixelLMConfig
@@ -80,7 +81,8 @@ def load_model_and_processor(
         return _load_embedded(Path(resolved), dtype, device)
     try:
         with _without_progress_bar() if is_local else nullcontext():
-            model, report = PixelLMForConditionalGeneration.from_pretrained(
+            model, report = from_pretrained(
+                PixelLMForConditionalGeneration,
                 resolved,
                 dtype=dtype,
                 revision=revision,
@@ -89,7 +91,7 @@ def load_model_and_processor(
                 ignore_mismatched_sizes=True,  # reported below with its name
                 **placement,
             )
-        processor = PixelLMProcessor.from_pretrained(resolved, revision=revision)
+        processor = from_pretrained(PixelLMProcessor, resolved, revision=revision)
     except SafetensorError as error:
         raise ValueError(
             f"A weight file of {source} is damaged or cut short ({error}); copy it again."
@@ -171,7 +173,7 @@ def load_config(
     if Path(resolved).is_dir():
         check_config(Path(resolved))
     try:
-        config: PixelLMConfig = PixelLMConfig.from_pretrained(resolved, revision=revision)
+        config: PixelLMConfig = from_pretrained(PixelLMConfig, resolved, revision=revision)
     except OSError as error:
         first = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"The model {str(source)!r} cannot be loaded: {first}") from error

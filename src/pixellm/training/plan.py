@@ -17,6 +17,7 @@ import torch
 
 from pixellm.checkpoint.adapters import Adapters, attach_adapters
 from pixellm.checkpoint.build import missing_vision_weights
+from pixellm.checkpoint.pretrained import from_pretrained
 from pixellm.training.config import RunConfig, Stage
 from pixellm.training.memory import MemoryEstimate, estimate_memory
 from pixellm.training.optim import group_parameters
@@ -229,7 +230,7 @@ def _checkpoint_shape(source: str) -> Any | None:
         return None
     if is_adapter_folder(found):
         return _checkpoint_shape(read_adapter_config(found)[1])
-    return PixelLMConfig.from_pretrained(found) if found.is_dir() else None
+    return from_pretrained(PixelLMConfig, found) if found.is_dir() else None
 
 
 def model_shape_from_parts(section: Mapping[str, Any]) -> tuple[Any | None, str]:
@@ -268,7 +269,7 @@ def _config_on_disk(source: str | None, name: str) -> dict[str, Any] | None:
     if source is None:
         return None
     try:
-        found = AutoConfig.from_pretrained(place_of(source), local_files_only=True)
+        found = from_pretrained(AutoConfig, place_of(source), local_files_only=True)
     except (OSError, ValueError):
         return None
     part = getattr(found, f"{name}_config", found)
