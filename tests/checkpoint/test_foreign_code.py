@@ -87,5 +87,6 @@ def test_every_model_is_read_in_the_one_place_that_refuses_code() -> None:
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr == "from_pretrained"
+        and ast.unparse(node.func.value) != "GenerationConfig"  # plain values, read by no class
     }
     assert calls == {"checkpoint/pretrained.py"}

@@ -113,7 +113,7 @@ def _load_embedded(
     Its weights lie in one file under the names that the model has, so they go in as they are:
     transformers' loader prepares the renamings of all its families first, a second of every start.
     """
-    config: PixelLMConfig = PixelLMConfig.from_pretrained(directory)
+    config: PixelLMConfig = from_pretrained(PixelLMConfig, directory)
     config.name_or_path = str(directory)
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and replaced
         model = PixelLMForConditionalGeneration(config)
@@ -122,7 +122,7 @@ def _load_embedded(
     missing = sorted(set(report.missing_keys) - tied)
     _check_report(directory, {"missing_keys": missing, "unexpected_keys": report.unexpected_keys})
     model.generation_config = GenerationConfig.from_pretrained(directory)
-    processor = PixelLMProcessor.from_pretrained(directory)
+    processor = from_pretrained(PixelLMProcessor, directory)
     return model.eval().to(device, dtype), processor
 
 
