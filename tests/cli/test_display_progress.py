@@ -44,9 +44,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
             "3/9 scenes, gIoU 0.500",
         ),
         (display.judge_progress, (3, 9, 0.25), "3/9 answers judged, 0.2500 USD"),
+        (partial(display.counted_progress, unit="[b]images[/b]"), (3, 9), "3/9 [b]images[/b]"),
     ],
 )
-def test_a_log_gets_a_line_every_half_minute(
+def test_a_log_gets_a_line_every_ten_seconds(
     clock: Clock,
     progress: Callable[[Console], AbstractContextManager[Any]],
     step: tuple[Any, ...],
@@ -54,7 +55,7 @@ def test_a_log_gets_a_line_every_half_minute(
 ) -> None:
     output = io.StringIO()
     with progress(Console(file=output, force_terminal=False)) as show:
-        for seconds in (1, 28, 1, 29, 1, 0):
+        for seconds in (1, 8, 1, 9, 1, 0):
             clock.now += seconds
             show(*step)
     assert output.getvalue() == f"{line}\n" * 2
@@ -68,6 +69,14 @@ def test_a_terminal_gets_a_bar_with_the_speed_and_no_lines(clock: Clock) -> None
         show(STATE)
     assert "8/20" in output.getvalue() and "3.00 images/s" in output.getvalue()
     assert "8/20 questions, " not in output.getvalue()
+
+
+def test_names_in_a_bar_are_shown_as_they_are() -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=100)
+    with display.counted_progress(console, "images of [b]{x}[/b]") as show:
+        show(3, 9)
+    assert "images of [b]{x}[/b]" in output.getvalue()
 
 
 def test_no_speed_is_made_up_before_the_first_answer(clock: Clock) -> None:

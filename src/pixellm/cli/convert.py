@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from pixellm.cli.console import say
+from pixellm.cli.console import open_console, say
 
 _Out = Annotated[Path, typer.Option(help="Folder to write; new or empty.")]
 _Tower = Annotated[
@@ -103,14 +103,7 @@ def init(
 @contextmanager
 def _progress_bar() -> Iterator[Callable[[int, int], None]]:
     """A bar over bytes on standard error; gives the function that moves it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from pixellm.cli.display import counted_progress
 
-    columns = (TextColumn("Converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("")
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield show
+    with counted_progress(open_console(stderr=True), "MiB converted", transient=True) as show:
+        yield lambda done, total: show(done >> 20, total >> 20)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pixellm.cli.console import say
+from pixellm.cli.console import open_console, say
 
 if TYPE_CHECKING:
     from pixellm.curation.ledger import FinishedRun, Ledger
@@ -330,19 +330,10 @@ def _shard(text: str) -> Shard:
 
 @contextmanager
 def _progress_bar() -> Iterator[RequestProgress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    from pixellm.cli.display import counted_progress
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[cost]}"))
-    bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-    with bar:
-        task = bar.add_task("questions", total=None, cost="")
-
-        def show(done: int, total: int, cost: float) -> None:
-            bar.update(task, completed=done, total=total, cost=f"{cost:.3f} USD")
-
-        yield show
+    with counted_progress(open_console(stderr=True), "questions") as show:
+        yield lambda done, total, cost: show(done, total, f"{cost:.3f} USD")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pixellm.cli.console import printable, reader_options, say
+from pixellm.cli.console import open_console, printable, reader_options, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,10 +68,7 @@ def check(
 
     Ends with exit code 1 where a row is bad or a set is incomplete.
     """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import Progress
-
+    from pixellm.cli.display import counted_progress
     from pixellm.data.check import CSV_HEADER, absent_sets, bad_rows_to_csv, check_found, find_sets
     from pixellm.files import check_file, write_files
 
@@ -80,19 +77,12 @@ def check(
     found = find_sets(root, sets or (), splits or (), _options(images, options))
     if not found:
         raise ValueError(f"{root} holds no data set in a known layout; see docs/data.md.")
-    console = Console()
+    console = open_console()
     reports = []
     for one in found:
-        shown = Console(stderr=True)
-        with Progress(console=shown, transient=True, disable=not shown.is_terminal) as bar:
-            task = bar.add_task(escape(printable(f"Checking {one.label}")), total=None)
-            reports.append(
-                check_found(
-                    one,
-                    decode=not quick,
-                    progress=lambda done, total: bar.update(task, completed=done, total=total),  # noqa: B023
-                )
-            )
+        unit = printable(f"images of {one.label} checked")
+        with counted_progress(open_console(stderr=True), unit, transient=True) as progress:
+            reports.append(check_found(one, decode=not quick, progress=progress))
         _show_report(console, reports[-1], limit)
     if root.is_dir() and not sets:
         for reader in absent_sets(found):
@@ -108,7 +98,7 @@ def check(
 
 def preview(
     data: Annotated[str, typer.Argument(metavar="SET", help="A data set's name, or one file.")],
-    out: Annotated[Path, typer.Option(help="Folder for the page and the images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page and the sheet.")],
     root: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path(),
     split: Annotated[str, typer.Option(help="The set's training split where not given.")] = "",
     num: Annotated[int, typer.Option(min=1, help="Dialogues to show.")] = 12,
@@ -172,7 +162,7 @@ def pseudo_label(
     """Let a model draw the masks of photos that nobody annotated: a COCO file to train on."""
     from functools import partial
 
-    from pixellm.cli.console import load_engine, open_console
+    from pixellm.cli.console import load_engine
     from pixellm.cli.display import labels_progress
     from pixellm.labelling.label_run import COCO_FILE, SHEET_FILE, run_labels, start_run
     from pixellm.labelling.pseudo_labels import LabelRules

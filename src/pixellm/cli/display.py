@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from pixellm.report.page import Table as TextTable
     from pixellm.training.progress import TrainEvent
 
-SECONDS_A_LINE = 30.0
+CountProgress = Callable[..., None]
+"""Called with done, total, and a figure where there is one."""
+
+SECONDS_A_LINE = 10.0
 """How often long work says how far it is, where the console is no terminal."""
 
 UNFAMILIAR = 0.5
@@ -59,8 +62,10 @@ def print_answer(console: Console, prediction: Prediction) -> None:
     if prediction.segments:
         console.print(_legend(prediction), highlight=False)
     if filtered := prediction.info.get("num_filtered", 0):
-        masks = "1 mask is" if filtered == 1 else f"{filtered} masks are"
-        console.print(f"{masks} filtered: their score is too low.", style="dim", highlight=False)
+        masks = (
+            "1 mask is filtered: its" if filtered == 1 else f"{filtered} masks are filtered: their"
+        )
+        console.print(f"{masks} score is too low.", style="dim", highlight=False)
     if prediction.info.get("familiarity", 1.0) < UNFAMILIAR:
         console.print(UNFAMILIAR_NOTE, style="dim", highlight=False)
 
@@ -123,14 +128,14 @@ def scored_progress(console: Console, unit: str) -> Iterator[EvaluationProgress]
         console: where to.
         unit: what is counted, such as "scenes".
     """
-    with _progress(console, unit) as show:
+    with counted_progress(console, unit) as show:
         yield lambda done, total, giou: show(done, total, f"gIoU {_number(giou)}")
 
 
 @contextmanager
 def judge_progress(console: Console) -> Iterator[RequestProgress]:
     """A bar over judged answers with the money spent, as a callback for a judge."""
-    with _progress(console, "answers judged") as show:
+    with counted_progress(console, "answers judged") as show:
         yield lambda done, total, usd: show(done, total, f"{usd:.4f} USD")
 
 
@@ -142,32 +147,43 @@ def answers_progress(console: Console) -> Iterator[JobProgress]:
         speed = f"{state.images / state.seconds:.2f}" if state.seconds else "-"
         return f"{speed} images/s"
 
-    with _progress(console, "questions") as show:
+    with counted_progress(console, "questions") as show:
         yield lambda state: show(state.done, state.total, describe(state))
 
 
 @contextmanager
 def labels_progress(console: Console) -> Iterator[LabelProgress]:
     """A bar over photos being labelled with the masks so far, as a callback for the run."""
-    with _progress(console, "photos") as show:
+    with counted_progress(console, "photos") as show:
         yield lambda state: show(state.done, state.total, f"{state.masks} masks")
 
 
 @contextmanager
-def _progress(console: Console, unit: str) -> Iterator[Callable[[int, int, str], None]]:
+def counted_progress(
+    console: Console, unit: str, *, transient: bool = False
+) -> Iterator[CountProgress]:
     """A bar over so many units with a figure beside it, told of done, total and figure.
 
     Where the console is no terminal, a line now and then.
+
+    Args:
+        console: where to.
+        unit: what is counted, such as "images checked".
+        transient: whether the bar goes at its end.
     """
     lines = _RareLines(console)
-    texts = (TextColumn(unit), TextColumn("{task.fields[figure]}"))
+    texts = (
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[figure]}", markup=False),
+    )
     columns = (BarColumn(), MofNCompleteColumn(), *texts, TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, disable=hidden, transient=transient) as bar:
         task = bar.add_task(unit, total=None, figure="")
 
-        def show(done: int, total: int, figure: str) -> None:
+        def show(done: int, total: int, figure: str = "") -> None:
             bar.update(task, completed=done, total=total, figure=figure)
-            lines.say(f"{done}/{total} {unit}, {figure}")
+            lines.say(f"{done}/{total} {unit}" + (f", {figure}" if figure else ""))
 
         yield show
 

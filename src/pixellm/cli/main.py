@@ -39,7 +39,7 @@ _EXTRAS = {
     "resvg_py": "scenes",
     "skimage": "scenes",
     "openai": "curate",
-    "matplotlib": "curate",
+    "matplotlib": "eval",
     "ray": "ray",
     "torchao": "quant",
     "bitsandbytes": "quant",
