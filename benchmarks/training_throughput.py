@@ -158,7 +158,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     """One loop of one model: images per second over the steps after the first two."""
     import torch
 
-    from pixellm.training.progress import peak_memory
+    from pixellm.training.trainer import peak_memory
 
     device, rows, plain = job["device"], job["rows"], job["loop"] == "plain"
     if device == "cpu":

@@ -234,7 +234,7 @@ def watch(owner: Any, name: str, point: Callable[[str], None]) -> None:
 
 def run_killed(folder: Path) -> None:
     stream.DATASETS["tiny"] = "tiny_training:TinyDataset"
-    trainer._Run = Mortal  # type: ignore[misc]
+    trainer.Run = Mortal  # type: ignore[misc]
     assert wait_for([fork(lambda: trainer.train(tiny_config(folder / "whole")))]) == [0]
 
     def attempt(count: int) -> Callable[[], None]:

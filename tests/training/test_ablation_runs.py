@@ -14,8 +14,7 @@ from pixellm.checkpoint.io import save_model
 from pixellm.training import ablation
 from pixellm.training.ablation import AblationSettings, ablate, load_variants
 from pixellm.training.config import RunConfig, load_config
-from pixellm.training.progress import TrainEvent
-from pixellm.training.trainer import NonFiniteLossError
+from pixellm.training.trainer import NonFiniteLossError, TrainEvent
 
 RECIPES = sorted((Path(__file__).parents[2] / "src/pixellm/recipes" / "ablation").glob("*.yaml"))
 STRUCTURE = {"tokens_4": 8, "scales_1": 3, "scales_3": 9, "single_token": 1}

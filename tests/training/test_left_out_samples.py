@@ -42,7 +42,7 @@ class NothingFits(Choosy):
 @pytest.fixture(autouse=True)
 def tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(stream.DATASETS, "tiny", "tiny_training:TinyDataset")
-    monkeypatch.setattr(trainer, "_Run", TinyRun)
+    monkeypatch.setattr(trainer, "Run", TinyRun)
     monkeypatch.setattr(TinyRun, "_collator", lambda run: Choosy())
 
 

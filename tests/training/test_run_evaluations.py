@@ -11,8 +11,7 @@ import torch
 from tiny_training import TinyRun, tiny_config
 
 from pixellm.training import stream, trainer
-from pixellm.training.progress import TrainEvent
-from pixellm.training.trainer import train
+from pixellm.training.trainer import TrainEvent, train
 
 WHEN = {"every_steps": 4}
 STEPS = [4, 6, 8, 12, 14]
@@ -22,7 +21,7 @@ STEPS = [4, 6, 8, 12, 14]
 @pytest.fixture(autouse=True)
 def tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(stream.DATASETS, "tiny", "tiny_training:TinyDataset")
-    monkeypatch.setattr(trainer, "_Run", TinyRun)
+    monkeypatch.setattr(trainer, "Run", TinyRun)
 
 
 class StoppedError(Exception):

@@ -38,18 +38,18 @@ except OSError as error:
 
 @pytest.fixture(autouse=True)
 def _tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "_Run", trainer._Run)
+    monkeypatch.setattr(trainer, "Run", trainer.Run)
     use_tiny_parts()
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run, before = tmp_path_factory.mktemp("whole"), trainer._Run
+    run, before = tmp_path_factory.mktemp("whole"), trainer.Run
     use_tiny_parts()
     try:
         return train(tiny_config(run))
     finally:
-        trainer._Run = before  # type: ignore[misc]
+        trainer.Run = before  # type: ignore[misc]
 
 
 def steps_of(config: RunConfig) -> list[int]:
@@ -104,6 +104,19 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, name: str, content
     with pytest.raises(ValueError, match=rf"damaged \({name} can't be read\); .* --resume 3\."):
         train(config, resume=True)
     train(config, resume=3)
+
+
+def test_an_average_of_version_0_1_is_read(tmp_path: Path, whole: Path) -> None:
+    config = tiny_config(tmp_path, checkpoint=KEEP_ALL)
+    train(config)
+    path = config.run_folder / "checkpoints" / "step_00000009" / "trainer.pt"
+    saved = torch.load(path, weights_only=True)
+    average = saved["average"]
+    values = [average[f"module.{index}"] for index in range(len(average) - 1)]
+    saved["average"] = {"num_updates": int(average["n_averaged"]) - 1, "average": values}
+    torch.save(saved, path)
+    train(config, resume=9)
+    assert_same_end(config.run_folder, whole)
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:

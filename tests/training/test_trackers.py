@@ -14,7 +14,7 @@ def test_tensorboard_gets_the_figures_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(stream.DATASETS, "tiny", "tiny_training:TinyDataset")
-    monkeypatch.setattr(trainer, "_Run", TinyRun)
+    monkeypatch.setattr(trainer, "Run", TinyRun)
     run = trainer.train(tiny_config(tmp_path, trackers=["tensorboard"]))
     written = b"".join(path.read_bytes() for path in (run / "trackers").rglob("events.out.*"))
     for figure in (b"step/total", b"step/images_per_second", b"step/learning_rate"):

@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from pixellm.training import stream, trainer
-from pixellm.training.progress import TrainEvent
-from pixellm.training.run import Run
-from pixellm.training.trainer import NonFiniteLossError, train
+from pixellm.training.trainer import NonFiniteLossError, TrainEvent, train
 from pixellm.training.validation import evaluate_run
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -22,7 +20,7 @@ from tiny_training import TinyRun, final_weights, tiny_config
 @pytest.fixture(autouse=True)
 def tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(stream.DATASETS, "tiny", "tiny_training:TinyDataset")
-    monkeypatch.setattr(trainer, "_Run", TinyRun)
+    monkeypatch.setattr(trainer, "Run", TinyRun)
 
 
 def run_and_collect(config: Any, **options: Any) -> tuple[Path, list[TrainEvent]]:
@@ -98,7 +96,7 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
             run_model.model.dropout.p = 0.0
             return run_model
 
-    trainer._Run = WithoutDropout  # type: ignore[misc]
+    trainer.Run = WithoutDropout  # type: ignore[misc]
     large, large_events = run_and_collect(joint(8, 1))
     small, small_events = run_and_collect(joint(2, 4))
     for step, loss in losses_of(large_events).items():
@@ -200,7 +198,7 @@ def test_steps_ahead_are_told_by_the_pace_where_time_limits_them(tmp_path: Path)
     stage = tiny_config(tmp_path).stages[1].model_dump()
     timed = stage | {"name": "timed", "steps": 100_000, "max_minutes": 5}
     events: list[TrainEvent] = []
-    run = Run(
+    run = trainer.Run(
         tiny_config(tmp_path, stages=[timed, stage, timed | {"name": "later"}]),
         events.append,
         evaluate_run,

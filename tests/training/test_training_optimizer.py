@@ -7,9 +7,10 @@ from torch import nn
 from pixellm.training.config import OptimizerConfig, Stage
 from pixellm.training.optim import (
     StageOptimizer,
-    WeightAverage,
+    average_weights,
     group_parameters,
     learning_rate_factor,
+    swap_weights,
 )
 
 
@@ -111,12 +112,13 @@ def test_loading_optimizer_state_keeps_the_recipes_rates() -> None:
 def test_weight_average_follows_and_swaps_back() -> None:
     model = nn.Linear(2, 2)
     start = model.weight.detach().clone()
-    average = WeightAverage(model, 0.5)
+    followed = nn.ParameterList(model.parameters())
+    average = average_weights(followed, 0.5)
     with torch.no_grad():
         model.weight += 1
-    average.update()
+    average.update_parameters(followed)
     decay = 2 / 11
-    average.swap()
+    swap_weights(average, followed)
     torch.testing.assert_close(model.weight.detach(), start + (1 - decay))
-    average.swap()
+    swap_weights(average, followed)
     torch.testing.assert_close(model.weight.detach(), start + 1)

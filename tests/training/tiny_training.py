@@ -114,7 +114,7 @@ class TinyCollator:
         }
 
 
-class TinyRun(trainer._Run):
+class TinyRun(trainer.Run):
     """The real run with tiny parts."""
 
     def _set_up_model(self, checkpoint: Path | None, sources: Any) -> RunModel:
@@ -131,7 +131,7 @@ class TinyRun(trainer._Run):
 def use_tiny_parts() -> None:
     """Lets `train` build tiny runs, for the rest of the process."""
     stream.DATASETS["tiny"] = "tiny_training:TinyDataset"
-    trainer._Run = TinyRun  # type: ignore[misc]
+    trainer.Run = TinyRun  # type: ignore[misc]
 
 
 def tiny_config(folder: Path, **changes: Any) -> RunConfig:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pixellm.labelling.label_run import Progress as LabelProgress
     from pixellm.llm.run import RequestProgress
     from pixellm.report.page import Table as TextTable
-    from pixellm.training.progress import TrainEvent
+    from pixellm.training.trainer import TrainEvent
 
 CountProgress = Callable[..., None]
 """Called with done, total, and a figure where there is one."""

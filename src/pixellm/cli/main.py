@@ -43,7 +43,6 @@ _EXTRAS = {
     "ray": "ray",
     "torchao": "quant",
     "bitsandbytes": "quant",
-    "deepspeed": "deepspeed",
     "fastapi": "serve",
     "starlette": "serve",
     "uvicorn": "serve",

@@ -31,8 +31,7 @@ from pixellm.evaluation.baselines import GUESSES, guess_scenes
 from pixellm.files import MARKED_TEXT, check_file, check_folder, json_bytes, read_json, write_files
 from pixellm.training.config import RunConfig, find_recipes, load_config
 from pixellm.training.pace import measure_pace, with_steps
-from pixellm.training.progress import EventCallback
-from pixellm.training.trainer import NonFiniteLossError, train
+from pixellm.training.trainer import EventCallback, NonFiniteLossError, train
 
 BASE = "base"
 """The variant that the others are compared with."""

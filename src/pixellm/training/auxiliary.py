@@ -9,11 +9,14 @@ image that lacks it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pixellm.training.config import Stage
 
 IGNORED = -100
 
@@ -206,3 +209,28 @@ def empty_mask_loss_sum(mask_logits: Tensor, valid: Tensor) -> Tensor:
     valid = F.interpolate(valid[:, None], size=mask_logits.shape[-2:], mode="nearest")[:, 0]
     area = valid.flatten(1).sum(1).clamp_min(1)
     return ((F.softplus(mask_logits.float()) * valid).flatten(1).sum(1) / area).sum()
+
+
+def build_heads(config: Any, stages: Iterable[Stage], num_names: int) -> dict[str, nn.Module]:
+    """Heads of the auxiliary losses that any stage has, by name; none without class names.
+
+    Args:
+        config: the model's.
+        stages: of the run.
+        num_names: classes of its data, the background not counted.
+    """
+    if not num_names:
+        return {}
+    channels = config.vision_channels[str(config.vision_depths[0])]
+    weights = [(name, weight) for s in stages for name, weight in s.loss.model_dump().items()]
+    weighed = {name for name, weight in weights if weight > 0}
+    heads: dict[str, nn.Module] = {}
+    if "patch_class" in weighed:
+        heads["patch_class_head"] = PatchClassHead(channels, num_names + 1)
+    if "patch_box" in weighed:
+        heads["patch_box_head"] = PatchBoxHead(channels)
+    if weighed & {"feature_class", "target_class"}:
+        heads["feature_class_head"] = FeatureClassHead(
+            config.num_scales, config.decoder_size, num_names + 1
+        )
+    return heads

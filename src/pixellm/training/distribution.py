@@ -1,13 +1,13 @@
 """Several processes: how the modules of a run are prepared, and sharded tensors made whole.
 
-Knows accelerate and its strategies (one process, DDP, FSDP2, ZeRO-2). It knows no losses, no
-data and no files.
+Knows accelerate and its strategies (one process, DDP, FSDP2). It knows no losses, no data and no
+files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -20,9 +20,7 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
-from pixellm.training import zero
 from pixellm.training.config import RunConfig
-from pixellm.training.optim import StageOptimizer
 
 LONGEST_WAIT = timedelta(hours=2)
 """How long processes wait for one that evaluates or writes a large model; then the run ends."""
@@ -73,12 +71,11 @@ def _check_strategy(accelerator: Accelerator, config: RunConfig) -> None:
             "Every process loads the weights itself; launch with "
             "--fsdp_cpu_ram_efficient_loading false."
         )
-    sharded = is_sharded(accelerator)
-    if sharded and (config.ema_decay > 0 or len(config.stages) > 1):
-        raise ValueError(
-            "FSDP2 and DeepSpeed train runs of one stage without `ema_decay`; take these out."
-        )
-    if sharded and config.checkpoint.merged and config.has_adapters:
+    if kind not in ("NO", "FSDP") and not kind.startswith("MULTI"):
+        raise ValueError(f"{kind} is not supported; launch with FSDP2 to shard, or with neither.")
+    if kind == "FSDP" and (config.ema_decay > 0 or len(config.stages) > 1):
+        raise ValueError("FSDP2 trains runs of one stage without `ema_decay`; take these out.")
+    if kind == "FSDP" and config.checkpoint.merged and config.has_adapters:
         raise ValueError("Sharded runs write adapters; take checkpoint.merged out and merge later.")
 
 
@@ -95,11 +92,6 @@ def _keep_sums_exact(accelerator: Accelerator) -> None:
         )
 
 
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether no process alone holds all that a checkpoint needs."""
-    return accelerator.is_fsdp2 or zero.uses_zero(accelerator)
-
-
 def agreed(value: float | None) -> float | None:
     """The main process's value, on every process; all must ask."""
     from accelerate.utils import broadcast_object_list
@@ -109,15 +101,9 @@ def agreed(value: float | None) -> float | None:
 
 
 def prepare(
-    accelerator: Accelerator, module: nn.Module, optimizer: StageOptimizer, batch_size: int
+    accelerator: Accelerator, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> nn.Module:
-    """Wraps or shards a module; the optimizer's parameters follow, in place."""
-    optimizers = list(optimizer.optimizers.values())
-    if zero.uses_zero(accelerator):
-        if len(optimizers) > 1:
-            raise ValueError("DeepSpeed drives one optimizer; set optimizer.kind to adamw.")
-        clip_norm = optimizer.config.clip_norm
-        return zero.prepare_zero(accelerator, module, optimizers[0], batch_size, clip_norm)
+    """Wrap or shard a module; the optimizers' parameters follow, in place."""
     if not accelerator.is_fsdp2:
         prepared: nn.Module = accelerator.prepare(module)
         return prepared
@@ -126,69 +112,6 @@ def prepare(
         for part in _sharded_parts(prepared):
             part.set_force_sum_reduction_for_comms(True)
     return prepared
-
-
-@contextmanager
-def micro_batch(accelerator: Accelerator, module: nn.Module, *, last: bool) -> Iterator[None]:
-    """Around a micro-batch: gradients are exchanged at the last one of a step alone."""
-    if zero.uses_zero(accelerator):
-        zero.mark_micro_batch(accelerator, last=last)
-        yield
-    else:
-        with nullcontext() if last else accelerator.no_sync(module):
-            yield
-
-
-def clip_gradients(
-    accelerator: Accelerator, module: nn.Module, optimizer: StageOptimizer
-) -> Tensor:
-    """Scales the gradients of a step down to the recipe's norm; gives the norm before that."""
-    if zero.uses_zero(accelerator):  # which has clipped them, and moved the weights
-        return zero.gradient_norm(module, accelerator.device)
-    clip_norm = optimizer.config.clip_norm
-    return whole(nn.utils.clip_grad_norm_(optimizer.parameters, clip_norm, foreach=True))
-
-
-def whole_state(accelerator: Accelerator, module: nn.Module) -> dict[str, Tensor]:
-    """Weights of a module, whole and in full precision; every process must ask."""
-    state: dict[str, Tensor] = gather(module.state_dict(), keep=accelerator.is_main_process)
-    if zero.uses_zero(accelerator):
-        state |= zero.whole_weights(dict(module.named_parameters(remove_duplicate=False)))
-    return state
-
-
-def whole_optimizer_state(
-    accelerator: Accelerator, module: nn.Module, optimizer: StageOptimizer, step: int
-) -> Any:
-    """State of the optimizer after `step` steps, whole; every process must ask."""
-    if zero.uses_zero(accelerator):
-        return zero.whole_moments(dict(module.named_parameters()), step)
-    return gather(optimizer.state_dict(), keep=accelerator.is_main_process)
-
-
-def restore_optimizer(
-    accelerator: Accelerator,
-    module: nn.Module,
-    optimizer: StageOptimizer,
-    restored: Mapping[str, Any],
-    *,
-    with_state: bool,
-) -> None:
-    """Fills in the optimizer of a prepared module from a checkpoint.
-
-    Args:
-        accelerator: of the run.
-        module: prepared; its weights are the checkpoint's, in its own precision.
-        optimizer: of the present stage.
-        restored: "weights" and "optimizer" of the checkpoint.
-        with_state: false at the start of a stage, whose optimizer is a fresh one.
-    """
-    if zero.uses_zero(accelerator):
-        state = restored["optimizer"] if with_state else None
-        (inner,) = optimizer.optimizers.values()
-        zero.restore(dict(module.named_parameters()), inner, restored["weights"], state)
-    elif with_state:
-        optimizer.load_state_dict(restored["optimizer"])
 
 
 def whole(value: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pixellm.model.supervision import PIXELS_AT_ONCE
 from pixellm.training.config import RunConfig, Stage
 
-Strategy = Literal["DDP", "FSDP2", "ZeRO-2"]
+Strategy = Literal["DDP", "FSDP2"]
 
 TARGETS_PER_IMAGE = 6
 """Masks that an image is taken to ask for."""
@@ -72,7 +72,7 @@ def estimate_memory(
         num_gpus: processes.
     """
     activations = count_activations(model, config, stage)
-    strategies: tuple[Strategy, ...] = ("DDP",) if num_gpus == 1 else ("DDP", "FSDP2", "ZeRO-2")
+    strategies: tuple[Strategy, ...] = ("DDP",) if num_gpus == 1 else ("DDP", "FSDP2")
     sizes = _Sizes(model, trained, config)
     return [sizes.estimate(strategy, num_gpus, activations) for strategy in strategies]
 
@@ -110,22 +110,12 @@ class _Sizes:
             return MemoryEstimate(
                 strategy, gpus, weights, gradients + buckets, moments + self.average, activations
             )
-        if strategy == "FSDP2":
-            gathered = (self.root + 2 * self.layer) * self.compute_bytes
-            return MemoryEstimate(
-                strategy,
-                gpus,
-                self.weights / gpus + gathered,
-                gradients / gpus,
-                moments / gpus,
-                activations,
-            )
-        whole = 2.0 * self.all_numbers
+        gathered = (self.root + 2 * self.layer) * self.compute_bytes
         return MemoryEstimate(
             strategy,
             gpus,
-            whole + 4.0 * self.trained / gpus,
-            2.0 * self.trained,
+            self.weights / gpus + gathered,
+            gradients / gpus,
             moments / gpus,
             activations,
         )

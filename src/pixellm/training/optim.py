@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from pixellm.training.config import OptimizerConfig, ParameterRule, Stage
+from pixellm.training.distribution import whole
 from pixellm.training.muon import Muon
 
 ENCODER_PATTERNS = ("*vision_tower*", "patch_class_head*", "patch_box_head*")
@@ -222,6 +224,11 @@ class StageOptimizer:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
 
+    def clip_gradients(self) -> Tensor:
+        """Scale the gradients of a step down to the recipe's norm; gives the norm before that."""
+        limit = self.config.clip_norm
+        return whole(nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True))
+
     def step(self) -> None:
         """Moves the parameters and clears the gradients."""
         for optimizer in self.optimizers.values():
@@ -278,46 +285,30 @@ def _build_optimizer(
     return Muon(groups, momentum=config.muon_momentum)
 
 
-class WeightAverage:
-    """Exponential moving average of a module's parameters.
+def average_weights(parameters: nn.ParameterList, decay: float) -> AveragedModel:
+    """Start the exponential moving average of parameters.
 
     The average warms up: early on it follows the weights closely, so that it never carries the
     initial ones for long.
 
     Args:
-        model: module to follow.
-        decay: long-run share of the old average kept at every step.
-        fixed: names of its parameters that never move and need no average.
+        parameters: what moves.
+        decay: long-run share of the old average kept at every update.
     """
 
-    def __init__(self, model: nn.Module, decay: float, fixed: Collection[str] = ()) -> None:
-        self.decay = decay
-        self.num_updates = 0
-        self.parameters = [p for name, p in model.named_parameters() if name not in fixed]
-        self.average = [parameter.detach().clone() for parameter in self.parameters]
+    def follow(averages: Any, weights: Any, updates: Any) -> None:
+        kept = min(decay, (1 + int(updates)) / (10 + int(updates)))
+        torch._foreach_lerp_(averages, weights, 1 - kept)
 
-    @torch.no_grad()
-    def update(self) -> None:
-        """Moves the average towards the present weights."""
-        self.num_updates += 1
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+    average = AveragedModel(parameters, multi_avg_fn=follow)
+    average.update_parameters(parameters)  # the first call takes the weights as they are
+    return average
 
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchanges average and weights, in place; a second call undoes it."""
-        for parameter, average in zip(self.parameters, self.average, strict=True):
-            held = parameter.detach().clone()
-            parameter.copy_(average)
-            average.copy_(held)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The average and how many updates it has seen."""
-        return {"num_updates": self.num_updates, "average": self.average}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` gave."""
-        self.num_updates = state["num_updates"]
-        for average, saved in zip(self.average, state["average"], strict=True):
-            average.copy_(saved)
+@torch.no_grad()
+def swap_weights(average: AveragedModel, parameters: nn.ParameterList) -> None:
+    """Exchange average and weights, in place; a second call undoes it."""
+    for parameter, averaged in zip(parameters, average.module.parameters(), strict=True):
+        held = parameter.clone()
+        parameter.copy_(averaged)
+        averaged.copy_(held)

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pixellm.training.config import RunConfig
-from pixellm.training.progress import TrainEvent
-from pixellm.training.trainer import train
+from pixellm.training.trainer import TrainEvent, train
 
 PACE_STEPS = 25
 """Steps that are run to measure; the first five are left out."""
