@@ -172,6 +172,44 @@ def pairwise_iou(predictions: BoolMask, truths: BoolMask) -> NDArray[np.float64]
     return np.where(union > 0, intersection / np.maximum(union, 1), 1.0)
 
 
+def label_map_to_rles(labels: NDArray[Any]) -> dict[int, RLE]:
+    """One mask per number that a label map holds.
+
+    Args:
+        labels: (H, W) of an integer type, not empty.
+
+    Returns:
+        Number -> mask of its pixels, in ascending order of the numbers. Together the masks cover
+        every pixel once.
+    """
+    size = (labels.shape[0], labels.shape[1])
+    flat = labels.ravel(order="F")  # run lengths go down the columns
+    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+    ends = np.append(starts[1:], flat.size)
+    numbers = flat[starts]
+    return {
+        int(number): _runs_to_rle(starts[numbers == number], ends[numbers == number], size)
+        for number in np.unique(numbers)
+    }
+
+
+def union_of(masks: Sequence[RLE]) -> RLE:
+    """The pixels of any of the masks, which have one size; at least one mask."""
+    merged = coco_mask.merge([_as_bytes(mask) for mask in masks])
+    return {"size": list(masks[0]["size"]), "counts": merged["counts"].decode("ascii")}
+
+
+def areas_of(masks: Sequence[RLE]) -> list[int]:
+    """Pixels of each mask."""
+    return [int(area) for area in coco_mask.area([_as_bytes(mask) for mask in masks])]
+
+
+def boxes_of(masks: Sequence[RLE]) -> list[tuple[float, float, float, float]]:
+    """The tight box ``(x, y, width, height)`` around each mask; all zeros for an empty one."""
+    boxes = coco_mask.toBbox([_as_bytes(mask) for mask in masks]).reshape(-1, 4).tolist()
+    return [(x, y, width, height) for x, y, width, height in boxes]
+
+
 def resize_mask(mask: BoolMask, size: Size) -> BoolMask:
     """Resize a mask by the nearest pixel centre.
 
@@ -307,3 +345,17 @@ def _checked_points(polygon: Sequence[float]) -> NDArray[np.float64]:
     if not (np.abs(points) < _FARTHEST_COORDINATE).all():
         raise ValueError("A polygon has coordinates far outside any image, or not numbers.")
     return points
+
+
+def _as_bytes(mask: RLE) -> Mapping[str, Any]:
+    return {"size": mask["size"], "counts": mask["counts"].encode("ascii")}
+
+
+def _runs_to_rle(starts: NDArray[np.int64], ends: NDArray[np.int64], size: tuple[int, int]) -> RLE:
+    """The mask whose pixels are the runs [start, end) of the flattened columns."""
+    total = size[0] * size[1]
+    bounds = np.stack((starts, ends), axis=1).ravel()
+    counts = np.diff(bounds, prepend=0, append=total)
+    if counts[-1] == 0:
+        counts = counts[:-1]
+    return segmentation_to_rle({"size": list(size), "counts": counts}, size)

@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 
 from pixellm.checkpoint.convert import convert_released
 from pixellm.checkpoint.io import load_model_and_processor
-from pixellm.data.readers.class_questions import NamedMasks
-from pixellm.data.readers.referring import as_benchmark_asks, benchmark_turn, load_phrases
+from pixellm.data.questions import NamedMasks, as_benchmark_asks, benchmark_turn, load_phrases
 from pixellm.engine import Engine
 from pixellm.engine.dialogues import answer_given
 from pixellm.evaluation.evaluate import score_dialogue

@@ -12,6 +12,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Self, TypeVar, overload
@@ -359,8 +360,14 @@ class Dataset(ABC, Generic[R]):
         Raises:
             ValueError: the row is bad; names the file and the row.
         """
-        try:
+        with self.naming(item):
             return self.compose(self.row(item), rng or self.random_of(item))
+
+    @contextmanager
+    def naming(self, item: int) -> Iterator[None]:
+        """Whatever turns out to be wrong inside is told with the item's file and row."""
+        try:
+            yield
         except BadRowError:
             raise
         except (OSError, ValueError) as error:

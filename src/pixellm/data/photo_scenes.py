@@ -272,7 +272,7 @@ class PhotoScenes:
     def _load(self, item: int) -> _Photo:
         from pixellm.image_files import load_image
 
-        shown = self._coco.image(item)
+        shown = self._coco.row(item)
         image = load_image(shown.image)
         if (image.height, image.width) != tuple(shown.size):
             raise ValueError(

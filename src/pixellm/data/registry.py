@@ -22,11 +22,11 @@ READERS: dict[str, str] = {
     "multi-refcoco": "pixellm.data.readers.refer:MultiRefCoco",
     "multi-refcoco+": "pixellm.data.readers.refer:MultiRefCocoPlus",
     "multi-refcocog": "pixellm.data.readers.refer:MultiRefCocoG",
-    "reasonseg": "pixellm.data.readers.reasonseg:ReasonSeg",
+    "reasonseg": "pixellm.data.reasonseg:ReasonSeg",
     "muse": "pixellm.data.readers.muse:Muse",
-    "ade20k": "pixellm.data.readers.semantic:Ade20k",
-    "cocostuff": "pixellm.data.readers.semantic:CocoStuff",
-    "mapillary": "pixellm.data.readers.semantic:Mapillary",
+    "ade20k": "pixellm.data.semantic:Ade20k",
+    "cocostuff": "pixellm.data.semantic:CocoStuff",
+    "mapillary": "pixellm.data.semantic:Mapillary",
     "paco": "pixellm.data.readers.parts:PacoLvis",
     "pascal-part": "pixellm.data.readers.parts:PascalPart",
     "llava": "pixellm.data.dialogues:LlavaInstruct",
@@ -34,7 +34,7 @@ READERS: dict[str, str] = {
     "photos": "pixellm.data.readers.photos:Photos",
     "coco-expressions": "pixellm.data.readers.own_expressions:OwnExpressions",
     "jsonl": "pixellm.data.dialogues:JsonlSamples",
-    "labelme": "pixellm.data.readers.labelme:LabelMe",
+    "labelme": "pixellm.data.labelme:LabelMe",
 }
 """Name -> `module:class` of its :class:`pixellm.data.dataset.Dataset`."""
 

@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pixellm.data.readers.class_questions import (
+from pixellm.data.questions import (
     NamedMasks,
+    as_benchmark_asks,
     ask_for_absent,
     ask_for_instances,
     ask_for_regions,
+    benchmark_turn,
     definite,
     load_phrases,
     plain_question,
 )
-from pixellm.data.readers.referring import as_benchmark_asks, benchmark_turn
 from pixellm.masks import encode_mask
 from pixellm.types import SEG_MARK, Target
 

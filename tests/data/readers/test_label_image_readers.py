@@ -10,9 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from pixellm.data.readers.run_lengths import areas_of, boxes_of, label_map_to_rles, union_of
-from pixellm.data.readers.semantic import Ade20k, CocoStuff, Mapillary
-from pixellm.masks import decode_mask, encode_mask, mask_to_box
+from pixellm.data.semantic import Ade20k, CocoStuff, Mapillary
+from pixellm.masks import (
+    areas_of,
+    boxes_of,
+    decode_mask,
+    encode_mask,
+    label_map_to_rles,
+    mask_to_box,
+    union_of,
+)
 
 SIZE = (24, 32)
 

@@ -12,7 +12,7 @@ from drawn_photos import draw_photo, expand_runs, fill_polygon, rectangle, write
 from PIL import Image
 
 from pixellm.data.dialogues import JsonlSamples, LlavaInstruct
-from pixellm.data.readers.labelme import LabelMe
+from pixellm.data.labelme import LabelMe
 from pixellm.masks import decode_mask, encode_mask
 
 SIZE = (30, 40)

@@ -13,7 +13,7 @@ from PIL import Image
 from skimage.draw import polygon, polygon_perimeter
 from skimage.morphology import dilation
 
-from pixellm.data.readers.reasonseg import ReasonSeg, Shape, paint_shapes
+from pixellm.data.reasonseg import ReasonSeg, Shape, paint_shapes
 from pixellm.data.registry import open_reader
 from pixellm.masks import decode_mask
 from pixellm.types import SEG_MARK, Turn

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
+from pixellm.data.augment import LEAST_KEPT, augment_image
+from pixellm.data.classes import AnnotatedClass, AnnotatedImage
 from pixellm.data.readers.own_coco import OwnCoco
-from pixellm.data.readers.views import LEAST_KEPT, another_view
 from pixellm.masks import decode_mask, encode_mask
 
 SIZE = (48, 64)
@@ -46,7 +46,7 @@ def seen(pixels):
 
 def test_masks_lie_on_the_pixels_of_their_things_in_every_view(image):
     for seed in range(40):
-        view = another_view(image, random.Random(seed))
+        view = augment_image(image, random.Random(seed))
         shown = seen(view.image)
         assert view.image.shape == (*view.size, 3)
         assert {one.name for one in view.classes} == {n for n, mask in shown.items() if mask.any()}
@@ -55,7 +55,7 @@ def test_masks_lie_on_the_pixels_of_their_things_in_every_view(image):
 
 
 def test_views_are_mirrored_and_cut_and_the_same_for_the_same_chance(image):
-    views = [another_view(image, random.Random(seed)) for seed in range(20)]
+    views = [augment_image(image, random.Random(seed)) for seed in range(20)]
     assert len({view.size for view in views}) > 10
     both = [v for v in views if len(v.classes) == 2]
     cup_is_left = {
@@ -66,7 +66,7 @@ def test_views_are_mirrored_and_cut_and_the_same_for_the_same_chance(image):
         for v in both
     }
     assert cup_is_left == {True, False}
-    again = another_view(image, random.Random(3))
+    again = augment_image(image, random.Random(3))
     assert np.array_equal(again.image, views[3].image)
 
 
@@ -75,7 +75,7 @@ def test_what_no_mask_can_be_had_of_stays_known_in_every_view(image):
     unsure = (AnnotatedClass("spoon", (), askable=False), replace(image.classes[0], askable=False))
     known = replace(image, classes=(*unsure, image.classes[1]))
     for seed in range(40):
-        found = {one.name: one.askable for one in another_view(known, random.Random(seed)).classes}
+        found = {one.name: one.askable for one in augment_image(known, random.Random(seed)).classes}
         assert (found["spoon"], found["cup"]) == (False, False)
 
 
@@ -83,7 +83,7 @@ def test_what_is_cut_away_for_the_most_part_is_known_but_not_asked_for(image):
     whole = {one.name: decode_mask(one.masks[0]).sum() for one in image.classes}
     askable = set()
     for seed in range(60):
-        for one in another_view(image, random.Random(seed)).classes:
+        for one in augment_image(image, random.Random(seed)).classes:
             share = decode_mask(one.masks[0]).sum() / whole[one.name]
             assert one.askable == (share >= LEAST_KEPT)
             askable.add(one.askable)
@@ -93,7 +93,7 @@ def test_what_is_cut_away_for_the_most_part_is_known_but_not_asked_for(image):
 def test_an_image_of_another_size_is_refused_by_name(image, tmp_path):
     Image.new("RGB", (10, 10)).save(tmp_path / "things.png")
     with pytest.raises(ValueError, match=r"things is \(10, 10\)"):
-        another_view(image, random.Random(0))
+        augment_image(image, random.Random(0))
 
 
 def test_a_reader_that_augments_asks_about_views_and_evaluates_whole_images(tmp_path):

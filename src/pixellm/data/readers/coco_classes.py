@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from pixellm.data.classes import AnnotatedClass, AnnotatedImage, ClassDataset
 from pixellm.data.dataset import BadRow, UnusableDataError
 from pixellm.data.json_values import whole_number
-from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
-from pixellm.data.readers.class_reader import ClassReader
 from pixellm.data.readers.coco_images import (
     CocoImages,
     category_name,
@@ -34,7 +33,7 @@ _CROWDS_ALONE = (
 )
 
 
-class CocoClasses(ClassReader):
+class CocoClasses(ClassDataset):
     """A COCO-style file asked for its categories.
 
     Categories of one name are one class. A class is not asked for in an image where one of its
@@ -46,7 +45,7 @@ class CocoClasses(ClassReader):
         seed: another seed gives another order, grouping and wording.
         annotations: the JSON file.
         images: the folder that each ``file_name`` is below.
-        options: see :class:`~pixellm.data.readers.class_reader.ClassReader`.
+        options: see :class:`~pixellm.data.classes.ClassDataset`.
 
     Raises:
         ValueError: the file is damaged or holds nothing to ask for.
@@ -97,7 +96,7 @@ class CocoClasses(ClassReader):
 
     @property
     def deniable_names(self) -> tuple[str, ...]:
-        """See :meth:`ClassReader.deniable_names`: not those that hold other classes."""
+        """See :meth:`ClassDataset.deniable_names`: not those that hold other classes."""
         return tuple(name for name in self.class_names if name not in self._parents)
 
     @cached_property
@@ -118,7 +117,7 @@ class CocoClasses(ClassReader):
         """The annotation file, and which of its images."""
         return self.annotations, f"image {self.index.usable[self._items[item]]}"
 
-    def image(self, item: int) -> AnnotatedImage:
+    def row(self, item: int) -> AnnotatedImage:
         """An image with its classes, in the order of its annotations."""
         number = int(self._items[item])
         entry = self.index.image(number)

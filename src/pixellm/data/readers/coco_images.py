@@ -24,8 +24,7 @@ from pixellm.data.json_values import (
     whole_number,
 )
 from pixellm.data.readers.json_index import JsonRecords, SpanList, scan_json
-from pixellm.data.readers.run_lengths import areas_of
-from pixellm.masks import list_polygons, segmentation_to_rle
+from pixellm.masks import areas_of, list_polygons, segmentation_to_rle
 from pixellm.types import RLE
 
 

@@ -22,9 +22,8 @@ from pixellm.data.dataset import (
     LazySamples,
     UnusableDataError,
 )
-from pixellm.data.readers.class_questions import NamedMasks
+from pixellm.data.questions import NamedMasks, as_benchmark_asks, benchmark_turn, compose_dialogues
 from pixellm.data.readers.instances import InstanceFile
-from pixellm.data.readers.referring import as_benchmark_asks, benchmark_turn, compose_dialogues
 from pixellm.data.readers.text_table import TextTable
 from pixellm.masks import decode_mask
 from pixellm.types import Sample, Target, Turn

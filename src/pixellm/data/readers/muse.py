@@ -22,9 +22,9 @@ from pixellm.data.dataset import (
     UnusableDataError,
 )
 from pixellm.data.json_values import size_fault, text_fault
+from pixellm.data.questions import load_phrases
 from pixellm.data.readers.coco_images import file_of, photo_name, size_of
 from pixellm.data.readers.json_index import SpanList, scan_json
-from pixellm.data.readers.referring import load_phrases
 from pixellm.masks import segmentation_to_rle
 from pixellm.scenes.phrasing import join_phrases
 from pixellm.types import SEG_MARK, Sample, Target, Turn, split_marks

@@ -2,7 +2,7 @@
 
 Reads an instances JSON as annotation tools export it. The file and the folder of images have
 names that the caller chooses; everything else that makes a question is
-:mod:`~pixellm.data.readers.class_reader`'s business.
+:mod:`~pixellm.data.classes`'s business.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class OwnCoco(CocoClasses):
         annotations: the instances JSON, below ``root``.
         images: the folder that each ``file_name`` is below, below ``root``; by default the first of
             ``{split}/images``, ``{split}``, ``images/{split}`` and ``images`` that is there.
-        options: see :class:`~pixellm.data.readers.class_reader.ClassReader`; here ``targets`` is
+        options: see :class:`~pixellm.data.classes.ClassDataset`; here ``targets`` is
             ``instances`` unless told otherwise.
 
     Raises:

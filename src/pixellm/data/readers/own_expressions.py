@@ -1,7 +1,7 @@
 """Your own photos in COCO format, asked for what each annotation is described as.
 
 For instances files whose annotations carry a sentence or several: "the cup with the blue rim". How
-expressions are worded is :mod:`~pixellm.data.readers.referring`'s business.
+expressions are worded is :mod:`~pixellm.data.questions`'s business.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import numpy as np
 
 from pixellm.data.dataset import BadRow, Dataset, LazySamples, UnusableDataError
 from pixellm.data.json_values import text_fault
-from pixellm.data.readers.class_questions import NamedMasks
+from pixellm.data.questions import NamedMasks, as_benchmark_asks, benchmark_turn, compose_dialogues
 from pixellm.data.readers.coco_images import CocoImages, category_name, file_of, size_of
 from pixellm.data.readers.own_coco import ANNOTATIONS, own_files
-from pixellm.data.readers.referring import as_benchmark_asks, benchmark_turn, compose_dialogues
 from pixellm.types import SEG_MARK, Sample, Target, Turn
 
 _TEXT_KEYS = (

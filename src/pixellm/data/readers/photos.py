@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pixellm.data.augment import augment_image
+from pixellm.data.captions import read_people_words
+from pixellm.data.classes import AnnotatedImage
 from pixellm.data.dataset import BadRow, Dataset, LazySamples, path_of_split
-from pixellm.data.readers.captions import read_people_words
-from pixellm.data.readers.class_reader import AnnotatedImage
 from pixellm.data.readers.own_coco import ANNOTATIONS, OwnCoco, own_files, published_or
-from pixellm.data.readers.views import another_view
 from pixellm.masks import decode_mask
 from pixellm.scenes.knowledge import Knowledge
 from pixellm.scenes.photo_knowledge import knowledge_of_categories
@@ -153,7 +153,7 @@ class Photos(Dataset[int]):
         Raises:
             ValueError: nothing of it can be used; names the file and the row.
         """
-        return self._coco.image(item)
+        return self._coco.row(item)
 
     def view(
         self, image: AnnotatedImage, people: tuple[str, ...] = (), *, together: bool = False
@@ -183,7 +183,7 @@ class Photos(Dataset[int]):
         image = self.image(item)
         people = self.people_of(item, image)
         if self.augment:
-            image = another_view(image, rng)
+            image = augment_image(image, rng)
         renamed = None
         if self.exchange and rng.random() < self.exchange:
             renamed = self._exchanged(rng)

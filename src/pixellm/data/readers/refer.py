@@ -16,7 +16,7 @@ import numpy as np
 
 from pixellm.data.dataset import BadRow
 from pixellm.data.json_values import text_fault
-from pixellm.data.readers.class_questions import NamedMasks, ask_for_regions
+from pixellm.data.questions import KIND, NamedMasks, ask_for_regions, to_noun
 from pixellm.data.readers.expressions import (
     Expression,
     ExpressionReader,
@@ -24,7 +24,6 @@ from pixellm.data.readers.expressions import (
     flatten,
     row_name,
 )
-from pixellm.data.readers.referring import KIND, to_noun
 from pixellm.data.restricted_pickle import load_plain_pickle
 from pixellm.types import Turn
 

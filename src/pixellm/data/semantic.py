@@ -1,8 +1,7 @@
 """Data sets of label images: ADE20K, COCO-Stuff, Mapillary Vistas v2.0.
 
 A label image gives every pixel of its photo a class number, so that a class is one region. Each
-set knows its folders and the names of its numbers; what is asked together is
-:mod:`~pixellm.data.readers.class_reader`'s business.
+set knows its folders and the names of its numbers.
 """
 
 from __future__ import annotations
@@ -16,23 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pixellm.data.classes import AnnotatedClass, AnnotatedImage, ClassDataset
 from pixellm.data.dataset import BadRow
-from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
-from pixellm.data.readers.class_reader import ClassReader
-from pixellm.data.readers.run_lengths import label_map_to_rles
 from pixellm.image_files import load_stored
+from pixellm.masks import label_map_to_rles
 
 _LABEL_MODES = ("L", "P", "I;16", "I")
 
 
-class LabelImages(ClassReader):
+class LabelImages(ClassDataset):
     """A data set of label images. An item is one of them that has its photo.
 
     Args:
         root: folder that holds all data sets.
         split: ``train`` or ``val``.
         seed: another seed gives another order, grouping and wording.
-        options: see :class:`~pixellm.data.readers.class_reader.ClassReader`; ``targets`` can't be
+        options: see :class:`~pixellm.data.classes.ClassDataset`; ``targets`` can't be
             ``instances``, which label images do not tell apart.
 
     Raises:
@@ -96,7 +94,7 @@ class LabelImages(ClassReader):
         """The label image."""
         return self.labels / f"{self._stems[item]}.png", ""
 
-    def image(self, item: int) -> AnnotatedImage:
+    def row(self, item: int) -> AnnotatedImage:
         """A photo with the classes of its label image, in the order of their numbers."""
         stem = self._stems[item]
         path, _ = self.where(item)
@@ -138,7 +136,7 @@ class Ade20k(LabelImages):
 class CocoStuff(LabelImages):
     """COCO-Stuff's pixel maps: number n is category n + 1 of COCO-Stuff, 255 is nothing.
 
-    Names with a hyphen ("wall-other", "floor-tile") are shelf marks and no words; as in the
+    Names with a hyphen ("wall-other", "floor-tile") are no words; as in the
     release they are not asked for.
     """
 
@@ -227,5 +225,5 @@ def read_label_map(path: Path) -> NDArray[Any]:
 @cache
 def _listed_names(name: str) -> tuple[str, ...]:
     """The class names of a set in the order of their numbers, one a line of its file."""
-    path = Path(__file__).parent / "classes" / f"{name}.txt"
+    path = Path(__file__).parent / "class_names" / f"{name}.txt"
     return tuple(path.read_text(encoding="utf-8").split("\n")[:-1])

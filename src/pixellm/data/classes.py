@@ -1,7 +1,7 @@
-"""Images annotated with classes, as questions for these classes: what such readers share.
+"""Images annotated with classes, as questions for these classes: what such data sets share.
 
-A subclass says which classes an image shows and with which masks; this module chooses what is
-asked together. It knows no file format, and words nothing itself.
+A subclass says which classes an image shows and with which masks; :class:`ClassDataset` chooses
+what is asked together.
 """
 
 from __future__ import annotations
@@ -10,21 +10,24 @@ import random
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pixellm.data.augment import augment_image
 from pixellm.data.dataset import BadRow, Dataset, LazySamples
-from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
-from pixellm.data.readers.class_questions import (
+from pixellm.data.questions import (
     NamedMasks,
     ask_for_absent,
     ask_for_instances,
     ask_for_regions,
     plain_question,
 )
-from pixellm.data.readers.run_lengths import areas_of, boxes_of, union_of
-from pixellm.data.readers.views import another_view
-from pixellm.types import Sample, Target, Turn
+from pixellm.masks import areas_of, boxes_of, union_of
+from pixellm.types import RLE, Sample, Target, Turn
 
 _WORD = re.compile(r"\w+")
 
@@ -33,7 +36,48 @@ _NOTHING_TO_ASK = "No class of the image has masks that can be used."
 TargetKind = Literal["instances", "regions"]
 
 
-class ClassReader(Dataset[int]):
+@dataclass(frozen=True, slots=True)
+class AnnotatedClass:
+    """One class, or part of one, in one image.
+
+    Attributes:
+        name: what its targets are called.
+        masks: one per instance, or one for the whole region; over the image.
+        crowds: regions that hold many instances without telling them apart.
+        askable: False where the masks may not be all there is of the class, or its name says
+            nothing; such a class is known to be there, and never asked for.
+        wordings: names that a question may use; the name alone where empty.
+    """
+
+    name: str
+    masks: tuple[RLE, ...]
+    crowds: tuple[RLE, ...] = ()
+    askable: bool = True
+    wordings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedImage:
+    """One image with its classes.
+
+    Attributes:
+        image: its file, or its pixels.
+        size: (height, width).
+        id: names it in logs.
+        classes: each name once.
+        faults: what of it can't be used, with its place in the file.
+        source: which collection it is from; "" where unknown.
+    """
+
+    image: Path | NDArray[np.uint8]
+    size: tuple[int, int]
+    id: str
+    classes: tuple[AnnotatedClass, ...]
+    faults: tuple[BadRow, ...] = ()
+    source: str = ""
+
+
+class ClassDataset(Dataset[AnnotatedImage]):
     """A data set that is asked for classes.
 
     An item is an image. In an epoch its classes are asked for in random groups, each group a
@@ -113,21 +157,15 @@ class ClassReader(Dataset[int]):
         return self.class_names
 
     @abstractmethod
-    def image(self, item: int) -> AnnotatedImage:
-        """An image with its classes, in the order of the files.
+    def row(self, item: int) -> AnnotatedImage:
+        """An image with its classes, in the order of the files."""
 
-        Raises:
-            ValueError: nothing of it can be used; names the file and the row.
-        """
-
-    def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
-        """The dialogues of an image; see :meth:`Dataset.compose`."""
-        shown = self.image(item)
-        if self.augment:
-            shown = self._another_view(shown, rng)
+    def compose(self, row: AnnotatedImage, rng: random.Random) -> tuple[Sample, ...]:
+        """The dialogues about an image."""
+        shown = self._augmented(row, rng) if self.augment else row
         askable = [shown.classes[place] for place in self._askable(shown)]
         if not askable and not (self.negatives or self.exhaustive):
-            raise ValueError(str(BadRow(*self.where(item), _NOTHING_TO_ASK)))
+            raise ValueError(_NOTHING_TO_ASK)
         rng.shuffle(askable)
         turns = [self._ask(rng, group) for group in self._groups(rng, askable)]
         wanted = rng.random() < self.negatives or not turns
@@ -136,7 +174,7 @@ class ClassReader(Dataset[int]):
             place = rng.randint(0, len(turns))
             turns.insert(place, ask_for_absent(rng, rng.choice(absent)))
         if not turns:
-            raise ValueError(str(BadRow(*self.where(item), _NOTHING_TO_ASK)))
+            raise ValueError(_NOTHING_TO_ASK)
         objects = _objects(shown.classes)
         return tuple(
             Sample(shown.image, shown.size, (turn,), f"{shown.id}-{number}", objects)
@@ -148,8 +186,8 @@ class ClassReader(Dataset[int]):
         yield from self.bad_rows
         for item in range(len(self)):
             try:
-                shown = self.image(item)
-            except ValueError as error:
+                shown = self.row(item)
+            except (OSError, ValueError) as error:
                 yield BadRow(*self.where(item), str(error))
                 continue
             yield from shown.faults
@@ -180,17 +218,17 @@ class ClassReader(Dataset[int]):
             "classes": len(self.class_names),
         }
 
-    def _another_view(self, shown: AnnotatedImage, rng: random.Random) -> AnnotatedImage:
-        """Another view of an image, unless it leaves nothing to ask of what there was."""
-        view = another_view(shown, rng)
-        return view if self._askable(view) or not self._askable(shown) else shown
+    def _augmented(self, shown: AnnotatedImage, rng: random.Random) -> AnnotatedImage:
+        """An image augmented, unless that leaves nothing to ask of what there was."""
+        other = augment_image(shown, rng)
+        return other if self._askable(other) or not self._askable(shown) else shown
 
     def _images(self, bad: list[BadRow]) -> Iterator[tuple[int, AnnotatedImage]]:
         """Number and content of every image that can be read; what can't is added to ``bad``."""
         for item in range(len(self)):
             try:
-                shown = self.image(item)
-            except ValueError as error:
+                shown = self.row(item)
+            except (OSError, ValueError) as error:
                 bad.append(BadRow(*self.where(item), str(error)))
                 continue
             bad += shown.faults
@@ -236,11 +274,11 @@ class ClassReader(Dataset[int]):
 
     def _ask(self, rng: random.Random, group: Sequence[AnnotatedClass]) -> Turn:
         ask = ask_for_instances if self.targets == "instances" else ask_for_regions
-        things = [
+        asked = [
             NamedMasks(rng.choice(one.wordings or (one.name,)), self._targets_of(one))
             for one in group
         ]
-        return ask(rng, things)
+        return ask(rng, asked)
 
     def _targets_of(self, one: AnnotatedClass) -> tuple[Target, ...]:
         if self.targets == "regions":
@@ -256,7 +294,7 @@ class ClassReader(Dataset[int]):
         return [n for n in self.deniable_names if not present.intersection(_WORD.findall(n))]
 
     def _class_sample(self, item: int, place: int) -> Sample:
-        shown = self.image(item)
+        shown = self.row(item)
         one = shown.classes[place]
         question = plain_question((one.wordings or (one.name,))[0])
         turn = self._ask(random.Random(0), [one])
@@ -267,7 +305,7 @@ class ClassReader(Dataset[int]):
 
 
 def _objects(classes: Sequence[AnnotatedClass]) -> tuple[Target, ...]:
-    """Everything annotated, the largest first, so that small things lie on top."""
+    """Everything annotated, the largest first, so that small ones lie on top."""
     masks = [(one.name, mask) for one in classes for mask in (*one.crowds, *one.masks)]
     areas = areas_of([mask for _, mask in masks]) if masks else []
     order = sorted(range(len(masks)), key=lambda i: -areas[i])

@@ -2,8 +2,6 @@
 
 Shapes of one label and one ``group_id`` are one instance. Polygons, rectangles, turned ones too,
 circles and painted masks have an area; points and lines have none, are reported, and make no class.
-What is asked together is
-:mod:`~pixellm.data.readers.class_reader`'s business.
 """
 
 from __future__ import annotations
@@ -17,15 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pixellm.data.classes import AnnotatedClass, AnnotatedImage, ClassDataset
 from pixellm.data.dataset import BadRow, UnusableDataError, path_of_split
+from pixellm.data.json_stream import scan_json
 from pixellm.data.json_values import text_fault, whole_number
-from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
-from pixellm.data.readers.class_reader import ClassReader
-from pixellm.data.readers.json_index import scan_json
-from pixellm.data.readers.run_lengths import areas_of, union_of
 from pixellm.files import parse_json
 from pixellm.image_files import image_size, load_embedded, load_stored, size_mismatch
-from pixellm.masks import encode_mask, segmentation_to_rle
+from pixellm.masks import areas_of, encode_mask, segmentation_to_rle, union_of
 from pixellm.types import RLE, BoolMask
 
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
@@ -34,7 +30,7 @@ _OF_LABELME = frozenset({"shapes", "imagePath", "imageData", "imageHeight"})
 _FIRST_ENTRIES = 8
 
 
-class LabelMe(ClassReader):
+class LabelMe(ClassDataset):
     """A folder of LabelMe files, asked for their labels. An item is a file.
 
     Args:
@@ -42,7 +38,7 @@ class LabelMe(ClassReader):
         split: put in place of ``{split}``.
         seed: another seed gives another order, grouping and wording.
         folder: the folder of files, below ``root``; its folders are searched too.
-        options: see :class:`~pixellm.data.readers.class_reader.ClassReader`; here ``targets`` is
+        options: see :class:`~pixellm.data.classes.ClassDataset`; here ``targets`` is
             ``instances`` unless told otherwise.
 
     Raises:
@@ -124,13 +120,13 @@ class LabelMe(ClassReader):
         """The file."""
         return self._files[item], ""
 
-    def image(self, item: int) -> AnnotatedImage:
+    def row(self, item: int) -> AnnotatedImage:
         """An image with its labels, in the order of the file's shapes."""
         path = self._files[item]
         content = _read(path)
         image, size = _image_of(path, content)
         instances: dict[str, dict[str, list[RLE]]] = {}
-        spoiled, faults = set(), []
+        invalid, faults = set(), []
         for number, shape in enumerate(content["shapes"]):
             if _name_fault(shape):
                 continue
@@ -140,12 +136,12 @@ class LabelMe(ClassReader):
             try:
                 mask = shape_to_rle(shape, size)
             except ValueError as error:
-                spoiled.add(name)
+                invalid.add(name)
                 faults.append(BadRow(path, f"shape {number}", str(error)))
                 continue
             parts.setdefault(_instance_of(shape, number), []).append(mask)
         classes = tuple(
-            AnnotatedClass(name, tuple(map(union_of, parts.values())), askable=name not in spoiled)
+            AnnotatedClass(name, tuple(map(union_of, parts.values())), askable=name not in invalid)
             for name, parts in instances.items()
         )
         label = f"{self.name}-{self.split}-{path.relative_to(self.folder).with_suffix('')}"
@@ -204,7 +200,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _may_be_labelme(path: Path) -> bool:
     """Whether a JSON file begins as LabelMe's do; one that can't be read may be one."""
     try:
-        for number, (key, _, _, _) in enumerate(scan_json(path)):
+        for number, (key, _) in enumerate(scan_json(path)):
             if key in _OF_LABELME:
                 return True
             if number == _FIRST_ENTRIES:

@@ -1,15 +1,14 @@
 """ReasonSeg: one region of a photo, described by what one has to reason out.
 
 ``reason_seg/ReasonSeg/SPLIT/`` holds images, each with a JSON file of polygons and questions;
-``explanatory/train.json`` has reasons for some of them. Knows these files.
+``explanatory/train.json`` has reasons for some of them.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pixellm.data.dataset import (
-    BadRow,
-    Dataset,
-    LazySamples,
-    UnusableDataError,
-)
+from pixellm.data.dataset import BadRow, Dataset, Entry, LazySamples, Row
 from pixellm.data.json_values import flag, text_fault
-from pixellm.data.readers.class_questions import NamedMasks, ask_for_regions
-from pixellm.data.readers.referring import benchmark_turn, load_phrases, to_noun
+from pixellm.data.questions import (
+    NamedMasks,
+    ask_for_regions,
+    benchmark_turn,
+    load_phrases,
+    to_noun,
+)
 from pixellm.image_files import image_size
 from pixellm.masks import encode_mask
 from pixellm.types import SEG_MARK, Sample, Target, Turn
@@ -40,36 +39,50 @@ _TARGET, _IGNORED = 1, 255
 _FARTHEST_COORDINATE = 1e6
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(Row):
     """A polygon.
 
     Attributes:
         is_target: whether it is asked for; else a score leaves its pixels out.
-        points: (P, 2) int32 ``(x, y)`` in pixels of the image.
+        points: ``(x, y)`` in whole pixels of the image.
     """
 
     is_target: bool
-    points: NDArray[np.int32]
+    points: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Annotation:
-    """An annotation file.
+class Region(Row):
+    """A region of an image with some of the texts that describe it.
 
     Attributes:
+        stem: name of the image and of its annotation file.
         shapes: the polygons, in the order of the file.
         texts: descriptions of the same region, stripped.
         is_sentence: whether they are whole questions, not noun phrases.
+        first: number of the first text that is asked here.
+        end: number past the last one.
     """
 
+    stem: str
     shapes: tuple[Shape, ...]
     texts: tuple[str, ...]
     is_sentence: bool
+    first: int
+    end: int
+
+    @property
+    def num_questions(self) -> int:
+        """Texts that are asked here."""
+        return self.end - self.first
+
+    @property
+    def num_targets(self) -> int:
+        """One for each text."""
+        return self.num_questions
 
 
-class ReasonSeg(Dataset[int]):
-    """ReasonSeg.
+class ReasonSeg(Dataset[Region]):
+    """ReasonSeg. An item is a few texts of an image.
 
     Args:
         root: folder that holds all data sets.
@@ -87,120 +100,106 @@ class ReasonSeg(Dataset[int]):
     splits = ("train", "val", "test")
     obtain = "github.com/dvlab-research/LISA says where to download ReasonSeg"
 
+    row_type = Region
+
     def __init__(
         self, root: Path | str, split: str = "train", seed: int = 0, per_item: int = 3
     ) -> None:
         super().__init__(root, split, seed)
         if per_item < 1:
             raise ValueError(f"An item of {self.name} holds at least 1 question, not {per_item}.")
+        self.per_item = per_item
         self.folder = self.files(self.root, split)[0]
         self.require(self.folder)
         self.reasons = _read_reasons(self.folder.parent / "explanatory" / "train.json")
-        self._names: list[str] = []
-        self._items: list[tuple[int, int, int]] = []
-        bad: list[BadRow] = []
-        for path in sorted(self.folder.glob("*.json")):
-            self._add(path, per_item, bad)
-        self.bad_rows = tuple(bad)
-        if not self._names:
-            raise UnusableDataError(
-                f"{self.folder} has no usable annotation file; {self.obtain}.", bad
-            )
+        self.open_rows(nothing=f"{self.folder} has no usable annotation file; {self.obtain}.")
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
         """See :meth:`Dataset.files`."""
         return (root / "reason_seg" / "ReasonSeg" / split,)
 
-    def _add(self, path: Path, per_item: int, bad: list[BadRow]) -> None:
-        """Note the items of an annotation file, or why there are none."""
-        try:
-            texts = read_annotation(path).texts
-            if not path.with_suffix(".jpg").is_file():
-                raise ValueError(f"Its image {path.stem}.jpg is missing.")
-        except ValueError as error:
-            bad.append(BadRow(path, "", str(error)))
-            return
-        number = len(self._names)
-        self._names.append(path.name)
-        for first in range(0, len(texts), per_item):
-            self._items.append((number, first, min(first + per_item, len(texts))))
+    def rows(self) -> Iterator[Entry | BadRow]:
+        """The texts of each annotation file, a few at a time."""
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                annotation = read_annotation(path)
+                if not path.with_suffix(".jpg").is_file():
+                    raise ValueError(f"Its image {path.stem}.jpg is missing.")
+            except ValueError as error:
+                yield BadRow(path, "", str(error))
+                continue
+            for first in range(0, len(annotation["texts"]), self.per_item):
+                end = min(first + self.per_item, len(annotation["texts"]))
+                part = {"stem": path.stem, "first": first, "end": end}
+                yield Entry(path, f"text {first}", annotation | part)
 
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
-        """See :meth:`Dataset.compose`; each question is a dialogue of its own."""
-        number, first, end = self._items[item]
-        annotation, image, size = self._open(number)
-        target = self._target(number, annotation, size)
+    def compose(self, row: Region, rng: random.Random) -> tuple[Sample, ...]:
+        """Each question is a dialogue of its own."""
+        image, size, target = self._open(row)
         turns = [
-            self._turn(rng, annotation, place, target, image.name) for place in range(first, end)
+            self._turn(rng, row, place, target, image.name) for place in range(row.first, row.end)
         ]
-        name = f"{self.name}-{self.split}-{image.stem}"
         return tuple(
-            Sample(image, size, (turn,), f"{name}-{place}")
-            for place, turn in enumerate(turns, start=first)
+            Sample(image, size, (turn,), f"{self.name}-{self.split}-{row.stem}-{place}")
+            for place, turn in enumerate(turns, start=row.first)
         )
 
-    def where(self, item: int) -> tuple[Path, str]:
-        """See :meth:`Dataset.where`."""
-        number, first, _ = self._items[item]
-        return self.folder / self._names[number], f"text {first}"
-
     def evaluation_samples(self) -> LazySamples:
-        """See :meth:`Dataset.evaluation_samples`: the first text of each image.
+        """The first text of each image.
 
         It is asked as annotated but for space around it, whole sentences and phrases alike, as in
         the code that the authors of PixelLM (Ren et al., CVPR 2024) released.
         """
-        return LazySamples(len(self._names), self._evaluation_sample)
+        firsts = self._firsts()
+        return LazySamples(len(firsts), lambda number: self._benchmark(firsts[number]))
 
-    def _evaluation_sample(self, number: int) -> Sample:
-        annotation, image, size = self._open(number)
-        target = self._target(number, annotation, size)
-        text = annotation.texts[0]
-        turn = benchmark_turn([NamedMasks(text, (target,))])
-        if annotation.is_sentence:
-            question = load_phrases("referring")["benchmark"]["sentence"].format(sentence=text)
+    def _firsts(self) -> list[int]:
+        """The items that begin an image."""
+        return [item for item in range(len(self)) if self.where(item)[1] == "text 0"]
+
+    def _benchmark(self, item: int) -> Sample:
+        row = self.row(item)
+        with self.naming(item):
+            image, size, target = self._open(row)
+        turn = benchmark_turn([NamedMasks(row.texts[0], (target,))])
+        if row.is_sentence:
+            question = load_phrases("referring")["benchmark"]["sentence"]
+            question = question.format(sentence=row.texts[0])
             turn = Turn(question, turn.answer, turn.targets, KIND)
-        return Sample(image, size, (turn,), f"{self.name}-{self.split}-{image.stem}")
+        return Sample(image, size, (turn,), f"{self.name}-{self.split}-{row.stem}")
 
     def counts(self) -> dict[str, int]:
         """Images, questions (texts), targets, items of an epoch, and known reasons."""
-        texts = sum(end - first for _, first, end in self._items)
-        known = sum(f"{Path(name).stem}.jpg" in self.reasons for name in self._names)
+        stems = [self.row(item).stem for item in self._firsts()]
+        known = sum(f"{stem}.jpg" in self.reasons for stem in stems)
         return {
-            "images": len(self._names),
-            "questions": texts,
-            "targets": texts,
+            **super().counts(),
+            "images": len(stems),
             "items": len(self),
             "explained": known,
         }
 
-    def _open(self, number: int) -> tuple[Annotation, Path, tuple[int, int]]:
-        path = self.folder / self._names[number]
-        image = path.with_suffix(".jpg")
-        return read_annotation(path), image, image_size(image)
-
-    def _target(self, number: int, annotation: Annotation, size: tuple[int, int]) -> Target:
-        painted = paint_shapes(annotation.shapes, size)
+    def _open(self, row: Region) -> tuple[Path, tuple[int, int], Target]:
+        """The image, its size, and the region."""
+        image = self.folder / f"{row.stem}.jpg"
+        size = image_size(image)
+        painted = paint_shapes(row.shapes, size)
         if not (painted == _TARGET).any():
-            path = self.folder / self._names[number]
-            raise ValueError(f"{path}: the target lies outside the image, or is covered.")
+            raise ValueError("The target lies outside the image, or is covered.")
         ignore = painted == _IGNORED
-        name = "the answer" if annotation.is_sentence else annotation.texts[0]
+        name = "the answer" if row.is_sentence else row.texts[0]
         mask = encode_mask(painted == _TARGET)
-        return Target(name, mask, encode_mask(ignore) if ignore.any() else None)
+        return image, size, Target(name, mask, encode_mask(ignore) if ignore.any() else None)
 
     def _turn(
-        self, rng: random.Random, annotation: Annotation, place: int, target: Target, image: str
+        self, rng: random.Random, row: Region, place: int, target: Target, image: str
     ) -> Turn:
         """A question for one text, with its reason where one is known."""
-        text = " ".join(annotation.texts[place].split())
-        reason = self._reason(image, text, only=len(annotation.texts) == 1)
+        text = " ".join(row.texts[place].split())
+        reason = self._reason(image, text, only=len(row.texts) == 1)
         explained = bool(reason) and rng.random() < EXPLAINED_SHARE
-        if not explained and not annotation.is_sentence:
+        if not explained and not row.is_sentence:
             return ask_for_regions(rng, [NamedMasks(to_noun(text), (target,))], KIND)
         bank = load_phrases("reasoning")["explained" if explained else "sentence"]
         question = rng.choice(bank["questions"]).format(sentence=_as_sentence(text))
@@ -213,8 +212,8 @@ class ReasonSeg(Dataset[int]):
         return reason if only or query.strip().casefold() == text.casefold() else ""
 
 
-def read_annotation(path: Path) -> Annotation:
-    """Read an annotation file, UTF-8 or, as some are, cp1252.
+def read_annotation(path: Path) -> dict[str, Any]:
+    """The shapes, texts and is_sentence of an annotation file, UTF-8 or, as some are, cp1252.
 
     Raises:
         ValueError: it is damaged, or has no text or no target.
@@ -238,7 +237,8 @@ def read_annotation(path: Path) -> Annotation:
     for text in given:
         if fault := text_fault(text):
             raise ValueError(fault)
-    return Annotation(known, tuple(text.strip() for text in given), is_sentence)
+    texts = [text.strip() for text in given]
+    return {"shapes": known, "texts": texts, "is_sentence": is_sentence}
 
 
 def paint_shapes(shapes: Sequence[Shape], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -265,10 +265,10 @@ def _paint(
     canvas = Image.new("L", (size[1], size[0]))
     draw = ImageDraw.Draw(canvas)
     for shape, value in zip(shapes, values, strict=True):
-        points = [(int(x), int(y)) for x, y in shape.points]
-        if len(points) > 2:
-            draw.polygon(points, fill=value)
-        draw.line([*points, points[0]], fill=value)  # filling alone leaves out parts of the border
+        if len(shape.points) > 2:
+            draw.polygon(shape.points, fill=value)
+        # Filling alone leaves out parts of the border.
+        draw.line([*shape.points, shape.points[0]], fill=value)
     return np.asarray(canvas)
 
 
@@ -296,7 +296,7 @@ def _to_shape(values: Mapping[str, Any]) -> Shape | None:
         points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
     elif kind == "circle":
         raise ValueError(f"A shape labelled {label!r} is a circle; draw it as a polygon.")
-    return Shape(label == "target", points.astype(np.int32))
+    return Shape(is_target=label == "target", points=points.astype(np.int32).tolist())
 
 
 def _read_reasons(path: Path) -> dict[str, tuple[str, str]]:

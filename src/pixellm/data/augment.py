@@ -1,7 +1,7 @@
-"""Another view of an annotated image: mirrored, cut out and recoloured, with its masks.
+"""Augmentation of an annotated image: mirrored, cut out and recoloured, with its masks.
 
-A small set of photos lasts longer when no image comes twice alike. Classes stay true to what
-the view shows, so questions have to be composed afterwards; this module composes none.
+A small set of images lasts longer when no image comes twice alike. Classes stay true to what
+the cut shows, so questions have to be composed afterwards.
 
 Frames: boxes are ``(left, top, right, bottom)`` in pixels of the original image.
 """
@@ -19,7 +19,7 @@ from pixellm.masks import decode_mask, encode_mask
 from pixellm.types import RLE
 
 if TYPE_CHECKING:
-    from pixellm.data.readers.annotated import AnnotatedClass, AnnotatedImage
+    from pixellm.data.classes import AnnotatedClass, AnnotatedImage
 
 SMALLEST_SIDE = 0.5
 """A cut keeps at least this share of each side."""
@@ -33,10 +33,10 @@ LEAST_KEPT = 0.25
 Box = tuple[int, int, int, int]
 
 
-def another_view(annotated: AnnotatedImage, rng: random.Random) -> AnnotatedImage:
-    """Draw a view of an image.
+def augment_image(annotated: AnnotatedImage, rng: random.Random) -> AnnotatedImage:
+    """Mirror, cut and recolour an image at random.
 
-    Half of all views are mirrored. A class that lies outside of the cut is gone; one of which too
+    Half of the time it is mirrored. A class that lies outside of the cut is gone; one of which too
     little is left, or that could not be asked for before, stays known, but can't be asked for.
 
     Args:
@@ -62,12 +62,12 @@ def another_view(annotated: AnnotatedImage, rng: random.Random) -> AnnotatedImag
     pixels = np.asarray(_recolored(image.crop(box), rng))
     if mirrored:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
-    seen = [_class_in_view(one, box, mirrored) for one in annotated.classes]
+    seen = [_cut_class(one, box, mirrored) for one in annotated.classes]
     # What no mask can be had of may be in the cut all the same, and must not be denied.
     shown = tuple(
-        view
-        for one, view in zip(annotated.classes, seen, strict=True)
-        if view.masks or view.crowds or not one.askable
+        cut
+        for one, cut in zip(annotated.classes, seen, strict=True)
+        if cut.masks or cut.crowds or not one.askable
     )
     size = (box[3] - box[1], box[2] - box[0])
     return replace(annotated, image=pixels, size=size, classes=shown)
@@ -86,18 +86,18 @@ def _recolored(image: Image.Image, rng: random.Random) -> Image.Image:
     return image
 
 
-def _class_in_view(one: AnnotatedClass, box: Box, mirrored: bool) -> AnnotatedClass:
-    """What a view shows of a class; masks outside of it are gone."""
-    masks, shares = _masks_in_view(one.masks, box, mirrored)
-    crowds, crowd_shares = _masks_in_view(one.crowds, box, mirrored)
+def _cut_class(one: AnnotatedClass, box: Box, mirrored: bool) -> AnnotatedClass:
+    """What a cut shows of a class; masks outside of it are gone."""
+    masks, shares = _cut_masks(one.masks, box, mirrored)
+    crowds, crowd_shares = _cut_masks(one.crowds, box, mirrored)
     whole_enough = all(share >= LEAST_KEPT for share in shares + crowd_shares)
     return replace(one, masks=masks, crowds=crowds, askable=one.askable and whole_enough)
 
 
-def _masks_in_view(
+def _cut_masks(
     rles: tuple[RLE, ...], box: Box, mirrored: bool
 ) -> tuple[tuple[RLE, ...], list[float]]:
-    """The masks that a view shows any of, and the share of its pixels that is left of each."""
+    """The masks that a cut shows any of, and the share of its pixels that is left of each."""
     left, top, right, bottom = box
     kept: list[RLE] = []
     shares: list[float] = []
