@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +86,23 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
         load_plain_pickle(path)
     with pytest.raises(FileNotFoundError):
         load_plain_pickle(tmp_path / "other.p")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"]r\xff\xff\xff\x0f.",  # remembers the list under the number 2**28
+        b"\x80\x05\x96" + (1 << 30).to_bytes(8, "little") + b".",
+        b"\x80\x05\x8e" + (1 << 30).to_bytes(8, "little") + b".",
+    ],
+)
+def test_a_few_bytes_ask_for_no_memory(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "refs.p"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with suppress(ValueError):
+            load_plain_pickle(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

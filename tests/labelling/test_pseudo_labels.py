@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from pixellm.cli import console
 from pixellm.cli.main import app
-from pixellm.data.readers.photos import Photos
+from pixellm.data.photos import Photos
 from pixellm.labelling.label_run import run_labels, start_run
 from pixellm.labelling.pseudo_labels import LabelRules, box_iou, every_question, read_proposals
 from pixellm.masks import decode_mask

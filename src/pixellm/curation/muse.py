@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from pixellm.data.readers.coco_images import photo_name
+from pixellm.data.coco import photo_name
 from pixellm.data.readers.json_index import scan_json
 from pixellm.masks import Size, decode_mask, mask_to_box, segmentation_to_rle
 from pixellm.types import SEG_MARK, split_marks

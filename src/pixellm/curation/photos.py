@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pixellm.data.readers.coco_images import file_of
+from pixellm.data.coco import file_of
 from pixellm.image_files import load_image, probe_image
 from pixellm.llm.client import ImageEncoder
 from pixellm.masks import segmentation_to_rle

@@ -19,7 +19,7 @@ from pixellm.masks import decode_mask, encode_mask
 from pixellm.types import RLE
 
 if TYPE_CHECKING:
-    from pixellm.data.classes import AnnotatedClass, AnnotatedImage
+    from pixellm.data.annotated import AnnotatedClass, AnnotatedImage
 
 SMALLEST_SIDE = 0.5
 """A cut keeps at least this share of each side."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pixellm.data.dataset import BadRow, Dataset, UnusableDataError, decode_images
-from pixellm.data.readers.json_index import scan_json
+from pixellm.data.json_stream import scan_json
 from pixellm.data.registry import READERS, open_reader, reader_class
 from pixellm.files import plain_cell
 
@@ -207,7 +207,7 @@ def _form_of(path: Path) -> str:
     """
     if path.suffix == ".jsonl":
         return "jsonl"
-    for key, _, _, value in _first_entries(path):
+    for key, value, _ in _first_entries(path):
         if key in _KEYS_OF_COCO:
             return "coco"
         if isinstance(value, Mapping) and "questions" in value:
@@ -219,7 +219,7 @@ def _form_of(path: Path) -> str:
     )
 
 
-def _first_entries(path: Path) -> Iterator[tuple[str, int, int, Any]]:
+def _first_entries(path: Path) -> Iterator[tuple[str, Any, str]]:
     for number, entry in enumerate(scan_json(path)):
         if number == 3:
             return

@@ -10,13 +10,10 @@ import random
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from pixellm.data.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.augment import augment_image
 from pixellm.data.dataset import BadRow, Dataset, LazySamples
 from pixellm.data.questions import (
@@ -27,54 +24,13 @@ from pixellm.data.questions import (
     plain_question,
 )
 from pixellm.masks import areas_of, boxes_of, union_of
-from pixellm.types import RLE, Sample, Target, Turn
+from pixellm.types import Sample, Target, Turn
 
 _WORD = re.compile(r"\w+")
 
 _NOTHING_TO_ASK = "No class of the image has masks that can be used."
 
 TargetKind = Literal["instances", "regions"]
-
-
-@dataclass(frozen=True, slots=True)
-class AnnotatedClass:
-    """One class, or part of one, in one image.
-
-    Attributes:
-        name: what its targets are called.
-        masks: one per instance, or one for the whole region; over the image.
-        crowds: regions that hold many instances without telling them apart.
-        askable: False where the masks may not be all there is of the class, or its name says
-            nothing; such a class is known to be there, and never asked for.
-        wordings: names that a question may use; the name alone where empty.
-    """
-
-    name: str
-    masks: tuple[RLE, ...]
-    crowds: tuple[RLE, ...] = ()
-    askable: bool = True
-    wordings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class AnnotatedImage:
-    """One image with its classes.
-
-    Attributes:
-        image: its file, or its pixels.
-        size: (height, width).
-        id: names it in logs.
-        classes: each name once.
-        faults: what of it can't be used, with its place in the file.
-        source: which collection it is from; "" where unknown.
-    """
-
-    image: Path | NDArray[np.uint8]
-    size: tuple[int, int]
-    id: str
-    classes: tuple[AnnotatedClass, ...]
-    faults: tuple[BadRow, ...] = ()
-    source: str = ""
 
 
 class ClassDataset(Dataset[AnnotatedImage]):
@@ -90,7 +46,7 @@ class ClassDataset(Dataset[AnnotatedImage]):
         targets: ``instances`` gives every instance its own mask, from left to right, and leaves
             out classes with a crowd; ``regions`` gives each class one mask, its whole region.
         classes_per_question: at most; each question asks for 1 to so many.
-        questions_per_picture: at most, in one epoch; the classes that are left over come in other
+        questions_per_image: at most, in one epoch; the classes that are left over come in other
             epochs. None asks for everything in each.
         fill_questions: ask each question for ``classes_per_question`` classes where as many are
             left, rather than for 1 to so many.
@@ -119,7 +75,7 @@ class ClassDataset(Dataset[AnnotatedImage]):
         *,
         targets: TargetKind = "regions",
         classes_per_question: int = 3,
-        questions_per_picture: int | None = None,
+        questions_per_image: int | None = None,
         fill_questions: bool = False,
         max_instances: int = 20,
         min_area: float = 0.0,
@@ -129,17 +85,17 @@ class ClassDataset(Dataset[AnnotatedImage]):
         super().__init__(root, split, seed)
         if targets not in ("instances", "regions"):
             raise ValueError(f"targets of {self.name} is instances or regions, not {targets!r}.")
-        limits = (classes_per_question, questions_per_picture, max_instances)
+        limits = (classes_per_question, questions_per_image, max_instances)
         if any(limit is not None and limit < 1 for limit in limits):
             raise ValueError(
-                f"classes_per_question, questions_per_picture and max_instances of {self.name} "
+                f"classes_per_question, questions_per_image and max_instances of {self.name} "
                 "are at least 1."
             )
         if not (0 <= min_area <= 1 and 0 <= negatives <= 1):
             raise ValueError(f"min_area and negatives of {self.name} lie between 0 and 1.")
         self.targets = targets
         self.classes_per_question = classes_per_question
-        self.questions_per_picture = questions_per_picture
+        self.questions_per_image = questions_per_image
         self.fill_questions = fill_questions
         self.max_instances = max_instances
         self.min_area = min_area
@@ -263,7 +219,7 @@ class ClassDataset(Dataset[AnnotatedImage]):
         for one in classes:
             targets = self._num_targets(one)
             if not groups or len(groups[-1]) >= wanted or targets > room:
-                if len(groups) == self.questions_per_picture:
+                if len(groups) == self.questions_per_image:
                     break
                 groups.append([])
                 fewest = self.classes_per_question if self.fill_questions else 1

@@ -268,7 +268,7 @@ class LlavaInstruct(Dataset[ConversationRow]):
 
     def rows(self) -> Iterator[Entry | BadRow]:
         """The entries; one without an id goes by its place."""
-        for place, (_, values) in enumerate(scan_json(self.conversations)):
+        for place, (_, values, _) in enumerate(scan_json(self.conversations)):
             try:
                 known = values if isinstance(values, dict) else {}
                 row = {"image": _file_name(known.get("image")), "turns": _turns(known)}

@@ -16,12 +16,12 @@ _CHUNK = 1 << 20
 _SPACES = re.compile(r"[ \t\n\r]*")
 
 
-def scan_json(path: Path) -> Iterator[tuple[str, Any]]:
+def scan_json(path: Path) -> Iterator[tuple[str, Any, str]]:
     """Walk through a JSON file whose root is a list, or an object that holds lists.
 
     Yields:
-        (key, value): per entry of a list, with the key that the list has in the root object or ""
-        where the list is the root; per value that is no list.
+        (key, value, text): per entry of a list, with the key that the list has in the root object
+        or "" where the list is the root; per value that is no list. The text is the value's own.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -44,7 +44,7 @@ class _Scanner:
         self.decode_bytes = codecs.getincrementaldecoder("utf-8")()
         self.decoder = json.JSONDecoder()
 
-    def walk(self) -> Iterator[tuple[str, Any]]:
+    def walk(self) -> Iterator[tuple[str, Any, str]]:
         if self.peek() == "\ufeff":
             self.position += 1
         opening = self.peek()
@@ -55,22 +55,22 @@ class _Scanner:
         else:
             raise ValueError(f"{self.path} is no JSON list or object.")
 
-    def members(self) -> Iterator[tuple[str, Any]]:
+    def members(self) -> Iterator[tuple[str, Any, str]]:
         self.expect("{")
         while self.peek() != "}":
-            key = str(self.value())
+            key = str(self.value()[0])
             self.expect(":")
             if self.peek() == "[":
                 yield from self.entries(key)
             else:
-                yield key, self.value()
+                yield (key, *self.value())
             if self.peek() != "}":
                 self.expect(",")
 
-    def entries(self, key: str) -> Iterator[tuple[str, Any]]:
+    def entries(self, key: str) -> Iterator[tuple[str, Any, str]]:
         self.expect("[")
         while self.peek() != "]":
-            yield key, self.value()
+            yield (key, *self.value())
             if self.peek() != "]":
                 self.expect(",")
         self.expect("]")
@@ -92,15 +92,16 @@ class _Scanner:
             raise ValueError(f"{self.path} is damaged at byte {self.passed()}; copy it again.")
         self.position += 1
 
-    def value(self) -> Any:
-        """The next value."""
+    def value(self) -> tuple[Any, str]:
+        """The next value, and its text."""
         self.peek()
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.position)
                 if end < len(self.text) or self.ended:  # a number may go on in the next chunk
+                    text = self.text[self.position : end]
                     self.position = end
-                    return value
+                    return value, text
             except RecursionError:
                 raise ValueError(f"{self.path} is nested too deep to be read.") from None
             except ValueError:

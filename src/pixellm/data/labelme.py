@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixellm.data.classes import AnnotatedClass, AnnotatedImage, ClassDataset
+from pixellm.data.annotated import AnnotatedClass, AnnotatedImage
+from pixellm.data.classes import ClassDataset
 from pixellm.data.dataset import BadRow, UnusableDataError, path_of_split
 from pixellm.data.json_stream import scan_json
 from pixellm.data.json_values import text_fault, whole_number
@@ -200,7 +201,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _may_be_labelme(path: Path) -> bool:
     """Whether a JSON file begins as LabelMe's do; one that can't be read may be one."""
     try:
-        for number, (key, _) in enumerate(scan_json(path)):
+        for number, (key, _, _) in enumerate(scan_json(path)):
             if key in _OF_LABELME:
                 return True
             if number == _FIRST_ENTRIES:

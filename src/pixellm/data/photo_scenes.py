@@ -2,8 +2,7 @@
 
 Objects of an instances file, cut out of their photos, are pasted on drawn backgrounds, blurred or
 empty parts of photos, and whole other photos; the questions are those of photos. Images of a
-block share some photos, so that few have to be decoded. This module chooses what is pasted on what;
-it draws nothing and words nothing.
+block share some photos, so that few have to be decoded. This module chooses what is pasted on what.
 """
 
 from __future__ import annotations
@@ -20,16 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixellm.data.readers.own_coco import ANNOTATIONS, OwnCoco
-from pixellm.data.readers.photos import MAX_TARGETS
+from pixellm.data.coco import ANNOTATIONS
+from pixellm.data.photos import MAX_TARGETS, PhotoSource
+from pixellm.data.table import Integers
 from pixellm.masks import decode_mask
 from pixellm.scenes.backgrounds import draw_background
 from pixellm.scenes.cutouts import Background, Cutout, cut_out, paste_scene
 from pixellm.scenes.draw import choose_size
-from pixellm.scenes.knowledge import Knowledge
-from pixellm.scenes.photo_knowledge import knowledge_of_categories
 from pixellm.scenes.photo_view import PhotoView
-from pixellm.scenes.questions_photos import check_photo_weights, compose_photo_dialogues
+from pixellm.scenes.questions_photos import compose_photo_dialogues
 from pixellm.scenes.scene import Scene
 from pixellm.types import RLE, BoolMask, Sample, Target, Turn
 
@@ -94,13 +92,13 @@ class PhotoScenes:
         split: put in place of ``{split}`` in both; its photos and no others are used.
         seed: another seed gives other scenes.
         length: how many images the set pretends to hold.
-        annotations: the instances JSON; see :class:`~pixellm.data.readers.own_coco.OwnCoco`.
+        annotations: the instances JSON; see :class:`~pixellm.data.coco_sets.OwnCoco`.
         images: the folder of photos; see there.
         dialogues_per_image: dialogues about each image, at most.
         kinds: weight of each kind of question, as for photos; the default weights where None.
         long_side: of the images, in pixels.
         max_targets: no question has more.
-        together: see :class:`~pixellm.data.readers.photos.Photos`.
+        together: see :class:`~pixellm.data.photos.Photos`.
 
     Raises:
         ValueError: an unknown split, a number that is too small, weights of unknown kinds, or a
@@ -123,14 +121,19 @@ class PhotoScenes:
         max_targets: int = MAX_TARGETS,
         together: bool = False,
     ) -> None:
-        counts = {"length": length, "dialogues_per_image": dialogues_per_image}
-        for name, count in {**counts, "max_targets": max_targets}.items():
-            if count < 1:
-                raise ValueError(f"{name} of photo scenes is at least 1, not {count}.")
         if long_side < 64:
             raise ValueError(f"Photo scenes of {long_side} pixels show nothing; take 64 or more.")
-        if kinds is not None:
-            check_photo_weights(kinds)
+        self.source = PhotoSource(
+            "photo scenes",
+            root,
+            split,
+            annotations,
+            images,
+            kinds,
+            length=length,
+            dialogues_per_image=dialogues_per_image,
+            max_targets=max_targets,
+        )
         self.split = split
         self.seed = seed
         self.length = length
@@ -139,26 +142,14 @@ class PhotoScenes:
         self.long_side = long_side
         self.max_targets = max_targets
         self.together = together
-        # With negatives every photo is an item, so that items and photos have the same numbers.
-        self._coco = OwnCoco(root, split, annotations=annotations, images=images, negatives=1.0)
         self._photos_with = self._index_concepts()
         self._block: tuple[int, dict[str, list[int]]] = (-1, {})
         self._kept: OrderedDict[int, _Photo] = OrderedDict()
 
     @property
-    def knowledge(self) -> Knowledge:
-        """What is known of the objects that the file annotates."""
-        return knowledge_of_categories(self._coco.class_names)[0]
-
-    @property
-    def _keys(self) -> Mapping[str, str]:
-        """Concept of each class name."""
-        return knowledge_of_categories(self._coco.class_names)[1]
-
-    @property
     def class_names(self) -> tuple[str, ...]:
         """Names of all objects that the file annotates, as targets carry them."""
-        return tuple(concept.name for concept in self.knowledge.concepts.values())
+        return self.source.class_names
 
     def __len__(self) -> int:
         return self.length
@@ -178,7 +169,7 @@ class PhotoScenes:
             raise IndexError(f"Photo scene {index} of {self.length}.")
         for attempt in range(_ATTEMPTS):
             scene = self.scene(index, attempt)
-            view = PhotoView(scene, self.knowledge, self.max_targets, together=self.together)
+            view = PhotoView(scene, self.source.knowledge, self.max_targets, together=self.together)
             dialogues = compose_photo_dialogues(
                 view,
                 random.Random(self._entropy(index, attempt)),
@@ -200,17 +191,18 @@ class PhotoScenes:
         cutouts = [self._cutout(rng, key, concepts[key]) for key in wanted]
         return paste_scene(rng, background, [one for one in cutouts if one is not None])
 
-    def _index_concepts(self) -> dict[str, np.ndarray]:
+    def _index_concepts(self) -> dict[str, Integers]:
         """Numbers of the photos that show each concept otherwise than as a crowd."""
-        index = self._coco.index
-        found: dict[str, list[int]] = {}
-        usable = ~(index.is_crowd | index.is_faulty)
-        names = {key: self._coco.names_of(one)[0] for key, one in index.categories.items()}
-        for item in range(len(self._coco)):
-            rows = index.rows_of(item)
-            for number in np.unique(index.category_of[rows[usable[rows]]]):
-                found.setdefault(self._keys[names[int(number)]], []).append(item)
-        return {key: np.array(items, dtype=np.int64) for key, items in sorted(found.items())}
+        coco = self.source.set.coco
+        usable = ~(coco.is_crowd | coco.is_faulty)[coco.sorted_rows]
+        categories = coco.category_of[coco.sorted_rows][usable]
+        items = coco.items_of_sorted_rows[usable]
+        found: dict[str, Integers] = {}
+        for number in np.unique(categories).tolist():
+            key = self.source.keys[self.source.set.names_of(coco.categories[number])[0]]
+            shown = (found.get(key, items[:0]), np.unique(items[categories == number]))
+            found[key] = np.sort(np.concatenate(shown))
+        return dict(sorted(found.items()))
 
     def _concepts_of_block(self, block: int) -> dict[str, list[int]]:
         """Concept to the photos of a block that show it; rare ones are as common as others."""
@@ -272,7 +264,7 @@ class PhotoScenes:
     def _load(self, item: int) -> _Photo:
         from pixellm.image_files import load_image
 
-        shown = self._coco.row(item)
+        shown = self.source.set.row(item)
         image = load_image(shown.image)
         if (image.height, image.width) != tuple(shown.size):
             raise ValueError(
@@ -280,7 +272,9 @@ class PhotoScenes:
                 f"annotation says {tuple(shown.size)}."
             )
         pixels = np.asarray(image)
-        objects = [(self._keys[one.name], mask) for one in shown.classes for mask in one.masks]
+        objects = [
+            (self.source.keys[one.name], mask) for one in shown.classes for mask in one.masks
+        ]
         cutouts: dict[str, list[tuple[Cutout, bool]]] = {}
         covered = np.zeros(shown.size, dtype=np.bool_)
         for concept, rle in objects:
@@ -293,12 +287,11 @@ class PhotoScenes:
         crowds = [mask for one in shown.classes for mask in one.crowds]
         for rle in crowds:
             covered |= decode_mask(rle)
-        uncertain = {self._keys[c.name] for c in shown.classes if c.crowds or not c.askable}
         return _Photo(
             image,
             {key: tuple(found) for key, found in cutouts.items()},
             tuple(objects),
-            frozenset(uncertain),
+            self.source.uncertain(shown),
             _largest_empty_part(covered),
         )
 
@@ -309,7 +302,7 @@ class PhotoScenes:
     def _to_samples(
         self, index: int, scene: Scene, dialogues: list[tuple[Turn, ...]]
     ) -> tuple[Sample, ...]:
-        concepts = self.knowledge.concepts
+        concepts = self.source.knowledge.concepts
         objects = tuple(Target(concepts[one.concept].name, one.mask) for one in scene.objects)
         name = f"photo-scenes-{self.split}-{self.seed}-{index:06d}"
         return tuple(

@@ -31,7 +31,7 @@ BARE_END_SHARE = 0.15
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 _ENDINGS = {1: "st", 2: "nd", 3: "rd"}
-KIND = "referring"
+REFERRING_KIND = "referring"
 """Label of the turns."""
 
 MANNERS = {"together": 0.5, "in turn": 0.25, "apart": 0.25}
@@ -163,7 +163,9 @@ def benchmark_turn(asked: Sequence[NamedMasks]) -> Turn:
     targets = tuple(target for one in asked for target in one.targets)
     expressions = join_phrases([one.name for one in asked])
     answer = f"{_marks(targets)}." if targets else phrases["nothing"]
-    return Turn(phrases["question"].format(expressions=expressions), answer, targets, KIND)
+    return Turn(
+        phrases["question"].format(expressions=expressions), answer, targets, REFERRING_KIND
+    )
 
 
 def as_benchmark_asks(one: NamedMasks) -> NamedMasks:
@@ -275,7 +277,7 @@ def _ordinal(number: int) -> str:
 
 def _ask_for_one(rng: random.Random, group: Sequence[NamedMasks]) -> Turn:
     if all(len(one.targets) == 1 for one in group):
-        return ask_for_regions(rng, group, KIND)
+        return ask_for_regions(rng, group, REFERRING_KIND)
     (one,) = group
     it = definite(one.name)
     bank = load_phrases("referring")["many" if one.targets else "none"]
@@ -284,7 +286,7 @@ def _ask_for_one(rng: random.Random, group: Sequence[NamedMasks]) -> Turn:
         return Turn(question, rng.choice(bank["answers"]).format(it=it), (), "no_target")
     key = "unnamed" if rng.random() < UNNAMED_SHARE else "named"
     words = {"it": it, "It": it[0].upper() + it[1:], "marks": _marks(one.targets)}
-    return Turn(question, rng.choice(bank[key]).format(**words), one.targets, KIND)
+    return Turn(question, rng.choice(bank[key]).format(**words), one.targets, REFERRING_KIND)
 
 
 def _marks(targets: Sequence[Target]) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixellm.data.classes import AnnotatedClass, AnnotatedImage, ClassDataset
+from pixellm.data.annotated import AnnotatedClass, AnnotatedImage
+from pixellm.data.classes import ClassDataset
 from pixellm.data.dataset import BadRow
 from pixellm.image_files import load_stored
 from pixellm.masks import label_map_to_rles

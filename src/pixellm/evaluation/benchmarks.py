@@ -188,7 +188,7 @@ def open_questions(
     """
     find_benchmark(name)
     if name == "coco":
-        from pixellm.evaluation.coco_categories import CocoCategories
+        from pixellm.data.coco_sets import CocoCategories
 
         return CocoCategories(data, split)
     from pixellm.data.dataset import LazySamples

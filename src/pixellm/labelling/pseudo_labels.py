@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixellm.data.readers.coco_images import category_name
+from pixellm.data.coco import category_name
 from pixellm.files import read_json
 from pixellm.masks import encode_mask, mask_iou, mask_to_box
 from pixellm.scenes.photo_knowledge import load_photo_knowledge

@@ -78,7 +78,7 @@ def test_answers_come_together_one_by_one_and_without_names():
     assert 0.1 < len(one_by_one) / len(answers) < 0.5
     assert 0.2 < len(together) / len(answers) < 0.8
     questions = {turn.question for turn in turns(ask_for_regions, [thing("sky"), thing("road")])}
-    assert len(questions) > 2 * len(load_phrases()["several"]["questions"])
+    assert len(questions) > 2 * len(load_phrases("classes")["several"]["questions"])
 
 
 def test_instances_are_told_apart_and_a_lone_one_is_not_numbered():
@@ -106,7 +106,7 @@ def test_absent_classes_are_denied_by_name():
     found = {ask_for_absent(random.Random(seed), "unicorn") for seed in range(100)}
     assert all("unicorn" in turn.question and "unicorn" in turn.answer for turn in found)
     assert all(turn.targets == () and turn.kind == "absent" for turn in found)
-    assert len({turn.answer for turn in found}) == len(load_phrases()["absent"]["answers"])
+    assert len({turn.answer for turn in found}) == len(load_phrases("classes")["absent"]["answers"])
 
 
 @pytest.mark.parametrize(
@@ -142,4 +142,4 @@ def test_impossible_questions_are_refused():
 
 def test_the_bank_of_phrases_cannot_be_changed():
     with pytest.raises(TypeError):
-        load_phrases()["one"]["questions"] = ()
+        load_phrases("classes")["one"]["questions"] = ()

@@ -127,7 +127,7 @@ def test_three_full_questions_are_the_papers_setting(tmp_path, count, sizes):
         folder / "annotations" / "training" / "a.png",
         blocks(*range(1, count + 1)),
     )
-    data = Ade20k(tmp_path, questions_per_picture=3, fill_questions=True)
+    data = Ade20k(tmp_path, questions_per_image=3, fill_questions=True)
     seen = set()
     for epoch in range(15):
         item = data.dialogues(0, epoch)

@@ -14,10 +14,10 @@ from drawn_photos import draw_photo, write_json
 from PIL import Image
 
 from pixellm.data.check import check_found, find_sets
+from pixellm.data.coco_sets import CocoCategories
 from pixellm.data.dataset import UnusableDataError
 from pixellm.data.json_values import flag, identity, inner_path, size_fault, whole_number
 from pixellm.data.registry import open_reader
-from pixellm.evaluation.coco_categories import CocoCategories
 from pixellm.masks import decode_mask, segmentation_to_rle
 from pixellm.types import Request, Turn
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from drawn_photos import PHOTOS, draw_photo, expand_runs, fill_polygon, rectangle, write_json
 
-from pixellm.data.readers.own_coco import OwnCoco
+from pixellm.data.coco_sets import OwnCoco
 from pixellm.masks import decode_mask
 from pixellm.types import SEG_MARK
 
@@ -212,7 +212,7 @@ def test_an_image_with_nothing_usable_names_itself(root):
     [
         ({"targets": "boxes"}, "instances or regions"),
         ({"classes_per_question": 0}, "at least 1"),
-        ({"questions_per_picture": 0}, "at least 1"),
+        ({"questions_per_image": 0}, "at least 1"),
         ({"negatives": 2}, "between 0 and 1"),
         ({"split": "dev"}, "choose train, val, test"),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from drawn_photos import draw_photo, fill_polygon, rectangle, write_json
 
-from pixellm.data.readers.own_expressions import OwnExpressions
+from pixellm.data.coco_sets import OwnExpressions
 from pixellm.masks import decode_mask
 
 SIZE = (30, 40)

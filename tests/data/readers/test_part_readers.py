@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from drawn_photos import draw_photo, fill_polygon, rectangle, write_json
 
-from pixellm.data.readers.parts import PacoLvis, PascalPart
+from pixellm.data.coco_sets import PacoLvis, PascalPart
 from pixellm.masks import decode_mask
 
 SIZE = (30, 40)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from drawn_photos import PHOTOS, draw_photo, rectangle, write_json
 
-from pixellm.data.readers.photos import Photos
+from pixellm.data.photos import Photos
 from pixellm.data.registry import open_reader
 from pixellm.masks import decode_mask
 from pixellm.types import SEG_MARK, Sample, Turn

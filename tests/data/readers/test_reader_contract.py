@@ -95,7 +95,7 @@ def test_the_papers_recipes_ask_an_image_up_to_three_questions_of_three(
             assert len(turns) <= 3 and sum(len(turn.targets) for turn in turns) == 8
     classes = [s for s in config.data if s.args.get("fill_questions")]
     assert {s.name for s in classes} == {"ade20k", "cocostuff", "mapillary", "paco", "pascal-part"}
-    assert all(s.args["questions_per_picture"] == 3 for s in classes)
+    assert all(s.args["questions_per_image"] == 3 for s in classes)
     assert config.rows_that_train == "all"
 
 

@@ -79,8 +79,8 @@ def test_smaller_polygons_lie_over_larger_ones_whatever_their_order(root: Path) 
 
 def test_a_larger_ignored_region_lies_below_the_target() -> None:
     shapes = [
-        Shape(True, np.array([[20, 20], [30, 20], [30, 30], [20, 30]], dtype=np.int32)),
-        Shape(False, np.array([[10, 10], [50, 10], [50, 40], [10, 40]], dtype=np.int32)),
+        Shape(is_target=True, points=((20, 20), (30, 20), (30, 30), (20, 30))),
+        Shape(is_target=False, points=((10, 10), (50, 10), (50, 40), (10, 40))),
     ]
     painted = paint_shapes(shapes, SIZE)
     assert (painted[20:31, 20:31] == 1).all()
@@ -92,7 +92,7 @@ def test_polygons_of_any_form_agree_with_another_filler_up_to_their_border() -> 
     draw = np.random.default_rng(0)
     for corners in (3, 4, 5, 7, 9):
         points = draw.integers(-15, 95, (corners, 2)).astype(np.int32)
-        ours = paint_shapes([Shape(True, points)], SIZE) == 1
+        ours = paint_shapes([Shape(is_target=True, points=points.tolist())], SIZE) == 1
         theirs, border = np.zeros(SIZE, dtype=bool), np.zeros(SIZE, dtype=bool)
         theirs[polygon(points[:, 1], points[:, 0], SIZE)] = True
         border[polygon_perimeter(points[:, 1], points[:, 0], SIZE, clip=False)] = True

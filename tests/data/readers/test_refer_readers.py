@@ -22,7 +22,7 @@ from refer_layouts import (
     write_refer,
 )
 
-from pixellm.data.readers.refer import is_in_split
+from pixellm.data.refer import is_in_split
 from pixellm.data.registry import open_reader
 from pixellm.masks import decode_mask
 from pixellm.types import SEG_MARK
@@ -133,7 +133,7 @@ def test_an_image_is_asked_so_many_questions_about_different_things(
     instances = coco_set(tmp_path / COCO_FOLDER)
     refs = refs_of(instances, things, versions)
     write_refer(tmp_path, "refcoco", "refs(unc).p", instances, refs)
-    reader = open_reader("refcoco", tmp_path, "train", per_item=per_item, questions_per_picture=3)
+    reader = open_reader("refcoco", tmp_path, "train", per_item=per_item, questions_per_image=3)
     assert len(reader) == reader.counts()["images"] == 2
     seen = set()
     for epoch in range(25):
@@ -151,10 +151,10 @@ def test_an_image_is_asked_so_many_questions_about_different_things(
 
 def test_a_multi_set_has_its_own_groups(tmp_path: Path, instances: dict[str, Any]) -> None:
     write_refer(tmp_path, "refcoco", "refs(unc).p", instances, refs_of(instances))
-    with pytest.raises(ValueError, match="take refcoco to choose questions_per_picture"):
-        open_reader("multi-refcoco", tmp_path, "train", questions_per_picture=3)
+    with pytest.raises(ValueError, match="take refcoco to choose questions_per_image"):
+        open_reader("multi-refcoco", tmp_path, "train", questions_per_image=3)
     with pytest.raises(ValueError, match="at least 1"):
-        open_reader("refcoco", tmp_path, "train", questions_per_picture=0)
+        open_reader("refcoco", tmp_path, "train", questions_per_image=0)
 
 
 def test_several_expressions_are_asked_together_in_turn_and_apart(
@@ -255,7 +255,7 @@ def test_check_finds_what_shows_only_when_it_is_decoded(
 ) -> None:
     refs = refs_of(instances, versions=1)
     by_id = {one["id"]: one for one in instances["annotations"]}
-    by_id[refs[0]["ann_id"]]["segmentation"] = [[1.0, 2.0, 3.0, 4.0, 5.0]]
+    by_id[refs[0]["ann_id"]]["segmentation"] = [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]]
     by_id[refs[1]["ann_id"]]["segmentation"] = [[5.0, 5.0, 5.0, 5.0, 5.0, 5.0]]
     instances["images"][0]["height"] += 1
     for one in instances["annotations"]:  # run lengths would not fill the taller image
@@ -293,9 +293,11 @@ def test_check_lists_entries_of_the_instances_file_that_no_question_can_use(
     found = list(open_reader("refcoco", tmp_path, "train").check())
     reasons = {bad.row: bad.reason for bad in found if bad.file == path}
     assert reasons == {
-        f"annotations {row}": "It has no mask.",
-        f"images {count}": "Its height and width are 0 and 4.",
-        f"annotations {len(instances['annotations']) - 1}": "It has no whole number as its id.",
+        f"annotation {row}": "It needs a segmentation, polygons or run lengths; a box alone is "
+        "no mask.",
+        f"image {count}": "Its height and width are 0 and 4.",
+        f"annotation {len(instances['annotations']) - 1}": "It needs an image_id and a "
+        "category_id.",
     }
     assert [f"{lost['id']} is missing" in bad.reason for bad in found if bad.file != path] == [True]
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixellm.data.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.augment import LEAST_KEPT, augment_image
-from pixellm.data.classes import AnnotatedClass, AnnotatedImage
-from pixellm.data.readers.own_coco import OwnCoco
+from pixellm.data.coco_sets import OwnCoco
 from pixellm.masks import decode_mask, encode_mask
 
 SIZE = (48, 64)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pixellm.data.coco import file_of, photo_name, size_of
 from pixellm.data.dataset import (
     BadRow,
     Dataset,
@@ -23,7 +24,6 @@ from pixellm.data.dataset import (
 )
 from pixellm.data.json_values import size_fault, text_fault
 from pixellm.data.questions import load_phrases
-from pixellm.data.readers.coco_images import file_of, photo_name, size_of
 from pixellm.data.readers.json_index import SpanList, scan_json
 from pixellm.masks import segmentation_to_rle
 from pixellm.scenes.phrasing import join_phrases

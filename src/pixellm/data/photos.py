@@ -1,8 +1,7 @@
 """Photos with annotated instances, asked everything that their annotations can answer.
 
 An instances file in COCO's format becomes scenes: the annotated objects of a photo have names,
-places and sizes, and the scenes' question writer does the rest. This module reads and joins;
-it words nothing and chooses no kinds.
+positions and sizes, and the scenes' question writer does the rest.
 """
 
 from __future__ import annotations
@@ -11,15 +10,18 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pixellm.data.annotated import AnnotatedImage
 from pixellm.data.augment import augment_image
 from pixellm.data.captions import read_people_words
-from pixellm.data.classes import AnnotatedImage
+from pixellm.data.coco import ANNOTATIONS, own_files, published_or
+from pixellm.data.coco_sets import OwnCoco
 from pixellm.data.dataset import BadRow, Dataset, LazySamples, path_of_split
-from pixellm.data.readers.own_coco import ANNOTATIONS, OwnCoco, own_files, published_or
+from pixellm.data.json_values import identity
 from pixellm.masks import decode_mask
 from pixellm.scenes.knowledge import Knowledge
 from pixellm.scenes.photo_knowledge import knowledge_of_categories
@@ -42,8 +44,70 @@ MAX_TARGETS = 14
 """COCO tells so many objects of a category apart in a photo, and makes a crowd of the rest."""
 
 
-class Photos(Dataset[int]):
-    """An instances file asked for names, places, sizes, kinds, uses and what no mask can answer.
+class PhotoSource:
+    """The photos of an instances file, with what is known of the objects that it annotates.
+
+    Args:
+        name: of the data set that asks about them, for errors.
+        root: folder that the other two are below.
+        split: put in place of ``{split}`` in both.
+        annotations: the instances JSON.
+        images: the folder of photos.
+        kinds: weight of each kind of question; the usual ones where None.
+        at_least_one: numbers of the data set by name, each to be 1 or more.
+
+    Raises:
+        ValueError: a number out of its range, weights of unknown kinds, or a damaged file.
+        FileNotFoundError: the file or the folder is missing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path | str,
+        split: str,
+        annotations: str,
+        images: str,
+        kinds: Mapping[str, float] | None,
+        **at_least_one: int,
+    ) -> None:
+        for key, number in at_least_one.items():
+            if number < 1:
+                raise ValueError(f"{key} of {name} is at least 1, not {number}.")
+        if kinds is not None:
+            check_photo_weights(kinds)
+        # With negatives every photo is an item: photos without annotations lack everything.
+        self.set = OwnCoco(root, split, annotations=annotations, images=images, negatives=1.0)
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """What is known of the objects that the file annotates."""
+        return knowledge_of_categories(self.set.class_names)[0]
+
+    @property
+    def keys(self) -> Mapping[str, str]:
+        """Concept of each class name."""
+        return knowledge_of_categories(self.set.class_names)[1]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of all objects that the file annotates, as targets carry them."""
+        return tuple(concept.name for concept in self.knowledge.concepts.values())
+
+    def uncertain(self, image: AnnotatedImage) -> frozenset[str]:
+        """The concepts of which a photo may show more than can be asked for."""
+        return frozenset(self.keys[c.name] for c in image.classes if c.crowds or not c.askable)
+
+
+class _Photo(NamedTuple):
+    """A photo, and what its people may be called by its captions."""
+
+    image: AnnotatedImage
+    people: tuple[str, ...]
+
+
+class Photos(Dataset[_Photo]):
+    """An instances file asked for names, positions, sizes, kinds, uses and what no mask can answer.
 
     An item is a photo. A category with a crowd, or with an annotation that can't be used, is known
     to be there and never asked for.
@@ -52,7 +116,7 @@ class Photos(Dataset[int]):
         root: folder that the other two are below.
         split: put in place of ``{split}`` in both.
         seed: another seed gives another order, other questions and another wording.
-        annotations: the instances JSON; see :class:`~pixellm.data.readers.own_coco.OwnCoco`.
+        annotations: the instances JSON; see :class:`~pixellm.data.coco_sets.OwnCoco`.
         images: the folder of photos; see there.
         dialogues_per_image: dialogues about each photo in an epoch, at most.
         kinds: weight of each kind of question; see
@@ -98,18 +162,19 @@ class Photos(Dataset[int]):
         exchange: float = 0.0,
     ) -> None:
         super().__init__(root, split, seed)
-        if dialogues_per_image < 1 or max_targets < 1:
-            raise ValueError(
-                f"dialogues_per_image and max_targets of {self.name} are at least 1, not "
-                f"{dialogues_per_image} and {max_targets}."
-            )
         if not 0 <= exchange <= 1:
             raise ValueError(f"exchange of {self.name} lies between 0 and 1, not {exchange}.")
-        if kinds is not None:
-            check_photo_weights(kinds)
-        # Photos without any annotation are asked for what they lack.
-        self._coco = OwnCoco(root, split, annotations=annotations, images=images, negatives=1.0)
-        self.bad_rows = self._coco.bad_rows
+        self.source = PhotoSource(
+            self.name,
+            root,
+            split,
+            annotations,
+            images,
+            kinds,
+            dialogues_per_image=dialogues_per_image,
+            max_targets=max_targets,
+        )
+        self.bad_rows = self.source.set.bad_rows
         path = published_or(path_of_split(self.root, captions, split))
         self._people = read_people_words(path) if captions and path.exists() else {}
         self.dialogues_per_image = dialogues_per_image
@@ -125,35 +190,29 @@ class Photos(Dataset[int]):
         return own_files(root, split)
 
     @property
-    def knowledge(self) -> Knowledge:
-        """What is known of the things that the file annotates."""
-        return knowledge_of_categories(self._coco.class_names)[0]
-
-    @property
-    def _keys(self) -> Mapping[str, str]:
-        """Concept of each class name."""
-        return knowledge_of_categories(self._coco.class_names)[1]
-
-    @property
     def class_names(self) -> tuple[str, ...]:
         """Names of all objects that the file annotates, as targets carry them."""
-        return tuple(concept.name for concept in self.knowledge.concepts.values())
+        return self.source.class_names
 
     def __len__(self) -> int:
         """Photos."""
-        return len(self._coco)
+        return len(self.source.set)
 
     def where(self, item: int) -> tuple[Path, str]:
         """The annotation file, and which of its images."""
-        return self._coco.where(item)
+        return self.source.set.where(item)
 
-    def image(self, item: int) -> AnnotatedImage:
-        """A photo with its classes, as the file annotates it.
-
-        Raises:
-            ValueError: nothing of it can be used; names the file and the row.
-        """
-        return self._coco.row(item)
+    def row(self, item: int) -> _Photo:
+        """A photo with its classes, as the file annotates it."""
+        image = self.source.set.row(item)
+        name: Any = identity(self.source.set.coco.image(item)["id"])
+        said = self._people.get(name)
+        shown = [one for one in image.classes if self.source.keys[one.name] == PERSON]
+        if said is None or any(one.crowds or not one.askable for one in shown):
+            return _Photo(image, ())
+        number = sum(len(one.masks) for one in shown)
+        fits = 2 <= number <= MOST_ALIKE if said.are_several else number == 1
+        return _Photo(image, said.words if fits else ())
 
     def view(
         self, image: AnnotatedImage, people: tuple[str, ...] = (), *, together: bool = False
@@ -165,23 +224,19 @@ class Photos(Dataset[int]):
             people: what its people may be called, beside the usual words.
             together: see :class:`Photos`.
         """
-        scene = scene_of_image(image, self._keys)
-        return PhotoView(scene, self.knowledge, self.max_targets, people, together)
+        keys = self.source.keys
+        blank: NDArray[np.uint8] = np.broadcast_to(np.uint8(0), (*image.size, 3))
+        objects = tuple(
+            measure_object(keys[one.name], decode_mask(mask), mask)
+            for one in image.classes
+            for mask in one.masks
+        )
+        scene = Scene(blank, objects, self.source.uncertain(image))
+        return PhotoView(scene, self.source.knowledge, self.max_targets, people, together)
 
-    def people_of(self, item: int, image: AnnotatedImage) -> tuple[str, ...]:
-        """What the people of a photo may be called by its captions; () where that is unsure."""
-        said = self._people.get(self._coco.index.image(item)["id"])
-        shown = [one for one in image.classes if self._keys[one.name] == PERSON]
-        if said is None or any(one.crowds or not one.askable for one in shown):
-            return ()
-        number = sum(len(one.masks) for one in shown)
-        fits = 2 <= number <= MOST_ALIKE if said.are_several else number == 1
-        return said.words if fits else ()
-
-    def compose(self, item: int, rng: random.Random) -> tuple[Sample, ...]:
-        """The dialogues about a photo; see :meth:`Dataset.compose`."""
-        image = self.image(item)
-        people = self.people_of(item, image)
+    def compose(self, row: _Photo, rng: random.Random) -> tuple[Sample, ...]:
+        """The dialogues about a photo."""
+        image, people = row
         if self.augment:
             image = augment_image(image, rng)
         renamed = None
@@ -195,18 +250,18 @@ class Photos(Dataset[int]):
             if turns:
                 samples = self._to_samples(image, turns)
                 return tuple(replace(sample, renamed=renamed) for sample in samples)
-        raise ValueError(str(BadRow(*self.where(item), "No kind of question fits the photo.")))
+        raise ValueError("No kind of question fits the photo.")
 
     def _exchanged(self, rng: random.Random) -> dict[str, str]:
         """Another name for every category, drawn anew."""
-        names = list(self._coco.class_names)
+        names = list(self.source.set.class_names)
         others = rng.sample(names, len(names))
         return dict(zip(names, others, strict=True))
 
     def check(self) -> Iterator[BadRow]:
         """Every bad row."""
-        yield from self._coco.check()
-        self.sound_headers = self._coco.sound_headers
+        yield from self.source.set.check()
+        self.sound_headers = self.source.set.sound_headers
 
     def evaluation_samples(self) -> LazySamples:
         """Questions of every kind about every photo, the same for every seed."""
@@ -215,7 +270,7 @@ class Photos(Dataset[int]):
         for item in range(len(self)):
             try:
                 asked += [(item, number) for number in range(len(self._evaluation(item)))]
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 bad.append(BadRow(*self.where(item), str(error)))
         kept: list[tuple[int, tuple[Sample, ...]]] = []
 
@@ -229,16 +284,16 @@ class Photos(Dataset[int]):
 
     def counts(self) -> dict[str, int]:
         """Photos, annotated objects, and the kinds of objects among them."""
-        objects = [len(self.view(self.image(item)).objects) for item in range(len(self))]
+        objects = [len(self.view(self.row(item).image).objects) for item in range(len(self))]
         return {
             "images": len(self),
             "targets": sum(objects),
-            "classes": len(self.knowledge.concepts),
+            "classes": len(self.class_names),
         }
 
     def _evaluation(self, item: int) -> tuple[Sample, ...]:
         """The questions that a benchmark asks about a photo."""
-        image = self.image(item)
+        image = self.row(item).image
         rng = random.Random(f"evaluation/{image.id}")
         view = self.view(image)
         turns = [
@@ -254,9 +309,9 @@ class Photos(Dataset[int]):
     def _to_samples(
         self, image: AnnotatedImage, dialogues: Sequence[tuple[Turn, ...]]
     ) -> tuple[Sample, ...]:
-        concepts = self.knowledge.concepts
+        concepts, keys = self.source.knowledge.concepts, self.source.keys
         objects = tuple(
-            Target(concepts[self._keys[one.name]].name, mask)
+            Target(concepts[keys[one.name]].name, mask)
             for one in image.classes
             for mask in (*one.crowds, *one.masks)
         )
@@ -293,20 +348,3 @@ EVALUATED = {
     "follow_up": 1,
 }
 """Questions of each kind about a photo that a benchmark asks, at most."""
-
-
-def scene_of_image(image: AnnotatedImage, keys: Mapping[str, str]) -> Scene:
-    """The annotated objects of a photo as a scene; its pixels are left out.
-
-    Args:
-        image: the photo.
-        keys: concept of each class name.
-    """
-    blank: NDArray[np.uint8] = np.broadcast_to(np.uint8(0), (*image.size, 3))
-    objects = tuple(
-        measure_object(keys[one.name], decode_mask(mask), mask)
-        for one in image.classes
-        for mask in one.masks
-    )
-    uncertain = frozenset(keys[one.name] for one in image.classes if one.crowds or not one.askable)
-    return Scene(blank, objects, uncertain)

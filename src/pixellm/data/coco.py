@@ -1,0 +1,468 @@
+"""COCO-style annotation files: which annotations belong to which image, without holding them.
+
+The file is streamed once into tables (:mod:`pixellm.data.table`); its records are parsed when an
+image is asked for. Ids, sizes and flags may be written in any form, as annotation tools do.
+
+Source of the format: Lin et al., ECCV 2014.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cached_property, partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from pixellm.data.dataset import BadRow, path_of_split
+from pixellm.data.json_stream import scan_json
+from pixellm.data.json_values import (
+    flag,
+    identity,
+    inner_path,
+    size_fault,
+    text_fault,
+    whole_number,
+)
+from pixellm.data.table import Integers, TablesWriter, open_tables
+from pixellm.masks import areas_of, list_polygons, segmentation_to_rle
+from pixellm.types import RLE, SEG_MARK
+
+ANNOTATIONS = "annotations/instances_{split}.json"
+"""Where the annotations usually are, below the root."""
+
+ROBOFLOW_FILE = "_annotations.coco.json"
+"""What Roboflow calls the annotations in each split's folder of images."""
+
+_TEXT_KEYS = (
+    "expressions",
+    "expression",
+    "captions",
+    "caption",
+    "descriptions",
+    "description",
+)
+_SOUND, _MALFORMED, _WITHOUT_MASK = 0, 1, 2
+_NO_NUMBER = -1 << 62
+"""Stands for an id that is no whole number."""
+
+
+class CocoFile:
+    """A COCO-style file by image, and by the ids of images and annotations.
+
+    Args:
+        path: the JSON file, an object with ``images``, ``annotations`` and ``categories``.
+
+    Attributes:
+        categories: category id -> its entry, in the order of the file; names are texts.
+        licenses: the entries of ``licenses``.
+        num_images: entries of ``images``, usable or not.
+        places: (N,) the usable images, as indices in the file's ``images``.
+        category_of: (num annotations,) category id of each annotation.
+        is_crowd: (num annotations,) bool, regions that hold many objects.
+        is_faulty: (num annotations,) bool, annotations whose mask can't be used.
+        num_texts: (num annotations,) how many expressions each has.
+        bad_rows: entries left out, with reasons.
+        bad_texts: annotations with an expression that can't be used.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no COCO-style file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        tables = open_tables([path], "coco", partial(_fill_tables, path))
+        self.bad_rows = tables.bad_rows
+        self.bad_texts = tuple(BadRow(path, *one) for one in tables["bad texts"])
+        self.categories: dict[int, dict[str, Any]] = dict(tables["categories"])
+        self.licenses: tuple[dict[str, Any], ...] = tuple(tables["licenses"])
+        self._images, self._annotations = tables["images"], tables["annotations"]
+        self.places = self._images.numbers("place")
+        (self.num_images,) = tables["size"].numbers("images").tolist()
+        self.category_of = self._annotations.numbers("category")
+        self.is_crowd = self._annotations.numbers("crowd").astype(bool)
+        self.is_faulty = self._annotations.numbers("fault") != _SOUND
+        self.num_texts = self._annotations.numbers("texts")
+        self.sorted_rows = tables["rows"].numbers("row")
+        self._starts = tables["starts"].numbers("start")
+
+    def __len__(self) -> int:
+        """Usable images."""
+        return len(self.places)
+
+    @property
+    def num_annotations(self) -> int:
+        """Annotations, usable or not."""
+        return len(self._annotations)
+
+    def image(self, item: int) -> dict[str, Any]:
+        """The entry of a usable image, by its number."""
+        entry: dict[str, Any] = self._images[item]
+        return entry
+
+    def rows_of(self, item: int) -> Integers:
+        """The places in ``annotations`` that belong to a usable image, in the file's order.
+
+        Faulty ones are among them: what they show is in the image all the same.
+        """
+        return self.sorted_rows[self._starts[item] : self._starts[item + 1]]
+
+    @property
+    def items_of_sorted_rows(self) -> Integers:
+        """The usable image of each of ``sorted_rows``, in ascending order."""
+        return np.repeat(np.arange(len(self)), np.diff(self._starts))
+
+    def annotation(self, row: int) -> dict[str, Any]:
+        """One annotation, by its place in the file."""
+        entry: dict[str, Any] = self._annotations[row]
+        return entry
+
+    def mask(self, row: int, size: tuple[int, int]) -> RLE:
+        """The mask of an annotation.
+
+        Raises:
+            ValueError: it is malformed, of another size than the image, or empty.
+        """
+        mask = segmentation_to_rle(self.annotation(row)["segmentation"], size)
+        if not areas_of([mask])[0]:
+            raise ValueError("The mask covers no pixel.")
+        return mask
+
+    def find_image(self, identity: int) -> int:
+        """The number of the usable image with an id; -1 where there is none."""
+        return _find(self._images_by_id, identity)
+
+    def find_annotation(self, identity: int) -> int:
+        """The place of the first annotation with an id and some mask; -1 where there is none."""
+        return _find(self._annotations_by_id, identity)
+
+    @cached_property
+    def _images_by_id(self) -> tuple[Integers, Integers]:
+        return _sorted_by_id(self._images.numbers("id"), np.arange(len(self)))
+
+    @cached_property
+    def _annotations_by_id(self) -> tuple[Integers, Integers]:
+        ids = self._annotations.numbers("id")
+        has_mask = self._annotations.numbers("fault") != _WITHOUT_MASK
+        return _sorted_by_id(ids, np.flatnonzero(has_mask & (ids != _NO_NUMBER)))
+
+
+def _sorted_by_id(ids: Integers, rows: Integers) -> tuple[Integers, Integers]:
+    order = rows[np.argsort(ids[rows], kind="stable")]
+    return ids[order], order
+
+
+def _find(by_id: tuple[Integers, Integers], identity: int) -> int:
+    ids, rows = by_id
+    place = int(np.searchsorted(ids, identity))
+    return int(rows[place]) if place < len(ids) and ids[place] == identity else -1
+
+
+def category_name(category: Mapping[str, Any]) -> str:
+    """The name of an entry of ``categories``, underscores as spaces.
+
+    A number, as digits are often called by, counts as its digits.
+    """
+    return " ".join(str(category["name"]).replace("_", " ").split())
+
+
+def size_of(image: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) of an entry of ``images``.
+
+    Raises:
+        KeyError, ValueError: they are missing, or no size.
+    """
+    fault = size_fault(image["height"], image["width"])
+    if fault:
+        raise ValueError(fault)
+    return int(float(image["height"])), int(float(image["width"]))
+
+
+def photo_name(entry: Mapping[str, Any]) -> str:
+    """What a COCO-style file calls an image: a path below the folder of images.
+
+    Without ``file_name``, as in LVIS, it is the tail of ``coco_url``: "train2017/000000000009.jpg".
+    Backslashes are turned.
+
+    Raises:
+        KeyError: neither is given.
+        ValueError: what is given is no text.
+    """
+    name = entry.get("file_name") or "/".join(_text(entry, "coco_url").split("/")[-2:])
+    if not isinstance(name, str):
+        raise ValueError(f"file_name is no text but {name!r:.40}")
+    return name.replace("\\", "/")
+
+
+def file_of(image: Mapping[str, Any]) -> PurePosixPath:
+    """The image's file of an entry of ``images``, below the folder of images.
+
+    Raises:
+        KeyError: neither file_name nor coco_url is given.
+        ValueError: the name is no text, or leads out of its folder.
+    """
+    return inner_path(photo_name(image))
+
+
+def is_background(category: Mapping[str, Any]) -> bool:
+    """Whether an entry of ``categories`` stands for what is nothing, such as "_background_"."""
+    return category_name(category).lower() in ("background", "unlabeled", "unlabelled")
+
+
+def source_of(image: Mapping[str, Any]) -> str:
+    """The folder in an entry's ``coco_url``, such as "val2017"; "" without one."""
+    return "/".join(str(image.get("coco_url") or "").split("/")[-2:-1])
+
+
+def expressions_of(annotation: Mapping[str, Any]) -> list[str]:
+    """The expressions of an annotation that can stand in a sentence."""
+    return [text for text in _all_texts(annotation) if not text_fault(text)]
+
+
+def read_captions(path: Path) -> dict[int | str, list[str]]:
+    """The captions of each image, by its id, of a file in COCO's format.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged.
+    """
+    captions: dict[int | str, list[str]] = defaultdict(list)
+    for key, value, _ in scan_json(path):
+        if key == "annotations" and isinstance(value, Mapping) and "caption" in value:
+            image = identity(value.get("image_id"))
+            if image is not None:
+                captions[image].append(str(value["caption"]))
+    return captions
+
+
+# Where the files are.
+
+
+def own_files(
+    root: Path, split: str, annotations: str = ANNOTATIONS, images: str = ""
+) -> tuple[Path, Path]:
+    """The annotation file and the folder of images, there or not.
+
+    Where the usual file is not there, it is the first of these that is: COCO's own
+    "instances_train2017.json" with the folder "train2017"; Roboflow's
+    "train/_annotations.coco.json", whose val is "valid"; and for the split to train on CVAT's
+    "annotations/instances_default.json".
+
+    Args:
+        root: folder that both are below.
+        split: put in place of ``{split}`` in both.
+        annotations: path of the file.
+        images: path of the folder; "" for the first of ``{split}/images``, ``{split}``,
+            ``images/{split}`` and ``images`` that is there.
+    """
+    usual = path_of_split(root, annotations, split)
+    path = published_or(usual)
+    folder = _image_folder(root, split) if path == usual else root / f"{split}2017"
+    if annotations == ANNOTATIONS and not path.exists():
+        for other, beside in _exported(root, split):
+            if other.is_file():
+                path, folder = other, beside
+                break
+    return path, path_of_split(root, images, split) if images else folder
+
+
+def published_or(path: Path) -> Path:
+    """The path, or that of COCO's own file with 2017 in its name where only that one is there."""
+    published = path.with_name(f"{path.stem}2017{path.suffix}")
+    return published if published.exists() and not path.exists() else path
+
+
+def _exported(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
+    """Where annotation tools put the file and the images of a split."""
+    for folder in (root / split, *([root / "valid"] if split == "val" else ())):
+        yield folder / ROBOFLOW_FILE, folder
+    if split == "train":
+        yield root / "annotations/instances_default.json", _image_folder(root, split)
+
+
+def _image_folder(root: Path, split: str) -> Path:
+    """Where the images of a split usually are; the plain ``root/split`` where there are none."""
+    usual = (root / split / "images", root / split, root / "images" / split, root / "images")
+    return next((folder for folder in usual if folder.is_dir()), root / split)
+
+
+# Reading a file once.
+
+
+def _fill_tables(path: Path, tables: TablesWriter) -> None:
+    _Scan(path, tables).run()
+
+
+class _Scan:
+    """One pass over a file; thrown away when its tables are written."""
+
+    def __init__(self, path: Path, tables: TablesWriter) -> None:
+        self.path, self.tables = path, tables
+        self.images = tables.table("images", "place", "id")
+        self.annotations = tables.table("annotations", "category", "crowd", "fault", "texts", "id")
+        self.categories, self.licenses = tables.table("categories"), tables.table("licenses")
+        self.bad_texts = tables.table("bad texts")
+        self.item_of: dict[int | str, int] = {}
+        self.num_images = 0
+        self.refused: set[int | str] = set()
+        self.named: set[int] = set()
+        self.nameless: set[int] = set()
+        self.image_ids: list[int | str | None] = []
+        self.category_ids = array("q")
+
+    def run(self) -> None:
+        """Read the file and write its tables."""
+        keys = set()
+        for key, value, text in scan_json(self.path):
+            keys.add(key)
+            if key == "images":
+                self._add_image(value, text)
+            elif key == "annotations":
+                self._add_annotation(value, text)
+            elif key == "categories":
+                self._add_category(value)
+            elif key == "licenses" and isinstance(value, Mapping):
+                self.licenses.append(value)
+        missing = [key for key in ("images", "categories") if key not in keys]
+        if missing:  # a list without entries leaves no trace, as annotations may be
+            raise ValueError(
+                f"{self.path} has no {' and no '.join(missing)}; a COCO instances file with "
+                "images, annotations and categories is needed."
+            )
+        items = self._items_of_annotations()
+        rows = np.flatnonzero(items >= 0)
+        rows = rows[np.argsort(items[rows], kind="stable")]
+        starts = np.searchsorted(items[rows], np.arange(len(self.images) + 1))
+        self.tables.table("rows", "row").extend(rows)
+        self.tables.table("starts", "start").extend(starts.astype(np.int64))
+        self.tables.table("size", "images").extend(np.array([self.num_images]))
+
+    def _refuse(self, what: str, reason: str) -> None:
+        self.tables.refuse(BadRow(self.path, what, reason))
+
+    def _add_category(self, value: Any) -> None:
+        entry = value if isinstance(value, Mapping) else {}
+        number, name = whole_number(entry.get("id")), entry.get("name")
+        if whole_number(name) is not None:
+            name = str(name)
+        if number is None:
+            self._refuse(f"category {value!r:.60}", "It needs an id, a whole number, and a name.")
+        elif number in self.named:
+            self._refuse(f"category {number}", "Two categories have this id; the first counts.")
+        elif fault := text_fault(name, "name"):
+            self._refuse(f"category {number}", f"{fault} Nothing of it is asked for.")
+            self.nameless.add(number)
+        else:
+            self.named.add(number)
+            self.categories.append([number, {**entry, "name": name}])
+
+    def _add_image(self, value: Any, text: str) -> None:
+        place = self.num_images
+        self.num_images += 1
+        number = identity(value.get("id")) if isinstance(value, Mapping) else None
+        if number is None:
+            self._refuse(f"image {place}", "It needs an id, a number or a text.")
+            return
+        try:
+            file_of(value)
+            size_of(value)
+            fault = ""
+        except KeyError as error:
+            fault = f"It needs file_name, width and height; {error} is missing."
+        except ValueError as error:
+            fault = str(error)
+        if fault:
+            self._refuse(f"image {place}", fault if fault.endswith(".") else f"{fault}.")
+            self.refused.add(number)
+        elif number in self.item_of:
+            self._refuse(f"image {place}", f"Two images have the id {number}; the first counts.")
+        else:
+            self.item_of[number] = len(self.images)
+            self.images.append(text.encode(), place, _number_or_none(number))
+
+    def _add_annotation(self, value: Any, text: str) -> None:
+        place = len(self.annotations)
+        entry = value if isinstance(value, Mapping) else {}
+        image, category = identity(entry.get("image_id")), whole_number(entry.get("category_id"))
+        crowd = flag(entry.get("iscrowd"))
+        reason = _shape_fault(entry.get("segmentation"))
+        if crowd is None:
+            reason = f"Its iscrowd is {entry['iscrowd']!r:.40}, neither 0 nor 1."
+        if image is None or category is None:
+            image, category, reason = None, -1, "It needs an image_id and a category_id."
+        if reason:
+            self._refuse(f"annotation {place}", reason)
+        fault = _MALFORMED if reason else _SOUND
+        if not entry.get("segmentation"):
+            fault = _WITHOUT_MASK
+        texts = _all_texts(entry)
+        usable = sum(not text_fault(one) for one in texts)
+        if usable < len(texts):
+            reason = f"An expression is empty, no text, or holds {SEG_MARK}: {texts!r:.80}."
+            self.bad_texts.append([f"annotation {place}", reason])
+        self.image_ids.append(image)
+        self.category_ids.append(category)
+        number = _number_or_none(whole_number(entry.get("id")))
+        self.annotations.append(text.encode(), category, bool(crowd), fault, usable, number)
+
+    def _items_of_annotations(self) -> Integers:
+        """(num annotations,) number of each annotation's image among the usable; -1 for none."""
+        items = np.full(len(self.image_ids), -1, dtype=np.int64)
+        for row, image in enumerate(self.image_ids):
+            if image is None:  # listed when it was read
+                continue
+            category = self.category_ids[row]
+            if category in self.nameless:
+                reason = f"Its category {category} has no name."
+            elif category not in self.named:
+                reason = f"There is no category {category} in the file."
+            elif image in self.item_of:
+                items[row] = self.item_of[image]
+                continue
+            elif image in self.refused:
+                reason = "Its image is left out."
+            else:
+                reason = f"There is no image {image!r} in the file."
+            self._refuse(f"annotation {row}", reason)
+        return items
+
+
+def _number_or_none(value: int | str | None) -> int:
+    return value if isinstance(value, int) else _NO_NUMBER
+
+
+def _shape_fault(shape: Any) -> str:
+    """What is wrong with a segmentation, seen without decoding it; "" where nothing is."""
+    if isinstance(shape, Mapping):
+        return "" if {"size", "counts"} <= shape.keys() else "Its run lengths lack size or counts."
+    if not isinstance(shape, list) or not shape:
+        return "It needs a segmentation, polygons or run lengths; a box alone is no mask."
+    if any(isinstance(part, Mapping) for part in shape):
+        return ""
+    try:
+        polygons = list_polygons(shape)
+    except ValueError as error:
+        return str(error)
+    if all(len(polygon) < 6 for polygon in polygons):
+        return "Its polygons have fewer than three points."
+    return ""
+
+
+def _all_texts(annotation: Mapping[str, Any]) -> list[Any]:
+    """Whatever an annotation has under the keys of expressions, usable or not."""
+    found: list[Any] = []
+    for key in _TEXT_KEYS:
+        value = annotation.get(key)
+        found += value if isinstance(value, list) else [] if value is None else [value]
+    return found
+
+
+def _text(entry: Mapping[str, Any], key: str) -> str:
+    value = entry[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is no text but {value!r:.40}")
+    return value

@@ -1,0 +1,542 @@
+"""COCO-style files asked about: own images, sets of parts, expressions, the ``coco`` benchmark."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pixellm.data.annotated import AnnotatedClass, AnnotatedImage
+from pixellm.data.classes import ClassDataset
+from pixellm.data.coco import (
+    ANNOTATIONS,
+    CocoFile,
+    category_name,
+    expressions_of,
+    file_of,
+    is_background,
+    own_files,
+    size_of,
+    source_of,
+)
+from pixellm.data.dataset import (
+    BadRow,
+    BadRowError,
+    Dataset,
+    LazySamples,
+    UnusableDataError,
+    check_header,
+)
+from pixellm.data.json_values import whole_number
+from pixellm.data.questions import (
+    NamedMasks,
+    as_benchmark_asks,
+    benchmark_turn,
+    compose_dialogues,
+)
+from pixellm.data.table import Integers
+from pixellm.masks import segmentation_to_rle, union_of
+from pixellm.scenes.phrasing import join_phrases
+from pixellm.types import RLE, SEG_MARK, Sample, Target, Turn
+
+_CROWDS_ALONE = (
+    "all its annotations are crowds (iscrowd 1). CVAT marks brush masks so: set iscrowd to 0, or "
+    "ask for whole regions with targets=regions"
+)
+_SENSE = re.compile(r"_?\(.*?\)")
+
+
+class CocoClasses(ClassDataset):
+    """A COCO-style file asked for its categories.
+
+    Categories of one name are one class. A class is not asked for in an image where one of its
+    annotations can't be used, or that the file says is not annotated exhaustively (LVIS).
+
+    Args:
+        root: folder that holds all data sets.
+        split: one of :attr:`splits`.
+        seed: another seed gives another order, grouping and wording.
+        annotations: the JSON file.
+        images: the folder that each ``file_name`` is below.
+        options: see :class:`~pixellm.data.classes.ClassDataset`.
+
+    Raises:
+        ValueError: the file is damaged or holds nothing to ask for.
+        FileNotFoundError: the file or the folder is missing.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str,
+        seed: int,
+        annotations: Path,
+        images: Path,
+        **options: Any,
+    ) -> None:
+        super().__init__(root, split, seed, **options)
+        self.annotations, self.images = annotations, images
+        self.require(annotations, images)
+        self.coco = CocoFile(annotations)
+        self._called = {key: self.names_of(one) for key, one in self.coco.categories.items()}
+        self._silent = frozenset(
+            self._called[key][0] for key, one in self.coco.categories.items() if is_background(one)
+        )
+        askable, never = self._look_at_images()
+        self._items = np.arange(len(self.coco)) if self.negatives else askable
+        self.bad_rows = (*self.coco.bad_rows, *never)
+        if not len(self._items):
+            raise UnusableDataError(
+                f"{annotations} has no image with a mask that can be asked for.", self.bad_rows
+            )
+
+    def names_of(self, category: Mapping[str, Any]) -> tuple[str, ...]:
+        """What an entry of ``categories`` is called: its class, then what a question may say."""
+        return (category_name(category),)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of all classes, in the order of the file; not those of groups and backgrounds."""
+        named = dict.fromkeys(names[0] for names in self._called.values())
+        empty_groups = self._parents - self._classes_of(self.coco.category_of)
+        return tuple(n for n in named if n not in self._silent and n not in empty_groups)
+
+    @property
+    def deniable_names(self) -> tuple[str, ...]:
+        """See :meth:`ClassDataset.deniable_names`: not those that hold other classes."""
+        return tuple(name for name in self.class_names if name not in self._parents)
+
+    @cached_property
+    def _parents(self) -> frozenset[str]:
+        """Classes that are the supercategory of another one, as Roboflow's root is."""
+        above = {
+            " ".join(str(one.get("supercategory") or "").replace("_", " ").split())
+            for one in self.coco.categories.values()
+            if str(one.get("supercategory") or "") != one["name"]
+        }
+        return frozenset(names[0] for names in self._called.values() if names[0] in above)
+
+    def __len__(self) -> int:
+        """Images that can be asked about; without annotations only where there are negatives."""
+        return len(self._items)
+
+    def where(self, item: int) -> tuple[Path, str]:
+        """The annotation file, and which of its images."""
+        return self.annotations, f"image {self.coco.places[self._items[item]]}"
+
+    def row(self, item: int) -> AnnotatedImage:
+        """An image with its classes, in the order of its annotations."""
+        number = int(self._items[item])
+        entry = self.coco.image(number)
+        size = size_of(entry)
+        masks: dict[str, list[RLE]] = defaultdict(list)
+        crowds: dict[str, list[RLE]] = defaultdict(list)
+        wordings = {}
+        unsure = self._not_exhaustive(entry) | self._silent
+        faults = []
+        for row in self.coco.rows_of(number).tolist():
+            name, *others = self._called[int(self.coco.category_of[row])]
+            wordings[name] = tuple(others)
+            try:
+                mask = self.coco.mask(row, size)
+            except (KeyError, TypeError, ValueError) as error:
+                unsure.add(name)
+                if not self.coco.is_faulty[row]:  # the others were listed when the file was read
+                    faults.append(BadRow(self.annotations, f"annotation {row}", str(error)))
+            else:
+                (crowds if self.coco.is_crowd[row] else masks)[name].append(mask)
+        classes = tuple(
+            AnnotatedClass(name, tuple(masks[name]), tuple(crowds[name]), name not in unsure, words)
+            for name, words in wordings.items()
+        )
+        path = self.images / file_of(entry)
+        label = f"{self.name}-{self.split}-{entry['id']}"
+        return AnnotatedImage(path, size, label, classes, tuple(faults), source_of(entry))
+
+    def _not_exhaustive(self, entry: Mapping[str, Any]) -> set[str]:
+        """Classes of which an image may show more than is annotated."""
+        given = entry.get("not_exhaustive_category_ids")
+        numbers = map(whole_number, given if isinstance(given, list) else ())
+        return {self._called[number][0] for number in numbers if number in self._called}
+
+    def _classes_of(self, category_ids: Integers) -> set[str]:
+        """The classes of some annotations' categories."""
+        numbers = np.unique(category_ids).tolist()
+        return {self._called[number][0] for number in numbers if number in self._called}
+
+    def _look_at_images(self) -> tuple[Integers, list[BadRow]]:
+        """What can be asked, as far as seen without masks.
+
+        Returns:
+            Numbers of the images that some question fits, and the classes that are asked for
+            nowhere because they have crowds alone, or too many targets wherever they are.
+        """
+        names = list(dict.fromkeys(names[0] for names in self._called.values()))
+        rows, count = self.coco.sorted_rows, max(len(names), 1)
+        ids, inverse = np.unique(self.coco.category_of[rows], return_inverse=True)
+        number = np.array([names.index(self._called[one][0]) for one in ids.tolist()], np.int64)
+        # One key for each class in each image, the images in their order.
+        keys = self.coco.items_of_sorted_rows * count + number[inverse.reshape(-1)]
+        found, first, of_key, counts = np.unique(
+            keys, return_index=True, return_inverse=True, return_counts=True
+        )
+        unusable = self.coco.is_faulty[rows]
+        if self.targets == "instances":
+            unusable = unusable | self.coco.is_crowd[rows]
+        silent = np.array([name in self._silent for name in names], dtype=bool)
+        fit = np.bincount(of_key.reshape(-1), unusable, len(found)) == 0
+        fit &= ~silent[found % count] if len(found) else True
+        too_many = counts > self.max_instances
+        if self.targets == "regions":
+            too_many[:] = False
+        fit &= ~too_many
+        asked = {names[i] for i in np.unique(found[fit] % count).tolist()}
+        reasons = dict.fromkeys(self._crowds_alone(), _CROWDS_ALONE)
+        where = np.flatnonzero(too_many)
+        for key in where[np.argsort(first[where], kind="stable")].tolist():
+            item, one = divmod(int(found[key]), count)
+            reasons.setdefault(
+                names[one],
+                f"in image {self.coco.places[item]} it has {counts[key]} targets, "
+                f"max_instances is {self.max_instances}",
+            )
+        never = [
+            BadRow(self.annotations, f"category {name!r}", f"It is asked for nowhere: {reason}.")
+            for name, reason in reasons.items()
+            if name not in asked | self._silent
+        ]
+        return np.unique(found[fit] // count), never
+
+    def _crowds_alone(self) -> list[str]:
+        """Classes of which every annotation is a crowd, where these are not asked for."""
+        if self.targets == "regions":
+            return []
+        of_crowds = self._classes_of(self.coco.category_of[self.coco.is_crowd])
+        return sorted(of_crowds - self._classes_of(self.coco.category_of[~self.coco.is_crowd]))
+
+
+class OwnCoco(CocoClasses):
+    """A COCO instances file of your own, asked for its categories.
+
+    Args:
+        root: folder that the other two are below.
+        split: put in place of ``{split}`` in both.
+        seed: another seed gives another order, grouping and wording.
+        annotations: the instances JSON, below ``root``.
+        images: the folder that each ``file_name`` is below, below ``root``; see
+            :func:`~pixellm.data.coco.own_files`.
+        options: see :class:`~pixellm.data.classes.ClassDataset`; here ``targets`` is
+            ``instances`` unless told otherwise.
+    """
+
+    name = "coco"
+    title = "Your own photos: a COCO instances file, asked for its categories"
+    splits = ("train", "val", "test")
+    obtain = "export your annotations as COCO instances JSON"
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str = "train",
+        seed: int = 0,
+        *,
+        annotations: str = ANNOTATIONS,
+        images: str = "",
+        **options: Any,
+    ) -> None:
+        files = own_files(Path(root), split, annotations, images)
+        super().__init__(root, split, seed, *files, **{"targets": "instances", **options})
+
+    @classmethod
+    def files(cls, root: Path, split: str) -> tuple[Path, ...]:
+        """The annotation file and the folder of images under their default names."""
+        return own_files(root, split)
+
+
+class _Parts(CocoClasses):
+    """Categories named "object" or "object:part": PACO-LVIS and Pascal-Part.
+
+    They are asked for regions, or for instances where told so.
+    """
+
+    def __init__(
+        self, root: Path | str, split: str = "train", seed: int = 0, **options: Any
+    ) -> None:
+        annotations, images = self.files(Path(root), split)
+        super().__init__(root, split, seed, annotations, images, **options)
+
+    def names_of(self, category: Mapping[str, Any]) -> tuple[str, ...]:
+        """An object as it is; of "car:wheel" the class "car wheel", and both ways to ask for it."""
+        words = _SENSE.sub("", str(category["name"])).replace("_", " ").split(":")
+        whole, *part = (" ".join(word.split()) for word in words)
+        if not part:
+            return (whole,)
+        return f"{whole} {part[0]}", f"{part[0]} of the {whole}", f"{whole} {part[0]}"
+
+
+class PacoLvis(_Parts):
+    """PACO-LVIS: 75 kinds of objects, 456 kinds of parts of them, on COCO photos."""
+
+    name = "paco"
+    title = "PACO-LVIS: objects and their parts"
+    splits = ("train", "val", "test")
+    obtain = (
+        "download paco_lvis_v1.zip from github.com/facebookresearch/paco into "
+        "vlpart/paco/annotations, and the photos from cocodataset.org into coco"
+    )
+
+    @classmethod
+    def files(cls, root: Path, split: str) -> tuple[Path, ...]:
+        """The annotations, and the folder that holds ``train2017`` and ``val2017``."""
+        folder = root / "vlpart" / "paco" / "annotations"
+        return folder / f"paco_lvis_v1_{split}.json", root / "coco"
+
+
+class PascalPart(_Parts):
+    """Pascal-Part as VLPart distributes it: parts of 20 kinds of objects."""
+
+    name = "pascal-part"
+    title = "Pascal-Part: parts of things and animals"
+    splits = ("train", "val")
+    obtain = (
+        "download the annotations linked from github.com/facebookresearch/VLPart into "
+        "vlpart/pascal_part, and VOC2010 from host.robots.ox.ac.uk/pascal/VOC/voc2010 beside them"
+    )
+
+    @classmethod
+    def files(cls, root: Path, split: str) -> tuple[Path, ...]:
+        """The annotations, and the folder of photos."""
+        folder = root / "vlpart" / "pascal_part"
+        return folder / f"{split}.json", folder / "VOCdevkit" / "VOC2010" / "JPEGImages"
+
+
+class _Described(NamedTuple):
+    """Some expressions of one image, with the number of their item."""
+
+    item: int
+    places: list[tuple[int, int, int]]
+    """Image, number among the annotation's expressions, and place of the annotation."""
+
+
+class OwnExpressions(Dataset[_Described]):
+    """A COCO instances file of your own, asked for the expressions of its annotations.
+
+    An item is up to so many expressions of one image, each of another annotation.
+
+    Args:
+        root: folder that the other two are below.
+        split: put in place of ``{split}`` in both.
+        seed: another seed gives another order and wording.
+        annotations: the instances JSON, below ``root``; an annotation's expressions are a text or
+            a list of texts under one of the keys expression(s), caption(s), description(s).
+        images: the folder that each ``file_name`` is below, below ``root``; see
+            :func:`~pixellm.data.coco.own_files`.
+        expressions_per_item: at most.
+
+    Raises:
+        ValueError: the file is damaged or no annotation has an expression.
+        FileNotFoundError: the file or the folder is missing.
+    """
+
+    name = "coco-expressions"
+    title = "Your own photos: a COCO instances file with a description of each annotation"
+    splits = ("train", "val", "test")
+    obtain = "export your annotations as COCO instances JSON, with an expression for each"
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str = "train",
+        seed: int = 0,
+        *,
+        annotations: str = ANNOTATIONS,
+        images: str = "",
+        expressions_per_item: int = 3,
+    ) -> None:
+        super().__init__(root, split, seed)
+        if expressions_per_item < 1:
+            raise ValueError(f"expressions_per_item of {self.name} is at least 1.")
+        self.annotations, self.images = own_files(self.root, split, annotations, images)
+        self.require(self.annotations, self.images)
+        self.coco = CocoFile(self.annotations)
+        self.bad_rows = (*self.coco.bad_rows, *self.coco.bad_texts)
+        self._places = _expressions_by_image(self.coco)
+        if not len(self._places):
+            raise UnusableDataError(
+                f"{self.annotations} has no annotation with an expression; put one under "
+                "'expression', or read the file as the set coco.",
+                self.bad_rows,
+            )
+        self._starts = _item_starts(self._places, expressions_per_item)
+
+    @classmethod
+    def files(cls, root: Path, split: str) -> tuple[Path, ...]:
+        """The annotation file and the folder of images under their default names."""
+        return own_files(root, split)
+
+    def __len__(self) -> int:
+        """Groups of expressions."""
+        return len(self._starts) - 1
+
+    def row(self, item: int) -> _Described:
+        """A group of expressions."""
+        places = self._places[self._starts[item] : self._starts[item + 1]]
+        return _Described(item, places.tolist())
+
+    def where(self, item: int) -> tuple[Path, str]:
+        """The annotation file, and which of its images."""
+        image = self._places[self._starts[item], 0]
+        return self.annotations, f"image {self.coco.places[image]}"
+
+    def compose(self, row: _Described, rng: random.Random) -> tuple[Sample, ...]:
+        """The dialogues about a group of expressions."""
+        rng.shuffle(asked := [self._named(*place) for place in row.places])
+        return tuple(
+            self._sample(row.places[0][0], turns, f"{row.item}-{number}")
+            for number, turns in enumerate(compose_dialogues(rng, asked))
+        )
+
+    def evaluation_samples(self) -> LazySamples:
+        """One question for each expression, as the benchmarks of expressions ask."""
+
+        def build(number: int) -> Sample:
+            image, text_round, row = self._places[number].tolist()
+            turn = benchmark_turn([as_benchmark_asks(self._named(image, text_round, row))])
+            return self._sample(image, (turn,), f"{row}-{text_round}")
+
+        return LazySamples(len(self._places), build)
+
+    def counts(self) -> dict[str, int]:
+        """Images with expressions, questions when each is asked alone, and targets."""
+        images = len(np.unique(self._places[:, 0]))
+        return {"images": images, "questions": len(self._places), "targets": len(self._places)}
+
+    def _named(self, image: int, text_round: int, row: int) -> NamedMasks:
+        try:
+            mask = self.coco.mask(row, size_of(self.coco.image(image)))
+        except (KeyError, TypeError, ValueError) as error:
+            bad = BadRow(self.annotations, f"annotation {row}", str(error))
+            raise BadRowError(bad) from None
+        text = expressions_of(self.coco.annotation(row))[text_round]
+        name = category_name(self.coco.categories[int(self.coco.category_of[row])])
+        return NamedMasks(text, (Target(name, mask),))
+
+    def _sample(self, image: int, turns: tuple[Turn, ...], label: str) -> Sample:
+        entry = self.coco.image(image)
+        name = f"{self.name}-{self.split}-{entry['id']}-{label}"
+        return Sample(self.images / file_of(entry), size_of(entry), turns, name)
+
+
+def _expressions_by_image(coco: CocoFile) -> Integers:
+    """(num expressions, 3): image, round, annotation; of each image all first expressions first."""
+    rows = coco.sorted_rows
+    texts = np.where(coco.is_faulty[rows], 0, coco.num_texts[rows])
+    place = np.repeat(np.arange(len(rows)), texts)
+    text_round = np.arange(len(place)) - np.repeat(np.cumsum(texts) - texts, texts)
+    image = coco.items_of_sorted_rows[place]
+    order = np.lexsort((place, text_round, image))
+    found: Integers = np.stack((image, text_round, rows[place]), axis=1)[order]
+    return found
+
+
+def _item_starts(places: Integers, most: int) -> Integers:
+    """Where each group begins, and the end: one image, one round, at most so many rows."""
+    starts = [0]
+    changes = (np.diff(places[:, :2], axis=0) != 0).any(axis=1)
+    for number, other in enumerate(changes.tolist(), start=1):
+        if other or number - starts[-1] >= most:
+            starts.append(number)
+    return np.array([*starts, len(places)], dtype=np.int64)
+
+
+class CocoCategories(Sequence[Sample]):
+    """The ``coco`` benchmark: "segment the {category}", for every category that an image shows.
+
+    Images come in the order of the file. All instances of the category are the targets, each its
+    own mask. Regions marked as crowds hold objects of their category that are not told apart;
+    their pixels are left out of the category's scores. A category of which an image shows only a
+    crowd is not asked for.
+
+    Args:
+        root: a layout of :func:`~pixellm.data.coco.own_files`, or its folder "coco".
+        split: such as "val".
+
+    Attributes:
+        bad_rows: images that are missing, damaged or of another size than annotated; nothing is
+            asked about them; and entries of the file that can't be used.
+
+    Raises:
+        FileNotFoundError: no such files.
+        ValueError: the annotation file is damaged, or no image can be used.
+    """
+
+    def __init__(self, root: Path, split: str) -> None:
+        self.path, self.images = _find_files(root, split)
+        self.coco = CocoFile(self.path)
+        rows = self.coco.sorted_rows[~self.coco.is_crowd[self.coco.sorted_rows]]
+        items = self.coco.items_of_sorted_rows[~self.coco.is_crowd[self.coco.sorted_rows]]
+        pairs = np.unique(np.stack((items, self.coco.category_of[rows]), axis=1), axis=0)
+        bad: dict[int, BadRow] = {}
+        for item in np.unique(pairs[:, 0]).tolist():
+            entry = self.coco.image(item)
+            path = self.images / file_of(entry)
+            bad.update((item, row) for row in check_header(path, size_of(entry)))
+        self._asked: list[tuple[int, int]] = [p for p in pairs.tolist() if p[0] not in bad]
+        unusable = tuple(row for row in self.coco.bad_rows if row.row.startswith("image "))
+        self.bad_rows = (*unusable, *bad.values())
+        if self.bad_rows and not self._asked:
+            raise UnusableDataError(f"No image of {self.path} can be used.", self.bad_rows)
+
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    def __getitem__(self, index: Any) -> Any:  # a sample; for a slice, several
+        """The question at that place.
+
+        Raises:
+            ValueError: a damaged mask.
+        """
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        item, category = self._asked[index]
+        entry = self.coco.image(item)
+        try:
+            return self._sample(entry, item, category)
+        except (KeyError, ValueError) as error:
+            where = f"{self.path}: image {entry['id']}, category {category}"
+            raise ValueError(f"{where}: {error}") from error
+
+    def _sample(self, entry: Mapping[str, Any], item: int, category: int) -> Sample:
+        size, name = size_of(entry), str(self.coco.categories[category]["name"])
+        masks: list[RLE] = []
+        ignored: list[RLE] = []
+        for row in self.coco.rows_of(item).tolist():
+            if self.coco.category_of[row] == category:
+                mask = segmentation_to_rle(self.coco.annotation(row)["segmentation"], size)
+                (ignored if self.coco.is_crowd[row] else masks).append(mask)
+        ignore = union_of(ignored) if ignored else None
+        listed = join_phrases([f"the {name} {SEG_MARK}"] * len(masks))
+        answer = listed[0].upper() + listed[1:] + "."
+        targets = tuple(Target(name, mask, ignore) for mask in masks)
+        turn = Turn(f"segment the {name}", answer, targets, name)
+        path, label = self.images / file_of(entry), f"{entry['id']}-{name}"
+        return Sample(path, size, (turn,), label, source=source_of(entry))
+
+
+def _find_files(root: Path, split: str) -> tuple[Path, Path]:
+    """The annotation file and the folder of images, below the root or its folder "coco"."""
+    found = [own_files(folder, split) for folder in (root, root / "coco")]
+    for path, folder in found:
+        if path.is_file() and folder.is_dir():
+            return path, folder
+    lacking = next((f for p, f in found if p.is_file()), None)
+    wanted = f"its images, {lacking}, are" if lacking else f"{found[0][0]} is"
+    raise FileNotFoundError(
+        f"{root} holds no COCO split {split!r}: {wanted} missing; give another --data."
+    )
