@@ -127,7 +127,23 @@ def remove_tokenizer(directory: Path) -> None:
     (directory / "tokenizer.json").unlink()
 
 
+def lead_outside(directory: Path) -> None:
+    index = {"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 DAMAGES = [
+    (lead_outside, ValueError, "no file beside it"),
+    (
+        change_part("text_config", hidden_size=20_000_000),
+        ValueError,
+        "hidden_size = 20000000",
+    ),
+    (change_part("text_config", vocab_size=3_000), ValueError, "asks for .3000"),
+    (change_part("text_config", num_hidden_layers=10**7), ValueError, "num_hidden_layers = 1000"),
+    (change_part("vision_config", num_hidden_layers=500), ValueError, "num_hidden_layers = 500"),
+    (change_config(decoder_mlp_size=10**9), ValueError, "decoder_mlp_size = 1000000000, more"),
+    (change_config(image_size=10**6), ValueError, "image_size = 1000000, more"),
     (cut_weights, ValueError, "damaged or cut short"),
     (empty_weights, ValueError, "damaged or cut short"),
     (remove_weights, FileNotFoundError, "model.safetensors"),

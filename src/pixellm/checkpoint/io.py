@@ -22,6 +22,7 @@ from pixellm.checkpoint.adapters import fold_adapters, load_adapters, read_adapt
 from pixellm.checkpoint.model_files import check_config, check_files, read_json
 from pixellm.checkpoint.pretrained import from_pretrained
 from pixellm.checkpoint.sources import EMBEDDED_DIR, is_adapter_folder, resolve_source
+from pixellm.checkpoint.stored_sizes import check_sizes
 from pixellm.files import claim_folder
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
@@ -74,12 +75,13 @@ def load_model_and_processor(
         return model.to(device), processor
     resolved = _own_checkpoint(found, vision_tower, revision)
     is_local = Path(resolved).is_dir()
-    if is_local:
-        check_files(Path(resolved))
+    files = check_files(Path(resolved)) if is_local else []
     placement = _placement(quantization_config, device, offload_folder, max_memory)
     if Path(resolved).parent == EMBEDDED_DIR and not placement:
         return _load_embedded(Path(resolved), dtype, device)
     try:
+        if is_local:
+            check_sizes(from_pretrained(PixelLMConfig, resolved), files, str(source))
         with _without_progress_bar() if is_local else nullcontext():
             model, report = from_pretrained(
                 PixelLMForConditionalGeneration,

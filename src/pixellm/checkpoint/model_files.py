@@ -25,12 +25,16 @@ def check_config(directory: Path) -> None:
     check_settings(path, read_json(path))
 
 
-def check_files(directory: Path) -> None:
+def check_files(directory: Path) -> list[Path]:
     """Refuse a directory whose configuration or weights cannot be right.
+
+    Returns:
+        Its weight files.
 
     Raises:
         FileNotFoundError: a shard, the index, or a file of the processor is missing.
-        ValueError: unknown settings, a damaged index, or only pickled weights.
+        ValueError: unknown settings, a damaged index or one that leads elsewhere, or only pickled
+            weights.
     """
     check_config(directory)
     index = directory / "model.safetensors.index.json"
@@ -48,13 +52,18 @@ def check_files(directory: Path) -> None:
     missing = [n for n in (*names, *PROCESSOR_FILES) if not (directory / n).is_file()]
     if missing:
         raise FileNotFoundError(f"{directory} lacks {', '.join(missing)}; copy the model again.")
+    return [directory / name for name in names]
 
 
 def _shard_names(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} names no weight files; copy the model again.")
-    return sorted({str(name) for name in weight_map.values()})
+    names = sorted({str(name) for name in weight_map.values()})
+    outside = [name for name in names if name in ("", ".", "..") or set(name) & {"/", "\\"}]
+    if outside:
+        raise ValueError(f"{index} names {outside[0]!r}, which is no file beside it.")
+    return names
 
 
 def read_json(path: Path) -> dict[str, Any]:
