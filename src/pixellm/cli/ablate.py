@@ -87,7 +87,7 @@ def score(
     json: Annotated[str, typer.Option(help="JSON file; - for standard output.")] = "",
 ) -> None:
     """Score any system's predictions, with 95 % intervals, with and without a judge."""
-    from pixellm.cli.display import print_text_table
+    from pixellm.cli.display import print_table
     from pixellm.evaluation.external import ExternalPredictions, score_predictions
     from pixellm.evaluation.external_report import (
         describe_scores,
@@ -123,7 +123,7 @@ def score(
     lead, tables = describe_scores(run, scored)
     console.print(lead, highlight=False, soft_wrap=True, markup=False)
     for table in tables:
-        print_text_table(console, table)
+        print_table(console, table)
     write_json(scores_to_dict(run, scored), json)
     if out is not None:
         write_external_report(out, run, scored, samples)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pixellm.engine import Engine
+
+_LIBRARIES = r"(transformers|torch|torchao|peft|accelerate)(\.|$)"
 
 
 def open_console(*, stderr: bool = False) -> Console:
@@ -44,8 +47,13 @@ def say(text: object, *, err: bool = False) -> None:
 
 
 def import_quietly(name: str) -> Any:
-    """Import one of our modules that needs transformers, whose own bars and notes are hidden."""
+    """Import one of our modules that needs transformers, whose own bars and notes are hidden.
+
+    So are warnings that its names and torch's will change: whoever types a command can't mend that.
+    """
     module = importlib.import_module(name)
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module=_LIBRARIES)
     notes = importlib.import_module("transformers.utils.logging")
     notes.disable_progress_bar()
     notes.set_verbosity_error()

@@ -7,12 +7,13 @@ choose what to show and where, models and files live elsewhere.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,6 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pixellm.cli.console import printable
+from pixellm.report.page import WORDY_COLUMNS
+from pixellm.report.page import Table as PlainTable
 from pixellm.types import Prediction
 from pixellm.visualize import segment_color
 
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     from pixellm.evaluation.scenes_report import ScenesReport
     from pixellm.labelling.label_run import Progress as LabelProgress
     from pixellm.llm.run import RequestProgress
-    from pixellm.report.page import Table as TextTable
     from pixellm.training.trainer import TrainEvent
 
 CountProgress = Callable[..., None]
@@ -43,6 +45,11 @@ UNFAMILIAR = 0.5
 """Below this `info["familiarity"]` an answer is followed by a word of caution."""
 
 UNFAMILIAR_NOTE = "The model knows hardly anything in this image; its answer may be a guess."
+
+_LEAST_WORDS = 20
+"""Characters that a column of sentences needs."""
+_GAP, _EDGES = 3, 2
+"""Characters between two columns, and at both ends of a line."""
 
 _NO_LOSS = (
     "learning_rate",
@@ -87,7 +94,9 @@ def answer_text(prediction: Prediction) -> Text:
 
 def _legend(prediction: Prediction) -> Table:
     height, width = prediction.size
-    table = plain_table("", "label", "score", "area")
+    table = plain_table()
+    for column in ("", "label", "score", "area"):
+        table.add_column(column, overflow="fold")
     for index, segment in enumerate(prediction.segments):
         area = int(segment.mask.sum())
         share = f"{area:,} px, {area / (height * width):.1%}"
@@ -101,23 +110,56 @@ def _style(index: int) -> str:
     return f"bold rgb({red},{green},{blue})"
 
 
-def plain_table(*columns: str, title: str | None = None) -> Table:
+def plain_table(title: str | None = None) -> Table:
     """A table with a rule below its head and nothing else."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column)
-    return table
+    shown = Text(printable(title)) if title else None
+    return Table(title=shown, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
-def print_text_table(console: Console, table: TextTable) -> None:
-    """Show a table of a report; its explanations and questions may wrap, figures do not."""
-    header, *rows = table.rows
-    shown = plain_table(title=table.title)
-    for column in header:
-        shown.add_column(column, no_wrap=column not in ("meaning", "question"))
-    for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))
-    console.print(shown, highlight=False)
+def print_table(console: Console, table: PlainTable) -> None:
+    """Show a table whole: nothing is cut, whatever the width.
+
+    Sentences and names wrap, figures do not. Columns that find no room beside the others follow in
+    a table of their own, behind the first column.
+    """
+    cells = [[printable(cell) for cell in row] for row in table.rows]
+    header, *rows = cells
+    needed = _needed_widths(cells, console.width)
+    title: str | None = table.title
+    for columns in _columns_that_fit(needed, console.width):
+        shown = plain_table(title)
+        for column in columns:
+            wraps = header[column] in WORDY_COLUMNS
+            width = None if wraps else needed[column]
+            shown.add_column(Text(header[column]), width=width, overflow="fold")
+        for row in rows:
+            shown.add_row(*(Text(row[column]) for column in columns))
+        console.print(shown, highlight=False)
+        title = None
+
+
+def _needed_widths(cells: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Characters that each column takes; those of names at most what leaves room for one more."""
+    needed = []
+    for column, (head, *body) in enumerate(zip(*cells, strict=True)):
+        if head in WORDY_COLUMNS:
+            needed.append(_LEAST_WORDS)
+        else:
+            longest = max(map(cell_len, (*head.split(" "), *body)))
+            needed.append(min(longest, width // 2 - _GAP if column == 0 else width // 2))
+    return needed
+
+
+def _columns_that_fit(needed: Sequence[int], width: int) -> list[list[int]]:
+    """Indices of the columns of each part of a table; the first column is in all of them."""
+    parts, left = [[0]], width - needed[0] - _EDGES
+    for column in range(1, len(needed)):
+        if needed[column] + _GAP > left and len(parts[-1]) > 1:
+            parts.append([0])
+            left = width - needed[0] - _EDGES
+        parts[-1].append(column)
+        left -= needed[column] + _GAP
+    return parts
 
 
 @contextmanager
@@ -223,7 +265,9 @@ def print_scenes_report(console: Console, report: ScenesReport) -> None:
         soft_wrap=True,
     )
     scores = {**report.groups["overall"].scores, **report.headline()}
-    overall = plain_table("overall", "score", "meaning")
+    overall = plain_table()
+    for column in ("overall", "score", "meaning"):
+        overall.add_column(column)
     for name, estimate in scores.items():
         overall.add_row(name, str(estimate), definitions.get(name, ""))
     overall.columns[1].no_wrap = True
@@ -235,7 +279,9 @@ def print_scenes_report(console: Console, report: ScenesReport) -> None:
 def _groups_table(report: ScenesReport, title: str, prefix: str) -> Table:
     """One row for each group of the report whose name starts with the prefix."""
     columns = ("asked", "gIoU", "set acc.", "names", "N-acc", "text")  # fits 80 characters
-    table = plain_table(title, *columns)
+    table = plain_table()
+    for name in (title, *columns):
+        table.add_column(name)
     for name, group in report.groups.items():
         if name.startswith(prefix):
             scores = group.scores
@@ -293,7 +339,7 @@ class TrainDisplay:
             self._task, description=stage, completed=event.step, total=event.total_steps
         )
         if event.kind == "stage":
-            self._console.print(_stage_table(event))
+            print_table(self._console, _stage_table(event))
         elif event.kind == "step":
             self._figures = Text(_step_line(event.values))
             if not self._console.is_terminal:
@@ -309,19 +355,20 @@ class TrainDisplay:
         self._console.print(Text(line), soft_wrap=True)
 
 
-def _stage_table(event: TrainEvent) -> Table:
+def _stage_table(event: TrainEvent) -> PlainTable:
     """What trains in a stage, module by module, and what is frozen."""
     title = f"Stage {event.stage}: {event.values['steps']} steps"
     if event.values["max_minutes"] is not None:
         title += f", {event.values['max_minutes']:g} minutes at most"
-    table = plain_table("module", "optimizer", "learning rate", "decay", "parameters", title=title)
+    rows: list[tuple[str, ...]] = [
+        ("module", "optimizer", "learning rate", "decay", "parameters"),
+    ]
     for row in event.values["groups"]:
         rates = ("-", "-")
         if row["optimizer"] != "frozen":
             rates = (f"{row['learning_rate']:.1e}", f"{row['weight_decay']:g}")
-        table.add_row(row["module"], row["optimizer"], *rates, f"{row['parameters']:,}")
-    table.columns[4].justify = "right"
-    return table
+        rows.append((row["module"], row["optimizer"], *rates, f"{row['parameters']:,}"))
+    return PlainTable(title, rows, "stage")
 
 
 def _step_line(values: Mapping[str, Any]) -> str:

@@ -249,7 +249,7 @@ def compare(
     ] = None,
 ) -> None:
     """Compare two runs: paired differences with intervals, and the answers that moved most."""
-    from pixellm.cli.display import print_text_table
+    from pixellm.cli.display import print_table
     from pixellm.evaluation.report.compare import check_comparison, compare_runs, write_comparison
 
     if out is not None:
@@ -258,7 +258,7 @@ def compare(
     console = open_console()
     console.print(comparison.describe(), highlight=False, soft_wrap=True, markup=False)
     for table in (comparison.table(), comparison.moved()):
-        print_text_table(console, table)
+        print_table(console, table)
     if out is not None:
         from pixellm.evaluation.benchmark_run import image_source, run_of_folder
 
@@ -348,7 +348,7 @@ def _show_run(
     run: BenchmarkRun, out: Path, summary: Summary, judged: JudgedScores | None, *, aside: bool
 ) -> None:
     """One sentence and the tables of a run, the judge's effect first."""
-    from pixellm.cli.display import print_text_table
+    from pixellm.cli.display import print_table
     from pixellm.evaluation.report.judged import describe_judge, effect_table
     from pixellm.evaluation.report.tables import all_tables, describe_run
     from pixellm.evaluation.run_folder import read_settings
@@ -362,7 +362,7 @@ def _show_run(
     console = open_console(stderr=aside)
     console.print(lead, highlight=False, soft_wrap=True, markup=False)
     for table in tables:
-        print_text_table(console, table)
+        print_table(console, table)
 
 
 def _show_scenes(report: ScenesReport, target: str, about: dict[str, Any]) -> None:

@@ -17,8 +17,7 @@ import typer
 from pixellm.cli.console import import_quietly, open_console, printable, say
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from pixellm.report.page import Table
     from pixellm.training.config import RunConfig
     from pixellm.training.plan import EvaluationPlan, RunPlan, StagePlan
 
@@ -122,28 +121,30 @@ def merge(
 
 def _show_plan(config: RunConfig, gpus: int) -> None:
     """What the run would do: model, data, what trains, steps, memory, and what is missing."""
+    from pixellm.cli.display import print_table
+
     plan = import_quietly("pixellm.training.plan").plan_run(config, num_gpus=gpus)
     console = open_console()
     size = "not known" if plan.num_parameters is None else f"{plan.num_parameters:,} parameters"
-    console.print(f"Run {plan.name}: {size}, {gpus} GPU{'s' if gpus > 1 else ''}.")
-    console.print(_sources_table(plan))
+    say(f"Run {plan.name}: {size}, {gpus} GPU{'s' if gpus > 1 else ''}.")
+    print_table(console, _sources_table(plan))
     if plan.evaluation is not None:
         console.print(_evaluation_line(plan.evaluation), soft_wrap=True, highlight=False)
     for stage in plan.stages:
-        console.print(_stage_table(stage))
-        console.print(_memory_table(stage))
+        print_table(console, _stage_table(stage))
+        print_table(console, _memory_table(stage))
     for problem in plan.problems:
         console.print(f"Missing: {problem}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _sources_table(plan: RunPlan) -> Table:
-    from pixellm.cli.display import plain_table
+    from pixellm.report.page import Table
 
-    table = plain_table("data", "share", "items", title="Mixture")
+    rows: list[tuple[str, ...]] = [("data", "share", "items")]
     for source in plan.sources:
         length = "not here" if source.length is None else f"{source.length:,}"
-        table.add_row(source.name, f"{source.share:.1%}", length)
-    return table
+        rows.append((source.name, f"{source.share:.1%}", length))
+    return Table("Mixture", rows, "mixture")
 
 
 def _evaluation_line(evaluation: EvaluationPlan) -> str:
@@ -154,31 +155,30 @@ def _evaluation_line(evaluation: EvaluationPlan) -> str:
 
 
 def _stage_table(stage: StagePlan) -> Table:
-    from pixellm.cli.display import plain_table
+    from pixellm.report.page import Table
 
     epoch = "unknown" if stage.steps_per_epoch is None else f"{stage.steps_per_epoch:,}"
     title = (
         f"Stage {stage.name}: {stage.steps:,} steps of {stage.samples_per_step} images; "
         f"{epoch} steps an epoch"
     )
-    table = plain_table("module", "optimizer", "learning rate", "parameters", title=title)
+    rows: list[tuple[str, ...]] = [("module", "optimizer", "learning rate", "parameters")]
     for row in stage.rows:
         frozen = row["optimizer"] == "frozen"
         rate = "-" if frozen else f"{row['learning_rate']:.1e}"
-        table.add_row(row["module"], row["optimizer"], rate, f"{row['parameters']:,}")
+        rows.append((row["module"], row["optimizer"], rate, f"{row['parameters']:,}"))
     trained = sum(row["parameters"] for row in stage.rows if row["optimizer"] != "frozen")
-    table.add_row("all that trains", "", "", f"{trained:,}")
-    return table
+    return Table(title, [*rows, ("all that trains", "", "", f"{trained:,}")], "stage")
 
 
 def _memory_table(stage: StagePlan) -> Table:
-    from pixellm.cli.display import plain_table
+    from pixellm.report.page import Table
 
     columns = ("strategy", "GPUs", "weights", "gradients", "optimizer", "activations", "total")
-    title = "Memory per GPU in GB, estimated; the CUDA context comes on top"
-    table = plain_table(*columns, title=title)
+    rows: list[tuple[str, ...]] = [columns]
     for row in stage.memory:
         parts = (row.weights, row.gradients, row.optimizer, row.activations, row.total)
         name = "one GPU" if row.num_gpus == 1 else row.strategy
-        table.add_row(name, str(row.num_gpus), *(f"{part / 1e9:.1f}" for part in parts))
-    return table
+        rows.append((name, str(row.num_gpus), *(f"{part / 1e9:.1f}" for part in parts)))
+    title = "Memory per GPU in GB, estimated; the CUDA context comes on top"
+    return Table(title, rows, "memory")

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pixellm.files import (
@@ -25,6 +24,9 @@ from pixellm.files import (
     write_files,
 )
 from pixellm.visualize import segment_color
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 Row = tuple[str, ...]
 
@@ -162,6 +164,8 @@ def plain_markdown(value: object) -> str:
 
 @cache
 def _environment_of(suffix: str) -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     # Markdown is escaped when a value is printed; what has gone through a macro is Markup by then.
     finalize = None if suffix == "html" else _finalize_markdown
     environment = Environment(
