@@ -74,6 +74,7 @@ def pixellm_flops(
         features = parts.feature_projector(maps)
         parts.pixel_decoder(parts.codebook(states), features, rows)
 
+    decode_masks()  # what is made of weights once is no part of an answer
     prompt = prompt_tokens + config.num_image_tokens
     written = answer_words + targets * config.group_size
     prefill, decode = _text_flops(model, prompt, written)

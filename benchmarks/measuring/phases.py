@@ -9,9 +9,14 @@ import time
 from typing import Any, Self
 
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.utils.hooks import RemovableHandle
 
 from measuring.machine import wait_for
+from pixellm.model.llama_steps import LlamaSteps
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 
 PHASES = ("encode", "prefill", "decode", "masks")
@@ -48,6 +53,7 @@ class PhaseClock:
         for phase, modules in watched.items():
             for module in modules:
                 self._watch(module, phase)
+        self._watch_steps()
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -69,6 +75,21 @@ class PhaseClock:
 
         self._hooks.append(module.register_forward_pre_hook(start))
         self._hooks.append(module.register_forward_hook(stop, with_kwargs=True))
+
+    def _watch_steps(self) -> None:
+        """Time steps that go past the family's own layers, whichever module makes them."""
+
+        def start(module: nn.Module, inputs: Any) -> None:
+            if isinstance(module, LlamaSteps):
+                self._started[module] = time.perf_counter()
+
+        def stop(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(module, LlamaSteps):
+                self.seconds["decode"] += time.perf_counter() - self._started.pop(module)
+                self.steps += 1
+
+        self._hooks.append(register_module_forward_pre_hook(start))
+        self._hooks.append(register_module_forward_hook(stop))
 
     def _text_phase(self, options: dict[str, Any]) -> str:
         if options["inputs_embeds"].shape[1] > self._model.config.group_size:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from pixellm.engine.row import Row
+from pixellm.model.llama_steps import MAX_ROWS, LlamaSteps, can_step
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 
 _PLACES_STEP = 64
@@ -61,6 +62,8 @@ class _Pass:
     positions: Tensor
     chosen: slice | Tensor
     length: int
+    span: tuple[int, slice] | None
+    """Slot and positions where a single row writes."""
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -93,6 +96,14 @@ class _SlotLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         now, device = self.current, key_states.device
+        if now.span is not None:
+            slot, written = now.span
+            self.keys[slot, :, written], self.values[slot, :, written] = (
+                key_states[0],
+                value_states[0],
+            )
+            seen = slice(slot, slot + 1), slice(None), slice(now.length)
+            return self.keys[seen], self.values[seen]
         # Layers of one model may lie on several devices.
         rows, positions = now.rows.to(device), now.positions.to(device)
         for buffer, states in ((self.keys, key_states), (self.values, value_states)):
@@ -145,6 +156,9 @@ class SlotRows:
         self.model = model
         self.fixed = forward is not None
         self._model_forward = forward or model.model
+        self._steps: LlamaSteps | None = None
+        if forward is None and can_step(model.model.language_model):
+            self._steps = LlamaSteps(model.model.language_model)
         self.rows: list[Row] = []
         padding_costs = _PADDING_BUDGETS.get(model.device.type, _PADDING_BUDGET_ELSEWHERE)
         self.padding_budget = float("inf") if self.fixed else float(padding_costs)
@@ -219,18 +233,27 @@ class SlotRows:
             width, device=device
         )
         self._aim(slots, positions, self._size[1] if is_fixed else max(starts) + width)
+        mask = self._mask(positions)
+        if len(rows) > 1:
+            positions = positions.minimum(torch.tensor(ends, device=device)[:, None] - 1)
+        if self._steps is not None and shown is None and ids.numel() <= MAX_ROWS:
+            stepped: Tensor = self._steps(ids, positions, mask, self._remember)
+            return stepped
         run = self._model_forward if is_fixed else self.model.model
         output = run(
             ids,
             image_tokens=shown,
-            attention_mask=self._mask(positions),
-            position_ids=positions.minimum(torch.tensor(ends, device=device)[:, None] - 1),
+            attention_mask=mask,
+            position_ids=positions,
             cache=self._cache,
             use_cache=True,
         )
         states: Tensor = output.last_hidden_state[: len(rows)]
         # A graph's next run writes over its outputs, and states are needed beyond it.
         return states.clone() if is_fixed else states
+
+    def _remember(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return self._layers[layer].update(keys, values)
 
     def _aim(self, slots: list[int], positions: Tensor, length: int) -> None:
         """Tell the layers where the next pass writes and what it sees."""
@@ -239,6 +262,10 @@ class SlotRows:
         self._current.rows, self._current.positions = rows[:, None], positions
         self._current.chosen = slice(first, first + len(slots)) if following else rows
         self._current.length = length
+        self._current.span = None
+        if len(slots) == 1 and not self.fixed:
+            start = length - positions.shape[1]
+            self._current.span = first, slice(start, length)
 
     def _mask(self, positions: Tensor) -> Tensor:
         """Additive (B, 1, F, length) mask: a row's own visible ids up to each new one."""

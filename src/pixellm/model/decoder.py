@@ -8,6 +8,7 @@ h w a grid; scale 0 is the coarsest.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -61,12 +62,52 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend from (M, Q, C) to (M, P, C); returns (M, Q, C)."""
-        heads = [
-            proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for proj, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
-        ]
+        return self.attend(self.q_proj(query), self.k_proj(key), self.v_proj(value))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The same of what is projected already, of the inner width each."""
+        heads = [x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value)]
         mixed = F.scaled_dot_product_attention(*heads)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+@dataclass(frozen=True)
+class SharedPixels:
+    """Pixels before the first layer: what the targets of an image have in common, and their own.
+
+    A target's pixels are ``base[row] * weight + shift``, so that a projection of them is one of the
+    image's ``base``, done once, weighted afterwards.
+
+    Attributes:
+        base: (B, P, C).
+        rows: (M,) which image a target is of.
+        weight: (M, P, 1); None where no target has its own.
+        shift: (C,).
+    """
+
+    base: Tensor
+    rows: Tensor
+    weight: Tensor | None
+    shift: Tensor
+
+    def whole(self) -> Tensor:
+        """All pixels (M, P, C)."""
+        pixels = self._of_targets(self.base)
+        return (pixels if self.weight is None else pixels * self.weight) + self.shift
+
+    def project(self, layer: nn.Linear, positions: Tensor | None = None) -> Tensor:
+        """``layer`` of all pixels, with (P, C) positions added to them: (M, P, C')."""
+        shift = layer(self.shift if positions is None else self.shift + positions)
+        projected = self._of_targets(F.linear(self.base, layer.weight))
+        if self.weight is None:
+            return projected + shift
+        return torch.addcmul(shift, projected, self.weight)
+
+    def _of_targets(self, images: Tensor) -> Tensor:
+        """(B, P, C) to (M, P, C); of a single image without a copy."""
+        if len(images) == 1 and not torch.is_grad_enabled():
+            return images.expand(len(self.rows), -1, -1)
+        return images[self.rows]
 
 
 class TwoWayLayer(nn.Module):
@@ -90,21 +131,36 @@ class TwoWayLayer(nn.Module):
         self.norm4 = nn.LayerNorm(size)
 
     def forward(
-        self, tokens: Tensor, pixels: Tensor, token_positions: Tensor, pixel_positions: Tensor
+        self,
+        tokens: Tensor,
+        pixels: Tensor,
+        token_positions: Tensor,
+        pixel_positions: Tensor,
+        shared: SharedPixels | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Update (M, Q, C) tokens and (M, P, C) pixels."""
+        """Update (M, Q, C) tokens and (M, P, C) pixels; ``shared`` are the same pixels."""
         if self.first:
             tokens = self.self_attn(tokens, tokens, tokens)
         else:
             placed = tokens + token_positions
             tokens = tokens + self.self_attn(placed, placed, tokens)
         tokens = self.norm1(tokens)
-        placed_pixels = pixels + pixel_positions
-        attended = self.tokens_to_pixels(tokens + token_positions, placed_pixels, pixels)
+        inward, outward = self.tokens_to_pixels, self.pixels_to_tokens
+        if shared is None:
+            placed = pixels + pixel_positions
+            keys, values = inward.k_proj(placed), inward.v_proj(pixels)
+            queries = outward.q_proj(placed)
+        else:
+            keys, values = (
+                shared.project(inward.k_proj, pixel_positions),
+                shared.project(inward.v_proj),
+            )
+            queries = shared.project(outward.q_proj, pixel_positions)
+        attended = inward.attend(inward.q_proj(tokens + token_positions), keys, values)
         tokens = self.norm2(tokens + attended)
         tokens = self.norm3(tokens + self.mlp(tokens))
-        attended = self.pixels_to_tokens(placed_pixels, tokens + token_positions, tokens)
-        return tokens, self.norm4(pixels + attended)
+        keys, values = outward.k_proj(tokens + token_positions), outward.v_proj(tokens)
+        return tokens, self.norm4(pixels + outward.attend(queries, keys, values))
 
 
 class AttentionBlock(nn.Module):
@@ -125,11 +181,21 @@ class AttentionBlock(nn.Module):
             self.similarity_scale = nn.Parameter(torch.tensor(1.0))
             self.similarity_bias = nn.Parameter(torch.tensor(-1.0))
 
-    def forward(self, tokens: Tensor, pixels: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the block on (M, Q, C) tokens and (M, P, C) pixels at (P, C) positions."""
+    def forward(
+        self,
+        tokens: Tensor,
+        pixels: Tensor,
+        positions: Tensor,
+        shared: SharedPixels | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the block on (M, Q, C) tokens and (M, P, C) pixels at (P, C) positions.
+
+        ``shared`` are the same pixels, for the first layer to save work.
+        """
         token_positions = tokens
         for layer in self.layers:
-            tokens, pixels = layer(tokens, pixels, token_positions, positions)
+            tokens, pixels = layer(tokens, pixels, token_positions, positions, shared)
+            shared = None
         attended = self.final_attn(tokens + token_positions, pixels + positions, pixels)
         return self.final_norm(tokens + attended), pixels
 
@@ -148,8 +214,33 @@ def _upsampler(size_in: int, size_out: int) -> nn.Sequential:
     )
 
 
+def _read_off(vectors: Tensor, pixels: Tensor, grid: tuple[int, int], steps: nn.Module) -> Tensor:
+    """Products of (M, c) vectors with (M, P, C) pixels of a grid, upsampled by ``steps``.
+
+    An upsampler's kernel is as wide as its stride, so each is a linear layer from a pixel to four
+    of its own. They stay one behind the other until the products are made: logits are put in
+    their places, not features. Returns (M, h', w').
+    """
+    upsamplers = list(steps.children())
+    for step in upsamplers:
+        widen, norm, activation = step.children()
+        weight = widen.weight.permute(2, 3, 1, 0)  # (2, 2, c, C)
+        cells = F.linear(pixels, weight.flatten(0, 2), widen.bias.repeat(4))
+        cells = cells.unflatten(2, (4, weight.shape[2])).flatten(1, 2)
+        pixels = activation(nn.LayerNorm.forward(norm, cells))
+    logits, count = torch.bmm(pixels, vectors[:, :, None]), len(upsamplers)
+    quarters = logits.view(len(vectors), *grid, *(2, 2) * count)
+    down = [1, *range(3, 3 + 2 * count, 2)]
+    across = [2, *range(4, 3 + 2 * count, 2)]
+    side = 2**count
+    return quarters.permute(0, *down, *across).reshape(-1, grid[0] * side, grid[1] * side)
+
+
 class PixelDecoder(FullPrecision):
-    """Coarse-to-fine mask decoder with learned scale weights on the simplex."""
+    """Coarse-to-fine mask decoder with learned scale weights on the simplex.
+
+    Without a gradient, what the targets of an image have in common is computed once for all.
+    """
 
     def __init__(self, config: PixelLMConfig) -> None:
         super().__init__()
@@ -222,22 +313,29 @@ class PixelDecoder(FullPrecision):
         pixels = maps.flatten(2).transpose(1, 2)
         if self.has_similarity:
             target, pixels = self.target_norms[scale](target), self.pixel_norms[scale](pixels)
-        pixels = pixels[rows]
+        weight = None
         if previous is not None:
             seen = F.interpolate(previous[:, None], size=grid, mode="bilinear").flatten(1)
-            pixels = pixels * (seen.sigmoid() + 1)[..., None]
+            weight = (seen.sigmoid() + 1)[..., None]
         block: Any = self.blocks[scale]
         positions: Tensor = self.positions[scale](grid)
-        pixels = pixels + self.pixel_embedding
+        shared = SharedPixels(pixels, rows, weight, self.pixel_embedding)
+        pixels = shared.whole()
         similarity = None
         if self.has_similarity:
             similarity = block.match(target, pixels, positions)
             pixels = pixels + similarity.sigmoid()[..., None] * block.similarity_embedding
         tokens = torch.cat([self.mask_token, self.context_tokens])[None]
         tokens = torch.cat([tokens.expand(len(rows), -1, -1), target[:, None]], 1)
-        tokens, pixels = block(tokens + self.scale_embedding[scale], pixels, positions)
-        upsampled = self.output_upsampler(pixels.transpose(1, 2).unflatten(2, grid))
-        logits = torch.einsum("mc,mchw->mhw", self.mask_mlp(tokens[:, 0]), upsampled)
+        learns = torch.is_grad_enabled()
+        saving = None if learns or self.has_similarity else shared
+        tokens, pixels = block(tokens + self.scale_embedding[scale], pixels, positions, saving)
+        vectors = self.mask_mlp(tokens[:, 0])
+        if learns:
+            upsampled = self.output_upsampler(pixels.transpose(1, 2).unflatten(2, grid))
+            logits = torch.einsum("mc,mchw->mhw", vectors, upsampled)
+        else:
+            logits = _read_off(vectors, pixels, grid, self.output_upsampler)
         if similarity is not None:
             matched = similarity.unflatten(1, grid)[:, None]
             logits = logits + F.interpolate(matched, size=logits.shape[-2:], mode="bilinear")[:, 0]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.decoder import ChannelNorm
+from pixellm.model.derived import Derived
 from pixellm.model.evidence import BOX_CHANNELS, description_size
 from pixellm.model.precision import FullPrecision
 
@@ -110,7 +111,9 @@ class ImageProjector(nn.Module):
 class FeatureProjector(FullPrecision):
     """``p_{V->D}`` and the neck: encoder features of every scale into the decoder's width.
 
-    With ``neck_top_down`` a finer scale takes the coarser one in before its 3 x 3 mixing.
+    With ``neck_top_down`` a finer scale takes the coarser one in before its 3 x 3 mixing. Where no
+    gradient is asked for, the projector's last layer and the neck's 1 x 1 convolution, which have
+    nothing between them, are one product.
     """
 
     def __init__(self, config: PixelLMConfig, vision_sizes: list[int]) -> None:
@@ -131,6 +134,7 @@ class FeatureProjector(FullPrecision):
             self._build_neck(sizes[1] if sizes else c, config.decoder_size)
             for c in vision_sizes[:count]
         )
+        self._folded = [Derived[tuple[Tensor, Tensor]]() for _ in range(count)]
 
     @staticmethod
     def _build_neck(size_in: int, size: int) -> nn.Sequential:
@@ -146,10 +150,9 @@ class FeatureProjector(FullPrecision):
         features: list[Tensor] = []
         for scale, feature_map in enumerate(maps):
             index = 0 if self.shared else scale
-            tokens = self.projections[index](feature_map.to(self.dtype).permute(0, 2, 3, 1))
             neck: Any = self.necks[index]
-            narrow, narrow_norm, mix, mix_norm = neck
-            feature = narrow_norm(narrow(tokens.permute(0, 3, 1, 2)))
+            _, narrow_norm, mix, mix_norm = neck
+            feature = narrow_norm(self._narrow(index, feature_map.to(self.dtype)))
             if self.top_down and features:
                 # Before the mixing, which can then tell an edge of this thing from another's.
                 coarser = F.interpolate(features[-1], size=feature.shape[-2:], mode="bilinear")
@@ -159,3 +162,30 @@ class FeatureProjector(FullPrecision):
                 feature = mix_norm(mix(feature))
             features.append(feature)
         return features
+
+    def _narrow(self, index: int, feature_map: Tensor) -> Tensor:
+        """Maps (B, C_l, h, w) through projector and 1 x 1 convolution, to (B, C, h, w)."""
+        projection: Any = self.projections[index]
+        neck: Any = self.necks[index]
+        narrow = neck[0]
+        cells = feature_map.permute(0, 2, 3, 1)
+        if torch.is_grad_enabled() or not _can_fold(projection, narrow, cells.device):
+            narrowed: Tensor = narrow(projection(cells).permute(0, 3, 1, 2))
+            return narrowed
+        first, activation, last = projection
+
+        def fold() -> tuple[Tensor, Tensor]:
+            weight = narrow.weight[:, :, 0, 0]
+            return weight @ last.weight, weight @ last.bias
+
+        folded = self._folded[index].get((last.weight, last.bias, narrow.weight), fold)
+        return F.linear(activation(first(cells)), *folded).permute(0, 3, 1, 2)
+
+
+def _can_fold(projection: nn.Module, narrow: nn.Conv2d, device: torch.device) -> bool:
+    """Whether the layers are there, and their weights at hand: not sharded, not offloaded."""
+    if not isinstance(projection, nn.Sequential):
+        return False
+    last = projection[-1]
+    plain = type(last) is nn.Linear and type(last.weight) is type(narrow.weight) is nn.Parameter
+    return plain and last.weight.device == narrow.weight.device == device

@@ -1,0 +1,84 @@
+"""Values made from weights follow them, and cost nothing of what they stand for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from measuring.flops import pixellm_flops
+from measuring.workload import random_config
+from pixellm.model.decoder import PixelDecoder
+from pixellm.model.derived import Derived
+from pixellm.model.projection import FeatureProjector
+
+
+def test_a_value_is_made_again_only_when_its_weights_change() -> None:
+    layer, made = nn.Linear(2, 2), []
+    derived = Derived[torch.Tensor]()
+
+    def make() -> torch.Tensor:
+        made.append(1)
+        return layer.weight * 2
+
+    with torch.inference_mode():
+        first = derived.get([layer.weight], make)
+        assert derived.get([layer.weight], make) is first
+    assert not first.is_inference()
+    with torch.no_grad():
+        layer.weight.add_(1)
+    assert torch.equal(derived.get([layer.weight], make), layer.weight * 2)
+    layer.weight.data = torch.zeros(2, 2)
+    assert not derived.get([layer.weight], make).any()
+    assert len(made) == 3
+    copied = copy.deepcopy(derived)
+    assert copied.get([layer.weight], make) is not derived.get([layer.weight], make)
+
+
+def test_the_folded_projector_equals_the_one_that_trains() -> None:
+    torch.manual_seed(0)
+    projector = FeatureProjector(random_config("tiny"), [32, 32]).eval()
+    maps = [torch.randn(2, 32, 8, 8) for _ in range(2)]
+    trained = projector(maps)
+    with torch.inference_mode():
+        folded = projector(maps)
+    for one, other in zip(trained, folded, strict=True):
+        assert one.requires_grad and not other.requires_grad
+        torch.testing.assert_close(one.detach(), other, rtol=1e-4, atol=1e-5)
+    names = set(projector.state_dict())
+    with torch.no_grad():
+        projector.projections[0][2].weight.mul_(-1.5)  # type: ignore[index]
+        changed = projector(maps)
+    torch.testing.assert_close(projector(maps)[0].detach(), changed[0], rtol=1e-4, atol=1e-5)
+    assert set(projector.state_dict()) == names
+
+
+@pytest.mark.parametrize("similarity", [False, True])
+@pytest.mark.parametrize("rows", [[0, 0, 0], [0, 1, 0]])
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_masks_are_the_same_with_and_without_a_gradient(
+    similarity: bool, rows: list[int], steps: int
+) -> None:
+    torch.manual_seed(0)
+    config = random_config("tiny")
+    config.decoder_similarity, config.decoder_output_upsampling = similarity, steps
+    config.decoder_upsampling = [1, 2]
+    decoder = PixelDecoder(config).eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    features = [torch.randn(max(rows) + 1, config.decoder_size, 6, 5) for _ in range(2)]
+    targets = torch.randn(len(rows), 2, config.decoder_size)
+    inputs = targets, features, torch.tensor(rows)
+    slow = decoder(*inputs)
+    with torch.inference_mode():
+        fast = decoder(*inputs)
+    torch.testing.assert_close(slow.detach(), fast, rtol=1e-4, atol=1e-4)
+
+
+def test_masks_take_little_of_an_answer_of_the_papers_model() -> None:
+    for targets in (1, 6):
+        flops = pixellm_flops(random_config("7b"), 64, 64, targets)
+        assert flops.masks / flops.total < 0.012
