@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from prediction_jobs import (
     BAD_ROWS,
     BATCH_SIZE,
@@ -27,11 +28,12 @@ from prediction_jobs import (
     make_job,
 )
 
-from conftest import square_sample
+from conftest import TINY_QUESTION, square_image, square_sample
 from pixellm.data.rows import Row, read_rows, rows_of_samples
+from pixellm.engine import Engine
 from pixellm.engine.answer_file import AnswerFile
 from pixellm.engine.jobs import JobState, answer_here, split_batches
-from pixellm.engine.questions import RowWorker, answer_rows
+from pixellm.engine.questions import RowWorker, answer_ahead, answer_rows
 from pixellm.engine.ray import answer_on_ray
 from pixellm.masks import decode_mask
 from pixellm.types import Prediction, Request
@@ -295,3 +297,43 @@ def test_ray_gives_the_same_file(finished: Path, tmp_path: Path) -> None:
         rows = read_rows(tmp_path / "questions.jsonl")
         answer_rows(rows, answers, "stub", answer_on_ray(Stub, "stub", workers=1), BATCH_SIZE)
     assert answers.read_bytes() == (finished / "answers.jsonl").read_bytes()
+
+
+def test_ahead_gives_the_same_file_and_reads_no_more_than_one_batch_ahead(
+    finished: Path, tmp_path: Path
+) -> None:
+    answers = copy_job(finished, tmp_path, lines=0)
+    rows = read_rows(tmp_path / "questions.jsonl")
+    answer_rows(rows, answers, "stub", answer_ahead(Stub, "stub"), BATCH_SIZE)
+    assert answers.read_bytes() == (finished / "answers.jsonl").read_bytes()
+    assert list(answer_ahead(Stub, "stub")([])) == []
+
+
+def test_an_engines_answers_depend_on_their_batch_alone(
+    tiny_engine: Engine, tmp_path: Path
+) -> None:
+    """Images come again in other batches and in other company; a stop changes no digit."""
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        noise = rng.integers(0, 20, (32, 24, 1), dtype=np.uint8)
+        pixels = square_image((2, 3 + number)) // 20 * 19 + noise // 2
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    (tmp_path / "5.png").write_text("not an image")
+    order = [0, 1, 2, 3, 0, 5, 4, 0, 1, 1, 3, 0, 2]
+    lines = [json.dumps({"image": f"{n}.png", "question": TINY_QUESTION}) for n in order]
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines), "ascii")
+    rows = read_rows(tmp_path / "questions.jsonl")
+    engine = Engine(tiny_engine.model, tiny_engine.processor, 48, min_mask_score=0.0)
+
+    def run(path: Path, lines: int) -> bytes:
+        whole = path.read_bytes() if path.exists() else b""
+        path.write_bytes(b"".join(whole.splitlines(keepends=True)[:lines]))
+        answer_rows(rows, path, "tiny", answer_ahead(lambda: engine, "tiny"), BATCH_SIZE)
+        return path.read_bytes()
+
+    whole = run(tmp_path / "answers.jsonl", 0)
+    assert whole.count(b'"segmentation"') > BATCH_SIZE
+    assert whole.count(b'"error"') == 1
+    engine.predict(tmp_path / "3.png", TINY_QUESTION)
+    for stopped_at in range(0, len(order), BATCH_SIZE):
+        assert run(tmp_path / "answers.jsonl", stopped_at) == whole

@@ -194,8 +194,7 @@ def _run_and_report(
 ) -> None:
     """Run a job with a progress bar; say at the end what was written and what went wrong."""
     from pixellm.cli.display import answers_progress
-    from pixellm.engine.jobs import answer_here
-    from pixellm.engine.questions import RowWorker, answer_rows
+    from pixellm.engine.questions import answer_ahead, answer_rows
     from pixellm.engine.ray import answer_on_ray
     from pixellm.files import STANDARD
 
@@ -204,7 +203,7 @@ def _run_and_report(
         gpus = 1.0 if device == "cuda" else 0.0
         spread = answer_on_ray(replace(load, device=device), load.model, ray_workers, gpus)
     else:
-        spread = answer_here(lambda: RowWorker(load, load.model))
+        spread = answer_ahead(load, load.model)
     try:
         with answers_progress(open_console(stderr=True)) as progress:
             state = answer_rows(rows, target, load.model, spread, batch_size, progress)

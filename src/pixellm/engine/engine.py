@@ -44,8 +44,8 @@ MAX_NEW_TOKENS = 512
 
 GREEDY = AnswerOptions()
 
-PREFIX_BYTES = 1 << 30
-"""Bytes of keys and values of prompts that an engine keeps by default."""
+LEAST_PREFIX_BYTES, MOST_PREFIX_BYTES = 1 << 26, 1 << 30
+"""Bytes of keys and values of prompts that an engine keeps by default lie between these."""
 
 
 class Engine:
@@ -61,7 +61,8 @@ class Engine:
         cached_images: encoded images to keep, keyed by content.
         max_batch: most requests answered at the same time; lowered for good where memory runs out.
         prefix_bytes: keys and values to keep of what was read of images and dialogues; 0 reads
-            every prompt whole.
+            every prompt whole, None keeps as many bytes as the model's weights take, of 64 MiB to
+            1 GiB.
         compile: compile the steps and keep their shapes fixed. Pays on a GPU, after
             :meth:`warm_up`; costs minutes once.
         min_mask_score: masks of a lower score (mean probability over their pixels) are filtered,
@@ -79,7 +80,7 @@ class Engine:
         cached_images: int = CACHED_IMAGES,
         *,
         max_batch: int = MAX_BATCH,
-        prefix_bytes: int = PREFIX_BYTES,
+        prefix_bytes: int | None = None,
         compile: bool = False,
         min_mask_score: float | None = None,
     ) -> None:
@@ -99,6 +100,9 @@ class Engine:
         self._eos_ids = frozenset(eos if isinstance(eos, (list, tuple)) else [eos])
         self._decoder = AnswerDecoder(model, processor, self._eos_ids, limit)
         self._prompts = PromptBuilder(model.config, processor)
+        if prefix_bytes is None:
+            weights = sum(weight.nbytes for weight in model.parameters())
+            prefix_bytes = min(max(weights, LEAST_PREFIX_BYTES), MOST_PREFIX_BYTES)
         self._prefixes = PrefixStore(prefix_bytes)
         # Caches and tokenizer are shared: whoever works with them holds this, never over a yield.
         self._turn = threading.RLock()
@@ -233,6 +237,16 @@ class Engine:
         """
         options = AnswerOptions(max_new_tokens, temperature, top_p, seed)
         return self._stream(Request(image, question, tuple(history)), options)
+
+    def image_reader(self) -> ImageCache:
+        """What encodes images apart from this engine's own, in any thread, and keeps none."""
+        return ImageCache(self.model, self.processor, 0, self.max_batch)
+
+    def forget(self) -> None:
+        """Keep nothing of what was read, so that what follows depends on nothing before it."""
+        with self._turn:
+            self.images.clear()
+            self._prefixes.clear()
 
     def chat(self, image: Any) -> ChatSession:
         """Start a dialogue of several turns about one image, encoded once.

@@ -66,6 +66,10 @@ class ImageCache:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def clear(self) -> None:
+        """Keep no image."""
+        self._kept.clear()
+
     def prepare(self, images: Sequence[Any]) -> list[PreparedImage | ValueError | OSError]:
         """Encode what is not cached, in as few batches as possible; each content once.
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from pixellm.answer_files import prediction_to_json
 from pixellm.data.rows import LazyRows, Row, describe_error
@@ -22,7 +25,11 @@ from pixellm.engine.dialogues import Predictor
 from pixellm.engine.jobs import BatchAnswers, JobState, Progress, Spread, run_job
 from pixellm.engine.memory import is_out_of_memory
 from pixellm.image_files import load_image
+from pixellm.threads import usable_cores
 from pixellm.types import Prediction, Request
+
+IMAGES_TOGETHER = 8
+"""Images of a batch that are decoded, and encoded, together."""
 
 _BAD_INPUT = (ValueError, OSError)
 _MAYBE_BAD_INPUT = (*_BAD_INPUT, RuntimeError, MemoryError)
@@ -67,8 +74,28 @@ def lines_of(rows: Sequence[Row], model: str) -> Check:
     return check
 
 
+@dataclass(frozen=True)
+class OpenedBatch:
+    """Rows whose images are read, and encoded where the engine does that apart.
+
+    Attributes:
+        rows: all of the batch.
+        requests: by the number of their row.
+        problems: reasons, by the number of the rows that make no request.
+        begun: when the batch was begun, of a clock that never goes back.
+    """
+
+    rows: list[Row]
+    requests: dict[int, Request]
+    problems: dict[int, str]
+    begun: float
+
+
 class RowWorker:
     """Answers batches of rows with one engine.
+
+    Nothing is kept from batch to batch, so that answers depend on their batch alone, to the last
+    digit, wherever a job was stopped.
 
     Args:
         load: makes the engine, in the process that uses it.
@@ -78,12 +105,37 @@ class RowWorker:
     def __init__(self, load: Callable[[], Predictor], model: str) -> None:
         self._predictor = load()
         self._model = model
+        # Others than engines, such as baselines, read pixels.
+        self._engine: Any = self._predictor if hasattr(self._predictor, "image_reader") else None
 
     def __call__(self, batch: Sequence[Row]) -> BatchAnswers:
         """A line of JSON for each row, in order: its answer, or its ``error``."""
+        return self.answer(self.open(batch))
+
+    def open(self, batch: Sequence[Row]) -> OpenedBatch:
+        """Read the images of a batch; may run in a thread of its own, while another is answered."""
         begun = time.monotonic()
         rows = list(batch)  # the rows of a data set are built each time they are asked for
-        requests, problems = _open_rows(rows)
+        problems = {row.number: row.problem for row in rows if row.problem}
+        asked = [row for row in rows if not row.problem and row.source is not None]
+        images = self._read_all({_name(row.source): row.source for row in asked})
+        requests: dict[int, Request] = {}
+        for row in asked:
+            image = images[_name(row.source)]
+            try:
+                if isinstance(image, Exception):
+                    raise image
+                requests[row.number] = Request(image, row.question, row.history, row.takes_suffix)
+            except _MAYBE_BAD_INPUT as error:
+                _check_is_bad_input(error)
+                problems[row.number] = _one_line(error)
+        return OpenedBatch(rows, requests, problems, begun)
+
+    def answer(self, opened: OpenedBatch) -> BatchAnswers:
+        """The lines of a batch."""
+        rows, requests, problems = opened.rows, opened.requests, opened.problems
+        if self._engine is not None:
+            self._engine.forget()
         answers = self._answer(requests, problems)
         for row in rows:  # the reason calls the image what the input calls it
             if row.number in problems and isinstance(row.source, Path):
@@ -91,8 +143,29 @@ class RowWorker:
                 problems[row.number] = told.replace(str(row.source), row.image)
         lines = [self._line(row, answers.get(row.number), problems) for row in rows]
         images = len({id(request.image) for request in requests.values()})
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - opened.begun
         return BatchAnswers("".join(lines).encode("ascii"), images, seconds)
+
+    def _read_all(self, sources: dict[Hashable, Any]) -> dict[Hashable, Any]:
+        """Images, or the errors of those that can't be read, by name; always in the same groups."""
+        names = list(sources)
+        groups = [names[i : i + IMAGES_TOGETHER] for i in range(0, len(names), IMAGES_TOGETHER)]
+        if self._engine is None:
+            return {name: _read(source) for name, source in sources.items()}
+        # Each reader's products run on as many threads as torch uses.
+        with ThreadPoolExecutor(max(1, usable_cores() // torch.get_num_threads())) as readers:
+            found = readers.map(lambda group: self._encode([sources[n] for n in group]), groups)
+            return dict(zip(names, chain.from_iterable(found), strict=True))
+
+    def _encode(self, sources: Sequence[Any]) -> list[Any]:
+        """Encoded images, or errors; one by one where memory is short for all."""
+        try:
+            return list(self._engine.image_reader().prepare(sources))
+        except _MAYBE_BAD_INPUT as error:
+            _check_is_bad_input(error)
+            if len(sources) == 1:
+                return [error]
+        return [found for source in sources for found in self._encode([source])]
 
     def _answer(
         self, requests: dict[int, Request], problems: dict[int, str]
@@ -123,23 +196,42 @@ class RowWorker:
         return json.dumps(values) + "\n"
 
 
-def _open_rows(rows: Sequence[Row]) -> tuple[dict[int, Request], dict[int, str]]:
-    """Requests by the number of their row, and the problems of the rows that make none."""
-    requests: dict[int, Request] = {}
-    problems = {row.number: row.problem for row in rows if row.problem}
-    images: dict[Path, NDArray[np.uint8]] = {}
-    for row in rows:
-        if row.problem or row.source is None:
-            continue
-        try:
-            if isinstance(row.source, Path) and row.source not in images:
-                images[row.source] = np.asarray(load_image(row.source))
-            image = images[row.source] if isinstance(row.source, Path) else row.source
-            requests[row.number] = Request(image, row.question, row.history, row.takes_suffix)
-        except _MAYBE_BAD_INPUT as error:
-            _check_is_bad_input(error)
-            problems[row.number] = _one_line(error)
-    return requests, problems
+def answer_ahead(load: Callable[[], Predictor], model: str) -> Spread[Row]:
+    """Answer batches in this process; the next one's images are read and encoded meanwhile.
+
+    Args:
+        load: makes the engine, where a batch is left.
+        model: what the model is called in the answers.
+    """
+
+    def spread(batches: Sequence[Sequence[Row]]) -> Iterator[BatchAnswers]:
+        if not batches:
+            return
+        worker = RowWorker(load, model)
+        with ThreadPoolExecutor(1) as ahead:
+            waiting = ahead.submit(worker.open, batches[0])
+            for following in [*batches[1:], None]:
+                opened = waiting.result()
+                if following is not None:
+                    waiting = ahead.submit(worker.open, following)
+                yield worker.answer(opened)
+
+    return spread
+
+
+def _name(source: Any) -> Hashable:
+    """What tells an image from the others of a batch."""
+    return source if isinstance(source, Path) else id(source)
+
+
+def _read(source: Any) -> Any:
+    """An image for predictors that read pixels, or why there is none."""
+    if not isinstance(source, Path):
+        return source
+    try:
+        return np.asarray(load_image(source))
+    except _MAYBE_BAD_INPUT as error:
+        return error
 
 
 def _check_is_bad_input(error: Exception) -> None:

@@ -221,7 +221,7 @@ def _read_off(vectors: Tensor, pixels: Tensor, grid: tuple[int, int], steps: nn.
     of its own. They stay one behind the other until the products are made: logits are put in
     their places, not features. Returns (M, h', w').
     """
-    upsamplers = list(steps.children())
+    upsamplers: list[Any] = list(steps.children())
     for step in upsamplers:
         widen, norm, activation = step.children()
         weight = widen.weight.permute(2, 3, 1, 0)  # (2, 2, c, C)
