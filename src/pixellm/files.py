@@ -9,6 +9,7 @@ replaced.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -314,6 +315,21 @@ def check_listed(folder: Path, patterns: Iterable[str]) -> None:
             )
 
 
+def check_merged(folder: Path) -> None:
+    """Refuse a folder that holds something, unless it is of :func:`merge_folder` and unchanged.
+
+    Files that others have put beside those of the last merge stay, and do no harm.
+
+    Raises:
+        OSError: it does, or a file of the last merge was changed, or the folder can't be made.
+    """
+    if not (folder / _LIST_NAME).is_file():
+        check_new_folder(folder)
+        return
+    names = [name for name in _read_list(folder) if (folder / name).exists()]
+    check_listed(folder, map(glob.escape, names))
+
+
 def merge_folder(aside: Path, folder: Path, last: str = "") -> None:
     """Move the files of ``aside`` into ``folder`` in place of those of the last such merge.
 
@@ -331,7 +347,7 @@ def merge_folder(aside: Path, folder: Path, last: str = "") -> None:
     paths = (path.relative_to(aside) for path in aside.rglob("*") if path.is_file())
     new = {path.as_posix(): _digest(aside / path) for path in sorted(paths)}
     listed = _read_list(folder)
-    check_listed(folder, [name for name in new if (folder / name).exists()])
+    check_listed(folder, [glob.escape(name) for name in new if (folder / name).exists()])
     both = {**listed, **{name: [*listed.get(name, ()), digest] for name, digest in new.items()}}
     _write_list(folder, both)  # a kill from here on leaves old and new files, and all are listed
     for name in sorted(new, key=lambda name: name == last):

@@ -151,6 +151,16 @@ def image_size(path: str | os.PathLike[str]) -> Size:
         return _upright_size(image)
 
 
+def is_upright(path: str | os.PathLike[str]) -> bool:
+    """Whether an image's pixels are stored as people see them, from its header.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as by :func:`image_size`.
+    """
+    with _opened(path, str(path)) as image:
+        return _orientation(image) == 1
+
+
 def probe_image(path: str | os.PathLike[str]) -> Size:
     """(height, width) as :func:`image_size` gives it, of a file whose every byte was read.
 

@@ -59,6 +59,37 @@ def test_segment_takes_a_batch_instead_of_an_image(images: Path, tiny_model_dir:
     assert len(answer["segments"]) == 2
 
 
+def test_a_folder_is_labelled_by_one_command(images: Path, tiny_model_dir: Path) -> None:
+    command = ("predict", images, "--model", tiny_model_dir, "--classes", "square,cup,Square")
+    result = run(*command, "--export", "coco", "--export", "png")
+    assert result.exit_code == 0, result.output
+    text = Path("images_pixellm.jsonl").read_text(encoding="ascii")
+    lines = [json.loads(line) for line in text.splitlines()]
+    asked = [(line["image"], line["question"]) for line in lines]
+    assert asked[:3] == [
+        ("0.png", "Segment every square."),
+        ("0.png", "Segment every cup."),
+        ("1.png", "Segment every square."),
+    ]
+    values = json.loads(Path("images_pixellm_coco/instances.json").read_text())
+    assert [one["name"] for one in values["categories"]] == ["square", "cup"]
+    assert [one["file_name"] for one in values["images"]] == ["0.png", "1.png"]
+    found = sum(len(line.get("segments", ())) for line in lines)
+    assert len(values["annotations"]) == found
+    assert f"Wrote images_pixellm_png: {found} objects of 2 classes in 2 images" in result.stdout
+    assert "2 rows have no answer and are not in it" in result.stderr
+
+
+def test_segment_exports_its_answer(images: Path, tiny_model_dir: Path) -> None:
+    command = ("segment", images / "0.png", TINY_QUESTION, "--model", tiny_model_dir)
+    result = run(*command, "--json", "-", "--export", "labelme")
+    assert result.exit_code == 0, result.output
+    segments = json.loads(result.stdout)["segments"]
+    assert len(segments) == 2
+    values = json.loads(Path("0_pixellm_labelme/0.json").read_text())
+    assert len({shape["label"] for shape in values["shapes"]}) == 2
+
+
 @pytest.mark.parametrize("command", [("predict",), ("segment", "--batch")])
 def test_unsure_masks_of_many_images_are_withheld(
     command: tuple[str, ...], images: Path, tiny_model_dir: Path
@@ -77,6 +108,12 @@ def test_unsure_masks_of_many_images_are_withheld(
         (["predict", "nowhere", "What?"], "no file or folder nowhere"),
         (["segment", "--batch", "images", "What?", "--out", "o.png"], "--json FILE"),
         (["segment"], "--batch"),
+        (["predict", "images", "What?", "--classes", "cup"], "leave out 'What?'"),
+        (["predict", "images", "--classes", "cup,,plate"], "commas between"),
+        (["predict", "images", "What?", "--export", "cocoa"], "no format 'cocoa'"),
+        (["predict", "images", "What?", "--export", "coco", "--out", "-"], "go to a file"),
+        (["predict", "scenes", "--export", "coco"], "pixellm export ANSWERS"),
+        (["segment", "images/0.png", "--classes", "cup"], "--batch"),
         (["predict", "images", "What?", "--quantize", "int3", "--model", "nano"], "int8 or int4"),
     ],
 )

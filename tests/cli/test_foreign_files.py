@@ -39,6 +39,15 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "predict --out": (("predict", "asked.jsonl", "--out", "notes", *NO_MODEL), "notes"),
     "predict": (("predict", "asked.jsonl", *NO_MODEL), "asked_pixellm.jsonl"),
+    "predict --export": (
+        ("predict", "asked.jsonl", "--out", "b.jsonl", "--export", "coco", *NO_MODEL),
+        "b_coco/letter",
+    ),
+    "segment --export": (
+        ("segment", "a.png", "What?", "--json", "-", "--export", "yolo", *NO_MODEL),
+        "a_pixellm_yolo/letter",
+    ),
+    "export": (("export", "asked.jsonl", "--to", "coco", "--out", "out"), "out/letter"),
     "predict onto its questions": (
         ("predict", "asked.jsonl", "--out", "asked.jsonl", *NO_MODEL),
         "asked.jsonl",

@@ -21,6 +21,8 @@ from pixellm.cli.console import load_engine, open_console, say
 from pixellm.cli.convert import add_commands
 from pixellm.cli.data import add_data_commands
 from pixellm.cli.evaluate import add_commands as add_evaluation_commands
+from pixellm.cli.export import Classes, ExportTo, export_answer, plan_exports
+from pixellm.cli.export import add_commands as add_export_commands
 from pixellm.cli.predict import MinScore, Offload, Quantize, predict
 from pixellm.cli.predict import add_commands as add_predict_commands
 from pixellm.cli.serve import add_commands as add_serve_commands
@@ -169,6 +171,8 @@ def segment(
     out: Annotated[Path | None, typer.Option(help=_OUT_HELP, metavar="FILE")] = None,
     json: Annotated[str, typer.Option(help="JSON file; - for standard output.")] = "",
     masks: Annotated[Path | None, typer.Option(help="Folder for one PNG per mask.")] = None,
+    classes: Classes = "",
+    export: ExportTo = None,
     min_score: MinScore = None,
     device: _Device = "auto",
     dtype: _Dtype = "auto",
@@ -183,6 +187,8 @@ def segment(
             asked,
             Path(json) if json else None,
             min_score=min_score,
+            classes=classes,
+            export=export,
             model=model,
             device=device,
             dtype=dtype,
@@ -193,9 +199,10 @@ def segment(
     from pixellm.answer_files import prediction_to_json, write_answer
     from pixellm.types import Request
 
-    if not image:
+    if not image or classes:
         raise ValueError("Name an image and a question, or many images with --batch.")
     destinations = _destinations(Path(image), out, json, masks)
+    folders = plan_exports(export, Path(f"{Path(image).stem}_pixellm.json"))
     Request(Path(image), question)  # refuses an empty one before a model is loaded
     loaded = _read_image(Path(image))
     engine = load_engine(model, device, dtype, quantize, offload, min_mask_score=min_score)
@@ -204,6 +211,7 @@ def segment(
     _show_answer(prediction, values, as_json=json == "-")
     for path in write_answer(prediction, loaded, values, destinations):
         say(f"Wrote {path}", err=json == "-")
+    export_answer(values, Path(image), folders, quiet=json == "-")
 
 
 @app.command(epilog="Example:\n\n    pixellm chat photo.jpg")
@@ -224,6 +232,7 @@ add_data_commands(data_app)
 add_evaluation_commands(app, evaluate_app)
 add_predict_commands(app)
 add_serve_commands(app)
+add_export_commands(app)
 add_ablation_commands(app, data_app)
 
 

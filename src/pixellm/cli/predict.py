@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixellm.cli.console import import_quietly, open_console, reader_options, say
+from pixellm.cli.export import Classes, ExportTo, ask_classes, export_rows, plan_exports
 
 if TYPE_CHECKING:
     from pixellm.data.rows import Row
@@ -103,6 +104,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(
         epilog="Examples:\n\n    pixellm predict questions.jsonl --out answers.jsonl"
         '\n\n    pixellm predict photos "All the cups, please." --batch-size 8'
+        '\n\n    pixellm predict photos --classes "cup,plate" --export coco --export yolo'
         "\n\n    pixellm predict refcoco --data datasets --split val --out refcoco.jsonl"
         "\n\n    pixellm predict scenes --split test --with num=100"
         "\n\n    pixellm predict questions.jsonl --ray 4"
@@ -127,6 +129,8 @@ def predict(
     ] = 32,
     min_score: MinScore = None,
     ray: _Ray = 0,
+    classes: Classes = "",
+    export: ExportTo = None,
     model: Annotated[
         str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")
     ] = "nano",
@@ -141,14 +145,32 @@ def predict(
     rows: Sequence[Row]
     if out is not None and str(out) != STANDARD and is_same_file(out, dataset):
         raise ValueError(f"{out} holds the questions; choose another file for the answers.")
-    if str(dataset) != STANDARD and (data or split or options or _names_a_set(dataset, question)):
+    asked = classes or question
+    if str(dataset) != STANDARD and (data or split or options or _names_a_set(dataset, asked)):
+        if export or classes:
+            raise ValueError(
+                "--classes and --export are for a folder or a file of images; export a data set's "
+                "answers with: pixellm export ANSWERS --images DIR"
+            )
         rows, name = _open_set(str(dataset), question, data or Path("data"), split, options)
     else:
-        from pixellm.data.rows import read_rows
-
-        rows, name = read_rows(dataset, question), _stem(dataset)
+        rows, name = _read_rows(dataset, question, classes), _stem(dataset)
+    target = out or Path(f"{name}_pixellm.jsonl")
+    folders = plan_exports(export, target)
     loader = EngineLoader(model, device, dtype, quantize, offload, min_score)
-    _run_and_report(rows, out or Path(f"{name}_pixellm.jsonl"), loader, batch_size, ray)
+    _run_and_report(rows, target, loader, batch_size, ray)
+    export_rows(rows, target, folders, classes)
+
+
+def _read_rows(dataset: Path, question: str, classes: str) -> list[Row]:
+    """The rows of a file or folder; with classes, each image is asked for each of them."""
+    from pixellm.data.rows import read_rows
+
+    if not classes:
+        return read_rows(dataset, question)
+    if question:
+        raise ValueError(f"--classes asks for each class; leave out {question!r}.")
+    return ask_classes(read_rows(dataset, classes), classes)
 
 
 def _stem(dataset: Path) -> str:

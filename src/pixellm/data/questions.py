@@ -123,6 +123,11 @@ def plain_question(name: str) -> str:
     return load_phrases("classes")["one"]["questions"][0].format(it=definite(name))
 
 
+def plain_instances_question(name: str) -> str:
+    """The plainest question for all instances of a class, without chance."""
+    return f"Segment every {_bare(name)}."
+
+
 def ask_for_absent(rng: random.Random, name: str, kind: str = "absent") -> Turn:
     """A question for a class that the image does not show; the answer has no masks."""
     question = _ask(rng, "absent", [name])

@@ -1,0 +1,636 @@
+"""Answers as annotations for other programs: COCO, YOLO, LabelMe, Label Studio, PNG masks.
+
+Reads answers as :mod:`pixellm.answer_files` writes them, gathers what was said about each image,
+and writes a folder that one format's own readers open. A folder holds one export; the next one
+into it takes its place, file by file, unless somebody changed a file. This module knows no model.
+
+Frames: images are written as people see them, turned as their EXIF says, and so are the masks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pixellm.answer_files import ANSWER_KEYS
+from pixellm.files import check_merged, locked, merge_folder, parse_json, read_lines
+from pixellm.image_files import image_size, is_upright, load_image, size_mismatch
+from pixellm.masks import decode_mask, mask_iou, mask_to_box
+from pixellm.polygons import LEAST_IOU, border_polygons, fill_polygons, pixel_polygons
+from pixellm.types import RLE, BoolMask
+from pixellm.visualize import draw_overlay, encode_image, segment_color
+
+_ARTICLE = re.compile(r"^(?:the|an|a)\s+")
+_PORTABLE = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+"""Suffixes of images that every program opens; others are written as PNG."""
+_LONGEST_RUN = 1 << 16
+_RUN_BITS = (3, 4, 8, 16)
+_QUARTER = 0.25
+"""Of a pixel: corners lie there behind a pixel's edge, so that readers which cut off fractions
+and readers which round both find the pixel."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledObject:
+    """One mask of an image.
+
+    Attributes:
+        category: index of its class.
+        label: the phrase that it grounds.
+        score: as in the answer.
+        rle: the mask over the image.
+    """
+
+    category: int
+    label: str
+    score: float
+    rle: RLE
+
+    @property
+    def mask(self) -> BoolMask:
+        """(H, W) bool."""
+        return decode_mask(self.rle)
+
+
+@dataclass(slots=True)
+class LabelledImage:
+    """An image and what its answers show.
+
+    Attributes:
+        name: as the answers call it.
+        size: (height, width) in pixels.
+        model: who answered.
+        objects: in the order of the answers.
+    """
+
+    name: str
+    size: tuple[int, int]
+    model: str
+    objects: list[LabelledObject] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Categories:
+    """Classes by name, and which of them a mask is of.
+
+    Attributes:
+        names: in order; grows with the phrases met, unless ``closed``.
+        closed: whether the names were given: other phrases have no class then.
+        asked: question -> name of the class that it asks for.
+    """
+
+    names: list[str] = field(default_factory=list)
+    closed: bool = False
+    asked: Mapping[str, str] = field(default_factory=dict)
+
+    def find(self, question: str, label: str) -> int | None:
+        """The class of a mask; None where it is of none of those given."""
+        name = self.asked.get(question) or category_of(label)
+        if not self.closed:
+            if name not in self.names:
+                self.names.append(name)
+            return self.names.index(name)
+        if name in self.names:
+            return self.names.index(name)
+        matches = [n for n, known in enumerate(self.names) if _ends_with(name, known)]
+        return max(matches, key=lambda n: len(self.names[n]), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What answers say, image by image.
+
+    Attributes:
+        images: in the order of the answers.
+        categories: classes of their objects.
+        failed: rows that have no answer.
+        unclassed: masks of none of the classes given.
+    """
+
+    images: tuple[LabelledImage, ...]
+    categories: tuple[str, ...]
+    failed: int = 0
+    unclassed: int = 0
+
+    @property
+    def num_objects(self) -> int:
+        """Masks of all images."""
+        return sum(len(image.objects) for image in self.images)
+
+
+Find = Callable[[str], Path]
+"""Where the image of a name lies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How labels are written, and whether their images are read."""
+
+    write: Callable[[Labels, Path, Find], None]
+    needs_images: bool = True
+
+
+def category_of(label: str) -> str:
+    """The class that a phrase names: "The left cup" is of "left cup"."""
+    words = " ".join(label.split()).casefold().strip(" .,;:!?\"'")
+    return _ARTICLE.sub("", words) or "object"
+
+
+def read_answers(path: Path) -> Iterator[dict[str, Any]]:
+    """The answers in a file: one as ``segment --json`` writes it, or a line each.
+
+    Raises:
+        ValueError: a line is no answer, or the file holds none.
+        OSError: the file can't be read.
+    """
+    number = 0
+    for number, line in read_lines(path):
+        try:
+            yield _checked(parse_json(line))
+        except ValueError as error:
+            if number == 1:  # one answer, over several lines
+                yield _only_answer(path, error)
+                return
+            raise ValueError(f"Line {number} of {path} is no answer ({error}).") from error
+    if not number:
+        raise ValueError(f"{path} holds no answers.")
+
+
+def gather_labels(
+    answers: Iterable[Mapping[str, Any]], categories: Categories, min_score: float = 0.0
+) -> Labels:
+    """What answers say, image by image; several answers about an image come together.
+
+    Args:
+        answers: as :func:`read_answers` gives them.
+        categories: may grow.
+        min_score: masks of a lower score are left out.
+
+    Raises:
+        ValueError: an image has two sizes, or a mask is damaged.
+    """
+    images: dict[str, LabelledImage] = {}
+    failed = unclassed = 0
+    for answer in answers:
+        if "error" in answer:
+            failed += 1
+            continue
+        name, size = answer["image"], (answer["height"], answer["width"])
+        image = images.setdefault(name, LabelledImage(name, size, str(answer.get("model", ""))))
+        if image.size != size:
+            raise ValueError(f"The answers give {name} two sizes: {image.size} and {size}.")
+        for segment in answer["segments"]:
+            rle, score = _mask_of(segment, size, name), float(segment.get("score", 1.0))
+            if rle is None or score < min_score:
+                continue
+            category = categories.find(answer["question"], segment["label"])
+            if category is None:
+                unclassed += 1
+            else:
+                image.objects.append(LabelledObject(category, segment["label"], score, rle))
+    return Labels(tuple(images.values()), tuple(categories.names), failed, unclassed)
+
+
+def check_export(folder: Path, format_name: str) -> None:
+    """Refuse a folder that an export can't go to, or a format that is not known.
+
+    Raises:
+        ValueError: no such format, or the folder holds what an export did not write.
+        OSError: the folder can't be written.
+    """
+    find_format(format_name)
+    check_merged(folder)
+
+
+def find_format(name: str) -> Format:
+    """The format of a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"There is no format {name!r}; known: {', '.join(FORMATS)}.")
+    return FORMATS[name]
+
+
+def write_export(labels: Labels, folder: Path, format_name: str, find: Find) -> None:
+    """Write labels into a folder, in place of the export that lies there; all or nothing.
+
+    After a kill at any moment the same call can be made again.
+
+    Args:
+        labels: what to write.
+        folder: new, empty, or of an earlier export.
+        format_name: of :data:`FORMATS`.
+        find: where the image of a name lies.
+
+    Raises:
+        ValueError: as :func:`check_export`, or an image is damaged or not the one answered about.
+        OSError: an image is missing, or the folder can't be written.
+    """
+    check_export(folder, format_name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        for left_over in folder.glob(".writing-*"):  # of a run that was killed
+            shutil.rmtree(left_over, ignore_errors=True)
+        aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+        try:
+            find_format(format_name).write(labels, aside, find)
+            merge_folder(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+# From answers to labels.
+
+
+def _checked(values: Any) -> dict[str, Any]:
+    """Values of an answer, or of a row that has none.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    if "error" in values:
+        return values
+    missing = [key for key in (*ANSWER_KEYS, "height", "width") if key not in values]
+    if missing:
+        raise ValueError(f"it lacks {missing[0]!r}")
+    kinds = {"image": str, "question": str, "height": int, "width": int, "segments": list}
+    for key, kind in kinds.items():
+        if not isinstance(values[key], kind):
+            raise ValueError(f"{key!r} is no {kind.__name__}")
+    for segment in values["segments"]:
+        if not (isinstance(segment, dict) and isinstance(segment.get("label"), str)):
+            raise ValueError("a segment has no label")
+    return values
+
+
+def _only_answer(path: Path, error: ValueError) -> dict[str, Any]:
+    try:
+        return _checked(parse_json(path.read_bytes()))
+    except ValueError:
+        raise ValueError(f"{path} holds no answers of pixellm (line 1: {error}).") from error
+
+
+def _mask_of(segment: Mapping[str, Any], size: tuple[int, int], name: str) -> RLE | None:
+    """The mask of a segment; None for one without a pixel."""
+    try:
+        rle: RLE = segment["segmentation"]
+        mask = decode_mask(rle)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"A mask of {name} is damaged ({error})") from error
+    if mask.shape != size:
+        raise ValueError(f"A mask of {name} is {mask.shape}, its image {size} (height, width).")
+    return rle if mask.any() else None
+
+
+def _ends_with(phrase: str, name: str) -> bool:
+    """Whether a phrase's last words are a class, or several of it: "two left cups" of "cup"."""
+    name = name.casefold()
+    return any(
+        phrase == form or phrase.endswith(f" {form}") for form in (name, f"{name}s", f"{name}es")
+    )
+
+
+# Where files go, and images.
+
+
+class _Places:
+    """A name of its own for each image, that stays inside the folder whatever it was called."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def place(self, name: str) -> PurePosixPath:
+        """A relative path without suffix; no two are equal, in upper or lower case."""
+        parts = [re.sub(r'[\x00-\x1f<>:"|?*]', "_", part) for part in re.split(r"[/\\]+", name)]
+        kept = [part for part in parts if part.strip(". ")]
+        path = PurePosixPath(*kept[:-1], PurePosixPath(kept[-1]).stem) if kept else None
+        path = path or PurePosixPath("image")
+        chosen, number = path, 1
+        while str(chosen).casefold() in self._taken:
+            number += 1
+            chosen = path.with_name(f"{path.name}_{number}")
+        self._taken.add(str(chosen).casefold())
+        return chosen
+
+
+def _placed(labels: Labels) -> Iterator[tuple[LabelledImage, PurePosixPath]]:
+    places = _Places()
+    for image in labels.images:
+        yield image, places.place(image.name)
+
+
+def _open(image: LabelledImage, find: Find) -> Path:
+    """The file of an image, which must be of the size that was answered about."""
+    path = find(image.name)
+    size = image_size(path)
+    if size != image.size:
+        raise ValueError(
+            f"{path} is not what was answered about: {size_mismatch(size, image.size)}"
+        )
+    return path
+
+
+def _copy_image(image: LabelledImage, find: Find, stem: Path) -> Path:
+    """Put an image beside its labels, byte by byte where every program shows it upright."""
+    path = _open(image, find)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    as_it_is = path.suffix.lower() in _PORTABLE and is_upright(path)
+    target = stem.with_name(stem.name + (path.suffix.lower() if as_it_is else ".png"))
+    if as_it_is:
+        shutil.copyfile(path, target)
+    else:
+        target.write_bytes(encode_image(load_image(path), ".png"))
+    return target
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _write_json(path: Path, values: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values) + "\n", encoding="ascii")
+
+
+def _write_png(path: Path, image: Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_image(image, ".png"))
+
+
+# COCO.
+
+
+def _coco_writer(segmentation: Callable[[LabelledObject], Any]) -> Format:
+    def write(labels: Labels, folder: Path, find: Find) -> None:
+        _write_json(folder / "instances.json", coco_values(labels, segmentation))
+
+    return Format(write, needs_images=False)
+
+
+def coco_values(
+    labels: Labels, segmentation: Callable[[LabelledObject], Any] = lambda one: one.rle
+) -> dict[str, Any]:
+    """Labels as COCO instances; numbers of images, annotations and categories count from 1."""
+    annotations: list[dict[str, Any]] = []
+    for number, image in enumerate(labels.images, start=1):
+        for one in image.objects:
+            mask = one.mask
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": one.category + 1,
+                    "segmentation": segmentation(one),
+                    "area": int(mask.sum()),
+                    "bbox": list(mask_to_box(mask)),
+                    "iscrowd": 0,
+                    "score": one.score,
+                    "attributes": {"phrase": one.label},
+                }
+            )
+    return {
+        "info": {"description": "Answers of pixellm", "version": "1.0"},
+        "licenses": [],
+        "images": [
+            {"id": n, "file_name": one.name, "height": one.size[0], "width": one.size[1]}
+            for n, one in enumerate(labels.images, start=1)
+        ],
+        "annotations": annotations,
+        "categories": [
+            {"id": n, "name": name, "supercategory": ""}
+            for n, name in enumerate(labels.categories, start=1)
+        ],
+    }
+
+
+def _coco_polygons(one: LabelledObject) -> list[list[float]]:
+    return [polygon.ravel().tolist() for polygon in border_polygons(one.mask)]
+
+
+# YOLO.
+
+
+def _write_yolo(labels: Labels, folder: Path, find: Find) -> None:
+    """``images/train``, ``labels/train`` with a polygon a line, and ``data.yaml``."""
+    for image, place in _placed(labels):
+        _copy_image(image, find, folder / "images/train" / place)
+        lines = [_yolo_lines(one, image.size) for one in image.objects]
+        _write_text(folder / "labels/train" / f"{place}.txt", "".join(lines))
+    (folder / "images/train").mkdir(parents=True, exist_ok=True)
+    names = "".join(f"  {n}: {json.dumps(name)}\n" for n, name in enumerate(labels.categories))
+    header = "path: .\ntrain: images/train\nval: images/train\n"
+    _write_text(
+        folder / "data.yaml", f"{header}names:\n{names}" if names else f"{header}names: []\n"
+    )
+
+
+def _yolo_lines(one: LabelledObject, size: tuple[int, int]) -> str:
+    """An object as one polygon, its parts joined; a line for each part where they lie far apart."""
+    mask = one.mask
+    polygons = pixel_polygons(mask, joined=True)
+    if mask_iou(fill_polygons(polygons, size), mask) < LEAST_IOU:
+        polygons = pixel_polygons(mask)
+    shares = [((polygon + _QUARTER) / (size[1], size[0])).ravel() for polygon in polygons]
+    values = [" ".join(f"{value:.6f}" for value in share) for share in shares]
+    return "".join(f"{one.category} {line}\n" for line in values)
+
+
+# LabelMe.
+
+
+def _write_labelme(labels: Labels, folder: Path, find: Find) -> None:
+    """A JSON file beside each image; the parts of an object share a ``group_id``."""
+    for image, place in _placed(labels):
+        copied = _copy_image(image, find, folder / place)
+        values = labelme_values(image, labels.categories, copied.name)
+        _write_json(folder / f"{place}.json", values)
+
+
+def labelme_values(
+    image: LabelledImage, categories: Sequence[str], image_path: str
+) -> dict[str, Any]:
+    """An image's objects as a LabelMe file."""
+    shapes = [
+        {
+            "label": categories[one.category],
+            "points": (polygon + 0.5).tolist(),
+            "group_id": number if len(polygons) > 1 else None,
+            "description": one.label,
+            "shape_type": "polygon",
+            "flags": {},
+            "mask": None,
+        }
+        for number, one in enumerate(image.objects, start=1)
+        for polygons in [pixel_polygons(one.mask)]
+        for polygon in polygons
+    ]
+    return {
+        "version": "5.0.0",
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": image_path,
+        "imageData": None,
+        "imageHeight": image.size[0],
+        "imageWidth": image.size[1],
+    }
+
+
+# Label Studio.
+
+
+def _write_label_studio(labels: Labels, folder: Path, find: Find) -> None:
+    """``tasks.json`` with predictions, ``config.xml`` of the labelling, and the images."""
+    tasks = []
+    for image, place in _placed(labels):
+        copied = _copy_image(image, find, folder / "images" / place)
+        where = copied.relative_to(folder).as_posix()
+        results = [brush_result(one, labels.categories, image.size) for one in image.objects]
+        scores = [one.score for one in image.objects]
+        prediction = {
+            "model_version": image.model,
+            "score": float(np.mean(scores)) if scores else 0.0,
+            "result": results,
+        }
+        data = {"image": f"/data/local-files/?d={where}", "name": image.name}
+        tasks.append({"data": data, "predictions": [prediction]})
+    _write_json(folder / "tasks.json", tasks)
+    _write_text(folder / "config.xml", label_studio_config(labels.categories))
+
+
+def label_studio_config(categories: Sequence[str]) -> str:
+    """A labelling configuration with a brush for each class."""
+    colors = ["#{:02x}{:02x}{:02x}".format(*segment_color(n)) for n in range(len(categories))]
+    brushes = "".join(
+        f"    <Label value={quoteattr(name)} background={quoteattr(color)}/>\n"
+        for name, color in zip(categories, colors, strict=True)
+    )
+    return (
+        '<View>\n  <Image name="image" value="$image" zoom="true"/>\n'
+        f'  <BrushLabels name="label" toName="image">\n{brushes}  </BrushLabels>\n</View>\n'
+    )
+
+
+def brush_result(
+    one: LabelledObject, categories: Sequence[str], size: tuple[int, int]
+) -> dict[str, Any]:
+    """An object as a result of Label Studio, its mask painted with a brush."""
+    return {
+        "type": "brushlabels",
+        "from_name": "label",
+        "to_name": "image",
+        "original_height": size[0],
+        "original_width": size[1],
+        "image_rotation": 0,
+        "score": one.score,
+        "value": {
+            "format": "rle",
+            "rle": brush_rle(one.mask),
+            "brushlabels": [categories[one.category]],
+        },
+    }
+
+
+def brush_rle(mask: BoolMask) -> list[int]:
+    """A mask in Label Studio's run lengths: bytes of RGBA pixels, packed in runs.
+
+    The format is that of thi.ng/rle-pack: 32 bits count the values, 5 and four times 4 bits tell
+    how many bits a value and a run's length take, then each run has a 1, the index of the size of
+    its length, its length less one, and its value.
+    """
+    values = np.ravel(mask)
+    ends = np.append(np.flatnonzero(values[1:] != values[:-1]) + 1, values.size)
+    bits = [f"{values.size * 4:032b}{8 - 1:05b}", *(f"{size - 1:04b}" for size in _RUN_BITS)]
+    start = 0
+    for end in ends.tolist():
+        value = "1" * 8 if values[start] else "0" * 8
+        length = (end - start) * 4
+        while length:
+            run = min(length, _LONGEST_RUN)
+            index = next(n for n, size in enumerate(_RUN_BITS) if run <= 1 << size)
+            bits.append(f"1{index:02b}{run - 1:0{_RUN_BITS[index]}b}{value}")
+            length -= run
+        start = end
+    packed = "".join(bits)
+    packed += "0" * (-len(packed) % 8)
+    return list(int(packed, 2).to_bytes(len(packed) // 8, "big"))
+
+
+# Images.
+
+
+def _write_png_masks(labels: Labels, folder: Path, find: Find) -> None:
+    """``objects/`` a mask each, ``index/`` numbers of objects, ``classes/`` colours of classes.
+
+    Where masks overlap, ``index`` and ``classes`` show the smallest.
+    """
+    palette = [0, 0, 0]
+    for number in range(min(len(labels.categories), 255)):
+        palette += segment_color(number)
+    for image, place in _placed(labels):
+        masks = [one.mask for one in image.objects]
+        for number, (one, mask) in enumerate(zip(image.objects, masks, strict=True), start=1):
+            words = re.sub(r"[\W_]+", "-", labels.categories[one.category])[:40].strip("-")
+            name = f"{number:02d}_{words or 'object'}.png"
+            _write_png(folder / "objects" / place / name, Image.fromarray(mask.astype("u1") * 255))
+        numbers = _paint(masks, range(1, len(masks) + 1), image.size)
+        _write_png(folder / "index" / f"{place}.png", _narrowed(numbers))
+        classes = _paint(masks, [one.category + 1 for one in image.objects], image.size)
+        painted = _narrowed(classes)
+        if painted.mode == "L":
+            painted.putpalette(palette)
+        _write_png(folder / "classes" / f"{place}.png", painted)
+    lines = ["0 background", *(f"{n} {name}" for n, name in enumerate(labels.categories, start=1))]
+    _write_text(folder / "classes.txt", "\n".join(lines) + "\n")
+
+
+def _paint(
+    masks: Sequence[BoolMask], numbers: Iterable[int], size: tuple[int, int]
+) -> NDArray[np.uint16]:
+    """Each mask filled with its number, the largest first; 0 elsewhere."""
+    canvas = np.zeros(size, dtype=np.uint16)
+    for mask, number in sorted(zip(masks, numbers, strict=True), key=lambda one: -one[0].sum()):
+        canvas[mask] = number
+    return canvas
+
+
+def _narrowed(numbers: NDArray[np.uint16]) -> Image.Image:
+    """An image of 8 bits where they do, else of 16."""
+    return Image.fromarray(numbers.astype(np.uint8) if numbers.max() < 256 else numbers)
+
+
+def _write_overlays(labels: Labels, folder: Path, find: Find) -> None:
+    """Each image with its masks drawn over it."""
+    for image, place in _placed(labels):
+        masks, words = [one.mask for one in image.objects], [one.label for one in image.objects]
+        drawn = draw_overlay(load_image(_open(image, find)), masks, words)
+        target = folder / f"{place}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(encode_image(drawn, ".jpg", quality=92))
+
+
+FORMATS: Mapping[str, Format] = {
+    "coco": _coco_writer(lambda one: one.rle),
+    "coco-polygons": _coco_writer(_coco_polygons),
+    "yolo": Format(_write_yolo),
+    "labelme": Format(_write_labelme),
+    "label-studio": Format(_write_label_studio),
+    "png": Format(_write_png_masks, needs_images=False),
+    "overlay": Format(_write_overlays),
+}
+"""What answers can be exported as."""
