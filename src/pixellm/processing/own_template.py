@@ -11,6 +11,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from pixellm.processing.bounded_template import TemplateBoundsError, render_template
+
 IMAGE_TOKEN = "<image>"
 _PLAIN_MESSAGES = (
     "{%- set plain = namespace(messages=[]) -%}"
@@ -56,14 +58,11 @@ def adopt_chat_template(tokenizer: Any) -> str:
     answer = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
     try:
         prompt, whole = (
-            tokenizer.apply_chat_template(
-                messages,
-                chat_template=template,
-                add_generation_prompt=len(messages) == 1,
-                tokenize=False,
-            )
+            render_template(tokenizer, messages, template, len(messages) == 1)
             for messages in ([question], [question, answer])
         )
+    except TemplateBoundsError as error:
+        raise _unfit(str(error)) from error
     except (TemplateError, TypeError) as error:
         raise _unfit(f"fails ({error})") from error
     if not whole.startswith(prompt) or whole.count(IMAGE_TOKEN) != 1:

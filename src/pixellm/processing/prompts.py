@@ -17,6 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from pixellm.processing.bounded_template import TemplateBoundsError, render_template
 from pixellm.processing.protection import (
     answer_pieces,
     control_words,
@@ -262,13 +263,10 @@ class PromptCodec:
     def _fill_template(
         self, messages: Sequence[Message], chat_template: str, add_generation_prompt: bool
     ) -> str:
-        rendered: str = self.tokenizer.apply_chat_template(
-            messages,
-            chat_template=chat_template,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-        )
-        return rendered
+        try:
+            return render_template(self.tokenizer, messages, chat_template, add_generation_prompt)
+        except TemplateBoundsError as error:
+            raise ValueError(f"The model's chat template {error}; it is not run.") from error
 
     def _prompt_ending(self, messages: Sequence[Message], chat_template: str) -> str:
         """The whitespace that the prompt of an answer ends with; "" where nothing is answered.
