@@ -118,7 +118,7 @@ def open_set(name: str, root: Path) -> Any:
 
 def measure(name: str, root: Path, items: int) -> list[float]:
     """One row of the table; runs in a process of its own."""
-    import pixellm.data.readers.muse
+    import pixellm.data.muse
     import pixellm.data.refer  # noqa: F401  (code is no part of the data's memory)
 
     before, start = resident_mib(), time.process_time()

@@ -130,9 +130,9 @@ def test_bad_input_is_one_sentence_and_exit_code_two(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("not json", "is no JSON file"),
-        ('{"images": []}', "has no 'annotations'"),
-        ("[1, 2]", "COCO format"),
+        ("not json", "is no JSON list or object"),
+        ('{"images": []}', "has no images and no categories"),
+        ("[1, 2]", "a COCO instances file"),
     ],
 )
 def test_files_that_are_no_annotations_are_named(tmp_path: Path, content: str, says: str) -> None:

@@ -13,7 +13,7 @@ from chat_server import Answer, ChatServer, good, listed, proposal
 from curation_runs import KEY, QUICK, client_of, files_of, make_photos, run_all, source_of
 
 from pixellm.curation.ledger import Ledger
-from pixellm.curation.muse import validate
+from pixellm.data.muse import validate
 from pixellm.llm.client import ClientError
 from pixellm.llm.run import RunLimits
 

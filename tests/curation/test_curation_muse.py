@@ -21,12 +21,12 @@ from PIL import Image
 
 from pixellm.curation.deduplicate import near_duplicates
 from pixellm.curation.ledger import Ledger
-from pixellm.curation.muse import read_entries, rows_of, validate
 from pixellm.curation.photos import AnnotationFile, SelectSettings, order_by_balance
 from pixellm.curation.review import ReviewServer, review_page, write_gallery
 from pixellm.curation.statistics import gather, plot
 from pixellm.curation.template import TemplateWriter
 from pixellm.curation.write import WriteSettings, change_marks, read_marks, write_set
+from pixellm.data.muse import read_entries, rows_of, validate
 from pixellm.masks import decode_mask, mask_to_box
 from pixellm.types import SEG_MARK, Sample, Target, Turn
 
@@ -229,11 +229,13 @@ def test_files_are_read_as_a_stream_whatever_the_size_of_an_entry(tmp_path: Path
 def test_released_rows_without_text_are_composed_from_names() -> None:
     entry = {
         "coco_url": "http://host/train2017/0001.jpg", "height": 4, "width": 4,
-        "questions": ["q1", "q2"], "text_answers": ["a{seg} b{seg}"],
-        "answers": [[{"rephrased_name": "a"}, {"rephrased_name": "b"}]] * 2,
+        "questions": ["q1", "q2"], "text_answers": ["a{seg} b{seg}", None],
+        "answers": [
+            [{"rephrased_name": name, "segmentation": [[0, 0, 2, 0, 2, 2]]} for name in "ab"]
+        ] * 2,
     }  # fmt: skip
     rows = list(rows_of(entry))
-    assert [row.answer for row in rows] == ["a{seg} b{seg}", "a{seg}, b{seg}."]
+    assert [row.answer for row in rows] == ["a{seg} b{seg}", "A {seg} and b {seg}."]
     assert rows[0].photo == "train2017/0001.jpg"
 
 

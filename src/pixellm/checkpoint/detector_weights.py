@@ -23,22 +23,6 @@ GET_YOLOX = (
 )
 
 
-COCO_CLASSES = (
-    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
-    *("traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat"),
-    *("dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack"),
-    *("umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball"),
-    *("kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket"),
-    *("bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
-    *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair"),
-    *("couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse"),
-    *("remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink"),
-    *("refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier"),
-    "toothbrush",
-)
-"""The classes of COCO in the order of its ids, as the file's network tells them apart."""
-
-
 def missing_yolox(path: str | Path) -> str:
     """What is missing of YOLOX-nano on this machine, as a sentence; "" if nothing."""
     return "" if Path(path).is_file() else f"There is no {path}. {GET_YOLOX} and put it there."

@@ -173,7 +173,7 @@ def validate(
     """Check any MUSE file; exit code 1 if anything is wrong."""
     from collections import Counter
 
-    from pixellm.curation.muse import validate as find_problems
+    from pixellm.data.muse import validate as find_problems
 
     checks: Counter[str] = Counter()
     with _one_sentence():

@@ -250,9 +250,9 @@ def data_scenes(
     ] = "",
 ) -> None:
     """Draw scenes with questions and answers (MUSE format), and a sheet to look at."""
+    from pixellm.data.scene_export import export_scenes
     from pixellm.scenes import artwork
     from pixellm.scenes.dataset import ScenesDataset
-    from pixellm.scenes.export import export_scenes
 
     if fetch_style:
         artwork.fetch_style(fetch_style)

@@ -15,13 +15,14 @@ import io
 import json
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pixellm.data.coco import file_of
+from pixellm.data.coco import CocoFile, category_name, file_of, read_captions, size_of
+from pixellm.data.json_values import identity
 from pixellm.image_files import load_image, probe_image
 from pixellm.llm.client import ImageEncoder
 from pixellm.masks import segmentation_to_rle
@@ -156,13 +157,13 @@ class AnnotationFile:
     """
 
     def __init__(self, annotations: Path, captions: Path | None = None) -> None:
-        data = _read_coco(annotations, ("images", "annotations", "categories"))
-        self._names = {c["id"]: str(c["name"]).replace("_", " ") for c in data["categories"]}
-        self._licenses = {entry.get("id"): entry for entry in data.get("licenses", ())}
-        self._entries = data["images"]
-        self._of_image = _group(data["annotations"])
-        texts = _read_coco(captions, ("annotations",))["annotations"] if captions else ()
-        self._captions = _group(texts)
+        for path in filter(None, (annotations, captions)):
+            if not path.is_file():
+                raise FileNotFoundError(f"There is no annotation file at {path}.")
+        self._coco = CocoFile(annotations)
+        self._names = {key: category_name(one) for key, one in self._coco.categories.items()}
+        self._licenses = {identity(one.get("id")): one for one in self._coco.licenses}
+        self._captions = read_captions(captions) if captions else {}
         self.categories = tuple(self._names.values())
 
     def photos(
@@ -185,35 +186,26 @@ class AnnotationFile:
         """
         if not images.is_dir():
             raise FileNotFoundError(f"There is no folder of images at {images}; check --images.")
-        seen: set[str] = set()
-        for number, entry in enumerate(self._entries):
-            image_id = entry.get("id") if isinstance(entry, dict) else None
-            if not shard.holds(number if image_id is None else image_id):
+        items = {place: item for item, place in enumerate(self._coco.places.tolist())}
+        for number in range(self._coco.num_images):
+            entry = self._coco.image(items[number]) if number in items else {"id": number}
+            if not shard.holds(entry["id"]):
                 continue
-            try:
-                photo = self._photo(entry, settings)
-                if photo.id in seen:
-                    raise ValueError("Two entries have one id.")
-            except (AttributeError, KeyError, TypeError, ValueError):
+            if number in items:
+                photo = self._photo(items[number], entry, settings)
+                yield photo, _why_unusable(photo, images, settings)
+            else:
                 yield Photo(f"entry {number}", "", (1, 1)), "bad_entry"
-                continue
-            seen.add(photo.id)
-            yield photo, _why_unusable(photo, images, settings)
 
-    def _photo(self, entry: Mapping[str, Any], settings: SelectSettings) -> Photo:
-        size = (int(entry["height"]), int(entry["width"]))
-        path = file_of(entry)
-        if min(size) < 1:
-            raise ValueError("A photo needs pixels.")
-        rows = self._of_image.get(entry["id"], ())
-        found, left_out = _usable_instances(rows, self._names, size, settings)
-        captions = (str(c.get("caption", "")) for c in self._captions.get(entry["id"], ()))
-        terms = self._licenses.get(entry.get("license"), {})
+    def _photo(self, item: int, entry: Mapping[str, Any], settings: SelectSettings) -> Photo:
+        found, left_out = self._usable_instances(item, size_of(entry), settings)
+        captions = self._captions.get(identity(entry["id"]) or "", ())
+        terms = self._licenses.get(identity(entry.get("license")), {})
         source = entry.get("flickr_url") or entry.get("coco_url") or ""
         return Photo(
             id=str(entry["id"]),
-            file_name=str(path),
-            size=size,
+            file_name=str(file_of(entry)),
+            size=size_of(entry),
             instances=found,
             left_out=left_out,
             captions=tuple(" ".join(text.split()) for text in captions),
@@ -223,6 +215,40 @@ class AnnotationFile:
                 "source": str(source),
             },
         )
+
+    def _usable_instances(
+        self, item: int, size: tuple[int, int], settings: SelectSettings
+    ) -> tuple[tuple[Instance, ...], tuple[str, ...]]:
+        """The instances fit for a question, largest first, and the categories that lost some."""
+        height, width = size
+        found: list[tuple[float, int, str, tuple[float, float, float, float], RLE]] = []
+        left_out: set[str] = set()
+        for row in self._coco.rows_of(item).tolist():
+            annotation, number = self._coco.annotation(row), int(self._coco.category_of[row])
+            category = self._names[number]
+            try:
+                x, y, w, h = (float(value) for value in annotation["bbox"])
+                area = float(annotation.get("area") or w * h)
+                fit = (
+                    not self._coco.is_crowd[row]
+                    and min(w, h) >= settings.min_side
+                    and area >= settings.min_area * height * width
+                    and _PLAIN_NAME.fullmatch(category) is not None
+                    and 0 <= x <= x + w <= width + 1
+                    and 0 <= y <= y + h <= height + 1
+                )
+                mask = segmentation_to_rle(annotation["segmentation"], size) if fit else None
+            except (KeyError, TypeError, ValueError):
+                mask = None
+            if mask is None:
+                left_out.add(category)
+            else:
+                found.append((area, number, category, (x, y, w, h), mask))
+        found.sort(key=lambda one: (-one[0], one[3]))
+        left_out.update(one[2] for one in found[settings.max_instances :])
+        kept = enumerate(found[: settings.max_instances], start=1)
+        instances = tuple(Instance(n, c, name, box, mask) for n, (_, c, name, box, mask) in kept)
+        return instances, tuple(sorted(left_out))
 
 
 def order_by_balance(photos: Iterable[tuple[str, frozenset[str]]], seed: int) -> list[str]:
@@ -294,65 +320,6 @@ def photo_encoder(images: Path) -> ImageEncoder:
     """What gives a client the photos below a folder as ``data:`` URLs."""
     folder = images.resolve()
     return lambda part: jpeg_data_url(folder / part.path, part.side, part.box)
-
-
-def _read_coco(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"There is no annotation file at {path}.") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file ({error}); is it complete?") from None
-    missing = [key for key in keys if not isinstance(data, dict) or key not in data]
-    if missing:
-        raise ValueError(
-            f"{path} has no {missing[0]!r}; an annotation file in COCO format is needed."
-        )
-    return data
-
-
-def _group(rows: Iterable[Mapping[str, Any]]) -> dict[Any, list[Mapping[str, Any]]]:
-    groups: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in rows:
-        groups[row.get("image_id")].append(row)
-    return groups
-
-
-def _usable_instances(
-    rows: Iterable[Mapping[str, Any]],
-    names: Mapping[int, str],
-    size: tuple[int, int],
-    settings: SelectSettings,
-) -> tuple[tuple[Instance, ...], tuple[str, ...]]:
-    """The instances fit for a question, largest first, and the categories that lost some."""
-    height, width = size
-    found: list[tuple[float, int, str, tuple[float, float, float, float], RLE]] = []
-    left_out: set[str] = set()
-    for row in rows:
-        category = names.get(row.get("category_id", -1), "")
-        try:
-            x, y, w, h = (float(value) for value in row["bbox"])
-            area = float(row.get("area") or w * h)
-            fit = (
-                not row.get("iscrowd")
-                and min(w, h) >= settings.min_side
-                and area >= settings.min_area * height * width
-                and _PLAIN_NAME.fullmatch(category) is not None
-                and 0 <= x <= x + w <= width + 1
-                and 0 <= y <= y + h <= height + 1
-            )
-            mask = segmentation_to_rle(row["segmentation"], size) if fit else None
-        except (KeyError, TypeError, ValueError):
-            mask = None
-        if mask is None:
-            left_out.add(category)
-        else:
-            found.append((area, int(row["category_id"]), category, (x, y, w, h), mask))
-    found.sort(key=lambda item: (-item[0], item[3]))
-    left_out.update(item[2] for item in found[settings.max_instances :])
-    kept = enumerate(found[: settings.max_instances], start=1)
-    instances = tuple(Instance(n, c, name, box, mask) for n, (_, c, name, box, mask) in kept)
-    return instances, tuple(sorted(left_out))
 
 
 def _why_unusable(photo: Photo, images: Path, settings: SelectSettings) -> str:

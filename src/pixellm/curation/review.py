@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pixellm.curation.ledger import LEDGER_NAME, Ledger
-from pixellm.curation.muse import MuseRow, muse_files, read_entries, rows_of
 from pixellm.curation.photos import jpeg_data_url, seeded_fraction
 from pixellm.curation.write import change_marks, read_marks
+from pixellm.data.muse import MuseRow, muse_files, read_entries, rows_of
 from pixellm.files import check_file, write_files
 from pixellm.masks import decode_mask, segmentation_to_rle
 from pixellm.report.gallery import Part, mask_layer

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pixellm.curation.muse import MuseRow, muse_files, read_entries, rows_of
+from pixellm.data.muse import MuseRow, muse_files, read_entries, rows_of
 from pixellm.files import check_file, check_folder, write_files
 from pixellm.report import figures
 

@@ -7,11 +7,10 @@ written to a temporary folder and replace the old ones at the end. Asks no model
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,10 +19,10 @@ from typing import Any
 from pixellm.curation.card import card_values
 from pixellm.curation.deduplicate import near_duplicates
 from pixellm.curation.ledger import FinishedRun
-from pixellm.curation.muse import row_key
 from pixellm.curation.photos import Instance, Photo, seeded_fraction
 from pixellm.curation.proposal import Task
 from pixellm.curation.rules import Row
+from pixellm.data.muse import SPLITS, MuseWriter, make_entry, make_instance, row_key
 from pixellm.files import (
     check_listed,
     json_bytes,
@@ -39,9 +38,6 @@ MARKS_NAME = "marks.json"
 
 _PATIENCE = 30.0
 """Seconds to wait while another reviewer's mark is saved."""
-
-SPLITS = ("train", "val", "test_less", "test_many")
-"""The files of a set; test is parted by the number of targets, as the paper's is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,62 +190,12 @@ def _split_of(photo: Photo, row: Row, settings: WriteSettings) -> str:
     return "test_less" if len(row.targets) <= settings.few_targets else "test_many"
 
 
-class _SplitWriter:
-    """One split as shards of JSON and Parquet; holds one shard in memory."""
-
-    def __init__(self, folder: Path, split: str, shard_photos: int) -> None:
-        self._folder, self._split, self._most = folder, split, shard_photos
-        self._entries: list[dict[str, Any]] = []
-        self._flat: list[dict[str, Any]] = []
-        self._shards: list[Path] = []
-        self.counts = {"photos": 0, "questions": 0, "targets": 0}
-
-    def add(self, rows: list[tuple[Task, Row]]) -> None:
-        """Take all rows about one photo."""
-        if not rows:
-            return
-        photo = rows[0][0].photo
-        entry = _empty_entry(photo)
-        for task, row in rows:
-            _add_question(entry, photo, row)
-            self._flat.append(_flat_row(task, row))
-            self.counts["targets"] += len(row.targets)
-        self._entries.append(entry)
-        self.counts["photos"] += 1
-        self.counts["questions"] += len(rows)
-        if len(self._entries) >= self._most:
-            self._flush()
-
-    def close(self) -> None:
-        """Write what is left and give the files their names; a single file has no number."""
-        if self._entries:
-            self._flush()
-        total = len(self._shards)
-        for number, shard in enumerate(self._shards):
-            end = f"-{number:05d}-of-{total:05d}" if total > 1 else ""
-            name = f"muse_{self._split}{end}"
-            shard.rename(self._folder / f"{name}.json")
-            parquet = self._folder / "parquet"
-            shard.with_suffix(".parquet").rename(parquet / f"{name}.parquet")
-
-    def _flush(self) -> None:
-        import pyarrow
-        from pyarrow import parquet
-
-        shard = self._folder / f"{self._split}.{len(self._shards)}.json"
-        with shard.open("w", encoding="utf-8") as file:
-            json.dump(self._entries, file, ensure_ascii=False)
-        parquet.write_table(pyarrow.Table.from_pylist(self._flat), shard.with_suffix(".parquet"))
-        self._shards.append(shard)
-        self._entries, self._flat = [], []
-
-
 def _write_splits(
     ledger: FinishedRun, kept: set[tuple[str, int]], folder: Path, settings: WriteSettings
 ) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
     """Write all splits and the licences; returns counts by split and photos by licence."""
     (folder / "parquet").mkdir()
-    writers = {split: _SplitWriter(folder, split, settings.shard_photos) for split in SPLITS}
+    writers = {split: MuseWriter(folder, split, settings.shard_photos) for split in SPLITS}
     licenses: Counter[str] = Counter()
     with (folder / "licenses.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
@@ -261,7 +207,9 @@ def _write_splits(
             about_photo = list(group)
             photo = about_photo[0][0].photo
             for split, writer in writers.items():
-                writer.add([p for p in about_photo if _split_of(photo, p[1], settings) == split])
+                own = [p for p in about_photo if _split_of(photo, p[1], settings) == split]
+                if own:
+                    writer.add(_entry(photo, (row for _, row in own)), [_flat_row(*p) for p in own])
             terms = [photo.license.get(key, "") for key in ("name", "url", "source")]
             table.writerow(map(plain_cell, (photo.file_name, *terms)))
             licenses[terms[0] or "not stated"] += 1
@@ -271,33 +219,22 @@ def _write_splits(
     return counts, dict(sorted(licenses.items()))
 
 
-def _empty_entry(photo: Photo) -> dict[str, Any]:
-    return {
-        "file_name": photo.file_name,
-        "height": photo.size[0],
-        "width": photo.size[1],
-        "ann_list": [_instance(i, i.category) for i in photo.instances],
-        "questions": [],
-        "answers": [],
-        "text_answers": [],
-    }
-
-
-def _add_question(entry: dict[str, Any], photo: Photo, row: Row) -> None:
+def _entry(photo: Photo, rows: Iterable[Row]) -> dict[str, Any]:
+    """The accepted questions about a photo as an entry of a MUSE file."""
+    everything = [_instance(one, one.category) for one in photo.instances]
+    entry = make_entry(photo.file_name, photo.size, everything)
     known = photo.by_id()
-    entry["questions"].append(row.question)
-    entry["answers"].append([_instance(known[number], text) for number, text in row.targets])
-    entry["text_answers"].append(row.answer)
+    for row in rows:
+        entry["questions"].append(row.question)
+        entry["answers"].append([_instance(known[number], text) for number, text in row.targets])
+        entry["text_answers"].append(row.answer)
+    return entry
 
 
-def _instance(instance: Instance, description: str) -> dict[str, Any]:
-    return {
-        "category_id": instance.category_id,
-        "category_name": instance.category,
-        "rephrased_name": description,
-        "bbox": list(instance.box),
-        "segmentation": instance.mask,
-    }
+def _instance(instance: Instance, phrase: str) -> dict[str, Any]:
+    return make_instance(
+        instance.category_id, instance.category, phrase, instance.box, instance.mask
+    )
 
 
 def _flat_row(task: Task, row: Row) -> dict[str, Any]:

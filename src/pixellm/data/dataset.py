@@ -99,6 +99,11 @@ class Row(BaseModel):
         """How many masks their answers have, for counts."""
         return 1
 
+    @property
+    def image_number(self) -> int:
+        """The number of its image, where several rows are about one."""
+        return -1
+
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, values: Any) -> Any:
@@ -260,7 +265,7 @@ class Dataset(ABC, Generic[R]):
         """
         self._tables = self.open_tables(sources, self._fill)
         self.bad_rows = self._tables.bad_rows
-        if not len(self):
+        if not len(self.table):
             raise UnusableDataError(nothing, self.bad_rows)
 
     def open_tables(
@@ -270,7 +275,7 @@ class Dataset(ABC, Generic[R]):
         return open_tables(sources, f"{type(self).__qualname__}/{self.split}/{key}", fill)
 
     def _fill(self, tables: TablesWriter) -> None:
-        writer = tables.table("rows", "questions", "targets")
+        writer = tables.table("rows", "questions", "targets", "image")
         for found in self.rows():
             if isinstance(found, BadRow):
                 tables.refuse(found)
@@ -281,11 +286,11 @@ class Dataset(ABC, Generic[R]):
                 tables.refuse(BadRow(found.file, found.place, str(error)))
                 continue
             record = [tables.key_of(found.file), found.place, row.model_dump()]
-            writer.append(record, row.num_questions, row.num_targets)
+            writer.append(record, row.num_questions, row.num_targets, row.image_number)
 
     def __len__(self) -> int:
         """How many items an epoch has."""
-        return len(self._table)
+        return len(self.table)
 
     def row(self, item: int) -> R:
         """What an item is about.
@@ -296,15 +301,21 @@ class Dataset(ABC, Generic[R]):
         Raises:
             ValueError: it is bad.
         """
-        if self._tables is None:
-            return item  # type: ignore[return-value]
-        row: Any = self.row_type.model_validate(self._table[item][2])
+        row: R = self.stored_row(item)
         return row
+
+    def stored_row(self, number: int) -> Any:
+        """A row of the table, of the type ``row_type``."""
+        return self.row_type.model_validate(self.table[number][2])
 
     def where(self, item: int) -> tuple[Path, str]:
         """The annotation file of an item, and its place in it as in :class:`BadRow`."""
+        return self.place_of_row(item)
+
+    def place_of_row(self, number: int) -> tuple[Path, str]:
+        """The file of a row of the table, and its place in it."""
         assert self._tables is not None
-        key, place, _ = self._table[item]
+        key, place, _ = self.table[number]
         return self._tables.file_of(key), place
 
     def evaluation_samples(self) -> LazySamples:
@@ -323,7 +334,7 @@ class Dataset(ABC, Generic[R]):
 
     def counts(self) -> dict[str, int]:
         """How many images, questions and targets the split holds, by those names, and more."""
-        sums = {name: int(self._table.numbers(name).sum()) for name in ("questions", "targets")}
+        sums = {name: int(self.table.numbers(name).sum()) for name in ("questions", "targets")}
         return {"images": len(self), **sums}
 
     def __getitem__(self, index: int) -> tuple[Sample, ...]:
@@ -421,7 +432,8 @@ class Dataset(ABC, Generic[R]):
                 )
 
     @property
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """The rows that can be used, with columns ``questions``, ``targets`` and ``image``."""
         assert self._tables is not None, "open_rows comes at the end of a set's construction"
         return self._tables["rows"]
 

@@ -150,8 +150,8 @@ class ReferDataset(Dataset[_Group]):
         sources = (self.expressions_path, self.instances_path)
         tables = self.open_tables(sources, self._fill_expressions)
         self.bad_rows = tables.bad_rows
-        self.table = Expressions(tables["expressions"])
-        if not len(self.table):
+        self.expressions = Expressions(tables["expressions"])
+        if not len(self.expressions):
             raise UnusableDataError(
                 f"{self.expressions_path} has no usable expression of {split}.",
                 (*self.bad_rows, *self.coco.bad_rows),
@@ -245,18 +245,20 @@ class ReferDataset(Dataset[_Group]):
         The expressions of an item single out different objects, unless an item is an image.
         """
         if self.questions_per_image is not None:
-            return np.arange(len(self.table)), self.table.starts
+            return np.arange(len(self.expressions)), self.expressions.starts
         draw = np.random.default_rng(self.seed)
         groups = [
             group
-            for first, end in zip(self.table.starts, self.table.starts[1:], strict=False)
+            for first, end in zip(
+                self.expressions.starts, self.expressions.starts[1:], strict=False
+            )
             for group in self._rounds(draw, int(first), int(end))
         ]
         return flatten(groups)
 
     def group_for_evaluation(self) -> tuple[Integers, Integers]:
         """As for training: here one expression a question."""
-        return np.arange(len(self.table)), np.arange(len(self.table) + 1)
+        return np.arange(len(self.expressions)), np.arange(len(self.expressions) + 1)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -286,7 +288,9 @@ class ReferDataset(Dataset[_Group]):
 
     def where(self, item: int) -> tuple[Path, str]:
         """The file of expressions, and the first one's place in it."""
-        return self.expressions_path, self.table.row_name(int(self._members[self._ends[item]]))
+        return self.expressions_path, self.expressions.row_name(
+            int(self._members[self._ends[item]])
+        )
 
     def evaluation_samples(self) -> LazySamples:
         """One question for each expression, or for each group."""
@@ -295,7 +299,7 @@ class ReferDataset(Dataset[_Group]):
         def build(question: int) -> Sample:
             group = members[ends[question] : ends[question + 1]]
             first = int(group[0])
-            row = f"{self.table.refs[first]}-{self.table.numbers[first]}"
+            row = f"{self.expressions.refs[first]}-{self.expressions.numbers[first]}"
             turn = benchmark_turn([as_benchmark_asks(one) for one in self._named(group)])
             name = f"{self.name}-{self.split}-{row}"
             return self._sample(first, (turn,), name)
@@ -305,9 +309,9 @@ class ReferDataset(Dataset[_Group]):
     def counts(self) -> dict[str, int]:
         """Images, expressions (as questions), targets and items of an epoch."""
         return {
-            "images": len(self.table.starts) - 1,
-            "questions": len(self.table),
-            "targets": self.table.num_targets,
+            "images": len(self.expressions.starts) - 1,
+            "questions": len(self.expressions),
+            "targets": self.expressions.num_targets,
             "items": len(self),
         }
 
@@ -320,9 +324,9 @@ class ReferDataset(Dataset[_Group]):
         yield from self.bad_rows
         yield from self.coco.bad_rows
         checked: set[int] = set()
-        for expression in range(len(self.table)):
+        for expression in range(len(self.expressions)):
             size = size_of(self._image(expression))
-            for annotation in set(self.table[expression][1]) - checked:
+            for annotation in set(self.expressions[expression][1]) - checked:
                 checked.add(annotation)
                 try:
                     _, mask = self._name_and_mask(annotation, size)
@@ -332,14 +336,14 @@ class ReferDataset(Dataset[_Group]):
                 if not areas_of([mask])[0]:
                     reason = "Its mask covers no pixel."
                     yield BadRow(self.instances_path, f"annotation {annotation}", reason)
-        for start in self.table.starts[:-1].tolist():
+        for start in self.expressions.starts[:-1].tolist():
             entry = self._image(start)
             yield from self.check_image(self.images / file_of(entry), size_of(entry))
 
     def _rounds(self, draw: np.random.Generator, first: int, end: int) -> list[Integers]:
         """The expressions of an image in groups: the first of each ref, the second, ..."""
         mixed = first + draw.permutation(end - first)
-        _, refs = np.unique(self.table.refs[mixed], return_inverse=True)
+        _, refs = np.unique(self.expressions.refs[mixed], return_inverse=True)
         seen: dict[int, int] = {}
         rounds: dict[int, list[int]] = {}
         for member, ref in zip(mixed.tolist(), refs.reshape(-1).tolist(), strict=True):
@@ -357,7 +361,7 @@ class ReferDataset(Dataset[_Group]):
         """Some of an image's expressions in groups, each of different objects."""
         of_ref: dict[int, list[int]] = {}
         for member in rng.sample(members.tolist(), len(members)):
-            of_ref.setdefault(int(self.table.refs[member]), []).append(member)
+            of_ref.setdefault(int(self.expressions.refs[member]), []).append(member)
         usable = [member for own in of_ref.values() for member in own[:num_questions]]
         drawn = set(rng.sample(usable, min(len(usable), num_questions * self.per_item)))
         kept = [[member for member in own if member in drawn] for own in of_ref.values()]
@@ -367,12 +371,12 @@ class ReferDataset(Dataset[_Group]):
         return [np.array(dealt[first::count]) for first in range(count)]
 
     def _image(self, expression: int) -> dict[str, Any]:
-        return self.coco.image(self.coco.find_image(int(self.table.images[expression])))
+        return self.coco.image(self.coco.find_image(int(self.expressions.images[expression])))
 
     def _named(self, members: Integers) -> list[NamedMasks]:
         size = size_of(self._image(members[0]))
         asked = []
-        for text, ids in map(self.table.__getitem__, members.tolist()):
+        for text, ids in map(self.expressions.__getitem__, members.tolist()):
             found = [self._name_and_mask(one, size) for one in ids]
             targets = tuple(Target(name or text, mask) for name, mask in found)
             asked.append(NamedMasks(text, targets))
@@ -513,7 +517,7 @@ class _Grouped(ReferDataset):
     def group_for_evaluation(self) -> tuple[Integers, Integers]:
         """In the order of the file; each image starts with a group of 6."""
         groups = []
-        for first, end in zip(self.table.starts, self.table.starts[1:], strict=False):
+        for first, end in zip(self.expressions.starts, self.expressions.starts[1:], strict=False):
             for size in cycle(GROUP_SIZES):
                 groups.append(np.arange(first, min(first + size, end)))
                 first += size

@@ -23,7 +23,7 @@ READERS: dict[str, str] = {
     "multi-refcoco+": "pixellm.data.refer:MultiRefCocoPlus",
     "multi-refcocog": "pixellm.data.refer:MultiRefCocoG",
     "reasonseg": "pixellm.data.reasonseg:ReasonSeg",
-    "muse": "pixellm.data.readers.muse:Muse",
+    "muse": "pixellm.data.muse:Muse",
     "ade20k": "pixellm.data.semantic:Ade20k",
     "cocostuff": "pixellm.data.semantic:CocoStuff",
     "mapillary": "pixellm.data.semantic:Mapillary",

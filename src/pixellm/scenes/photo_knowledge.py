@@ -27,6 +27,11 @@ def load_photo_knowledge() -> Knowledge:
     return read_knowledge(TABLE_DIR / "photo_tables")
 
 
+def coco_categories() -> tuple[str, ...]:
+    """The names of COCO's 80 categories, in the order of their ids."""
+    return tuple(key.replace("_", " ") for key in load_photo_knowledge().concepts)
+
+
 @cache
 def knowledge_of_categories(names: tuple[str, ...]) -> tuple[Knowledge, Mapping[str, str]]:
     """The tables cut down to what a file annotates.

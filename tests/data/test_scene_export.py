@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixellm.data import scene_export as export
+from pixellm.data.scene_export import export_scenes
 from pixellm.masks import decode_mask, mask_to_box
-from pixellm.scenes import export
 from pixellm.scenes.dataset import ScenesDataset
-from pixellm.scenes.export import export_scenes
 from pixellm.types import SEG_MARK
 
 NUM = 6

@@ -1,9 +1,6 @@
 """Scenes as files: images, questions and answers in the format of MUSE, and a sheet to look at.
 
-It writes what a scenes data set yields and refuses to know how a scene is drawn or a question
-made. The format is that of PAPER.md, section 4: a list with one entry per image. Two keys are
-added, both parallel to ``questions``: ``kinds``, and ``follow_ups`` with the second turn of a
-dialogue or null, because a question of MUSE stands alone.
+A question of MUSE stands alone: the second turn of a dialogue goes under ``follow_ups``.
 """
 
 from __future__ import annotations
@@ -20,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pixellm.data.muse import make_entry, make_instance
 from pixellm.files import (
     LineLog,
     check_file,
@@ -125,11 +123,9 @@ def muse_entry(
     first = dialogues[0]
     turns = [sample.turns[0] for sample in dialogues]
     later = [sample.turns[1] if len(sample.turns) > 1 else None for sample in dialogues]
+    objects = [_instance(one, one.name, category_ids) for one in first.objects]
     return {
-        "file_name": file_name,
-        "height": first.size[0],
-        "width": first.size[1],
-        "ann_list": [_instance(one, one.name, category_ids) for one in first.objects],
+        **make_entry(file_name, first.size, objects),
         "questions": [turn.question for turn in turns],
         "answers": [_instances(turn, category_ids) for turn in turns],
         "text_answers": [turn.answer for turn in turns],
@@ -149,13 +145,8 @@ def _instances(turn: Turn, category_ids: Mapping[str, int]) -> list[dict[str, An
 
 
 def _instance(target: Target, phrase: str, category_ids: Mapping[str, int]) -> dict[str, Any]:
-    return {
-        "category_id": category_ids[target.name],
-        "category_name": target.name,
-        "rephrased_name": phrase,
-        "bbox": list(mask_to_box(decode_mask(target.mask))),
-        "segmentation": target.mask,
-    }
+    box = mask_to_box(decode_mask(target.mask))
+    return make_instance(category_ids[target.name], target.name, phrase, box, target.mask)
 
 
 def _follow_up(turn: Turn, category_ids: Mapping[str, int]) -> dict[str, Any]:
