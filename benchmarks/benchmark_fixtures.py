@@ -50,7 +50,7 @@ from fixture_questions import (
 
 if TYPE_CHECKING:
     from pixellm.engine import Engine
-    from pixellm.evaluation.benchmark_run import BenchmarkRun
+    from pixellm.evaluation.evaluate import BenchmarkRun
 
 REFERRING = ("refcoco", "refcoco+", "refcocog", "multi-refcoco", "grefcoco")
 NAMES = (*REFERRING, "reasonseg", "muse", "coco")
@@ -199,15 +199,18 @@ def write_fixture(
 
 def evaluate(run: BenchmarkRun, engine: Engine, folder: Path) -> dict[str, Any]:
     """What `pixellm eval` says of a fixture, under both protocols where they differ."""
-    from pixellm.evaluation.benchmark_run import run_benchmark
+    from pixellm.evaluation import evaluate as evaluate_run
+    from pixellm.evaluation.report import write_evaluation
 
-    summary, _ = run_benchmark(run, folder, lambda: engine)
+    evaluation = evaluate_run(run, folder, lambda: engine)
+    write_evaluation(folder, evaluation)
+    summary = evaluation.summary
     released = None
     if run.benchmark.released == "same" and run.rules.mode == "forced":
         released = summary
     elif run.benchmark.released == "muse":
         other = replace(run, protocol="released")
-        released, _ = run_benchmark(other, Path(f"{folder}-released"), lambda: engine)
+        released = evaluate_run(other, Path(f"{folder}-released"), lambda: engine).summary
     shown = [score for score in SHOWN if score in run.benchmark.headline]
     return {
         "benchmark": run.name,
@@ -224,7 +227,7 @@ def evaluate(run: BenchmarkRun, engine: Engine, folder: Path) -> dict[str, Any]:
 
 def runs_of(name: str, model: str, out: Path) -> dict[str, BenchmarkRun]:
     """By folder: the usual run of a benchmark, and a free one where answers are usually given."""
-    from pixellm.evaluation.benchmark_run import BenchmarkRun
+    from pixellm.evaluation.evaluate import BenchmarkRun
 
     run = BenchmarkRun(name, model, SPLIT, out / "data" / name)
     free = {f"{name}-free": replace(run, mode="free")} if run.rules.mode == "forced" else {}

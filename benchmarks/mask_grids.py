@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from pixellm.evaluation.records import AnswerRecord
-from pixellm.evaluation.run_folder import read_answers
+from pixellm.evaluation.records import AnswerRecord, read_answers
 from pixellm.masks import decode_mask, mask_iou
 from pixellm.types import BoolMask
 

@@ -14,9 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pixellm.engine.answers import passes_threshold
-from pixellm.evaluation.benchmark_run import run_of_folder
-from pixellm.evaluation.records import AnswerRecord, Origin, build_record
-from pixellm.evaluation.run_folder import read_answers
+from pixellm.evaluation.evaluate import run_of_folder
+from pixellm.evaluation.records import AnswerRecord, Origin, build_record, read_answers
 from pixellm.evaluation.summary import Group, summarize
 from pixellm.masks import decode_mask
 from pixellm.types import SEG_MARK, Prediction, Segment, Turn

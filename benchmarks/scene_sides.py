@@ -18,8 +18,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from pixellm.evaluation.records import AnswerRecord
-from pixellm.evaluation.run_folder import read_answers
+from pixellm.evaluation.records import AnswerRecord, read_answers
 from pixellm.scenes.dataset import ScenesDataset
 from pixellm.scenes.knowledge import Knowledge, load_knowledge
 from pixellm.scenes.phrasing import concept_of_phrase

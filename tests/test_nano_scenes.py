@@ -35,14 +35,15 @@ def test_it_answers_the_demo_question_with_a_mask_for_each_thing(nano: "pixellm.
     assert overlap < 0.5
 
 
-def test_it_scores_on_unseen_scenes_as_its_table_says(nano: "pixellm.Engine") -> None:
-    from pixellm.evaluation.scenes import evaluate_scenes
+def test_it_scores_on_unseen_scenes_as_its_table_says(
+    nano: "pixellm.Engine", tmp_path: Path
+) -> None:
+    from pixellm.evaluation import BenchmarkRun, evaluate
 
-    report = evaluate_scenes(nano, "test", seed=20251, num_scenes=25, dialogues_per_image=4)
-    scores = report.headline()
-    assert scores["giou"].value > NANO_GIOU_FLOOR
-    withheld = scores["negatives_without_masks"].value
-    assert withheld is not None and withheld > NANO_NEGATIVES_FLOOR
+    run = BenchmarkRun("scenes", "nano-scenes", "test", seed=20251, num_scenes=25)
+    summary = evaluate(run, tmp_path / "run", lambda: nano).summary
+    assert summary.score("giou_targets").value > NANO_GIOU_FLOOR
+    assert summary.score("n_acc", "kind negative").value > NANO_NEGATIVES_FLOOR
 
 
 NANO_GIOU_FLOOR = 0.38

@@ -25,7 +25,6 @@ from pixellm.cli.display import answer_text, print_answer
 from pixellm.cli.main import app
 from pixellm.engine import Engine
 from pixellm.engine.answers import PromptBuilder
-from pixellm.evaluation.scenes import evaluate_scenes
 from pixellm.files import write_files
 from pixellm.masks import decode_mask, mask_to_box
 from pixellm.model.modeling import PixelLMModel
@@ -334,24 +333,25 @@ def test_train_shows_what_trains_and_how_it_goes_and_resumes(recipe: Path, tmp_p
 
 
 def test_eval_scenes_prints_tables_and_writes_what_the_library_reports(
-    tiny_model_dir: Path, tmp_path: Path, tiny_engine: Engine
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     target = tmp_path / "scenes.json"
     options = ["--num", 2, "--dialogues", 1, "--seed", 3, "--batch-size", 2, "--json", target]
     result = run("eval", "scenes", "--model", tiny_model_dir, *options)
     assert result.exit_code == 0, result.output
     values = json.loads(target.read_text())
-    assert values["model"] == str(tiny_model_dir)
-    assert values["dialogues_per_image"] == 1
-    assert (values["split"], values["seed"], values["num_scenes"]) == ("test", 3, 2)
-    from pixellm.engine import load
-
-    engine = load(tiny_model_dir, device="cpu", dtype="float32")
-    report = evaluate_scenes(engine, "test", 3, 2, 2, dialogues_per_image=1).to_dict()
-    assert values["headline"] == report["headline"]
-    assert values["groups"] == report["groups"]
-    for words in ("overall", "giou", "set_accuracy", "kind", "targets", "2 images"):
+    settings = values["settings"]
+    assert settings["model"] == str(tiny_model_dir)
+    assert (settings["split"], settings["seed"], settings["num_scenes"]) == ("test", 3, 2)
+    assert settings["dialogues_per_image"] == 1
+    folder = Path(f"scenes_test_{tiny_model_dir.name}_free_strict_2x1_seed3")
+    report = json.loads((folder / "report.json").read_text())
+    assert values == {name: value for name, value in report.items() if name != "gallery"}
+    for words in ("giou_targets", "named_set_accuracy", "By kind", "targets", "2 images"):
         assert words in result.stdout
+    again = run("eval", "scenes", "--model", tiny_model_dir, *options)
+    assert json.loads(target.read_text()) == values, again.output
 
 
 def test_data_scenes_writes_images_annotations_and_a_sheet(tmp_path: Path) -> None:

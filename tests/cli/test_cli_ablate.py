@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from pixellm.cli.main import app
 from pixellm.evaluation.baselines import guess_scenes
-from pixellm.evaluation.benchmarks import SceneQuestions
+from pixellm.evaluation.benchmarks import open_questions
 from pixellm.masks import encode_mask
 from pixellm.types import SEG_MARK, Request
 
@@ -27,7 +27,7 @@ def write_guesses(path: Path) -> int:
     """What a system that shows all objects would hand in; returns the number of questions."""
     guesser = guess_scenes("all_objects", "test", 2, dialogues_per_image=2)
     lines = []
-    for sample in SceneQuestions("test", 0, 2, 2):
+    for sample in open_questions("scenes", "test", Path(), {"num": 2, "dialogues": 2}):
         for number, turn in enumerate(sample.turns):
             answer = guesser.predict_batch([Request(sample.image, turn.question)])[0]
             text = ", ".join(f"{segment.label} {SEG_MARK}" for segment in answer.segments)

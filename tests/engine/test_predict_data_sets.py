@@ -26,7 +26,7 @@ from pixellm.engine.answer_file import AnswerFile
 from pixellm.engine.jobs import JobState, answer_here, split_batches
 from pixellm.engine.questions import RowWorker, answer_rows, lines_of
 from pixellm.engine.ray import answer_on_ray
-from pixellm.evaluation.question_sets import SET_NAMES, open_rows, usual_split
+from pixellm.evaluation.benchmarks import SET_NAMES, open_rows, usual_split
 from pixellm.scenes.dataset import ScenesDataset
 from pixellm.types import Prediction, Request, Sample, Turn
 

@@ -11,10 +11,9 @@ from benchmark_layouts import write_benchmark
 from hand_made_scenes import true_prediction
 
 from pixellm.engine import MAX_NEW_TOKENS
-from pixellm.evaluation.benchmark_run import BenchmarkRun
-from pixellm.evaluation.evaluate import answer_freely, answer_missing
+from pixellm.engine.run_folder import open_run
+from pixellm.evaluation.evaluate import BenchmarkRun, answer_freely, answer_questions
 from pixellm.evaluation.metrics import Protocol
-from pixellm.evaluation.run_folder import open_run
 from pixellm.types import Prediction, Request
 
 WRONG_NAME = "The hammer {seg}, the dog {seg} and the hat {seg}."
@@ -51,5 +50,5 @@ def answer_muse(root: Path, protocol: Protocol = "strict") -> tuple[BenchmarkRun
     )
     folder = root / "run"
     open_run(folder, run.settings())
-    answer_missing(answer_freely(Misnaming(run)), run.open(), run.rules, folder, 2)
+    answer_questions(answer_freely(Misnaming(run)), run.open(), run.rules, folder, 2)
     return run, folder

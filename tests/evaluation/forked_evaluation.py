@@ -17,10 +17,11 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # two processes can't share one GPU
 import torch.distributed
 from accelerate import PartialState
 from known_answers import Knowing
+from reported import run_benchmark
 
 from pixellm.checkpoint.fingerprint import fingerprint_model
 from pixellm.engine.jobs import ProcessGroup
-from pixellm.evaluation.benchmark_run import BenchmarkRun, run_benchmark
+from pixellm.evaluation.evaluate import BenchmarkRun
 
 NUM_PROCESSES = 2
 LOADED = (PartialState, fingerprint_model)  # what processes import later; once is enough

@@ -12,9 +12,9 @@ import pytest
 from hand_made_scenes import Oracle, Shuffler, make_scene, with_segments
 
 from pixellm.engine.jobs import ProcessGroup
-from pixellm.evaluation.evaluate import answer_freely, answer_missing
-from pixellm.evaluation.records import AnswerRecord, record_from_json, record_to_json
-from pixellm.evaluation.run_folder import open_run, read_answers, read_settings
+from pixellm.engine.run_folder import open_run, read_settings
+from pixellm.evaluation.evaluate import answer_freely, answer_questions
+from pixellm.evaluation.records import AnswerRecord, read_answers, record_from_json, record_to_json
 from pixellm.evaluation.scores import Rules
 
 RULES = Rules("slots", "free", "strict")
@@ -26,7 +26,7 @@ SETTINGS = {"benchmark": "scenes", "split": "test", "seed": 0}
 def run(folder: Path, predictor: Oracle | None = None, group: ProcessGroup | None = None):
     open_run(folder, SETTINGS)
     answer = answer_freely(predictor or Neighbourly(SCENES))
-    return answer_missing(answer, QUESTIONS, RULES, folder, 4, group=group or ProcessGroup())
+    return answer_questions(answer, QUESTIONS, RULES, folder, 4, group=group or ProcessGroup())
 
 
 def timeless(records: list[AnswerRecord]) -> list[AnswerRecord]:
@@ -178,7 +178,7 @@ def test_progress_hears_of_every_dialogue(tmp_path):
     heard = []
     open_run(tmp_path / "run", SETTINGS)
     answer = answer_freely(Oracle(SCENES))
-    answer_missing(
+    answer_questions(
         answer, QUESTIONS, RULES, tmp_path / "run", 4, progress=lambda *told: heard.append(told)
     )
     assert heard[-1] == (len(QUESTIONS), len(QUESTIONS), 1.0)

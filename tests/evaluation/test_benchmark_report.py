@@ -11,18 +11,18 @@ import pytest
 from hand_made_scenes import Oracle, Silent, Sprayer, make_scene, with_segments
 from PIL import Image
 
+from pixellm.engine.run_folder import open_run
 from pixellm.evaluation.benchmarks import find_benchmark
-from pixellm.evaluation.evaluate import answer_freely, answer_missing
+from pixellm.evaluation.evaluate import answer_freely, answer_questions
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.report import write_report
 from pixellm.evaluation.report.gallery import EACH, choose_records
-from pixellm.evaluation.run_folder import open_run
-from pixellm.evaluation.scores import Rules, question_giou
+from pixellm.evaluation.scores import question_giou
 from pixellm.evaluation.summary import summarize
 from pixellm.types import Prediction, Segment
 
-RULES = Rules("slots", "free", "strict")
 BENCHMARK = find_benchmark("scenes")
+RULES = BENCHMARK.rules()
 SETTINGS = {
     "benchmark": "scenes",
     "title": "scenes",
@@ -30,7 +30,7 @@ SETTINGS = {
     "model": "<i>mine & yours</i>",
     "mode": "free",
     "protocol": "strict",
-    "rules": {"unit": "slots", "mode": "free", "protocol": "strict"},
+    "rules": RULES.to_dict(),
 }
 
 
@@ -52,7 +52,7 @@ def answer(folder: Path, kind: type[Oracle], num_scenes: int = 6) -> list[Answer
     scenes = [make_scene(i) for i in range(num_scenes)]
     questions = [sample for scene in scenes for sample in scene]
     open_run(folder, SETTINGS)
-    return answer_missing(answer_freely(kind(scenes)), questions, RULES, folder, 8)
+    return answer_questions(answer_freely(kind(scenes)), questions, RULES, folder, 8)
 
 
 def image(record: AnswerRecord) -> Image.Image:

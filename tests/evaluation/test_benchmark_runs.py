@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from benchmark_layouts import NUM_IMAGES, NUM_THINGS, write_benchmark
 from known_answers import Knowing
+from reported import run_benchmark
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from pixellm.evaluation.benchmark_run import BenchmarkRun, run_benchmark, run_of_folder
+from pixellm.engine.run_folder import open_run
 from pixellm.evaluation.benchmarks import BENCHMARKS
-from pixellm.evaluation.run_folder import open_run
+from pixellm.evaluation.evaluate import BenchmarkRun, run_of_folder
 from pixellm.files import locked
 
 WITH_FILES = [name for name in BENCHMARKS if name != "scenes"]
@@ -193,11 +194,9 @@ def test_the_command_says_weights_and_type_and_refuses_others(tmp_path, model):
 
 def test_a_guess_on_scenes_needs_no_model(tmp_path):
     words = ["scenes", "--num", 2, "--dialogues", 1, "--model", "all_objects"]
-    shown = evaluate(*words)
+    shown = evaluate(*words, "--out", tmp_path / "run")
     assert shown.exit_code == 0, shown.output
     assert "right names" in shown.output and "text_accuracy" in shown.output
-    written = evaluate(*words, "--out", tmp_path / "run")
-    assert written.exit_code == 0, written.output
     scores = json.loads((tmp_path / "run" / "report.json").read_text())["groups"]["overall"]
     assert scores["scores"]["recall"]["value"] == 1
     for wrong in (["--protocol", "released"], ["--mode", "forced"]):
@@ -234,8 +233,21 @@ def test_photos_of_a_curated_file_may_lie_in_a_folder_of_their_own(tmp_path):
     assert all(sample.image.is_file() for sample in run.open())
     open_run(tmp_path / "run", run.settings())
     assert run_of_folder(tmp_path / "run").settings() == run.settings()
-    with pytest.raises(ValueError, match="--images is for muse"):
-        BenchmarkRun("coco", "m", images=tmp_path)
+
+
+def test_files_of_other_names_are_found_by_options(tmp_path):
+    data = write_benchmark("coco", tmp_path / "data")
+    usual = BenchmarkRun("coco", "m", "val", data).open()
+    (data / "annotations/instances_val.json").rename(data / "mine.json")
+    (images := next(iter(usual)).image.parent).rename(tmp_path / "photos")
+    assert not images.exists()
+    with pytest.raises(FileNotFoundError, match=r"--with annotations=FILE .* --images"):
+        BenchmarkRun("coco", "m", "val", data).open()
+    options = {"annotations": "mine.json"}
+    run = BenchmarkRun("coco", "m", "val", data, tmp_path / "photos", options)
+    assert [one.id for one in run.open()] == [one.id for one in usual]
+    open_run(tmp_path / "run", run.settings())
+    assert run_of_folder(tmp_path / "run").settings() == run.settings()
 
 
 def test_a_file_where_a_folder_is_needed_is_named(tmp_path):

@@ -69,6 +69,20 @@ def test_instances_are_targets_and_crowds_are_ignored(root):
     assert int(decode_mask(turn.targets[0].ignore).sum()) == 40
 
 
+def test_ids_and_flags_may_be_texts_and_floats(root):
+    usual = [(one.image, one.turns) for one in open_questions("coco", "val", root)]
+    path = root / "annotations" / "instances_val.json"
+    values = json.loads(path.read_text())
+    for image in values["images"]:
+        image |= {"id": str(image["id"]), "height": 20.0, "file_name": f".\\{image['file_name']}"}
+    values["categories"] = [{**one, "id": float(one["id"])} for one in values["categories"]]
+    for one in values["annotations"]:
+        one |= {"image_id": float(one["image_id"]), "category_id": str(one["category_id"])}
+        one["iscrowd"] = str(one["iscrowd"])
+    path.write_text(json.dumps(values))
+    assert [(one.image, one.turns) for one in open_questions("coco", "val", root)] == usual
+
+
 def test_a_missing_split_is_named(root):
     with pytest.raises(FileNotFoundError, match="COCO split 'test'"):
         open_questions("coco", "test", root)

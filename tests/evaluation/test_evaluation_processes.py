@@ -12,10 +12,10 @@ from typing import Any
 
 from benchmark_layouts import write_benchmark
 from known_answers import Knowing
+from reported import run_benchmark
 
-from pixellm.evaluation.benchmark_run import BenchmarkRun, run_benchmark
-from pixellm.evaluation.records import AnswerRecord
-from pixellm.evaluation.run_folder import read_answers
+from pixellm.evaluation.evaluate import BenchmarkRun
+from pixellm.evaluation.records import AnswerRecord, read_answers
 
 
 def timeless(folder: Path) -> list[AnswerRecord]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,8 @@ sys.path.append(str(Path(__file__).parents[1] / "curation"))
 
 from chat_server import Answer, ChatServer
 
-from pixellm.cli.evaluate import evaluate_muse
 from pixellm.cli.main import app
+from pixellm.cli.options import JudgeOptions
 from pixellm.evaluation.judge import DEFAULT_THRESHOLD, JudgeItem, JudgeSettings, open_judge
 
 LLM = ["--judge", "llm", "--judge-model", "gpt-4o-mini", "--base-url"]
@@ -74,8 +73,7 @@ def test_help_names_the_judges_and_where_the_key_comes_from() -> None:
 
 
 def test_the_usual_threshold_is_that_of_the_library() -> None:
-    threshold = inspect.signature(evaluate_muse).parameters["judge_threshold"]
-    assert threshold.default == DEFAULT_THRESHOLD == JudgeSettings().threshold
+    assert JudgeOptions().judge_threshold == DEFAULT_THRESHOLD
 
 
 def test_reports_name_a_server_without_its_password() -> None:

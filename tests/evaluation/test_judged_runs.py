@@ -17,10 +17,11 @@ from answered_muse import answer_muse
 from chat_server import Answer, ChatServer, user_text
 
 from pixellm.cli.main import app
-from pixellm.evaluation.benchmark_run import BenchmarkRun
+from pixellm.evaluation.evaluate import BenchmarkRun
+from pixellm.evaluation.evaluate import evaluate as answer
 from pixellm.evaluation.judge import JudgeSettings, SimilarityJudge
-from pixellm.evaluation.judged_run import check_judging, judge_run
-from pixellm.evaluation.summary import summarize
+from pixellm.evaluation.judgement import check_judging, judge_evaluation
+from pixellm.evaluation.report import write_evaluation
 from pixellm.files import locked
 from pixellm.llm.store import RequestStore
 
@@ -200,19 +201,18 @@ def test_answers_without_a_verdict_are_counted_and_keep_their_scores(
 
 
 def test_the_library_judges_a_run_too(tmp_path: Path) -> None:
-    from pixellm.evaluation.run_folder import read_answers
-
     run, folder = answer_muse(tmp_path)
-    records = read_answers(folder)
+    evaluation = answer(run, folder, lambda: None)
     settings = JudgeSettings("similarity")
-    summary = summarize(records, run.rules)
-    if sys.platform != "win32":  # files are not locked there
-        with locked(folder), pytest.raises(OSError, match="Another process is writing"):
-            judge_run(run, folder, records, summary, SimilarityJudge(), settings)
-    scores = judge_run(run, folder, records, summary, SimilarityJudge(), settings)
+    scores = judge_evaluation(evaluation, SimilarityJudge(), settings)
     assert scores.plain.score("giou").value == 1
     assert scores.judged.score("giou").value == pytest.approx(5 / 6)
-    assert scores.judgement.records[0] == records[0]
+    assert scores.judgement.records[0] == evaluation.records[0]
+    if sys.platform != "win32":  # files are not locked there
+        with locked(folder), pytest.raises(OSError, match="Another process is writing"):
+            write_evaluation(folder, evaluation, scores)
+    write_evaluation(folder, evaluation, scores)
+    assert read_report(tmp_path)["judge"]["masks_rejected"] == 1
 
 
 def test_joined_masks_and_given_texts_are_no_business_of_a_judge() -> None:

@@ -45,7 +45,6 @@ def test_benchmarks_and_their_comparison_from_the_command_line(
         (("eval", "grefcoco", "--protocol", "released"), "does not score grefcoco"),
         (("eval", "coco", "--mode", "given"), "free or forced"),
         (("eval", "muse", "--data", "nowhere"), "muse"),
-        (("eval", "scenes", "--mode", "forced"), "add --out"),
         (("compare", "nowhere", "nowhere"), "holds no evaluation"),
     ],
 )

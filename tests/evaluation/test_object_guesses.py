@@ -6,7 +6,7 @@ from hand_made_scenes import APPLE, CUP, PEAR, SIZE, make_scene
 
 from pixellm.engine.dialogues import answer_dialogues
 from pixellm.evaluation.baselines import ObjectGuesser, guess_all, guess_largest, guess_scenes
-from pixellm.evaluation.scenes import score_answer
+from pixellm.evaluation.metrics import score_masks
 from pixellm.masks import decode_mask, encode_mask
 from pixellm.types import Request, Sample, Target, Turn
 
@@ -40,9 +40,10 @@ def test_all_objects_are_named_in_order_each_with_its_mask_and_phrase() -> None:
 def test_all_objects_find_every_target_and_pay_for_the_rest() -> None:
     """Asked for 2 of 3 objects: 2 perfect matches and a spurious one."""
     turn = Turn("Which fruit?", "The apple {seg} and the pear {seg}.", (APPLE, PEAR))
-    shown = sample(0, (APPLE, PEAR, CUP))
-    answer = ObjectGuesser([shown], guess_all).predict_batch([Request(shown.image, "Which?")])[0]
-    score = score_answer(0, turn, answer, 0.0, lambda phrase: phrase).masks
+    one = sample(0, (APPLE, PEAR, CUP))
+    answer = ObjectGuesser([one], guess_all).predict_batch([Request(one.image, "Which?")])[0]
+    shown = np.stack([segment.mask for segment in answer.segments])
+    score = score_masks(shown, np.stack([decode_mask(one.mask) for one in turn.targets]))
     assert (score.iou_sum, score.num_matches, score.num_hits) == (2.0, 3, 2)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from benchmark_layouts import write_benchmark
 from known_answers import Knowing
+from reported import run_benchmark
 
 from conftest import TINY_QUESTION, square_image, square_sample
 from pixellm.checkpoint.io import load_model_and_processor, save_model
@@ -16,8 +17,8 @@ from pixellm.data.registry import open_reader
 from pixellm.engine import Engine
 from pixellm.engine.jobs import answer_here
 from pixellm.engine.questions import RowWorker, answer_rows
-from pixellm.evaluation.benchmark_run import BenchmarkRun, run_benchmark
-from pixellm.evaluation.question_sets import open_rows
+from pixellm.evaluation.benchmarks import open_rows
+from pixellm.evaluation.evaluate import BenchmarkRun
 from pixellm.evaluation.report.compare import compare_runs
 from pixellm.types import Request, Sample, Turn
 

@@ -9,9 +9,9 @@ import pytest
 from hand_made_scenes import Oracle, Silent, Sprayer, make_scene
 from test_benchmark_report import SETTINGS, Wavering, answer, image
 
-from pixellm.evaluation.evaluate import answer_freely, answer_missing
+from pixellm.engine.run_folder import open_run
+from pixellm.evaluation.evaluate import answer_freely, answer_questions
 from pixellm.evaluation.report import compare_runs, write_comparison
-from pixellm.evaluation.run_folder import open_run
 from pixellm.evaluation.scores import Rules
 
 
@@ -86,7 +86,7 @@ def test_the_same_key_with_another_question_is_refused(runs, tmp_path):
     (moved,) = [s for s in make_scene(1) if len(s.turns) == 1]
     changed = type(moved)(moved.image, moved.size, moved.turns, scene[0].id)
     open_run(tmp_path / "changed", SETTINGS)
-    answer_missing(
+    answer_questions(
         answer_freely(Sprayer([make_scene(1)])),
         [changed],
         Rules("slots", "free", "strict"),

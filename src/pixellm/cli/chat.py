@@ -40,13 +40,23 @@ class Chat:
         image: file of the image.
         console: where answers go.
         errors: where complaints go.
+        temperature: of the answers, see :class:`~pixellm.engine.AnswerOptions`.
 
     Raises:
         ValueError, OSError: the image can't be read.
     """
 
-    def __init__(self, engine: Engine, image: Path, console: Console, errors: Console) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        image: Path,
+        console: Console,
+        errors: Console,
+        *,
+        temperature: float = 0.0,
+    ) -> None:
         self.engine = engine
+        self.temperature = temperature
         self.console = console
         self.errors = errors
         self.open(image)
@@ -79,7 +89,7 @@ class Chat:
             if line.startswith("/"):
                 self._obey(*line.split(maxsplit=1))
             else:
-                print_answer(self.console, self.session.ask(line))
+                print_answer(self.console, self.session.ask(line, temperature=self.temperature))
         except (ValueError, OSError) as error:
             self._complain(str(error))
         except (RuntimeError, MemoryError) as error:

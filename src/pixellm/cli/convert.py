@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from pixellm.cli.console import open_console, say
+from pixellm.cli.console import import_quietly, open_console, say
 
 _Out = Annotated[Path, typer.Option(help="Folder to write; new or empty.")]
 _Tower = Annotated[
@@ -23,7 +23,7 @@ _Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch on th
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add ``convert`` and ``init`` to a command line."""
+    """Add ``convert``, ``init`` and ``export-lm`` to a command line."""
     app.command(
         epilog="Examples:\n\n    pixellm convert PixelLM-7B --vision-tower "
         "openai/clip-vit-large-patch14-336 --out pixellm-7b"
@@ -34,6 +34,10 @@ def add_commands(app: typer.Typer) -> None:
         "\n\n    pixellm init --llm HuggingFaceTB/SmolLM2-135M --vision "
         "openai/clip-vit-base-patch16 --out start"
     )(init)
+    app.command(
+        "export-lm",
+        epilog="Example:\n\n    pixellm export-lm runs/mine --out mine-lm",
+    )(export_lm)
 
 
 def convert(
@@ -98,6 +102,23 @@ def init(
             str(llm), str(vision), out, template=template, image_size=image_size, seed=seed
         )
     say(f"Wrote {out}")
+
+
+def export_lm(
+    checkpoint: Annotated[str, typer.Argument(help="nano, a folder, a run's folder, or a hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Write a model's language model alone, for lm-evaluation-harness, VLMEvalKit and others."""
+    from pixellm.files import check_new_folder
+
+    check_new_folder(out)
+    pick_dtype = import_quietly("pixellm.engine").pick_dtype
+    library = import_quietly("pixellm.checkpoint.export_lm")
+    import torch
+
+    chosen = pick_dtype(dtype, torch.device("cpu"))
+    say(f"Wrote {library.export_language_model(checkpoint, out, dtype=chosen)}")
 
 
 @contextmanager

@@ -7,24 +7,17 @@ its business. :func:`add_data_commands` puts the commands into the command line.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pixellm.cli.console import open_console, printable, reader_options, say
+from pixellm.cli.console import open_console, printable, say
+from pixellm.cli.options import Images, LoadOptions, With, image_options, spread
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pixellm.data.check import SplitReport
-
-_Images = Annotated[
-    Path | None, typer.Option(help="Folder of the photos, where they do not lie as usual.")
-]
-_With = Annotated[
-    list[str] | None,
-    typer.Option("--with", metavar="NAME=VALUE", help="An option of the reader; may be repeated."),
-]
 
 
 def add_data_commands(app: typer.Typer) -> None:
@@ -45,7 +38,7 @@ def add_data_commands(app: typer.Typer) -> None:
         epilog="Examples:\n\n    pixellm data pseudo-label photos --out labels"
         " --class dog --class cat"
         "\n\n    pixellm data pseudo-label photos --out labels --boxes boxes.json --min-score 0.5",
-    )(pseudo_label)
+    )(spread(pseudo_label))
 
 
 def check(
@@ -56,8 +49,8 @@ def check(
     splits: Annotated[
         list[str] | None, typer.Option("--split", help="Only this split; may be repeated.")
     ] = None,
-    images: _Images = None,
-    options: _With = None,
+    images: Images = None,
+    options: With = None,
     limit: Annotated[int, typer.Option(min=0, help="Bad rows shown of each split.")] = 50,
     report: Annotated[Path | None, typer.Option(help="CSV file for all bad rows.")] = None,
     quick: Annotated[
@@ -74,7 +67,7 @@ def check(
 
     if report is not None:
         check_file(report, start=CSV_HEADER)
-    found = find_sets(root, sets or (), splits or (), _options(images, options))
+    found = find_sets(root, sets or (), splits or (), image_options(images, options))
     if not found:
         raise ValueError(f"{root} holds no data set in a known layout; see docs/data.md.")
     console = open_console()
@@ -103,8 +96,8 @@ def preview(
     split: Annotated[str, typer.Option(help="The set's training split where not given.")] = "",
     num: Annotated[int, typer.Option(min=1, help="Dialogues to show.")] = 12,
     seed: Annotated[int, typer.Option(help="Another seed shows others.")] = 0,
-    images: _Images = None,
-    options: _With = None,
+    images: Images = None,
+    options: With = None,
 ) -> None:
     """Show a data set: images with masks, questions and answers, as a page and a sheet."""
     from pixellm.data.check import find_sets
@@ -113,7 +106,7 @@ def preview(
     from pixellm.report.gallery import check_preview, write_preview
 
     check_preview(out)
-    chosen = {**_options(images, options), "seed": seed}
+    chosen = {**image_options(images, options), "seed": seed}
     if data not in READERS and Path(data).is_file():
         (found,) = find_sets(Path(data), options=chosen)
         reader = found.open()
@@ -128,6 +121,7 @@ def preview(
 
 def pseudo_label(
     images: Annotated[Path, typer.Argument(help="Folder of photos.")],
+    options: LoadOptions,
     out: Annotated[
         Path,
         typer.Option(help="Folder for instances.json; the same command goes on where it stopped."),
@@ -140,9 +134,6 @@ def pseudo_label(
         list[str] | None,
         typer.Option("--class", help="Look for this; may be repeated. COCO's 80 if not given."),
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")
-    ] = "nano",
     min_score: Annotated[
         float, typer.Option(min=0, max=1, help="Keep masks that are as sure as this.")
     ] = 0.6,
@@ -156,23 +147,17 @@ def pseudo_label(
     limit: Annotated[int, typer.Option(min=0, help="The first photos only; 0 for all.")] = 0,
     shown: Annotated[int, typer.Option(min=0, help="Photos on the sheet to look at.")] = 24,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
 ) -> None:
     """Let a model draw the masks of photos that nobody annotated: a COCO file to train on."""
-    from functools import partial
-
-    from pixellm.cli.console import load_engine
     from pixellm.cli.display import labels_progress
     from pixellm.labelling.label_run import COCO_FILE, SHEET_FILE, run_labels, start_run
     from pixellm.labelling.pseudo_labels import LabelRules
 
     rules = LabelRules(min_score, doubt, overlap)
-    run = start_run(images, out, model, rules, boxes, classes or (), limit)
-    load = partial(load_engine, model, device, dtype)
+    run = start_run(images, out, options.model, rules, boxes, classes or (), limit)
     try:
         with labels_progress(open_console(stderr=True)) as progress:
-            state = run_labels(run, load, batch_size, progress, shown)
+            state = run_labels(run, options.load, batch_size, progress, shown)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
     typer.echo(
@@ -183,12 +168,6 @@ def pseudo_label(
         typer.echo(f"{state.bad} photos can't be read; they are left out.", err=True)
     if shown and state.masks + state.doubts:
         typer.echo(f"To look at: {out / SHEET_FILE}")
-
-
-def _options(images: Path | None, options: list[str] | None) -> dict[str, Any]:
-    """All options of a reader by name; the folder of photos stays right in any other folder."""
-    folder = {} if images is None else {"images": str(images.absolute())}
-    return {**folder, **reader_options(options)}
 
 
 def _show_report(console: Console, report: SplitReport, limit: int) -> None:

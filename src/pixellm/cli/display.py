@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pixellm.engine.jobs import JobState
     from pixellm.engine.jobs import Progress as JobProgress
     from pixellm.evaluation.evaluate import Progress as EvaluationProgress
-    from pixellm.evaluation.scenes_report import ScenesReport
     from pixellm.labelling.label_run import Progress as LabelProgress
     from pixellm.llm.run import RequestProgress
     from pixellm.training.trainer import TrainEvent
@@ -247,56 +246,6 @@ class _RareLines:
         if now >= self._next and not self._console.is_terminal:
             self._console.print(Text(line), soft_wrap=True)
             self._next = now + SECONDS_A_LINE
-
-
-def print_scenes_report(console: Console, report: ScenesReport) -> None:
-    """Show a report: overall, per kind of question, per number of targets.
-
-    Args:
-        console: where to.
-        report: scores with 95 % intervals.
-    """
-    definitions = report.to_dict()["definitions"]
-    console.print(
-        f"Scenes {report.split}, seed {report.seed}: {report.num_scenes} images, "
-        f"{len(report.answers)} questions, {report.num_concepts} concepts, "
-        f"{report.seconds_per_answer:.2f} s per answer; 95 % intervals.",
-        highlight=False,
-        soft_wrap=True,
-    )
-    scores = {**report.groups["overall"].scores, **report.headline()}
-    overall = plain_table()
-    for column in ("overall", "score", "meaning"):
-        overall.add_column(column)
-    for name, estimate in scores.items():
-        overall.add_row(name, str(estimate), definitions.get(name, ""))
-    overall.columns[1].no_wrap = True
-    console.print(overall, highlight=False)
-    for title, prefix in (("kind", "kind "), ("targets", "targets ")):
-        console.print(_groups_table(report, title, prefix), highlight=False)
-
-
-def _groups_table(report: ScenesReport, title: str, prefix: str) -> Table:
-    """One row for each group of the report whose name starts with the prefix."""
-    columns = ("asked", "gIoU", "set acc.", "names", "N-acc", "text")  # fits 80 characters
-    table = plain_table()
-    for name in (title, *columns):
-        table.add_column(name)
-    for name, group in report.groups.items():
-        if name.startswith(prefix):
-            scores = group.scores
-            table.add_row(
-                name.removeprefix(prefix),
-                str(group.num_questions),
-                str(scores["giou"]),
-                _number(scores["set_accuracy"].value),
-                _number(scores["named_set_accuracy"].value),
-                _number(scores["n_acc"].value),
-                _number(scores["text_accuracy"].value),
-            )
-    for column in table.columns:
-        column.no_wrap = True
-    return table
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The commands ``pixellm eval BENCHMARK`` and ``pixellm compare``.
+"""The commands ``eval BENCHMARK``, ``score``, ``data questions`` and ``compare``.
 
 Reads options, shows progress and tables, and calls :mod:`pixellm.evaluation`; how answers are
 scored is not its business. :func:`add_commands` puts the commands into the command line.
@@ -6,239 +6,211 @@ scored is not its business. :func:`add_commands` puts the commands into the comm
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pixellm.cli.console import (
-    check_json,
-    import_quietly,
-    load_engine,
-    open_console,
-    say,
-    write_json,
-)
-from pixellm.cli.judge import (
-    BaseUrl,
-    JudgeCache,
-    JudgeKind,
-    JudgeModel,
-    JudgeThreshold,
-    MaxCost,
-    ModelPrice,
-    judge_bar,
-    open_run_judge,
-    read_judge,
+from pixellm.cli.console import check_json, import_quietly, open_console, say, write_json
+from pixellm.cli.options import (
+    FileOptions,
+    Json,
+    JudgeOptions,
+    ModelOptions,
+    SceneOptions,
+    spread,
 )
 
 if TYPE_CHECKING:
     from pixellm.engine import Engine
     from pixellm.engine.jobs import ProcessGroup
     from pixellm.evaluation.baselines import ObjectGuesser
-    from pixellm.evaluation.benchmark_run import BenchmarkRun
+    from pixellm.evaluation.benchmarks import Benchmark
+    from pixellm.evaluation.evaluate import BenchmarkRun, Evaluation
     from pixellm.evaluation.judge import JudgeSettings
-    from pixellm.evaluation.report.judged import JudgedScores
-    from pixellm.evaluation.scenes_report import ScenesReport
-    from pixellm.evaluation.summary import Summary
+    from pixellm.evaluation.judgement import JudgedScores
+    from pixellm.llm.run import RequestProgress
 
-_ASKED = {
-    "refcoco": "refCOCO: one expression, one mask.",
-    "refcoco+": "refCOCO+: one expression without places, one mask.",
-    "refcocog": "refCOCOg: one longer expression, one mask.",
-    "multi-refcoco": "multi-refCOCO: several expressions about an image, asked together.",
-    "multi-refcoco+": "multi-refCOCO+: several expressions without places, asked together.",
-    "multi-refcocog": "multi-refCOCOg: several longer expressions, asked together.",
-    "grefcoco": "gRefCOCO: expressions for none, one or several objects.",
-    "reasonseg": "ReasonSeg: one question that needs reasoning, one mask.",
-    "muse": "MUSE: questions that need reasoning about several objects.",
-    "coco": "COCO categories: every instance of each category that a photo shows.",
-    "photos": "Photos in COCO format: names, places, sizes, kinds, uses, what is not there.",
-    "coco-expressions": "Own photos in COCO format: the description of each annotation.",
-    "labelme": "Own LabelMe photos: every instance of each label that a photo shows.",
-    "jsonl": "Own dialogues, one a line: the first question of each.",
+_REPORT_KEYS = ("settings", "versions", "headline")
+
+_EXAMPLES = {
+    "scenes": (
+        "--split test --json scenes.json",
+        "--model runs/nano --split test_style --num 100 --seed 7",
+        "--model largest_object",
+    ),
+    "muse": (
+        "--model nano --data data",
+        "--data set/muse_val.json --images photos",
+        "--model nano --data data --judge similarity",
+        "--data data --judge llm --judge-model gpt-4o-mini "
+        "--base-url https://api.openai.com/v1 --max-cost 2",
+    ),
+    "jsonl": ("--data questions.jsonl",),
+    "coco": (
+        "--model nano --data photos",
+        "--data cvat --with annotations=annotations/instances_default.json --images cvat/images",
+    ),
 }
-"""Benchmark with files -> what it asks, for ``--help``. The table of benchmarks is not imported
-for that: it would cost NumPy."""
+_USUAL_EXAMPLES = ("--model nano --data data", "--model runs/mine --limit 100 --out report")
 
-_SPLITS = {
-    "refcoco": "val, testA, testB",
-    "refcoco+": "val, testA, testB",
-    "refcocog": "val, test",
-    "multi-refcoco": "val, testA, testB",
-    "multi-refcoco+": "val, testA, testB",
-    "multi-refcocog": "val, test",
-    "grefcoco": "val, testA, testB",
-    "reasonseg": "val, test",
-    "muse": "val, test_less, test_many",
-    "coco": "val, train",
-    "photos": "val, train, test",
-    "coco-expressions": "val, train, test",
-    "labelme": "val, train, test",
-    "jsonl": "val, train, test",
-}
-
-_BESIDE = {
-    "muse": "pixellm eval muse --data set/muse_val.json --images photos",
-    "jsonl": "pixellm eval jsonl --data questions.jsonl",
-}
-"""Benchmark -> one more example, of a single file."""
-
-_Model = Annotated[str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")]
-_Split = Annotated[str, typer.Option(help="Part of the data set.")]
-_Data = Annotated[
-    Path, typer.Option(help="Folder that holds the data sets; for muse and jsonl also a file.")
+_Benchmark = Annotated[
+    str, typer.Option(help="scenes, muse, refcoco, reasonseg, coco ...; see `pixellm eval`.")
 ]
-_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-_Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
-_Mode = Annotated[
-    str,
-    typer.Option(help="free: the model writes its answers; forced: the true texts are given."),
-]
+_Split = Annotated[str, typer.Option(help="Part of the data set; the benchmark's if not given.")]
 _Protocol = Annotated[
     str, typer.Option(help="strict, or released: as the authors' code scores, defects included.")
 ]
 _Limit = Annotated[int, typer.Option(min=0, help="The first dialogues only; 0 for all.")]
-_BatchSize = Annotated[int, typer.Option(min=1, help="Dialogues answered, and written, together.")]
-_Out = Annotated[
-    Path | None,
-    typer.Option(help="Folder for answers and report; the same command goes on where it stopped."),
-]
-_JUDGED_EXAMPLES = (
-    "\n\n    pixellm eval muse --model nano --data data --judge similarity"
-    "\n\n    pixellm eval muse --data data --judge llm --judge-model gpt-4o-mini "
-    "--base-url https://api.openai.com/v1 --max-cost 2"
-)
 
 
-def add_commands(app: typer.Typer, evaluate_app: typer.Typer) -> None:
-    """Add ``eval BENCHMARK`` for all benchmarks, and ``compare``, to a command line."""
-    evaluate_app.command(
-        "scenes",
-        epilog="Examples:\n\n    pixellm eval scenes --split test --json scenes.json"
-        "\n\n    pixellm eval scenes --model runs/nano --split test_style --num 100 --seed 7"
-        "\n\n    pixellm eval scenes --num 100 --out scenes-report"
-        "\n\n    pixellm eval scenes --model largest_object",
-    )(evaluate_scenes)
-    for name in _ASKED:
-        evaluate_app.command(
-            name,
-            help=f"{_ASKED[name]} Writes a report with 95 % intervals and images. "
-            f"Splits: {_SPLITS[name]}.",
-            epilog=f"Examples:\n\n    pixellm eval {name} --model nano --data data"
-            f"\n\n    pixellm eval {name} --model runs/mine --split val --limit 100 --out report"
-            + (f"\n\n    {_BESIDE[name]}" if name in _BESIDE else "")
-            + (_JUDGED_EXAMPLES if name == "muse" else ""),
-        )(evaluate_muse if name == "muse" else _benchmark_command(name))
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What of a benchmark is answered, how it is scored, and where that goes."""
+
+    split: _Split = ""
+    mode: Annotated[
+        str,
+        typer.Option(help="free: the model writes its answers; forced: the true texts are given."),
+    ] = ""
+    protocol: _Protocol = "strict"
+    limit: _Limit = 0
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for answers and report; the same command goes on where it stopped. A "
+            "name made of the settings if not given."
+        ),
+    ] = None
+    json: Json = ""
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Dialogues answered, and written, together.")
+    ] = 16
+
+
+def add_commands(app: typer.Typer, data_app: typer.Typer) -> None:
+    """Add ``score`` and ``compare`` to a command line, ``questions`` to its ``data`` group."""
+    app.command(
+        epilog="Examples:\n\n    pixellm score lisa.jsonl --benchmark muse --data data --split val"
+        "\n\n    pixellm score lisa.jsonl --num 100 --protocol released --judge similarity"
+        "\n\n    pixellm score lisa.jsonl --judge llm --judge-model gpt-4o-mini --max-cost 2 "
+        "--base-url https://api.openai.com/v1"
+    )(spread(score))
+    data_app.command(
+        epilog="Example:\n\n    pixellm data questions --benchmark scenes --num 100 --out asked"
+    )(spread(questions))
     app.command(
         epilog="Examples:\n\n    pixellm compare report-nano report-mine"
         "\n\n    pixellm compare report-nano report-mine --out difference"
     )(compare)
 
 
-def _benchmark_command(name: str) -> Callable[..., None]:
-    """The command of a benchmark with files."""
+def benchmark_commands() -> typer.Typer:
+    """The commands ``eval BENCHMARK``, one for each row of the table of benchmarks."""
+    from pixellm.evaluation.benchmarks import BENCHMARKS
 
-    def command(
-        model: _Model = "nano",
-        split: _Split = "val",
-        data: _Data = Path("data"),
-        mode: _Mode = "",
-        protocol: _Protocol = "strict",
-        limit: _Limit = 0,
-        out: _Out = None,
-        batch_size: _BatchSize = 16,
-        device: _Device = "auto",
-        dtype: _Dtype = "auto",
+    app = typer.Typer()
+    for benchmark in BENCHMARKS.values():
+        examples = _EXAMPLES.get(benchmark.name, _USUAL_EXAMPLES)
+        lines = (f"\n\n    pixellm eval {benchmark.name} {words}" for words in examples)
+        app.command(
+            benchmark.name,
+            help=f"{benchmark.asks} Writes a report with 95 % intervals and images. "
+            f"Splits: {', '.join(benchmark.splits)}; {benchmark.split} if not given.",
+            epilog=f"Examples:{''.join(lines)}",
+        )(_command_of(benchmark))
+    return app
+
+
+def _command_of(benchmark: Benchmark) -> Callable[..., None]:
+    """The command of a benchmark, with the options that it has a use for."""
+
+    def drawn(place: SceneOptions, model: ModelOptions, how: RunOptions) -> None:
+        _evaluate(benchmark.name, place, model, how)
+
+    def filed(place: FileOptions, model: ModelOptions, how: RunOptions) -> None:
+        _evaluate(benchmark.name, place, model, how)
+
+    def judged(
+        place: FileOptions, model: ModelOptions, how: RunOptions, judge: JudgeOptions
     ) -> None:
-        run = _describe_run(name, model, split, mode, protocol, limit)
-        run = replace(run, data=data)
-        _run(run, out or Path(run.folder_name()), batch_size, device, dtype)
+        _evaluate(benchmark.name, place, model, how, judge.settings())
 
-    return command
+    if benchmark.name == "scenes":
+        return spread(drawn, model="nano-scenes")
+    return spread(judged if benchmark.name == "muse" else filed)
 
 
-def evaluate_muse(
-    model: _Model = "nano",
-    split: _Split = "val",
-    data: _Data = Path("data"),
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the photos, if not with the data sets or beside the file."),
+def score(
+    predictions: Annotated[Path, typer.Argument(help="JSONL; see docs/external-predictions.md.")],
+    drawn: SceneOptions,
+    place: FileOptions,
+    judging: JudgeOptions,
+    benchmark: _Benchmark = "scenes",
+    split: _Split = "",
+    limit: _Limit = 0,
+    protocol: _Protocol = "strict",
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Questions without a line count as no mask.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for a report that `pixellm compare` reads; new.")
     ] = None,
-    mode: _Mode = "",
-    protocol: _Protocol = "strict",
-    limit: _Limit = 0,
-    out: _Out = None,
-    batch_size: _BatchSize = 16,
-    device: _Device = "auto",
-    dtype: _Dtype = "auto",
-    judge: JudgeKind = "none",
-    judge_model: JudgeModel = "",
-    base_url: BaseUrl = "",
-    judge_threshold: JudgeThreshold = 3.0,
-    judge_cache: JudgeCache = Path("judge_cache.sqlite"),
-    max_cost: MaxCost = None,
-    price: ModelPrice = "",
+    json: Json = "",
 ) -> None:
-    """Score a model on MUSE, without and with a judge."""
-    judging = read_judge(
-        judge, judge_model, base_url, judge_threshold, judge_cache, max_cost, price
-    )
-    run = _describe_run("muse", model, split, mode, protocol, limit)
-    run = replace(run, data=data, images=images)
-    _run(run, out or Path(run.folder_name()), batch_size, device, dtype, judging=judging)
+    """Score any system's predictions, with 95 % intervals, with and without a judge."""
+    from pixellm.evaluation.evaluate import Evaluation
+    from pixellm.evaluation.external import ExternalPredictions, score_predictions, scores_to_dict
+    from pixellm.evaluation.judge import open_judge
+    from pixellm.files import check_new_folder
 
-
-def evaluate_scenes(
-    model: Annotated[
-        str,
-        typer.Option(
-            help="nano, a folder, a run's folder, or a hub id; or a guess that reads no question: "
-            "largest_object, all_objects."
-        ),
-    ] = "nano-scenes",
-    split: Annotated[
-        str, typer.Option(help="train, val, test, test_combination, test_style.")
-    ] = "test",
-    num: Annotated[int, typer.Option(min=1, help="Images.")] = 500,
-    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues about each image.")] = 4,
-    seed: Annotated[int, typer.Option(help="Another seed gives other scenes.")] = 0,
-    mode: _Mode = "",
-    protocol: _Protocol = "strict",
-    limit: _Limit = 0,
-    out: _Out = None,
-    batch_size: _BatchSize = 16,
-    json: Annotated[str, typer.Option(help="JSON file; - for standard output.")] = "",
-    device: _Device = "auto",
-    dtype: _Dtype = "auto",
-) -> None:
-    """Score a model on drawn scenes, with 95 % intervals; with --out, write a report too."""
-    from pixellm.cli.display import scored_progress
-    from pixellm.engine.jobs import ProcessGroup
-    from pixellm.scenes.dataset import ScenesDataset
-
-    check_json(json, ("benchmark", "split", "groups"))
-    ScenesDataset(split, seed, num, dialogues)  # refuses what can't be drawn before a model loads
-    if out is None and (mode or limit or protocol != "strict"):
-        raise ValueError("--mode, --protocol and --limit make a report; add --out FOLDER.")
-    run = _describe_run("scenes", model, split, mode, protocol, limit)
-    run = replace(run, seed=seed, num_scenes=num, dialogues_per_image=dialogues)
+    check_json(json, ("settings", "num_missing", "headline"))
     if out is not None:
-        records = _run(run, out, batch_size, device, dtype, aside=json == "-")
-        report = import_quietly("pixellm.evaluation.scenes").report_records(records, split, seed)
-    else:
-        engine = _open_predictor(run, device, dtype)
-        scenes = import_quietly("pixellm.evaluation.scenes")
-        with scored_progress(open_console(stderr=True), "scenes") as progress:
-            report = scenes.evaluate_scenes(
-                engine, split, seed, num, batch_size, progress, dialogues_per_image=dialogues
-            )
-    if ProcessGroup.from_environment().number == 0:
-        _show_scenes(report, json, {"model": model, "dialogues_per_image": dialogues})
+        check_new_folder(out)
+    settings = judging.settings()
+    judge = open_judge(settings)
+    answers = ExternalPredictions(predictions)
+    run = _questions_of(benchmark, split, limit, place, drawn, predictions.stem, protocol)
+    samples = run.open()
+    with nullcontext() if judge is None else _judge_bar(settings) as progress:
+        scored = score_predictions(
+            answers,
+            samples,
+            run.rules,
+            judge=judge,
+            threshold=settings.threshold,
+            allow_missing=allow_missing,
+            progress=progress,
+        )
+    records = scored.records
+    evaluation = Evaluation(run, run.settings(), samples, records, run.summarize(records))
+    judged = scored.judged(run, settings)
+    _show(evaluation, judged, aside=json == "-", missing=scored.num_missing)
+    write_json(scores_to_dict(run, scored), json)
+    if out is not None:
+        _write_scored(out, evaluation)
+        say(f"Wrote {out / 'report.html'}, report.md and report.json", err=json == "-")
+
+
+def questions(
+    out: Annotated[Path, typer.Option(help="Folder for questions.jsonl; new or empty.")],
+    drawn: SceneOptions,
+    place: FileOptions,
+    benchmark: _Benchmark = "scenes",
+    split: _Split = "",
+    limit: _Limit = 0,
+) -> None:
+    """Write a benchmark's questions for another system to answer; see `pixellm score`."""
+    from pixellm.evaluation.external import write_questions
+    from pixellm.files import check_new_folder
+
+    check_new_folder(out)
+    run = _questions_of(benchmark, split, limit, place, drawn)
+    written = write_questions(run.open(), out)
+    say(f"{written} questions: {out / 'questions.jsonl'}")
 
 
 def compare(
@@ -260,102 +232,137 @@ def compare(
     for table in (comparison.table(), comparison.moved()):
         print_table(console, table)
     if out is not None:
-        from pixellm.evaluation.benchmark_run import image_source, run_of_folder
+        from pixellm.evaluation.evaluate import run_of_folder
+        from pixellm.evaluation.report.gallery import image_source
 
         run = run_of_folder(run_b)
-        questions = run.open() if run.name == "scenes" else None
-        for path in write_comparison(out, comparison, image_source(questions)):
+        asked = run.open() if run.name == "scenes" else None
+        for path in write_comparison(out, comparison, image_source(asked)):
             say(f"Wrote {path}")
 
 
-def _describe_run(
-    name: str, model: str, split: str, mode: str, protocol: str, limit: int
-) -> BenchmarkRun:
-    """The run that the options describe; bad ones are refused before anything is read."""
-    from pixellm.evaluation.benchmark_run import BenchmarkRun
-
-    chosen: Any = mode or None
-    rules: Any = protocol
-    return BenchmarkRun(name, model, split, mode=chosen, protocol=rules, limit=limit)
-
-
-def _run(
-    run: BenchmarkRun,
-    out: Path,
-    batch_size: int,
-    device: str,
-    dtype: str,
-    *,
-    aside: bool = False,
+def _evaluate(
+    name: str,
+    place: FileOptions | SceneOptions,
+    model: ModelOptions,
+    how: RunOptions,
     judging: JudgeSettings | None = None,
-) -> Any:
-    """Run a benchmark with a bar, judge it where asked to, show it, and give back its records.
-
-    With ``aside`` the tables go to standard error, as standard output is to hold JSON.
-    """
-    from pixellm.cli.display import scored_progress
+) -> None:
+    """Run a benchmark with a bar, judge it where asked to, report and show it."""
     from pixellm.engine.jobs import ProcessGroup
-    from pixellm.evaluation.benchmark_run import run_benchmark
-    from pixellm.evaluation.judged_run import judge_run
+    from pixellm.evaluation.judge import open_judge
+    from pixellm.evaluation.judgement import check_judging, judge_evaluation
+    from pixellm.evaluation.report import check_report, write_evaluation
 
-    group = ProcessGroup.from_environment()
-    device = _own_device(device, group)
+    check_json(how.json, _REPORT_KEYS)
+    run = _describe_run(name, place, model, how)
+    out, group = how.out or Path(run.folder_name()), ProcessGroup.from_environment()
+    model = replace(model, device=_own_device(model.device, group))
     judge = judged = None
-    if judging is not None and group.number == 0:
-        judge = open_run_judge(run, judging)
-    run = _with_numbers(run, device, dtype)
+    if group.number == 0:
+        check_report(out)
+        if judging is not None and judging.kind != "none":
+            check_judging(run)
+            judge = open_judge(judging)
     try:
-        bar = scored_progress(open_console(stderr=True), "dialogues")
-        with bar if group.number == 0 else nullcontext() as progress:
-            summary, records = run_benchmark(
-                run,
-                out,
-                lambda: _open_predictor(run, device, dtype),
-                batch_size=batch_size,
-                group=group,
-                progress=progress,
-            )
+        evaluation = _answer(_with_numbers(run, model), model, out, how.batch_size, group)
+        if group.number == 0:
+            write_evaluation(out, evaluation)
         if judging is not None and judge is not None:
-            with judge_bar(judging) as rated:
-                judged = judge_run(run, out, records, summary, judge, judging, rated)
+            with _judge_bar(judging) as progress:
+                judged = judge_evaluation(evaluation, judge, judging, progress)
+            write_evaluation(out, evaluation, judged)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
     if group.number == 0:
-        _show_run(run, out, summary, judged, aside=aside)
+        from pixellm.evaluation.report.write import report_values
+
+        aside = how.json == "-"
+        _show(evaluation, judged, aside=aside)
         say(f"Wrote {out / 'report.html'}, report.md and report.json", err=aside)
-    return records
+        summary, headline = evaluation.summary, evaluation.run.headline
+        write_json(report_values(evaluation.settings, summary, headline, judged), how.json)
 
 
-def _with_numbers(run: BenchmarkRun, device: str, dtype: str) -> BenchmarkRun:
+def _describe_run(
+    name: str, place: FileOptions | SceneOptions, model: ModelOptions, how: RunOptions
+) -> BenchmarkRun:
+    """The run that the options describe; bad ones are refused before anything is read."""
+    from pixellm.evaluation.evaluate import BenchmarkRun
+
+    mode: Any = how.mode or None
+    protocol: Any = how.protocol
+    run = BenchmarkRun(
+        name,
+        model.model,
+        how.split,
+        mode=mode,
+        protocol=protocol,
+        limit=how.limit,
+        quantize=model.quantize or "",
+        temperature=model.temperature,
+        **place.values(),
+    )
+    if isinstance(place, SceneOptions):
+        from pixellm.scenes.dataset import ScenesDataset
+
+        split = how.split or run.benchmark.split
+        ScenesDataset(split, place.seed, place.num, place.dialogues)  # refuses what can't be drawn
+    return run
+
+
+def _with_numbers(run: BenchmarkRun, options: ModelOptions) -> BenchmarkRun:
     """The run with what decides a model's numbers: its floating type and longest answer."""
     from pixellm.evaluation.baselines import GUESSES
 
     if run.model in GUESSES:
         return run
     engine = import_quietly("pixellm.engine")
-    floating = str(engine.model_dtype(run.model, engine.pick_device(device), dtype))
-    return replace(run, dtype=floating.removeprefix("torch."), max_new_tokens=engine.MAX_NEW_TOKENS)
+    device = engine.pick_device(options.device)
+    floating = str(engine.model_dtype(run.model, device, options.dtype, quantize=options.quantize))
+    longest = options.max_new_tokens or engine.MAX_NEW_TOKENS
+    return replace(run, dtype=floating.removeprefix("torch."), max_new_tokens=longest)
 
 
-def _open_predictor(run: BenchmarkRun, device: str, dtype: str) -> Engine | ObjectGuesser:
-    """The model of a run, or its guess."""
+def _answer(
+    run: BenchmarkRun, options: ModelOptions, out: Path, batch_size: int, group: ProcessGroup
+) -> Evaluation:
+    from pixellm.cli.display import scored_progress
     from pixellm.evaluation.baselines import GUESSES
+    from pixellm.evaluation.evaluate import evaluate
 
-    return run.guesser() if run.model in GUESSES else load_engine(run.model, device, dtype)
+    def load() -> Engine | ObjectGuesser:
+        return run.guesser() if run.model in GUESSES else options.load()
+
+    bar = scored_progress(open_console(stderr=True), "dialogues")
+    with bar if group.number == 0 else nullcontext() as progress:
+        return evaluate(run, out, load, batch_size=batch_size, group=group, progress=progress)
 
 
-def _show_run(
-    run: BenchmarkRun, out: Path, summary: Summary, judged: JudgedScores | None, *, aside: bool
+def _write_scored(folder: Path, evaluation: Evaluation) -> None:
+    """A folder as of a run of our own, for what another system answered."""
+    from pixellm.engine.run_folder import open_run
+    from pixellm.evaluation.records import write_answers
+    from pixellm.evaluation.report import write_evaluation
+
+    open_run(folder, evaluation.settings)
+    write_answers(folder, evaluation.records, evaluation.run.model)
+    write_evaluation(folder, evaluation)
+
+
+def _show(
+    evaluation: Evaluation, judged: JudgedScores | None, *, aside: bool, missing: int = 0
 ) -> None:
     """One sentence and the tables of a run, the judge's effect first."""
     from pixellm.cli.display import print_table
     from pixellm.evaluation.report.judged import describe_judge, effect_table
     from pixellm.evaluation.report.tables import all_tables, describe_run
-    from pixellm.evaluation.run_folder import read_settings
 
-    headline = run.headline
-    lead = describe_run(read_settings(out), summary)
-    tables = all_tables(summary, headline)
+    headline = evaluation.run.headline
+    lead = describe_run(evaluation.settings, evaluation.summary)
+    if missing:
+        lead += f" {missing} questions without a prediction count as no mask."
+    tables = all_tables(evaluation.summary, headline)
     if judged is not None:
         lead = f"{lead} {describe_judge(judged)}"
         tables.insert(0, effect_table(judged, headline))
@@ -365,12 +372,44 @@ def _show_run(
         print_table(console, table)
 
 
-def _show_scenes(report: ScenesReport, target: str, about: dict[str, Any]) -> None:
-    """Tables of a report on scenes, and its JSON where that is wanted."""
-    from pixellm.cli.display import print_scenes_report
+@contextmanager
+def _judge_bar(settings: JudgeSettings) -> Iterator[RequestProgress]:
+    """A bar over the answers that a judge rates; at its end, what all of its ratings have cost."""
+    from pixellm.cli.display import judge_progress
 
-    print_scenes_report(open_console(stderr=target == "-"), report)
-    write_json({**about, **report.to_dict()}, target)
+    spent = 0.0
+    with judge_progress(open_console(stderr=True)) as bar:
+
+        def show(done: int, total: int, usd: float) -> None:
+            nonlocal spent
+            spent = usd
+            bar(done, total, usd)
+
+        yield show
+    if settings.kind == "llm":
+        say(f"All ratings in {settings.cache} have cost {spent:.4f} USD.", err=True)
+
+
+def _questions_of(
+    benchmark: str,
+    split: str,
+    limit: int,
+    place: FileOptions,
+    drawn: SceneOptions,
+    system: str = "",
+    protocol: Any = "strict",
+) -> BenchmarkRun:
+    """The questions that the options describe, answered by a system of that name."""
+    from pixellm.evaluation.benchmarks import find_benchmark
+    from pixellm.evaluation.evaluate import BenchmarkRun
+
+    if protocol == "released" and find_benchmark(benchmark).released != "muse":
+        raise ValueError(
+            f"The release has no scorer of its own for {benchmark}; use --protocol strict."
+        )
+    places = {**place.values(), **drawn.values()}
+    how: Any = {"mode": "free", "protocol": protocol, "limit": limit}
+    return BenchmarkRun(benchmark, system, split, **how, **places)
 
 
 def _own_device(device: str, group: ProcessGroup) -> str:

@@ -16,15 +16,15 @@ import typer
 from typer.core import TyperGroup
 
 from pixellm import __version__
-from pixellm.cli.ablate import add_commands as add_ablation_commands
-from pixellm.cli.console import load_engine, open_console, say
+from pixellm.cli.console import open_console, say
 from pixellm.cli.convert import add_commands
 from pixellm.cli.data import add_data_commands
 from pixellm.cli.evaluate import add_commands as add_evaluation_commands
 from pixellm.cli.export import Classes, ExportTo, export_answer, plan_exports
 from pixellm.cli.export import add_commands as add_export_commands
-from pixellm.cli.predict import MinScore, Offload, Quantize, predict
+from pixellm.cli.options import Json, MinScore, ModelOptions, spread
 from pixellm.cli.predict import add_commands as add_predict_commands
+from pixellm.cli.predict import predict
 from pixellm.cli.serve import add_commands as add_serve_commands
 from pixellm.cli.train import add_commands as add_train_commands
 
@@ -78,8 +78,8 @@ class _OneSentence(TyperGroup):
             _leave(_describe_lack_of_memory(error), 2)
 
 
-class _Curate(TyperGroup):
-    """The commands of ``pixellm curate``, imported when one of them is asked for."""
+class _Lazy(TyperGroup):
+    """A group of commands that are imported when one of them is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names of the commands."""
@@ -91,10 +91,18 @@ class _Curate(TyperGroup):
 
     def _load(self) -> Any:
         if not self.commands:
-            app = importlib.import_module("pixellm.cli.curate").app
+            home, _, name = _LAZY[str(self.name)].partition(":")
+            app = getattr(importlib.import_module(home), name)
+            app = app if isinstance(app, typer.Typer) else app()
             self.commands.update(typer.main.get_group(app).commands)
         return self.commands
 
+
+_LAZY = {
+    "eval": "pixellm.cli.evaluate:benchmark_commands",
+    "curate": "pixellm.cli.curate:app",
+}
+"""Group -> module and name of its commands, or of what makes them."""
 
 app = typer.Typer(
     cls=_OneSentence,
@@ -103,20 +111,15 @@ app = typer.Typer(
     help="Ask about an image; every object that the answer names carries its mask.",
     epilog='Start with:\n\n    pixellm segment photo.jpg "What could I cut the rope with?"',
 )
-evaluate_app = typer.Typer(no_args_is_help=True, help="Score a model.")
 data_app = typer.Typer(no_args_is_help=True, help="Make, check and look at data.")
-app.add_typer(evaluate_app, name="eval")
 app.add_typer(data_app, name="data")
-app.add_typer(
-    typer.Typer(cls=_Curate, no_args_is_help=True),
-    name="curate",
-    help="Make multi-target reasoning data (MUSE format) from annotated photos.",
-)
+for _name, _help in {
+    "eval": "Score a model.",
+    "curate": "Make multi-target reasoning data (MUSE format) from annotated photos.",
+}.items():
+    app.add_typer(typer.Typer(cls=_Lazy, no_args_is_help=True), name=_name, help=_help)
 
 _Image = Annotated[Path, typer.Argument(help="Any image that Pillow can read.")]
-_Model = Annotated[str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")]
-_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-_Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
 _Split = Annotated[str, typer.Option(help="train, val, test, test_combination, test_style.")]
 _OUT_HELP = (
     "Image with the masks; IMAGE_pixellm.png where neither this nor --json or --masks is given."
@@ -151,13 +154,16 @@ def version() -> None:
     _show_version(True)
 
 
-@app.command(
-    epilog='Examples:\n\n    pixellm segment photo.jpg "What could I cut the rope with?"'
+_SEGMENT_EXAMPLES = (
+    'Examples:\n\n    pixellm segment photo.jpg "What could I cut the rope with?"'
     '\n\n    pixellm segment photo.jpg "All the fruit, please." --out fruit.png --masks fruit'
     '\n\n    pixellm segment photo.jpg "the left cup" --json - | jq .segments'
     '\n\n    pixellm segment --batch photos "All the cups, please." --json answers.jsonl'
 )
+
+
 def segment(
+    options: ModelOptions,
     image: Annotated[str, typer.Argument(help="Any image that Pillow can read.")] = "",
     question: Annotated[str, typer.Argument(help="As you would ask a person.")] = "",
     batch: Annotated[
@@ -167,35 +173,19 @@ def segment(
             "the answers go to --json as JSONL."
         ),
     ] = None,
-    model: _Model = "nano",
     out: Annotated[Path | None, typer.Option(help=_OUT_HELP, metavar="FILE")] = None,
-    json: Annotated[str, typer.Option(help="JSON file; - for standard output.")] = "",
+    json: Json = "",
     masks: Annotated[Path | None, typer.Option(help="Folder for one PNG per mask.")] = None,
     classes: Classes = "",
     export: ExportTo = None,
     min_score: MinScore = None,
-    device: _Device = "auto",
-    dtype: _Dtype = "auto",
-    quantize: Quantize = None,
-    offload: Offload = None,
 ) -> None:
     """Answer a question about an image, with a mask for every object that the answer names."""
     if batch is not None:
         asked = _batch_question(image, question, out or masks or json == "-")
-        predict(
-            batch,
-            asked,
-            Path(json) if json else None,
-            min_score=min_score,
-            classes=classes,
-            export=export,
-            model=model,
-            device=device,
-            dtype=dtype,
-            quantize=quantize,
-            offload=offload,
-        )
-        return
+        answers = Path(json) if json else None
+        chosen: Any = {"min_score": min_score, "classes": classes, "export": export}
+        return predict(batch, options, asked, answers, **chosen)
     from pixellm.answer_files import prediction_to_json, write_answer
     from pixellm.types import Request
 
@@ -205,35 +195,35 @@ def segment(
     folders = plan_exports(export, Path(f"{Path(image).stem}_pixellm.json"))
     Request(Path(image), question)  # refuses an empty one before a model is loaded
     loaded = _read_image(Path(image))
-    engine = load_engine(model, device, dtype, quantize, offload, min_mask_score=min_score)
-    prediction = engine.predict(loaded, question)
-    values = prediction_to_json(prediction, image, model)
+    engine = options.load(min_mask_score=min_score)
+    prediction = engine.predict(loaded, question, temperature=options.temperature)
+    values = prediction_to_json(prediction, image, options.model)
     _show_answer(prediction, values, as_json=json == "-")
     for path in write_answer(prediction, loaded, values, destinations):
         say(f"Wrote {path}", err=json == "-")
-    export_answer(values, Path(image), folders, quiet=json == "-")
+    return export_answer(values, Path(image), folders, quiet=json == "-")
 
 
-@app.command(epilog="Example:\n\n    pixellm chat photo.jpg")
-def chat(
-    image: _Image, model: _Model = "nano", device: _Device = "auto", dtype: _Dtype = "auto"
-) -> None:
+def chat(image: _Image, options: ModelOptions) -> None:
     """Talk about an image in several turns; /help lists the commands."""
     from pixellm.cli.chat import Chat
 
     _read_image(image)
-    engine = load_engine(model, device, dtype)
-    Chat(engine, image, open_console(), open_console(stderr=True)).run()
+    consoles = open_console(), open_console(stderr=True)
+    Chat(options.load(), image, *consoles, temperature=options.temperature).run()
+
+
+app.command(epilog=_SEGMENT_EXAMPLES)(spread(segment))
+app.command(epilog="Example:\n\n    pixellm chat photo.jpg")(spread(chat))
 
 
 add_train_commands(app)
 add_commands(app)
 add_data_commands(data_app)
-add_evaluation_commands(app, evaluate_app)
+add_evaluation_commands(app, data_app)
 add_predict_commands(app)
 add_serve_commands(app)
 add_export_commands(app)
-add_ablation_commands(app, data_app)
 
 
 @data_app.command(

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pixellm.cli.console import import_quietly, open_console, reader_options, say
+from pixellm.cli.console import open_console, say
 from pixellm.cli.export import Classes, ExportTo, ask_classes, export_rows, plan_exports
+from pixellm.cli.options import Images, MinScore, ModelOptions, With, image_options, spread
 
 if TYPE_CHECKING:
     from pixellm.data.rows import Row
@@ -40,14 +41,6 @@ _Split = Annotated[
     str,
     typer.Option(help="Part of the data set; its benchmark's, val or the first where not given."),
 ]
-_With = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--with",
-        metavar="NAME=VALUE",
-        help="An option of the data set's reader; of scenes num, dialogues or seed; repeatable.",
-    ),
-]
 _Ray = Annotated[
     int,
     typer.Option(
@@ -58,45 +51,16 @@ _Ray = Annotated[
 ]
 
 
-MinScore = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        max=1,
-        help="Withhold masks of a lower score; the model's own limit if not given.",
-    ),
-]
-Quantize = Annotated[
-    str | None, typer.Option(help="int8 or int4: the language model's weights in so many bits.")
-]
-Offload = Annotated[
-    Path | None,
-    typer.Option(help="Folder for weights that fit neither the GPU nor memory; spreads the model."),
-]
-
-
 @dataclass(frozen=True)
 class EngineLoader:
     """Loads an engine in whichever process it is called; small enough to be sent there."""
 
-    model: str
-    device: str
-    dtype: str
-    quantize: str | None = None
-    offload: Path | None = None
+    options: ModelOptions
     min_score: float | None = None
 
     def __call__(self) -> Engine:
         """Load it."""
-        engine: Engine = import_quietly("pixellm.engine").load(
-            self.model,
-            device=self.device,
-            dtype=self.dtype,
-            quantize=self.quantize,
-            offload_folder=self.offload,
-            min_mask_score=self.min_score,
-        )
-        return engine
+        return self.options.load(min_mask_score=self.min_score)
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -108,7 +72,7 @@ def add_commands(app: typer.Typer) -> None:
         "\n\n    pixellm predict refcoco --data datasets --split val --out refcoco.jsonl"
         "\n\n    pixellm predict scenes --split test --with num=100"
         "\n\n    pixellm predict questions.jsonl --ray 4"
-    )(predict)
+    )(spread(predict))
 
 
 def predict(
@@ -119,11 +83,13 @@ def predict(
             "as refcoco, muse or scenes; a wrong name lists all."
         ),
     ],
+    model: ModelOptions,
     question: _Question = "",
     out: _Out = None,
     data: _Data = None,
     split: _Split = "",
-    options: _With = None,
+    images: Images = None,
+    options: With = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Questions answered, and written to OUT, together.")
     ] = 32,
@@ -131,13 +97,6 @@ def predict(
     ray: _Ray = 0,
     classes: Classes = "",
     export: ExportTo = None,
-    model: Annotated[
-        str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")
-    ] = "nano",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-    quantize: Quantize = None,
-    offload: Offload = None,
 ) -> None:
     """Answer questions about many images; the same command goes on where a stopped one was."""
     from pixellm.files import STANDARD, is_same_file
@@ -145,20 +104,19 @@ def predict(
     rows: Sequence[Row]
     if out is not None and str(out) != STANDARD and is_same_file(out, dataset):
         raise ValueError(f"{out} holds the questions; choose another file for the answers.")
-    asked = classes or question
-    if str(dataset) != STANDARD and (data or split or options or _names_a_set(dataset, asked)):
+    asked, chosen = classes or question, image_options(images, options)
+    if str(dataset) != STANDARD and (data or split or chosen or _names_a_set(dataset, asked)):
         if export or classes:
             raise ValueError(
                 "--classes and --export are for a folder or a file of images; export a data set's "
                 "answers with: pixellm export ANSWERS --images DIR"
             )
-        rows, name = _open_set(str(dataset), question, data or Path("data"), split, options)
+        rows, name = _open_set(str(dataset), question, data or Path("data"), split, chosen)
     else:
         rows, name = _read_rows(dataset, question, classes), _stem(dataset)
     target = out or Path(f"{name}_pixellm.jsonl")
     folders = plan_exports(export, target)
-    loader = EngineLoader(model, device, dtype, quantize, offload, min_score)
-    _run_and_report(rows, target, loader, batch_size, ray)
+    _run_and_report(rows, target, EngineLoader(model, min_score), batch_size, ray)
     export_rows(rows, target, folders, classes)
 
 
@@ -184,7 +142,7 @@ def _names_a_set(dataset: Path, question: str) -> bool:
     Raises:
         FileNotFoundError: there is nothing of that name.
     """
-    from pixellm.evaluation.question_sets import SET_NAMES
+    from pixellm.evaluation.benchmarks import SET_NAMES
 
     if (dataset.exists() and not dataset.is_dir()) or (
         dataset.is_dir() and (question or str(dataset) not in SET_NAMES)
@@ -199,16 +157,16 @@ def _names_a_set(dataset: Path, question: str) -> bool:
 
 
 def _open_set(
-    name: str, question: str, root: Path, split: str, options: list[str] | None
+    name: str, question: str, root: Path, split: str, options: dict[str, Any]
 ) -> tuple[Sequence[Row], str]:
     """The questions of a data set, and what its file of answers is called."""
-    from pixellm.evaluation.question_sets import open_rows, usual_split
+    from pixellm.evaluation.benchmarks import open_rows, usual_split
 
     if question:
         raise ValueError(f"The data set {name} has its own questions; leave out {question!r}.")
     split = split or usual_split(name)
     with open_console(stderr=True).status(f"Opening {name} {split}"):
-        return open_rows(name, root, split, reader_options(options)), f"{name}_{split}"
+        return open_rows(name, root, split, options), f"{name}_{split}"
 
 
 def _run_and_report(
@@ -220,15 +178,17 @@ def _run_and_report(
     from pixellm.engine.ray import answer_on_ray
     from pixellm.files import STANDARD
 
+    model, temperature = load.options.model, load.options.temperature
     if ray_workers:
-        device = _device_of_workers(load.device)
+        device = _device_of_workers(load.options.device)
         gpus = 1.0 if device == "cuda" else 0.0
-        spread = answer_on_ray(replace(load, device=device), load.model, ray_workers, gpus)
+        load = replace(load, options=replace(load.options, device=device))
+        answered = answer_on_ray(load, model, ray_workers, gpus, temperature)
     else:
-        spread = answer_ahead(load, load.model)
+        answered = answer_ahead(load, model, temperature)
     try:
         with answers_progress(open_console(stderr=True)) as progress:
-            state = answer_rows(rows, target, load.model, spread, batch_size, progress)
+            state = answer_rows(rows, target, model, answered, batch_size, progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
     aside = str(target) == STANDARD

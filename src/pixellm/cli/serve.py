@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from pixellm.cli.console import load_engine, say
-from pixellm.cli.predict import MinScore, Offload, Quantize
+from pixellm.cli.console import say
+from pixellm.cli.options import LoadOptions, MinScore, spread
 
 KEYS_VARIABLE = "PIXELLM_API_KEYS"
 
@@ -20,13 +20,11 @@ def add_commands(app: typer.Typer) -> None:
     app.command(
         epilog="Examples:\n\n    pixellm serve"
         "\n\n    pixellm serve --host 0.0.0.0 --port 80 --api-keys keys.txt"
-    )(serve)
+    )(spread(serve))
 
 
 def serve(
-    model: Annotated[
-        str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")
-    ] = "nano",
+    options: LoadOptions,
     host: Annotated[
         str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine.")
     ] = "127.0.0.1",
@@ -47,10 +45,6 @@ def serve(
     ] = False,
     page: Annotated[bool, typer.Option("--page/--no-page", help="The page at /.")] = True,
     min_score: MinScore = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-    quantize: Quantize = None,
-    offload: Offload = None,
 ) -> None:
     """Answer over HTTP as OpenAI's API does, with a page to try it on; Ctrl-C ends it."""
     from pixellm.serving.server import bind, run
@@ -68,17 +62,18 @@ def serve(
         page=page,
     )
     bound = bind(host, port)
-    engine = load_engine(
-        model, device, dtype, quantize, offload, max_batch=batch_size, min_mask_score=min_score
-    )
+    engine = options.load(max_batch=batch_size, min_mask_score=min_score)
     engine.warm_up()
     from pixellm.serving.app import create_app
 
     shown = f"[{host}]" if ":" in host else host
     if not settings.api_keys and not _is_loopback(host):
         say("Anyone who reaches this address may ask; --api-keys would ask for a key.", err=True)
-    say(f"Serving {model} at http://{shown}:{bound.getsockname()[1]} (Ctrl-C ends it)", err=True)
-    run(create_app(engine, model, settings), bound, settings)
+    say(
+        f"Serving {options.model} at http://{shown}:{bound.getsockname()[1]} (Ctrl-C ends it)",
+        err=True,
+    )
+    run(create_app(engine, options.model, settings), bound, settings)
 
 
 def _read_keys(file: Path | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The commands ``pixellm train`` and ``pixellm merge``.
+"""The commands ``pixellm train``, ``merge`` and ``ablate``.
 
 Reads options, shows a run or its plan and calls :mod:`pixellm.training`; how a run works is not
 its business. :func:`add_commands` puts the commands into the command line.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixellm.cli.console import import_quietly, open_console, printable, say
+from pixellm.cli.options import Device, Dtype
 
 if TYPE_CHECKING:
     from pixellm.report.page import Table
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add ``train`` and ``merge`` to a command line."""
+    """Add ``train``, ``merge`` and ``ablate`` to a command line."""
     app.command(
         epilog="Examples:\n\n    pixellm train nano"
         "\n\n    pixellm train nano --set name=trial --set stages.0.steps=100"
@@ -35,6 +36,11 @@ def add_commands(app: typer.Typer) -> None:
         epilog="Examples:\n\n    pixellm merge runs/pixellm-7b --out pixellm-7b-mine"
         "\n\n    pixellm merge runs/pixellm-7b/checkpoints/step_00001500 --out early"
     )(merge)
+    app.command(
+        epilog="Examples:\n\n    pixellm ablate recipes/ablation/*.yaml --minutes 600"
+        "\n\n    pixellm ablate recipes/ablation/base.yaml recipes/ablation/alpha_1.yaml "
+        "--seeds 5 --set stages.0.steps=2000"
+    )(ablate)
 
 
 def train(
@@ -117,6 +123,54 @@ def merge(
     with open_console(stderr=True).status(escape(printable(f"Merging {source}"))):
         merging.merge_adapters(source, out, dtype=dtype)
     say(f"Wrote {out}")
+
+
+def ablate(
+    recipes: Annotated[
+        list[Path],
+        typer.Argument(help="YAML files, or bundled recipes: ablation, ablation_losses."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for runs, results and table.")] = Path(
+        "runs/ablation"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe.")] = 3,
+    minutes: Annotated[
+        float,
+        typer.Option(min=0, help="What all runs may take together; 0 leaves the recipes' steps."),
+    ] = 0.0,
+    split: Annotated[str, typer.Option(help="Of the scenes that are scored.")] = "test",
+    num: Annotated[int, typer.Option(min=1, help="Images that are scored.")] = 200,
+    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues about each image.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=VALUE", help="Change a setting of all recipes."),
+    ] = None,
+) -> None:
+    """Train variants of a recipe, score them alike, write one table; goes on where it stopped."""
+    from pixellm.cli.display import TrainDisplay
+    from pixellm.scenes.dataset import ScenesDataset
+
+    ScenesDataset(split, 0, num, dialogues)  # refuses what can't be drawn before anything trains
+    library = import_quietly("pixellm.ablation")
+    variants = library.load_variants(recipes, overrides or ())
+    claims = library.load_claims(recipes)
+    settings = library.AblationSettings(
+        out, seeds, minutes or None, split, num, dialogues, batch_size, device, dtype
+    )
+    try:
+        with TrainDisplay(open_console(stderr=True)) as display:
+            table = library.ablate(variants, settings, claims, on_event=display, on_run=_say_run)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
+    say(table.read_text(encoding="utf-8"))
+    say(f"Wrote {table} and {table.with_suffix('.json')}")
+
+
+def _say_run(name: str, seed: int, number: int, total: int) -> None:
+    say(f"Run {number} of {total}: {name}, seed {seed}", err=True)
 
 
 def _show_plan(config: RunConfig, gpus: int) -> None:

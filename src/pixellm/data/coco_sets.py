@@ -466,6 +466,8 @@ class CocoCategories(Sequence[Sample]):
     Args:
         root: a layout of :func:`~pixellm.data.coco.own_files`, or its folder "coco".
         split: such as "val".
+        annotations: path of the file below the root, ``{split}`` for the split.
+        images: path of the folder of images below the root; "" for the usual one.
 
     Attributes:
         bad_rows: images that are missing, damaged or of another size than annotated; nothing is
@@ -476,8 +478,10 @@ class CocoCategories(Sequence[Sample]):
         ValueError: the annotation file is damaged, or no image can be used.
     """
 
-    def __init__(self, root: Path, split: str) -> None:
-        self.path, self.images = _find_files(root, split)
+    def __init__(
+        self, root: Path, split: str, *, annotations: str = ANNOTATIONS, images: Path | str = ""
+    ) -> None:
+        self.path, self.images = _find_files(root, split, annotations, str(images))
         self.coco = CocoFile(self.path)
         rows = self.coco.sorted_rows[~self.coco.is_crowd[self.coco.sorted_rows]]
         items = self.coco.items_of_sorted_rows[~self.coco.is_crowd[self.coco.sorted_rows]]
@@ -529,14 +533,15 @@ class CocoCategories(Sequence[Sample]):
         return Sample(path, size, (turn,), label, source=source_of(entry))
 
 
-def _find_files(root: Path, split: str) -> tuple[Path, Path]:
+def _find_files(root: Path, split: str, annotations: str, images: str) -> tuple[Path, Path]:
     """The annotation file and the folder of images, below the root or its folder "coco"."""
-    found = [own_files(folder, split) for folder in (root, root / "coco")]
+    found = [own_files(folder, split, annotations, images) for folder in (root, root / "coco")]
     for path, folder in found:
         if path.is_file() and folder.is_dir():
             return path, folder
     lacking = next((f for p, f in found if p.is_file()), None)
     wanted = f"its images, {lacking}, are" if lacking else f"{found[0][0]} is"
     raise FileNotFoundError(
-        f"{root} holds no COCO split {split!r}: {wanted} missing; give another --data."
+        f"{root} holds no COCO split {split!r}: {wanted} missing; give another --data or --split, "
+        "or name the file with --with annotations=FILE and its images with --images."
     )

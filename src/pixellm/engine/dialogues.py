@@ -112,7 +112,7 @@ def answer_given(
 
 
 def answer_dialogues(
-    predictor: Predictor, samples: Iterable[Sample], batch_size: int, *, keep_logits: bool = False
+    predictor: Predictor, samples: Iterable[Sample], batch_size: int, **options: Any
 ) -> Iterator[AnsweredDialogue]:
     """Run dialogues by free generation.
 
@@ -124,7 +124,7 @@ def answer_dialogues(
         predictor: answers the questions.
         samples: dialogues, read only as fast as they are answered.
         batch_size: requests per call, at least 1; only the last calls may hold fewer.
-        keep_logits: predictions carry logits; for engines alone.
+        options: of the answers, see :class:`~pixellm.engine.AnswerOptions`; for engines alone.
 
     Yields:
         Each dialogue once it is complete, not necessarily in the order of the input.
@@ -138,10 +138,10 @@ def answer_dialogues(
     arriving = enumerate(samples)
     waiting: deque[_OpenDialogue] = deque()
     ask: Any = predictor.predict_batch
-    if keep_logits:
+    if options:
         from pixellm.engine import AnswerOptions
 
-        ask = partial(ask, options=AnswerOptions(keep_logits=True))
+        ask = partial(ask, options=AnswerOptions(**options))
     while True:
         while len(waiting) < batch_size and (arrival := next(arriving, None)):
             waiting.append(_OpenDialogue(*arrival))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -100,13 +101,19 @@ class RowWorker:
     Args:
         load: makes the engine, in the process that uses it.
         model: what the model is called in the answers.
+        temperature: of the answers, see :class:`~pixellm.engine.AnswerOptions`.
     """
 
-    def __init__(self, load: Callable[[], Predictor], model: str) -> None:
-        self._predictor = load()
+    def __init__(self, load: Callable[[], Predictor], model: str, temperature: float = 0.0) -> None:
+        predictor: Any = load()
+        self._ask = predictor.predict_batch
+        if temperature:
+            from pixellm.engine import AnswerOptions
+
+            self._ask = partial(self._ask, options=AnswerOptions(temperature=temperature))
         self._model = model
         # Others than engines, such as baselines, read pixels.
-        self._engine: Any = self._predictor if hasattr(self._predictor, "image_reader") else None
+        self._engine: Any = predictor if hasattr(predictor, "image_reader") else None
 
     def __call__(self, batch: Sequence[Row]) -> BatchAnswers:
         """A line of JSON for each row, in order: its answer, or its ``error``."""
@@ -174,7 +181,7 @@ class RowWorker:
         if not requests:
             return {}
         try:
-            predictions = self._predictor.predict_batch(list(requests.values()))
+            predictions = self._ask(list(requests.values()))
         except _MAYBE_BAD_INPUT as error:
             _check_is_bad_input(error)
             if len(requests) == 1:
@@ -196,18 +203,21 @@ class RowWorker:
         return json.dumps(values) + "\n"
 
 
-def answer_ahead(load: Callable[[], Predictor], model: str) -> Spread[Row]:
+def answer_ahead(
+    load: Callable[[], Predictor], model: str, temperature: float = 0.0
+) -> Spread[Row]:
     """Answer batches in this process; the next one's images are read and encoded meanwhile.
 
     Args:
         load: makes the engine, where a batch is left.
         model: what the model is called in the answers.
+        temperature: of the answers.
     """
 
     def spread(batches: Sequence[Sequence[Row]]) -> Iterator[BatchAnswers]:
         if not batches:
             return
-        worker = RowWorker(load, model)
+        worker = RowWorker(load, model, temperature)
         with ThreadPoolExecutor(1) as ahead:
             waiting = ahead.submit(worker.open, batches[0])
             for following in [*batches[1:], None]:

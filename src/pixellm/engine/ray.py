@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 
 def answer_on_ray(
-    load: Callable[[], Predictor], model: str, workers: int, gpus_per_worker: float = 0.0
+    load: Callable[[], Predictor],
+    model: str,
+    workers: int,
+    gpus_per_worker: float = 0.0,
+    temperature: float = 0.0,
 ) -> Spread[Row]:
     """Answer batches on a Ray cluster, started here where none runs (or at ``RAY_ADDRESS``).
 
@@ -30,6 +34,7 @@ def answer_on_ray(
         model: what the model is called in the answers.
         workers: engines over the whole cluster.
         gpus_per_worker: what each of them reserves.
+        temperature: of the answers.
     """
 
     def spread(batches: Sequence[Sequence[Row]]) -> Iterator[BatchAnswers]:
@@ -48,7 +53,7 @@ def answer_on_ray(
         worker: Any = _RayWorker
         answered: Any = items.map(
             worker,
-            fn_constructor_args=(load, model, build),
+            fn_constructor_args=(load, model, temperature, build),
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(batches))),
             num_cpus=1,
             num_gpus=gpus_per_worker or None,
@@ -73,11 +78,13 @@ class _RayWorker:
         build: reference to what makes a row of its number; None where the rows are sent.
     """
 
-    def __init__(self, load: Callable[[], Predictor], model: str, build: Any) -> None:
+    def __init__(
+        self, load: Callable[[], Predictor], model: str, temperature: float, build: Any
+    ) -> None:
         import ray
 
         self._build = None if build is None else ray.get(build)
-        self._answer = RowWorker(load, model)
+        self._answer = RowWorker(load, model, temperature)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         sent = pickle.loads(item["rows"])

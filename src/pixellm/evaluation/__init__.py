@@ -1,23 +1,24 @@
-"""Scores for answers with masks: matching, the two MUSE protocols, intervals, scenes.
+"""Scores of answers with masks: benchmarks, records, metrics, intervals, comparison, judges.
 
-It scores :class:`~pixellm.types.Prediction` against :class:`~pixellm.types.Sample` and never
-prints. Which model made the predictions, and how, it does not know.
+It computes from :class:`~pixellm.types.Sample` and :class:`~pixellm.types.Prediction`; it neither
+prints nor writes reports.
 """
 
 from pixellm.engine.dialogues import Predictor, answer_dialogues
+from pixellm.evaluation.evaluate import BenchmarkRun, Evaluation, answer_questions, evaluate
 from pixellm.evaluation.intervals import Estimate, estimate_ratios
 from pixellm.evaluation.metrics import MuseScorer, QuestionScore, score_masks
-from pixellm.evaluation.scenes import evaluate_scenes
-from pixellm.evaluation.scenes_report import ScenesReport
 
 __all__ = [
+    "BenchmarkRun",
     "Estimate",
+    "Evaluation",
     "MuseScorer",
     "Predictor",
     "QuestionScore",
-    "ScenesReport",
     "answer_dialogues",
+    "answer_questions",
     "estimate_ratios",
-    "evaluate_scenes",
+    "evaluate",
     "score_masks",
 ]

@@ -1,22 +1,39 @@
 """The benchmarks by name: what each asks, how it is scored, and which numbers it is judged by.
 
-A table, and a way to open the questions of one. The files of data sets are read elsewhere; this
-module knows no model and computes nothing.
+A table, and ways to open the questions of one: scored, or as the rows of a job. The files of data
+sets are read elsewhere; this module knows no model and computes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
+from pixellm.data.dataset import Dataset, LazySamples
+from pixellm.data.registry import READERS, open_reader, reader_class
+from pixellm.data.rows import LazyRows, rows_of_samples
 from pixellm.evaluation.metrics import Protocol
-from pixellm.evaluation.scores import Mode, Rules, Unit
+from pixellm.evaluation.scores import Mode, Names, Rules, Unit
 from pixellm.types import Sample
 
+if TYPE_CHECKING:
+    from pixellm.scenes.dataset import ScenesDataset
+
+SCENES = "scenes"
+
+SET_NAMES = (*READERS, SCENES)
+"""What can be asked by name."""
+
+ONE_FILE = ("muse", "jsonl")
+"""Benchmarks whose questions may also be those of a single file of one's own."""
+
+_OWN_DIALOGUES = frozenset({"jsonl", "llava"})
+"""Sets that hold dialogues word for word; of the others a reader makes questions."""
+
 _REFERRING = ("ciou", "giou", "p@0.5", "p@0.7", "p@0.9")
-_REFER_SETS = (("refcoco", "refCOCO"), ("refcoco+", "refCOCO+"), ("refcocog", "refCOCOg"))
 _MULTIPLE = ("giou", "ciou", "set_accuracy", "precision", "recall")
 
 
@@ -27,6 +44,7 @@ class Benchmark:
     Attributes:
         name: as the command line calls it.
         title: for reports.
+        asks: what it asks, one sentence.
         unit: what counts as one IoU.
         modes: how it may be answered, the usual one first.
         released: whether the release scores it: "muse" by its MUSE scorer; "same" where one mask
@@ -34,16 +52,28 @@ class Benchmark:
         headline: scores that it is judged by.
         split: the usual one.
         classes_are_kinds: average precision is the mean over kinds of question.
+        names: how phrases name targets, see :class:`~pixellm.evaluation.scores.Rules`.
     """
 
     name: str
     title: str
+    asks: str
     unit: Unit
     modes: tuple[Mode, ...]
     released: str
     headline: tuple[str, ...]
     split: str
     classes_are_kinds: bool = False
+    names: Names = "words"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """All splits of its data set, the one to train on first."""
+        if self.name == SCENES:
+            from pixellm.scenes.dataset import SPLITS
+
+            return SPLITS
+        return reader_class(self.name).splits
 
     def rules(self, mode: Mode | None = None, protocol: Protocol = "strict") -> Rules:
         """The rules of a run.
@@ -63,92 +93,135 @@ class Benchmark:
                 f"The release scores {self.name} with given answers only; add --mode forced."
             )
         # Where the release's numbers equal the strict ones there is nothing else to compute.
-        return Rules(self.unit, chosen, protocol if self.released == "muse" else "strict")
+        counted = protocol if self.released == "muse" else "strict"
+        return Rules(self.unit, chosen, counted, self.names)
 
 
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
         *(
-            Benchmark(name, title, "union", ("forced", "free"), "same", _REFERRING, "val")
-            for name, title in _REFER_SETS
+            Benchmark(name, title, asks, "union", ("forced", "free"), "same", _REFERRING, "val")
+            for name, title, asks in (
+                ("refcoco", "refCOCO", "One expression, one mask."),
+                ("refcoco+", "refCOCO+", "One expression without places, one mask."),
+                ("refcocog", "refCOCOg", "One longer expression, one mask."),
+            )
         ),
         *(
             Benchmark(
-                f"multi-{name}",
-                f"multi-{title}",
-                "slots",
-                ("forced", "free"),
-                "same",
-                ("ciou", "giou", "recall"),
-                "val",
+                name=f"multi-{name}",
+                title=f"multi-{title}",
+                asks=asks,
+                unit="slots",
+                modes=("forced", "free"),
+                released="same",
+                headline=("ciou", "giou", "recall"),
+                split="val",
             )
-            for name, title in _REFER_SETS
+            for name, title, asks in (
+                ("refcoco", "refCOCO", "Several expressions about an image, asked together."),
+                ("refcoco+", "refCOCO+", "Several expressions without places, asked together."),
+                ("refcocog", "refCOCOg", "Several longer expressions, asked together."),
+            )
         ),
         Benchmark(
-            "grefcoco",
-            "gRefCOCO",
-            "union",
-            ("free", "forced"),
-            "",
-            ("giou", "ciou", "n_acc", "t_acc"),
-            "val",
+            name="grefcoco",
+            title="gRefCOCO",
+            asks="Expressions for none, one or several objects.",
+            unit="union",
+            modes=("free", "forced"),
+            released="",
+            headline=("giou", "ciou", "n_acc", "t_acc"),
+            split="val",
         ),
         Benchmark(
-            "reasonseg", "ReasonSeg", "union", ("forced", "free"), "same", ("giou", "ciou"), "val"
+            name="reasonseg",
+            title="ReasonSeg",
+            asks="One question that needs reasoning, one mask.",
+            unit="union",
+            modes=("forced", "free"),
+            released="same",
+            headline=("giou", "ciou"),
+            split="val",
         ),
-        Benchmark("muse", "MUSE", "slots", ("free", "forced"), "muse", _MULTIPLE, "val"),
         Benchmark(
-            "coco",
-            "COCO categories",
-            "slots",
-            ("free", "forced"),
-            "muse",
-            ("giou", "ciou", "union_giou", "union_ciou", "precision", "recall"),
-            "val",
+            name="muse",
+            title="MUSE",
+            asks="Questions that need reasoning about several objects.",
+            unit="slots",
+            modes=("free", "forced"),
+            released="muse",
+            headline=_MULTIPLE,
+            split="val",
+        ),
+        Benchmark(
+            name="coco",
+            title="COCO categories",
+            asks="Every instance of each category that a photo shows.",
+            unit="slots",
+            modes=("free", "forced"),
+            released="muse",
+            headline=("giou", "ciou", "union_giou", "union_ciou", "precision", "recall"),
+            split="val",
             classes_are_kinds=True,
         ),
         Benchmark(
-            "photos",
-            "photos, all kinds of questions",
-            "slots",
-            ("free", "forced"),
-            "",
-            (
-                "giou_targets",
-                "ciou_targets",
-                "union_giou",
-                *_MULTIPLE[2:],
-                "n_acc",
-                "text_accuracy",
+            name="photos",
+            title="photos, all kinds of questions",
+            asks="Photos in COCO format: names, places, sizes, kinds, uses, what is not there.",
+            unit="slots",
+            modes=("free", "forced"),
+            released="",
+            headline=(
+                *("giou_targets", "ciou_targets", "union_giou"),
+                *(*_MULTIPLE[2:], "n_acc", "text_accuracy"),
             ),
-            "val",
+            split="val",
         ),
         Benchmark(
-            "coco-expressions",
-            "own expressions",
-            "union",
-            ("forced", "free"),
-            "same",
-            _REFERRING,
-            "val",
+            name="coco-expressions",
+            title="own expressions",
+            asks="Own photos in COCO format: the description of each annotation.",
+            unit="union",
+            modes=("forced", "free"),
+            released="same",
+            headline=_REFERRING,
+            split="val",
         ),
         Benchmark(
-            "labelme", "own LabelMe photos", "slots", ("free", "forced"), "muse", _MULTIPLE, "val"
+            name="labelme",
+            title="own LabelMe photos",
+            asks="Own LabelMe photos: every instance of each label that a photo shows.",
+            unit="slots",
+            modes=("free", "forced"),
+            released="muse",
+            headline=_MULTIPLE,
+            split="val",
         ),
-        Benchmark("jsonl", "own dialogues", "slots", ("free", "forced"), "muse", _MULTIPLE, "val"),
         Benchmark(
-            "scenes",
-            "scenes",
-            "slots",
-            ("free", "forced"),
-            "muse",
-            (
-                *("giou_targets", "ciou_targets", "set_accuracy_targets"),
-                *_MULTIPLE,
-                *("n_acc", "text_accuracy"),
+            name="jsonl",
+            title="own dialogues",
+            asks="Own dialogues, one a line: the first question of each.",
+            unit="slots",
+            modes=("free", "forced"),
+            released="muse",
+            headline=_MULTIPLE,
+            split="val",
+        ),
+        Benchmark(
+            name=SCENES,
+            title="scenes",
+            asks="Drawn scenes: every kind of question; needs no files.",
+            unit="slots",
+            modes=("free", "forced"),
+            released="muse",
+            headline=(
+                *("giou_targets", "ciou_targets", "set_accuracy_targets", "named_set_accuracy"),
+                *(*_MULTIPLE, "n_acc", "text_accuracy"),
             ),
-            "test",
+            split="test",
+            names="concepts",
         ),
     )
 }
@@ -166,90 +239,139 @@ def find_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-ONE_FILE = ("muse", "jsonl")
-"""Benchmarks whose questions may also be those of a single file of one's own."""
-
-
 def open_questions(
-    name: str, split: str, data: Path, images: Path | None = None
-) -> Sequence[Sample]:
+    name: str, split: str, data: Path, options: Mapping[str, Any] = MappingProxyType({})
+) -> LazySamples:
     """The questions of a benchmark's split, built when asked for.
 
     Args:
-        name: of a benchmark with files; drawn scenes are opened by :class:`SceneQuestions`.
+        name: of a benchmark.
         split: one of the data set's.
         data: folder that holds the data sets; for ``coco`` one in COCO's layout; for those in
-            :data:`ONE_FILE` also a file of their format.
-        images: folder of MUSE's photos, where they do not lie as usual or beside the file.
+            :data:`ONE_FILE` also a file of their format; not used by drawn scenes.
+        options: further arguments of the reader, by name; of scenes ``num`` images (500), with
+            ``dialogues`` about each (4), and ``seed`` (0).
 
     Raises:
-        ValueError: an unknown benchmark or split, or damaged files.
+        ValueError: an unknown benchmark, split or option, or damaged files.
         FileNotFoundError: files are missing.
+        ImportError: an extra is not installed.
     """
     find_benchmark(name)
+    chosen = dict(options)
+    if name == SCENES:
+        return _open_scenes(split, chosen)
     if name == "coco":
         from pixellm.data.coco_sets import CocoCategories
 
-        return CocoCategories(data, split)
-    from pixellm.data.dataset import LazySamples
-    from pixellm.data.registry import open_reader
-
-    options: dict[str, Any] = {} if images is None else {"images": images}
+        asked = CocoCategories(data, split, **chosen)
+        return LazySamples(len(asked), asked.__getitem__, asked.bad_rows)
     if data.is_file():
         if name not in ONE_FILE:
             raise ValueError(f"--data of {name} is a folder; {data} is a file.")
         path = data.resolve()
-        data, options["file"] = path.parent, path if name == "muse" else path.name
-    reader = open_reader(name, data, split, **options)
-    asked = reader.evaluation_samples()
-    return LazySamples(len(asked), asked.__getitem__, (*reader.bad_rows, *asked.bad_rows))
+        data, chosen["file"] = path.parent, path if name == "muse" else path.name
+    reader = open_reader(name, data, split, **chosen)
+    questions = reader.evaluation_samples()
+    bad_rows = (*reader.bad_rows, *questions.bad_rows)
+    return LazySamples(len(questions), questions.__getitem__, bad_rows)
 
 
-class SceneQuestions(Sequence[Sample]):
-    """The dialogues about drawn scenes as a flat sequence; the last scene drawn is kept.
-
-    A poor scene allows fewer dialogues than asked for, so all are drawn once to count them.
-
-    Args:
-        split: of the scenes data set.
-        seed: of the scenes data set.
-        num_scenes: images.
-        dialogues_per_image: at most.
+def usual_split(name: str) -> str:
+    """The split that is asked where none is named: the benchmark's, ``val``, or the first.
 
     Raises:
-        ValueError: an unknown split, or a number that is too small.
-        ImportError: the extra ``scenes`` is not installed.
+        ValueError: no data set is called so.
+    """
+    _check_name(name)
+    if name in BENCHMARKS:
+        return BENCHMARKS[name].split
+    splits = reader_class(name).splits
+    return "val" if "val" in splits else splits[0]
+
+
+def open_rows(
+    name: str, root: Path, split: str, options: Mapping[str, Any] | None = None
+) -> LazyRows:
+    """The questions of a data set's split, and behind them a bad row for each that was left out.
+
+    Asked are the reader's evaluation questions, which depend on no seed. Sets of dialogues are
+    asked turn by turn instead, each with the data's own earlier turns as its history.
+
+    Args:
+        name: one of :data:`SET_NAMES`.
+        root: folder that holds the data sets; images are called by their path from there. Not
+            used by scenes.
+        split: one of the set's.
+        options: further arguments of the reader, by name; of scenes ``num`` images (500), with
+            ``dialogues`` about each (4), and ``seed`` (0).
+
+    Raises:
+        ValueError: an unknown name, split or option, a damaged file, or nothing to ask.
+        FileNotFoundError: a file is missing; says where to get it.
+        ImportError: an extra is not installed.
+    """
+    _check_name(name)
+    chosen = dict(options or {})
+    if name == SCENES:
+        return rows_of_samples(open_questions(name, split, root, chosen))
+    folder = root.absolute()  # workers of a cluster may be in another folder
+    reader = open_reader(name, folder, split, **chosen)
+    own = name in _OWN_DIALOGUES
+    samples = _dialogues(reader) if own else reader.evaluation_samples()
+    if not samples:
+        raise ValueError(f"{name} {split} in {root} has nothing to ask; see `pixellm data check`.")
+    problems = [str(bad) for bad in (*reader.bad_rows, *samples.bad_rows)]
+    return rows_of_samples(samples, folder, single_turns=not own, problems=problems)
+
+
+class _SceneDialogues:
+    """The dialogue of a number among all about drawn scenes; the last scene drawn is kept.
+
+    A poor scene allows fewer dialogues than asked for, so all are drawn once to count them.
     """
 
-    def __init__(self, split: str, seed: int, num_scenes: int, dialogues_per_image: int) -> None:
-        from pixellm.scenes.dataset import ScenesDataset
-
-        self._dataset = ScenesDataset(
-            split=split, seed=seed, length=num_scenes, dialogues_per_image=dialogues_per_image
-        )
+    def __init__(self, dataset: ScenesDataset) -> None:
+        self._dataset = dataset
         self._kept: tuple[int, tuple[Sample, ...]] = (-1, ())
-        self.places = list(self._count())
+        counts = [len(self._scene(scene)) for scene in range(len(dataset))]
+        self.places = [(scene, n) for scene, count in enumerate(counts) for n in range(count)]
 
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: Any) -> Any:  # a sample; for a slice, several
-        """The dialogue at that place."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        scene, number = self.places[index]
-        return self._scene(scene)[number]
-
-    def image_of(self, index: int) -> int:
-        """Number of the scene that a dialogue is about."""
-        return self.places[index][0]
-
-    def _count(self) -> Iterator[tuple[int, int]]:
-        for scene in range(len(self._dataset)):
-            for number in range(len(self._scene(scene))):
-                yield scene, number
+    def __call__(self, number: int) -> Sample:
+        scene, dialogue = self.places[number]
+        return self._scene(scene)[dialogue]
 
     def _scene(self, scene: int) -> tuple[Sample, ...]:
         if self._kept[0] != scene:
             self._kept = (scene, self._dataset[scene])
         return self._kept[1]
+
+
+def _check_name(name: str) -> None:
+    if name not in SET_NAMES:
+        raise ValueError(f"There is no data set {name!r}; known: {', '.join(SET_NAMES)}.")
+
+
+def _dialogues(reader: Dataset) -> LazySamples:
+    """The dialogues in the order of the file; a reader of such a set leaves nothing to chance."""
+
+    def build(item: int) -> Sample:
+        (dialogue,) = reader.item(item)
+        return dialogue
+
+    return LazySamples(len(reader), build)
+
+
+def _open_scenes(split: str, options: Mapping[str, Any]) -> LazySamples:
+    from pixellm.scenes.dataset import ScenesDataset
+
+    values = {"num": 500, "dialogues": 4, "seed": 0, **options}
+    unknown = values.keys() - {"num", "dialogues", "seed"}
+    if unknown or not all(isinstance(value, int) for value in values.values()):
+        raise ValueError(
+            "Options of data set 'scenes' are the whole numbers num, dialogues and seed, not "
+            f"{', '.join(f'{key}={value}' for key, value in options.items())}."
+        )
+    dataset = ScenesDataset(split, values["seed"], values["num"], values["dialogues"])
+    dialogues = _SceneDialogues(dataset)
+    return LazySamples(len(dialogues.places), dialogues)

@@ -1,24 +1,25 @@
-"""Questions to records: a benchmark's dialogues are answered, scored and kept, resumable.
+"""A benchmark's questions through a job to records and a summary: every evaluation goes this way.
 
-A batch of dialogues is on disk before the next one is asked; a stopped run goes on where it
-stopped. It knows no data set and prints nothing; progress goes to a callback.
+Benchmarks and models meet here alone. A stopped run goes on where it stopped, and the model is
+loaded only if a question is left to answer. It writes no report, prints nothing and chooses no
+device.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from pixellm.data.dataset import LazySamples
 from pixellm.data.rows import name_of_image
-from pixellm.engine.dialogues import (
-    AnsweredDialogue,
-    Predictor,
-    answer_dialogues,
-    answer_given,
-)
+from pixellm.engine.dialogues import AnsweredDialogue, Predictor, answer_dialogues, answer_given
 from pixellm.engine.jobs import (
     ALONE,
     BatchAnswers,
@@ -27,9 +28,20 @@ from pixellm.engine.jobs import (
     answer_here,
     run_job,
 )
-from pixellm.evaluation.records import AnswerRecord, Origin, build_record, record_to_json
-from pixellm.evaluation.run_folder import ANSWERS_FILE, read_answers, read_settings
-from pixellm.evaluation.scores import Rules, question_giou
+from pixellm.engine.run_folder import ANSWERS_FILE, open_run, read_settings
+from pixellm.evaluation.baselines import GUESSES, ObjectGuesser, guess_scenes
+from pixellm.evaluation.benchmarks import Benchmark, find_benchmark, open_questions
+from pixellm.evaluation.metrics import Protocol
+from pixellm.evaluation.records import (
+    AnswerRecord,
+    Origin,
+    build_record,
+    read_answers,
+    record_to_json,
+)
+from pixellm.evaluation.scores import Mode, Rules, question_giou
+from pixellm.evaluation.summary import Summary, summarize
+from pixellm.files import locked
 from pixellm.types import Sample
 
 if TYPE_CHECKING:
@@ -41,42 +53,277 @@ Progress = Callable[[int, int, float | None], None]
 Answer = Callable[[Sequence[Sample]], Iterator[AnsweredDialogue]]
 """Answers the dialogues of a batch; each carries its index among them."""
 
+LoadEngine = Callable[[], "Engine | Predictor"]
 
-def missing_questions(questions: Sequence[Sample], folder: Path) -> list[int]:
-    """Places of the dialogues that a run's folder holds no answer to."""
-    answered = {record.index for record in read_answers(folder)}
-    return [index for index in range(len(questions)) if index not in answered]
+_GUESSABLE = ("scenes", "free", "strict")
+"""Name, mode and protocol of what guesses can answer: they write no given texts and no logits."""
 
 
-def answer_missing(
+@dataclass(frozen=True, slots=True)
+class BenchmarkRun:
+    """What is to be evaluated, checked as far as it can be without files.
+
+    Attributes:
+        name: of the benchmark.
+        model: as the user called it; on drawn scenes also a guess that needs no model, one of
+            :data:`~pixellm.evaluation.baselines.GUESSES`.
+        split: of the data set; the benchmark's usual one where "".
+        data: folder that holds the data sets, or a file, see
+            :func:`~pixellm.evaluation.benchmarks.open_questions`; not used by drawn scenes.
+        images: folder of the images, where they do not lie as usual or beside the file.
+        options: further options of the data set's reader, by name.
+        mode: "free" or "forced"; the benchmark's usual one where None.
+        protocol: "strict" or "released".
+        limit: the first dialogues only; all where 0.
+        seed: of drawn scenes.
+        num_scenes: of drawn scenes.
+        dialogues_per_image: of drawn scenes.
+        dtype: floating type of the model in memory, such as "float32"; "" where it is not said.
+        quantize: "int8" or "int4" where the language model's weights are rounded.
+        max_new_tokens: longest answer in tokens; None where it is not said.
+        temperature: 0 takes the likeliest token each time; above, tokens are drawn.
+
+    Raises:
+        ValueError: no such benchmark, mode or protocol, or a guess where it can't answer.
+    """
+
+    name: str
+    model: str
+    split: str = ""
+    data: Path = Path("data")
+    images: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    mode: Mode | None = None
+    protocol: Protocol = "strict"
+    limit: int = 0
+    seed: int = 0
+    num_scenes: int = 500
+    dialogues_per_image: int = 4
+    dtype: str = ""
+    quantize: str = ""
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        rules = self.benchmark.rules(self.mode, self.protocol)
+        if self.model in GUESSES and (self.name, rules.mode, self.protocol) != _GUESSABLE:
+            raise ValueError(
+                f"The guess {self.model} answers scenes alone, in --mode free under --protocol "
+                "strict; name a model."
+            )
+        if self.temperature and rules.mode == "forced":
+            raise ValueError("With --mode forced the texts are given; leave out --temperature.")
+
+    @property
+    def benchmark(self) -> Benchmark:
+        """Its row of the table."""
+        return find_benchmark(self.name)
+
+    @property
+    def rules(self) -> Rules:
+        """How it is scored."""
+        return self.benchmark.rules(self.mode, self.protocol)
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The scores that the benchmark is judged by, less those that given texts decide."""
+        given = (
+            ("n_acc", "t_acc", "text_accuracy", "named_set_accuracy")
+            if self.rules.mode == "forced"
+            else ()
+        )
+        return tuple(name for name in self.benchmark.headline if name not in given)
+
+    def open(self) -> LazySamples:
+        """The questions.
+
+        Raises:
+            ValueError, FileNotFoundError, ImportError: as the data sets' readers.
+        """
+        options = dict(self.options)
+        if self.name == "scenes":
+            options = self._drawn()
+        elif self.images is not None:
+            options["images"] = self.images.resolve()
+        split = self.split or self.benchmark.split
+        questions = open_questions(self.name, split, self.data, options)
+        return questions[: self.limit] if self.limit else questions
+
+    def guesser(self) -> ObjectGuesser:
+        """What answers in place of a model, where :attr:`model` is a guess.
+
+        Raises:
+            ValueError: it is none, or an unknown split.
+            ImportError: the extra ``scenes`` is not installed.
+        """
+        split = self.split or self.benchmark.split
+        drawn = {"seed": self.seed, "dialogues_per_image": self.dialogues_per_image}
+        return guess_scenes(self.model, split, self.num_scenes, **drawn)
+
+    def summarize(self, records: Sequence[AnswerRecord], rules: Rules | None = None) -> Summary:
+        """All scores of answers, by the run's own rules where none are given."""
+        by_kind = self.benchmark.classes_are_kinds
+        return summarize(records, rules or self.rules, classes_are_kinds=by_kind)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the answers and their scores, the model's contents apart."""
+        values: dict[str, Any] = {
+            "benchmark": self.name,
+            "title": self.benchmark.title,
+            "split": self.split or self.benchmark.split,
+            "model": self.model,
+            "dtype": self.dtype,
+            "max_new_tokens": self.max_new_tokens,
+            "mode": self.rules.mode,
+            "protocol": self.protocol,
+            "limit": self.limit,
+            "rules": self.rules.to_dict(),
+        }
+        values |= {name: getattr(self, name) for name in _RARE if getattr(self, name)}
+        if self.name == "scenes":
+            names = ("seed", "num_scenes", "dialogues_per_image")
+            return values | {name: getattr(self, name) for name in names}
+        images = {} if self.images is None else {"images": str(self.images.resolve())}
+        options = {"options": dict(self.options)} if self.options else {}
+        return values | {"data": str(self.data.resolve())} | images | options
+
+    def folder_name(self) -> str:
+        """A name for the run's folder."""
+        parts = [self.name, self.split or self.benchmark.split, Path(self.model).name]
+        parts += [self.rules.mode, self.protocol]
+        if self.name == "scenes":
+            parts.append(f"{self.num_scenes}x{self.dialogues_per_image}")
+            parts += [f"seed{self.seed}"] if self.seed else []
+        if self.limit:
+            parts.append(f"first{self.limit}")
+        parts += [f"{name}{getattr(self, name)}" for name in _RARE if getattr(self, name)]
+        return re.sub(r"[^\w.+-]+", "-", "_".join(parts))
+
+    def _drawn(self) -> dict[str, Any]:
+        numbers = {"num": self.num_scenes, "dialogues": self.dialogues_per_image}
+        return {**numbers, "seed": self.seed}
+
+
+_RARE = ("quantize", "temperature")
+"""Settings that are told only where they are not the usual ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A benchmark answered and scored.
+
+    Attributes:
+        run: what was evaluated.
+        settings: of the run, and what is known since it was answered.
+        questions: of the benchmark.
+        records: all answers, in order.
+        summary: their scores.
+    """
+
+    run: BenchmarkRun
+    settings: dict[str, Any]
+    questions: LazySamples
+    records: list[AnswerRecord]
+    summary: Summary
+
+
+def evaluate(
+    run: BenchmarkRun,
+    folder: Path,
+    load_engine: LoadEngine,
+    *,
+    batch_size: int = 16,
+    group: ProcessGroup = ALONE,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Answer and score a benchmark; go on where an earlier call stopped.
+
+    Args:
+        run: what to evaluate.
+        folder: of the run; holds its settings and answers.
+        load_engine: gives the model, or in free mode under the strict protocol anything with
+            ``predict_batch``; called only if something is left to answer.
+        batch_size: dialogues answered together; the same for all of a run.
+        group: all of its processes must call this.
+        progress: told after every batch.
+
+    Raises:
+        ValueError: bad settings, damaged files, a folder with another run or with answers of
+            other weights, or a model that is not as the run says.
+        FileNotFoundError: files of the data set are missing.
+        OSError: the folder can't be written, or another process writes there.
+        ImportError: an extra is not installed.
+    """
+    questions = run.open()
+    named = {**run.settings(), "weights": _name_weights(run.model)}
+    if group.number == 0:
+        open_run(folder, named, {"left_out": len(questions.bad_rows)})
+    # The group's first process keeps every other job out, and lets its own processes in.
+    with locked(folder) if group.number == 0 else nullcontext():
+        group.wait()
+        answered = {record.index for record in read_answers(folder)}
+        if answered.issuperset(range(len(questions))):
+            records = read_answers(folder)
+        else:
+            engine = load_engine()
+            _check_engine(run, engine)
+            if questions[0].turns[0].takes_suffix:
+                suffix = _check_suffix(engine, folder)
+                group.wait()  # all must have seen what an earlier call noted
+                if group.number == 0:
+                    open_run(folder, named, {"suffix": suffix})
+            records = answer_questions(
+                _how_to_answer(run, engine),
+                questions,
+                run.rules,
+                folder,
+                batch_size,
+                model=run.model,
+                root=Path(named.get("data", "")),
+                group=group,
+                progress=progress,
+            )
+        settings = read_settings(folder)
+    return Evaluation(run, settings, questions, records, run.summarize(records))
+
+
+def answer_questions(
     answer: Answer,
     questions: Sequence[Sample],
     rules: Rules,
-    folder: Path,
+    folder: Path | None = None,
     batch_size: int = 16,
     *,
+    model: str = "",
+    root: Path = Path(),
     group: ProcessGroup = ALONE,
     progress: Progress | None = None,
 ) -> list[AnswerRecord]:
-    """Answer what a run's folder lacks, and give back all of its records.
+    """Answer and score what a folder has no answers to, and give back all of its records.
 
     Args:
         answer: how, see :func:`answer_freely` and :func:`answer_with_texts`.
-        questions: all dialogues of the benchmark.
+        questions: dialogues.
         rules: how to score.
-        folder: of the run; see :func:`~pixellm.evaluation.run_folder.open_run`.
+        folder: of the job; where None nothing is kept.
         batch_size: dialogues answered together.
+        model: what the answers call the model.
+        root: images are called by their path from there.
         group: each process answers its part; all must call this.
         progress: told after every batch.
 
     Returns:
-        The records of all processes, in the order of the benchmark.
+        The records of all processes, in the order of the questions.
 
     Raises:
         ValueError: answers that don't fit their questions, or a damaged file.
         OSError: the file can't be written, or another process is writing it.
     """
-    worker = _DialogueWorker(answer, rules, read_settings(folder))
+    if folder is None:
+        with TemporaryDirectory() as made:
+            place = Path(made)
+            return answer_questions(answer, questions, rules, place, batch_size, progress=progress)
+    worker = _DialogueWorker(answer, rules, model, root)
 
     def tell(state: JobState) -> None:
         if progress is not None:
@@ -88,16 +335,44 @@ def answer_missing(
     return read_answers(folder)
 
 
-def answer_freely(predictor: Predictor, *, keep_logits: bool = False) -> Answer:
+def run_of_folder(folder: Path) -> BenchmarkRun:
+    """The run that a folder holds, to open its questions again.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: its settings are damaged.
+    """
+    values = read_settings(folder)
+    names = BenchmarkRun.__dataclass_fields__.keys() & values.keys()
+    chosen = {name: values[name] for name in names}
+    try:
+        for name in ("data", "images"):
+            if name in chosen:
+                chosen[name] = Path(chosen[name])
+        return BenchmarkRun(name=values["benchmark"], **chosen)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder} holds damaged settings of a run ({error}).") from error
+
+
+def answer_freely(
+    predictor: Predictor, *, keep_logits: bool = False, temperature: float = 0.0
+) -> Answer:
     """By free generation, see :func:`~pixellm.engine.dialogues.answer_dialogues`."""
-    return lambda questions: answer_dialogues(
-        predictor, questions, len(questions), keep_logits=keep_logits
-    )
+    options: dict[str, Any] = {"keep_logits": keep_logits} if keep_logits else {}
+    options |= {"temperature": temperature} if temperature else {}
+    return lambda questions: answer_dialogues(predictor, questions, len(questions), **options)
 
 
 def answer_with_texts(engine: Engine) -> Answer:
     """With the true texts given, see :func:`~pixellm.engine.dialogues.answer_given`."""
     return lambda questions: answer_given(engine, questions, len(questions))
+
+
+def _how_to_answer(run: BenchmarkRun, engine: Any) -> Answer:
+    if run.rules.mode == "forced":
+        return answer_with_texts(engine)
+    keep_logits = run.rules.protocol == "released"
+    return answer_freely(engine, keep_logits=keep_logits, temperature=run.temperature)
 
 
 class _DialogueWorker:
@@ -106,18 +381,19 @@ class _DialogueWorker:
     Args:
         answer: how they are answered.
         rules: how they are scored.
-        settings: of the run.
+        model: what the answers call it.
+        root: images are called by their path from there.
 
     Attributes:
         giou: mean over the questions so far; None before the first.
     """
 
-    def __init__(self, answer: Answer, rules: Rules, settings: Mapping[str, Any]) -> None:
+    def __init__(self, answer: Answer, rules: Rules, model: str, root: Path) -> None:
         self.giou: float | None = None
         self._answer = answer
         self._rules = rules
-        self._model = str(settings.get("model", ""))
-        self._root = Path(settings.get("data", ""))
+        self._model = model
+        self._root = root
         self._gious: list[float] = []
 
     def __call__(self, batch: Sequence[tuple[int, Sample]]) -> BatchAnswers:
@@ -177,3 +453,50 @@ class _Numbered(Sequence[tuple[int, Sample]]):
             return _Numbered(self._questions, self._indices[index])
         number = self._indices[index]
         return number, self._questions[number]
+
+
+def _name_weights(model: str) -> str:
+    """The model's fingerprint; "" where the name is only a label of what answers."""
+    if model in GUESSES:
+        return ""
+    from pixellm.checkpoint.fingerprint import fingerprint_model
+
+    try:
+        return fingerprint_model(model)
+    except (OSError, ValueError):  # if it is to be loaded, that says what is wrong
+        return ""
+
+
+def _check_engine(run: BenchmarkRun, engine: Any) -> None:
+    """Refuse an engine that is not as the run says; other predictors don't tell."""
+    model = getattr(engine, "model", None)
+    found = {
+        "dtype": "" if model is None else str(model.dtype).removeprefix("torch."),
+        "max_new_tokens": getattr(engine, "max_new_tokens", None),
+    }
+    for name, value in found.items():
+        said = getattr(run, name)
+        if said and value and said != value:
+            raise ValueError(f"The run says {name} {said}, but the model has {value}.")
+    limit = getattr(engine, "min_mask_score", None)
+    if model is not None and limit is not None and limit != model.config.min_mask_score:
+        raise ValueError(
+            f"The engine filters masks below {limit}, the model's own limit is "
+            f"{model.config.min_mask_score}; a run is of a model as it is."
+        )
+
+
+def _check_suffix(engine: Any, folder: Path) -> str:
+    """What an engine puts behind questions; "" where nothing, or a predictor does not tell.
+
+    Raises:
+        ValueError: the folder's answers were given to questions with another suffix.
+    """
+    suffix = str(getattr(getattr(engine, "processor", None), "reasoning_suffix", ""))
+    noted = str(read_settings(folder).get("suffix", ""))
+    if suffix != noted and read_answers(folder):
+        raise ValueError(
+            f"{folder} holds answers to questions with the suffix {noted!r}, but the model now "
+            f"asks with {suffix!r}; choose another folder for --out, or remove this one."
+        )
+    return suffix

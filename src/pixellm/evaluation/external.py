@@ -1,12 +1,13 @@
-"""Predictions of any other system, from one JSON object a line to records and scores.
+"""Other systems: a benchmark's questions out, their predictions in, records and scores of them.
 
-The file's form is in ``docs/external-predictions.md``. Questions are named as everywhere:
+The form of both files is in ``docs/external-predictions.md``. Questions are named as everywhere:
 ``SAMPLE_ID/TURN``. What made the predictions is nobody's business here; they are checked as what
 comes from outside, and scored exactly as a benchmark scores a model of ours.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +15,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pixellm.engine.dialogues import AnsweredDialogue
-from pixellm.evaluation.evaluate import score_dialogue
-from pixellm.evaluation.judge import DEFAULT_THRESHOLD, Judge
-from pixellm.evaluation.judgement import Judgement, judge_records
+from pixellm.evaluation.evaluate import BenchmarkRun, score_dialogue
+from pixellm.evaluation.judge import DEFAULT_THRESHOLD, Judge, JudgeSettings
+from pixellm.evaluation.judgement import JudgedScores, Judgement, judge_records
 from pixellm.evaluation.metrics import score_masks_as_released
 from pixellm.evaluation.records import AnswerRecord, stack_masks
 from pixellm.evaluation.scores import Rules
-from pixellm.files import STANDARD, parse_json, read_input
+from pixellm.files import STANDARD, new_folder, parse_json, read_input
 from pixellm.llm.run import RequestProgress
 from pixellm.masks import decode_mask, segmentation_to_rle
 from pixellm.processing.phrases import phrase_before
@@ -30,6 +32,8 @@ from pixellm.types import SEG_MARK, Prediction, Sample, Segment, join_marks, spl
 
 CONFIDENT_LOGIT = 20.0
 """Run lengths carry no logits; the released protocol takes them as +20 inside and -20 outside."""
+
+QUESTIONS_NAME = "questions.jsonl"
 
 _KEYS = ("id", "text", "masks", "scores", "logits")
 
@@ -47,6 +51,13 @@ class ExternalScores:
     records: list[AnswerRecord]
     judgement: Judgement | None
     num_missing: int
+
+    def judged(self, run: BenchmarkRun, settings: JudgeSettings) -> JudgedScores | None:
+        """The scores without and with the judge; None without one."""
+        if self.judgement is None:
+            return None
+        summaries = (run.summarize(self.records), run.summarize(self.judgement.records))
+        return JudgedScores(settings.describe(), self.judgement, *summaries)
 
 
 def score_predictions(
@@ -119,6 +130,19 @@ def _rejudge_released(
             record = replace(record, released=released)
         judged.append(record)
     return replace(judgement, records=tuple(judged))
+
+
+def scores_to_dict(run: BenchmarkRun, scored: ExternalScores) -> dict[str, Any]:
+    """Everything but the single answers, as values that JSON knows."""
+    judged = None if scored.judgement is None else run.summarize(scored.judgement.records)
+    return {
+        "settings": run.settings(),
+        "num_missing": scored.num_missing,
+        "headline": [*run.benchmark.headline],
+        "without_judge": run.summarize(scored.records).to_dict(),
+        "with_judge": None if judged is None else judged.to_dict(),
+        "judge": None if scored.judgement is None else scored.judgement.summary,
+    }
 
 
 def question_id(sample: Sample, number: int) -> str:
@@ -305,3 +329,40 @@ def _read_scores(scores: Any, count: int) -> list[float]:
     if not are_numbers or len(scores) != count:
         raise ValueError(f'"scores" must be {count} numbers from 0 to 1, one for each mask.')
     return [float(score) for score in scores]
+
+
+def write_questions(samples: Sequence[Sample], out: Path) -> int:
+    """Write ``questions.jsonl``, and ``images/*.png`` of images that were drawn.
+
+    Args:
+        samples: the benchmark's dialogues; images with files stay where they are.
+        out: folder; made where missing, must be empty.
+
+    Returns:
+        How many questions were written.
+
+    Raises:
+        FileExistsError: the folder is not empty.
+        OSError: it cannot be written.
+    """
+    count = 0
+    with new_folder(out) as folder, (folder / QUESTIONS_NAME).open("w", encoding="utf-8") as file:
+        for sample in samples:
+            image = _place_image(sample, folder)
+            for number in range(len(sample.turns)):
+                line = question_to_json(sample, number, image)
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                count += 1
+    return count
+
+
+def _place_image(sample: Sample, folder: Path) -> str:
+    """The image's path, relative to the folder where it was drawn and written there."""
+    if not isinstance(sample.image, np.ndarray):
+        return str(Path(sample.image).absolute())
+    name = f"images/{sample.id.rpartition('-')[0] or sample.id}.png"
+    path = folder / name
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(sample.image).save(path)
+    return name

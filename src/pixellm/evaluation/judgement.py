@@ -6,18 +6,22 @@ benchmarks and predictions of other systems.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from pixellm.evaluation.evaluate import BenchmarkRun, Evaluation
 from pixellm.evaluation.judge import (
     DEFAULT_THRESHOLD,
     Judge,
     JudgeItem,
+    JudgeSettings,
     Ratings,
     describe_targets,
 )
 from pixellm.evaluation.metrics import reject_matches
 from pixellm.evaluation.records import AnswerRecord
+from pixellm.evaluation.summary import Summary
 from pixellm.llm.run import RequestProgress
 from pixellm.types import Sample, Turn
 
@@ -39,6 +43,69 @@ class Judgement:
     ratings: tuple[Ratings, ...]
     rejected: tuple[frozenset[int], ...]
     summary: dict[str, float | int | str]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedScores:
+    """The scores of a run without and with a judge, both counted strictly.
+
+    Attributes:
+        settings: of the judge, see :meth:`~pixellm.evaluation.judge.JudgeSettings.describe`.
+        judgement: what it said.
+        plain: scores without the judge.
+        judged: scores with rejected masks at intersection 0.
+    """
+
+    settings: Mapping[str, Any]
+    judgement: Judgement
+    plain: Summary
+    judged: Summary
+
+
+def check_judging(run: BenchmarkRun) -> None:
+    """Make sure that a judge has something to say about a run.
+
+    Raises:
+        ValueError: texts are given, or masks are not counted one by one.
+    """
+    if run.rules.mode != "free":
+        raise ValueError(
+            f"With --mode {run.rules.mode} the texts are given, so there is nothing to judge; "
+            "use --mode free or --judge none."
+        )
+    if run.rules.unit != "slots":
+        raise ValueError(f"{run.name} joins the masks of an answer, so no judge rates each.")
+
+
+def judge_evaluation(
+    evaluation: Evaluation,
+    judge: Judge,
+    settings: JudgeSettings,
+    progress: RequestProgress | None = None,
+) -> JudgedScores:
+    """Judge the answers of a run; they stay as they are, so that another judge can be tried.
+
+    Scores of the released protocol come from logits, which a run does not keep: the judge's
+    effect is always counted strictly.
+
+    Args:
+        evaluation: the answers.
+        judge: rates.
+        settings: of the judge.
+        progress: told about the judge's work.
+
+    Raises:
+        ValueError: nothing to judge, see :func:`check_judging`, or the judge's money is spent.
+        OSError: the judge can't be asked.
+    """
+    run = evaluation.run
+    check_judging(run)
+    records, questions = evaluation.records, evaluation.questions
+    judgement = judge_records(judge, records, questions, settings.threshold, progress)
+    strict = replace(run.rules, protocol="strict")
+    plain = evaluation.summary if strict == run.rules else run.summarize(records, strict)
+    judged = run.summarize(judgement.records, strict)
+    return JudgedScores(settings.describe(), judgement, plain, judged)
 
 
 def judge_records(

@@ -1,18 +1,21 @@
 """One answered and scored question as a value that can be kept: in JSON, without the model.
 
 A record holds what was asked, answered and true, all masks as run lengths, and the matches that
-every score is computed from. It knows nothing of files, models or data sets.
+every score is computed from. It knows nothing of models or data sets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pixellm.answer_files import prediction_to_json
+from pixellm.engine.run_folder import ANSWERS_FILE, answer_paths
 from pixellm.evaluation.matching import Pairs
 from pixellm.evaluation.metrics import (
     MaskMatch,
@@ -22,6 +25,7 @@ from pixellm.evaluation.metrics import (
     match_union,
     score_masks_as_released,
 )
+from pixellm.files import parse_json, read_lines, write_files
 from pixellm.masks import decode_mask, encode_mask
 from pixellm.types import RLE, BoolMask, Prediction, Segment, Target, Turn, split_marks
 
@@ -102,7 +106,7 @@ class Origin:
     num_turns: int
     sample: str
     image: str
-    path: str = field(default="")
+    path: str = ""
     source: str = ""
 
 
@@ -230,6 +234,44 @@ def record_from_json(values: Mapping[str, Any]) -> AnswerRecord:
         )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"This is no record of an answer ({error}).") from error
+
+
+def read_answers(folder: Path) -> list[AnswerRecord]:
+    """All complete dialogues of a run, in the order of the benchmark.
+
+    A last line that was cut short and a dialogue that lacks a turn are passed over: they will be
+    asked again. What processes of a killed run left in parts counts too.
+
+    Raises:
+        ValueError: a damaged line, or answers in another form.
+    """
+    dialogues: dict[int, dict[int, AnswerRecord]] = {}
+    for path in answer_paths(folder):
+        for number, line in read_lines(path):
+            try:
+                record = record_from_json(parse_json(line))
+            except ValueError as error:
+                raise ValueError(
+                    f"Line {number} of {path} is damaged; delete that line, and its question is "
+                    "asked again."
+                ) from error
+            dialogues.setdefault(record.index, {}).setdefault(record.turn, record)
+    return [
+        turns[turn]
+        for index, turns in sorted(dialogues.items())
+        if len(turns) == next(iter(turns.values())).num_turns
+        for turn in sorted(turns)
+    ]
+
+
+def write_answers(folder: Path, records: Iterable[AnswerRecord], model: str) -> None:
+    """Write the answers of a whole run at once.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
+    lines = [json.dumps(record_to_json(record, model)) + "\n" for record in records]
+    write_files({folder / ANSWERS_FILE: "".join(lines).encode("ascii")})
 
 
 def stack_masks(masks: Sequence[BoolMask], size: tuple[int, int]) -> BoolMask:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -38,8 +37,8 @@ Mode = Literal["free", "forced"]
 """Answers written by the model, or given to it, so that it draws the masks alone."""
 
 Names = Literal["words", "concepts"]
-"""How a phrase names a target: by the target's own words, or by any word for a concept of the
-scenes, which know synonyms and hold every target's name."""
+"""How a phrase names a target: by the target's own words, or by any word for the same concept of
+the scenes, which know synonyms."""
 
 IOU_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -265,8 +264,7 @@ def _name_ratios(record: AnswerRecord, names: Names) -> dict[str, Ratio]:
         "name_precision": (named, len(phrases)),
     }
     if names == "concepts" and targets:
-        wanted = Counter(_concept(name) or name for name in targets)
-        right = wanted == Counter(map(_concept, phrases))
+        right = _count_pairs(targets, phrases, _is_called) == len(targets) == len(phrases)
         ratios["named_set_accuracy"] = (float(right), 1.0)
     return ratios
 
@@ -301,10 +299,22 @@ def count_named(names: Sequence[str], phrases: Sequence[str]) -> int:
     Raises:
         ImportError: scipy is missing.
     """
+    return _count_pairs(names, phrases, is_named_by)
+
+
+def _count_pairs(
+    names: Sequence[str], phrases: Sequence[str], fits: Callable[[str, str], bool]
+) -> int:
     if not (names and phrases):
         return 0
-    fits = np.array([[is_named_by(name, phrase) for phrase in phrases] for name in names])
-    return sum(bool(fits[pair]) for pair in assign(-fits.astype(float)))
+    table = np.array([[fits(name, phrase) for phrase in phrases] for name in names])
+    return sum(bool(table[pair]) for pair in assign(-table.astype(float)))
+
+
+def _is_called(name: str, phrase: str) -> bool:
+    """Whether a phrase speaks of the same concept of the scenes as a name, in whichever words."""
+    concept = _concept(name)
+    return is_named_by(name, phrase) if concept is None else concept == _concept(phrase)
 
 
 def is_text_right(kind: str, expected: str, answer: str) -> bool:

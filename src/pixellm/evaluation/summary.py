@@ -51,7 +51,7 @@ SOURCE = "source "
 KIND_SCORES = (
     *("giou", "giou_targets", "ciou", "ciou_targets", "union_giou", "union_ciou"),
     *("set_accuracy", "set_accuracy_targets", "named_set_accuracy", "recall", "precision"),
-    *("n_acc", "text_accuracy"),
+    *("n_acc", "t_acc", "text_accuracy"),
 )
 """Of the groups by kind of question, by topic, by overlap and by source."""
 

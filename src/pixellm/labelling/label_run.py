@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pixellm.data.rows import read_rows
-from pixellm.evaluation.run_folder import open_run
+from pixellm.engine.run_folder import open_run
 from pixellm.files import LineLog, check_file, locked, parse_json, read_lines, write_files
 from pixellm.image_files import load_image
 from pixellm.labelling.pseudo_labels import (

@@ -5,18 +5,20 @@ Reduces a full evaluation to a few numbers for the log. Knows nothing of the loo
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from pathlib import Path
 
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.training.config import DataSource, EvaluationConfig
 from pixellm.training.stream import SampleDataset, build_source
+from pixellm.types import Sample
 
-_BATCH = 16
+VALIDATION_SCORES = (
+    *("giou", "ciou", "set_accuracy", "giou_targets", "ciou_targets", "set_accuracy_targets"),
+    *("named_set_accuracy", "precision", "recall", "n_acc", "t_acc", "text_accuracy"),
+)
+"""What an evaluation during a run reports, by the names of every benchmark's report."""
 
 
 def open_evaluation_data(settings: EvaluationConfig) -> SampleDataset:
@@ -50,7 +52,10 @@ def evaluate_run(
     processor: PixelLMProcessor,
     settings: EvaluationConfig,
 ) -> dict[str, float]:
-    """Headline scores of free generation.
+    """Scores of free generation, by the strict protocol.
+
+    Asked is every dialogue about the first images of the data set; of drawn scenes the benchmark's
+    questions.
 
     Args:
         model: left in evaluation mode.
@@ -58,43 +63,28 @@ def evaluate_run(
         settings: what to ask about, how much of it, and the length of answers.
 
     Returns:
-        Scores by name; those that no image counts towards are left out.
+        :data:`VALIDATION_SCORES` by name; those that no image counts towards are left out.
 
     Raises:
         ImportError: scenes without the extra `scenes`.
         ValueError: a data set that is unknown or cannot be read.
     """
     from pixellm.engine import Engine
+    from pixellm.evaluation.benchmarks import SCENES, find_benchmark, open_questions
+    from pixellm.evaluation.evaluate import answer_freely, answer_questions
+    from pixellm.evaluation.scores import Rules
+    from pixellm.evaluation.summary import summarize
 
     engine = Engine(model, processor, max_new_tokens=settings.max_new_tokens)
-    if settings.data is not None:
-        return evaluate_on_data(engine, settings.data, settings.num_scenes)
-    from pixellm.evaluation.scenes import evaluate_scenes
-
-    report = evaluate_scenes(engine, settings.split, num_scenes=settings.num_scenes)
-    headline = report.headline().items()
-    return {name: score.value for name, score in headline if score.value is not None}
-
-
-def evaluate_on_data(engine: Any, source: DataSource, num_images: int) -> dict[str, float]:
-    """Mask scores of the answers to every dialogue about the first images of a data set.
-
-    Masks are matched one to one; one too many or too few counts with IoU 0.
-    """
-    from pixellm.engine.dialogues import answer_dialogues
-    from pixellm.evaluation.metrics import Ratio, add_ratios, score_masks, strict_ratios
-    from pixellm.masks import decode_mask
-
-    dataset = build_source(source)
-    images = (dataset[index] for index in range(min(num_images, len(dataset))))
-    total: dict[str, Ratio] = {}
-    for dialogue in answer_dialogues(engine, itertools.chain.from_iterable(images), _BATCH):
-        for turn, answer in zip(dialogue.sample.turns, dialogue.predictions, strict=True):
-            truths = _stack([decode_mask(target.mask) for target in turn.targets], answer.size)
-            masks = _stack([segment.mask for segment in answer.segments], answer.size)
-            total = add_ratios(total, strict_ratios(score_masks(masks, truths)))
-    return {name: part / count for name, (part, count) in total.items() if count}
-
-
-def _stack(masks: Sequence[Any], size: tuple[int, int]) -> Any:
-    return np.stack(masks) if masks else np.zeros((0, *size), dtype=np.bool_)
+    questions: Sequence[Sample]
+    if settings.data is None:
+        rules = find_benchmark(SCENES).rules("free")
+        questions = open_questions(SCENES, settings.split, Path(), {"num": settings.num_scenes})
+    else:
+        rules = Rules("slots", "free", "strict")
+        dataset = build_source(settings.data)
+        images = range(min(settings.num_scenes, len(dataset)))
+        questions = [sample for image in images for sample in dataset[image]]
+    summary = summarize(answer_questions(answer_freely(engine), questions, rules), rules)
+    values = {name: summary.score(name).value for name in VALIDATION_SCORES}
+    return {name: value for name, value in values.items() if value is not None}

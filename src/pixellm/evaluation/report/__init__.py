@@ -10,7 +10,7 @@ from pixellm.evaluation.report.compare import (
     compare_runs,
     write_comparison,
 )
-from pixellm.evaluation.report.write import check_report, write_report
+from pixellm.evaluation.report.write import check_report, write_evaluation, write_report
 
 __all__ = [
     "Comparison",
@@ -18,5 +18,6 @@ __all__ = [
     "check_report",
     "compare_runs",
     "write_comparison",
+    "write_evaluation",
     "write_report",
 ]

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from pixellm.engine.run_folder import read_settings
 from pixellm.evaluation.intervals import Difference, Estimate, bootstrap
-from pixellm.evaluation.records import AnswerRecord
+from pixellm.evaluation.records import AnswerRecord, read_answers
 from pixellm.evaluation.report.gallery import (
     EACH,
     FetchImage,
@@ -23,7 +24,6 @@ from pixellm.evaluation.report.gallery import (
     true_panel,
 )
 from pixellm.evaluation.report.tables import number
-from pixellm.evaluation.run_folder import read_answers, read_settings
 from pixellm.evaluation.scores import Rules, Unit, image_ratios, question_giou
 from pixellm.report.page import Card, Report, Table, check_report, write_report
 

@@ -6,6 +6,7 @@ Answers are ranked by their own mean IoU. It knows records and pixels, and no ma
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from PIL import Image
 
@@ -14,7 +15,7 @@ from pixellm.evaluation.scores import Unit, count_bin, question_giou
 from pixellm.image_files import load_image
 from pixellm.report.gallery import data_url, draw_masks
 from pixellm.report.page import Card
-from pixellm.types import RLE
+from pixellm.types import RLE, Sample
 
 EACH = 12
 """Answers shown of each sort: worst, median, best."""
@@ -119,6 +120,18 @@ def read_image(record: AnswerRecord) -> Image.Image | None:
     except (OSError, ValueError):
         return None
     return image if (image.height, image.width) == record.size else None
+
+
+def image_source(questions: Sequence[Sample] | None) -> FetchImage:
+    """Images from their files, and drawn ones from the questions, where there are any."""
+
+    def fetch(record: AnswerRecord) -> Image.Image | None:
+        if record.path or questions is None:
+            return read_image(record)
+        image = questions[record.index].image
+        return None if isinstance(image, Path) else Image.fromarray(image)
+
+    return fetch
 
 
 def _draw(

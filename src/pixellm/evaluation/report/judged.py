@@ -7,34 +7,16 @@ no judge and computes no score.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from pixellm.evaluation.judgement import Judgement
+from pixellm.evaluation.judgement import JudgedScores, Judgement
 from pixellm.evaluation.report.tables import all_tables, mask_score_table
 from pixellm.evaluation.scores import SCORES
-from pixellm.evaluation.summary import Summary
 from pixellm.report.page import Table
 
 Notes = dict[tuple[int, int], str]
 """(dialogue, turn) -> what the judge said of the answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class JudgedScores:
-    """The scores of a run without and with a judge, both counted strictly.
-
-    Attributes:
-        settings: of the judge, see :meth:`~pixellm.evaluation.judge.JudgeSettings.describe`.
-        judgement: what it said.
-        plain: scores without the judge.
-        judged: scores with rejected masks at intersection 0.
-    """
-
-    settings: Mapping[str, Any]
-    judgement: Judgement
-    plain: Summary
-    judged: Summary
 
 
 def describe_judge(scores: JudgedScores) -> str:
@@ -55,7 +37,7 @@ def effect_table(scores: JudgedScores, headline: Sequence[str]) -> Table:
         (name, str(scores.plain.score(name)), str(scores.judged.score(name)), SCORES[name])
         for name in headline
     ]
-    title = "Without and with the judge (strict protocol)"
+    title = f"Without and with the judge ({scores.plain.rules.protocol} protocol)"
     return Table(title, [(*header, "meaning"), *rows], "judge")
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pixellm.evaluation.evaluate import Evaluation
 from pixellm.evaluation.intervals import Estimate
+from pixellm.evaluation.judgement import JudgedScores
 from pixellm.evaluation.records import AnswerRecord
-from pixellm.evaluation.report.gallery import FetchImage, build_cards
+from pixellm.evaluation.report.gallery import FetchImage, build_cards, image_source
 from pixellm.evaluation.report.judged import (
-    JudgedScores,
     describe_judge,
     effect_table,
     judge_notes,
@@ -26,6 +27,7 @@ from pixellm.evaluation.report.judged import (
 )
 from pixellm.evaluation.report.tables import all_tables, describe_run
 from pixellm.evaluation.summary import SIZE, TARGETS, Summary
+from pixellm.files import locked
 from pixellm.report import figures, page
 from pixellm.report.page import Card, Report
 
@@ -79,16 +81,50 @@ def write_report(
         tables = [effect_table(judged, headline), *tables, *judged_tables(judged, headline)]
         notes = judge_notes(judged.judgement)
     cards = build_cards(records, summary.rules.unit, fetch_image, notes)
-    values = {
+    values = report_values(settings, summary, headline, judged)
+    values["gallery"] = gallery_keys(cards)
+    plots = summary_plots(summary)
+    return page.write_report(folder, "report", Report(title, lead, tables, plots, cards, values))
+
+
+def write_evaluation(
+    folder: Path, evaluation: Evaluation, judged: JudgedScores | None = None
+) -> list[Path]:
+    """Write the report of a run into its folder.
+
+    Args:
+        folder: of the run.
+        evaluation: its answers and scores.
+        judged: the scores without and with a judge, where there was one.
+
+    Returns:
+        The files written.
+
+    Raises:
+        OSError: the folder can't be written to, or another process writes there.
+    """
+    settings, headline = evaluation.settings, evaluation.run.headline
+    source = image_source(evaluation.questions)
+    with locked(folder):
+        return write_report(
+            folder, settings, evaluation.summary, evaluation.records, headline, source, judged
+        )
+
+
+def report_values(
+    settings: Mapping[str, Any],
+    summary: Summary,
+    headline: Sequence[str],
+    judged: JudgedScores | None = None,
+) -> dict[str, Any]:
+    """All numbers of a report as values that JSON knows; arguments as :func:`write_report`."""
+    return {
         "settings": dict(settings),
         "versions": installed_versions(),
         "headline": [*headline],
         **summary.to_dict(),
         **({} if judged is None else judged_to_dict(judged)),
-        "gallery": gallery_keys(cards),
     }
-    plots = summary_plots(summary)
-    return page.write_report(folder, "report", Report(title, lead, tables, plots, cards, values))
 
 
 def summary_plots(summary: Summary) -> dict[str, Markup]:

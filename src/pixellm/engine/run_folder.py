@@ -1,19 +1,17 @@
-"""The folder of an evaluation run: its settings, and its answers as records.
+"""The folder of a job: its settings beside its answers, so that no two jobs mix in one place.
 
-Answers are written by a job, see :mod:`pixellm.engine.jobs`; here they are read again. It knows
-nothing of models and scores.
+Answers are written by :mod:`pixellm.engine.jobs`. What the settings mean is the caller's business.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pixellm.evaluation.records import AnswerRecord, record_from_json, record_to_json
-from pixellm.files import json_bytes, parse_json, read_json, read_lines, write_files
+from pixellm.files import json_bytes, read_json, write_files
 
 SETTINGS_FILE = "run.json"
 FACTS = frozenset({"left_out", "suffix"})
@@ -22,40 +20,19 @@ ANSWERS_FILE = "answers.jsonl"
 """One line a question, see :mod:`pixellm.engine.jobs`."""
 
 
-def read_answers(folder: Path) -> list[AnswerRecord]:
-    """All complete dialogues of a run, in the order of the benchmark.
-
-    A last line that was cut short and a dialogue that lacks a turn are passed over: they will be
-    asked again. What processes of a killed run left in parts counts too.
+def answer_paths(folder: Path) -> list[Path]:
+    """The files with a job's answers, those in parts that a killed process left included.
 
     Raises:
-        ValueError: a damaged line, or answers in another form.
+        ValueError: the answers are in another form.
     """
     if any(folder.glob("answers-*.jsonl")):
         raise ValueError(
             f"{folder} holds answers in an older form (answers-*.jsonl); name another folder, or "
             "remove this one."
         )
-    dialogues: dict[int, dict[int, AnswerRecord]] = {}
-    for path in (folder / ANSWERS_FILE, *sorted(folder.glob(f".{ANSWERS_FILE}.part*"))):
-        for record in _read_file(path) if path.exists() else ():
-            dialogues.setdefault(record.index, {}).setdefault(record.turn, record)
-    return [
-        turns[turn]
-        for index, turns in sorted(dialogues.items())
-        if len(turns) == next(iter(turns.values())).num_turns
-        for turn in sorted(turns)
-    ]
-
-
-def write_answers(folder: Path, records: Iterable[AnswerRecord], model: str) -> None:
-    """Write the answers of a whole run at once.
-
-    Raises:
-        OSError: the folder can't be written.
-    """
-    lines = [json.dumps(record_to_json(record, model)) + "\n" for record in records]
-    write_files({folder / ANSWERS_FILE: "".join(lines).encode("ascii")})
+    paths = (folder / ANSWERS_FILE, *sorted(folder.glob(f".{ANSWERS_FILE}.part*")))
+    return [path for path in paths if path.exists()]
 
 
 def open_run(
@@ -114,14 +91,3 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> No
         raise ValueError(
             f"{folder} holds {what}; choose another folder for --out, or remove this one."
         )
-
-
-def _read_file(path: Path) -> Iterable[AnswerRecord]:
-    for number, line in read_lines(path):
-        try:
-            yield record_from_json(parse_json(line))
-        except ValueError as error:
-            raise ValueError(
-                f"Line {number} of {path} is damaged; delete that line, and its question is "
-                "asked again."
-            ) from error

@@ -1,22 +1,34 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from conftest import tiny_parts, tiny_texts
+from pixellm import ablation
+from pixellm.ablation import (
+    CELLS,
+    AblationSettings,
+    Claim,
+    Comparison,
+    ablate,
+    load_claims,
+    load_variants,
+    tabulate_images,
+)
 from pixellm.checkpoint.build import build_model
 from pixellm.checkpoint.io import save_model
-from pixellm.training import ablation
-from pixellm.training.ablation import AblationSettings, ablate, load_variants
+from pixellm.evaluation.evaluate import BenchmarkRun, evaluate
 from pixellm.training.config import RunConfig, load_config
 from pixellm.training.trainer import NonFiniteLossError, TrainEvent
 
-RECIPES = sorted((Path(__file__).parents[2] / "src/pixellm/recipes" / "ablation").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[1] / "src/pixellm/recipes" / "ablation").glob("*.yaml"))
 STRUCTURE = {"tokens_4": 8, "scales_1": 3, "scales_3": 9, "single_token": 1}
 
 
@@ -88,7 +100,9 @@ def test_it_trains_scores_and_tabulates_and_goes_on_where_it_stopped(
     (tmp_path / "runs/one/seed_1.json").unlink()
     monkeypatch.setattr(ablation, "train", fail_to_train)
     assert ablate(variants, settings_for(tmp_path)).read_text(encoding="utf-8") == text
-    with pytest.raises(ValueError, match="made with another num_scenes"):
+    answers = (tmp_path / "runs/base/seed_0_scores/answers.jsonl").read_text().splitlines()
+    assert json.loads(answers[0])["model"] == str(tmp_path / "runs/base/seed_0")
+    with pytest.raises(ValueError, match="a run with num_scenes 2, not 3"):
         ablate(variants, settings_for(tmp_path, num_scenes=3))
 
 
@@ -100,8 +114,7 @@ def test_results_of_another_recipe_are_not_mixed_in(
     (results / "seed_0" / "config.yaml").write_text(variants["one"].to_yaml())
     with pytest.raises(ValueError, match="holds a run of another recipe"):
         ablate(variants, settings_for(tmp_path))
-    scoring = settings_for(tmp_path).scoring()
-    (results / "seed_0.json").write_text(json.dumps({"recipe": "0123", **scoring, "sums": []}))
+    (results / "seed_0.json").write_text(json.dumps({"recipe": "0123"}))
     with pytest.raises(ValueError, match="made with another recipe"):
         ablate(variants, settings_for(tmp_path))
 
@@ -209,3 +222,114 @@ def test_recipes_of_other_shapes_build_around_nano(name: str) -> None:
             model.model.codebook(states), encoded.features, torch.zeros(1, dtype=torch.long)
         )
     assert masks.shape[1:] == ((96, 96) if name == "scales_3" else (48, 48))
+
+
+def constant_table(value: float, images: int = 40, noise: float = 0.0) -> np.ndarray:
+    """Ten questions an image, each worth about the value, all of two targets far apart."""
+    table = np.zeros((images, len(CELLS), 2))
+    values = 10 * (value + noise * np.random.default_rng(1).standard_normal(images))
+    for cell, (group, _) in enumerate(CELLS):
+        if group in ("overall", "targets 2", "overlap apart"):
+            table[:, cell] = np.stack([values, np.full(images, 10.0)], axis=-1)
+    return table
+
+
+BEATS_ONE = Claim("Three tokens per scale beat one", "base", "tokens_1")
+
+
+def test_scores_are_pooled_over_seeds_and_images() -> None:
+    comparison = Comparison({"base": [constant_table(0.2), constant_table(0.4)]})
+    estimate = comparison.estimate("base")
+    assert (estimate.value, estimate.count) == (pytest.approx(0.3), 800)
+    assert (estimate.low, estimate.high) == (pytest.approx(0.2), pytest.approx(0.4))
+    assert comparison.by_seed("base") == pytest.approx([0.2, 0.4])
+    assert comparison.estimate("base", "targets 1").value is None
+
+
+def test_differences_are_paired_by_image() -> None:
+    """Images differ wildly, but the second variant is 0.02 better on each."""
+    tables = {
+        "base": [constant_table(0.5, noise=0.3)],
+        "tokens_1": [constant_table(0.48, noise=0.3)],
+    }
+    comparison = Comparison(tables)
+    gain, wide = comparison.gain("base", "tokens_1"), comparison.estimate("base")
+    assert (gain.value, gain.low) == (pytest.approx(0.02), pytest.approx(0.02))
+    assert (wide.high or 0) - (wide.low or 0) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("base", "one", "says"),
+    [
+        ([0.5, 0.52, 0.51], [0.3, 0.31, 0.32], "holds"),
+        ([0.3, 0.31, 0.32], [0.5, 0.52, 0.51], "does not hold: the opposite"),
+        ([0.3, 0.5, 0.4], [0.5, 0.3, 0.41], "not shown at this size"),
+    ],
+)
+def test_a_claim_holds_only_where_the_whole_interval_is_above_zero(
+    base: list[float], one: list[float], says: str
+) -> None:
+    tables = {
+        "base": [constant_table(value) for value in base],
+        "tokens_1": [constant_table(value) for value in one],
+    }
+    not_asked = Claim("Where targets overlap", "base", "tokens_1", "overlap overlapping")
+    not_run = Claim("Four beat three", "tokens_4", "base")
+    verdicts = Comparison(tables, [BEATS_ONE, not_asked, not_run]).verdicts()
+    assert [(claim, verdict) for claim, _, verdict in verdicts] == [
+        (BEATS_ONE, says),
+        (not_asked, "not measured"),
+    ]
+
+
+def test_tables_are_markdown_with_a_row_for_each_variant_and_no_gaps() -> None:
+    tables = {
+        "base": [constant_table(0.5), constant_table(0.6)],
+        "tokens_1": [constant_table(0.4)],
+    }
+    comparison = Comparison(tables, [BEATS_ONE])
+    text = comparison.to_markdown()
+    assert text.startswith("| variant | gIoU | gIoU minus base | cIoU | set accuracy | right names")
+    assert "| base | 0.550 [0.500, 0.600] | - |" in text
+    assert re.search(r"\| tokens_1 \| 0\.400 .*? \| -0\.150 \[-0\.200, -0\.100\]", text)
+    assert "| Three tokens per scale beat one | overall | base - tokens_1 | +0.150" in text
+    assert "| variant | targets 2 | apart |" in text
+    values = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
+    gain = values["scores"]["tokens_1"]["giou_minus_base"]["overall"]
+    assert gain["value"] == pytest.approx(-0.15)
+    assert values["claims"][0]["verdict"] == "holds"
+
+
+def test_runs_over_other_images_are_not_compared() -> None:
+    with pytest.raises(ValueError, match=r"same images; these have \[30, 40\]"):
+        Comparison({"base": [constant_table(0.5)], "other": [constant_table(0.5, images=30)]})
+
+
+def test_a_guess_is_scored_by_number_of_targets(tmp_path: Path) -> None:
+    """Showing one perfect mask scores at most 1 / n on questions with n targets."""
+    run = BenchmarkRun("scenes", "all_objects", num_scenes=3, dialogues_per_image=3)
+    records = evaluate(run, tmp_path / "guess", run.guesser).records
+    comparison = Comparison({"all_objects": [tabulate_images(records, run.rules)]})
+    estimate = comparison.estimate("all_objects")
+    assert estimate.value is not None and 0 < estimate.value < 1
+    groups = [f"targets {count}" for count in ("1", "2", "3", "4-5", "6+")]
+    parts = [comparison.estimate("all_objects", group) for group in groups]
+    assert sum(part.count for part in parts) == estimate.count
+
+
+def test_claims_lie_beside_the_recipes(tmp_path: Path) -> None:
+    bundled = load_claims([Path("ablation"), Path("ablation_losses")])
+    names = {path.stem for path in (*RECIPES, *RECIPES[0].parents[1].glob("ablation_losses/*"))}
+    assert bundled[0] == BEATS_ONE
+    assert {name for claim in bundled for name in (claim.better, claim.worse)} <= names
+    recipe = tmp_path / "base.yaml"
+    recipe.write_text("name: base")
+    assert load_claims([recipe]) == []
+    for content in (
+        "claims",
+        "[[claims]]\ntext = 'x'",
+        "[[claims]]\ntext='x'\nbetter='a'\nworse='b'\ngroup='c'",
+    ):
+        (tmp_path / "claims.toml").write_text(content)
+        with pytest.raises(ValueError, match="holds no claims about variants"):
+            load_claims([recipe])

@@ -1,0 +1,246 @@
+"""Options that several commands share, each written once, alone or in groups.
+
+A command takes a group as one argument: :func:`spread` puts the group's options into the command's
+signature and hands it the group. Light to import; knows no command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from pixellm.cli.console import load_engine, reader_options
+
+if TYPE_CHECKING:
+    from pixellm.engine import Engine
+    from pixellm.evaluation.judge import JudgeSettings
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
+Json = Annotated[str, typer.Option(help="JSON file; - for standard output.")]
+Images = Annotated[
+    Path | None, typer.Option(help="Folder of the photos, where they do not lie as usual.")
+]
+With = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with",
+        metavar="NAME=VALUE",
+        help="An option of the data set's reader; of scenes num, dialogues or seed; repeatable.",
+    ),
+]
+MinScore = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Withhold masks of a lower score; the model's own limit if not given.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """Which model answers and where it runs; small enough to be sent elsewhere."""
+
+    model: Annotated[str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")] = (
+        "nano"
+    )
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    quantize: Annotated[
+        str | None, typer.Option(help="int8 or int4: the language model's weights in so many bits.")
+    ] = None
+    offload: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for weights that fit neither the GPU nor memory; spreads the model."
+        ),
+    ] = None
+
+    def load(self, **options: Any) -> Engine:
+        """The engine, quietly; ``options`` are its own.
+
+        Raises:
+            ValueError, FileNotFoundError: no such model, or this machine lacks the device; nothing
+                is read then.
+        """
+        return load_engine(
+            self.model, self.device, self.dtype, self.quantize, self.offload, **options
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions(LoadOptions):
+    """Which model answers, where it runs, and how it writes."""
+
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest answer in tokens; the engine's limit if not given."),
+    ] = None
+    temperature: Annotated[
+        float,
+        typer.Option(min=0, help="0 takes the likeliest word each time; above, words are drawn."),
+    ] = 0.0
+
+    def load(self, **options: Any) -> Engine:
+        """As :meth:`LoadOptions.load`, with the limit of tokens."""
+        limit = {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
+        return LoadOptions.load(self, **limit, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeOptions:
+    """Which judge rates answers, and what it may cost."""
+
+    judge: Annotated[
+        str,
+        typer.Option(
+            help="Rates whether each mask shows what the words in front of it say: none, "
+            "similarity (compares words, offline and free), llm (asks a language model)."
+        ),
+    ] = "none"
+    judge_model: Annotated[str, typer.Option(help="Name of the llm judge at its server.")] = ""
+    base_url: Annotated[
+        str,
+        typer.Option(
+            help="Address of the llm judge's server, any OpenAI-compatible one. Its key comes from "
+            "the environment variable OPENAI_API_KEY; a server on the local network needs none."
+        ),
+    ] = ""
+    judge_threshold: Annotated[
+        float, typer.Option(help="Masks rated below it, 1 to 10, count with intersection 0.")
+    ] = 3.0
+    judge_cache: Annotated[
+        Path, typer.Option(help="SQLite file of the llm judge's ratings; none is paid for twice.")
+    ] = Path("judge_cache.sqlite")
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            help="USD that all ratings in the cache may cost; 0 takes what the cache holds. No "
+            "cap where not given."
+        ),
+    ] = None
+    price: Annotated[
+        str, typer.Option(help="INPUT,OUTPUT in USD per million tokens, of a model not listed.")
+    ] = ""
+
+    def settings(self) -> JudgeSettings:
+        """The judge that the options describe.
+
+        Raises:
+            ValueError: bad options, or some that belong to another judge.
+        """
+        from pixellm.evaluation.judge import JudgeSettings, read_price
+
+        kind: Any = self.judge
+        settings = JudgeSettings(
+            kind,
+            self.judge_threshold,
+            self.judge_model,
+            self.base_url or None,
+            self.judge_cache,
+            self.max_cost,
+            read_price(self.price),
+        )
+        if kind == "llm" and not (self.judge_model and self.base_url):
+            raise ValueError(
+                "--judge llm needs --judge-model NAME and --base-url ADDRESS, such as "
+                "https://api.openai.com/v1."
+            )
+        given = self.judge_model or self.base_url or self.price or self.max_cost is not None
+        if kind != "llm" and given:
+            raise ValueError(
+                "--judge-model, --base-url, --max-cost and --price are for --judge llm, not "
+                f"--judge {kind}."
+            )
+        return settings
+
+
+@dataclass(frozen=True, slots=True)
+class SceneOptions:
+    """Which scenes are drawn."""
+
+    num: Annotated[int, typer.Option(min=1, help="Images, where scenes are drawn.")] = 500
+    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues about each drawn image.")] = 4
+    seed: Annotated[int, typer.Option(help="Another seed gives other scenes.")] = 0
+
+    def values(self) -> dict[str, int]:
+        """By the names of a :class:`~pixellm.evaluation.evaluate.BenchmarkRun`."""
+        return {
+            "num_scenes": self.num,
+            "dialogues_per_image": self.dialogues,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FileOptions:
+    """Where a data set's files lie."""
+
+    data: Annotated[
+        Path,
+        typer.Option(help="Folder that holds the data sets; for muse and jsonl also a file."),
+    ] = Path("data")
+    images: Images = None
+    options: With = None
+
+    def values(self) -> dict[str, Any]:
+        """By the names of a :class:`~pixellm.evaluation.evaluate.BenchmarkRun`."""
+        chosen = reader_options(self.options)
+        return {"data": self.data, "images": self.images, "options": chosen}
+
+
+def image_options(images: Path | None, options: Sequence[str] | None) -> dict[str, Any]:
+    """All options of a reader by name; the folder of photos stays right in any other folder."""
+    folder = {} if images is None else {"images": str(images.absolute())}
+    return {**folder, **reader_options(options)}
+
+
+def spread(command: Callable[..., None], **defaults: Any) -> Callable[..., None]:
+    """The command with the options of its groups in place of the groups.
+
+    Args:
+        command: its arguments that are dataclasses are groups.
+        defaults: other values of options than those of the groups.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {}
+    parameters: list[Parameter] = []
+    for parameter in signature(command).parameters.values():
+        kind = hints[parameter.name]
+        if is_dataclass(kind):
+            groups[parameter.name] = kind
+            parameters += _options_of(kind, defaults)
+        else:
+            chosen = parameter.replace(annotation=kind, kind=Parameter.KEYWORD_ONLY)
+            parameters.append(chosen)
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        for name, kind in groups.items():
+            values[name] = kind(**{one.name: values.pop(one.name) for one in fields(kind)})
+        command(**values)
+
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return run
+
+
+def _options_of(group: Any, defaults: Mapping[str, Any]) -> list[Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        Parameter(
+            one.name,
+            Parameter.KEYWORD_ONLY,
+            default=defaults.get(one.name, one.default),
+            annotation=hints[one.name],
+        )
+        for one in fields(group)
+    ]

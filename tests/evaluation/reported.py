@@ -1,0 +1,26 @@
+"""What `pixellm eval` does with a benchmark: answers, scores, and a report in the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pixellm.engine.jobs import ALONE
+from pixellm.evaluation.evaluate import BenchmarkRun, evaluate
+from pixellm.evaluation.records import AnswerRecord
+from pixellm.evaluation.report import check_report, write_evaluation
+from pixellm.evaluation.summary import Summary
+
+
+def run_benchmark(
+    run: BenchmarkRun, folder: Path, load: Callable[[], Any], **options: Any
+) -> tuple[Summary, list[AnswerRecord]]:
+    """The scores and the answers."""
+    is_first = options.get("group", ALONE).number == 0
+    if is_first:
+        check_report(folder)
+    evaluation = evaluate(run, folder, load, **options)
+    if is_first:
+        write_evaluation(folder, evaluation)
+    return evaluation.summary, evaluation.records
