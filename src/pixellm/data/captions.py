@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pixellm.data.readers.json_index import scan_json
+from pixellm.data.json_stream import scan_json
 
 LEAST_CAPTIONS = 2
 """So many captions must use a word."""
@@ -69,7 +69,7 @@ def read_people_words(path: Path) -> dict[int | str, PeopleWords]:
         ValueError: it is damaged.
     """
     captions: dict[int | str, list[str]] = defaultdict(list)
-    for key, _, _, value in scan_json(path):
+    for key, value, _ in scan_json(path):
         if key == "annotations" and isinstance(value, Mapping) and "caption" in value:
             captions[value.get("image_id", "")].append(str(value["caption"]))
     found = {photo: people_words(texts) for photo, texts in captions.items()}
