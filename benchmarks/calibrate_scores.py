@@ -4,9 +4,8 @@
 
 For models with `masks_per_thing`. Asks the questions of `eval coco` and `eval photos` about photos
 of the training split, without a limit, and fits `worth`, by logistic regression, to the
-intersection over union that each mask turns out to have. The limit, `min_mask_score`, is the lowest
-of which so many questions for what is not there get no mask as `--denied` asks. Neither masks nor
-texts change.
+intersection over union that each mask turns out to have. The limit, `min_mask_score`, is that which
+best tells such masks from those that answer for what is not there. Neither masks nor texts change.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +28,7 @@ from pixellm.engine import Engine
 from pixellm.evaluation.benchmarks import open_questions
 from pixellm.evaluation.matching import match_by_iou
 from pixellm.masks import decode_mask, pairwise_iou
-from pixellm.types import BoolMask, Request, Sample
+from pixellm.types import BoolMask, Prediction, Request, Sample
 
 ABSENT = "absent"
 """Kind of the questions for a category that is not there."""
@@ -65,42 +63,47 @@ def choose_questions(data: Path, number: int) -> list[Sample]:
 
 
 def choose_absent(data: Path, number: int) -> list[Sample]:
-    """Questions for what photos of the training split do not show, one photo in turn."""
+    """Questions for what the first photos of the training split do not show."""
     asked = open_questions("photos", "train", data)
-    order = random.Random(1).sample(range(len(asked)), len(asked))
-    found = (asked[i] for i in order)
+    found = (asked[i] for i in range(len(asked)))
     return list(islice((one for one in found if one.turns[0].kind == ABSENT), number))
 
 
 def measure(engine: Engine, samples: Sequence[Sample]) -> Measured:
     """Ask all questions, and compare every mask with what was meant."""
-    seen: list[Tensor] = []
+    seen: list[tuple[Tensor, list[float]]] = []
     worth = engine.model.model.pixel_decoder.worth
-    hook = worth.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].detach().cpu()))
-    ious: list[float] = []
-    owners: list[int] = []
-    scores: list[float] = []
+    hook = worth.register_forward_hook(
+        lambda _, inputs, told: seen.append((inputs[0], told[:, 0].sigmoid().tolist()))
+    )
+    found: list[tuple[float, float, int]] = []  # score, truth and question of each mask
     for start in range(0, len(samples), STRIDE):
         portion = samples[start : start + STRIDE]
-        requests = [Request(one.image, one.turns[0].question) for one in portion]
-        answers: list[Any] = [None] * len(portion)
-        order: list[int] = []
-        for index, answer in engine.predict_many(requests):
-            answers[index] = answer
-            order.append(index)
-        for index in order:  # masks are drawn in the order in which answers are finished
-            shown = [segment.mask for segment in answers[index].segments]
+        asked = [Request(one.image, one.turns[0].question) for one in portion]
+        # Masks are drawn in the order in which answers are finished.
+        for index, answer in engine.predict_many(asked):
+            if not isinstance(answer, Prediction):
+                raise answer
             truths = [decode_mask(one.mask) for one in portion[index].turns[0].targets]
-            ious += worth_of(shown, truths)
-            scores += [segment.score for segment in answers[index].segments]
-            owners += [start + index] * len(shown)
-        print(f"{start + len(portion)}/{len(samples)} questions")
+            ious = worth_of([one.mask for one in answer.segments], truths)
+            scores = [one.score for one in answer.segments]
+            found += [
+                (score, iou, start + index)
+                for score, iou in zip(scores, ious, strict=True)
+                if score  # an empty mask's is 0, whatever its signs
+            ]
+        print(f"{start + len(portion)}/{len(samples)} questions", flush=True)
     hook.remove()
-    signs = torch.cat(seen)
-    told = worth.cpu()(signs)[:, 0].sigmoid()
-    right = [abs(a - b) < 1e-4 or not b for a, b in zip(told.tolist(), scores, strict=True)]
-    assert all(right), "signs and masks are not in one order"
-    return Measured(signs, torch.tensor(ious), torch.tensor(owners))
+    signs = torch.cat([one for one, _ in seen])
+    told = [score for _, scores in seen for score in scores]
+    # An answer leaves out what it showed before: each of its masks is the next with its score.
+    places, place = list[int](), -1
+    for score, _, _ in found:
+        place = told.index(score, place + 1)
+        places.append(place)
+    truth = torch.tensor([iou for _, iou, _ in found])
+    owners = torch.tensor([question for _, _, question in found])
+    return Measured(signs[places], truth, owners)
 
 
 def worth_of(shown: Sequence[BoolMask], truths: Sequence[BoolMask]) -> list[float]:
@@ -132,10 +135,23 @@ def fit(signs: Tensor, ious: Tensor, decay: float = 1e-4) -> tuple[Tensor, Tenso
     return weight.detach().float(), bias.detach().float()
 
 
-def choose_limit(scores: Tensor, questions: Tensor, number: int, denied: float) -> float:
-    """The lowest limit under which the share ``denied`` of so many questions has no mask."""
-    surest = torch.zeros(number).scatter_reduce(0, questions, scores, "amax")
-    return round(float(np.quantile(surest.numpy(), denied)) + 5e-4, 3)
+def choose_limit(scores: Tensor, ious: Tensor, unwanted: Tensor) -> tuple[float, float, float]:
+    """The limit that best tells what is there from what is not.
+
+    Args:
+        scores: (P,) of the masks of questions for what is there.
+        ious: (P,) what they are worth.
+        unwanted: (N,) of the surest mask of each question for what is not there; 0 without one.
+
+    Returns:
+        The limit under which the share of worth that is kept and the share of the absent that has
+        no mask have the largest sum, and these two.
+    """
+    limits = torch.arange(1, 100) / 100
+    kept = torch.stack([ious[scores >= limit].sum() for limit in limits]) / ious.sum()
+    denied = torch.stack([(unwanted < limit).float().mean() for limit in limits])
+    best = int((kept + denied).argmax())
+    return float(limits[best]), float(kept[best]), float(denied[best])
 
 
 def calibration_error(scores: Tensor, ious: Tensor) -> float:
@@ -153,7 +169,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--absent", type=int, default=400)
-    parser.add_argument("--denied", type=float, default=0.94)
     options = parser.parse_args()
     engine = pixellm.load(options.model, min_mask_score=0)
     measured = measure(engine, choose_questions(options.data, options.questions))
@@ -165,11 +180,13 @@ def main() -> None:
         worth.weight.copy_(weight[None])
         worth.bias.copy_(bias[None])
     scores, unwanted = ((one.signs @ weight + bias).sigmoid() for one in (measured, denials))
-    limit = choose_limit(unwanted, denials.questions, len(absent), options.denied)
+    surest = torch.zeros(len(absent)).scatter_reduce(0, denials.questions, unwanted, "amax")
+    limit, worthy, denied = choose_limit(scores, measured.ious, surest)
     engine.model.config.min_mask_score = limit
     kept = scores >= limit
     print(f"worth: {[round(one, 3) for one in weight.tolist()]}, bias {float(bias):.3f}")
-    print(f"limit {limit}: {int(kept.sum())} of {len(kept)} masks are shown")
+    print(f"limit {limit}: {int(kept.sum())} of {len(kept)} masks are shown, {worthy:.2f} of what")
+    print(f"they are worth; {denied:.2f} of what is not there has none")
     error = calibration_error(scores[kept], measured.ious[kept])
     print(f"calibration error of what is shown: {error:.3f}")
     save_model(options.out, engine.model, engine.processor)

@@ -122,7 +122,7 @@ def test_every_thing_that_is_chosen_is_a_mask_of_its_own() -> None:
     decoder = a_decoder(masks_per_thing=True)
     decoder.draw.bias.data.fill_(20)
     decoder.choice_bias.data.fill_(20)
-    decoder.lone.bias.data.fill_(-20)
+    decoder.lone[-1].bias.data.fill_(-20)
     image = an_image(decoder, entries_of(decoder, *TWO_BOXES))
     things = decoder.things(torch.randn(1, 2, 16), image, torch.zeros(1).long())
     assert things.targets.tolist() == [0, 0]
@@ -135,7 +135,7 @@ def test_every_thing_that_is_chosen_is_a_mask_of_its_own() -> None:
 def test_one_of_several_is_the_likeliest_alone() -> None:
     decoder = a_decoder(masks_per_thing=True)
     decoder.choice_bias.data.fill_(20)
-    decoder.lone.bias.data.fill_(20)
+    decoder.lone[-1].bias.data.fill_(20)
     image = an_image(decoder, entries_of(decoder, *TWO_BOXES))
     targets, rows = torch.randn(3, 2, 16), torch.zeros(3).long()
     things = decoder.things(targets, image, rows)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, groupby
 from typing import Any
@@ -51,11 +51,13 @@ class DecodedMask:
         score: mean probability over the mask's pixels, 0 for an empty mask; of models with
             ``masks_per_thing`` the intersection over union that it is expected to have.
         logits: (H, W) float32, where they were asked for.
+        thing: which of the things found it is; None where the model tells none apart.
     """
 
     mask: NDArray[np.bool_]
     score: float
     logits: NDArray[np.float32] | None = None
+    thing: int | None = None
 
 
 GroupMasks = tuple[DecodedMask, ...]
@@ -203,13 +205,14 @@ class AnswerDecoder:
     def prediction(self, pending: PendingAnswer, masks: Sequence[GroupMasks]) -> Prediction:
         """Text, and a segment for each thing of a group with the phrase that it grounds.
 
-        Masks that are too unsure give none. Where the encoder can tell,
-        ``info["familiarity"]`` is how likely it knows anything in the image.
+        Masks that are too unsure give none, nor does a thing that an earlier phrase stands for.
+        Where the encoder can tell, ``info["familiarity"]`` is how likely it knows anything in the
+        image.
         """
         codec, ids, size = self.processor.codec, pending.answer.ids, pending.image.original
         decoded = codec.decode_answer([i for i in ids if i not in self.eos_ids])
         starts = (0, *decoded.ends)
-        groups = zip(starts, decoded.ends, masks, strict=False)
+        groups = zip(starts, decoded.ends, self.once(masks), strict=False)
         found = [(start, end, mask) for start, end, own in groups for mask in own]
         shown = [one for one in found if passes_threshold(one[2].score, self.min_score)]
         info: dict[str, Any] = {
@@ -252,6 +255,17 @@ class AnswerDecoder:
             )
         return predictions
 
+    def once(self, groups: Sequence[GroupMasks]) -> list[GroupMasks]:
+        """An answer's masks without those of things that an earlier group shows."""
+        seen: set[int] = set()
+        left = []
+        for group in groups:
+            own = tuple(one for one in group if one.thing is None or one.thing not in seen)
+            sure = (one for one in own if passes_threshold(one.score, self.min_score))
+            seen.update(one.thing for one in sure if one.thing is not None)
+            left.append(own)
+        return left
+
     def passes_threshold(self, found: Segment) -> bool:
         """Whether a segment's mask is sure enough to be shown."""
         return passes_threshold(found.score, self.min_score)
@@ -287,26 +301,23 @@ class AnswerDecoder:
         rows = torch.tensor([position[p.key] for _, p in targets], device=self.model.device)
         features = _join_features([image.encoded for image in images.values()])
         embeddings = self.model.model.codebook(torch.stack([state for state, _ in targets]))
-        owners, told = list(range(len(targets))), None
-        if per_thing:
-            things = self.model.decode_things(embeddings, features, rows)
-            owners, low, told = things.targets.tolist(), things.logits, things.scores
-        else:
+        if not per_thing:
             low = self.model.decode_masks(embeddings, features, rows)
-        found = self._to_masks(low, [targets[one][1] for one in owners], told, keep_logits)
+            return [(one,) for one in self._to_masks(low, [p for _, p in targets], keep_logits)]
+        things = self.model.decode_things(embeddings, features, rows)
+        owners = things.targets.tolist()
+        masks = self._to_masks(things.logits, [targets[one][1] for one in owners], keep_logits)
         groups: list[list[DecodedMask]] = [[] for _ in targets]
-        for owner, mask in zip(owners, found, strict=True):
-            groups[owner].append(mask)
+        told = zip(owners, masks, things.places.tolist(), things.scores.tolist(), strict=True)
+        for owner, mask, place, score in told:
+            worth = score if mask.score else 0.0  # an empty mask is worth nothing
+            groups[owner].append(replace(mask, score=worth, thing=place))
         return [tuple(group) for group in groups]
 
     def _to_masks(
-        self,
-        low: Tensor,
-        images: Sequence[PreparedImage],
-        told: Tensor | None,
-        keep_logits: bool,
+        self, low: Tensor, images: Sequence[PreparedImage], keep_logits: bool
     ) -> list[DecodedMask]:
-        """Masks over the original images of (P, h, w) logits, with scores that are told, if any."""
+        """Masks over the original images of (P, h, w) logits."""
         masks, scores, logits, done = list[Tensor](), list[Tensor](), list[Tensor](), 0
         for _, group in groupby(images, key=lambda image: image.key):
             same = list(group)
@@ -318,10 +329,7 @@ class AnswerDecoder:
             done += len(same)
         if not masks:
             return []
-        values = torch.cat(scores)
-        if told is not None:
-            values = told * (values > 0)  # an empty mask is worth nothing
-        found = zip(_to_host(masks), values.tolist(), strict=True)
+        found = zip(_to_host(masks), torch.cat(scores).tolist(), strict=True)
         if not keep_logits:
             return [DecodedMask(*one) for one in found]
         kept = zip(found, logits, strict=True)
@@ -364,7 +372,8 @@ class GrowingAnswer:
             yield ready[self._sent :]
             self._sent = len(ready)
         self._masks += masks
-        for mask in chain(*masks):
+        new = self._decoder.once(self._masks)[len(self._masks) - len(masks) :]
+        for mask in chain(*new):
             start = ends[-2] if len(ends) > 1 else 0
             found = segment(text, start, ends[-1], mask)
             if self._decoder.passes_threshold(found):

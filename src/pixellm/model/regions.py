@@ -124,11 +124,13 @@ class Things:
 
     Attributes:
         targets: (P,) whose thing it is, ascending.
+        places: (P,) which of the image's entries it is.
         logits: (P, G, G) in the canvas frame.
         scores: (P,) intersection over union with what is meant, as far as can be told.
     """
 
     targets: Tensor
+    places: Tensor
     logits: Tensor
     scores: Tensor
 
@@ -237,7 +239,10 @@ class RegionDecoder(FullPrecision):
         self.sureness = nn.Parameter(torch.tensor(1.0))
         self.tells_one = config.masks_per_thing
         if self.tells_one:
-            self.lone = nn.Linear(size, 1)
+            width = config.num_scales * size
+            self.lone = nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, size), nn.GELU(), nn.Linear(size, 1)
+            )
             self.worth = nn.Linear(NUM_SIGNS, 1)
         self.regions = RegionLayers(config, about)
         self.draw = nn.Linear(inner // 2, 1)
@@ -266,11 +271,11 @@ class RegionDecoder(FullPrecision):
         targets, places = self._shown(choice, self.is_one(target_embeddings) > 0)
         logits = self._draw(target_embeddings, features, rows[targets], targets, places)
         signs = self.signs(choice[targets, places], entries[rows[targets], places], logits)
-        return Things(targets, logits, self.worth(signs)[:, 0].sigmoid())
+        return Things(targets, places, logits, self.worth(signs)[:, 0].sigmoid())
 
     def is_one(self, target_embeddings: Tensor) -> Tensor:
         """Logits (M,) that a target is one thing, told from others of its kind."""
-        logits: Tensor = self.lone(target_embeddings[:, 0].to(self.dtype))[:, 0]
+        logits: Tensor = self.lone(target_embeddings.flatten(1).to(self.dtype))[:, 0]
         return logits
 
     def signs(self, choice: Tensor, entries: Tensor, logits: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class SegmentOut(BaseModel):
     index: int = Field(description="from 0, in order of mention; the colour follows from it")
     label: str = Field(description="the phrase that the mask grounds")
     span: list[int] = Field(description="[start, end) of the phrase in the answer, in characters")
-    score: float = Field(description="mean probability over the mask's pixels")
+    score: float = Field(description="how good the mask should be, 0 to 1; see Segment")
     bbox: list[int] = Field(description="[x, y, width, height]")
     area: int
     segmentation: Rle
