@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers.convert_slow_tokenizer import import_protobuf
 
+from pixellm.checkpoint.released import expected_shapes, to_released
 from pixellm.checkpoint.released_config import released_pixellm_config
-from pixellm.checkpoint.released_keys import TableSizes, released_table
 from pixellm.checkpoint.sentencepiece_tokenizer import build_fast_tokenizer
-from pixellm.checkpoint.tensor_moves import expected_shapes, undo_move
 
 SENTENCEPIECE_LETTERS = "▁abcdefghijklmnopqrstuvwxyz.,:'?ASTNIUERP"
-
-
-def _field(number: int, value: bytes | int) -> bytes:
-    if isinstance(value, int):
-        return (
-            bytes([number << 3 if number < 16 else (number << 3) & 0x7F | 0x80])
-            + (b"" if number < 16 else bytes([number >> 4]))
-            + bytes([value])
-        )
-    length, size = len(value), b""
-    while True:
-        size += bytes([length & 0x7F | (0x80 if length > 0x7F else 0)])
-        length >>= 7
-        if not length:
-            break
-    return bytes([number << 3 | 2]) + size + value
 
 
 def write_sentencepiece(path: Path) -> int:
@@ -39,14 +22,14 @@ def write_sentencepiece(path: Path) -> int:
     pieces += [(f"<0x{byte:02X}>", 6) for byte in range(256)]
     pieces += [("▁a", 1), ("th", 1), ("▁th", 1), ("the", 1)]
     pieces += [(letter, 1) for letter in SENTENCEPIECE_LETTERS]
-    content = b""
+    model = import_protobuf().ModelProto()
     for rank, (text, kind) in enumerate(pieces):
-        score = struct.pack("<f", -float(rank))
-        piece = _field(1, text.encode()) + b"\x15" + score + _field(3, kind)
-        content += _field(1, piece)
-    content += _field(2, _field(3, 2) + _field(35, 1))
-    content += _field(3, _field(1, b"identity") + _field(3, 1) + _field(4, 0))
-    path.write_bytes(content)
+        model.pieces.add(piece=text, score=-float(rank), type=kind)
+    model.trainer_spec.model_type, model.trainer_spec.byte_fallback = 2, True
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix = True
+    model.normalizer_spec.remove_extra_whitespaces = False
+    path.write_bytes(model.SerializeToString())
     return len(pieces)
 
 
@@ -109,12 +92,8 @@ def random_released_tensors(directory: Path, tower: Path) -> dict[str, torch.Ten
     config = released_pixellm_config(values, vision, tokenizer, directory)
     shapes = expected_shapes(config)
     generator = torch.Generator().manual_seed(0)
-    tensors: dict[str, torch.Tensor] = {}
-    scales, layers = config.num_scales, config.text_config.num_hidden_layers
-    sizes = TableSizes(layers, scales, config.decoder_layers, tuple(range(1, scales)))
-    for move in released_table(sizes):
-        targets = [torch.randn(shapes[t], generator=generator).half() * 0.1 for t in move.targets]
-        tensors |= dict(zip(move.sources, undo_move(move, targets), strict=True))
+    ours = {n: torch.randn(s, generator=generator).half() * 0.1 for n, s in shapes.items()}
+    tensors = to_released(ours)
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3).half()
     tensors["model.mask_decoder.iou_prediction_head.layers.0.weight"] = torch.ones(4, 32).half()
     return tensors

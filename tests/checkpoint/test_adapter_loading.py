@@ -9,9 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from pixellm.checkpoint import io
-from pixellm.checkpoint.adapters import Adapters, attach_adapters, save_adapters
+from pixellm.checkpoint.adapters import (
+    Adapters,
+    LoraShape,
+    attach_adapters,
+    is_lora_name,
+    read_adapter_config,
+    save_adapters,
+)
 from pixellm.checkpoint.io import load_model_and_processor
 from pixellm.engine import load, model_dtype
 
@@ -81,7 +90,81 @@ def test_an_engine_rounds_after_the_adapters_are_in_the_weights(
     )
     engine = load(adapters, device="cpu", quantize="int8")
     assert rounded == [(engine.model, "int8")]
-    base, _ = load_model_and_processor(json.loads((adapters / "adapter.json").read_text())["base"])
+    base, _ = load_model_and_processor(read_adapter_config(adapters)[1])
     ids = base.config.codebook_token_ids
     tables = [model.get_input_embeddings().weight[ids] for model in (engine.model, base)]
     assert torch.equal(tables[0], 2 * tables[1])
+
+
+@pytest.fixture
+def trained(tiny_model_dir: Path) -> tuple[Adapters, dict[str, Tensor]]:
+    """LoRA, token rows and a codebook unlike the tiny model's, by the adapted model's names."""
+    pytest.importorskip("peft", reason="LoRA needs the extra `train`")
+    model, _ = load_model_and_processor(tiny_model_dir)
+    ids = tuple(model.config.codebook_token_ids)
+    adapters = Adapters(LoraShape(2, 8.0, 0.0, ("q_proj", "v_proj")), ids)
+    attach_adapters(model, adapters)
+    torch.manual_seed(0)
+    state = {}
+    for name, value in model.named_parameters():
+        if is_lora_name(name) or name.endswith(".rows") or "codebook" in name:
+            state[name] = nn.init.normal_(value.detach().clone(), std=0.1)
+    return adapters, state
+
+
+def assert_same_weights(model: nn.Module, other: nn.Module) -> None:
+    wanted = other.state_dict()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, wanted[name], atol=1e-6, rtol=1e-6, msg=name)
+
+
+def test_peft_reads_the_adapters_that_are_written(
+    trained: tuple[Adapters, dict[str, Tensor]], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    save_adapters(tmp_path / "adapters", trained[0], str(tiny_model_dir), trained[1])
+    ours, _ = load_model_and_processor(tmp_path / "adapters")
+    base, _ = load_model_and_processor(tiny_model_dir)
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    theirs = PeftModel.from_pretrained(base, tmp_path / "adapters").merge_and_unload()
+    assert_same_weights(ours, theirs)
+    moved = [
+        name for name, value in ours.state_dict().items() if not torch.equal(value, before[name])
+    ]
+    assert any("q_proj" in name for name in moved) and any("codebook" in name for name in moved)
+
+
+def test_adapters_of_version_0_1_are_read(
+    trained: tuple[Adapters, dict[str, Tensor]], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    adapters, state = trained
+    save_adapters(tmp_path / "new", adapters, str(tiny_model_dir), state)
+    lora = {"rank": 2, "alpha": 8.0, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+    rows = list(adapters.token_rows)
+    old = {"format": 1, "base": str(tiny_model_dir), "lora": lora, "token_rows": rows}
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "adapter.json").write_text(json.dumps(old))
+    save_file(
+        {n: v.contiguous() for n, v in state.items()}, tmp_path / "old" / "adapter.safetensors"
+    )
+    assert_same_weights(*(load_model_and_processor(tmp_path / n)[0] for n in ("old", "new")))
+    (tmp_path / "old" / "adapter.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"adapter\.json is damaged"):
+        load_model_and_processor(tmp_path / "old")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("adapter_config.json", b"{"),
+        ("adapter_config.json", b'{"r": 2}'),
+        ("adapter_model.safetensors", b""),
+        ("adapter_model.safetensors", b"\x80\x04K\x01."),
+    ],
+)
+def test_damaged_adapters_are_one_sentence(adapters: Path, file: str, content: bytes) -> None:
+    (adapters / file).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file} is .*damaged") as caught:
+        load_model_and_processor(adapters)
+    assert "\n" not in str(caught.value)

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from pixellm.checkpoint.convert import convert_released
 from pixellm.checkpoint.io import load_model_and_processor
+from pixellm.checkpoint.released import convert_released
 from pixellm.data.questions import NamedMasks, as_benchmark_asks, benchmark_turn, load_phrases
 from pixellm.engine import Engine
 from pixellm.engine.dialogues import answer_given

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers.utils import logging
 
-from pixellm.checkpoint import convert_cache
+from pixellm.checkpoint import released
 from pixellm.checkpoint.io import load_model_and_processor, save_model
 from pixellm.model import modeling
 
@@ -47,7 +47,7 @@ def test_another_depth_is_not_served_from_the_old_ones_width(tiny_model_dir: Pat
 def test_a_checkpoint_of_ones_own_asks_for_no_conversion_and_draws_no_bar(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(convert_cache, "usable_checkpoint", refuse)
+    monkeypatch.setattr(released, "usable_checkpoint", refuse)
     shown = logging.is_progress_bar_enabled()
     load_model_and_processor(tiny_model_dir)
     assert capfd.readouterr().err == ""

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from pixellm.checkpoint.convert import convert_released
 from pixellm.checkpoint.io import load_model_and_processor
+from pixellm.checkpoint.released import convert_released
 from pixellm.engine import Engine
 from pixellm.engine.batch import generate_answers
 from pixellm.model.codebook import find_groups

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pixellm.checkpoint.convert import convert_released
 from pixellm.checkpoint.io import load_model_and_processor
+from pixellm.checkpoint.released import convert_released
 from pixellm.data.collate import Collator
 from pixellm.masks import encode_mask
 from pixellm.model import supervision

@@ -204,10 +204,10 @@ def test_a_run_writes_adapters_that_load_merge_and_resume_to_the_bit(
     run = train(config)
     assert (base[2] / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in (run / "model").iterdir()) == [
-        "adapter.json",
-        "adapter.safetensors",
+        "adapter_config.json",
+        "adapter_model.safetensors",
     ]
-    saved = (run / "model" / "adapter.safetensors").read_bytes()
+    saved = (run / "model" / "adapter_model.safetensors").read_bytes()
     stages = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
     rows = {row["module"]: row for row in stages[0]["groups"]}
     assert rows["model.language_model"]["optimizer"] == "frozen"
@@ -223,7 +223,7 @@ def test_a_run_writes_adapters_that_load_merge_and_resume_to_the_bit(
     assert not torch.allclose(outputs(start, processor)[2], outputs(loaded, processor)[2])
 
     train(config, resume=run / "checkpoints" / "step_00000002")
-    assert (run / "model" / "adapter.safetensors").read_bytes() == saved
+    assert (run / "model" / "adapter_model.safetensors").read_bytes() == saved
 
 
 def test_adapters_on_a_new_model_keep_it_beside_them(tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
 """Adapters on a model: LoRA in its language model, and token rows that train apart from a table.
 
-Attaches them, folds them into plain weights, and moves them to and from disk as a small folder
-that names the model it belongs to. It knows nothing of what trains, of losses or of schedules.
+Attaches them, folds them into plain weights, and moves them to and from disk in peft's layout, as
+a small folder that names the model it belongs to.
+
+LoRA is peft's. Token rows are not: its rows copy the whole table at every pass, and a head loses
+its bias under them.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixellm.checkpoint.sources import ADAPTER_CONFIG
+from pixellm.checkpoint.sources import ADAPTER_CONFIG, OLD_ADAPTER_CONFIG
 
-ADAPTER_WEIGHTS = "adapter.safetensors"
-_FORMAT = 1
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_OLD_WEIGHTS = "adapter.safetensors"
+"""As version 0.1 wrote them; read for one release more."""
+
+_LANGUAGE_MODEL = "model.language_model."
+_PREFIX, _THEIR_ROWS, _ROWS = "base_model.model.", ".token_adapter.trainable_tokens_delta", ".rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +289,7 @@ def fold_adapters(model: nn.Module) -> None:
 def save_adapters(
     directory: Path, adapters: Adapters, base: str, state: Mapping[str, Tensor]
 ) -> None:
-    """Writes adapters and whatever else has trained.
+    """Write adapters and whatever else has trained, as peft does.
 
     Args:
         directory: created where needed; callers write aside and rename.
@@ -293,10 +301,42 @@ def save_adapters(
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    values = {"format": _FORMAT, "base": base, **asdict(adapters)}
+    lora = adapters.lora or LoraShape(1, 1.0, 0.0, ())
+    plain = [n for n in state if not is_lora_name(n) and not n.endswith(_ROWS)]
+    tables = sorted(n.removesuffix(_ROWS) for n in state if n.endswith(_ROWS))
+    values = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": sorted({n.partition(".lora_")[0] for n in state if is_lora_name(n)}),
+        "trainable_token_indices": {name: list(adapters.token_rows) for name in tables} or None,
+        "modules_to_save": sorted({".".join(n.split(".")[:2]) for n in plain}) or None,
+        "inference_mode": True,
+    }
     (directory / ADAPTER_CONFIG).write_text(json.dumps(values, indent=2), encoding="utf-8")
     unique = _without_repeats(state)
-    save_file({n: v.contiguous() for n, v in unique.items()}, directory / ADAPTER_WEIGHTS)
+    save_file(
+        {_peft_name(n): v.contiguous() for n, v in unique.items()}, directory / ADAPTER_WEIGHTS
+    )
+
+
+def _peft_name(name: str) -> str:
+    """What peft calls a tensor in its files."""
+    if name.endswith(_ROWS):
+        return f"{_PREFIX}{name.removesuffix(_ROWS)}{_THEIR_ROWS}"
+    return _PREFIX + re.sub(r"(\.lora_\w+)\.default\b", r"\1", name)
+
+
+def _own_name(name: str) -> str:
+    """The inverse of :func:`_peft_name`; a name of version 0.1 stays as it is."""
+    if not name.startswith(_PREFIX):
+        return name
+    name = name.removeprefix(_PREFIX)
+    if name.endswith(_THEIR_ROWS):
+        return name.removesuffix(_THEIR_ROWS) + _ROWS
+    return re.sub(r"(\.lora_\w+)", r"\1.default", name)
 
 
 def _without_repeats(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -316,20 +356,35 @@ def read_adapter_config(directory: Path) -> tuple[Adapters, str]:
     Raises:
         ValueError: the file is damaged.
     """
-    path = directory / ADAPTER_CONFIG
+    is_old = not (directory / ADAPTER_CONFIG).is_file()
+    path = directory / (OLD_ADAPTER_CONFIG if is_old else ADAPTER_CONFIG)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        lora = values["lora"]
-        if lora is not None:
-            lora = LoraShape(**{**lora, "target_modules": tuple(lora["target_modules"])})
-        adapters, base = Adapters(lora, tuple(values["token_rows"])), str(values["base"])
-    except (ValueError, KeyError, TypeError) as error:
+        values = _renewed(values) if is_old else values
+        targets = tuple(str(n).removeprefix(_LANGUAGE_MODEL) for n in values["target_modules"])
+        sizes = (int(values["r"]), float(values["lora_alpha"]), float(values["lora_dropout"]))
+        rows = [*(values.get("trainable_token_indices") or {}).values(), []]
+        lora = LoraShape(*sizes, targets) if targets else None
+        adapters = Adapters(lora, tuple(map(int, rows[0])))
+        base = str(values["base_model_name_or_path"])
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy the adapters again.") from error
-    if values.get("format") != _FORMAT:
-        raise ValueError(f"{path} is of format {values.get('format')}; update pixellm to read it.")
     if base.startswith("."):
         base = os.path.normpath(directory / base)
     return adapters, base
+
+
+def _renewed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of version 0.1 in peft's words."""
+    lora = values["lora"] or {"rank": 1, "alpha": 1.0, "dropout": 0.0, "target_modules": ()}
+    return {
+        "base_model_name_or_path": values["base"],
+        "r": lora["rank"],
+        "lora_alpha": lora["alpha"],
+        "lora_dropout": lora["dropout"],
+        "target_modules": lora["target_modules"],
+        "trainable_token_indices": {"": values["token_rows"]},
+    }
 
 
 @torch.no_grad()
@@ -343,9 +398,10 @@ def load_adapters(model: Any, directory: Path) -> None:
     from safetensors.torch import load_file
 
     adapters, base = read_adapter_config(directory)
-    path = directory / ADAPTER_WEIGHTS
+    is_old = not (directory / ADAPTER_CONFIG).is_file()
+    path = directory / (_OLD_WEIGHTS if is_old else ADAPTER_WEIGHTS)
     try:
-        state = load_file(path)
+        state = {_own_name(name): value for name, value in load_file(path).items()}
     except (SafetensorError, FileNotFoundError) as error:
         raise ValueError(f"{path} is missing or damaged ({error}); copy it again.") from error
     attach_adapters(model, adapters)

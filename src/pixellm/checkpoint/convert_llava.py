@@ -26,9 +26,8 @@ from pixellm.checkpoint.hub import fetch_directory
 from pixellm.checkpoint.io import save_model
 from pixellm.checkpoint.pretrained import from_pretrained
 from pixellm.checkpoint.released_config import llama_config, read_config, released_tower_config
-from pixellm.checkpoint.released_keys import language_layers
 from pixellm.checkpoint.sentencepiece_tokenizer import build_fast_tokenizer
-from pixellm.checkpoint.weight_files import WeightFiles
+from pixellm.checkpoint.weights import read_weights
 from pixellm.files import new_folder
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
@@ -139,48 +138,27 @@ def _read_original_layout(
     text_config = llama_config(values, directory)
     tower_dir = fetch_directory(vision_tower or values.get("mm_vision_tower", "missing"))
     tower: CLIPVisionConfig = released_tower_config(read_config(tower_dir))
-    state: dict[str, Tensor] = {}
-    for _, tensors in WeightFiles(directory).shards():
-        state |= {k: v.clone() for k, v in tensors.items() if "vision_tower" not in k}
-    moves = {
-        move.sources[0]: move.targets[0].removeprefix("model.language_model.")
-        for move in language_layers(text_config.num_hidden_layers, "model.")
+    state = {
+        name: value.clone()
+        for name, value in read_weights(directory).items()
+        if "vision_tower" not in name and "inv_freq" not in name
     }
-    moves |= {
-        "model.embed_tokens.weight": "embed_tokens.weight",
-        "model.norm.weight": "norm.weight",
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        if name not in state:
+            raise ValueError(f"{directory} is no LLaVA-v1: it lacks {name}.")
+    head, projector = state.pop("lm_head.weight"), "model.mm_projector."
+    vision = {
+        name.removeprefix("vision_model."): value.clone()
+        for name, value in read_weights(tower_dir).items()
+        if name.removeprefix("vision_model.").startswith(_VISION_PARTS)
+        and not name.endswith("position_ids")
     }
-    projector_prefix = "model.mm_projector."
-    known = (*moves, "lm_head.weight")
-    missing = [name for name in known if name not in state]
-    unknown = [
-        name
-        for name in state
-        if name not in known and not name.startswith(projector_prefix) and "inv_freq" not in name
-    ]
-    if missing or unknown:
-        raise ValueError(
-            f"{directory} is no LLaVA-v1: it {'lacks' if missing else 'adds'} "
-            f"{', '.join((missing or unknown)[:5])}."
-        )
-    vision: dict[str, Tensor] = {}
-    for _, tensors in WeightFiles(tower_dir).shards():
-        vision |= {
-            k.removeprefix("vision_model."): v.clone()
-            for k, v in tensors.items()
-            if k.removeprefix("vision_model.").startswith(_VISION_PARTS)
-            and not k.endswith("position_ids")
-        }
     return LlavaParts(
         text_config=text_config,
         vision_config=tower,
-        text={target: state[source] for source, target in moves.items()},
-        head=state["lm_head.weight"],
-        projector={
-            k.removeprefix(projector_prefix): v
-            for k, v in state.items()
-            if k.startswith(projector_prefix)
-        },
+        text={n.removeprefix("model."): v for n, v in state.items() if projector not in n},
+        head=head,
+        projector={n.removeprefix(projector): v for n, v in state.items() if projector in n},
         vision=vision,
         tokenizer=build_fast_tokenizer(directory, ()),
     )

@@ -187,7 +187,7 @@ def _own_checkpoint(source: str, vision_tower: str | Path | None, revision: str 
     config = Path(source) / "config.json"
     if config.is_file() and read_json(config).get("model_type") == PixelLMConfig.model_type:
         return source
-    from pixellm.checkpoint.convert_cache import usable_checkpoint  # slow to import
+    from pixellm.checkpoint.released import usable_checkpoint  # slow to import
 
     return usable_checkpoint(source, vision_tower, revision)
 

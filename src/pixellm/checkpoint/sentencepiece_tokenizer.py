@@ -1,16 +1,12 @@
 """SentencePiece files to fast tokenizers, with the ids of the slow ones.
 
-Reads ``tokenizer.model`` (a protocol buffer) itself, so that no further package is needed, and
-builds a tokenizer that encodes each stretch between two added tokens by itself, as the slow LLaMA
-tokenizer does. It knows no model, no prompts and no hub.
+The tokenizer that is built encodes each stretch between two added tokens by itself, as the slow
+LLaMA tokenizer does; transformers' own conversion joins them. It knows no model and no hub.
 """
 
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +18,32 @@ _UNIGRAM, _BPE = 1, 2
 _SPACE = "\u2581"
 
 
-@dataclass(frozen=True, slots=True)
-class SentencePieceModel:
-    """What a ``tokenizer.model`` file holds.
-
-    Attributes:
-        pieces: text, score and type of each id; type 1 is a normal piece.
-        algorithm: 1 unigram, 2 byte-pair encoding.
-        byte_fallback: unknown characters become their bytes.
-        charsmap: compiled normalisation rules; empty for none.
-        adds_prefix: a space is put in front of every text.
-        trims_spaces: leading, trailing and repeated spaces are dropped.
-    """
-
-    pieces: tuple[tuple[str, float, int], ...]
-    algorithm: int
-    byte_fallback: bool
-    charsmap: bytes
-    adds_prefix: bool
-    trims_spaces: bool
-
-
-def read_sentencepiece(path: Path) -> SentencePieceModel:
+def read_sentencepiece(path: Path) -> Any:
     """Read a ``tokenizer.model`` file.
+
+    Returns:
+        SentencePiece's ``ModelProto``: pieces with score and type, ``trainer_spec`` and
+        ``normalizer_spec``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or of an algorithm other than unigram and BPE.
+        ImportError: the extra ``convert`` is not installed.
+        ValueError: the file is damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no tokenizer at {path}; copy the file tokenizer.model.")
+    from google.protobuf.message import DecodeError
+    from transformers.convert_slow_tokenizer import import_protobuf
+
     try:
-        return _parse_model(path.read_bytes())
-    except (IndexError, KeyError, struct.error, UnicodeDecodeError) as error:
+        model = import_protobuf().ModelProto.FromString(path.read_bytes())
+        if not model.pieces:
+            raise ValueError("it holds no pieces")
+    except (DecodeError, ValueError) as error:
         raise ValueError(
             f"{path} is no SentencePiece model or is cut short; copy it again."
         ) from error
+    return model
 
 
 def build_fast_tokenizer(directory: Path, extra_tokens: tuple[str, ...]) -> PreTrainedTokenizerFast:
@@ -76,10 +62,10 @@ def build_fast_tokenizer(directory: Path, extra_tokens: tuple[str, ...]) -> PreT
         ValueError: a damaged file, or added tokens whose ids leave a gap.
     """
     model = read_sentencepiece(directory / "tokenizer.model")
-    special = _special_tokens(directory, model)
+    special = _special_tokens(directory)
     tokenizer = _build_backend(model, unknown=special["unk_token"])
     plain = dict.fromkeys(special.values())
-    known = {piece for piece, _, _ in model.pieces}
+    known = {entry.piece for entry in model.pieces}
     inside = [AddedToken(t, special=True, normalized=False) for t in plain if t in known]
     tokenizer.add_special_tokens(inside)
     added = _added_tokens(directory, known)
@@ -93,100 +79,50 @@ def build_fast_tokenizer(directory: Path, extra_tokens: tuple[str, ...]) -> PreT
     )
 
 
-def _fields(buffer: bytes) -> Iterator[tuple[int, Any]]:
-    """The (number, value) fields of one protocol-buffer message."""
-    position = 0
-
-    def read_varint() -> int:
-        nonlocal position
-        value = shift = 0
-        while True:
-            byte = buffer[position]
-            position += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-
-    while position < len(buffer):
-        tag = read_varint()
-        kind = tag & 7
-        if kind == 0:
-            yield tag >> 3, read_varint()
-            continue
-        size = {1: 8, 5: 4}[kind] if kind != 2 else read_varint()
-        if position + size > len(buffer):
-            raise IndexError
-        yield tag >> 3, buffer[position : position + size]
-        position += size
-
-
-def _parse_model(buffer: bytes) -> SentencePieceModel:
-    pieces: list[tuple[str, float, int]] = []
-    trainer: dict[int, Any] = {}
-    normalizer: dict[int, Any] = {}
-    for number, value in _fields(buffer):
-        if number == 1:
-            fields = dict(_fields(value))
-            score = struct.unpack("<f", fields[2])[0] if 2 in fields else 0.0
-            pieces.append((fields[1].decode(), score, fields.get(3, _NORMAL)))
-        elif number == 2:
-            trainer = dict(_fields(value))
-        elif number == 3:
-            normalizer = dict(_fields(value))
-    if not pieces:
-        raise IndexError
-    return SentencePieceModel(
-        tuple(pieces),
-        algorithm=trainer.get(3, _UNIGRAM),
-        byte_fallback=bool(trainer.get(35, 0)),
-        charsmap=normalizer.get(2, b""),
-        adds_prefix=bool(normalizer.get(3, 1)),
-        trims_spaces=bool(normalizer.get(4, 1)),
-    )
-
-
-def _build_backend(model: SentencePieceModel, unknown: str) -> Tokenizer:
-    if model.algorithm == _BPE:
-        vocabulary = {piece: i for i, (piece, _, _) in enumerate(model.pieces)}
+def _build_backend(model: Any, unknown: str) -> Tokenizer:
+    algorithm, byte_fallback = model.trainer_spec.model_type, model.trainer_spec.byte_fallback
+    if algorithm == _BPE:
+        vocabulary = {entry.piece: i for i, entry in enumerate(model.pieces)}
         backend: Any = models.BPE(
             vocabulary,
             _merges(model, vocabulary),
             unk_token=unknown,
             fuse_unk=True,
-            byte_fallback=model.byte_fallback,
+            byte_fallback=byte_fallback,
         )
-    elif model.algorithm == _UNIGRAM:
-        scored = [(piece, score) for piece, score, _ in model.pieces]
+    elif algorithm == _UNIGRAM:
+        scored = [(entry.piece, entry.score) for entry in model.pieces]
         unknown_id = [piece for piece, _ in scored].index(unknown)
-        backend = models.Unigram(scored, unknown_id, model.byte_fallback)
+        backend = models.Unigram(scored, unknown_id, byte_fallback)
     else:
         raise ValueError("The tokenizer's algorithm is neither unigram nor BPE.")
     tokenizer = Tokenizer(backend)
-    tokenizer.normalizer = normalizers.Sequence(_normalizers(model))
+    tokenizer.normalizer = normalizers.Sequence(_normalizers(model.normalizer_spec))
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
     return tokenizer
 
 
-def _merges(model: SentencePieceModel, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+def _merges(model: Any, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
     """Every pair that makes a normal piece, best pieces first."""
     scored = []
-    for piece, score, kind in model.pieces:
-        if kind != _NORMAL:
+    for entry in model.pieces:
+        piece = entry.piece
+        if entry.type != _NORMAL:
             continue
         splits = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
         known = [pair for pair in splits if pair[0] in vocabulary and pair[1] in vocabulary]
         known.sort(key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
-        scored += [(-score, pair) for pair in known]
+        scored += [(-entry.score, pair) for pair in known]
     return [pair for _, pair in sorted(scored, key=lambda entry: entry[0])]
 
 
-def _normalizers(model: SentencePieceModel) -> list[Any]:
-    steps: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
-    if model.trims_spaces:
+def _normalizers(spec: Any) -> list[Any]:
+    charsmap = spec.precompiled_charsmap
+    steps: list[Any] = [normalizers.Precompiled(charsmap)] if charsmap else []
+    if spec.remove_extra_whitespaces:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    if model.adds_prefix:
+    if spec.add_dummy_prefix:
         steps.append(normalizers.Prepend(_SPACE))
     return [*steps, normalizers.Replace(" ", _SPACE)]
 
@@ -201,7 +137,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _special_tokens(directory: Path, model: SentencePieceModel) -> dict[str, str]:
+def _special_tokens(directory: Path) -> dict[str, str]:
     """Texts of the begin, end, unknown and pad tokens; the unknown token pads where none is."""
     found: dict[str, str] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-ADAPTER_CONFIG = "adapter.json"
-"""What tells a folder of adapters from one of a whole model."""
+ADAPTER_CONFIG, OLD_ADAPTER_CONFIG = "adapter_config.json", "adapter.json"
+"""What tells a folder of adapters from one of a whole model; the second is of version 0.1."""
 
 EMBEDDED_DIR = Path(__file__).parent.parent / "weights"
 """Where the models that the package carries lie, one directory a name."""
@@ -51,4 +51,4 @@ def resolve_source(source: str | Path) -> str:
 
 def is_adapter_folder(directory: Path) -> bool:
     """Whether a folder holds adapters rather than a whole model."""
-    return (directory / ADAPTER_CONFIG).is_file()
+    return any((directory / name).is_file() for name in (ADAPTER_CONFIG, OLD_ADAPTER_CONFIG))

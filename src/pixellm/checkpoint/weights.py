@@ -1,0 +1,118 @@
+"""Weight files of other models: found, read safely, and refused in one sentence.
+
+Safetensors, and pickles that hold tensors and nothing else: whatever else a pickle asks for is
+refused before it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+_NAMES = ("model.safetensors", "pytorch_model.bin")
+_ZIP_MAGIC = b"PK\x03\x04"
+_GIGABYTE = 1e9
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a model's folder, by name; those of archives stay on disk until they are used.
+
+    Raises:
+        FileNotFoundError: no weights, or a file of them is missing.
+        ValueError: a damaged or hostile file, or one that differs from its index.
+    """
+    for name in _NAMES:
+        if (directory / f"{name}.index.json").is_file():
+            return _read_listed(directory / f"{name}.index.json")
+        if (directory / name).is_file():
+            return read_file(directory / name)
+    shards = [*directory.glob("*-of-*.bin"), *directory.glob("*-of-*.safetensors")]
+    if shards:
+        index = f"{shards[0].name.split('-0')[0]}{shards[0].suffix}.index.json"
+        raise FileNotFoundError(f"{directory} holds shards but no index; copy {index} beside them.")
+    raise FileNotFoundError(
+        f"{directory} holds no weights: neither {' nor '.join(_NAMES)} is there."
+    )
+
+
+def _read_listed(index: Path) -> dict[str, Tensor]:
+    """The tensors of the files that an index names, none more and none less."""
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        listed = {str(key): str(file) for key, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of weight files; copy it again.") from error
+    names = sorted(set(listed.values()))
+    if outside := [name for name in names if Path(name).name != name]:
+        raise ValueError(f"{index} names {outside[0]!r}, which is no file beside it.")
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
+        raise FileNotFoundError(
+            f"{index.parent} lacks the weight files {', '.join(missing)}; copy them too."
+        )
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        held = read_file(index.parent / name)
+        wrong = sorted(held.keys() ^ {key for key, file in listed.items() if file == name})
+        if wrong:
+            raise ValueError(
+                f"{index.parent / name} differs from its index in {first_names(wrong)}."
+            )
+        tensors |= held
+    return tensors
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file.
+
+    Raises:
+        ValueError: the file is damaged, cut short, or asks for more than tensors.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or cut short ({error}); copy it again.") from error
+    with path.open("rb") as stream:
+        is_archive = stream.read(4) == _ZIP_MAGIC
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} was refused: it is no plain file of tensors, and a pickle may run any code; "
+            "nothing in it was run. Get the weights from their authors."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it ends early"
+        raise ValueError(f"{path} is damaged or cut short ({reason}); copy it again.") from error
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise ValueError(f"{path} holds more than named tensors; it is no weight file of a model.")
+    return loaded
+
+
+def check_disk_space(out: Path, tensors: dict[str, Tensor]) -> None:
+    """Refuse to begin what cannot be finished.
+
+    Raises:
+        OSError: the disk of ``out`` has no room for the tensors.
+    """
+    needed = int(1.02 * sum(tensor.nbytes for tensor in tensors.values())) + (64 << 20)
+    place = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise OSError(
+            f"Writing {out} takes {needed / _GIGABYTE:.2f} GB but its disk has "
+            f"{free / _GIGABYTE:.2f} GB free; make room or name another place."
+        )
+
+
+def first_names(names: list[str]) -> str:
+    """The first few names, for a message."""
+    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + rest
