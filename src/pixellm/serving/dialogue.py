@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pixellm.serving.errors import RefusedError, invalid
 from pixellm.serving.schemas import ChatRequest, ImagePart, Message
 from pixellm.serving.settings import Settings
-from pixellm.types import SEG_MARK, text_damage
+from pixellm.types import join_marks, text_damage
 
 _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)
 
@@ -120,4 +120,4 @@ def _question(asked: list[str]) -> str:
 def _answered(message: Message) -> str:
     if message.marked_content is not None:
         return message.marked_content
-    return _text(message).replace(SEG_MARK, "")
+    return join_marks(_text(message), ())  # marks that somebody typed are none

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pixellm.types import SEG_MARK
+
 MAX_MESSAGES = 101
 MAX_PARTS = 32
 _SEED = 1 << 63
@@ -60,8 +62,8 @@ class Message(BaseModel):
     content: str | Annotated[list[Part], Field(max_length=MAX_PARTS)] | None = None
     marked_content: str | None = Field(
         None,
-        description="Of an assistant's message, as it was answered: the text with {seg} behind "
-        "each phrase that carries a mask. Used instead of content.",
+        description=f"Of an assistant's message, as it was answered: the text with {SEG_MARK} "
+        "behind each phrase that carries a mask. Used instead of content.",
     )
 
 
