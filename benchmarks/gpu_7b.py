@@ -1,29 +1,46 @@
-"""How fast a 7B-size PixelLM with random weights is on a GPU, in bf16, 8 and 4 bits.
+"""What a 7B-size PixelLM with random weights does on a GPU, in one call of under ten minutes.
 
-    python benchmarks/gpu_7b.py [--size 7b] [--repeats 5] [--json benchmarks/results/gpu_7b.json]
+    python benchmarks/gpu_7b.py --json benchmarks/results/gpu_7b.json
+    python benchmarks/gpu_7b.py --photos coco --detector yolox_nano.onnx --minutes 2
+    python benchmarks/gpu_7b.py --size tiny --repeats 1        # to its end on a CPU
 
-Time to the first token, tokens/s at batch 1 and their share of the memory bandwidth, images/s at
-batch 16, the pixel decoder's time per target, peak memory, and the same answer by the stand-in for
-the released procedure. Where no GPU is at hand every figure reads "not measured".
+Answering, in 16 bits (eager, and compiled with CUDA graphs), 8 and 4 bits: time to the first
+token, tokens/s at batch 1 and their share of the memory's bandwidth, images/s at batch 1, 4, 16 and
+32, the time of a further target, peak memory, how far masks are those of 16 bits, and the stand-in
+for the released procedure. Training: samples/s of the 7B LoRA recipe beside a plain loop, its peak
+memory and what `pixellm train --dry-run` says of it; the embedded model's recipe on photos, where
+these and the detector are named. What no time is left for reads "no time left".
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
+import multiprocessing
+import resource
 import shlex
+import statistics
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
+import training_throughput
 from measuring.machine import describe_machine, measure_limits, median_seconds
 from measuring.released import answer_as_released
 from measuring.report import make_report, make_tables
 from measuring.speed import Bench
 from measuring.workload import (
+    SIZES,
     ScriptedEngine,
     random_images,
     random_model,
@@ -32,75 +49,102 @@ from measuring.workload import (
 )
 from pixellm.checkpoint.quantize import quantize_model
 from pixellm.files import json_bytes, write_files
+from pixellm.types import Prediction
 
-FIGURES = (
-    "first_token_s",
-    "tokens_per_s",
-    "bandwidth_share",
-    "images_per_s_batch_16",
-    "decoder_us_per_target",
-    "peak_memory_gb",
-    "engine_s",
-    "released_s",
-    "ratio",
-)
 PRECISIONS = ("bfloat16", "bfloat16, compiled", "int8", "int4")
-LENGTH, TARGETS, BATCH = 64, 3, 16
+LENGTH, TARGETS = 64, 3
+BATCHES = (1, 4, 16, 32)
+MANY_TARGETS = 65
+TRAIN_ROWS = {"7b": 4}
+TRAIN_LENGTH = {"7b": 832}
+
+Masks = list[NDArray[np.bool_]]
 
 
-def measure(precision: str, size: str, repeats: int) -> dict[str, Any]:
-    """All figures of one precision."""
-    device = torch.device("cuda")
-    forget_earlier_rows()
+def measure(
+    precision: str,
+    size: str,
+    repeats: int,
+    device: torch.device,
+    *,
+    batches: Sequence[int] = BATCHES,
+    reference: Masks | None = None,
+) -> tuple[dict[str, Any], Masks]:
+    """All figures of answering in one precision, and the masks of the answer.
+
+    Args:
+        precision: one of :data:`PRECISIONS`.
+        size: of the random model.
+        repeats: runs that a median is taken of.
+        device: where.
+        batches: images answered together.
+        reference: masks of the same answer in 16 bits; the released procedure is run where None.
+    """
+    forget_earlier_rows(device)
     model, processor = random_model(size, device, torch.bfloat16)
     if precision in ("int8", "int4"):
         quantize_model(model, precision)
     # Here, for the peak is that of answering: in few bits the bf16 model is gone by now.
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    start_counting_memory(device)
     bench = Bench(model, processor, repeats)
     script = scripted_answer(model, processor, LENGTH, TARGETS)
     compiled = precision.endswith("compiled")
-    engine = ScriptedEngine(
-        model, processor, LENGTH, cached_images=0, prefix_bytes=0, compile=compiled
-    )
-    engine.script = script
-    one, many = (requests_about(random_images(count)) for count in (1, BATCH))
-    seconds = bench.seconds(lambda: engine.predict_batch(one))
-    engine.script = script[-1:]
-    first = bench.seconds(lambda: engine.predict_batch(one))
-    engine.script = script
-    decoder = time_decoder(bench)
-    # A group is one step, and the end is never read. Resizing the masks counts as decoding.
-    steps = LENGTH - TARGETS * (model.config.group_size - 1) - 1
-    step = (seconds - first - decoder * TARGETS) / steps
-    batch = bench.seconds(lambda: engine.predict_batch(many))
-    peak = torch.cuda.max_memory_allocated() / 1e9
-    released = median_seconds(
-        lambda: answer_as_released(model, processor, one[0], script), device, 1, 0
-    )
-    figures: dict[str, Any] = {
-        "precision": precision,
-        "first_token_s": first,
-        "tokens_per_s": (LENGTH - 1) / (step * steps),
-        "images_per_s_batch_16": BATCH / batch,
-        "decoder_us_per_target": decoder * 1e6,
-        "peak_memory_gb": peak,
-        "engine_s": seconds,
-        "released_s": released,
-        "ratio": released / seconds,
-    }
+    options = {"cached_images": 0, "prefix_bytes": 0, "max_batch": max(batches)}
+    engine = ScriptedEngine(model, processor, LENGTH, compile=compiled, **options)
+    requests = requests_about(random_images(max(batches)))
+    if compiled:
+        batches = batches[:1]  # each other number of rows is compiled anew, for minutes
+
+    def answer(count: int, told: Sequence[int]) -> list[Prediction]:
+        engine.script = told
+        return engine.predict_batch(requests[:count])
+
+    figures: dict[str, Any] = {"precision": precision}
+    figures["first_token_s"] = bench.seconds(lambda: answer(1, script[-1:]))
+    taken = {count: bench.seconds(lambda n=count: answer(n, script)) for count in batches}
+    figures["answer_s"] = taken[1]
+    # Words alone, so that nothing but steps lies between the first token and the end.
+    words = scripted_answer(model, processor, LENGTH, 0)
+    step = (bench.seconds(lambda: answer(1, words)) - figures["first_token_s"]) / (LENGTH - 1)
+    figures["tokens_per_s"] = 1 / step
     read = weight_bytes(model.model.language_model.layers) + weight_bytes(model.lm_head)
     limits = measure_limits(device, torch.bfloat16)
+    figures["bandwidth_gb_per_s"] = limits["bandwidth"] / 1e9
     figures["bandwidth_share"] = read / step / limits["bandwidth"]
-    return figures
+    figures |= {f"images_per_s_batch_{count}": count / each for count, each in taken.items()}
+    figures["us_per_further_target"] = time_further_target(bench) * 1e6
+    figures["peak_memory_gb"] = peak_memory(device)
+    masks: Masks = [segment.mask for segment in answer(1, script)[0].segments]
+    if reference is None:
+        released = median_seconds(
+            lambda: answer_as_released(model, processor, requests[0], script), device, 1, 0
+        )
+        figures |= {"released_s": released, "ratio": released / taken[1]}
+    else:
+        figures["masks_iou_with_16_bits"] = mean_iou(masks, reference)
+    return figures, masks
 
 
-def forget_earlier_rows() -> None:
+def forget_earlier_rows(device: torch.device) -> None:
     """Let go of compiled code, which counts against a limit, and of the models that it holds."""
     torch._dynamo.reset()
     gc.collect()
-    torch.cuda.empty_cache()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def start_counting_memory(device: torch.device) -> None:
+    """Let the peak be that of what follows; on a CPU it is the process's, from its start."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory(device: torch.device) -> float:
+    """GB that were in use at most."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def weight_bytes(module: torch.nn.Module) -> int:
@@ -113,41 +157,164 @@ def weight_bytes(module: torch.nn.Module) -> int:
     return total
 
 
+def mean_iou(masks: Masks, others: Masks) -> float:
+    """Mean overlap of masks in pairs; two empty ones are alike."""
+    shares = []
+    for one, other in zip(masks, others, strict=True):
+        union = (one | other).sum()
+        shares.append((one & other).sum() / union if union else 1.0)
+    return float(np.mean(shares))
+
+
 @torch.inference_mode()
-def time_decoder(bench: Bench, targets: int = 64) -> float:
-    """Seconds of codebook and pixel decoder for a target, when many are decoded together."""
+def time_further_target(bench: Bench) -> float:
+    """Seconds of codebook and pixel decoder for each target of an image beyond the first."""
     model, config = bench.model, bench.model.config
     (image,) = random_images(1)
     inputs = bench.processor.image_processor([image]).to(model.device)
     features = model.model.encode_images(inputs["pixel_values"], inputs["pixel_mask"])[0].features
-    shape = (targets, config.group_size, config.text_config.hidden_size)
-    states = torch.randn(shape, device=model.device, dtype=model.dtype)
-    rows = torch.zeros(targets, dtype=torch.long, device=model.device)
-    work = bench.seconds(lambda: model.decode_masks(model.model.codebook(states), features, rows))
-    return work / targets
+
+    def seconds(targets: int) -> float:
+        shape = (targets, config.group_size, config.text_config.hidden_size)
+        states = torch.randn(shape, device=model.device, dtype=model.dtype)
+        rows = torch.zeros(targets, dtype=torch.long, device=model.device)
+        return bench.seconds(
+            lambda: model.decode_masks(model.model.codebook(states), features, rows)
+        )
+
+    return (seconds(MANY_TARGETS) - seconds(1)) / (MANY_TARGETS - 1)
+
+
+def measure_training(size: str, device: torch.device, steps: int) -> list[dict[str, Any]]:
+    """Both loops of the recipe of a size, each in a process of its own, and the memory foretold."""
+    rows = []
+    model = "7b" if size == "7b" else "nano-scenes"
+    for loop in ("plain", "pixellm"):
+        job = {
+            "model": model,
+            "loop": loop,
+            "device": device.type,
+            "rows": TRAIN_ROWS.get(size, 1),
+            "targets": 6,
+            "length": TRAIN_LENGTH.get(size, 256),
+            "steps": steps,
+            "threads": torch.get_num_threads(),
+        }
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            row = pool.apply(training_throughput.measure, (job,))
+        if loop == "pixellm" and size == "7b":
+            told = training_throughput.estimate_7b(job["rows"], job["length"])
+            row |= {"dry_run_gb": told, "dry_run_over_peak": told / row["peak_memory_gb"]}
+        rows.append(row)
+    return rows
+
+
+def measure_photos(
+    photos: Path, detector: Path, minutes: float, changes: Sequence[str]
+) -> dict[str, Any]:
+    """Images a second of the embedded model's own recipe, by stage, from the log of a short run."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = [
+            f"output_dir={folder}",
+            f"model.vision.path={detector}",
+            *(f"data.{source}.args.root={photos}" for source in (0, 1)),
+            *(f"stages.{stage}.max_minutes={minutes / 2}" for stage in (0, 1)),
+            *changes,
+        ]
+        options = [word for setting in settings for word in ("--set", setting)]
+        command = [sys.executable, "-m", "pixellm", "train", "nano", *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        logs = sorted(Path(folder).glob("*/train_log.jsonl"))
+        if done.returncode or not logs:
+            return {"photos": done.stderr.strip()[-300:]}
+        lines = [json.loads(line) for line in logs[0].read_text("utf-8").splitlines()]
+    rates: dict[str, list[float]] = {}
+    for line in lines:
+        if "images_per_second" in line:
+            rates.setdefault(str(line.get("stage")), []).append(line["images_per_second"])
+    return {f"stage {name}, images/s": statistics.median(each) for name, each in rates.items()}
+
+
+def turn(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each figure, with a column for each of the rows: narrow enough to be read."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [str(next(iter(row.values()))) for row in rows]
+    if len(set(columns)) < len(rows):
+        columns = [f"{name} {number}" for number, name in enumerate(columns, start=1)]
+    return [
+        {"figure": name, **{c: row.get(name) for c, row in zip(columns, rows, strict=True)}}
+        for name in names
+    ]
+
+
+class Clock:
+    """Says how much of the call's time is left."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def run(self, least: float, work: Callable[[], Any]) -> Any:
+        """What ``work`` gives; None where fewer than ``least`` seconds are left for it."""
+        return work() if self._end - time.monotonic() >= least else None
 
 
 def main() -> None:
     """Measure and print."""
+    found = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", default="7b", choices=["tiny", "110m", "7b", "13b"])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--size", default="7b", choices=SIZES)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=560, help="of the whole call")
+    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument(
+        "--steps", type=int, default=6, help="of training, after two that don't count"
+    )
+    parser.add_argument("--photos", type=Path, help="folder in COCO's layout")
+    parser.add_argument("--detector", type=Path, help="yolox_nano.onnx")
+    parser.add_argument("--minutes", type=float, default=2, help="of training on photos")
+    parser.add_argument("--set", dest="changes", action="append", default=[], help="of that recipe")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found = torch.cuda.is_available()
-    rows = []
-    for precision in PRECISIONS:
-        if found:
-            rows.append(measure(precision, options.size, options.repeats))
-        else:
-            rows.append({"precision": precision, **dict.fromkeys(FIGURES, "not measured")})
     device = torch.device("cuda" if found else "cpu")
+    if not found and options.size not in ("tiny", "110m"):
+        parser.error(f"There is no GPU here; try --size tiny, not {options.size}.")
+    clock, reference = Clock(options.seconds), None
+    answering: list[dict[str, Any]] = []
+    for precision in options.precisions:
+        least = 60.0 if found else 0.0
+        row = clock.run(
+            least,
+            lambda p=precision, r=reference: measure(
+                p, options.size, options.repeats, device, batches=options.batches, reference=r
+            ),
+        )
+        if row is None:
+            answering.append({"precision": precision, "first_token_s": "no time left"})
+            continue
+        answering.append(row[0])
+        reference = row[1] if reference is None else reference
+    forget_earlier_rows(device)
+    training = clock.run(
+        90.0 if found else 0.0, lambda: measure_training(options.size, device, options.steps)
+    )
+    photos: Any = {"photos": "not measured: name --photos and --detector"}
+    if options.photos and options.detector:
+        named = options.photos.resolve(), options.detector.resolve()
+        work = lambda: measure_photos(*named, options.minutes, options.changes)  # noqa: E731
+        photos = clock.run(options.minutes * 60 + 40 if found else 0.0, work)
+    tables = {
+        "answering": answering,
+        "training": training or [{"model": "no time left"}],
+        "the embedded model's recipe": [photos or {"photos": "no time left"}],
+    }
     command = shlex.join(["python", "benchmarks/gpu_7b.py", *sys.argv[1:]])
     settings = {"size": options.size, "repeats": options.repeats, "tokens": LENGTH}
-    settings |= {"targets": TARGETS, "gpu": describe_machine(device).get("gpu", "none at hand")}
-    report = make_report(command, describe_machine(device), settings, {"GPU": rows})
-    for table in make_tables(report):
-        Console().print(table)
+    settings |= {"targets": TARGETS}
+    report = make_report(command, describe_machine(device), settings, tables)
+    shown = {name: turn(rows) for name, rows in tables.items()}
+    for table in make_tables({**report, "tables": shown}):
+        Console(width=120).print(table)
     if options.json:
         write_files({options.json: json_bytes(report)})
 

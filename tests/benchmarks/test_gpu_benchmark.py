@@ -1,16 +1,23 @@
-"""The benchmark for GPUs, as far as it can be watched without one."""
+"""The benchmark for GPUs, tried to its end on a CPU at a tiny size."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_7b.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu_7b.py"
+GPU = torch.device("cuda")
 
 
 class Begun(Exception):  # noqa: N818
@@ -44,6 +51,65 @@ def test_peak_memory_is_that_of_answering_with_nothing_left_of_earlier_rows(
     monkeypatch.setattr(script, "quantize_model", note("round"))
     monkeypatch.setattr(script, "Bench", begin)
     with pytest.raises(Begun):
-        script.measure(precision, "7b", 1)
+        script.measure(precision, "7b", 1, GPU)
     rounding = [] if precision == "bfloat16" else ["round"]
     assert events == ["forget", "free", "model", *rounding, "free", "count from here"]
+
+
+def run_script(*options: str) -> dict[str, Any]:
+    """The report of the script, run as a user runs it."""
+    out = Path(options[-1])
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--size", "tiny", "--repeats", "1", *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(out.read_text("utf-8"))["tables"])
+
+
+@pytest.mark.timeout(900)
+def test_it_runs_to_its_end_without_a_gpu(tmp_path: Path) -> None:
+    options = ("--batches", "1", "2", "--precisions", "bfloat16", "int8", "--steps", "1")
+    tables = run_script(*options, "--json", str(tmp_path / "report.json"))
+    whole, rounded = tables["answering"]
+    assert whole["released_s"] > 0 and whole["images_per_s_batch_2"] > 0
+    assert rounded["precision"] == "int8" and 0 <= rounded["masks_iou_with_16_bits"] <= 1
+    assert [row["loop"] for row in tables["training"]] == ["plain", "pixellm"]
+    assert all(row["pictures_per_second"] > 0 for row in tables["training"])
+    assert "not measured" in tables["the embedded model's recipe"][0]["photos"]
+
+
+def test_masks_are_compared_pair_by_pair() -> None:
+    left, right = np.zeros((2, 2), bool), np.zeros((2, 2), bool)
+    left[0] = True
+    right[0, 0] = True
+    script = load_script()
+    assert script.mean_iou([left], [right]) == 0.5
+    assert script.mean_iou([left, ~left & left], [right, ~left & left]) == 0.75
+
+
+def test_nothing_begins_that_no_time_is_left_for() -> None:
+    clock = load_script().Clock(10)
+    assert clock.run(5, lambda: 1) == 1
+    assert clock.run(20, lambda: 1) is None
+
+
+@pytest.mark.skipif(
+    not {"PIXELLM_TEST_PHOTOS", "PIXELLM_DETECTOR_DIR"} <= os.environ.keys(),
+    reason="PIXELLM_TEST_PHOTOS and PIXELLM_DETECTOR_DIR name photos and detector",
+)
+@pytest.mark.timeout(900)
+def test_the_recipe_on_photos_runs_for_a_moment() -> None:
+    names = {"annotations": "annotations/instances_{split}.json", "images": "{split}/images"}
+    changes = [f"data.{n}.args.{key}={name}" for n in (0, 1) for key, name in names.items()]
+    changes += [f"stages.{n}.{what}" for n in (0, 1) for what in ("steps=2", "batch_size=1")]
+    figures = load_script().measure_photos(
+        Path(os.environ["PIXELLM_TEST_PHOTOS"]).resolve(),
+        Path(os.environ["PIXELLM_DETECTOR_DIR"]).resolve() / "yolox_nano.onnx",
+        minutes=1,
+        changes=[*changes, "num_workers=0", "log_every=1", "precision=no"],
+    )
+    assert len(figures) == 2 and all(rate > 0 for rate in figures.values()), figures

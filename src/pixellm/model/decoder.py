@@ -214,28 +214,6 @@ def _upsampler(size_in: int, size_out: int) -> nn.Sequential:
     )
 
 
-def _read_off(vectors: Tensor, pixels: Tensor, grid: tuple[int, int], steps: nn.Module) -> Tensor:
-    """Products of (M, c) vectors with (M, P, C) pixels of a grid, upsampled by ``steps``.
-
-    An upsampler's kernel is as wide as its stride, so each is a linear layer from a pixel to four
-    of its own. They stay one behind the other until the products are made: logits are put in
-    their places, not features. Returns (M, h', w').
-    """
-    upsamplers: list[Any] = list(steps.children())
-    for step in upsamplers:
-        widen, norm, activation = step.children()
-        weight = widen.weight.permute(2, 3, 1, 0)  # (2, 2, c, C)
-        cells = F.linear(pixels, weight.flatten(0, 2), widen.bias.repeat(4))
-        cells = cells.unflatten(2, (4, weight.shape[2])).flatten(1, 2)
-        pixels = activation(nn.LayerNorm.forward(norm, cells))
-    logits, count = torch.bmm(pixels, vectors[:, :, None]), len(upsamplers)
-    quarters = logits.view(len(vectors), *grid, *(2, 2) * count)
-    down = [1, *range(3, 3 + 2 * count, 2)]
-    across = [2, *range(4, 3 + 2 * count, 2)]
-    side = 2**count
-    return quarters.permute(0, *down, *across).reshape(-1, grid[0] * side, grid[1] * side)
-
-
 class PixelDecoder(FullPrecision):
     """Coarse-to-fine mask decoder with learned scale weights on the simplex.
 
@@ -327,15 +305,10 @@ class PixelDecoder(FullPrecision):
             pixels = pixels + similarity.sigmoid()[..., None] * block.similarity_embedding
         tokens = torch.cat([self.mask_token, self.context_tokens])[None]
         tokens = torch.cat([tokens.expand(len(rows), -1, -1), target[:, None]], 1)
-        learns = torch.is_grad_enabled()
-        saving = None if learns or self.has_similarity else shared
+        saving = None if torch.is_grad_enabled() or self.has_similarity else shared
         tokens, pixels = block(tokens + self.scale_embedding[scale], pixels, positions, saving)
-        vectors = self.mask_mlp(tokens[:, 0])
-        if learns:
-            upsampled = self.output_upsampler(pixels.transpose(1, 2).unflatten(2, grid))
-            logits = torch.einsum("mc,mchw->mhw", vectors, upsampled)
-        else:
-            logits = _read_off(vectors, pixels, grid, self.output_upsampler)
+        upsampled = self.output_upsampler(pixels.transpose(1, 2).unflatten(2, grid))
+        logits = torch.einsum("mc,mchw->mhw", self.mask_mlp(tokens[:, 0]), upsampled)
         if similarity is not None:
             matched = similarity.unflatten(1, grid)[:, None]
             logits = logits + F.interpolate(matched, size=logits.shape[-2:], mode="bilinear")[:, 0]

@@ -175,8 +175,10 @@ class FeatureProjector(FullPrecision):
         first, activation, last = projection
 
         def fold() -> tuple[Tensor, Tensor]:
-            weight = narrow.weight[:, :, 0, 0]
-            return weight @ last.weight, weight @ last.bias
+            # In float64, so that folding adds no rounding of its own.
+            weight = narrow.weight[:, :, 0, 0].double()
+            products = weight @ last.weight.double(), weight @ last.bias.double()
+            return products[0].to(last.weight.dtype), products[1].to(last.bias.dtype)
 
         folded = self._folded[index].get((last.weight, last.bias, narrow.weight), fold)
         return F.linear(activation(first(cells)), *folded).permute(0, 3, 1, 2)
