@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixellm.model.config import PixelLMConfig
+from pixellm.model.derived import Derived
 from pixellm.model.precision import FullPrecision
 
 
@@ -36,9 +37,13 @@ class GridPositions(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.register_buffer("frequencies", torch.randn(2, size // 2))
+        self._codes: Derived[Tensor] = Derived()
 
     def forward(self, grid: tuple[int, int]) -> Tensor:
         """Encode cell centres of ``grid`` = (h, w); returns (h * w, C)."""
+        return self._codes.get([self.frequencies], lambda: self._encode(grid), grid)
+
+    def _encode(self, grid: tuple[int, int]) -> Tensor:
         height, width = grid
         device, dtype = self.frequencies.device, self.frequencies.dtype
         y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height

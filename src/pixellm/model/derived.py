@@ -23,14 +23,17 @@ class Derived(Generic[Value]):
         self._made_from: Hashable = None
         self._value: Value | None = None
 
-    def get(self, weights: Sequence[Tensor], make: Callable[[], Value]) -> Value:
+    def get(
+        self, weights: Sequence[Tensor], make: Callable[[], Value], also: Hashable = None
+    ) -> Value:
         """The value of these weights; made, without a gradient, where they are not the last ones.
 
         Args:
-            weights: all that the value depends on.
+            weights: all weights that the value depends on.
             make: makes it, of plain tensors that may take part in training.
+            also: what else it depends on.
         """
-        state = tuple(map(_state_of, weights))
+        state = also, *map(_state_of, weights)
         if self._value is None or state != self._made_from:
             kind = weights[0].device.type
             rounds = torch.amp.is_autocast_available(kind)
