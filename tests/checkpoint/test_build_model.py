@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,13 @@ def test_pretrained_parts_keep_their_weights(tmp_path: Path) -> None:
         ({"settings": {"decoder_sise": 16}}, "model.settings has no decoder_sise"),
         ({"settings": {"image_token_id": 5}}, "model.settings has no image_token_id"),
         ({"settings": {"decoder_upsampling": [1]}}, "decoder_upsampling holds 1"),
+        ({"settings": {"llm_grid": [None]}}, "llm_grid is .None.; it must be"),
+        ({"settings": {"decoder_heads": 0}}, "No model can be built .*settings under model"),
+        ({"settings": {"decoder_size": "8"}}, "No model can be built .*settings under model"),
+        (
+            {"text": {"config": {"model_type": "llama", "num_key_value_heads": math.inf}}},
+            "num_key_value_heads",
+        ),
         ({"template": "chatty"}, "model.template"),
         ({"tokenizer": {"vocab_sise": 400}}, "model.tokenizer.vocab_sise"),
         ({"text": {"config": {"hidden_size": 8}}}, "model.text.config needs a model_type"),

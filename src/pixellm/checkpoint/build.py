@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,6 +129,28 @@ class ModelParts(Section):
     """Arguments of PixelLMConfig, all but the configurations and token ids."""
 
 
+@contextmanager
+def told_as_settings() -> Iterator[None]:
+    """Tell what building a model from given values stumbles over as a fault of these values.
+
+    The classes of vision encoders and language models check their sizes each in its own way, or
+    not at all.
+
+    Raises:
+        ValueError: in place of errors that say nothing of settings.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"No model can be built from the settings under model ({reason})."
+        ) from error
+
+
+@told_as_settings()
 def build_model(
     section: Mapping[str, Any], texts: Iterable[str] = ()
 ) -> tuple[PixelLMForConditionalGeneration, PixelLMProcessor]:

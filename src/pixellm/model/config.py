@@ -240,6 +240,8 @@ class PixelLMConfig(PreTrainedConfig):
             "scales.": len(self.vision_depths) == self.num_scales,
             f"decoder_upsampling holds {len(self.decoder_upsampling)} entries for "
             f"{self.num_scales} scales.": len(self.decoder_upsampling) == self.num_scales,
+            f"llm_grid is {self.llm_grid}; it must be [height, width].": len(self.llm_grid) == 2
+            and all(isinstance(side, int) and side > 0 for side in self.llm_grid),
             "decoder_upsampling entries must be 1 or 2.": set(self.decoder_upsampling) <= {1, 2},
             "decoder_projector_sizes must be empty or [inner, output].": len(
                 self.decoder_projector_sizes

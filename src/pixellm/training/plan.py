@@ -176,14 +176,19 @@ def model_on_meta(config: RunConfig) -> tuple[Any | None, str]:
 
     Returns:
         The model, None where nothing tells its sizes; and a sentence, "" where all is there.
+
+    Raises:
+        ValueError: no model can be built from the recipe's values.
     """
+    from pixellm.checkpoint.build import told_as_settings
     from pixellm.model.modeling import PixelLMForConditionalGeneration
 
-    shape, problem = _shape_of(config.model)
-    if shape is None:
-        return None, problem
-    with torch.device("meta"):
-        return PixelLMForConditionalGeneration(shape), problem
+    with told_as_settings():
+        shape, problem = _shape_of(config.model)
+        if shape is None:
+            return None, problem
+        with torch.device("meta"):
+            return PixelLMForConditionalGeneration(shape), problem
 
 
 def _shape_of(section: Mapping[str, Any]) -> tuple[Any | None, str]:
