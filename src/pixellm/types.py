@@ -21,6 +21,11 @@ from numpy.typing import NDArray
 SEG_MARK = "{seg}"
 """Stands in an answer's text right behind each phrase that carries a mask."""
 
+UNFAMILIAR = 0.5
+"""Below this ``info["familiarity"]`` an answer is followed by a word of caution."""
+
+UNFAMILIAR_NOTE = "The model knows hardly anything in this image; its answer may be a guess."
+
 BoolMask = NDArray[np.bool_]
 
 

@@ -57,9 +57,8 @@ class Running:
         assert not self.thread.is_alive()
 
 
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Running]]:
-    """Starts servers around engines; they end with the test."""
+def _servers() -> Iterator[Callable[..., Running]]:
+    """Starts servers around engines; they end with the fixture."""
     from pixellm.serving.app import create_app
     from pixellm.serving.settings import Settings
 
@@ -73,6 +72,10 @@ def serve() -> Iterator[Callable[..., Running]]:
     yield start
     for one in running:
         one.stop()
+
+
+serve = pytest.fixture(_servers, name="serve")
+serve_module = pytest.fixture(_servers, scope="module", name="serve_module")
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -23,7 +23,7 @@ from rich.text import Text
 from pixellm.cli.console import printable
 from pixellm.report.page import WORDY_COLUMNS
 from pixellm.report.page import Table as PlainTable
-from pixellm.types import Prediction
+from pixellm.types import UNFAMILIAR, UNFAMILIAR_NOTE, Prediction
 from pixellm.visualize import segment_color
 
 if TYPE_CHECKING:
@@ -39,11 +39,6 @@ CountProgress = Callable[..., None]
 
 SECONDS_A_LINE = 10.0
 """How often long work says how far it is, where the console is no terminal."""
-
-UNFAMILIAR = 0.5
-"""Below this `info["familiarity"]` an answer is followed by a word of caution."""
-
-UNFAMILIAR_NOTE = "The model knows hardly anything in this image; its answer may be a guess."
 
 _LEAST_WORDS = 20
 """Characters that a column of sentences needs."""

@@ -69,11 +69,13 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     if not settings.api_keys and not _is_loopback(host):
         say("Anyone who reaches this address may ask; --api-keys would ask for a key.", err=True)
-    say(
-        f"Serving {options.model} at http://{shown}:{bound.getsockname()[1]} (Ctrl-C ends it)",
-        err=True,
+    address = f"http://{shown}:{bound.getsockname()[1]}"
+    run(
+        create_app(engine, options.model, settings),
+        bound,
+        settings,
+        on_ready=lambda: say(f"Serving {options.model} at {address} (Ctrl-C ends it)", err=True),
     )
-    run(create_app(engine, options.model, settings), bound, settings)
 
 
 def _read_keys(file: Path | None) -> tuple[str, ...]:

@@ -18,8 +18,10 @@ from pixellm import __version__
 from pixellm.engine import Engine
 from pixellm.serving.chat import chat_routes
 from pixellm.serving.errors import RefusedError, error_body
+from pixellm.serving.exporting import export_routes
 from pixellm.serving.guard import Guard
 from pixellm.serving.metrics import CONTENT_TYPE, Metrics
+from pixellm.serving.page import page_routes
 from pixellm.serving.presence import ClientLeftError
 from pixellm.serving.segmenting import segment_routes
 from pixellm.serving.service import Service
@@ -60,6 +62,9 @@ def create_app(engine: Engine, name: str, settings: Settings | None = None) -> A
     app.state.service = service
     app.include_router(chat_routes(service))
     app.include_router(segment_routes(service))
+    if settings.page:
+        app.include_router(export_routes(service))
+        app.include_router(page_routes(service))
     _add_probes(app, worker, metrics)
     _add_refusals(app)
     return Guard(app, settings, metrics)

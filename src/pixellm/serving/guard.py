@@ -151,6 +151,7 @@ async def send_error(send: Send, error: RefusedError) -> None:
     body = json.dumps(error_body(error.status, error.message, error.code)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+    headers += [(b"connection", b"close")]  # the rest of the request may never come
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

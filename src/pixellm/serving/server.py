@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from asyncio import TimerHandle
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -33,13 +34,38 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def run(app: ASGIApp, bound: socket.socket, settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl-C; what was taken by then is finished, a second one stops all."""
-    build_server(app, settings).run(sockets=[bound])
+def run(
+    app: ASGIApp,
+    bound: socket.socket,
+    settings: Settings,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; what was taken by then is finished, a second one stops all.
+
+    Args:
+        app: answers.
+        bound: where to listen.
+        settings: limits.
+        on_ready: called once clients can connect.
+    """
+    build_server(app, settings, on_ready).run(sockets=[bound])
 
 
-def build_server(app: ASGIApp, settings: Settings) -> uvicorn.Server:
-    """Uvicorn with our limits."""
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+
+def build_server(
+    app: ASGIApp, settings: Settings, on_ready: Callable[[], None] = lambda: None
+) -> uvicorn.Server:
+    """Build uvicorn with our limits; see :func:`run`."""
     config = uvicorn.Config(
         app,
         http=_protocol(settings.upload_timeout),
@@ -52,7 +78,7 @@ def build_server(app: ASGIApp, settings: Settings) -> uvicorn.Server:
         timeout_keep_alive=15,
         timeout_graceful_shutdown=int(settings.timeout + settings.upload_timeout) + 1,
     )
-    return uvicorn.Server(config)
+    return _Server(config, on_ready)
 
 
 def _protocol(seconds: float) -> type[H11Protocol]:

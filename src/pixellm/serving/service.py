@@ -28,7 +28,7 @@ from pixellm.serving.worker import Piece, Worker
 from pixellm.types import Prediction, Request, Segment
 from pixellm.visualize import segment_color
 
-Image = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class Service:
             if is_left:
                 self.metrics.left.inc()
 
-    async def read_image(self, source: bytes | str) -> Image:
+    async def read_image(self, source: bytes | str) -> Pixels:
         """(H, W, 3) pixels of an image, upright.
 
         Raises:
@@ -142,7 +142,7 @@ class Service:
             data = source
         return await run_in_threadpool(self._decode, data)
 
-    def _decode(self, data: bytes) -> Image:
+    def _decode(self, data: bytes) -> Pixels:
         if not data:
             raise invalid("The image is empty.", "image")
         try:
