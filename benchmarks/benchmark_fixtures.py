@@ -200,10 +200,11 @@ def write_fixture(
 def evaluate(run: BenchmarkRun, engine: Engine, folder: Path) -> dict[str, Any]:
     """What `pixellm eval` says of a fixture, under both protocols where they differ."""
     from pixellm.evaluation import evaluate as evaluate_run
-    from pixellm.evaluation.report import write_evaluation
+    from pixellm.evaluation.report import report_of
+    from pixellm.report.page import write_report
 
     evaluation = evaluate_run(run, folder, lambda: engine)
-    write_evaluation(folder, evaluation)
+    write_report(folder, "report", report_of(evaluation))
     summary = evaluation.summary
     released = None
     if run.benchmark.released == "same" and run.rules.mode == "forced":
@@ -280,7 +281,7 @@ def main() -> None:
         parser.error("--num is at least 1.")
     import pixellm
     from pixellm.checkpoint.fingerprint import fingerprint_model
-    from pixellm.evaluation.report.write import installed_versions
+    from pixellm.evaluation.report import installed_versions
 
     build_fixtures(options.out, options.photos, options.num)
     report: dict[str, Any] = {

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -288,12 +287,16 @@ def test_tables_are_markdown_with_a_row_for_each_variant_and_no_gaps() -> None:
         "tokens_1": [constant_table(0.4)],
     }
     comparison = Comparison(tables, [BEATS_ONE])
-    text = comparison.to_markdown()
-    assert text.startswith("| variant | gIoU | gIoU minus base | cIoU | set accuracy | right names")
-    assert "| base | 0.550 [0.500, 0.600] | - |" in text
-    assert re.search(r"\| tokens_1 \| 0\.400 .*? \| -0\.150 \[-0\.200, -0\.100\]", text)
-    assert "| Three tokens per scale beat one | overall | base - tokens_1 | +0.150" in text
-    assert "| variant | targets 2 | apart |" in text
+    scores, groups, claims = (table.rows for table in comparison.report_tables())
+    assert scores[0][:6] == (
+        *("variant", "gIoU", "gIoU minus base", "cIoU", "set accuracy", "right names"),
+    )
+    assert scores[1][:3] == ("base", "0.550 [0.500, 0.600]", "-")
+    assert scores[2][0] == "tokens_1" and scores[2][1].startswith("0.400")
+    assert scores[2][2] == "-0.150 [-0.200, -0.100]"
+    assert groups[0] == ("variant", "targets 2", "apart")
+    assert claims[1][:3] == ("Three tokens per scale beat one", "overall", "base - tokens_1")
+    assert claims[1][3].startswith("+0.150")
     values = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
     gain = values["scores"]["tokens_1"]["giou_minus_base"]["overall"]
     assert gain["value"] == pytest.approx(-0.15)

@@ -29,7 +29,8 @@ from pixellm.evaluation.intervals import Difference, Estimate, Resampled, bootst
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.scores import OVERLAPS, Rules
 from pixellm.evaluation.summary import OVERALL, OVERLAP, TARGETS, image_cells, tabulate
-from pixellm.files import MARKED_TEXT, check_file, check_folder, json_bytes, read_json, write_files
+from pixellm.files import json_bytes, read_json, write_files
+from pixellm.report.page import Report, Row, Table, check_report, write_report
 from pixellm.training.config import RunConfig, find_recipes, load_config
 from pixellm.training.trainer import EventCallback, NonFiniteLossError, TrainEvent, train
 
@@ -173,17 +174,14 @@ def ablate(
         on_run: told before each run, finished ones included.
 
     Returns:
-        The table, `ablation.md`; `ablation.json` lies beside it.
+        The table, `ablation.md`; `ablation.json` and `ablation.html` lie beside it.
 
     Raises:
         ValueError: no variants, the folder holds runs of other settings, or too little time.
     """
     if not variants:
         raise ValueError("There is nothing to compare; name recipes, such as recipes/ablation/*.")
-    path = settings.out / "ablation.md"
-    check_folder(settings.out)
-    check_file(path)
-    check_file(path.with_suffix(".json"), keys=("settings", "budget", "diverged"))
+    check_report(settings.out, "ablation", ("settings", "budget", "diverged"))
     on_run = on_run or (lambda *progress: None)
     if settings.minutes is not None:
         variants = with_steps(variants, _plan_steps(variants, settings, settings.minutes))
@@ -202,8 +200,8 @@ def ablate(
             known = {one: found for one, found in (tables | guesses).items() if found}
             budget = _budget(next(iter(variants.values())))
             facts = {"variants": len(variants), "seeds": seed + 1, "diverged": list(diverged)}
-            _write_tables(path, Comparison(known, claims), settings, budget, facts)
-    return path
+            _write_tables(Comparison(known, claims), settings, budget, facts)
+    return settings.out / "ablation.md"
 
 
 def _budget(config: RunConfig) -> list[tuple[int, int]]:
@@ -452,45 +450,43 @@ class Comparison:
         ]
         return {"scores": scores, "claims": claims}
 
-    def to_markdown(self) -> str:
-        """Everything as Markdown: scores, splits, claims."""
+    def report_tables(self) -> list[Table]:
+        """Scores, splits and claims."""
         (first, *others) = METRICS.values()
-        head = ["variant", first, f"{first} minus {BASE}", *others, f"{first} by seed"]
+        head = ("variant", first, f"{first} minus {BASE}", *others, f"{first} by seed")
         groups = [
             group
             for group in GROUPS
             if any(self.estimate(name, group).value is not None for name in self.scores)
         ]
         splits = [
-            [name, *(_short(self.estimate(name, group)) for group in groups)]
+            (name, *(_short(self.estimate(name, group)) for group in groups))
             for name in self.scores
         ]
-        parts = [
-            _markdown(head, map(self._score_row, self.scores)),
-            "gIoU by number of targets, and for several targets by the overlap of the closest two "
-            "(intersection of their boxes over the smaller box: apart 0, close up to 0.1, "
-            "overlapping above):",
-            _markdown(["variant", *(group.removeprefix(OVERLAP) for group in groups)], splits),
+        names = ("variant", *(group.removeprefix(OVERLAP) for group in groups))
+        tables = [
+            Table("Scores", [head, *map(self._score_row, self.scores)], "scores"),
+            Table(f"{first} by number and overlap of targets", [names, *splits], "groups"),
         ]
         if self.claims:
-            said = ["claim", "questions", "difference", "gIoU gained", "verdict"]
+            said = ("claim", "questions", "difference", f"{first} gained", "verdict")
             rows = [
-                [one.text, one.group, f"{one.better} - {one.worse}", str(gain), verdict]
+                (one.text, one.group, f"{one.better} - {one.worse}", str(gain), verdict)
                 for one, gain, verdict in self.verdicts()
             ]
-            parts.append(_markdown(said, rows))
-        return "\n\n".join(parts) + "\n"
+            tables.append(Table("Claims", [said, *rows], "claims"))
+        return tables
 
-    def _score_row(self, name: str) -> list[str]:
+    def _score_row(self, name: str) -> Row:
         first, *others = METRICS
         is_other = BASE in self.scores and name != BASE
-        return [
+        return (
             name,
             str(self.estimate(name, metric=first)),
             str(self.gain(name, BASE)) if is_other else "-",
             *(str(self.estimate(name, metric=metric)) for metric in others),
             " ".join("-" if one is None else f"{one:.3f}" for one in self.by_seed(name)),
-        ]
+        )
 
 
 def _verdict(gain: Difference) -> str:
@@ -508,13 +504,7 @@ def _short(estimate: Estimate) -> str:
     return f"{estimate.value:.3f} ± {(estimate.high - estimate.low) / 2:.3f}"
 
 
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _write_tables(
-    path: Path,
     comparison: Comparison,
     settings: AblationSettings,
     budget: list[tuple[int, int]],
@@ -526,7 +516,9 @@ def _write_tables(
         f"on scenes, split {settings.split}: {settings.num_scenes} images with up to "
         f"{settings.dialogues_per_image} dialogues each, free generation, strict protocol, "
         "questions with targets. 95 % intervals: bootstrap over seeds and images; differences "
-        "are paired by image. largest_object and all_objects are guesses from the true objects."
+        "are paired by image. largest_object and all_objects are guesses from the true objects. "
+        "Overlap is that of the closest two targets, the intersection of their boxes over the "
+        "smaller box: apart 0, close up to 0.1, overlapping above.",
     ]
     if facts["diverged"]:
         notes.append(f"Diverged and left out: {', '.join(facts['diverged'])}.")
@@ -536,5 +528,6 @@ def _write_tables(
         "diverged": facts["diverged"],
         **comparison.to_dict(),
     }
-    text = "\n\n".join([*notes, comparison.to_markdown(), MARKED_TEXT]) + "\n"
-    write_files({path.with_suffix(".json"): json_bytes(values), path: text.encode()})
+    title = f"Variants compared on scenes {settings.split}"
+    report = Report(title, " ".join(notes), comparison.report_tables(), {}, (), values)
+    write_report(settings.out, "ablation", report)

@@ -9,8 +9,9 @@ from typing import Any
 from pixellm.engine.jobs import ALONE
 from pixellm.evaluation.evaluate import BenchmarkRun, evaluate
 from pixellm.evaluation.records import AnswerRecord
-from pixellm.evaluation.report import check_report, write_evaluation
+from pixellm.evaluation.report import report_of
 from pixellm.evaluation.summary import Summary
+from pixellm.report.page import check_report, write_report
 
 
 def run_benchmark(
@@ -19,8 +20,8 @@ def run_benchmark(
     """The scores and the answers."""
     is_first = options.get("group", ALONE).number == 0
     if is_first:
-        check_report(folder)
+        check_report(folder, "report", ("settings", "headline"))
     evaluation = evaluate(run, folder, load, **options)
     if is_first:
-        write_evaluation(folder, evaluation)
+        write_report(folder, "report", report_of(evaluation))
     return evaluation.summary, evaluation.records

@@ -13,12 +13,13 @@ from PIL import Image
 
 from pixellm.engine.run_folder import open_run
 from pixellm.evaluation.benchmarks import find_benchmark
+from pixellm.evaluation.cards import EACH, choose_records
 from pixellm.evaluation.evaluate import answer_freely, answer_questions
 from pixellm.evaluation.records import AnswerRecord
-from pixellm.evaluation.report import write_report
-from pixellm.evaluation.report.gallery import EACH, choose_records
+from pixellm.evaluation.report import build_report
 from pixellm.evaluation.scores import question_giou
 from pixellm.evaluation.summary import summarize
+from pixellm.report.page import write_report
 from pixellm.types import Prediction, Segment
 
 BENCHMARK = find_benchmark("scenes")
@@ -64,7 +65,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reports") / "wavering"
     records = answer(folder, Wavering)
     summary = summarize(records, RULES)
-    written = write_report(folder, SETTINGS, summary, records, BENCHMARK.headline, image)
+    report = build_report(SETTINGS, summary, records, BENCHMARK.headline, image)
+    written = write_report(folder, "report", report)
     assert [path.name for path in written] == ["report.json", "report.md", "report.html"]
     return folder
 
@@ -120,7 +122,8 @@ def test_the_page_has_plots_filters_and_both_masks_of_each_answer(report):
 def test_perfect_silent_and_spurious_answers_can_be_reported(tmp_path, kind):
     records = answer(tmp_path / "run", kind, num_scenes=1)
     summary = summarize(records, RULES)
-    write_report(tmp_path / "run", SETTINGS, summary, records, BENCHMARK.headline, lambda _: None)
+    report = build_report(SETTINGS, summary, records, BENCHMARK.headline, lambda _: None)
+    write_report(tmp_path / "run", "report", report)
     values = json.loads((tmp_path / "run" / "report.json").read_text())
     assert values["groups"]["overall"]["scores"]["giou"]["value"] == pytest.approx(
         {Oracle: 1, Silent: 2 / 7, Sprayer: 0.5}[kind]
@@ -130,7 +133,8 @@ def test_perfect_silent_and_spurious_answers_can_be_reported(tmp_path, kind):
 def test_a_run_without_answers_can_be_reported(tmp_path):
     (tmp_path / "run").mkdir()
     summary = summarize([], RULES)
-    write_report(tmp_path / "run", SETTINGS, summary, [], BENCHMARK.headline, image)
+    report = build_report(SETTINGS, summary, [], BENCHMARK.headline, image)
+    write_report(tmp_path / "run", "report", report)
     assert "0 questions" in (tmp_path / "run" / "report.md").read_text()
 
 

@@ -19,9 +19,9 @@ from pixellm.evaluation.curves import (
 )
 from pixellm.evaluation.metrics import MaskMatch, MuseScorer
 from pixellm.evaluation.records import AnswerRecord, Origin, build_record
-from pixellm.evaluation.report.tables import all_tables
 from pixellm.evaluation.scores import SCORES, Rules, image_ratios, size_bin
 from pixellm.evaluation.summary import summarize
+from pixellm.evaluation.tables import all_tables
 from pixellm.masks import encode_mask
 from pixellm.types import Prediction, Segment, Target, Turn
 

@@ -21,9 +21,10 @@ from pixellm.evaluation.evaluate import BenchmarkRun
 from pixellm.evaluation.evaluate import evaluate as answer
 from pixellm.evaluation.judge import JudgeSettings, SimilarityJudge
 from pixellm.evaluation.judgement import check_judging, judge_evaluation
-from pixellm.evaluation.report import write_evaluation
+from pixellm.evaluation.report import report_of
 from pixellm.files import locked
 from pixellm.llm.store import RequestStore
+from pixellm.report.page import write_report
 
 REPORTS = ("report.json", "report.md", "report.html")
 
@@ -210,8 +211,8 @@ def test_the_library_judges_a_run_too(tmp_path: Path) -> None:
     assert scores.judgement.records[0] == evaluation.records[0]
     if sys.platform != "win32":  # files are not locked there
         with locked(folder), pytest.raises(OSError, match="Another process is writing"):
-            write_evaluation(folder, evaluation, scores)
-    write_evaluation(folder, evaluation, scores)
+            write_report(folder, "report", report_of(evaluation, scores))
+    write_report(folder, "report", report_of(evaluation, scores))
     assert read_report(tmp_path)["judge"]["masks_rejected"] == 1
 
 

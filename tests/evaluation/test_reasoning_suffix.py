@@ -18,8 +18,8 @@ from pixellm.engine import Engine
 from pixellm.engine.jobs import answer_here
 from pixellm.engine.questions import RowWorker, answer_rows
 from pixellm.evaluation.benchmarks import open_rows
+from pixellm.evaluation.compare import compare_runs
 from pixellm.evaluation.evaluate import BenchmarkRun
-from pixellm.evaluation.report.compare import compare_runs
 from pixellm.types import Request, Sample, Turn
 
 SUFFIX = "Answer with masks."

@@ -10,9 +10,10 @@ from hand_made_scenes import Oracle, Silent, Sprayer, make_scene
 from test_benchmark_report import SETTINGS, Wavering, answer, image
 
 from pixellm.engine.run_folder import open_run
+from pixellm.evaluation.compare import compare_runs, comparison_report
 from pixellm.evaluation.evaluate import answer_freely, answer_questions
-from pixellm.evaluation.report import compare_runs, write_comparison
 from pixellm.evaluation.scores import Rules
+from pixellm.report.page import write_report
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_answers_that_moved_most_come_first(runs):
 
 def test_the_files_of_a_comparison(runs, tmp_path):
     comparison = compare_runs(*runs)
-    written = write_comparison(tmp_path / "out", comparison, image)
+    written = write_report(tmp_path / "out", "compare", comparison_report(comparison, image))
     assert [path.name for path in written] == ["compare.json", "compare.md", "compare.html"]
     values = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert [run["name"] for run in values["runs"]] == ["good", "wavering"]

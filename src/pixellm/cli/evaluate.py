@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pixellm.evaluation.judge import JudgeSettings
     from pixellm.evaluation.judgement import JudgedScores
     from pixellm.llm.run import RequestProgress
+    from pixellm.report.page import Report
 
 _REPORT_KEYS = ("settings", "versions", "headline")
 
@@ -217,27 +218,29 @@ def compare(
     run_a: Annotated[Path, typer.Argument(help="Folder of the first run.")],
     run_b: Annotated[Path, typer.Argument(help="Folder of the second run.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for compare.json and compare.html.")
+        Path | None, typer.Option(help="Folder for compare.json, .md and .html.")
     ] = None,
 ) -> None:
     """Compare two runs: paired differences with intervals, and the answers that moved most."""
     from pixellm.cli.display import print_table
-    from pixellm.evaluation.report.compare import check_comparison, compare_runs, write_comparison
+    from pixellm.evaluation.compare import KEYS, compare_runs, comparison_report
+    from pixellm.report.page import check_report, write_report
 
     if out is not None:
-        check_comparison(out)
+        check_report(out, "compare", KEYS)
     comparison = compare_runs(run_a, run_b)
     console = open_console()
     console.print(comparison.describe(), highlight=False, soft_wrap=True, markup=False)
     for table in (comparison.table(), comparison.moved()):
         print_table(console, table)
     if out is not None:
+        from pixellm.evaluation.cards import image_source
         from pixellm.evaluation.evaluate import run_of_folder
-        from pixellm.evaluation.report.gallery import image_source
 
         run = run_of_folder(run_b)
         asked = run.open() if run.name == "scenes" else None
-        for path in write_comparison(out, comparison, image_source(asked)):
+        report = comparison_report(comparison, image_source(asked))
+        for path in write_report(out, "compare", report):
             say(f"Wrote {path}")
 
 
@@ -252,7 +255,8 @@ def _evaluate(
     from pixellm.engine.jobs import ProcessGroup
     from pixellm.evaluation.judge import open_judge
     from pixellm.evaluation.judgement import check_judging, judge_evaluation
-    from pixellm.evaluation.report import check_report, write_evaluation
+    from pixellm.report.figures import check_plots
+    from pixellm.report.page import check_report
 
     check_json(how.json, _REPORT_KEYS)
     run = _describe_run(name, place, model, how)
@@ -260,28 +264,26 @@ def _evaluate(
     model = replace(model, device=_own_device(model.device, group))
     judge = judged = None
     if group.number == 0:
-        check_report(out)
+        check_plots()
+        check_report(out, "report", _REPORT_KEYS)
         if judging is not None and judging.kind != "none":
             check_judging(run)
             judge = open_judge(judging)
     try:
         evaluation = _answer(_with_numbers(run, model), model, out, how.batch_size, group)
         if group.number == 0:
-            write_evaluation(out, evaluation)
+            report = _write_report(out, evaluation)
         if judging is not None and judge is not None:
             with _judge_bar(judging) as progress:
                 judged = judge_evaluation(evaluation, judge, judging, progress)
-            write_evaluation(out, evaluation, judged)
+            report = _write_report(out, evaluation, judged)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
     if group.number == 0:
-        from pixellm.evaluation.report.write import report_values
-
         aside = how.json == "-"
         _show(evaluation, judged, aside=aside)
         say(f"Wrote {out / 'report.html'}, report.md and report.json", err=aside)
-        summary, headline = evaluation.summary, evaluation.run.headline
-        write_json(report_values(evaluation.settings, summary, headline, judged), how.json)
+        write_json(dict(report.values), how.json)
 
 
 def _describe_run(
@@ -343,11 +345,22 @@ def _write_scored(folder: Path, evaluation: Evaluation) -> None:
     """A folder as of a run of our own, for what another system answered."""
     from pixellm.engine.run_folder import open_run
     from pixellm.evaluation.records import write_answers
-    from pixellm.evaluation.report import write_evaluation
 
     open_run(folder, evaluation.settings)
     write_answers(folder, evaluation.records, evaluation.run.model)
-    write_evaluation(folder, evaluation)
+    _write_report(folder, evaluation)
+
+
+def _write_report(
+    folder: Path, evaluation: Evaluation, judged: JudgedScores | None = None
+) -> Report:
+    """What a run's report says, which lies in its folder then."""
+    from pixellm.evaluation.report import report_of
+    from pixellm.report.page import write_report
+
+    report = report_of(evaluation, judged)
+    write_report(folder, "report", report)
+    return report
 
 
 def _show(
@@ -355,8 +368,8 @@ def _show(
 ) -> None:
     """One sentence and the tables of a run, the judge's effect first."""
     from pixellm.cli.display import print_table
-    from pixellm.evaluation.report.judged import describe_judge, effect_table
-    from pixellm.evaluation.report.tables import all_tables, describe_run
+    from pixellm.evaluation.judged import describe_judge, effect_table
+    from pixellm.evaluation.tables import all_tables, describe_run
 
     headline = evaluation.run.headline
     lead = describe_run(evaluation.settings, evaluation.summary)

@@ -166,7 +166,7 @@ def ablate(
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
     say(table.read_text(encoding="utf-8"))
-    say(f"Wrote {table} and {table.with_suffix('.json')}")
+    say(f"Wrote {table}, {table.with_suffix('.json')} and {table.with_suffix('.html')}")
 
 
 def _say_run(name: str, seed: int, number: int, total: int) -> None:

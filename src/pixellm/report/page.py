@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from pixellm.files import (
+    LOCK_NAME,
     MARKED_PAGE,
     MARKED_TEXT,
     check_file,
     check_folder,
     json_bytes,
+    locked,
     write_files,
 )
 from pixellm.visualize import segment_color
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
 Row = tuple[str, ...]
 
-WORDY_COLUMNS = frozenset({"meaning", "question"})
+WORDY_COLUMNS = frozenset({"meaning", "question", "claim"})
 """Columns whose cells are sentences, which may wrap."""
 
 _MARKDOWN_SIGNS = re.compile(r"[\\|`*]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
@@ -122,7 +125,7 @@ def write_report(folder: Path, name: str, report: Report) -> list[Path]:
         The files written.
 
     Raises:
-        OSError: the folder can't be written to.
+        OSError: the folder can't be written to, or another process writes there.
     """
     shown = {
         "title": report.title,
@@ -137,7 +140,9 @@ def write_report(folder: Path, name: str, report: Report) -> list[Path]:
         folder / f"{name}.md": markdown_text("report.md", shown),
         folder / f"{name}.html": html_page("report.html", shown),
     }
-    write_files(content, folder=folder)
+    # A run's folder is locked by whoever answers there; a folder of a report alone is not.
+    with locked(folder) if (folder / LOCK_NAME).is_file() else nullcontext():
+        write_files(content, folder=folder)
     return [*content]
 
 

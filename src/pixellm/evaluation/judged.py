@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from pixellm.evaluation.judgement import JudgedScores, Judgement
-from pixellm.evaluation.report.tables import all_tables, mask_score_table
 from pixellm.evaluation.scores import SCORES
+from pixellm.evaluation.tables import all_tables, mask_score_table
 from pixellm.report.page import Table
 
 Notes = dict[tuple[int, int], str]

@@ -14,18 +14,21 @@ from typing import Any
 import numpy as np
 
 from pixellm.engine.run_folder import read_settings
-from pixellm.evaluation.intervals import Difference, Estimate, bootstrap
-from pixellm.evaluation.records import AnswerRecord, read_answers
-from pixellm.evaluation.report.gallery import (
+from pixellm.evaluation.cards import (
     EACH,
     FetchImage,
     build_card,
     predicted_panel,
     true_panel,
 )
-from pixellm.evaluation.report.tables import number
+from pixellm.evaluation.intervals import Difference, Estimate, bootstrap
+from pixellm.evaluation.records import AnswerRecord, read_answers
 from pixellm.evaluation.scores import Rules, Unit, image_ratios, question_giou
-from pixellm.report.page import Card, Report, Table, check_report, write_report
+from pixellm.evaluation.tables import number
+from pixellm.report.page import Card, Report, Table
+
+KEYS = ("runs", "num_questions", "scores")
+"""That the JSON of every comparison has."""
 
 _SAME = ("benchmark", "split")
 
@@ -119,27 +122,13 @@ def compare_runs(first: Path, second: Path) -> Comparison:
     )
 
 
-def check_comparison(folder: Path) -> None:
-    """Refuse a folder where a comparison would replace files that are not of a comparison.
-
-    Raises:
-        OSError: it can't be written, or holds such a file.
-    """
-    check_report(folder, "compare", ("runs", "num_questions", "scores"))
-
-
-def write_comparison(folder: Path, comparison: Comparison, fetch_image: FetchImage) -> list[Path]:
-    """Write ``compare.json``, ``compare.md`` and ``compare.html``.
+def comparison_report(comparison: Comparison, fetch_image: FetchImage) -> Report:
+    """The report of a comparison.
 
     Args:
-        folder: made where missing, but not the folders above it.
-        comparison: what to write.
+        comparison: what it is about.
         fetch_image: gives the images of the answers that moved most.
-
-    Raises:
-        OSError: the folder can't be written to, or holds files of these names that are not ours.
     """
-    check_comparison(folder)
     title = f"{comparison.names[0]} and {comparison.names[1]}"
     tables = [comparison.table(), comparison.moved()]
     cards = _cards(comparison, fetch_image)
@@ -157,8 +146,7 @@ def write_comparison(folder: Path, comparison: Comparison, fetch_image: FetchIma
         },
         "moved": [dict(zip(tables[1].rows[0], row, strict=True)) for row in tables[1].rows[1:]],
     }
-    lead = comparison.describe()
-    return write_report(folder, "compare", Report(title, lead, tables, {}, cards, values))
+    return Report(title, comparison.describe(), tables, {}, cards, values)
 
 
 def _common_pairs(first: Path, second: Path) -> tuple[list[tuple[AnswerRecord, AnswerRecord]], int]:
