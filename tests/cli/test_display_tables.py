@@ -60,6 +60,8 @@ def test_columns_without_room_follow_behind_the_first() -> None:
     text = shown(80, TABLES["groups"])
     assert text.count("kind") > 1 and text.count("half") == text.count("kind")
     assert text.count(LONG[:20]) == 1  # the title
+    assert "B - A, 95 % interval" in shown(80, TABLES["comparison"])
+    assert HEADER[-1] in shown(100, TABLES["comparison"])
     assert shown(600, TABLES["groups"]).count("kind") == 1
 
 

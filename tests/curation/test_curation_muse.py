@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,23 @@ def test_the_review_saves_every_mark_and_only_for_its_own_page(muse: Path) -> No
         assert read_marks(muse) == {}
     finally:
         server.shutdown()
+        server.server_close()
+
+
+def test_two_reviews_at_once_lose_no_mark(muse: Path) -> None:
+    servers = [ReviewServer(muse, muse.parent / "images", num=2 * PHOTOS) for _ in range(2)]
+    marks = {
+        card["key"]: "reject" if n % 3 else "accept" for n, card in enumerate(servers[0].cards)
+    }
+    with ThreadPoolExecutor(8) as clients:
+        saved = [
+            clients.submit(servers[number % 2].mark, *mark)
+            for number, mark in enumerate(marks.items())
+        ]
+    assert [done.result() for done in saved] == [None] * 2 * PHOTOS
+    assert read_marks(muse) == marks
+    change_marks(muse, dict.fromkeys(marks, ""))
+    for server in servers:
         server.server_close()
 
 

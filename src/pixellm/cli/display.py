@@ -122,10 +122,14 @@ def print_table(console: Console, table: PlainTable) -> None:
     title: str | None = table.title
     for columns in _columns_that_fit(needed, console.width):
         shown = plain_table(title)
+        spare = console.width - _EDGES - sum(needed[column] + _GAP for column in columns)
         for column in columns:
-            wraps = header[column] in WORDY_COLUMNS
-            width = None if wraps else needed[column]
-            shown.add_column(Text(header[column]), width=width, overflow="fold")
+            head, width = header[column], needed[column]
+            if width < cell_len(head) <= width + spare:  # a head of several words on one line
+                spare -= cell_len(head) - width
+                width = cell_len(head)
+            wraps = head in WORDY_COLUMNS
+            shown.add_column(Text(head), width=None if wraps else width, overflow="fold")
         for row in rows:
             shown.add_row(*(Text(row[column]) for column in columns))
         console.print(shown, highlight=False)
