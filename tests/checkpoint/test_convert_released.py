@@ -141,6 +141,20 @@ def test_other_sizes_go_there_and_back_and_compute_masks_in_every_precision(name
         assert torch.isfinite(masks).all()
 
 
+def test_shards_are_written_with_an_index_and_told_one_by_one(
+    originals, converted, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(weights, "_SHARD_SIZE", "200KB")
+    seen = []
+    ours = convert_released(*map(str, (originals[0], tmp_path / "model", originals[1])))
+    back = convert_to_released(ours, tmp_path / "back", progress=lambda *a: seen.append(a))
+    assert len(list(ours.glob("model-*.safetensors"))) > 2
+    assert seen == sorted(seen) and len(seen) > 2 and seen[-1][0] == seen[-1][1]
+    assert_identical(originals[0], back)
+    model, expected = (load_model_and_processor(one)[0].state_dict() for one in (ours, converted))
+    assert all(torch.equal(value, expected[name]) for name, value in model.items())
+
+
 def assert_refused(source, tower, tmp_path, error, *words):
     out = tmp_path / "out"
     with pytest.raises(error) as caught:

@@ -11,14 +11,13 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, save_torch_state_dict
-from huggingface_hub.utils import WeakFileLock, logging
+from huggingface_hub import constants
+from huggingface_hub.utils import WeakFileLock
 from torch import Tensor
 from transformers import CLIPVisionConfig, GenerationConfig
 
@@ -34,7 +33,13 @@ from pixellm.checkpoint.released_config import (
     released_tower_config,
 )
 from pixellm.checkpoint.sentencepiece_tokenizer import build_fast_tokenizer
-from pixellm.checkpoint.weights import check_disk_space, first_names, read_weights
+from pixellm.checkpoint.weights import (
+    Progress,
+    check_disk_space,
+    first_names,
+    read_weights,
+    write_weights,
+)
 from pixellm.files import new_folder
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
@@ -43,7 +48,6 @@ from pixellm.model.vision import resize_position_table
 KEPT_DIR = "released"
 """Folder of a converted checkpoint with the small files of the release, for the way back."""
 
-_SHARD_SIZE = "2GB"
 _KEPT_BYTES = 64 << 20
 _WEIGHT_SUFFIXES = (".bin", ".safetensors", ".pt", ".pth", ".h5", ".msgpack")
 _TOWER = "model.vision_tower.encoder."
@@ -120,6 +124,7 @@ def convert_released(
     vision_tower: str | Path | None = None,
     *,
     revision: str | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Convert a released PixelLM into a pixellm checkpoint.
 
@@ -129,6 +134,7 @@ def convert_released(
         vision_tower: directory or hub id of its CLIP; the one that its configuration names where
             None.
         revision: commit, tag or branch of ``source`` on the hub.
+        progress: told how many bytes of how many are written.
 
     Returns:
         ``out``.
@@ -157,7 +163,7 @@ def convert_released(
     state |= from_released(read_weights(directory), shapes, directory)
     check_disk_space(out, state)
     with new_folder(out) as partial:
-        save_torch_state_dict(state, partial, max_shard_size=_SHARD_SIZE, metadata={"format": "pt"})
+        write_weights(state, partial / "model.safetensors", progress)
         (partial / KEPT_DIR).mkdir()
         for path in sorted(directory.iterdir()):
             if _is_kept(path):
@@ -170,7 +176,9 @@ def convert_released(
     return out
 
 
-def convert_to_released(source: str | Path, out: str | Path) -> Path:
+def convert_to_released(
+    source: str | Path, out: str | Path, *, progress: Progress | None = None
+) -> Path:
     """Write a converted checkpoint back in the released layout, its tensors as they are now.
 
     The vision tower is left out, as in the release, and so is what the release holds and never
@@ -179,6 +187,7 @@ def convert_to_released(source: str | Path, out: str | Path) -> Path:
     Args:
         source: a checkpoint that :func:`convert_released` wrote, or one trained from it.
         out: directory to write; it must not exist or be empty.
+        progress: told how many bytes of how many are written.
 
     Raises:
         FileNotFoundError: the checkpoint lacks its folder ``released``, or weights.
@@ -203,10 +212,7 @@ def convert_to_released(source: str | Path, out: str | Path) -> Path:
         for path in sorted(kept.iterdir()):
             if _is_kept(path):
                 shutil.copyfile(path, partial / path.name)
-        with _without_notes():
-            save_torch_state_dict(
-                tensors, partial, safe_serialization=False, max_shard_size=_SHARD_SIZE
-            )
+        write_weights(tensors, partial / "pytorch_model.bin", progress)
     return out
 
 
@@ -215,17 +221,6 @@ def _is_kept(path: Path) -> bool:
     of_weights = path.suffix in _WEIGHT_SUFFIXES or ".index." in path.name
     small = path.is_file() and path.stat().st_size < _KEPT_BYTES
     return small and not of_weights and path.name != "layout.json"  # as version 0.1 kept
-
-
-@contextmanager
-def _without_notes() -> Iterator[None]:
-    """Without the hub's note on pickles, which are the release's own format."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def expected_shapes(config: PixelLMConfig) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Weight files of other models: found, read safely, and refused in one sentence.
+"""Weight files of other models: found, read safely, and refused in one sentence; ours written.
 
 Safetensors, and pickles that hold tensors and nothing else: whatever else a pickle asks for is
 refused before it runs.
@@ -9,13 +9,19 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+Progress = Callable[[int, int], None]
+"""Told the bytes done and the bytes in all, shard by shard."""
+
+_SHARD_SIZE = "2GB"
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 _ZIP_MAGIC = b"PK\x03\x04"
 _GIGABYTE = 1e9
@@ -94,6 +100,36 @@ def read_file(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise ValueError(f"{path} holds more than named tensors; it is no weight file of a model.")
     return loaded
+
+
+def write_weights(
+    tensors: Mapping[str, Tensor], path: Path, progress: Progress | None = None
+) -> None:
+    """Write tensors into one file, or into numbered shards beside it and their index.
+
+    Args:
+        tensors: by name.
+        path: of the one file; safetensors or, by its suffix, pickled.
+        progress: told after each shard.
+    """
+    pattern = f"{path.stem}{{suffix}}{path.suffix}"
+    plan = split_torch_state_dict_into_shards(
+        dict(tensors), filename_pattern=pattern, max_shard_size=_SHARD_SIZE
+    )
+    done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
+    for file, names in plan.filename_to_tensors.items():
+        shard = {name: tensors[name].contiguous() for name in names}
+        if path.suffix == ".safetensors":
+            save_file(shard, path.with_name(file), metadata={"format": "pt"})
+        else:  # a pickle would take the whole storage of a view along
+            torch.save({name: value.clone() for name, value in shard.items()}, path.with_name(file))
+        done += sum(value.nbytes for value in shard.values())
+        if progress is not None:
+            progress(done, total)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        text = json.dumps(index, indent=2, sort_keys=True)
+        path.with_name(f"{path.name}.index.json").write_text(text + "\n", encoding="utf-8")
 
 
 def check_disk_space(out: Path, tensors: dict[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 """The commands ``pixellm convert`` and ``pixellm init``: foreign weights in, released layout out.
 
-Reads options, shows that it works and calls :mod:`pixellm.checkpoint`; how weights move is not
+Reads options, shows a bar and calls :mod:`pixellm.checkpoint`; how weights move is not
 its business. :func:`add_commands` puts the commands into the command line.
 """
 
@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from pixellm.cli.console import import_quietly, open_console, printable, say
+from pixellm.cli.console import import_quietly, open_console, say
 
 _Out = Annotated[Path, typer.Option(help="Folder to write; new or empty.")]
 _Tower = Annotated[
@@ -51,14 +51,20 @@ def convert(
     if to not in ("pixellm", "released"):
         raise ValueError(f"--to is pixellm or released, not {to!r}.")
     check_new_folder(out)
-    from rich.markup import escape
+    from pixellm.cli.display import counted_progress
 
     released = import_quietly("pixellm.checkpoint.released")
-    with open_console(stderr=True).status(escape(printable(f"Converting {source}"))):
+    with counted_progress(open_console(stderr=True), "MiB converted", transient=True) as show:
+
+        def progress(done: int, total: int) -> None:
+            show(done >> 20, total >> 20)
+
         if to == "released":
-            released.convert_to_released(source, out)
+            released.convert_to_released(source, out, progress=progress)
         else:
-            released.convert_released(source, out, vision_tower, revision=revision)
+            released.convert_released(
+                source, out, vision_tower, revision=revision, progress=progress
+            )
     say(f"Wrote {out}")
 
 
