@@ -61,7 +61,7 @@ def test_bad_entries_are_named(tmp_path: Path) -> None:
         *(f"image {place}" for place in (1, 2, 3, 4)),
         *(f"annotation {place}" for place in range(5)),
     }
-    assert coco.places.tolist() == [0] and coco.num_images == 5
+    assert coco.image_indices.tolist() == [0] and coco.num_images == 5
     path.write_text(json.dumps({"annotations": annotations}))
     with pytest.raises(ValueError, match="no images and no categories"):
         CocoFile(path)

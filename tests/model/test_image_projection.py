@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pixellm.model.config import PixelLMConfig
-from pixellm.model.projection import ImageProjector, smooth_places
+from pixellm.model.projection import ImageProjector, grid_position_codes
 
 CHANNELS = 24
 
@@ -51,7 +51,7 @@ def test_each_cell_of_the_grid_has_its_own_place() -> None:
 @pytest.mark.parametrize("grid", [(8, 8), (4, 12)])
 def test_places_are_the_more_alike_the_nearer_they_lie(grid: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    codes = smooth_places(grid, 256).unflatten(0, grid)
+    codes = grid_position_codes(grid, 256).unflatten(0, grid)
     assert codes.square().mean().item() == pytest.approx(1, abs=1e-4)
     next_to = torch.cosine_similarity(codes[:, 1:], codes[:, :-1], dim=-1).mean()
     across = torch.cosine_similarity(codes[:, 0], codes[:, -1], dim=-1).mean()

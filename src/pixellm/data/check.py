@@ -1,7 +1,7 @@
 """Which data sets a folder holds, what is missing, and every row that can't be used.
 
 Finds the sets of the registry in their usual places, MUSE files as ``pixellm curate`` writes them,
-and single files. It decides nothing about formats: what a bad row is, its reader says.
+and single files. What a bad row is, each data set says.
 """
 
 from __future__ import annotations

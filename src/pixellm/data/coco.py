@@ -60,7 +60,7 @@ class CocoFile:
         categories: category id -> its entry, in the order of the file; names are texts.
         licenses: the entries of ``licenses``.
         num_images: entries of ``images``, usable or not.
-        places: (N,) the usable images, as indices in the file's ``images``.
+        image_indices: (N,) the usable images, as indices in the file's ``images``.
         category_of: (num annotations,) category id of each annotation.
         is_crowd: (num annotations,) bool, regions that hold many objects.
         is_faulty: (num annotations,) bool, annotations whose mask can't be used.
@@ -81,7 +81,7 @@ class CocoFile:
         self.categories: dict[int, dict[str, Any]] = dict(tables["categories"])
         self.licenses: tuple[dict[str, Any], ...] = tuple(tables["licenses"])
         self._images, self._annotations = tables["images"], tables["annotations"]
-        self.places = self._images.numbers("place")
+        self.image_indices = self._images.numbers("index")
         (self.num_images,) = tables["size"].numbers("images").tolist()
         self.category_of = self._annotations.numbers("category")
         self.is_crowd = self._annotations.numbers("crowd").astype(bool)
@@ -92,7 +92,7 @@ class CocoFile:
 
     def __len__(self) -> int:
         """Usable images."""
-        return len(self.places)
+        return len(self.image_indices)
 
     @property
     def num_annotations(self) -> int:
@@ -105,7 +105,7 @@ class CocoFile:
         return entry
 
     def rows_of(self, item: int) -> Integers:
-        """The places in ``annotations`` that belong to a usable image, in the file's order.
+        """The indices of the annotations that belong to a usable image, in the file's order.
 
         Faulty ones are among them: what they show is in the image all the same.
         """
@@ -117,7 +117,7 @@ class CocoFile:
         return np.repeat(np.arange(len(self)), np.diff(self._starts))
 
     def annotation(self, row: int) -> dict[str, Any]:
-        """One annotation, by its place in the file."""
+        """One annotation, by its index in the file."""
         entry: dict[str, Any] = self._annotations[row]
         return entry
 
@@ -137,7 +137,7 @@ class CocoFile:
         return _find(self._images_by_id, identity)
 
     def find_annotation(self, identity: int) -> int:
-        """The place of the first annotation with an id and some mask; -1 where there is none."""
+        """The index of the first annotation with an id and some mask; -1 where there is none."""
         return _find(self._annotations_by_id, identity)
 
     @cached_property
@@ -302,7 +302,7 @@ class _Scan:
 
     def __init__(self, path: Path, tables: TablesWriter) -> None:
         self.path, self.tables = path, tables
-        self.images = tables.table("images", "place", "id")
+        self.images = tables.table("images", "index", "id")
         self.annotations = tables.table("annotations", "category", "crowd", "fault", "texts", "id")
         self.categories, self.licenses = tables.table("categories"), tables.table("licenses")
         self.bad_texts = tables.table("bad texts")

@@ -128,7 +128,7 @@ class CocoClasses(ClassDataset):
 
     def where(self, item: int) -> tuple[Path, str]:
         """The annotation file, and which of its images."""
-        return self.annotations, f"image {self.coco.places[self._items[item]]}"
+        return self.annotations, f"image {self.coco.image_indices[self._items[item]]}"
 
     def row(self, item: int) -> AnnotatedImage:
         """An image with its classes, in the order of its annotations."""
@@ -203,7 +203,7 @@ class CocoClasses(ClassDataset):
             item, one = divmod(int(found[key]), count)
             reasons.setdefault(
                 names[one],
-                f"in image {self.coco.places[item]} it has {counts[key]} targets, "
+                f"in image {self.coco.image_indices[item]} it has {counts[key]} targets, "
                 f"max_instances is {self.max_instances}",
             )
         never = [
@@ -392,7 +392,7 @@ class OwnExpressions(Dataset[_Described]):
     def where(self, item: int) -> tuple[Path, str]:
         """The annotation file, and which of its images."""
         image = self._places[self._starts[item], 0]
-        return self.annotations, f"image {self.coco.places[image]}"
+        return self.annotations, f"image {self.coco.image_indices[image]}"
 
     def compose(self, row: _Described, rng: random.Random) -> tuple[Sample, ...]:
         """The dialogues about a group of expressions."""

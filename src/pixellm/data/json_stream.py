@@ -1,7 +1,4 @@
-"""Large JSON files entry by entry, in the memory of one entry.
-
-Knows JSON, and nothing of what the entries mean.
-"""
+"""Large JSON files entry by entry, in the memory of one entry."""
 
 from __future__ import annotations
 

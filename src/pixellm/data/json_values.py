@@ -1,7 +1,7 @@
 """Values of annotation files as people's tools write them, and what can't be meant by them.
 
 Whole numbers come as ``1``, ``1.0`` and ``"1"``, flags as words, paths with backslashes, and
-anything may be null. Nothing here turns what is no text into text. Knows no file format.
+anything may be null. What is no text is never turned into text.
 """
 
 from __future__ import annotations

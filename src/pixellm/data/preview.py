@@ -1,7 +1,7 @@
 """What a preview of a data set shows: images with masks, questions and answers.
 
-Shows what training would see, in the wording of the first epoch. It knows no format: a reader
-gives the dialogues, :mod:`pixellm.report.gallery` makes the page.
+Shows what training would see, in the wording of the first epoch; :mod:`pixellm.report.gallery`
+makes the page.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The data sets that can be named: in recipes, and on the command line.
 
-A table of names and where their classes are, which are imported when one is opened. Knows no
-format and no split.
+A table of names and where their classes are, which are imported when one is opened.
 """
 
 from __future__ import annotations

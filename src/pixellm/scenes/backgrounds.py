@@ -2,7 +2,7 @@
 
 Everything is drawn here or cut from images that scikit-image carries in its wheel (public
 domain or CC0, see THIRD_PARTY.md). Images that show an object somebody could ask about are
-used only blurred beyond recognition. This module knows nothing of stickers or concepts.
+used only blurred beyond recognition.
 
 Frames: sizes are (height, width) in pixels, images (H, W, 3) uint8 RGB.
 """

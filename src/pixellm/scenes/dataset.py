@@ -2,8 +2,7 @@
 
 Joins drawing and questions. Splits differ by their random stream, so that no image of one is in
 another; ``test_combination`` asks only (concept, kind of question) pairs that training never
-asks, ``test_style`` draws with artwork that training never sees. This module knows nothing of
-models, tokens or batches.
+asks, ``test_style`` draws with artwork that training never sees.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A sticker is scaled, turned, mirrored and tinted, then laid on the background where it hides too
 little of what lies below to matter. A pixel belongs to the topmost sticker whose alpha is at
-least one half there. This module knows nothing of names, questions or data sets.
+least one half there.
 
 Frames: sizes are (height, width), boxes (x, y, width, height), in pixels of the image.
 """

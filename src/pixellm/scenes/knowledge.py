@@ -2,8 +2,7 @@
 
 Four readable tables lie beside this module: ``concepts.csv``, ``categories.csv``, ``uses.csv`` and
 ``templates.toml`` (the last belongs to :mod:`pixellm.scenes.phrasing`). This module reads the
-first three, checks them strictly and hands out frozen records. It knows nothing of images,
-positions or wording beyond the words in the tables.
+first three, checks them strictly and hands out frozen records.
 
 Truth is exact by construction: a concept lists everything it surely is and is good for, and in
 ``ambiguous`` everything that a person might argue about. A question about a name, category or use

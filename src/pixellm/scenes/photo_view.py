@@ -2,7 +2,7 @@
 
 A drawn scene is known to the last pixel; a photo shows more than somebody annotated, objects
 overlap, and far away ones can't be told apart. This module narrows what
-:class:`~pixellm.scenes.scene_view.SceneView` holds for sayable. It words nothing.
+:class:`~pixellm.scenes.scene_view.SceneView` holds for sayable.
 """
 
 from __future__ import annotations

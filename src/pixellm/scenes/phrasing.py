@@ -1,7 +1,7 @@
 """Words for questions and answers: templates, articles, lists, and reading a phrase back.
 
 It turns ready facts into sentences with the templates of ``templates.toml``, and tells which
-concept a phrase of an answer names. It never looks at a scene and decides nothing about truth.
+concept a phrase of an answer names.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a drawn scene is: an image, and every object in it with its exact visible mask.
 
-The drawing writes it, the question writer reads it. It knows nothing of how either is done.
+The drawing writes it, the question writer reads it.
 Frame: pixels of the image, origin top left, x to the right, y down.
 """
 
