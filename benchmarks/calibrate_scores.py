@@ -151,7 +151,7 @@ def choose_limit(scores: Tensor, ious: Tensor, unwanted: Tensor) -> tuple[float,
     kept = torch.stack([ious[scores >= limit].sum() for limit in limits]) / ious.sum()
     denied = torch.stack([(unwanted < limit).float().mean() for limit in limits])
     best = int((kept + denied).argmax())
-    return float(limits[best]), float(kept[best]), float(denied[best])
+    return round(float(limits[best]), 2), float(kept[best]), float(denied[best])
 
 
 def calibration_error(scores: Tensor, ious: Tensor) -> float:

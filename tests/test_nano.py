@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import pixellm
@@ -28,8 +27,8 @@ def test_it_answers_the_demo_question_with_a_mask_for_each_thing(nano: "pixellm.
     assert cup[150, 250]  # in the cup's middle
     assert table[350, 200]  # on the saucer's side of the table
     assert not cup[380, 580]
-    overlap = np.logical_and(cup, table).sum() / cup.sum()
-    assert overlap < 1
+    assert cup.sum() < table.sum()
+    assert all(0.5 < segment.score < 1 for segment in answer.segments)
 
 
 @pytest.mark.parametrize(

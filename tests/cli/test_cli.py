@@ -75,6 +75,7 @@ def test_segment_says_what_it_withholds(image: Path, tiny_model_dir: Path) -> No
     result = run("segment", image, TINY_QUESTION, "--model", tiny_model_dir, "--min-score", 1)
     assert result.exit_code == 0, result.output
     assert "2 masks are filtered: their score is too low." in result.stdout
+    assert "What the answer names may not be there." in result.stdout
     assert "[1]" not in result.stdout
     refused = run("segment", image, TINY_QUESTION, "--min-score", 1.5)
     assert refused.exit_code == 2 and "--min-score" in refused.stderr

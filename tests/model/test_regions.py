@@ -159,6 +159,26 @@ def test_what_is_not_chosen_has_its_likeliest_thing_all_the_same_but_an_empty_im
     assert nothing.logits.shape == (0, CANVAS, CANVAS)
 
 
+def test_of_two_masks_of_a_target_that_are_nearly_the_same_the_better_is_left() -> None:
+    decoder = a_decoder(masks_per_thing=True)
+    decoder.draw.bias.data.fill_(20)
+    decoder.choice_bias.data.fill_(20)
+    decoder.lone[-1].bias.data.fill_(-20)
+    boxes = ((0.1, 0.1, 0.5, 0.5), (0.1, 0.1, 0.52, 0.5), (0.6, 0.6, 0.9, 0.9))
+    image = an_image(decoder, entries_of(decoder, *boxes))
+    things = decoder.things(torch.randn(2, 2, 16), image, torch.zeros(2).long())
+    assert things.targets.tolist() == [0, 0, 1, 1]
+    assert things.places[things.targets == 0].tolist()[1] == 2
+    targets, rows = torch.randn(1, 2, 16), torch.zeros(1).long()
+    choice = decoder.choose(targets, image[-1], rows)[0]
+    entries = image[-1][0, :2]
+    logits = decoder._draw(
+        targets, image, torch.zeros(2).long(), torch.zeros(2).long(), torch.tensor([0, 1])
+    )
+    worth = decoder.worth(decoder.signs(choice[:2], entries, logits))[:, 0]
+    assert decoder.things(targets, image, rows).places[0] == worth.argmax()
+
+
 def test_a_cell_of_a_window_takes_in_what_looks_alike_wherever_it_is() -> None:
     torch.manual_seed(0)
     attention = CellAttention(8, heads=2)

@@ -66,7 +66,9 @@ def print_answer(console: Console, prediction: Prediction) -> None:
         masks = (
             "1 mask is filtered: its" if filtered == 1 else f"{filtered} masks are filtered: their"
         )
-        console.print(f"{masks} score is too low.", style="dim", highlight=False)
+        doubt = "" if prediction.segments else " What the answer names may not be there."
+        note = Text(f"{masks} score is too low.{doubt}", "dim")
+        console.print(note, soft_wrap=True)
     if prediction.info.get("familiarity", 1.0) < UNFAMILIAR:
         console.print(UNFAMILIAR_NOTE, style="dim", highlight=False)
 

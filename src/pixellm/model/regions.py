@@ -35,6 +35,9 @@ LEAST_SIDE = 0.03
 CHOSEN = 0.05
 """Entries that belong to a target with less probability leave no trace in its mask."""
 
+SAME_MASK = 0.7
+"""Two masks of a target that overlap more (intersection over union) are of one thing."""
+
 MOST_ENTRIES = 24
 """Likeliest entries of a target that are drawn."""
 
@@ -271,7 +274,9 @@ class RegionDecoder(FullPrecision):
         targets, places = self._shown(choice, self.is_one(target_embeddings) > 0)
         logits = self._draw(target_embeddings, features, rows[targets], targets, places)
         signs = self.signs(choice[targets, places], entries[rows[targets], places], logits)
-        return Things(targets, places, logits, self.worth(signs)[:, 0].sigmoid())
+        scores = self.worth(signs)[:, 0].sigmoid()
+        kept = _distinct(logits, scores, targets)
+        return Things(targets[kept], places[kept], logits[kept], scores[kept])
 
     def is_one(self, target_embeddings: Tensor) -> Tensor:
         """Logits (M,) that a target is one thing, told from others of its kind."""
@@ -412,6 +417,33 @@ class RegionDecoder(FullPrecision):
         meant = (choice > 0) & (choice >= least) & ~is_one[:, None]
         targets, places = ((meant | is_best) & (choice > _OUTSIDE)).nonzero(as_tuple=True)
         return targets, places
+
+
+def _distinct(logits: Tensor, scores: Tensor, targets: Tensor) -> Tensor:
+    """Which pairs (K,) are left without those of which a target has a better one already.
+
+    Args:
+        logits: (P, G, G) of the pairs.
+        scores: (P,) what they are worth.
+        targets: (P,) ascending.
+    """
+    kept = torch.ones_like(targets, dtype=torch.bool)
+    start = 0
+    for count in targets.unique_consecutive(return_counts=True)[1].tolist():
+        if count > 1:
+            own = slice(start, start + count)
+            shown = (logits[own] > 0).flatten(1).float()
+            common = shown @ shown.T
+            area = common.diagonal()
+            overlap = common / (area[:, None] + area - common).clamp_min(1)
+            order = scores[own].argsort(descending=True, stable=True)
+            repeated = (overlap > SAME_MASK)[order][:, order].triu(diagonal=1)
+            left = torch.ones_like(order, dtype=torch.bool)
+            for place in range(count):
+                left &= ~(repeated[place] & left[place])
+            kept[own] = torch.zeros_like(left).scatter(0, order, left)
+        start += count
+    return kept.nonzero()[:, 0]
 
 
 def _unite(choice: Tensor, pasted: Tensor, targets: Tensor, count: int) -> Tensor:
