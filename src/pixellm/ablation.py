@@ -28,7 +28,7 @@ from pixellm.evaluation.evaluate import BenchmarkRun, evaluate
 from pixellm.evaluation.intervals import Difference, Estimate, Resampled, bootstrap
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.scores import OVERLAPS, Rules
-from pixellm.evaluation.summary import OVERALL, OVERLAP, TARGETS, image_cells, tabulate
+from pixellm.evaluation.summary import OVERALL, OVERLAP, TARGETS, by_image, image_cells, tabulate
 from pixellm.files import json_bytes, read_json, write_files
 from pixellm.report.page import Report, Row, Table, check_report, write_report
 from pixellm.training.config import RunConfig, find_recipes, load_config
@@ -276,11 +276,8 @@ def _score(model: str, folder: Path, settings: AblationSettings) -> NDArray[np.f
 
 def tabulate_images(records: Sequence[AnswerRecord], rules: Rules) -> NDArray[np.float64]:
     """(images, :data:`CELLS`, 2): what the answers about each image add to each score."""
-    images: dict[str, list[AnswerRecord]] = {}
-    for record in records:
-        images.setdefault(record.image, []).append(record)
     counts: Counter[str] = Counter()
-    return tabulate([image_cells(asked, rules, counts) for asked in images.values()], CELLS)
+    return tabulate([image_cells(asked, rules, counts) for asked in by_image(records)], CELLS)
 
 
 def _digest(config: RunConfig) -> str:

@@ -29,8 +29,8 @@ def add_data_commands(app: typer.Typer) -> None:
         "\n\n    pixellm data check mine.json --images photos"
     )(check)
     app.command(
-        epilog="Examples:\n\n    pixellm data preview ade20k --root datasets --out look"
-        "\n\n    pixellm data preview coco --root photos --with targets=regions --out look"
+        epilog="Examples:\n\n    pixellm data preview ade20k --data datasets --out look"
+        "\n\n    pixellm data preview coco --data photos --with targets=regions --out look"
         "\n\n    pixellm data preview mine.jsonl --out look"
     )(preview)
     app.command(
@@ -92,7 +92,7 @@ def check(
 def preview(
     data: Annotated[str, typer.Argument(metavar="SET", help="A data set's name, or one file.")],
     out: Annotated[Path, typer.Option(help="Folder for the page and the sheet.")],
-    root: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path(),
+    root: Annotated[Path, typer.Option("--data", "--root", help="Folder of data sets.")] = Path(),
     split: Annotated[str, typer.Option(help="The set's training split where not given.")] = "",
     num: Annotated[int, typer.Option(min=1, help="Dialogues to show.")] = 12,
     seed: Annotated[int, typer.Option(help="Another seed shows others.")] = 0,

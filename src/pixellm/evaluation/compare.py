@@ -24,6 +24,7 @@ from pixellm.evaluation.cards import (
 from pixellm.evaluation.intervals import Difference, Estimate, bootstrap
 from pixellm.evaluation.records import AnswerRecord, read_answers
 from pixellm.evaluation.scores import Rules, Unit, image_ratios, question_giou
+from pixellm.evaluation.summary import by_image
 from pixellm.evaluation.tables import number
 from pixellm.report.page import Card, Report, Table
 
@@ -181,15 +182,9 @@ def _compare_scores(
     pairs: Sequence[tuple[AnswerRecord, AnswerRecord]], rules: tuple[Rules, Rules]
 ) -> dict[str, tuple[Estimate, Estimate, Difference]]:
     """Scores that both runs have, resampled over the same images."""
-    images: dict[str, list[int]] = {}
-    for place, (record, _) in enumerate(pairs):
-        images.setdefault(record.image, []).append(place)
-    tables = []
+    tables, names = [], list[str]()
     for run in (0, 1):
-        rows = [
-            image_ratios([pairs[place][run] for place in places], rules[run])
-            for places in images.values()
-        ]
+        rows = [image_ratios(asked, rules[run]) for asked in by_image(pair[run] for pair in pairs)]
         names = list(rows[0])
         tables.append(np.array([[row[name] for name in names] for row in rows], dtype=np.float64))
     first, second = bootstrap(tables)

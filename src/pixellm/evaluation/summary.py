@@ -7,7 +7,7 @@ nothing of files, images or how tables look.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -156,11 +156,8 @@ def summarize(
 
 
 def _estimate_groups(records: Sequence[AnswerRecord], rules: Rules) -> dict[str, Group]:
-    images: dict[str, list[AnswerRecord]] = {}
-    for record in records:
-        images.setdefault(record.image, []).append(record)
     counts: Counter[str] = Counter()
-    rows = [image_cells(questions, rules, counts) for questions in images.values()]
+    rows = [image_cells(asked, rules, counts) for asked in by_image(records)]
     cells = sorted({cell for row in rows for cell in row}, key=_cell_order)
     groups: dict[str, Group] = {}
     for (group, score), estimate in zip(cells, estimate_ratios(tabulate(rows, cells)), strict=True):
@@ -168,6 +165,14 @@ def _estimate_groups(records: Sequence[AnswerRecord], rules: Rules) -> dict[str,
         if estimate.value is not None:
             scores[score] = estimate
     return groups
+
+
+def by_image(records: Iterable[AnswerRecord]) -> list[list[AnswerRecord]]:
+    """The records about each image, images in the order of their first record."""
+    images: dict[str, list[AnswerRecord]] = {}
+    for record in records:
+        images.setdefault(record.image, []).append(record)
+    return list(images.values())
 
 
 def tabulate(rows: Sequence[dict[Cell, Ratio]], cells: Sequence[Cell]) -> NDArray[np.float64]:
