@@ -25,6 +25,9 @@ Polygon = NDArray[np.float64]
 LEAST_IOU = 0.98
 """How much of a mask its polygons keep, at least, where their kind can hold its shape."""
 
+LEAST_IOU_ON_PIXELS = 0.99
+"""The same for corners on pixels: programs differ in which pixels a slanted line covers."""
+
 _TOLERANCES = (1.0, 0.5, 0.0)
 """Pixels that a corner may lie off the line that replaces it; the first that keeps the shape."""
 
@@ -75,7 +78,7 @@ def border_polygons(mask: BoolMask, least_iou: float = LEAST_IOU) -> list[Polygo
 
 
 def pixel_polygons(
-    mask: BoolMask, least_iou: float = LEAST_IOU, *, joined: bool = False
+    mask: BoolMask, least_iou: float = LEAST_IOU_ON_PIXELS, *, joined: bool = False
 ) -> list[Polygon]:
     """The parts of a mask, with corners on pixels, for programs that fill the outline too.
 

@@ -19,6 +19,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+
+from pixellm.files import read_json
+from pixellm.models import PublishedModel
 
 MODEL_FILES = ("*.json", "*.model", "*.safetensors", "*.bin", "*.jinja")
 """What a model needs of a repository."""
@@ -57,6 +65,64 @@ def fetch_directory(
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise _explain(error, name, revision) from error
     return Path(found)
+
+
+def fetch_published(model: PublishedModel) -> Path:
+    """The directory of a published model, and its vision tower; what is missing is downloaded.
+
+    A download that was cut off goes on where it was.
+
+    Raises:
+        FileNotFoundError, PermissionError, OSError: as :func:`fetch_directory`.
+    """
+    if not (directory := find_downloaded(model)):
+        bars_were_off = are_progress_bars_disabled()
+        enable_progress_bars()
+        try:
+            for hub_id, patterns in _parts(model).items():
+                fetch_directory(hub_id, patterns=patterns)
+        finally:
+            if bars_were_off:
+                disable_progress_bars()
+        directory = find_downloaded(model)
+    if not directory:
+        raise FileNotFoundError(
+            f"The hub's repository {model.hub_id} lacks files of {model.name} in {model.folder}."
+        )
+    return directory
+
+
+def find_downloaded(model: PublishedModel) -> Path | None:
+    """The directory of a published model in the hub's cache; None where a file is missing."""
+    found = {}
+    for hub_id, patterns in _parts(model).items():
+        try:
+            found[hub_id] = Path(
+                snapshot_download(hub_id, allow_patterns=list(patterns), local_files_only=True)
+            )
+        except (LocalEntryNotFoundError, OSError):
+            return None
+    directory = found[model.hub_id] / model.folder
+    towers = [found[model.tower]] if model.tower else []
+    complete = _is_complete(directory) and all(map(_is_complete, towers))
+    return directory if complete else None
+
+
+def _parts(model: PublishedModel) -> dict[str, tuple[str, ...]]:
+    """The repositories of a model, with the files wanted of each."""
+    prefix = f"{model.folder}/" if model.folder else ""
+    parts = {model.hub_id: tuple(prefix + pattern for pattern in MODEL_FILES)}
+    return parts | ({model.tower: MODEL_FILES} if model.tower else {})
+
+
+def _is_complete(directory: Path) -> bool:
+    """Whether a configuration is there, and all weights, of an index where there is one."""
+    if not (directory / "config.json").is_file():
+        return False
+    indices = list(directory.glob("*.index.json"))
+    shards = {name for index in indices for name in read_json(index)["weight_map"].values()}
+    weights = [*directory.glob("*.safetensors"), *directory.glob("*.bin")]
+    return bool(weights) and all((directory / name).is_file() for name in shards)
 
 
 def _explain(error: Exception, name: str, revision: str | None) -> OSError:

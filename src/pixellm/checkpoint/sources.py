@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pixellm.models import PublishedModel, find_published, near_names
+
 ADAPTER_CONFIG, OLD_ADAPTER_CONFIG = "adapter_config.json", "adapter.json"
 """What tells a folder of adapters from one of a whole model; the second is of version 0.1."""
 
@@ -19,11 +21,23 @@ def embedded_models() -> list[str]:
     return sorted(p.parent.name for p in EMBEDDED_DIR.glob("*/config.json"))
 
 
+def is_here(model: PublishedModel) -> bool:
+    """Whether a model can be loaded without the network."""
+    if not model.hub_id:
+        return model.name in embedded_models()
+    from pixellm.checkpoint.hub import find_downloaded  # slow to import
+
+    return find_downloaded(model) is not None
+
+
 def resolve_source(source: str | Path) -> str:
     """Turn a name into a directory, or leave it as a hub id.
 
+    A directory goes before a published model of its name, which is downloaded where it is not here.
+
     Raises:
-        FileNotFoundError: neither an embedded model, a model directory, nor shaped like a hub id.
+        FileNotFoundError: neither the name of a model, a model directory, nor shaped like a hub id;
+            or a published model that can't be downloaded.
         ValueError: a directory without a model.
     """
     name = str(source)
@@ -39,12 +53,16 @@ def resolve_source(source: str | Path) -> str:
             f" Its run goes on or was cut; {steps[-1]} is its newest checkpoint." if steps else ""
         )
         raise ValueError(f"{path} holds no model: config.json is missing.{hint}")
+    published = find_published(name)
+    if published is not None:
+        from pixellm.checkpoint.hub import fetch_published  # slow to import
+
+        return str(fetch_published(published))
     is_hub_id = name.count("/") == 1 and not path.is_absolute() and not name.startswith((".", "~"))
     if not is_hub_id:
-        known = ", ".join(embedded_models()) or "none"
         raise FileNotFoundError(
-            f"There is no model {name!r}: it is no embedded model ({known}), no directory, and "
-            "no hub id of the form owner/name."
+            f"There is no model {name!r} and no directory, and it is no hub id of the form "
+            f"owner/name; did you mean {' or '.join(near_names(name))}? See `pixellm models`."
         )
     return name
 

@@ -110,7 +110,10 @@ def init(
 
 
 def export_lm(
-    checkpoint: Annotated[str, typer.Argument(help="nano, a folder, a run's folder, or a hub id.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="A name of `pixellm models`, a folder, a run's folder, or a hub id."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:

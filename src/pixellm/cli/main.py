@@ -22,6 +22,7 @@ from pixellm.cli.data import add_data_commands
 from pixellm.cli.evaluate import add_commands as add_evaluation_commands
 from pixellm.cli.export import Classes, ExportTo, export_answer, plan_exports
 from pixellm.cli.export import add_commands as add_export_commands
+from pixellm.cli.models import add_commands as add_model_commands
 from pixellm.cli.options import Json, MinScore, ModelOptions, spread
 from pixellm.cli.predict import add_commands as add_predict_commands
 from pixellm.cli.predict import predict
@@ -225,6 +226,7 @@ add_evaluation_commands(app, data_app)
 add_predict_commands(app)
 add_serve_commands(app)
 add_export_commands(app)
+add_model_commands(app)
 
 
 @data_app.command(

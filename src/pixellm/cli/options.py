@@ -49,9 +49,9 @@ MinScore = Annotated[
 class LoadOptions:
     """Which model answers and where it runs; small enough to be sent elsewhere."""
 
-    model: Annotated[str, typer.Option(help="nano, a folder, a run's folder, or a hub id.")] = (
-        "nano"
-    )
+    model: Annotated[
+        str, typer.Option(help="A name of `pixellm models`, a folder, a run's folder, or a hub id.")
+    ] = "nano"
     device: Device = "auto"
     dtype: Dtype = "auto"
     quantize: Annotated[
