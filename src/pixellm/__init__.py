@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "load": "pixellm.engine",
+    "Answer": "pixellm.answer",
     "Engine": "pixellm.engine",
     "example_image": "pixellm.image_files",
     "Prediction": "pixellm.types",
@@ -32,6 +33,7 @@ _HOMES = {
     "PixelLMProcessor": "pixellm.processing.processor",
 }
 __all__ = [
+    "Answer",
     "Engine",
     "MuseScorer",
     "PixelLMConfig",
@@ -50,6 +52,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from pixellm.answer import Answer
     from pixellm.engine import Engine, load
     from pixellm.evaluation.metrics import MuseScorer
     from pixellm.image_files import example_image

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pixellm.answer import Answer
 from pixellm.engine.batch import GeneratedAnswer, Step
 from pixellm.engine.images import PreparedImage
 from pixellm.engine.memory import run_in_portions
@@ -202,7 +203,7 @@ class AnswerDecoder:
             for pending in finished
         ]
 
-    def prediction(self, pending: PendingAnswer, masks: Sequence[GroupMasks]) -> Prediction:
+    def prediction(self, pending: PendingAnswer, masks: Sequence[GroupMasks]) -> Answer:
         """Text, and a segment for each thing of a group with the phrase that it grounds.
 
         Masks that are too unsure give none, nor does a thing that an earlier phrase stands for.
@@ -229,7 +230,8 @@ class AnswerDecoder:
         known = self.model.model.familiarity(pending.image.encoded)
         if known is not None:
             info["familiarity"] = float(known[0])
-        return Prediction(decoded.text, segments, pending.request.question, size, info)
+        answer = Prediction(decoded.text, segments, pending.request.question, size, info)
+        return Answer.of(answer, pending.request.image)
 
     def given_predictions(
         self,
