@@ -203,6 +203,21 @@ def test_a_wrong_name_lists_the_near_ones(wrong: str, near: str) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(("familiarity", "is_told"), [(0.49, True), (0.5, False)])
+def test_a_guess_about_the_unfamiliar_names_the_full_size_models(
+    familiarity: float, is_told: bool
+) -> None:
+    from rich.console import Console
+
+    from pixellm.cli.display import print_answer
+    from pixellm.types import Prediction
+
+    console = Console(record=True, width=200)
+    print_answer(console, Prediction("A cat.", (), "?", (4, 5), {"familiarity": familiarity}))
+    assert ("may be a guess" in (shown := console.export_text())) == is_told
+    assert ("--model pixellm-7b" in shown) == is_told
+
+
 def test_embedded_models_need_no_download() -> None:
     result = CliRunner().invoke(app, ["download", "nano"])
     assert result.exit_code == 0

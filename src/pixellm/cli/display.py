@@ -40,6 +40,8 @@ CountProgress = Callable[..., None]
 SECONDS_A_LINE = 10.0
 """How often long work says how far it is, where the console is no terminal."""
 
+_FULL_SIZE_NOTE = "Full-size models know more: --model pixellm-7b, see `pixellm models`."
+
 _LEAST_WORDS = 20
 """Characters that a column of sentences needs."""
 _GAP, _EDGES = 3, 2
@@ -70,7 +72,7 @@ def print_answer(console: Console, prediction: Prediction) -> None:
         note = Text(f"{masks} score is too low.{doubt}", "dim")
         console.print(note, soft_wrap=True)
     if prediction.info.get("familiarity", 1.0) < UNFAMILIAR:
-        console.print(UNFAMILIAR_NOTE, style="dim", highlight=False)
+        console.print(f"{UNFAMILIAR_NOTE} {_FULL_SIZE_NOTE}", style="dim", highlight=False)
 
 
 def answer_text(prediction: Prediction) -> Text:
