@@ -54,6 +54,19 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_crowds_are_among_the_objects_and_never_asked_for(root: Path) -> None:
+    data = PhotoScenes(root, long_side=96)
+    samples = [sample for index in range(60) for sample in data[index]]
+    crowds = [s for s in samples if "person" in {one.name for one in s.objects}]
+    assert crowds, "some whole photo shows the crowd"
+    for sample in samples:
+        assert all(target.name != "person" for turn in sample.turns for target in turn.targets)
+        masks = {True: np.zeros(sample.size, bool), False: np.zeros(sample.size, bool)}
+        for one in sample.objects:
+            masks[one.name == "person"] |= decode_mask(one.mask)
+        assert not (masks[True] & masks[False]).any(), "what is pasted hides it"
+
+
 def mask_of(left: int, top: int, side: int) -> np.ndarray:
     mask = np.zeros(SIZE, dtype=np.bool_)
     mask[top : top + side, left : left + side] = True

@@ -70,6 +70,7 @@ class _Photo:
         image: the photo.
         cutouts: objects that are large enough, by concept; each with whether it is whole.
         objects: concept and mask of all objects.
+        crowds: concept and mask of the regions whose objects are not told apart.
         uncertain: concepts of which it shows more.
         empty: (left, top, right, bottom) of its largest part without objects; None where small.
     """
@@ -77,6 +78,7 @@ class _Photo:
     image: Image.Image
     cutouts: Mapping[str, tuple[tuple[Cutout, bool], ...]]
     objects: tuple[tuple[str, RLE], ...]
+    crowds: tuple[tuple[str, RLE], ...]
     uncertain: frozenset[str]
     empty: tuple[int, int, int, int] | None
 
@@ -284,13 +286,16 @@ class PhotoScenes:
                 is_whole = not (mask[[0, -1]].any() or mask[:, [0, -1]].any())
                 cutout = cut_out(concept, pixels, mask)
                 cutouts.setdefault(concept, []).append((cutout, is_whole))
-        crowds = [mask for one in shown.classes for mask in one.crowds]
-        for rle in crowds:
+        crowds = [
+            (self.source.keys[one.name], mask) for one in shown.classes for mask in one.crowds
+        ]
+        for _, rle in crowds:
             covered |= decode_mask(rle)
         return _Photo(
             image,
             {key: tuple(found) for key, found in cutouts.items()},
             tuple(objects),
+            tuple(crowds),
             self.source.uncertain(shown),
             _largest_empty_part(covered),
         )
@@ -303,7 +308,9 @@ class PhotoScenes:
         self, index: int, scene: Scene, dialogues: list[tuple[Turn, ...]]
     ) -> tuple[Sample, ...]:
         concepts = self.source.knowledge.concepts
-        objects = tuple(Target(concepts[one.concept].name, one.mask) for one in scene.objects)
+        # Crowds count among what is annotated, as in photos: their cells are no background.
+        shown = (*scene.crowds, *((one.concept, one.mask) for one in scene.objects))
+        objects = tuple(Target(concepts[concept].name, mask) for concept, mask in shown)
         name = f"photo-scenes-{self.split}-{self.seed}-{index:06d}"
         return tuple(
             Sample(scene.image, scene.size, turns, id=f"{name}-{number}", objects=objects)
@@ -381,16 +388,24 @@ def _photo_below(rng: np.random.Generator, photo: _Photo, size: tuple[int, int])
     cut = _random_cut(rng, (0, 0, photo.image.width, photo.image.height), size)
     mirrored = rng.random() < 0.5
     pixels = np.asarray(photo.image.resize(size[::-1], Image.Resampling.BILINEAR, box=cut))
-    objects, uncertain = [], set(photo.uncertain)
-    for concept, rle in photo.objects:
-        mask = decode_mask(rle)
+    objects, crowds, uncertain = [], [], set(photo.uncertain)
+
+    def cut_mask(mask: BoolMask) -> BoolMask:
         image = Image.fromarray(mask.view(np.uint8) * np.uint8(255))
         seen = np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR, box=cut)) >= 128
+        return seen[:, ::-1] if mirrored else seen
+
+    for concept, rle in photo.crowds:
+        if (seen := cut_mask(decode_mask(rle))).any():
+            crowds.append((concept, seen))
+    for concept, rle in photo.objects:
+        mask = decode_mask(rle)
+        seen = cut_mask(mask)
         share = seen.sum() * (cut[2] - cut[0]) * (cut[3] - cut[1]) / (size[0] * size[1])
         if share >= mask.sum() / 3:
-            objects.append((concept, seen[:, ::-1] if mirrored else seen))
+            objects.append((concept, seen))
         elif seen.any():
             uncertain.add(concept)
     if mirrored:
         pixels = pixels[:, ::-1]
-    return Background(pixels, tuple(objects), frozenset(uncertain))
+    return Background(pixels, tuple(objects), frozenset(uncertain), tuple(crowds))

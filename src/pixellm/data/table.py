@@ -29,6 +29,8 @@ SMALLEST_CACHED = 1 << 20
 """Sources of fewer bytes in all are read anew each time, into memory."""
 
 _VERSION = 2
+"""Rises when what a data set keeps of its files changes."""
+
 _RECORD = "record"
 _BAD = "bad"
 _BATCH_BYTES = 1 << 20
@@ -93,8 +95,12 @@ class Table(Sequence[Any]):
 
     def numbers(self, column: str) -> Integers:
         """(N,) int64 column; without a copy where it was written at once."""
-        found: Integers = self._table.column(column).to_numpy()
-        return found
+        parts = [
+            np.frombuffer(part.buffers()[1], np.int64, len(part), 8 * part.offset)
+            for part in self._table.column(column).chunks
+            if len(part)
+        ]  # pyarrow's own way imports pandas where that is installed
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 class TableWriter:
@@ -273,7 +279,8 @@ def _fill_folder(
         fill(writer)
         writer.close()
         for old in folder.parent.glob(f"{folder.name.partition('-')[0]}-*"):
-            shutil.rmtree(old, ignore_errors=True)
+            if old != folder or _open_folder(sources, folder) is None:  # not what another has made
+                shutil.rmtree(old, ignore_errors=True)
         staging.rename(folder)
     except OSError:  # where it is the files' fault, filling tables in memory says so again
         pass

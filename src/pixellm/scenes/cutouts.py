@@ -68,11 +68,13 @@ class Background:
         pixels: the image.
         objects: concept and mask of each object that it shows itself.
         uncertain: concepts of which it shows more than that.
+        crowds: concept and mask of each region whose objects are not told apart.
     """
 
     pixels: NDArray[np.uint8]
     objects: tuple[tuple[str, BoolMask], ...] = ()
     uncertain: frozenset[str] = frozenset()
+    crowds: tuple[tuple[str, BoolMask], ...] = ()
 
 
 def cut_out(concept: str, pixels: NDArray[np.uint8], mask: BoolMask) -> Cutout:
@@ -126,8 +128,11 @@ def paste_scene(
             laid.append(cutout.concept)
     image = (canvas.pixels + np.float32(0.5)).astype(np.uint8)
     pasted = [describe_object(concept, canvas, number) for number, concept in enumerate(laid)]
-    kept, hidden = _left_of(background, canvas.owner < 0)
-    return Scene(image, (*kept, *pasted), background.uncertain | hidden)
+    bare = canvas.owner < 0
+    kept, hidden = _left_of(background, bare)
+    seen = [(concept, mask & bare) for concept, mask in background.crowds]
+    crowds = tuple((concept, encode_mask(mask)) for concept, mask in seen if mask.any())
+    return Scene(image, (*kept, *pasted), background.uncertain | hidden, crowds)
 
 
 def _prepare(rng: np.random.Generator, cutout: Cutout, long_side: float) -> Sticker:

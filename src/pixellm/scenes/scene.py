@@ -42,11 +42,13 @@ class Scene:
         objects: what is in it.
         uncertain: keys of concepts of which it may show more than its objects tell, such as a
             crowd of people; nothing for a drawn one.
+        crowds: concept and visible mask of regions whose objects are not told apart.
     """
 
     image: NDArray[np.uint8]
     objects: tuple[SceneObject, ...]
     uncertain: frozenset[str] = frozenset()
+    crowds: tuple[tuple[str, RLE], ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:
