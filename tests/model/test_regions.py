@@ -175,7 +175,9 @@ def test_of_two_masks_of_a_target_that_are_nearly_the_same_the_better_is_left() 
     logits = decoder._draw(
         targets, image, torch.zeros(2).long(), torch.zeros(2).long(), torch.tensor([0, 1])
     )
-    worth = decoder.worth(decoder.signs(choice[:2], entries, logits))[:, 0]
+    kinds = decoder.kinds(targets).softmax(-1)
+    match = (kinds * decoder.class_scores(entries)).sum(1)
+    worth = decoder.worth(decoder.signs(choice[:2], match, entries, logits))[:, 0]
     assert decoder.things(targets, image, rows).places[0] == worth.argmax()
 
 

@@ -41,7 +41,7 @@ SAME_MASK = 0.7
 MOST_ENTRIES = 24
 """Likeliest entries of a target that are drawn."""
 
-NUM_SIGNS = 5
+NUM_SIGNS = 6
 """Numbers from which a mask's worth is told, see :meth:`RegionDecoder.signs`."""
 
 _LEAST_MATCH = 1e-3
@@ -273,7 +273,10 @@ class RegionDecoder(FullPrecision):
         choice = self.choose(target_embeddings, entries, rows)
         targets, places = self._shown(choice, self.is_one(target_embeddings) > 0)
         logits = self._draw(target_embeddings, features, rows[targets], targets, places)
-        signs = self.signs(choice[targets, places], entries[rows[targets], places], logits)
+        shown = entries[rows[targets], places]
+        kinds = self.kinds(target_embeddings).float().softmax(-1)[targets]
+        match = (kinds * self.class_scores(shown).float()).sum(1)
+        signs = self.signs(choice[targets, places], match, shown, logits)
         scores = self.worth(signs)[:, 0].sigmoid()
         kept = _distinct(logits, scores, targets)
         return Things(targets[kept], places[kept], logits[kept], scores[kept])
@@ -283,14 +286,16 @@ class RegionDecoder(FullPrecision):
         logits: Tensor = self.lone(target_embeddings.flatten(1).to(self.dtype))[:, 0]
         return logits
 
-    def signs(self, choice: Tensor, entries: Tensor, logits: Tensor) -> Tensor:
-        """What a mask's worth is told from: (P, 5).
+    def signs(self, choice: Tensor, match: Tensor, entries: Tensor, logits: Tensor) -> Tensor:
+        """What a mask's worth is told from: (P, 6).
 
         How likely the entry is chosen (as a logit, and above even odds), how sure the encoder is of
-        its class, how sure the mask is of its pixels, and how large it is.
+        its class, how sure the mask is of its pixels, how large it is, and how likely the entry is
+        of the target's class.
 
         Args:
             choice: (P,) logits that the entry belongs to the target.
+            match: (P,) probability that it is of the target's class.
             entries: (P, 5 + D).
             logits: (P, G, G).
         """
@@ -306,6 +311,7 @@ class RegionDecoder(FullPrecision):
             strength.clamp(0.01, 0.99).logit(),
             sure.clamp(0.5, 0.995).logit(),
             area.clamp_min(1e-5).log() / 4,
+            match.clamp(0.003, 0.99).logit(),
         ]
         return torch.stack(parts, 1)
 
