@@ -23,7 +23,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
 KINDS = ("answers, image known", "answers, image new", "training images")
 DEFAULTS_OF_OPENMP = {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}
 ROWS = 4
@@ -41,7 +40,8 @@ def prepare(kind: str, before: bool) -> Callable[[], int]:
     engine = pixellm.load("nano", device="cpu", threads=cores)
     cached = 0 if kind == KINDS[1] else 32
     engine = pixellm.Engine(engine.model, engine.processor, cached_images=cached)
-    image, question = ROOT / "examples" / "coffee.jpg", "Where are the cup and the table?"
+    image = Path(pixellm.__file__).parent / "examples" / "coffee.jpg"
+    question = "Where are the cup and the table?"
 
     def answer() -> int:
         engine.predict(image, question)
