@@ -218,6 +218,20 @@ def test_prefixes_take_as_many_bytes_as_the_weights_within_limits(
     assert Engine(model, tiny_engine.processor, prefix_bytes=7)._prefixes.max_bytes == 7
 
 
+def test_kept_images_take_no_more_than_their_bytes(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(tiny_engine.model, tiny_engine.processor, 8)
+    (image,) = engine.images.prepare([KNOWN])
+    assert not isinstance(image, Exception)
+    monkeypatch.setattr("pixellm.engine.images.MAX_CACHED_BYTES", 2 * image.encoded.num_bytes)
+    engine.images.prepare([np.full((32, 24, 3), shade, np.uint8) for shade in range(5)])
+    assert len(engine.images) == 2
+    monkeypatch.setattr("pixellm.engine.images.MAX_CACHED_BYTES", 0)
+    engine.images.prepare([KNOWN])
+    assert len(engine.images) == 1
+
+
 def test_an_engine_that_forgets_keeps_nothing(tiny_engine: Engine) -> None:
     engine = Engine(tiny_engine.model, tiny_engine.processor, 8)
     engine.predict(KNOWN, TINY_QUESTION)

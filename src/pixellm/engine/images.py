@@ -20,6 +20,9 @@ from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.model.outputs import EncodedImages
 from pixellm.processing.processor import PixelLMProcessor
 
+MAX_CACHED_BYTES = 1 << 28
+"""Bytes that kept images may take; one of nano's takes 13 MB."""
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
@@ -46,7 +49,8 @@ class ImageCache:
     Args:
         model: on its device.
         processor: the model's own.
-        capacity: encoded images to keep.
+        capacity: encoded images to keep, fewer where they would take more than
+            :data:`MAX_CACHED_BYTES`; one is always kept.
         max_batch: most images encoded together.
     """
 
@@ -106,8 +110,10 @@ class ImageCache:
         for key, image in used.items():
             self._kept[key] = image
             self._kept.move_to_end(key)
-        while len(self._kept) > self.capacity:
-            self._kept.popitem(last=False)
+        total = sum(image.encoded.num_bytes for image in self._kept.values())
+        while len(self._kept) > self.capacity or (len(self._kept) > 1 and total > MAX_CACHED_BYTES):
+            _, dropped = self._kept.popitem(last=False)
+            total -= dropped.encoded.num_bytes
 
     def _encode(self, images: Sequence[tuple[bytes, Image.Image]]) -> list[PreparedImage]:
         inputs = self.processor.image_processor([image for _, image in images])

@@ -32,6 +32,9 @@ from pixellm.types import Prediction, Request
 IMAGES_TOGETHER = 8
 """Images of a batch that are decoded, and encoded, together."""
 
+MAX_BYTES_AHEAD = 1 << 30
+"""Bytes of a batch's encoded images up to which the next batch is read beside it."""
+
 _BAD_INPUT = (ValueError, OSError)
 _MAYBE_BAD_INPUT = (*_BAD_INPUT, RuntimeError, MemoryError)
 
@@ -90,6 +93,13 @@ class OpenedBatch:
     requests: dict[int, Request]
     problems: dict[int, str]
     begun: float
+
+    @property
+    def num_bytes(self) -> int:
+        """What the encoded images take in memory."""
+        images = {id(request.image): request.image for request in self.requests.values()}
+        encoded = (getattr(image, "encoded", None) for image in images.values())
+        return sum(one.num_bytes for one in encoded if one is not None)
 
 
 class RowWorker:
@@ -222,9 +232,12 @@ def answer_ahead(
             waiting = ahead.submit(worker.open, batches[0])
             for following in [*batches[1:], None]:
                 opened = waiting.result()
-                if following is not None:
+                fits = opened.num_bytes <= MAX_BYTES_AHEAD
+                if following is not None and fits:
                     waiting = ahead.submit(worker.open, following)
                 yield worker.answer(opened)
+                if following is not None and not fits:
+                    waiting = ahead.submit(worker.open, following)
 
     return spread
 

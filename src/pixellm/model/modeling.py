@@ -137,7 +137,7 @@ class PixelLMModel(PixelLMPreTrainedModel):
             own = torch.arange(class_order.shape[1], device=class_order.device)
             seen = seen * (class_order == own).all(1)[:, None, None, None]
         tokens = self.image_projector(seen, entries)
-        return EncodedImages(tokens, features, maps[0]), maps
+        return EncodedImages(tokens, features), maps
 
     def decoder_features(
         self, maps: list[Tensor], class_order: Tensor | None = None

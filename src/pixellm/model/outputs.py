@@ -27,18 +27,19 @@ class EncodedImages:
     Attributes:
         tokens: (B, S, D) inputs of the language model.
         features: per scale (B, C, h_l, w_l) inputs of the pixel decoder.
-        deepest: (B, C_v, h_0, w_0) encoder features of scale 0, before any projection.
     """
 
     tokens: Tensor
     features: list[Tensor]
-    deepest: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """What all of it takes in memory."""
+        return sum(part.nbytes for part in (self.tokens, *self.features))
 
     def select(self, rows: Tensor) -> EncodedImages:
         """The images of ``rows`` (R,), in that order, repeats allowed."""
-        return EncodedImages(
-            self.tokens[rows], [f[rows] for f in self.features], self.deepest[rows]
-        )
+        return EncodedImages(self.tokens[rows], [f[rows] for f in self.features])
 
 
 @dataclass
