@@ -33,6 +33,11 @@ def segment(**changes: Any) -> dict[str, Any]:
 
 def test_segments_come_back_as_files(serve: Callable[..., Any]) -> None:
     url = serve(ScriptedEngine()).url
+    coco = post(url, [segment(), segment(label="a spoon")], "coco").json()
+    assert [one["name"] for one in coco["categories"]] == ["cup", "spoon"]
+    assert coco["annotations"][0]["segmentation"] == segment()["segmentation"]
+    labelme = post(url, [segment()], "labelme").json()
+    assert labelme["shapes"][0]["label"] == "cup" and labelme["imageHeight"] == 6
     overlay = post(url, [segment()], "overlay")
     assert np.asarray(Image.open(io.BytesIO(overlay.content))).shape == (6, 8, 3)
     assert post(url, []).content[:2] == b"PK"
@@ -55,7 +60,7 @@ def test_segments_come_back_as_files(serve: Callable[..., Any]) -> None:
 )  # fmt: skip
 def test_what_is_no_answer_is_refused(serve: Callable[..., Any], wrong: Any) -> None:
     url = serve(ScriptedEngine()).url
-    for format in ("masks", "overlay"):
+    for format in ("masks", "coco"):
         answer = post(url, wrong, format)
         assert answer.status_code == 400 and answer.json()["error"]["message"]
 

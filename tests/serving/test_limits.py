@@ -84,6 +84,13 @@ def test_slow_uploads_end(serve: Callable[..., Any]) -> None:
     assert b" 408 " in raw(port, head).splitlines()[0]
     assert raw(port, b"POST /v1/segment HTTP/1.1\r\nHost:") == b""
     assert raw(port, b"") == b""
+    # A second request on a connection has no more patience with it than the first.
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert b" 200 " in connection.recv(65536)
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHo")
+        while connection.recv(65536):
+            pass
     assert time.monotonic() - started < 15
 
 

@@ -132,10 +132,14 @@ def test_ask_see_hover_isolate_and_download(open_page: Callable[..., Any]) -> No
     assert (canvas(page) == before).all()
     page.fill("#opacity", "60")
     files = {}
-    for name in ("overlay", "masks"):
+    for name in ("overlay", "masks", "coco", "labelme"):
         with page.expect_download() as waiting:
             page.click(f'[data-format="{name}"]')
         files[name] = Path(waiting.value.path()).read_bytes(), waiting.value.suggested_filename
+    coco, labelme = (json.loads(files[name][0]) for name in ("coco", "labelme"))
+    assert coco["images"][0]["file_name"] == labelme["imagePath"] == "photo.png"
+    assert coco["annotations"][0]["bbox"] == [0, 0, 32, 40]
+    assert labelme["shapes"][0]["description"] == "the"
     overlay = np.asarray(Image.open(io.BytesIO(files["overlay"][0])).convert("RGB"))
     assert overlay.shape == (40, 64, 3) and files["overlay"][1] == "photo_pixellm.png"
     assert (overlay[:, :30] != 90).any() and (overlay[:, 34:] == 90).all()

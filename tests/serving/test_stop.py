@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -14,8 +13,12 @@ from typing import Any
 
 import pytest
 import requests
+from typer.testing import CliRunner
 
+from pixellm.cli.main import app
 from pixellm.image_files import example_image
+from pixellm.serving.server import bind, run
+from pixellm.serving.settings import Settings
 
 from .conftest import wait_until
 
@@ -86,19 +89,10 @@ def test_sigterm_finishes_what_was_taken(process: Any) -> None:
         ask(process.port, "too late")
 
 
-def run_command(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pixellm", "serve", *words],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, **variables},
-    )
-
-
 def test_what_cannot_be_served_is_said_before_a_model_is_loaded(
-    tmp_path: Any, process: Any
+    tmp_path: Path, process: Any
 ) -> None:
+    wait_until(lambda: is_ready(process.port))
     empty = tmp_path / "keys"
     empty.write_text("\n")
     for words, said in (
@@ -108,8 +102,8 @@ def test_what_cannot_be_served_is_said_before_a_model_is_loaded(
         (("--api-keys", str(empty)), "holds no key"),
         (("--api-keys", str(tmp_path / "none")), "No such file"),
     ):
-        ended = run_command(*words)
-        assert ended.returncode == 2 and said in ended.stderr, ended.stderr
+        ended = CliRunner().invoke(app, ["serve", *words])
+        assert ended.exit_code == 2 and said in ended.stderr, ended.output
         assert len(ended.stderr.splitlines()) == 1
 
 
@@ -132,3 +126,14 @@ def test_the_command_serves_the_embedded_model() -> None:
         finally:
             started.send_signal(signal.SIGINT)
         assert started.wait(60) in (0, 130, -signal.SIGINT)
+
+
+def test_two_servers_that_start_together_do_not_share_an_address() -> None:
+    settings = Settings()
+    first = bind("127.0.0.1", 0)
+    port = first.getsockname()[1]
+    # Nobody listens yet: the address can still be taken.
+    with first, bind("127.0.0.1", port) as second:
+        first.listen()
+        with pytest.raises(OSError, match=f"Can't serve at 127.0.0.1:{port}: Address already"):
+            run(None, second, settings)  # type: ignore[arg-type]

@@ -10,7 +10,6 @@ from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
@@ -93,7 +92,7 @@ async def _whole(service: Service, question: Question) -> ChatAnswer:
     async with aclosing(service.ask(question)) as pieces:
         async for piece in pieces:
             if isinstance(piece, Prediction):
-                return await run_in_threadpool(_answer, service.name, piece)
+                return await service.threads.run(_answer, service.name, piece)
     raise RuntimeError("an answer without its Prediction")
 
 
@@ -134,7 +133,7 @@ async def _events(
                 if isinstance(piece, str):
                     yield chunk({"content": piece})
                 elif isinstance(piece, Segment):
-                    values = await run_in_threadpool(segment_values, piece, count)
+                    values = await service.threads.run(segment_values, piece, count)
                     count += 1
                     yield chunk({"segments": [values]})
                 elif isinstance(piece, Prediction):

@@ -12,10 +12,11 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, File, Form, UploadFile
 from PIL import Image
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pixellm.answer_files import overlay_bytes
+from pixellm.export import Categories, coco_values, gather_labels, labelme_values
+from pixellm.files import json_bytes
 from pixellm.masks import decode_mask
 from pixellm.serving.chat import REFUSALS
 from pixellm.serving.errors import invalid
@@ -31,7 +32,7 @@ MAX_MASK_PIXELS = 1 << 30
 AT_ONCE = 2
 """Exports that are written at the same time."""
 
-Format = Literal["overlay", "masks"]
+Format = Literal["overlay", "masks", "coco", "labelme"]
 
 
 class GivenSegment(BaseModel):
@@ -68,7 +69,9 @@ def export_routes(service: Service) -> APIRouter:
         name = Path(image.filename or "image").name[:200]
         async with writing:
             pixels = await service.read_image(await image.read())
-            body, kind = await run_in_threadpool(_write, format, pixels, given, name, service.name)
+            body, kind = await service.threads.run(
+                _write, format, pixels, given, name, service.name
+            )
         return Response(body, media_type=kind)
 
     return router
@@ -90,7 +93,13 @@ def _write(
     prediction = _prediction(pixels, given)
     if format == "overlay":
         return overlay_bytes(Image.fromarray(pixels), prediction, ".png"), "image/png"
-    return zip_bytes(prediction, answer_values(prediction, name, model)), "application/zip"
+    answer = answer_values(prediction, name, model)
+    if format == "masks":
+        return zip_bytes(prediction, answer), "application/zip"
+    labels = gather_labels([answer], Categories())
+    if format == "coco":
+        return json_bytes(coco_values(labels)), "application/json"
+    return json_bytes(labelme_values(labels.images[0], labels.categories, name)), "application/json"
 
 
 def _prediction(pixels: Pixels, given: list[GivenSegment]) -> Prediction:

@@ -88,6 +88,7 @@ class Guard:
                     body = await self._read_body(headers, receive)
                     held = len(body)
                     receive = _replay(body, receive)
+                    del body  # who reads it decides how long it lives
             except RefusedError as error:
                 await send_error(send, error)
                 return

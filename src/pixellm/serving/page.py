@@ -22,7 +22,7 @@ FILES = {
 _EXAMPLES = {
     "coffee": ("Where are the cup and the table?", "A cup of coffee on a wooden table"),
     "chelsea": ("Where is the cat?", "The face of a ginger cat"),
-    "astronaut": ("Is there a person?", "An astronaut in an orange suit, in front of a flag"),
+    "astronaut": ("Where is the person?", "An astronaut in an orange suit, in front of a flag"),
 }
 """Bundled photos -> a question, and what is seen in them."""
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Header, UploadFile
 from PIL import Image
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -66,7 +65,7 @@ def segment_routes(service: Service) -> APIRouter:
         asked = Question(data, question, options=options)
         prediction = await while_present(http.receive, _predict(service, asked))
         pixels = Image.fromarray(await service.read_image(data)) if form == "image/png" else None
-        body = await run_in_threadpool(_body, form, prediction, name, service.name, pixels)
+        body = await service.threads.run(_body, form, prediction, name, service.name, pixels)
         headers = {"Vary": "Accept"}
         if form == "application/zip":
             headers["Content-Disposition"] = 'attachment; filename="masks.zip"'

@@ -30,8 +30,12 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        raise OSError(f"Can't serve at {host}:{port}: {error.strerror or error}.") from None
+        raise _refused((host, port), error) from None
     return bound
+
+
+def _refused(address: tuple[str, int], error: OSError) -> OSError:
+    return OSError(f"Can't serve at {address[0]}:{address[1]}: {error.strerror or error}.")
 
 
 def run(
@@ -47,7 +51,14 @@ def run(
         bound: where to listen.
         settings: limits.
         on_ready: called once clients can connect.
+
+    Raises:
+        OSError: another process has begun to listen at the address meanwhile.
     """
+    try:
+        bound.listen()
+    except OSError as error:
+        raise _refused(bound.getsockname()[:2], error) from None
     build_server(app, settings, on_ready).run(sockets=[bound])
 
 
@@ -85,14 +96,25 @@ def _protocol(seconds: float) -> type[H11Protocol]:
     """Uvicorn's protocol, which lets a client take any time for its first line and headers."""
 
     class Impatient(H11Protocol):
-        _waiting: TimerHandle | None = None
+        _timer: TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._waiting = self.loop.call_later(seconds, self._close_if_silent)
+            self._wait()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._wait()
+
+        def _wait(self) -> None:
+            if self._timer is None:
+                self._timer = self.loop.call_later(seconds, self._close_if_silent)
 
         def _close_if_silent(self) -> None:
-            if self.cycle is None and not self.transport.is_closing():
+            self._timer = None
+            is_idle = self.cycle is None or self.cycle.response_complete
+            # Between two requests uvicorn's own timer runs.
+            if is_idle and self.timeout_keep_alive_task is None and not self.transport.is_closing():
                 self.transport.close()
 
     return Impatient

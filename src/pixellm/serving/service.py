@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from starlette.concurrency import run_in_threadpool
 
 from pixellm.answer_files import segment_to_json
 from pixellm.engine import AnswerOptions
@@ -24,11 +23,15 @@ from pixellm.serving.errors import RefusedError, invalid
 from pixellm.serving.metrics import Metrics
 from pixellm.serving.remote import fetch_image
 from pixellm.serving.settings import Settings
+from pixellm.serving.threads import Threads
 from pixellm.serving.worker import Piece, Worker
 from pixellm.types import Prediction, Request, Segment
 from pixellm.visualize import segment_color
 
 Pixels = NDArray[np.uint8]
+
+IMAGES_HELD = 16
+"""Images of the largest size that all requests together may hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,9 @@ class Service:
         self.name = name
         self.settings = settings
         self.metrics = metrics
+        self.threads = Threads()
         self.started = int(time.time())
+        self._pixels = 0
         self._fetch = fetch
 
     def options(
@@ -104,7 +109,7 @@ class Service:
                     image = await self.read_image(question.image)
                 request = Request(image, question.text, question.history)
                 answer = self.worker.answer(request, question.options)
-                async with aclosing(_until(deadline, answer)) as pieces:
+                async with self._holding(image), aclosing(_until(deadline, answer)) as pieces:
                     first = await anext(pieces)
                     self.metrics.first_piece.observe(time.monotonic() - arrived)
                     yield first
@@ -125,6 +130,23 @@ class Service:
             if is_left:
                 self.metrics.left.inc()
 
+    @asynccontextmanager
+    async def _holding(self, image: Pixels) -> AsyncIterator[None]:
+        """Count an image's pixels as held.
+
+        Raises:
+            RefusedError: the images of all requests together are too large (503).
+        """
+        size = image.shape[0] * image.shape[1]
+        if self._pixels + size > IMAGES_HELD * self.settings.max_pixels:
+            sentence = "The server holds too many large images; try again."
+            raise RefusedError(503, sentence, "busy", {"Retry-After": "2"})
+        self._pixels += size
+        try:
+            yield
+        finally:
+            self._pixels -= size
+
     async def read_image(self, source: bytes | str) -> Pixels:
         """(H, W, 3) pixels of an image, upright.
 
@@ -132,7 +154,7 @@ class Service:
             RefusedError: it can't be fetched or read, or has too many pixels.
         """
         if isinstance(source, str):
-            data = await run_in_threadpool(decode_data_url, source)
+            data = await self.threads.run(decode_data_url, source)
             if data is None:
                 if not self.settings.remote_images:
                     sentence = "This server fetches no images; send yours as a data URL."
@@ -140,7 +162,7 @@ class Service:
                 data = await self._fetch(source, self.settings.max_body)
         else:
             data = source
-        return await run_in_threadpool(self._decode, data)
+        return await self.threads.run(self._decode, data)
 
     def _decode(self, data: bytes) -> Pixels:
         if not data:
