@@ -326,3 +326,28 @@ def test_brush_run_lengths_of_long_runs() -> None:
     mask[10:200, :] = True
     decoded = brush.decode_rle(brush_rle(mask)).reshape(300, 400, 4)
     assert np.array_equal(decoded, np.repeat(mask[..., None], 4, axis=-1) * 255)
+
+
+@pytest.mark.parametrize("to", ["coco", "coco-polygons"])
+def test_the_coco_file_has_what_cvat_asks_for(
+    to: str, answers: dict[str, dict[str, BoolMask]]
+) -> None:
+    assert export(to).exit_code == 0
+    values = json.loads(Path("out/instances.json").read_text())
+    assert {"licenses", "info", "categories", "images", "annotations"} <= values.keys()
+    sizes = {one["id"]: (one["height"], one["width"]) for one in values["images"]}
+    names = {one["id"] for one in values["categories"]}
+    assert min(sizes) == min(names) == 1
+    assert len({one["id"] for one in values["annotations"]}) == len(values["annotations"]) == 9
+    for one in values["annotations"]:
+        height, width = sizes[one["image_id"]]
+        x, y, box_width, box_height = one["bbox"]
+        assert 0 <= x < x + box_width <= width and 0 <= y < y + box_height <= height
+        assert one["category_id"] in names and one["iscrowd"] == 0 and one["area"] > 0
+        if to == "coco":
+            assert one["segmentation"]["size"] == [height, width]
+            continue
+        for polygon in one["segmentation"]:
+            assert len(polygon) >= 6 and len(polygon) % 2 == 0
+            assert min(polygon) >= 0 and max(polygon[::2]) <= width
+            assert max(polygon[1::2]) <= height

@@ -27,7 +27,7 @@ from pixellm.answer_files import ANSWER_KEYS
 from pixellm.files import check_merged, locked, merge_folder, parse_json, read_lines
 from pixellm.image_files import image_size, is_upright, load_image, size_mismatch
 from pixellm.masks import decode_mask, mask_iou, mask_to_box
-from pixellm.polygons import LEAST_IOU, border_polygons, fill_polygons, pixel_polygons
+from pixellm.polygons import LEAST_IOU_ON_PIXELS, border_polygons, fill_polygons, pixel_polygons
 from pixellm.types import RLE, BoolMask
 from pixellm.visualize import draw_overlay, encode_image, segment_color
 
@@ -444,7 +444,7 @@ def _yolo_lines(one: LabelledObject, size: tuple[int, int]) -> str:
     """An object as one polygon, its parts joined; a line for each part where they lie far apart."""
     mask = one.mask
     polygons = pixel_polygons(mask, joined=True)
-    if mask_iou(fill_polygons(polygons, size), mask) < LEAST_IOU:
+    if mask_iou(fill_polygons(polygons, size), mask) < LEAST_IOU_ON_PIXELS:
         polygons = pixel_polygons(mask)
     shares = [((polygon + _QUARTER) / (size[1], size[0])).ravel() for polygon in polygons]
     values = [" ".join(f"{value:.6f}" for value in share) for share in shares]
