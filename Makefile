@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 KEEP_TORCH := --constraint $(VENV)/torch.txt
 OUT := out
 
-.PHONY: demo test lint format docs package lowest clean
+.PHONY: demo test lint format fuzz docs package lowest clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.torch:
@@ -43,6 +43,12 @@ lint: $(VENV)/.dev
 # One thread a worker, and waiting threads that do not spin: else the workers hold each other up.
 test: lint
 	HF_HUB_OFFLINE=1 GOMP_SPINCOUNT=1000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# Damaged files of every kind; some of them are part of `make test`.
+CASES ?= 1000
+fuzz: $(VENV)/.dev
+	HF_HUB_OFFLINE=1 GOMP_SPINCOUNT=1000 OMP_NUM_THREADS=1 PIXELLM_FUZZ_CASES=$(CASES) \
+	  $(BIN)/python -m pytest tests/fuzz -n 2 --dist load
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format src tests benchmarks examples

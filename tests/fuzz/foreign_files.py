@@ -1,0 +1,365 @@
+"""One run of the library on one damaged file of each kind, and how it ended."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import random
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+from mutations import mutate_bytes, mutate_values, to_json
+from PIL import Image
+from typer.testing import CliRunner
+
+from pixellm.masks import segmentation_to_rle
+
+SECONDS = 60
+"""After which a case counts as hanging."""
+
+SIDE = (48, 64)
+LAST_OUTPUT: list[str] = []
+SQUARE = [8.0, 8.0, 24.0, 8.0, 24.0, 24.0, 8.0, 24.0]
+
+
+class HangError(BaseException):
+    """A case took too long; no except clause of the library may swallow it."""
+
+
+class SpeechError(AssertionError):
+    """A refusal that is no sentence for a user."""
+
+
+@contextmanager
+def time_limit(seconds: int = SECONDS) -> Iterator[None]:
+    """End what runs longer."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise HangError(f"ran longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def outcome_of(run: Callable[[], None]) -> str:
+    """ "used", or "refused" where it ended in an error that the command line tells in a sentence.
+
+    Everything else is raised on: a traceback for the user.
+    """
+    try:
+        with time_limit():
+            run()
+    except (ValueError, OSError) as error:
+        if not str(error).strip():
+            raise SpeechError(f"{type(error).__name__} without a word") from error
+        return "refused"
+    return "used"
+
+
+def command(*words: str) -> str:
+    """Run the command line; "used", "bad rows" or "refused" by its exit code."""
+    from pixellm.cli.main import app
+
+    with time_limit():
+        result = CliRunner().invoke(app, list(words), catch_exceptions=True)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    if "Traceback" in result.output:
+        raise SpeechError(result.output)
+    if result.exit_code == 2 and not result.output.strip():
+        raise SpeechError("exit code 2 without a word")
+    LAST_OUTPUT[:] = [result.output]
+    return {0: "used", 1: "bad rows", 2: "refused"}[result.exit_code]
+
+
+def image(folder: Path, rng: random.Random) -> str:
+    """An image file of each format with broken bytes."""
+    from pixellm.image_files import load_image, probe_image
+
+    form = rng.choice(("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM"))
+    pixels = Image.effect_noise((SIDE[1], SIDE[0]), 60).convert(rng.choice(("RGB", "L")))
+    exif = Image.Exif()
+    exif[0x0112] = rng.choice((1, 6, 8))
+    buffer = io.BytesIO()
+    options = {"exif": exif.tobytes()} if form in ("JPEG", "PNG", "WEBP", "TIFF") else {}
+    pixels.save(buffer, form, **options)
+    path = folder / f"image.{rng.choice(('jpg', 'png', 'tif'))}"
+    path.write_bytes(mutate_bytes(buffer.getvalue(), rng))
+
+    def read() -> None:
+        probe_image(path)
+        assert load_image(path).mode == "RGB"
+
+    return outcome_of(read)
+
+
+def draw(path: Path) -> None:
+    """A plain image at a path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (SIDE[1], SIDE[0]), (90, 120, 90)).save(path)
+
+
+def coco_values() -> dict[str, Any]:
+    """A COCO file of two images."""
+    return {
+        "images": [
+            {"id": n, "file_name": f"{n}.jpg", "height": SIDE[0], "width": SIDE[1]} for n in (1, 2)
+        ],
+        "categories": [
+            {"id": 1, "name": "cup", "supercategory": "kitchen"},
+            {"id": 2, "name": "dog", "supercategory": "animal"},
+        ],
+        "annotations": [
+            {
+                "id": n,
+                "image_id": (n - 1) // 2 + 1,
+                "category_id": (n - 1) % 2 + 1,
+                "bbox": [8, 8, 16, 16],
+                "area": 256,
+                "iscrowd": 0,
+                "segmentation": [SQUARE],
+            }
+            for n in (1, 2, 3, 4)
+        ],
+    }
+
+
+def coco(folder: Path, rng: random.Random) -> str:
+    """A COCO export beside its images."""
+    for number in (1, 2):
+        draw(folder / f"{number}.jpg")
+    (folder / "export.json").write_bytes(to_json(mutate_values(coco_values(), rng), rng))
+    return command("data", "check", str(folder / "export.json"), "--images", str(folder))
+
+
+def labelme(folder: Path, rng: random.Random) -> str:
+    """A LabelMe file."""
+    draw(folder / "a.jpg")
+    shapes = [
+        {"label": "cup", "shape_type": "polygon", "points": [[8, 8], [24, 8], [24, 24]]},
+        {"label": "dog", "shape_type": "rectangle", "points": [[30, 8], [44, 24]]},
+        {"label": "cat", "shape_type": "circle", "points": [[30, 30], [34, 34]]},
+    ]
+    values = {
+        "imagePath": "a.jpg",
+        "imageHeight": SIDE[0],
+        "imageWidth": SIDE[1],
+        "imageData": None,
+        "shapes": shapes,
+    }
+    (folder / "a.json").write_bytes(to_json(mutate_values(values, rng), rng))
+    return command("data", "check", str(folder), "--set", "labelme", "--with", "folder=.")
+
+
+def jsonl(folder: Path, rng: random.Random) -> str:
+    """The project's own dialogues."""
+    draw(folder / "a.jpg")
+    line = {
+        "id": "one",
+        "image": "a.jpg",
+        "turns": [
+            {
+                "question": "Where is the cup?",
+                "answer": "The cup {seg}.",
+                "targets": [{"name": "cup", "segmentation": [SQUARE]}],
+            },
+            {"question": "Is it red?", "answer": "No."},
+        ],
+    }
+    lines = [to_json(mutate_values(line, rng), rng), to_json({**line, "id": "two"}, rng)]
+    rng.shuffle(lines)
+    (folder / "a.jsonl").write_bytes(b"\n".join(lines))
+    return command("data", "check", str(folder / "a.jsonl"))
+
+
+def llava(folder: Path, rng: random.Random) -> str:
+    """LLaVA's conversations."""
+    draw(folder / "a.jpg")
+    values = [
+        {
+            "id": "one",
+            "image": "a.jpg",
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhat is this?"},
+                {"from": "gpt", "value": "A wall."},
+            ],
+        }
+    ] * 2
+    (folder / "a.json").write_bytes(to_json(mutate_values(values, rng), rng))
+    return command("data", "check", str(folder / "a.json"), "--images", str(folder))
+
+
+def muse(folder: Path, rng: random.Random) -> str:
+    """A MUSE file."""
+    draw(folder / "a.jpg")
+    instances = [
+        {
+            "category_id": n,
+            "category_name": name,
+            "rephrased_name": f"the {name} on the {side}",
+            "bbox": [8 + 4 * n, 8 + 4 * n, 16, 16],
+            "segmentation": [[value + 4 * n for value in SQUARE]],
+        }
+        for n, (name, side) in enumerate((("cup", "left"), ("dog", "right")), 1)
+    ]
+    values = [
+        {
+            "file_name": "a.jpg",
+            "height": SIDE[0],
+            "width": SIDE[1],
+            "ann_list": instances,
+            "questions": ["What is there?"],
+            "answers": [instances],
+            "text_answers": ["There are the cup on the left {seg} and the dog on the right {seg}."],
+        }
+    ]
+    path = folder / "muse_val.json"
+    path.write_bytes(to_json(mutate_values(values, rng), rng))
+    if rng.random() < 0.5:
+        return command("curate", "validate", str(path), "--images", str(folder))
+    return command("data", "check", str(path), "--images", str(folder))
+
+
+def reasonseg(folder: Path, rng: random.Random) -> str:
+    """ReasonSeg's files."""
+    place = folder / "reason_seg/ReasonSeg/val"
+    draw(place / "a.jpg")
+    values = {
+        "text": ["the thing to drink from"],
+        "is_sentence": False,
+        "shapes": [
+            {"label": "target", "shape_type": "polygon", "points": [[8, 8], [24, 8], [24, 24]]},
+            {"label": "ignore", "shape_type": "polygon", "points": [[30, 8], [40, 8], [40, 24]]},
+        ],
+    }
+    (place / "a.json").write_bytes(to_json(mutate_values(values, rng), rng))
+    return command("data", "check", str(folder), "--set", "reasonseg", "--split", "val")
+
+
+def refcoco(folder: Path, rng: random.Random) -> str:
+    """refCOCO's pickle and its instances."""
+    place = folder / "refer_seg/refcoco"
+    draw(folder / "refer_seg/images/mscoco/images/train2014/COCO_train2014_000000000001.jpg")
+    coco = coco_values()
+    coco["images"] = [{**coco["images"][0], "file_name": "COCO_train2014_000000000001.jpg"}]
+    coco["annotations"] = coco["annotations"][:2]
+    refs = [
+        {
+            "ref_id": 1,
+            "ann_id": 1,
+            "image_id": 1,
+            "category_id": 1,
+            "file_name": "COCO_train2014_000000000001_1.jpg",
+            "split": "val",
+            "sent_ids": [1],
+            "sentences": [{"sent": "left cup", "raw": "left cup", "tokens": [], "sent_id": 1}],
+        }
+    ]
+    place.mkdir(parents=True)
+    if rng.random() < 0.3:
+        coco = mutate_values(coco, rng)
+    else:
+        refs = mutate_values(refs, rng)
+    (place / "instances.json").write_bytes(to_json(coco, rng))
+    pickled = pickle.dumps(refs, protocol=rng.choice((0, 2, 4)))
+    damaged = mutate_bytes(pickled, rng) if rng.random() < 0.4 else pickled
+    (place / "refs(unc).p").write_bytes(damaged)
+    return command("data", "check", str(folder), "--set", "refcoco", "--split", "val")
+
+
+def recipe(folder: Path, rng: random.Random) -> str:
+    """A training recipe."""
+    from pixellm.training.config import find_recipes
+
+    path = find_recipes(rng.choice(("nano_scenes", "finetune_coco", "pixellm_7b")))[0]
+    values = mutate_values(yaml.safe_load(path.read_text("utf-8")), rng)
+    text = yaml.safe_dump(values, allow_unicode=True).encode("utf-8", "replace")
+    mine = folder / "recipe.yaml"
+    mine.write_bytes(mutate_bytes(text, rng) if rng.random() < 0.2 else text)
+    return command("train", str(mine), "--dry-run")
+
+
+def checkpoint(folder: Path, rng: random.Random, model: Path) -> str:
+    """A model's folder with one damaged file."""
+    from pixellm.checkpoint.io import load_model_and_processor
+
+    copied = Path(shutil.copytree(model, folder / "model"))
+    path = rng.choice(sorted(path for path in copied.iterdir() if path.is_file()))
+    data = path.read_bytes()
+    if path.suffix == ".json" and rng.random() < 0.8:
+        values = json.loads(data)
+        if path.name == "tokenizer.json":  # large; what matters is small
+            values = {**values, "added_tokens": mutate_values(values["added_tokens"], rng)}
+            path.write_bytes(json.dumps(values).encode("utf-8", "replace"))
+        else:
+            path.write_bytes(to_json(mutate_values(values, rng), rng))
+    elif path.suffix == ".safetensors" and rng.random() < 0.7:
+        head = data[: 8 + int.from_bytes(data[:8], "little")]
+        path.write_bytes(mutate_bytes(head, rng) + data[len(head) :])
+    else:
+        path.write_bytes(mutate_bytes(data, rng))
+    return outcome_of(lambda: load_model_and_processor(copied) and None)
+
+
+def answers(folder: Path, rng: random.Random) -> str:
+    """A file of predictions that is to be scored."""
+    draw(folder / "a.jpg")
+    line = {
+        "id": "one",
+        "image": "a.jpg",
+        "turns": [
+            {
+                "question": "Where is the cup?",
+                "answer": "The cup {seg}.",
+                "targets": [{"name": "cup", "segmentation": [SQUARE]}],
+            }
+        ],
+    }
+    (folder / "asked.jsonl").write_text(json.dumps(line), "utf-8")
+    square = segmentation_to_rle([SQUARE], SIDE)
+    answer = {
+        "row": 0,
+        "id": "one/0",
+        "image": "a.jpg",
+        "width": SIDE[1],
+        "height": SIDE[0],
+        "question": "Where is the cup?",
+        "answer": "The cup.",
+        "model": "other",
+        "segments": [{"label": "The cup", "score": 0.9, "segmentation": square, "span": [0, 7]}],
+        "withheld": 0,
+    }
+    (folder / "answers.jsonl").write_bytes(to_json(mutate_values(answer, rng), rng))
+    data = ("--data", str(folder / "asked.jsonl"))
+    return command("score", str(folder / "answers.jsonl"), "--benchmark", "jsonl", *data)
+
+
+KINDS: dict[str, Callable[..., str]] = {
+    one.__name__: one
+    for one in (
+        image,
+        coco,
+        labelme,
+        jsonl,
+        llava,
+        muse,
+        reasonseg,
+        refcoco,
+        recipe,
+        checkpoint,
+        answers,
+    )
+}
+"""Every kind of file from outside."""

@@ -1,0 +1,56 @@
+"""Files from outside, damaged by a seed: used, listed as bad rows or refused, and nothing else.
+
+`make fuzz` runs more of them, `PIXELLM_FUZZ_CASES` says how many of each kind, `PIXELLM_FUZZ_SEED`
+where their seeds begin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import foreign_files
+import pytest
+from foreign_files import KINDS
+
+CASES = int(os.environ.get("PIXELLM_FUZZ_CASES", "12"))
+SEED = int(os.environ.get("PIXELLM_FUZZ_SEED", "0"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_files_without_damage_are_used(
+    kind: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreign_files, "mutate_values", lambda values, rng: values)
+    monkeypatch.setattr(foreign_files, "mutate_bytes", lambda data, rng: data)
+    monkeypatch.setattr(foreign_files, "to_json", lambda values, rng: json.dumps(values).encode())
+    arguments = (tiny_model_dir,) if kind == "checkpoint" else ()
+    assert KINDS[kind](tmp_path, random.Random(kind), *arguments) == "used"
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_files_end_in_an_answer_or_a_sentence(
+    kind: str, tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts: Counter[str] = Counter()
+    faults = []
+    for number in range(SEED, SEED + CASES):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        arguments = (tiny_model_dir,) if kind == "checkpoint" else ()
+        try:
+            counts[KINDS[kind](folder, random.Random(f"{kind} {number}"), *arguments)] += 1
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            counts[type(error).__name__] += 1
+            faults.append(f"{kind} {number}: {type(error).__name__}: {str(error)[:300]}")
+        shutil.rmtree(folder, ignore_errors=True)
+    with capsys.disabled():
+        print(f"\n{kind:12} " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
+    assert not faults, "\n".join(faults)
