@@ -17,7 +17,7 @@ import foreign_files
 import pytest
 from foreign_files import KINDS
 
-CASES = int(os.environ.get("PIXELLM_FUZZ_CASES", "12"))
+CASES = int(os.environ.get("PIXELLM_FUZZ_CASES", "10"))
 SEED = int(os.environ.get("PIXELLM_FUZZ_SEED", "0"))
 
 

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from pixellm.checkpoint.adapters import fold_adapters, load_adapters, read_adapter_config
 from pixellm.checkpoint.model_files import check_config, check_files, read_json
-from pixellm.checkpoint.pretrained import from_pretrained
+from pixellm.checkpoint.pretrained import from_pretrained, told_as_damage
 from pixellm.checkpoint.sources import EMBEDDED_DIR, is_adapter_folder, resolve_source
 from pixellm.checkpoint.stored_sizes import check_sizes
 from pixellm.files import claim_folder
@@ -80,20 +80,21 @@ def load_model_and_processor(
     if Path(resolved).parent == EMBEDDED_DIR and not placement:
         return _load_embedded(Path(resolved), dtype, device)
     try:
-        if is_local:
-            check_sizes(from_pretrained(PixelLMConfig, resolved), files, str(source))
-        with _without_progress_bar() if is_local else nullcontext():
-            model, report = from_pretrained(
-                PixelLMForConditionalGeneration,
-                resolved,
-                dtype=dtype,
-                revision=revision,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below with its name
-                **placement,
-            )
-        processor = from_pretrained(PixelLMProcessor, resolved, revision=revision)
+        with told_as_damage(source):
+            if is_local:
+                check_sizes(from_pretrained(PixelLMConfig, resolved), files, str(source))
+            with _without_progress_bar() if is_local else nullcontext():
+                model, report = from_pretrained(
+                    PixelLMForConditionalGeneration,
+                    resolved,
+                    dtype=dtype,
+                    revision=revision,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # reported below with its name
+                    **placement,
+                )
+            processor = from_pretrained(PixelLMProcessor, resolved, revision=revision)
     except SafetensorError as error:
         raise ValueError(
             f"A weight file of {source} is damaged or cut short ({error}); copy it again."

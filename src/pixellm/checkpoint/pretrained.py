@@ -5,8 +5,33 @@ Used by: everything in this folder that reads somebody's model.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+
+@contextmanager
+def told_as_damage(source: str | Path) -> Iterator[None]:
+    """Tell what reading a model's folder stumbles over as a fault of its files.
+
+    Configurations, tokenizers and processors check their files each in its own way, or not at all.
+
+    Raises:
+        ValueError: in place of errors that say nothing of files.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError, MemoryError, SafetensorError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(
+            f"The model {str(source)!r} cannot be read, one of its files is damaged ({reason})."
+        ) from error
 
 
 def from_pretrained(kind: Any, source: str | Path, **options: Any) -> Any:
