@@ -8,6 +8,7 @@ error and exit code 2, Ctrl-C in 130; what nobody foresaw keeps its traceback an
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -131,6 +132,8 @@ _Seed = Annotated[int, typer.Option(help="Another seed gives other scenes.")]
 
 def main() -> None:
     """Entry point of the ``pixellm`` command."""
+    # A process of its own, mostly imports, which leave little garbage: look for it seldom.
+    gc.set_threshold(100_000, 50, 50)
     app()
 
 
