@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -40,7 +40,7 @@ class Chat:
         image: file of the image.
         console: where answers go.
         errors: where complaints go.
-        temperature: of the answers, see :class:`~pixellm.engine.AnswerOptions`.
+        options: of the answers, see :class:`~pixellm.engine.AnswerOptions`.
 
     Raises:
         ValueError, OSError: the image can't be read.
@@ -52,11 +52,10 @@ class Chat:
         image: Path,
         console: Console,
         errors: Console,
-        *,
-        temperature: float = 0.0,
+        **options: Any,
     ) -> None:
         self.engine = engine
-        self.temperature = temperature
+        self.options = options
         self.console = console
         self.errors = errors
         self.open(image)
@@ -89,7 +88,7 @@ class Chat:
             if line.startswith("/"):
                 self._obey(*line.split(maxsplit=1))
             else:
-                print_answer(self.console, self.session.ask(line, temperature=self.temperature))
+                print_answer(self.console, self.session.ask(line, **self.options))
         except (ValueError, OSError) as error:
             self._complain(str(error))
         except (RuntimeError, MemoryError) as error:

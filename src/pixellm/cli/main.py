@@ -201,7 +201,7 @@ def segment(
     Request(Path(image), question)  # refuses an empty one before a model is loaded
     loaded = _read_image(Path(image))
     engine = options.load(min_mask_score=min_score)
-    prediction = engine.predict(loaded, question, temperature=options.temperature)
+    prediction = engine.predict(loaded, question, **options.of_answer())
     values = prediction_to_json(prediction, image, options.model)
     _show_answer(prediction, values, as_json=json == "-")
     for path in write_answer(prediction, loaded, values, destinations):
@@ -215,7 +215,7 @@ def chat(image: _Image, options: ModelOptions) -> None:
 
     _read_image(image)
     consoles = open_console(), open_console(stderr=True)
-    Chat(options.load(), image, *consoles, temperature=options.temperature).run()
+    Chat(options.load(), image, *consoles, **options.of_answer()).run()
 
 
 app.command(epilog=_SEGMENT_EXAMPLES)(spread(segment))

@@ -89,6 +89,10 @@ class ModelOptions(LoadOptions):
         typer.Option(min=0, help="0 takes the likeliest word each time; above, words are drawn."),
     ] = 0.0
 
+    def of_answer(self) -> dict[str, Any]:
+        """What a call of the engine is told beside its question; nothing where all is usual."""
+        return {"temperature": self.temperature} if self.temperature else {}
+
     def load(self, **options: Any) -> Engine:
         """As :meth:`LoadOptions.load`, with the limit of tokens."""
         limit = {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
