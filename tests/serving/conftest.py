@@ -64,9 +64,9 @@ def _servers() -> Iterator[Callable[..., Running]]:
 
     running: list[Running] = []
 
-    def start(engine: Any, **limits: Any) -> Running:
+    def start(engine: Any, name: str = "scripted", **limits: Any) -> Running:
         settings = Settings(**limits)
-        running.append(Running(create_app(engine, "scripted", settings), settings))
+        running.append(Running(create_app(engine, name, settings), settings))
         return running[-1]
 
     yield start
