@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pixellm.engine.run_folder import read_settings
+from pixellm.evaluation.benchmarks import find_benchmark
 from pixellm.evaluation.cards import (
     EACH,
     FetchImage,
@@ -169,7 +170,8 @@ def _common_pairs(first: Path, second: Path) -> tuple[list[tuple[AnswerRecord, A
 
 def _rules(settings: Mapping[str, Any], folder: Path) -> Rules:
     try:
-        return Rules(**settings["rules"])
+        names = find_benchmark(settings["benchmark"]).names
+        return Rules(**{**settings["rules"], "names": names})
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder} holds no finished settings of a run ({error}).") from error
 

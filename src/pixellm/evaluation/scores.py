@@ -146,11 +146,8 @@ class Rules:
     names: Names = "words"
 
     def to_dict(self) -> dict[str, Any]:
-        """As values that JSON knows; the usual way of naming is left out."""
-        values = asdict(self)
-        if self.names == "words":
-            del values["names"]
-        return values
+        """As values that JSON knows; how phrases name targets is the benchmark's to say."""
+        return {name: value for name, value in asdict(self).items() if name != "names"}
 
 
 def image_ratios(records: Sequence[AnswerRecord], rules: Rules) -> dict[str, Ratio]:
