@@ -141,9 +141,9 @@ def test_the_question_reaches_the_model_as_typed(
     asked: list[str] = []
     predict = Engine.predict
 
-    def listen(self: Engine, image: Any, question: str, history: Any = ()) -> Prediction:
+    def listen(self: Engine, image: Any, question: str, **options: Any) -> Prediction:
         asked.append(question)
-        return predict(self, image, question, history)
+        return predict(self, image, question, **options)
 
     monkeypatch.setattr(Engine, "predict", listen)
     question = "  What's [SEG0] <image>\n— “ÿ”? "
