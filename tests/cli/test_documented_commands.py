@@ -14,6 +14,8 @@ from pixellm.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OF_THE_PROGRAM = ("--help", "--version", "--install-completion", "--show-completion")
+"""Options that belong to no command."""
 IN_A_TABLE = re.compile(r"`(pixellm [^`]* --[^`]*)`")
 INDENTED_OR_FENCED = re.compile(r"^(?: {4}|\$ )?(?:[A-Z_]+=\S+ )*(pixellm .*)$")
 
@@ -47,7 +49,7 @@ def test_commands_on_a_page_can_be_typed(page: Path) -> None:
     for line in shown_commands(page):
         words = shlex.split(line, comments=True)
         cut = next((n for n, word in enumerate(words) if word in ("|", ">", "&&", ";")), None)
-        if "..." in words or words[-1] in ("--help", "--version"):
+        if "..." in words or words[-1] in OF_THE_PROGRAM:
             continue
         try:
             parse(words[1:cut])
