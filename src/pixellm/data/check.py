@@ -18,9 +18,6 @@ from pixellm.data.json_stream import scan_json
 from pixellm.data.registry import READERS, open_reader, reader_class
 from pixellm.files import plain_cell
 
-_OWN = frozenset({"coco", "coco-expressions", "jsonl", "labelme"})
-"""Sets that are their users' own, and nobody's to miss."""
-
 CSV_HEADER = b"set,file,row,reason\r\n"
 """How the table of bad rows begins."""
 
@@ -124,10 +121,11 @@ def absent_sets(found: Iterable[FoundSplit]) -> list[type[Dataset]]:
     None where there is nothing but data of one's own, or a generated set.
     """
     there = {one.name for one in found if "file" not in one.options}
-    if there <= _OWN:
+    public = {name: reader for name in READERS if (reader := reader_class(name)).is_public}
+    if not there & public.keys():
         return []
-    same_files = {name for name in READERS if name.startswith("multi-")}
-    return [reader_class(name) for name in READERS if name not in there | _OWN | same_files]
+    same_files = {name for name in public if name.startswith("multi-")}
+    return [reader for name, reader in public.items() if name not in there | same_files]
 
 
 def check_found(

@@ -238,6 +238,7 @@ class OwnCoco(CocoClasses):
     name = "coco"
     title = "Your own photos: a COCO instances file, asked for its categories"
     splits = ("train", "val", "test")
+    is_public = False
     obtain = "export your annotations as COCO instances JSON"
 
     def __init__(
@@ -347,6 +348,7 @@ class OwnExpressions(Dataset[_Described]):
     name = "coco-expressions"
     title = "Your own photos: a COCO instances file with a description of each annotation"
     splits = ("train", "val", "test")
+    is_public = False
     obtain = "export your annotations as COCO instances JSON, with an expression for each"
 
     def __init__(

@@ -214,6 +214,8 @@ class Dataset(ABC, Generic[R]):
     """Known splits, the one to train on first."""
     obtain: ClassVar[str]
     """Where to get it: the end of a sentence, such as "download it from ..."."""
+    is_public: ClassVar[bool] = True
+    """Whether it can be obtained; false of layouts for data of one's own."""
     row_type: ClassVar[type[Row]]
     """What ``rows`` yields, where an item is a row."""
 

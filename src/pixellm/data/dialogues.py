@@ -132,6 +132,7 @@ class JsonlSamples(Dataset[LineRow]):
     name = "jsonl"
     title = "Your own dialogues: a JSONL file of samples"
     splits = ("train", "val", "test")
+    is_public = False
     obtain = "write one dialogue a line, as docs/data.md shows"
     row_type = LineRow
 

@@ -50,6 +50,7 @@ class LabelMe(ClassDataset):
     name = "labelme"
     title = "Your own photos: a folder of LabelMe files"
     splits = ("train", "val", "test")
+    is_public = False
     obtain = "save your LabelMe files in it"
 
     def __init__(

@@ -143,6 +143,7 @@ class Photos(Dataset[_Photo]):
     name = "photos"
     title = "Photos with annotated instances, asked for all that these can answer"
     splits = ("train", "val", "test")
+    is_public = False
     obtain = "export your annotations as COCO instances JSON"
 
     def __init__(

@@ -34,6 +34,7 @@ READERS: dict[str, str] = {
     "coco-expressions": "pixellm.data.coco_sets:OwnExpressions",
     "jsonl": "pixellm.data.dialogues:JsonlSamples",
     "labelme": "pixellm.data.labelme:LabelMe",
+    "png-masks": "pixellm.data.png_masks:PngMasks",
 }
 """Name -> `module:class` of its :class:`pixellm.data.dataset.Dataset`."""
 

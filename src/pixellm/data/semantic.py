@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from pixellm.data.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.classes import ClassDataset
 from pixellm.data.dataset import BadRow
-from pixellm.image_files import load_stored
-from pixellm.masks import label_map_to_rles
+from pixellm.image_files import load_stored, size_mismatch
+from pixellm.masks import encode_mask, label_map_to_rles
+from pixellm.types import RLE
 
 _LABEL_MODES = ("L", "P", "I;16", "I")
+_MASK_MODES = (*_LABEL_MODES, "1", "RGB")
 
 
 class LabelImages(ClassDataset):
@@ -221,6 +223,32 @@ def read_label_map(path: Path) -> NDArray[Any]:
             "are grey or palette values."
         )
     return np.asarray(image)
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> RLE:
+    """The mask of one object, of an image whose pixels that are not 0 are the object.
+
+    Args:
+        path: a grey, palette, black and white or RGB image without transparency.
+        size: (height, width) that it must have.
+
+    Raises:
+        ValueError: there is no such image, it is damaged, of another size or transparent, or no
+            pixel of it is the object.
+    """
+    try:
+        image = load_stored(path)
+    except OSError as error:
+        raise ValueError(str(error)) from None
+    if image.mode not in _MASK_MODES:
+        raise ValueError(f"{path} can't be read as a mask: its mode is {image.mode}; use grey.")
+    pixels = np.asarray(image)
+    mask = pixels.any(axis=2) if pixels.ndim == 3 else pixels != 0
+    if fault := size_mismatch(size, (mask.shape[0], mask.shape[1])):
+        raise ValueError(f"{path} does not fit. {fault}")
+    if not mask.any():
+        raise ValueError(f"{path} is a mask without a pixel that is not 0.")
+    return encode_mask(mask)
 
 
 @cache
