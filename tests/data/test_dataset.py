@@ -6,12 +6,15 @@ import csv
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from pixellm.data.dataset import BadRow, Dataset, Entry, Row, Text, UnusableDataError
+from pixellm.masks import encode_mask
 from pixellm.types import Sample, Turn
 
 
@@ -104,3 +107,19 @@ def test_a_set_without_a_row_says_so_with_the_first_reason(root: Path) -> None:
     (root / "train.csv").write_text("image,question,legs\na.png,,2")
     with pytest.raises(UnusableDataError, match=r"has no bird\. First, .*line 2: A row lacks"):
         Birds(root)
+
+
+def test_the_guides_example_is_a_data_set(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    module = ModuleType("birds")
+    source = guide.split("```python\n")[1].split("```")[0]
+    exec(compile(source, "birds.py", "exec", dont_inherit=True), vars(module))
+    (tmp_path / "birds").mkdir()
+    Image.new("RGB", (5, 4)).save(tmp_path / "birds/a.png")
+    Image.new("L", (5, 4), 255).save(tmp_path / "birds/mask.png")
+    lines = ["image,mask,description", "a.png,mask.png,a blue tit", "a.png,gone.png,the wren"]
+    (tmp_path / "birds/train.csv").write_text("\n".join(lines))
+    birds = module.Birds(tmp_path)
+    (sample,) = birds.item(0)
+    assert sample.turns[0].targets[0].mask == encode_mask(np.ones((4, 5), dtype=bool))
+    assert [bad.row for bad in birds.check()] == ["line 3"]
