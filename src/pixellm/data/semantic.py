@@ -243,7 +243,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> RLE:
     if image.mode not in _MASK_MODES:
         raise ValueError(f"{path} can't be read as a mask: its mode is {image.mode}; use grey.")
     pixels = np.asarray(image)
-    mask = pixels.any(axis=2) if pixels.ndim == 3 else pixels != 0
+    mask = (np.atleast_3d(pixels) != 0).any(axis=2)
     if fault := size_mismatch(size, (mask.shape[0], mask.shape[1])):
         raise ValueError(f"{path} does not fit. {fault}")
     if not mask.any():
