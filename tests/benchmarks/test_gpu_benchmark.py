@@ -104,7 +104,7 @@ def test_nothing_begins_that_no_time_is_left_for() -> None:
 @pytest.mark.timeout(900)
 def test_the_recipe_on_photos_runs_for_a_moment() -> None:
     names = {"annotations": "annotations/instances_{split}.json", "images": "{split}/images"}
-    changes = [f"data.{n}.args.{key}={name}" for n in (0, 1) for key, name in names.items()]
+    changes = [f"data.{n}.args.{key}='{name}'" for n in (0, 1) for key, name in names.items()]
     changes += [f"stages.{n}.{what}" for n in (0, 1) for what in ("steps=2", "batch_size=1")]
     figures = load_script().measure_photos(
         Path(os.environ["PIXELLM_TEST_PHOTOS"]).resolve(),

@@ -18,8 +18,8 @@ def reserved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """(device, GPUs) of each worker, for jobs that are begun and never run."""
     asked: list[Any] = []
 
-    def spread(load: Any, model: str, workers: int, gpus: float) -> Any:
-        asked.append((load.device, gpus))
+    def spread(load: Any, model: str, workers: int, gpus: float, temperature: float) -> Any:
+        asked.append((load.options.device, gpus))
 
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text('{"image": "a.png", "question": "What?"}\n')

@@ -69,8 +69,9 @@ def test_every_family_trains_generates_and_is_saved_to_the_bit(
     assert all(torch.equal(value, loaded[name]) for name, value in saved.items())
     with torch.inference_mode():
         first, second = model(**batch), again(**batch)
-    assert torch.equal(first.mask_logits, second.mask_logits)
-    assert first.loss.item() == second.loss.item()
+    # Equal weights that lie elsewhere in memory are multiplied by other kernels here and there.
+    torch.testing.assert_close(first.mask_logits, second.mask_logits, atol=2e-6, rtol=1e-5)
+    assert first.loss.item() == pytest.approx(second.loss.item(), rel=1e-6)
 
 
 def test_packed_dialogues_equal_separate_rows() -> None:

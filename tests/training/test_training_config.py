@@ -144,3 +144,8 @@ def test_folders_and_names_of_several_recipes(
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_parses(path: Path) -> None:
     assert load_config(path).name
+
+
+def test_a_bare_no_of_yaml_is_no_precision() -> None:
+    recipe = find_recipes("nano_scenes")[0]
+    assert load_config(recipe, ["precision=no"]).precision == "no"

@@ -14,7 +14,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from pixellm.training.dotted_keys import apply_override
@@ -271,6 +279,12 @@ class RunConfig(Section):
     """Samples whose text a new model's tokenizer is trained on."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where figures also go, beside the JSONL log."""
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_is_no_truth_value(cls, value: object) -> object:
+        """YAML reads a bare ``no`` as false."""
+        return "no" if value is False else value
 
     @model_validator(mode="after")
     def _model_keys_are_known(self) -> Self:

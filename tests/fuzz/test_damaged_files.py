@@ -13,9 +13,9 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-import foreign_files
+import damaged_files
 import pytest
-from foreign_files import KINDS
+from damaged_files import KINDS
 
 CASES = int(os.environ.get("PIXELLM_FUZZ_CASES", "10"))
 SEED = int(os.environ.get("PIXELLM_FUZZ_SEED", "0"))
@@ -25,9 +25,9 @@ SEED = int(os.environ.get("PIXELLM_FUZZ_SEED", "0"))
 def test_the_same_files_without_damage_are_used(
     kind: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(foreign_files, "mutate_values", lambda values, rng: values)
-    monkeypatch.setattr(foreign_files, "mutate_bytes", lambda data, rng: data)
-    monkeypatch.setattr(foreign_files, "to_json", lambda values, rng: json.dumps(values).encode())
+    monkeypatch.setattr(damaged_files, "mutate_values", lambda values, rng: values)
+    monkeypatch.setattr(damaged_files, "mutate_bytes", lambda data, rng: data)
+    monkeypatch.setattr(damaged_files, "to_json", lambda values, rng: json.dumps(values).encode())
     arguments = (tiny_model_dir,) if kind == "checkpoint" else ()
     assert KINDS[kind](tmp_path, random.Random(kind), *arguments) == "used"
 

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 import yaml
-from mutations import mutate_bytes, mutate_values, to_json
+from file_damage import mutate_bytes, mutate_values, to_json
 from PIL import Image
 from typer.testing import CliRunner
 
