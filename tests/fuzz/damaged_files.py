@@ -25,7 +25,6 @@ SECONDS = 60
 """After which a case counts as hanging."""
 
 SIDE = (48, 64)
-LAST_OUTPUT: list[str] = []
 SQUARE = [8.0, 8.0, 24.0, 8.0, 24.0, 24.0, 8.0, 24.0]
 
 
@@ -80,7 +79,6 @@ def command(*words: str) -> str:
         raise SpeechError(result.output)
     if result.exit_code == 2 and not result.output.strip():
         raise SpeechError("exit code 2 without a word")
-    LAST_OUTPUT[:] = [result.output]
     return {0: "used", 1: "bad rows", 2: "refused"}[result.exit_code]
 
 

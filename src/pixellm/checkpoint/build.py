@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +30,7 @@ from pixellm.checkpoint.detector_weights import (
     load_yolox,
     missing_yolox,
 )
-from pixellm.checkpoint.pretrained import from_pretrained
+from pixellm.checkpoint.pretrained import from_pretrained, told_as
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.language import layers_name
 from pixellm.model.modeling import PixelLMForConditionalGeneration
@@ -129,28 +128,11 @@ class ModelParts(Section):
     """Arguments of PixelLMConfig, all but the configurations and token ids."""
 
 
-@contextmanager
-def told_as_settings() -> Iterator[None]:
-    """Tell what building a model from given values stumbles over as a fault of these values.
-
-    The classes of vision encoders and language models check their sizes each in its own way, or
-    not at all.
-
-    Raises:
-        ValueError: in place of errors that say nothing of settings.
-    """
-    try:
-        yield
-    except (ValueError, OSError, ImportError, MemoryError):
-        raise
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(
-            f"No model can be built from the settings under model ({reason})."
-        ) from error
+BAD_SETTINGS = "No model can be built from the settings under model"
+"""How a fault of a recipe's model begins."""
 
 
-@told_as_settings()
+@told_as(BAD_SETTINGS)
 def build_model(
     section: Mapping[str, Any], texts: Iterable[str] = ()
 ) -> tuple[PixelLMForConditionalGeneration, PixelLMProcessor]:

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from pixellm.checkpoint.adapters import fold_adapters, load_adapters, read_adapter_config
 from pixellm.checkpoint.model_files import check_config, check_files, read_json
-from pixellm.checkpoint.pretrained import from_pretrained, told_as_damage
+from pixellm.checkpoint.pretrained import from_pretrained, told_as
 from pixellm.checkpoint.sources import EMBEDDED_DIR, is_adapter_folder, resolve_source
 from pixellm.checkpoint.stored_sizes import check_sizes
 from pixellm.files import claim_folder
@@ -80,7 +80,7 @@ def load_model_and_processor(
     if Path(resolved).parent == EMBEDDED_DIR and not placement:
         return _load_embedded(Path(resolved), dtype, device)
     try:
-        with told_as_damage(source):
+        with told_as(f"The model {str(source)!r} cannot be read, one of its files is damaged"):
             if is_local:
                 check_sizes(from_pretrained(PixelLMConfig, resolved), files, str(source))
             with _without_progress_bar() if is_local else nullcontext():

@@ -15,13 +15,17 @@ from safetensors import SafetensorError
 
 
 @contextmanager
-def told_as_damage(source: str | Path) -> Iterator[None]:
-    """Tell what reading a model's folder stumbles over as a fault of its files.
+def told_as(fault: str) -> Iterator[None]:
+    """Tell whatever a model's files or settings make other libraries stumble over as their fault.
 
-    Configurations, tokenizers and processors check their files each in its own way, or not at all.
+    Configurations, tokenizers and models check what they are given each in its own way, or not at
+    all. Errors that say themselves what is wrong pass as they are.
+
+    Args:
+        fault: the beginning of the sentence; the error follows in brackets.
 
     Raises:
-        ValueError: in place of errors that say nothing of files.
+        ValueError: in place of errors that say nothing of files or settings.
     """
     try:
         yield
@@ -29,9 +33,7 @@ def told_as_damage(source: str | Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ValueError(
-            f"The model {str(source)!r} cannot be read, one of its files is damaged ({reason})."
-        ) from error
+        raise ValueError(f"{fault} ({reason}).") from error
 
 
 def from_pretrained(kind: Any, source: str | Path, **options: Any) -> Any:

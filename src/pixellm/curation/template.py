@@ -151,11 +151,11 @@ def _topics(photo: Photo, style: str) -> Iterator[_Draft]:
 
 
 def _comparisons(photo: Photo) -> Iterator[_Draft]:
-    """Drafts that compare two objects of one class, or of two classes, by size or place."""
+    """Drafts that compare two objects of one class, or of two classes, by size or height."""
     groups = {n: g for n, g in _by_category(photo).items() if n not in photo.left_out}
     for name, group in groups.items():
         texts = describe(group, photo.size) if len(group) == 2 else None
-        if texts and "er " not in texts[group[0].id][:11]:
+        if texts and texts != _by_size(group, _called(name)):  # else the answer repeats itself
             yield from _larger(group, texts, f"of the two {plural_of(_called(name))}", "")
     singles = [group[0] for group in groups.values() if len(group) == 1]
     for first, second in combinations(singles[:5], 2):
@@ -183,8 +183,8 @@ def _larger(
         f"{which} would catch the eye first by its size{names}?",
     ]
     verb = "take up" if large.category in _table()["pairs"] else "takes up"
-    answer = f"{_capital(texts[large.id])} {{seg:{large.id}}} {verb} {extent} {{other}}."
-    yield _draft(ask, [answer], [(large.id, texts[large.id])], (small.id, texts[small.id]))
+    answer = f"{verb} {extent}"
+    yield _comparison(ask, answer, texts, large, small)
 
 
 def _higher(two: Sequence[Instance], texts: dict[int, str], names: str) -> Iterator[_Draft]:
@@ -197,30 +197,26 @@ def _higher(two: Sequence[Instance], texts: dict[int, str], names: str) -> Itera
         f"Which is closer to the top of this photo{names}?",
     ]
     verb = "are" if upper.category in _table()["pairs"] else "is"
-    answer = f"{_capital(texts[upper.id])} {{seg:{upper.id}}} {verb} higher up than {{other}}."
-    yield _draft(ask, [answer], [(upper.id, texts[upper.id])], (lower.id, texts[lower.id]))
+    answer = f"{verb} higher up than"
+    yield _comparison(ask, answer, texts, upper, lower)
 
 
-def _draft(
-    ask: list[str],
-    answers: list[str],
-    objects: Sequence[tuple[int, str]],
-    other: tuple[int, str] | None = None,
+def _comparison(
+    ask: list[str], verb: str, texts: dict[int, str], first: Instance, second: Instance
 ) -> _Draft:
-    """A draft with every wording of its question and answer; ``other`` stands apart in them."""
-    marked = [f"{text} {{seg:{number}}}" for number, text in objects]
-    apart = [f"{text} {{seg:{number}}}" for number, text in (other,) if other] if other else []
-    listed = join_phrases(marked)
-    answers = [
-        answer.replace("{objects}", listed).replace("{other}", "".join(apart)) for answer in answers
-    ]
+    """A draft whose answer sets one object against another."""
+    one, other = (f"{texts[instance.id]} {{seg:{instance.id}}}" for instance in (first, second))
+    objects = [(instance.id, texts[instance.id]) for instance in (first, second)]
+    return _draft(ask, [f"{one[0].upper()}{one[1:]} {verb} {other}."], objects)
+
+
+def _draft(ask: list[str], answers: list[str], objects: Sequence[tuple[int, str]]) -> _Draft:
+    """A draft with every wording of its question and answer."""
+    listed = join_phrases([f"{text} {{seg:{number}}}" for number, text in objects])
     return {
         "question": ask,
-        "answer": answers,
-        "objects": [
-            {"id": number, "description": text}
-            for number, text in (*objects, *((other,) if other else ()))
-        ],
+        "answer": [answer.replace("{objects}", listed) for answer in answers],
+        "objects": [{"id": number, "description": text} for number, text in objects],
     }
 
 
@@ -243,10 +239,6 @@ def _place(instance: Instance, size: tuple[int, int]) -> str:
     if not row:
         return f"on the {column}" if column else "in the middle"
     return f"at the {row} {column}".rstrip()
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def _called(category: str) -> str:

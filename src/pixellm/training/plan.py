@@ -17,7 +17,7 @@ import torch
 
 from pixellm.checkpoint.adapters import Adapters, attach_adapters
 from pixellm.checkpoint.build import missing_vision_weights
-from pixellm.checkpoint.pretrained import from_pretrained
+from pixellm.checkpoint.pretrained import from_pretrained, told_as
 from pixellm.training.config import RunConfig, Stage
 from pixellm.training.memory import MemoryEstimate, estimate_memory
 from pixellm.training.optim import group_parameters
@@ -180,10 +180,10 @@ def model_on_meta(config: RunConfig) -> tuple[Any | None, str]:
     Raises:
         ValueError: no model can be built from the recipe's values.
     """
-    from pixellm.checkpoint.build import told_as_settings
+    from pixellm.checkpoint.build import BAD_SETTINGS
     from pixellm.model.modeling import PixelLMForConditionalGeneration
 
-    with told_as_settings():
+    with told_as(BAD_SETTINGS):
         shape, problem = _shape_of(config.model)
         if shape is None:
             return None, problem
