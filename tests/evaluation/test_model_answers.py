@@ -55,3 +55,14 @@ def test_bad_options_end_in_one_sentence(words: tuple[str, ...], sentence: str) 
     assert result.exit_code == 2
     assert sentence in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+def test_missing_files_are_told_before_a_model_takes_its_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pixellm.cli import evaluate
+    from pixellm.cli.main import app
+
+    monkeypatch.setattr(evaluate, "import_quietly", lambda name: pytest.fail(f"imports {name}"))
+    result = CliRunner().invoke(app, ["eval", "refcoco", "--data", str(tmp_path / "none")])
+    assert result.exit_code == 2 and "instances.json, which is missing" in result.output

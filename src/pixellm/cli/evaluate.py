@@ -25,6 +25,7 @@ from pixellm.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from pixellm.data.dataset import LazySamples
     from pixellm.engine import Engine
     from pixellm.engine.jobs import ProcessGroup
     from pixellm.evaluation.baselines import ObjectGuesser
@@ -269,8 +270,10 @@ def _evaluate(
         if judging is not None and judging.kind != "none":
             check_judging(run)
             judge = open_judge(judging)
+    questions = run.open()  # missing files are told before a model takes its seconds
     try:
-        evaluation = _answer(_with_numbers(run, model), model, out, how.batch_size, group)
+        run = _with_numbers(run, model)
+        evaluation = _answer(run, questions, model, out, how.batch_size, group)
         if group.number == 0:
             report = _write_report(out, evaluation)
         if judging is not None and judge is not None:
@@ -327,7 +330,12 @@ def _with_numbers(run: BenchmarkRun, options: ModelOptions) -> BenchmarkRun:
 
 
 def _answer(
-    run: BenchmarkRun, options: ModelOptions, out: Path, batch_size: int, group: ProcessGroup
+    run: BenchmarkRun,
+    questions: LazySamples,
+    options: ModelOptions,
+    out: Path,
+    batch_size: int,
+    group: ProcessGroup,
 ) -> Evaluation:
     from pixellm.cli.display import scored_progress
     from pixellm.evaluation.baselines import GUESSES
@@ -338,7 +346,8 @@ def _answer(
 
     bar = scored_progress(open_console(stderr=True), "dialogues")
     with bar if group.number == 0 else nullcontext() as progress:
-        return evaluate(run, out, load, batch_size=batch_size, group=group, progress=progress)
+        how: Any = {"batch_size": batch_size, "group": group, "progress": progress}
+        return evaluate(run, out, load, questions=questions, **how)
 
 
 def _write_scored(folder: Path, evaluation: Evaluation) -> None:

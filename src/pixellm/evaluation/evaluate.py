@@ -232,6 +232,7 @@ def evaluate(
     folder: Path,
     load_engine: LoadEngine,
     *,
+    questions: LazySamples | None = None,
     batch_size: int = 16,
     group: ProcessGroup = ALONE,
     progress: Progress | None = None,
@@ -243,6 +244,7 @@ def evaluate(
         folder: of the run; holds its settings and answers.
         load_engine: gives the model, or in free mode under the strict protocol anything with
             ``predict_batch``; called only if something is left to answer.
+        questions: of the run, where they are open already.
         batch_size: dialogues answered together; the same for all of a run.
         group: all of its processes must call this.
         progress: told after every batch.
@@ -254,7 +256,7 @@ def evaluate(
         OSError: the folder can't be written, or another process writes there.
         ImportError: an extra is not installed.
     """
-    questions = run.open()
+    questions = run.open() if questions is None else questions
     named = {**run.settings(), "weights": _name_weights(run.model)}
     if group.number == 0:
         open_run(folder, named, {"left_out": len(questions.bad_rows)})
