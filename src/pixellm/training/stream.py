@@ -22,7 +22,6 @@ from pixellm.types import Sample
 
 DATASETS: dict[str, str] = {
     "scenes": "pixellm.scenes.dataset:ScenesDataset",
-    "single_target_scenes": "pixellm.scenes.single_target:SingleTargetScenes",
     "photo_scenes": "pixellm.data.photo_scenes:PhotoScenes",
     **READERS,
 }
