@@ -159,14 +159,36 @@ def resize_targets(rles: Sequence[RLE], original_size: Size, size: Size) -> list
         mask = decode_mask(rle)
         if mask.shape != tuple(original_size):
             raise ValueError(f"A target mask is {mask.shape}, its image {tuple(original_size)}.")
-        if mask.shape != tuple(size):
-            covered = _mean_between(_mean_between(mask, rows).T, columns).T
-            peak = covered.max()
-            share = 0.5 if peak >= 0.5 else 0.5 * peak
-            # The slack keeps a pixel of exactly that share on this side of rounding.
-            mask = (covered > 0) & (covered >= share * (1 - 1e-9))
-        resized.append(mask)
+        resized.append(mask if mask.shape == tuple(size) else _resize_mask(mask, rows, columns))
     return resized
+
+
+def _resize_mask(
+    mask: BoolMask, rows: NDArray[np.float64], columns: NDArray[np.float64]
+) -> BoolMask:
+    """A mask at the size that ascending edges of the new rows and columns give it."""
+    resized = np.zeros((len(rows) - 1, len(columns) - 1), dtype=np.bool_)
+    if not mask.any():
+        return resized
+    # Most objects are far smaller than their image: what lies outside of their box stays empty.
+    new_rows, old_rows = _reached(mask.any(1), rows)
+    new_columns, old_columns = _reached(mask.any(0), columns)
+    down = rows[new_rows.start : new_rows.stop + 1] - old_rows.start
+    across = columns[new_columns.start : new_columns.stop + 1] - old_columns.start
+    covered = _mean_between(_mean_between(mask[old_rows, old_columns], down).T, across).T
+    peak = covered.max()
+    share = 0.5 if peak >= 0.5 else 0.5 * peak
+    # The slack keeps a pixel of exactly that share on this side of rounding.
+    resized[new_rows, new_columns] = (covered > 0) & (covered >= share * (1 - 1e-9))
+    return resized
+
+
+def _reached(shown: NDArray[np.bool_], edges: NDArray[np.float64]) -> tuple[slice, slice]:
+    """The new cells that touch what is shown along one side, and the old ones below those."""
+    places = np.flatnonzero(shown)
+    first = int(np.searchsorted(edges, places[0], "right")) - 1
+    last = int(np.searchsorted(edges, places[-1] + 1, "left"))
+    return slice(first, last), slice(int(edges[first]), int(np.ceil(edges[last])))
 
 
 def _mean_between(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[np.float64]:
