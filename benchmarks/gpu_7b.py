@@ -9,7 +9,9 @@ token, tokens/s at batch 1 and their share of the memory's bandwidth, images/s a
 32, the time of a further target, peak memory, how far masks are those of 16 bits, and the stand-in
 for the released procedure. Training: samples/s of the 7B LoRA recipe beside a plain loop, its peak
 memory and what `pixellm train --dry-run` says of it; the embedded model's recipe on photos, where
-these and the detector are named. What no time is left for reads "no time left".
+these and the detector are named. What no time is left for reads "no time left", and what fails
+says why; the file of ``--json`` is written after every row, so that a call that is cut short keeps
+what it measured.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -254,8 +257,14 @@ class Clock:
         self._end = time.monotonic() + seconds
 
     def run(self, least: float, work: Callable[[], Any]) -> Any:
-        """What ``work`` gives; None where fewer than ``least`` seconds are left for it."""
-        return work() if self._end - time.monotonic() >= least else None
+        """What ``work`` gives, or why it gives nothing: too few seconds are left, or it failed."""
+        if self._end - time.monotonic() < least:
+            return "no time left"
+        try:
+            return work()
+        except Exception as error:  # the other rows are worth having all the same
+            traceback.print_exc()
+            return f"failed: {type(error).__name__}: {error}"[:300]
 
 
 def main() -> None:
@@ -281,42 +290,51 @@ def main() -> None:
         parser.error(f"There is no GPU here; try --size tiny, not {options.size}.")
     clock, reference = Clock(options.seconds), None
     answering: list[dict[str, Any]] = []
+    tables = {"answering": answering}
     for precision in options.precisions:
-        least = 60.0 if found else 0.0
         row = clock.run(
-            least,
+            60.0 if found else 0.0,
             lambda p=precision, r=reference: measure(
                 p, options.size, options.repeats, device, batches=options.batches, reference=r
             ),
         )
-        if row is None:
-            answering.append({"precision": precision, "first_token_s": "no time left"})
-            continue
-        answering.append(row[0])
-        reference = row[1] if reference is None else reference
+        if isinstance(row, str):
+            answering.append({"precision": precision, "first_token_s": row})
+        else:
+            answering.append(row[0])
+            reference = row[1] if reference is None else reference
+        keep(options, device, tables)
     forget_earlier_rows(device)
     training = clock.run(
         90.0 if found else 0.0, lambda: measure_training(options.size, device, options.steps)
     )
-    photos: Any = {"photos": "not measured: name --photos and --detector"}
+    tables["training"] = [{"model": training}] if isinstance(training, str) else training
+    keep(options, device, tables)
+    photos: Any = "not measured: name --photos and --detector"
     if options.photos and options.detector:
         named = options.photos.resolve(), options.detector.resolve()
         work = lambda: measure_photos(*named, options.minutes, options.changes)  # noqa: E731
         photos = clock.run(options.minutes * 60 + 40 if found else 0.0, work)
-    tables = {
-        "answering": answering,
-        "training": training or [{"model": "no time left"}],
-        "the embedded model's recipe": [photos or {"photos": "no time left"}],
-    }
+    tables["the embedded model's recipe"] = [
+        {"photos": photos} if isinstance(photos, str) else photos
+    ]
+    report = keep(options, device, tables)
+    shown = {name: turn(rows) for name, rows in tables.items()}
+    for table in make_tables({**report, "tables": shown}):
+        Console(width=120).print(table)
+
+
+def keep(
+    options: argparse.Namespace, device: torch.device, tables: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """The report on all rows so far, which is written where a file was named."""
     command = shlex.join(["python", "benchmarks/gpu_7b.py", *sys.argv[1:]])
     settings = {"size": options.size, "repeats": options.repeats, "tokens": LENGTH}
     settings |= {"targets": TARGETS}
     report = make_report(command, describe_machine(device), settings, tables)
-    shown = {name: turn(rows) for name, rows in tables.items()}
-    for table in make_tables({**report, "tables": shown}):
-        Console(width=120).print(table)
     if options.json:
         write_files({options.json: json_bytes(report)})
+    return report
 
 
 if __name__ == "__main__":

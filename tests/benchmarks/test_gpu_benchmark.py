@@ -94,7 +94,13 @@ def test_masks_are_compared_pair_by_pair() -> None:
 def test_nothing_begins_that_no_time_is_left_for() -> None:
     clock = load_script().Clock(10)
     assert clock.run(5, lambda: 1) == 1
-    assert clock.run(20, lambda: 1) is None
+    assert clock.run(20, lambda: 1) == "no time left"
+
+
+def test_what_fails_says_why_and_the_rest_goes_on() -> None:
+    assert load_script().Clock(10).run(0, lambda: 1 / 0) == (
+        "failed: ZeroDivisionError: division by zero"
+    )
 
 
 @pytest.mark.skipif(
