@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFile, PngImagePlugin
 from typer.testing import CliRunner
 
@@ -16,6 +17,7 @@ from pixellm import image_files
 from pixellm.cli.main import app
 from pixellm.curation.photos import jpeg_data_url
 from pixellm.data.registry import open_reader
+from pixellm.data.rows import read_rows
 from pixellm.image_files import image_size, load_image, load_stored, probe_image, size_mismatch
 
 CASES = Path(os.environ.get("PIXELLM_CASES_DIR", ""))
@@ -120,7 +122,7 @@ def test_postscript_is_no_image_whatever_its_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("was run"))
     for read in (load_image, image_size, probe_image):
-        with pytest.raises(ValueError, match="not an image that is read here"):
+        with pytest.raises(ValueError, match="page or drawing"):
             read(path)
 
 
@@ -210,3 +212,45 @@ def test_data_check_finds_a_truncated_photo_and_quick_does_not(tmp_path):
     assert whole.exit_code == 1
     assert "truncated" in whole.output
     assert CliRunner().invoke(app, [*command, "--quick"]).exit_code == 0
+
+
+def test_images_come_in_every_form(tmp_path):
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    data = path.read_bytes()
+    with path.open("rb") as file:
+        forms = [path, str(path), data, bytearray(data), file, io.BytesIO(data)]
+        forms += [Image.fromarray(pixels), pixels, torch.from_numpy(pixels)]
+        for form in forms:
+            assert np.array_equal(np.asarray(load_image(form)), pixels), type(form)
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("https://example.org/a.png", "is a URL"),
+        (Path("https://example.org/a.png"), "is a URL"),
+        (b"", "is empty"),
+        (b"no image", "is not an image"),
+        (io.StringIO("text"), "opened for text"),
+        (None, "not NoneType"),
+        ([[0, 1]], "not list"),
+        (torch.zeros(3, 4, 6), r"\(3, 4, 6\) float32"),
+        (np.zeros((4, 6, 3)), r"\(4, 6, 3\) float64"),
+    ],
+    ids=str,
+)
+def test_what_is_no_image_is_told_in_a_sentence(source, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        load_image(source)
+
+
+@pytest.mark.parametrize(("name", "data"), [("a.pdf", b"%PDF-1.7"), ("a.svg", b"<svg/>")])
+def test_pages_and_drawings_are_no_images(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    assert [row.image for row in read_rows(tmp_path, "What?")] == ["b.png"]
+    for read in (load_image, read_rows):
+        with pytest.raises(ValueError, match="save it as PNG"):
+            read(tmp_path / name)

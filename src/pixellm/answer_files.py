@@ -34,7 +34,7 @@ class Destinations:
     Attributes:
         overlay: the image with its masks; the suffix chooses the format.
         json: what :func:`prediction_to_json` gives.
-        masks: folder of one PNG per mask; made where missing, but not the folders above it.
+        masks: folder of one PNG per mask.
     """
 
     overlay: Path | None = None
@@ -158,12 +158,12 @@ def check_image_name(path: Path, original: Path | None = None) -> None:
         raise ValueError(f"{path} is the image itself; give the overlay another name.")
 
 
-def check_destinations(destinations: Destinations, original: Path) -> None:
+def check_destinations(destinations: Destinations, original: Path | None) -> None:
     """Refuse places where a part of an answer would replace another, the image, or foreign files.
 
     Args:
         destinations: what goes where.
-        original: the image that is asked about.
+        original: the file of the image that is asked about; None where it has none.
 
     Raises:
         ValueError: a part would be lost, or the overlay's suffix names no image format.
@@ -172,7 +172,7 @@ def check_destinations(destinations: Destinations, original: Path) -> None:
     overlay, json_file, folder = destinations.overlay, destinations.json, destinations.masks
     if overlay is not None:
         check_image_name(overlay, original)
-    if json_file is not None and is_same_file(json_file, original):
+    if json_file is not None and original is not None and is_same_file(json_file, original):
         raise ValueError(f"{json_file} is the image itself; give the JSON file another name.")
     if overlay is not None and json_file is not None and is_same_file(overlay, json_file):
         raise ValueError(f"{overlay} can't be both the overlay and the JSON file; name another.")

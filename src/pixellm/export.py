@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pixellm.answer_files import ANSWER_KEYS
-from pixellm.files import check_merged, locked, merge_folder, parse_json, read_lines
+from pixellm.files import check_merged, locked, merge_folder, open_input, parse_json
 from pixellm.image_files import image_size, is_upright, load_image, size_mismatch
 from pixellm.masks import decode_mask, mask_iou, mask_to_box
 from pixellm.polygons import LEAST_IOU_ON_PIXELS, border_polygons, fill_polygons, pixel_polygons
@@ -150,19 +150,26 @@ def category_of(label: str) -> str:
 def read_answers(path: Path) -> Iterator[dict[str, Any]]:
     """The answers in a file: one as ``segment --json`` writes it, or a line each.
 
+    Args:
+        path: the file; "-" for standard input.
+
     Raises:
         ValueError: a line is no answer, or the file holds none.
         OSError: the file can't be read.
     """
     number = 0
-    for number, line in read_lines(path):
-        try:
-            yield _checked(parse_json(line))
-        except ValueError as error:
-            if number == 1:  # one answer, over several lines
-                yield _only_answer(path, error)
-                return
-            raise ValueError(f"Line {number} of {path} is no answer ({error}).") from error
+    with open_input(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                answer = _checked(parse_json(line))
+            except ValueError as error:
+                if number == 1:  # one answer, over several lines
+                    yield _only_answer(path, line + file.read(), error)
+                    return
+                if not line.endswith(b"\n"):  # of a job that was killed
+                    return
+                raise ValueError(f"Line {number} of {path} is no answer ({error}).") from error
+            yield answer
     if not number:
         raise ValueError(f"{path} holds no answers.")
 
@@ -278,9 +285,9 @@ def _checked(values: Any) -> dict[str, Any]:
     return values
 
 
-def _only_answer(path: Path, error: ValueError) -> dict[str, Any]:
+def _only_answer(path: Path, content: bytes, error: ValueError) -> dict[str, Any]:
     try:
-        return _checked(parse_json(path.read_bytes()))
+        return _checked(parse_json(content))
     except ValueError:
         raise ValueError(f"{path} holds no answers of pixellm (line 1: {error}).") from error
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from filelock import FileLock, Timeout
 
@@ -78,20 +78,31 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / MAKER
 
 
+@contextmanager
+def open_input(path: Path) -> Iterator[IO[bytes]]:
+    """A file to read, or standard input for "-"."""
+    if str(path) == STANDARD:
+        yield sys.stdin.buffer
+        return
+    with path.open("rb") as file:
+        yield file
+
+
 def read_input(path: Path) -> bytes:
     """The content of a file, or of standard input for "-"."""
-    return sys.stdin.buffer.read() if str(path) == STANDARD else path.read_bytes()
+    with open_input(path) as file:
+        return file.read()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """The object in a JSON file, or in standard input for "-".
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged or holds no object.
     """
     try:
-        values = parse_json(path.read_bytes())
+        values = parse_json(read_input(path))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}).") from error
     if not isinstance(values, dict):

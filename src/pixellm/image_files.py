@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,14 @@ from PIL import ExifTags, Image
 
 from pixellm.masks import Size
 
-ImageSource = str | os.PathLike[str] | Image.Image | NDArray[Any]
+ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any]
+"""What is taken for an image; a tensor counts as the array that it holds."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 """Pillow's names of what is read; some of its others start programs (EPS) or know no mark (TGA)."""
+
+DRAWINGS = (".pdf", ".svg", ".svgz", ".eps", ".ps", ".ai")
+"""Suffixes of pages and drawings, which are no images."""
 
 _SIXTEEN_BIT_MAX = 65535
 _TURNS = {
@@ -45,6 +49,7 @@ _TURNS = {
 _FIRST_ON_ITS_SIDE = 5
 _OF_ONE_FRAME = ("GIF", "TIFF")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 _WARNINGS = threading.Lock()
 """Filters of warnings belong to the whole process, and images are read in threads."""
 _LOG = logging.getLogger(__name__)
@@ -75,8 +80,8 @@ def load_image(source: ImageSource) -> Image.Image:
     and grey become RGB.
 
     Args:
-        source: a file, a Pillow image, or an array: (H, W) or (H, W, 1 | 3 | 4) uint8, or
-            (H, W) uint16.
+        source: a file, the bytes of one, one that is opened for reading bytes, a Pillow image, or
+            an array or tensor: (H, W) or (H, W, 1 | 3 | 4) uint8, or (H, W) uint16.
 
     Returns:
         A new RGB image.
@@ -84,19 +89,46 @@ def load_image(source: ImageSource) -> Image.Image:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a folder, an empty, damaged or truncated file, no image of a format in
-            :data:`FORMATS`, or one of more pixels than Pillow's limit.
+            :data:`FORMATS`, one of more pixels than Pillow's limit, a URL, or another kind of
+            source.
         OSError: the file can't be opened.
     """
-    if isinstance(source, np.ndarray):
-        return _to_rgb(_from_array(source), "The array")
     if isinstance(source, Image.Image):
         with _told_of("The image"):
             source.load()
             upright = _turn(source)
         return _to_rgb(upright, "The image")
+    if hasattr(source, "read"):
+        source = _read_all(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return load_embedded(bytes(source), "The image")
+    if hasattr(source, "__array__"):
+        detached = source.detach().cpu() if hasattr(source, "detach") else source
+        return _to_rgb(_from_array(np.asarray(detached)), "The array")
+    if not isinstance(source, str | os.PathLike):
+        raise ValueError(
+            "An image is a path, the bytes of a file, an open file, a Pillow image or an array, "
+            f"not {type(source).__name__}."
+        )
+    if is_url(source):
+        raise ValueError(
+            f"{source} is a URL, and images are fetched only where one is typed as the image of a "
+            "command; download it and name the file."
+        )
     with _opened(source, str(source)) as image:
         upright = _turn(_decode(image, str(source)))
     return _to_rgb(upright, str(source))
+
+
+def is_url(source: str | os.PathLike[str]) -> bool:
+    """Whether a name is the address of something on the web; also as a Path has it, "https:/x"."""
+    return os.fspath(source).lower().startswith(("http:/", "https:/"))
+
+
+def has_image_name(path: Path) -> bool:
+    """Whether a file is called like an image that is read, here or where pillow-heif is."""
+    suffix = path.suffix.lower()
+    return suffix in _HEIF_SUFFIXES or Image.registered_extensions().get(suffix) in _known_formats()
 
 
 def load_embedded(data: bytes, name: str, max_pixels: int | None = None) -> Image.Image:
@@ -201,6 +233,8 @@ def size_mismatch(found: Size, said: Size) -> str:
 def _opened(source: str | os.PathLike[str] | io.BytesIO, name: str) -> Iterator[Image.Image]:
     """An image whose header is read; whatever a decoder raises inside becomes a ValueError."""
     if isinstance(source, io.BytesIO):
+        if not source.getbuffer():
+            raise ValueError(f"{name} is empty.")
         with _told_of(name), _read_header(source, name) as image:
             yield image
         return
@@ -248,6 +282,10 @@ def _read_header(stream: Any, name: str) -> Image.Image:
     if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS and "HEIF" not in known:
         raise _RefusedError(
             f"{name} is a HEIC image; install pillow-heif to read it, or convert it to JPEG."
+        )
+    if start.startswith((b"%PDF", b"%!PS")) or name.lower().endswith(DRAWINGS):
+        raise _RefusedError(
+            f"{name} is a page or drawing, which has no pixels of its own; save it as PNG first."
         )
     raise _RefusedError(
         f"{name} is not an image that is read here (JPEG, PNG, WebP, TIFF, GIF, BMP, ...); "
@@ -311,6 +349,14 @@ def _upright_size(image: Image.Image) -> Size:
     # Pillow turns a TIFF by itself.
     turned = image.format != "TIFF" and _orientation(image) >= _FIRST_ON_ITS_SIDE
     return (width, height) if turned else (height, width)
+
+
+def _read_all(file: Any) -> bytes:
+    """What is left in an open file."""
+    content = file.read()
+    if not isinstance(content, bytes):
+        raise ValueError("The image's file is opened for text; open it for bytes ('rb').")
+    return content
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:

@@ -25,6 +25,7 @@ from conftest import TINY_QUESTION, square_image
 from pixellm.cli.chat import Chat
 from pixellm.cli.main import app
 from pixellm.engine import Engine
+from pixellm.image_files import load_image
 
 
 @pytest.fixture(autouse=True)
@@ -464,7 +465,13 @@ def test_a_dialogue_survives_an_image_that_does_not_fit(
     tiny_engine: Engine, image: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     complaints = io.StringIO()
-    chat = Chat(tiny_engine, image, Console(file=io.StringIO()), Console(file=complaints))
+    chat = Chat(
+        tiny_engine,
+        str(image),
+        load_image(image),
+        Console(file=io.StringIO()),
+        Console(file=complaints),
+    )
     monkeypatch.setattr(tiny_engine, "predict", Exhausted(error).predict)
     chat.handle(TINY_QUESTION)
     assert "not enough memory" in complaints.getvalue()

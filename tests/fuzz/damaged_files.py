@@ -6,10 +6,11 @@ import io
 import json
 import pickle
 import random
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,7 +20,9 @@ from file_damage import mutate_bytes, mutate_values, to_json
 from PIL import Image
 from typer.testing import CliRunner
 
-from pixellm.masks import segmentation_to_rle
+from pixellm.data.check import find_sets
+from pixellm.masks import areas_of, segmentation_to_rle
+from pixellm.types import Sample
 
 SECONDS = 60
 """After which a case counts as hanging."""
@@ -28,8 +31,16 @@ SIDE = (48, 64)
 SQUARE = [8.0, 8.0, 24.0, 8.0, 24.0, 24.0, 8.0, 24.0]
 
 
+NO_WORDS = {"none", "nan", "inf", "null", "true", "false"}
+"""What values that are no text look like, where they were taken for one."""
+
+
 class HangError(BaseException):
     """A case took too long; no except clause of the library may swallow it."""
+
+
+class AcceptedError(AssertionError):
+    """What should have been refused was used."""
 
 
 class SpeechError(AssertionError):
@@ -80,6 +91,55 @@ def command(*words: str) -> str:
     if result.exit_code == 2 and not result.output.strip():
         raise SpeechError("exit code 2 without a word")
     return {0: "used", 1: "bad rows", 2: "refused"}[result.exit_code]
+
+
+def check(root: Path, *options: str) -> str:
+    """`data check` on a data set; what is then left to ask about has to make sense."""
+    ended = command("data", "check", str(root), *options)
+    if ended == "refused":
+        return ended
+    named = dict(zip(options[::2], options[1::2], strict=True))
+    given: dict[str, Any] = {}
+    if "--with" in named:
+        given["folder"] = named["--with"].removeprefix("folder=")
+    if "--images" in named:
+        given["images"] = named["--images"]
+    names, splits = ([named[key]] if key in named else [] for key in ("--set", "--split"))
+    for found in find_sets(root, names, splits, given):
+        try:
+            reader = found.open()
+        except (OSError, ValueError):
+            continue  # has been told as a bad row
+        for number in range(len(reader)):
+            with suppress(OSError, ValueError):  # so has this
+                for sample in reader.item(number):
+                    look_at(sample, root if root.is_dir() else root.parent)
+    return ended
+
+
+def look_at(sample: Sample, folder: Path) -> None:
+    """Whether a sample is what its files say.
+
+    Raises:
+        AcceptedError: an image from elsewhere, an empty mask, or a text that nobody has written.
+    """
+    if isinstance(sample.image, Path) and not sample.image.resolve().is_relative_to(folder):
+        raise AcceptedError(f"{sample.image} lies outside")
+    for turn in sample.turns:
+        if not all(areas_of([target.mask])[0] for target in turn.targets):
+            raise AcceptedError(f"{turn.question!r} has an empty mask")
+        words = re.findall(r"[a-z]+", f"{turn.question} {turn.answer}".lower())
+        for word in NO_WORDS & set(words):
+            if not any(is_text_in(path, word) for path in folder.rglob("*") if path.is_file()):
+                raise AcceptedError(f"{word!r} in {turn.question!r}, {turn.answer!r}")
+
+
+def is_text_in(path: Path, word: str) -> bool:
+    """Whether a file of annotations holds a word as text, so that it may be asked for."""
+    content = path.read_bytes().lower()
+    if path.suffix in (".json", ".jsonl"):  # null and NaN stand there without quotation marks
+        return bool(re.search(rf'"[^"]*\b{word}\b[^"]*"'.encode(), content))
+    return path.suffix in (".p", ".csv") and word.encode() in content
 
 
 def image(folder: Path, rng: random.Random) -> str:
@@ -139,7 +199,7 @@ def coco(folder: Path, rng: random.Random) -> str:
     for number in (1, 2):
         draw(folder / f"{number}.jpg")
     (folder / "export.json").write_bytes(to_json(mutate_values(coco_values(), rng), rng))
-    return command("data", "check", str(folder / "export.json"), "--images", str(folder))
+    return check(folder / "export.json", "--images", str(folder))
 
 
 def labelme(folder: Path, rng: random.Random) -> str:
@@ -158,7 +218,7 @@ def labelme(folder: Path, rng: random.Random) -> str:
         "shapes": shapes,
     }
     (folder / "a.json").write_bytes(to_json(mutate_values(values, rng), rng))
-    return command("data", "check", str(folder), "--set", "labelme", "--with", "folder=.")
+    return check(folder, "--set", "labelme", "--with", "folder=.")
 
 
 def jsonl(folder: Path, rng: random.Random) -> str:
@@ -179,7 +239,7 @@ def jsonl(folder: Path, rng: random.Random) -> str:
     lines = [to_json(mutate_values(line, rng), rng), to_json({**line, "id": "two"}, rng)]
     rng.shuffle(lines)
     (folder / "a.jsonl").write_bytes(b"\n".join(lines))
-    return command("data", "check", str(folder / "a.jsonl"))
+    return check(folder / "a.jsonl")
 
 
 def llava(folder: Path, rng: random.Random) -> str:
@@ -196,7 +256,7 @@ def llava(folder: Path, rng: random.Random) -> str:
         }
     ] * 2
     (folder / "a.json").write_bytes(to_json(mutate_values(values, rng), rng))
-    return command("data", "check", str(folder / "a.json"), "--images", str(folder))
+    return check(folder / "a.json", "--images", str(folder))
 
 
 def muse(folder: Path, rng: random.Random) -> str:
@@ -227,7 +287,7 @@ def muse(folder: Path, rng: random.Random) -> str:
     path.write_bytes(to_json(mutate_values(values, rng), rng))
     if rng.random() < 0.5:
         return command("curate", "validate", str(path), "--images", str(folder))
-    return command("data", "check", str(path), "--images", str(folder))
+    return check(path, "--images", str(folder))
 
 
 def reasonseg(folder: Path, rng: random.Random) -> str:
@@ -243,7 +303,7 @@ def reasonseg(folder: Path, rng: random.Random) -> str:
         ],
     }
     (place / "a.json").write_bytes(to_json(mutate_values(values, rng), rng))
-    return command("data", "check", str(folder), "--set", "reasonseg", "--split", "val")
+    return check(folder, "--set", "reasonseg", "--split", "val")
 
 
 def refcoco(folder: Path, rng: random.Random) -> str:
@@ -274,7 +334,7 @@ def refcoco(folder: Path, rng: random.Random) -> str:
     pickled = pickle.dumps(refs, protocol=rng.choice((0, 2, 4)))
     damaged = mutate_bytes(pickled, rng) if rng.random() < 0.4 else pickled
     (place / "refs(unc).p").write_bytes(damaged)
-    return command("data", "check", str(folder), "--set", "refcoco", "--split", "val")
+    return check(folder, "--set", "refcoco", "--split", "val")
 
 
 def recipe(folder: Path, rng: random.Random) -> str:

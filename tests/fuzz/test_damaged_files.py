@@ -1,7 +1,7 @@
 """Files from outside, damaged by a seed: used, listed as bad rows or refused, and nothing else.
 
 `make fuzz` runs more of them, `PIXELLM_FUZZ_CASES` says how many of each kind, `PIXELLM_FUZZ_SEED`
-where their seeds begin.
+where their seeds begin, `PIXELLM_FUZZ_COUNTS` a folder where each kind's counts are added up.
 """
 
 from __future__ import annotations
@@ -14,20 +14,25 @@ from collections import Counter
 from pathlib import Path
 
 import damaged_files
+import damaged_layouts
 import pytest
-from damaged_files import KINDS
+from damaged_files import KINDS as FILES
+from damaged_layouts import LAYOUTS
 
+KINDS = {**FILES, **LAYOUTS}
 CASES = int(os.environ.get("PIXELLM_FUZZ_CASES", "10"))
 SEED = int(os.environ.get("PIXELLM_FUZZ_SEED", "0"))
+COUNTS = os.environ.get("PIXELLM_FUZZ_COUNTS", "")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_files_without_damage_are_used(
     kind: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(damaged_files, "mutate_values", lambda values, rng: values)
-    monkeypatch.setattr(damaged_files, "mutate_bytes", lambda data, rng: data)
-    monkeypatch.setattr(damaged_files, "to_json", lambda values, rng: json.dumps(values).encode())
+    for module in (damaged_files, damaged_layouts):
+        monkeypatch.setattr(module, "mutate_values", lambda values, rng: values)
+        monkeypatch.setattr(module, "mutate_bytes", lambda data, rng: data)
+        monkeypatch.setattr(module, "to_json", lambda values, rng: json.dumps(values).encode())
     arguments = (tiny_model_dir,) if kind == "checkpoint" else ()
     assert KINDS[kind](tmp_path, random.Random(kind), *arguments) == "used"
 
@@ -53,4 +58,15 @@ def test_damaged_files_end_in_an_answer_or_a_sentence(
         shutil.rmtree(folder, ignore_errors=True)
     with capsys.disabled():
         print(f"\n{kind:12} " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
+    if COUNTS:
+        keep_counts(Path(COUNTS) / f"{kind}.json", counts)
     assert not faults, "\n".join(faults)
+
+
+def keep_counts(path: Path, counts: Counter[str]) -> None:
+    """Add to what earlier seeds came to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text()) if path.exists() else {"seeds": [], "counts": {}}
+    total = Counter(known["counts"]) + counts
+    seeds = [*known["seeds"], [SEED, SEED + CASES]]
+    path.write_text(json.dumps({"seeds": seeds, "counts": dict(sorted(total.items()))}))

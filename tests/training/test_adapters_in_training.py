@@ -243,11 +243,11 @@ def test_quantization_without_a_gpu_and_merging_of_whole_models_are_refused(
     base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    config = lora_config(tmp_path, base[2], quantization="nf4", precision="bf16")
+    config = lora_config(tmp_path, base[2], quantize="nf4", precision="bf16")
     with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
         train(config)
-    with pytest.raises(ValueError, match="quantization needs `lora`"):
-        lora_config(tmp_path, base[2], quantization="nf4", precision="bf16", lora=None)
+    with pytest.raises(ValueError, match="quantize needs `lora`"):
+        lora_config(tmp_path, base[2], quantize="nf4", precision="bf16", lora=None)
     result = CliRunner().invoke(_app(), ["merge", str(base[2]), "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert "whole model already" in result.output

@@ -1,4 +1,4 @@
-"""The language model's weights in 8 or 4 bits, through torchao.
+"""The language model's weights in 8 or 4 bits: int8 and int4 by torchao, nf4 by bitsandbytes.
 
 Only the linear layers inside the language model are rounded. All that a mask is made of keeps its
 precision: vision tower, projections, codebook, pixel decoder, and the tables of the embedding and
@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch import nn
 
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 
-BITS = ("int8", "int4")
+BITS = ("int8", "int4", "nf4")
+"""As the command line and recipes call them; with nf4 adapters can be trained on top (QLoRA)."""
 
 FULL_PRECISION = (
     "model.vision_tower",
@@ -41,14 +43,16 @@ def quantization_config(bits: str, device: torch.device, dtype: torch.dtype) -> 
     each :data:`GROUP_SIZE` weights of one.
 
     Args:
-        bits: "int8" or "int4".
+        bits: of :data:`BITS`.
         device: where the model will run.
         dtype: of everything else.
 
     Raises:
-        ValueError: another name, or 4 bits with a type that the GPU has no product for.
+        ValueError: another name, or 4 bits where this device has no product for them.
         ImportError: the package of the extra ``quant`` is missing.
     """
+    if bits == "nf4":
+        return _nf4(device)
     with _quiet():
         kind = _kind(bits, device, dtype)
         from transformers import TorchAoConfig
@@ -57,7 +61,13 @@ def quantization_config(bits: str, device: torch.device, dtype: torch.dtype) -> 
 
 
 def quantize_model(model: PixelLMForConditionalGeneration, bits: str) -> None:
-    """Round the weights of a model that is in memory, as :func:`quantization_config` would."""
+    """Round the weights of a model that is in memory, as :func:`quantization_config` would.
+
+    Raises:
+        ValueError: as there, or nf4, which is for weights on their way from a file.
+    """
+    if bits == "nf4":
+        raise ValueError("nf4 goes with whole models; fold the adapters in with `pixellm merge`.")
     with _quiet():
         kind = _kind(bits, model.device, model.dtype)
         from torchao.quantization import quantize_
@@ -72,7 +82,7 @@ def _is_rounded(module: nn.Module, name: str) -> bool:
 def _kind(bits: str, device: torch.device, dtype: torch.dtype) -> Any:
     """What torchao calls it."""
     if bits not in BITS:
-        raise ValueError(f"Weights can be {' or '.join(BITS)}, not {bits!r}.")
+        raise ValueError(f"Weights can be {', '.join(BITS[:-1])} or {BITS[-1]}, not {bits!r}.")
     from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
 
     if bits == "int8":
@@ -84,6 +94,22 @@ def _kind(bits: str, device: torch.device, dtype: torch.dtype) -> Any:
     from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 
     return PrototypeInt4WeightOnlyConfig(GROUP_SIZE, set_inductor_config=False)
+
+
+def _nf4(device: torch.device) -> Any:
+    if device.type != "cuda" or not torch.cuda.is_available():
+        raise ValueError("nf4 needs an NVIDIA GPU; leave it out for weights that are not rounded.")
+    if find_spec("bitsandbytes") is None:
+        raise ValueError("nf4 needs bitsandbytes; run: pip install 'pixellm[quant]'.")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=[name.removeprefix("model.") for name in FULL_PRECISION],
+    )
 
 
 @contextmanager

@@ -15,9 +15,13 @@ from rich.console import Console
 
 from pixellm.answer_files import check_image_name, overlay_bytes
 from pixellm.cli.display import print_answer
-from pixellm.files import check_file, write_files
+from pixellm.cli.images import file_of, name_of, read_image
+from pixellm.files import STANDARD, check_file, write_files
+from pixellm.image_files import is_url
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from pixellm.engine import ChatSession, Engine
 
 HELP = """Type a question about the image. Earlier turns are kept in mind. Commands:
@@ -32,24 +36,35 @@ def overlay_name(image: Path) -> Path:
     return Path(f"{image.stem}_pixellm.png")
 
 
+def open_image(typed: str) -> Image.Image:
+    """The image that a dialogue is to be about.
+
+    Raises:
+        ValueError, OSError: it can't be read.
+    """
+    if typed == STANDARD:
+        raise ValueError("Questions come from standard input; name the file of an image.")
+    return read_image(typed)
+
+
 class Chat:
     """A dialogue of several turns; the image is encoded once.
 
     Args:
         engine: answers.
-        image: file of the image.
+        typed: what the user calls the image, see :mod:`pixellm.cli.images`.
+        image: the image, upright and in RGB.
         console: where answers go.
         errors: where complaints go.
         options: of the answers, see :class:`~pixellm.engine.AnswerOptions`.
 
-    Raises:
-        ValueError, OSError: the image can't be read.
     """
 
     def __init__(
         self,
         engine: Engine,
-        image: Path,
+        typed: str,
+        image: Image.Image,
         console: Console,
         errors: Console,
         **options: Any,
@@ -58,13 +73,12 @@ class Chat:
         self.options = options
         self.console = console
         self.errors = errors
-        self.open(image)
+        self.open(typed, image)
 
-    def open(self, image: Path) -> None:
+    def open(self, typed: str, image: Image.Image) -> None:
         """Begin a dialogue about an image."""
-        session = self.engine.chat(image)
-        self.image: Path = image
-        self.session: ChatSession = session
+        self.session: ChatSession = self.engine.chat(image)
+        self.typed = typed
 
     def run(self) -> None:
         """Read lines until /quit or the end of the input."""
@@ -102,13 +116,15 @@ class Chat:
         self.errors.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def _obey(self, command: str, argument: str = "") -> None:
-        path = Path(argument.strip()).expanduser()
+        argument = argument.strip()
+        path = Path(argument).expanduser()
         if command == "/help":
             self.console.print(HELP, markup=False, highlight=False)
         elif command == "/save":
-            self._save(path if argument else overlay_name(self.image))
+            self._save(path if argument else overlay_name(name_of(self.typed)))
         elif command == "/image" and argument:
-            self.open(path)
+            typed = argument if is_url(argument) else str(path)
+            self.open(typed, open_image(typed))
         elif command == "/image":
             raise ValueError("Name the image: /image PATH.")
         else:
@@ -117,7 +133,7 @@ class Chat:
     def _save(self, path: Path) -> None:
         if self.session.last is None:
             raise ValueError("There is no answer to save yet; ask something first.")
-        check_image_name(path, original=self.image)
+        check_image_name(path, original=file_of(self.typed))
         check_file(path)
         write_files({path: overlay_bytes(self.session.image, self.session.last, path.suffix)})
         self.console.print(f"Saved {path}", markup=False, highlight=False, soft_wrap=True)

@@ -52,7 +52,9 @@ def check(
     images: Images = None,
     options: With = None,
     limit: Annotated[int, typer.Option(min=0, help="Bad rows shown of each split.")] = 50,
-    report: Annotated[Path | None, typer.Option(help="CSV file for all bad rows.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="CSV file for all bad rows; - for standard output.")
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Open images without decoding them.")
     ] = False,
@@ -63,26 +65,29 @@ def check(
     """
     from pixellm.cli.display import counted_progress
     from pixellm.data.check import CSV_HEADER, absent_sets, bad_rows_to_csv, check_found, find_sets
-    from pixellm.files import check_file, write_files
+    from pixellm.files import STANDARD, check_file, write_files
 
-    if report is not None:
+    aside = str(report) == STANDARD
+    if report is not None and not aside:
         check_file(report, start=CSV_HEADER)
     found = find_sets(root, sets or (), splits or (), image_options(images, options))
     if not found:
         raise ValueError(f"{root} holds no data set in a known layout; see docs/data.md.")
-    console = open_console()
+    console = open_console(stderr=aside)
     reports = []
     for one in found:
         unit = printable(f"images of {one.label} checked")
         with counted_progress(open_console(stderr=True), unit, transient=True) as progress:
             reports.append(check_found(one, decode=not quick, progress=progress))
-        _show_report(console, reports[-1], limit)
+        _show_report(console, reports[-1], limit, err=aside)
     if root.is_dir() and not sets:
         for reader in absent_sets(found):
-            say(f"Not there: {reader.name} ({reader.title}): {reader.obtain}.")
+            say(f"Not there: {reader.name} ({reader.title}): {reader.obtain}.", err=aside)
     if images is None and any("image is missing" in b.reason for r in reports for b in r.bad_rows):
-        say("Where the images lie elsewhere, name their folder with --images.")
-    if report is not None:
+        say("Where the images lie elsewhere, name their folder with --images.", err=aside)
+    if aside:
+        typer.echo(bad_rows_to_csv(reports), nl=False)
+    elif report is not None:
         write_files({report: bad_rows_to_csv(reports)})
         say(f"Wrote {report}")
     if any(one.bad_rows for one in reports):
@@ -170,7 +175,7 @@ def pseudo_label(
         typer.echo(f"To look at: {out / SHEET_FILE}")
 
 
-def _show_report(console: Console, report: SplitReport, limit: int) -> None:
+def _show_report(console: Console, report: SplitReport, limit: int, *, err: bool) -> None:
     counts = ", ".join(f"{number:,} {name}" for name, number in report.counts.items())
     state = f"{len(report.bad_rows):,} bad rows" if report.bad_rows else "no bad row"
     console.print(
@@ -182,4 +187,4 @@ def _show_report(console: Console, report: SplitReport, limit: int) -> None:
     for bad in report.bad_rows[:limit]:
         console.print(printable(f"  {bad}"), highlight=False, markup=False, soft_wrap=True)
     if len(report.bad_rows) > limit:
-        say(f"  and {len(report.bad_rows) - limit:,} more; --report lists them all")
+        say(f"  and {len(report.bad_rows) - limit:,} more; --report lists them all", err=err)

@@ -122,10 +122,11 @@ for _name, _help in {
 }.items():
     app.add_typer(typer.Typer(cls=_Lazy, no_args_is_help=True), name=_name, help=_help)
 
-_Image = Annotated[Path, typer.Argument(help="Any image that Pillow can read.")]
+_IMAGE_HELP = "File or URL of an image"
 _Split = Annotated[str, typer.Option(help="train, val, test, test_combination, test_style.")]
 _OUT_HELP = (
-    "Image with the masks; IMAGE_pixellm.png where neither this nor --json or --masks is given."
+    "Image with the masks; IMAGE_pixellm.png where neither this nor --json or --masks is given; "
+    "- for a PNG on standard output."
 )
 _Seed = Annotated[int, typer.Option(help="Another seed gives other scenes.")]
 
@@ -169,7 +170,7 @@ _SEGMENT_EXAMPLES = (
 
 def segment(
     options: ModelOptions,
-    image: Annotated[str, typer.Argument(help="Any image that Pillow can read.")] = "",
+    image: Annotated[str, typer.Argument(help=f"{_IMAGE_HELP}; - for standard input.")] = "",
     question: Annotated[str, typer.Argument(help="As you would ask a person.")] = "",
     batch: Annotated[
         Path | None,
@@ -187,35 +188,44 @@ def segment(
 ) -> None:
     """Answer a question about an image, with a mask for every object that the answer names."""
     if batch is not None:
-        asked = _batch_question(image, question, out or masks or json == "-")
+        asked = _batch_question(image, question, out or masks)
         answers = Path(json) if json else None
         chosen: Any = {"min_score": min_score, "classes": classes, "export": export}
         return predict(batch, options, asked, answers, **chosen)
-    from pixellm.answer_files import prediction_to_json, write_answer
+    from pixellm.answer_files import overlay_bytes, prediction_to_json, write_answer
+    from pixellm.cli.images import file_of, name_of, read_image
     from pixellm.types import Request
 
     if not image or classes:
         raise ValueError("Name an image and a question, or many images with --batch.")
-    destinations = _destinations(Path(image), out, json, masks)
-    folders = plan_exports(export, Path(f"{Path(image).stem}_pixellm.json"))
-    Request(Path(image), question)  # refuses an empty one before a model is loaded
-    loaded = _read_image(Path(image))
+    file, name = file_of(image), name_of(image)
+    if export and file is None:
+        raise ValueError("--export copies the file of the image; save it as one first.")
+    destinations = _destinations(file, name, out, json, masks)
+    folders = plan_exports(export, Path(f"{name.stem}_pixellm.json"))
+    Request(name, question)  # refuses an empty one before a model is loaded
+    loaded = read_image(image)
     engine = options.load(min_mask_score=min_score)
     prediction = engine.predict(loaded, question, **options.of_answer())
     values = prediction_to_json(prediction, image, options.model)
-    _show_answer(prediction, values, as_json=json == "-")
+    aside = "-" in (json, str(out))
+    _show_answer(prediction, values, as_json=json == "-", aside=aside)
+    if str(out) == "-":
+        typer.echo(overlay_bytes(loaded, prediction, ".png"), nl=False)
     for path in write_answer(prediction, loaded, values, destinations):
-        say(f"Wrote {path}", err=json == "-")
-    return export_answer(values, Path(image), folders, quiet=json == "-")
+        say(f"Wrote {path}", err=aside)
+    return export_answer(values, name, folders, quiet=aside)
 
 
-def chat(image: _Image, options: ModelOptions) -> None:
+def chat(
+    image: Annotated[str, typer.Argument(help=f"{_IMAGE_HELP}.")], options: ModelOptions
+) -> None:
     """Talk about an image in several turns; /help lists the commands."""
-    from pixellm.cli.chat import Chat
+    from pixellm.cli.chat import Chat, open_image
 
-    _read_image(image)
+    loaded = open_image(image)
     consoles = open_console(), open_console(stderr=True)
-    Chat(options.load(), image, *consoles, **options.of_answer()).run()
+    Chat(options.load(), image, loaded, *consoles, **options.of_answer()).run()
 
 
 app.command(epilog=_SEGMENT_EXAMPLES)(spread(segment))
@@ -262,32 +272,36 @@ def _batch_question(first: str, second: str, elsewhere: object) -> str:
     return first
 
 
-def _destinations(image: Path, out: Path | None, json: str, masks: Path | None) -> Destinations:
+def _destinations(
+    file: Path | None, name: Path, out: Path | None, json: str, masks: Path | None
+) -> Destinations:
     """What to write; the overlay alone, in the current folder, where nothing is asked for."""
     from pixellm.answer_files import Destinations, check_destinations
     from pixellm.cli.chat import overlay_name
+    from pixellm.files import STANDARD
 
-    overlay = overlay_name(image) if not (out or json or masks) else out
-    chosen = Destinations(overlay, Path(json) if json not in ("", "-") else None, masks)
-    check_destinations(chosen, original=image)
+    overlay = overlay_name(name) if not (out or json or masks) else out
+    if str(overlay) == json == STANDARD:
+        raise ValueError("--out and --json can't both go to standard output; name a file.")
+    chosen = Destinations(
+        None if str(overlay) == STANDARD else overlay,
+        Path(json) if json not in ("", STANDARD) else None,
+        masks,
+    )
+    check_destinations(chosen, original=file)
     return chosen
 
 
-def _read_image(image: Path) -> Any:
-    """The image, upright and in RGB; a bad one is refused before a model is loaded."""
-    from pixellm.image_files import load_image
-
-    return load_image(image)
-
-
-def _show_answer(prediction: Prediction, values: dict[str, Any], *, as_json: bool) -> None:
+def _show_answer(
+    prediction: Prediction, values: dict[str, Any], *, as_json: bool, aside: bool
+) -> None:
     from pixellm.cli.display import print_answer
     from pixellm.files import json_bytes
 
     if as_json:
         typer.echo(json_bytes(values), nl=False)
     else:
-        print_answer(open_console(), prediction)
+        print_answer(open_console(stderr=aside), prediction)
 
 
 def _missing_extra(error: ImportError) -> str:

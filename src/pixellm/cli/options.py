@@ -55,7 +55,10 @@ class LoadOptions:
     device: Device = "auto"
     dtype: Dtype = "auto"
     quantize: Annotated[
-        str | None, typer.Option(help="int8 or int4: the language model's weights in so many bits.")
+        str | None,
+        typer.Option(
+            help="int8, int4 or nf4 (NVIDIA): the language model's weights in so few bits."
+        ),
     ] = None
     offload: Annotated[
         Path | None,

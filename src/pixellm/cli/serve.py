@@ -31,7 +31,10 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     api_keys: Annotated[
         Path | None,
-        typer.Option(help=f"File of keys, one a line; or {KEYS_VARIABLE}, with commas between."),
+        typer.Option(
+            help="File of keys, one a line (- for standard input); or "
+            f"{KEYS_VARIABLE}, with commas between."
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered side by side.")] = 16,
     queue: Annotated[int, typer.Option(min=0, help="More that may wait; others get 429.")] = 64,
@@ -80,8 +83,10 @@ def serve(
 
 def _read_keys(file: Path | None) -> tuple[str, ...]:
     """Keys of a file and of the environment."""
+    from pixellm.files import read_input
+
     named = os.environ.get(KEYS_VARIABLE, "").split(",")
-    lines = file.read_text(encoding="utf-8").splitlines() if file is not None else []
+    lines = read_input(file).decode("utf-8").splitlines() if file is not None else []
     keys = tuple(key.strip() for key in (*lines, *named) if key.strip())
     if file is not None and not keys:
         raise ValueError(f"{file} holds no key; write one a line.")

@@ -16,7 +16,7 @@ from typing import Any
 from pixellm.data.dataset import BadRow, Dataset, UnusableDataError, decode_images
 from pixellm.data.json_stream import scan_json
 from pixellm.data.registry import READERS, open_reader, reader_class
-from pixellm.files import plain_cell
+from pixellm.files import STANDARD, plain_cell
 
 CSV_HEADER = b"set,file,row,reason\r\n"
 """How the table of bad rows begins."""
@@ -93,6 +93,8 @@ def find_sets(
         ValueError: an unknown name, or a file of no known form.
     """
     given = dict(options or {})
+    if str(root) == STANDARD:
+        raise ValueError("Annotations are read more than once; save standard input as a file.")
     if root.is_file():
         return [_found_file(root, names, given)]
     if not root.is_dir():

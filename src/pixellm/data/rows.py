@@ -18,9 +18,9 @@ from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pixellm.files import STANDARD, parse_json, read_input
+from pixellm.image_files import DRAWINGS, has_image_name, image_size, is_url
 from pixellm.types import Sample
 
 
@@ -97,7 +97,7 @@ def read_rows(path: Path, question: str = "") -> list[Row]:
         rows = _rows_of_lines(path, question)
     elif path.is_dir():
         rows = _rows_of_folder(path, question)
-    elif path.suffix.lower() in Image.registered_extensions() and path.is_file():
+    elif path.is_file() and _is_image(path):
         asked = shlex.quote(question or "What is there?")
         raise ValueError(
             f"{path} is one image; ask about it with: pixellm segment {shlex.quote(str(path))} "
@@ -207,14 +207,28 @@ def name_of_image(sample: Sample, root: Path) -> str:
 def _rows_of_folder(folder: Path, question: str) -> list[Row]:
     if not question.strip():
         raise ValueError(f"{folder} is a folder of images; say what to ask about each of them.")
-    suffixes = Image.registered_extensions().keys()
     found = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+        if has_image_name(path) and not path.name.startswith(".") and path.is_file()
     )
     names = [path.relative_to(folder).as_posix() for path in found]
     return [Row(n, names[n], question, path) for n, path in enumerate(found)]
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file is an image.
+
+    Raises:
+        ValueError: it is only called like one.
+    """
+    try:
+        image_size(path)
+    except ValueError:
+        if has_image_name(path) or path.suffix.lower() in DRAWINGS:
+            raise
+        return False
+    return True
 
 
 def _rows_of_lines(path: Path, question: str) -> list[Row]:
@@ -236,6 +250,8 @@ def _row_of_line(number: int, line: bytes, folder: Path, default: str) -> Row:
     problem = ""
     if not shown[0]:
         problem = 'The line has no "image" with the path of an image.'
+    elif is_url(shown[0]):
+        problem = "Its image is a URL, and lists name files: download it first."
     elif not shown[1].strip():
         problem = 'The line has no "question", and none is given for all.'
     elif "id" in values and not isinstance(values["id"], str):

@@ -129,7 +129,8 @@ class Engine:
         """Answer one question about one image.
 
         Args:
-            image: path, Pillow image or (H, W, 3) uint8 array.
+            image: path, bytes, open file, Pillow image, or (H, W, 3) uint8 array or tensor;
+                see :func:`~pixellm.image_files.load_image`.
             question: as typed; never read as control tokens.
             history: earlier (question, answer) pairs, answers with ``{seg}`` marks.
             max_new_tokens: longest answer in tokens; the engine's own limit where None.
@@ -144,7 +145,7 @@ class Engine:
             FileNotFoundError: no such image.
         """
         options = AnswerOptions(max_new_tokens, temperature, top_p, seed, keep_logits)
-        return self._answer([(Request(image, question, tuple(history)), options)])[0]
+        return self._answer([(_request(image, question, history), options)])[0]
 
     def predict_batch(
         self,
@@ -236,7 +237,7 @@ class Engine:
             last the Prediction, equal to what :meth:`predict` returns.
         """
         options = AnswerOptions(max_new_tokens, temperature, top_p, seed)
-        return self._stream(Request(image, question, tuple(history)), options)
+        return self._stream(_request(image, question, history), options)
 
     def image_reader(self) -> ImageCache:
         """What encodes images apart from this engine's own, in any thread, and keeps none."""
@@ -390,3 +391,9 @@ class Engine:
                 loop.close()
                 self._fixed_slots = fixed or self._fixed_slots
                 self.max_batch = min(self.max_batch, loop.max_rows)
+
+
+def _request(image: Any, question: str, history: Sequence[tuple[str, str]]) -> Request:
+    """What is asked, about an image that can be read again when the answer is shown."""
+    kept = image.read() if hasattr(image, "read") else image
+    return Request(kept, question, tuple(history))

@@ -40,8 +40,8 @@ def load(
         dtype: "auto" is the type of :func:`model_dtype`.
         revision: commit, tag or branch on the hub.
         vision_tower: CLIP of a released PixelLM; the one that it names where None.
-        quantize: "int8" or "int4" rounds the language model's weights (extra ``quant``); masks
-            keep their precision, see :mod:`pixellm.checkpoint.quantize`.
+        quantize: "int8", "int4" or "nf4" rounds the language model's weights (extra ``quant``);
+            masks keep their precision, see :mod:`pixellm.checkpoint.quantize`.
         offload_folder: for models that do not fit: weights are spread over GPUs, main memory and
             this folder, new or empty at first (needs accelerate).
         max_memory: what may be used of each device, with ``offload_folder``.
@@ -108,13 +108,13 @@ def model_dtype(
     """The floating type that :func:`load` would take; its arguments, with a device found.
 
     "auto" is float32 but on a GPU, and there what the model's configuration names: float16 for
-    converted released weights, bfloat16 for others. int4 has products in bfloat16 alone there.
+    converted released weights, bfloat16 for others. 4 bits have products in bfloat16 alone there.
 
     Raises:
         FileNotFoundError, ValueError: no such model, or no such type.
     """
     on_gpu = "bfloat16"
-    if dtype == "auto" and device.type == "cuda" and quantize != "int4":
+    if dtype == "auto" and device.type == "cuda" and quantize not in ("int4", "nf4"):
         on_gpu = load_config(source, revision=revision, vision_tower=vision_tower).gpu_dtype
     return pick_dtype(dtype, device, on_gpu)
 

@@ -79,7 +79,7 @@ class BenchmarkRun:
         num_scenes: of drawn scenes.
         dialogues_per_image: of drawn scenes.
         dtype: floating type of the model in memory, such as "float32"; "" where it is not said.
-        quantize: "int8" or "int4" where the language model's weights are rounded.
+        quantize: "int8", "int4" or "nf4" where the language model's weights are rounded.
         max_new_tokens: longest answer in tokens; None where it is not said.
         temperature: 0 takes the likeliest token each time; above, tokens are drawn.
 

@@ -81,20 +81,27 @@ async def connect(
     secure = url.scheme == "https"
     return await asyncio.open_connection(
         address,
-        _PORTS[url.scheme],
+        url.port or _PORTS[url.scheme],
         ssl=ssl.create_default_context() if secure else None,
         server_hostname=url.hostname if secure else None,
     )
 
 
 async def fetch_image(
-    url: str, max_bytes: int, *, look_up: Lookup = look_up, connect: Connect = connect
+    url: str,
+    max_bytes: int,
+    *,
+    typed: bool = False,
+    look_up: Lookup = look_up,
+    connect: Connect = connect,
 ) -> bytes:
     """The bytes of an image at a public address.
 
     Args:
         url: of http or https, on the usual port.
         max_bytes: largest image.
+        typed: the user of this machine has typed the URL: any port goes, and an address that is
+            not public, from which redirects may lead to others of that kind.
         look_up: finds the addresses of a host.
         connect: connects to one of them.
 
@@ -104,8 +111,9 @@ async def fetch_image(
     try:
         async with asyncio.timeout(SECONDS):
             for _ in range(MAX_REDIRECTS + 1):
-                target = _checked_url(url)
-                address = await _public_address(target, look_up)
+                target = _checked_url(url, any_port=typed)
+                address = await _checked_address(target, look_up, inside=typed)
+                typed = typed and not is_public(address)
                 status, headers, body = await _get(target, address, max_bytes, connect)
                 if status not in _REDIRECTS:
                     return _checked_body(status, headers, body)
@@ -117,7 +125,7 @@ async def fetch_image(
     raise invalid(f"The image is redirected more than {MAX_REDIRECTS} times.", "image_url")
 
 
-def _checked_url(url: str) -> SplitResult:
+def _checked_url(url: str, *, any_port: bool) -> SplitResult:
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname
@@ -125,19 +133,19 @@ def _checked_url(url: str) -> SplitResult:
         raise invalid("The image's URL can't be read.", "image_url") from None
     if parts.scheme not in _PORTS or not host:
         raise invalid("An image's URL is a data URL, or begins with https://.", "image_url")
-    if port not in (None, _PORTS[parts.scheme]) or "@" in parts.netloc:
-        raise invalid("An image's URL has neither a port nor a user in it.", "image_url")
+    if not (any_port or port in (None, _PORTS[parts.scheme])) or "@" in parts.netloc:
+        raise invalid("An image's URL names no user, and no port but the usual one.", "image_url")
     if not url.isascii() or any(ord(one) <= 32 or ord(one) == 127 for one in url):
         raise invalid("An image's URL is ASCII without spaces; encode the rest.", "image_url")
     return parts
 
 
-async def _public_address(url: SplitResult, look_up: Lookup) -> str:
-    """An address of the URL's host, where all of them are public."""
-    addresses = await look_up(url.hostname or "", _PORTS[url.scheme])
-    if not addresses or not all(is_public(address) for address in addresses):
+async def _checked_address(url: SplitResult, look_up: Lookup, *, inside: bool) -> str:
+    """An address of the URL's host, where all of them are public or others may be asked."""
+    addresses = await look_up(url.hostname or "", url.port or _PORTS[url.scheme])
+    if not addresses or not (inside or all(is_public(address) for address in addresses)):
         raise invalid("The image's address is not on the public internet.", "image_url")
-    return addresses[0]
+    return min(addresses, key=lambda one: ":" in one) if inside else addresses[0]
 
 
 async def _get(

@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from pixellm.files import STANDARD, read_input
 from pixellm.training.dotted_keys import apply_override
 
 
@@ -245,8 +246,9 @@ class RunConfig(Section):
     token_rows: Literal["all", "added", "none"] | None = None
     """Rows of token table and head that train: "added" moves the codebook's and the other added
     tokens' alone. None is "added" with `lora` and "all" without."""
-    quantization: Literal["none", "nf4"] = "none"
-    """Hold the language model's weights in 4 bits (QLoRA); needs `lora` and an NVIDIA GPU."""
+    quantize: Literal["nf4"] | None = None
+    """Hold the language model's weights in 4 bits (QLoRA), as `--quantize nf4` does in commands;
+    needs `lora` and an NVIDIA GPU."""
     gradient_checkpointing: bool = False
     """Compute the language model's activations twice instead of keeping them."""
     data: tuple[DataSource, ...] = Field(min_length=1)
@@ -315,11 +317,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _adapters_fit(self) -> Self:
-        if self.quantization != "none":
+        if self.quantize is not None:
             if self.lora is None or "checkpoint" not in self.model:
-                raise ValueError("quantization needs `lora` and a `model.checkpoint` to quantize")
+                raise ValueError("quantize needs `lora` and a `model.checkpoint` to quantize")
             if self.precision != "bf16":
-                raise ValueError("quantization computes in bf16; set `precision: bf16`")
+                raise ValueError("quantize computes in bf16; set `precision: bf16`")
             if self.checkpoint.merged:
                 raise ValueError(
                     "a quantized model cannot be written whole; leave checkpoint.merged out and "
@@ -372,6 +374,8 @@ def find_recipes(name: Path | str) -> list[Path]:
         FileNotFoundError: nothing is called so; names what is near.
     """
     here = Path(name)
+    if str(here) == STANDARD:
+        return [here]
     bundled = here.relative_to("recipes") if here.parts[:1] == ("recipes",) else here
     places = [here]
     if not here.is_absolute() and ".." not in bundled.parts:
@@ -394,7 +398,8 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
     """Reads a recipe.
 
     Args:
-        path: YAML file, or a bundled recipe's name, see :func:`find_recipes`.
+        path: YAML file, "-" for standard input, or a bundled recipe's name, see
+            :func:`find_recipes`.
         overrides: `a.b=value` with the value in YAML; list items by index (`stages.0.steps=5`).
 
     Raises:
@@ -411,7 +416,7 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
         )
     (path,) = found
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.safe_load(read_input(path).decode("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(raw, dict):

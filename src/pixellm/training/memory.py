@@ -91,7 +91,7 @@ class _Sizes:
         in_layers = {id(p) for layer in layers for p in layer.parameters() if p.ndim == 2}
         self.weights = 0.0
         for name, parameter in parameters.items():
-            quantized = config.quantization == "nf4" and id(parameter) in in_layers
+            quantized = config.quantize == "nf4" and id(parameter) in in_layers
             small = _NF4_BYTES if quantized else frozen_bytes
             self.weights += counts[name] * (4 if name in trained else small)
         self.compute_bytes = 2 if mixed else 4

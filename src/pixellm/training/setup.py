@@ -131,9 +131,10 @@ def _load_base(config: RunConfig, texts: Iterable[str], *, is_main: bool) -> tup
     if "checkpoint" in config.model:
         source = str(config.model["checkpoint"])
         found = resolve_source(source)
-        quantized = config.quantization == "nf4"
         loaded = (
-            _load_quantized(found) if quantized else load_model_and_processor(found, dtype=dtype)
+            _load_rounded(found, config.quantize)
+            if config.quantize
+            else load_model_and_processor(found, dtype=dtype)
         )
         is_folder = Path(source).expanduser().is_dir()
         return *loaded, str(Path(found).absolute()) if is_folder else source
@@ -145,49 +146,22 @@ def _load_base(config: RunConfig, texts: Iterable[str], *, is_main: bool) -> tup
     return model.to(dtype), processor, str(own)
 
 
-def _load_quantized(source: str) -> tuple[Any, Any]:
-    """A model whose language model lies in 4 bits on this process's GPU.
+def _load_rounded(source: str, bits: str) -> tuple[Any, Any]:
+    """A model whose language model lies in few bits on this process's GPU.
 
     Raises:
-        ValueError: no NVIDIA GPU, or bitsandbytes is missing.
+        ValueError: it has adapters, or there is no NVIDIA GPU.
     """
-    from importlib.util import find_spec
-
     from pixellm.checkpoint.io import load_model_and_processor
+    from pixellm.checkpoint.quantize import quantization_config
 
     if is_adapter_folder(Path(source)):
         raise ValueError(f"{source} holds adapters; merge them before they are quantized.")
-    if not torch.cuda.is_available():
-        raise ValueError(
-            "quantization: nf4 needs an NVIDIA GPU and there is none here; take `quantization` "
-            "out of the recipe to train on unquantized weights."
-        )
-    if find_spec("bitsandbytes") is None:
-        raise ValueError("quantization: nf4 needs bitsandbytes; run: pip install 'pixellm[quant]'.")
-    from transformers import BitsAndBytesConfig
-
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=list(UNQUANTIZED_PARTS),
-    )
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    rounding = quantization_config(bits, device, torch.bfloat16)
     return load_model_and_processor(
-        source, dtype=torch.bfloat16, device=device, quantization_config=config
+        source, dtype=torch.bfloat16, device=device, quantization_config=rounding
     )
-
-
-UNQUANTIZED_PARTS = (
-    "lm_head",
-    "vision_tower",
-    "image_projector",
-    "feature_projector",
-    "codebook",
-    "pixel_decoder",
-)
-"""Everything but the language model's layers."""
 
 
 def adapters_of(config: RunConfig, model: Any, processor: Any) -> Adapters:
