@@ -17,7 +17,7 @@ from pixellm.data.json_stream import scan_json
 from pixellm.data.json_values import identity, inner_path, size_fault, text_fault, whole_number
 from pixellm.files import parse_json
 from pixellm.image_files import image_size
-from pixellm.masks import segmentation_to_rle
+from pixellm.masks import areas_of, segmentation_to_rle
 from pixellm.types import SEG_MARK, Sample, Target, Turn, split_marks
 
 _IMAGE_MARK = "<image>"
@@ -54,10 +54,13 @@ class TargetRow(_Known):
         """The target in an image of a size.
 
         Raises:
-            ValueError: a mask is malformed, or of another size.
+            ValueError: a mask is malformed, of another size, or covers no pixel.
         """
-        masks = [m for m in (self.segmentation, self.ignore) if m is not None]
-        return Target(self.name, *(segmentation_to_rle(mask, size) for mask in masks))
+        mask = segmentation_to_rle(self.segmentation, size)
+        if not areas_of([mask])[0]:
+            raise ValueError(f"The mask of {self.name!r} covers no pixel.")
+        ignore = None if self.ignore is None else segmentation_to_rle(self.ignore, size)
+        return Target(self.name, mask, ignore)
 
 
 class TurnRow(_Known):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -183,7 +183,7 @@ def _resize_mask(
     return resized
 
 
-def _reached(shown: NDArray[np.bool_], edges: NDArray[np.float64]) -> tuple[slice, slice]:
+def _reached(shown: ArrayLike, edges: NDArray[np.float64]) -> tuple[slice, slice]:
     """The new cells that touch what is shown along one side, and the old ones below those."""
     places = np.flatnonzero(shown)
     first = int(np.searchsorted(edges, places[0], "right")) - 1

@@ -82,6 +82,7 @@ def target(**changes):
         (line(turns=[{"question": "q", "answer": "a {seg}"}]), "1 {seg} marks but 0 targets"),
         (line(turns=[target(mask=[])]), "lacks 'segmentation'"),
         (line(turns=[target(segmentation=[[1, 2, 3]])]), "even length"),
+        (line(turns=[target(segmentation=[])]), "covers no pixel"),
         (line(turns=[target(segmentation={"size": [2, 2], "counts": [4]})]), "(2, 2)"),
         (line(image="photos/2.jpg"), "There is no image"),
         (line(turns=[]), "no turns"),
