@@ -15,10 +15,10 @@ from pathlib import Path
 
 from pixellm.engine.answers import passes_threshold
 from pixellm.evaluation.evaluate import run_of_folder
-from pixellm.evaluation.records import AnswerRecord, Origin, build_record, read_answers
+from pixellm.evaluation.records import AnswerRecord, build_record, read_answers
 from pixellm.evaluation.summary import Group, summarize
 from pixellm.masks import decode_mask
-from pixellm.types import SEG_MARK, Prediction, Segment, Turn
+from pixellm.types import SEG_MARK, Prediction, Sample, Segment, Turn
 
 SCORES = ("giou_targets", "union_giou", "set_accuracy_targets")
 
@@ -31,11 +31,11 @@ def withhold(record: AnswerRecord, limit: float) -> AnswerRecord:
         if passes_threshold(mask.score, limit)
     )
     answer = Prediction(record.answer, shown, record.question, record.size, {})
-    marks = " ".join(SEG_MARK for _ in record.targets)  # the true text is kept below
+    marks = " ".join(SEG_MARK for _ in record.targets)
     turn = Turn(record.question, marks, record.targets, record.kind)
-    origin = Origin(record.index, record.turn, record.num_turns, record.sample, record.image)
-    again = build_record(origin, turn, answer, record.seconds)
-    return replace(again, expected=record.expected)
+    sample = Sample(Path(record.path), record.size, (turn,), record.sample)
+    again = build_record(sample, record.index, 0, answer, record.seconds)
+    return replace(record, shown=again.shown, matches=again.matches, union=again.union)
 
 
 def score_of(group: Group | None, name: str) -> str:

@@ -311,7 +311,7 @@ def test_runs_over_other_images_are_not_compared() -> None:
 def test_a_guess_is_scored_by_number_of_targets(tmp_path: Path) -> None:
     """Showing one perfect mask scores at most 1 / n on questions with n targets."""
     run = BenchmarkRun("scenes", "all_objects", num_scenes=3, dialogues_per_image=3)
-    records = evaluate(run, tmp_path / "guess", run.guesser).records
+    records = evaluate(run, tmp_path / "guess", fail_to_train).records
     comparison = Comparison({"all_objects": [tabulate_images(records, run.rules)]})
     estimate = comparison.estimate("all_objects")
     assert estimate.value is not None and 0 < estimate.value < 1

@@ -255,21 +255,20 @@ def _score(model: str, folder: Path, settings: AblationSettings) -> NDArray[np.f
         num_scenes=settings.num_scenes,
         dialogues_per_image=settings.dialogues_per_image,
     )
-    if model in GUESSES:
-        load: Callable[[], Any] = run.guesser
-    else:
+    dtype: Any = settings.dtype
+
+    def load() -> Any:
         from pixellm.engine import load as load_engine
+
+        options = {"dtype": dtype, "max_new_tokens": MAX_NEW_TOKENS}
+        return load_engine(model, device=settings.device, **options)
+
+    if model not in GUESSES:
         from pixellm.engine import model_dtype, pick_device
 
         dtype = model_dtype(model, pick_device(settings.device), settings.dtype)
         name = str(dtype).removeprefix("torch.")
         run = replace(run, dtype=name, max_new_tokens=MAX_NEW_TOKENS)
-
-        def load() -> Any:
-            return load_engine(
-                model, device=settings.device, dtype=dtype, max_new_tokens=MAX_NEW_TOKENS
-            )
-
     evaluation = evaluate(run, folder, load, batch_size=settings.batch_size)
     return tabulate_images(evaluation.records, run.rules)
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pixellm.cli.main import app
-from pixellm.evaluation.baselines import guess_scenes
+from pixellm.evaluation.baselines import ObjectGuesser, guess_all
 from pixellm.evaluation.benchmarks import open_questions
 from pixellm.masks import encode_mask
 from pixellm.types import SEG_MARK, Request
@@ -25,9 +25,9 @@ def run(*words: object) -> tuple[int, str]:
 
 def write_guesses(path: Path) -> int:
     """What a system that shows all objects would hand in; returns the number of questions."""
-    guesser = guess_scenes("all_objects", "test", 2, dialogues_per_image=2)
-    lines = []
-    for sample in open_questions("scenes", "test", Path(), {"num": 2, "dialogues": 2}):
+    asked = open_questions("scenes", "test", Path(), {"num": 2, "dialogues": 2})
+    guesser, lines = ObjectGuesser(asked, guess_all), []
+    for sample in asked:
         for number, turn in enumerate(sample.turns):
             answer = guesser.predict_batch([Request(sample.image, turn.question)])[0]
             text = ", ".join(f"{segment.label} {SEG_MARK}" for segment in answer.segments)

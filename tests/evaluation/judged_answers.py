@@ -6,7 +6,7 @@ import numpy as np
 from hand_made_scenes import APPLE, CUP, PEAR, SIZE, cell_mask
 
 from pixellm.evaluation.judge import JudgeItem, describe_targets
-from pixellm.evaluation.records import AnswerRecord, Origin, build_record
+from pixellm.evaluation.records import AnswerRecord, build_record
 from pixellm.masks import decode_mask
 from pixellm.types import Prediction, Sample, Segment, Turn
 
@@ -28,11 +28,6 @@ def fruit_prediction(second: str = "the pear", *, spurious: bool = False) -> Pre
     return Prediction(text, segments, QUESTION.question, SIZE)
 
 
-def fruit_record(second: str = "the pear", *, spurious: bool = False) -> AnswerRecord:
-    place = Origin(0, 0, 1, "sample", "picture")
-    return build_record(place, QUESTION, fruit_prediction(second, spurious=spurious), 0.0)
-
-
 CUP_QUESTION = Turn("Where is the cup?", "There {seg}.", (CUP,))
 QUESTIONS = [
     Sample(np.zeros((*SIZE, 3), np.uint8), SIZE, (turn,), "sample")
@@ -40,15 +35,14 @@ QUESTIONS = [
 ]
 
 
+def fruit_record(second: str = "the pear", *, spurious: bool = False) -> AnswerRecord:
+    return build_record(QUESTIONS[0], 0, 0, fruit_prediction(second, spurious=spurious), 0.0)
+
+
 def silent_record() -> AnswerRecord:
     """An answer without masks to a question about a cup."""
-    turn = CUP_QUESTION
-    return build_record(
-        Origin(1, 0, 1, "other", "picture"),
-        turn,
-        Prediction("I see none.", (), turn.question, SIZE),
-        0.0,
-    )
+    answer = Prediction("I see none.", (), CUP_QUESTION.question, SIZE)
+    return build_record(QUESTIONS[1], 1, 0, answer, 0.0)
 
 
 def item_of(record: AnswerRecord) -> JudgeItem:

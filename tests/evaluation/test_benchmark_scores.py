@@ -18,12 +18,12 @@ from pixellm.evaluation.curves import (
     compute_precision,
 )
 from pixellm.evaluation.metrics import MaskMatch, MuseScorer
-from pixellm.evaluation.records import AnswerRecord, Origin, build_record
+from pixellm.evaluation.records import AnswerRecord, build_record
 from pixellm.evaluation.scores import SCORES, Rules, image_ratios, size_bin
 from pixellm.evaluation.summary import summarize
 from pixellm.evaluation.tables import all_tables
 from pixellm.masks import encode_mask
-from pixellm.types import Prediction, Segment, Target, Turn
+from pixellm.types import Prediction, Sample, Segment, Target, Turn
 
 SIZE = (3, 4)
 STRICT, UNION = Rules("slots", "free", "strict"), Rules("union", "free", "strict")
@@ -57,8 +57,19 @@ def record(
     )
     info = {"logits": masks_of(*predicted).astype(np.float32) * 6 - 3, "num_tokens": 7}
     prediction = Prediction("the cup", segments, turn.question, SIZE, info)
-    place = Origin(0, 0, 1, f"{image}-{len(segments)}", image, source=source)
-    return build_record(place, turn, prediction, 0.25, protocol=protocol, pairs=pairs)
+    return build_record(
+        sample_of(turn, f"{image}-{len(segments)}", source),
+        0,
+        0,
+        prediction,
+        0.25,
+        protocol=protocol,
+        pairs=pairs,
+    )
+
+
+def sample_of(turn: Turn, name: str = "a-0", source: str = "", size=SIZE) -> Sample:
+    return Sample(np.zeros((*size, 3), np.uint8), size, (turn,), name, source=source)
 
 
 def divide(ratio: tuple[float, float]) -> float:
@@ -248,7 +259,7 @@ def test_the_released_protocol_needs_logits():
     shown = Segment("cup", masks_of(1)[0], 0.5, (0, 3))
     prediction = Prediction("cup", (shown,), "what?", SIZE)
     with pytest.raises(ValueError, match="carries no mask logits"):
-        build_record(Origin(0, 0, 1, "s", "p"), turn, prediction, 0.0, protocol="released")
+        build_record(sample_of(turn), 0, 0, prediction, 0.0, protocol="released")
 
 
 bits = st.lists(mask_bits, max_size=3)
@@ -346,9 +357,8 @@ def test_average_precision_of_a_hundred_targets_takes_all_of_them():
     targets = tuple(Target("cell", encode_mask(mask)) for mask in masks)
     turn = Turn("all?", "{seg}" * 100, targets)
     shown = tuple(Segment("cell", mask, 0.9, (0, 0)) for mask in masks)
-    answered = build_record(
-        Origin(0, 0, 1, "s", "p"), turn, Prediction("", shown, "all?", (20, 20)), 0.0
-    )
+    prediction = Prediction("", shown, "all?", (20, 20))
+    answered = build_record(sample_of(turn, size=(20, 20)), 0, 0, prediction, 0.0)
     assert compute_precision([answered]).ap == pytest.approx(1)
     assert values([answered])["giou"] == 1
 

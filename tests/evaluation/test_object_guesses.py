@@ -5,7 +5,7 @@ import pytest
 from hand_made_scenes import APPLE, CUP, PEAR, SIZE, make_scene
 
 from pixellm.engine.dialogues import answer_dialogues
-from pixellm.evaluation.baselines import ObjectGuesser, guess_all, guess_largest, guess_scenes
+from pixellm.evaluation.baselines import ObjectGuesser, guess_all, guess_largest
 from pixellm.evaluation.metrics import score_masks
 from pixellm.masks import decode_mask, encode_mask
 from pixellm.types import Request, Sample, Target, Turn
@@ -63,5 +63,3 @@ def test_images_and_objects_that_are_not_known_are_refused() -> None:
         guesser.predict_batch([Request(sample(1, ()).image, "Which?")])
     with pytest.raises(ValueError, match="'scene-2' does not name the objects"):
         ObjectGuesser([sample(2, ())], guess_all)
-    with pytest.raises(ValueError, match="no guess 'smallest'; use largest_object, all_objects"):
-        guess_scenes("smallest", "test", 1)

@@ -26,9 +26,7 @@ from pixellm.cli.options import (
 
 if TYPE_CHECKING:
     from pixellm.data.dataset import LazySamples
-    from pixellm.engine import Engine
     from pixellm.engine.jobs import ProcessGroup
-    from pixellm.evaluation.baselines import ObjectGuesser
     from pixellm.evaluation.benchmarks import Benchmark
     from pixellm.evaluation.evaluate import BenchmarkRun, Evaluation
     from pixellm.evaluation.judge import JudgeSettings
@@ -338,16 +336,12 @@ def _answer(
     group: ProcessGroup,
 ) -> Evaluation:
     from pixellm.cli.display import scored_progress
-    from pixellm.evaluation.baselines import GUESSES
     from pixellm.evaluation.evaluate import evaluate
-
-    def load() -> Engine | ObjectGuesser:
-        return run.guesser() if run.model in GUESSES else options.load()
 
     bar = scored_progress(open_console(stderr=True), "dialogues")
     with bar if group.number == 0 else nullcontext() as progress:
         how: Any = {"batch_size": batch_size, "group": group, "progress": progress}
-        return evaluate(run, out, load, questions=questions, **how)
+        return evaluate(run, out, options.load, questions=questions, **how)
 
 
 def _write_scored(folder: Path, evaluation: Evaluation) -> None:

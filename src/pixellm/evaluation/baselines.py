@@ -88,28 +88,3 @@ def _image_key(image: Path | NDArray[np.uint8] | Any) -> bytes:
     if isinstance(image, np.ndarray):
         return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
     return str(image).encode()
-
-
-def guess_scenes(
-    name: str, split: str, num_scenes: int, *, seed: int = 0, dialogues_per_image: int = 4
-) -> ObjectGuesser:
-    """A guesser for the scenes of a split.
-
-    Args:
-        name: a key of :data:`GUESSES`.
-        split: of the scenes data set.
-        num_scenes: images.
-        seed: of the scenes data set.
-        dialogues_per_image: as the evaluation asks them; scenes depend on it where an image is
-            drawn anew because it allowed no question.
-
-    Raises:
-        ValueError: an unknown guess or split.
-        ImportError: the extra ``scenes`` is not installed.
-    """
-    from pixellm.scenes.dataset import ScenesDataset
-
-    if name not in GUESSES:
-        raise ValueError(f"There is no guess {name!r}; use {', '.join(GUESSES)}.")
-    dataset = ScenesDataset(split, seed, num_scenes, dialogues_per_image)
-    return ObjectGuesser((dataset[index][0] for index in range(num_scenes)), GUESSES[name])

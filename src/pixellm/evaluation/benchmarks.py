@@ -33,9 +33,6 @@ ONE_FILE = ("muse", "jsonl")
 _OWN_DIALOGUES = frozenset({"jsonl", "llava"})
 """Sets that hold dialogues word for word; of the others a reader makes questions."""
 
-_REFERRING = ("ciou", "giou", "p@0.5", "p@0.7", "p@0.9")
-_MULTIPLE = ("giou", "ciou", "set_accuracy", "precision", "recall")
-
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
@@ -58,11 +55,11 @@ class Benchmark:
     name: str
     title: str
     asks: str
-    unit: Unit
-    modes: tuple[Mode, ...]
-    released: str
-    headline: tuple[str, ...]
-    split: str
+    unit: Unit = "slots"
+    modes: tuple[Mode, ...] = ("free", "forced")
+    released: str = "muse"
+    headline: tuple[str, ...] = ("giou", "ciou", "set_accuracy", "precision", "recall")
+    split: str = "val"
     classes_are_kinds: bool = False
     names: Names = "words"
 
@@ -97,134 +94,93 @@ class Benchmark:
         return Rules(self.unit, chosen, counted, self.names)
 
 
-BENCHMARKS = {
-    benchmark.name: benchmark
-    for benchmark in (
-        *(
-            Benchmark(name, title, asks, "union", ("forced", "free"), "same", _REFERRING, "val")
-            for name, title, asks in (
-                ("refcoco", "refCOCO", "One expression, one mask."),
-                ("refcoco+", "refCOCO+", "One expression without places, one mask."),
-                ("refcocog", "refCOCOg", "One longer expression, one mask."),
-            )
-        ),
-        *(
-            Benchmark(
-                name=f"multi-{name}",
-                title=f"multi-{title}",
-                asks=asks,
-                unit="slots",
-                modes=("forced", "free"),
-                released="same",
-                headline=("ciou", "giou", "recall"),
-                split="val",
-            )
-            for name, title, asks in (
-                ("refcoco", "refCOCO", "Several expressions about an image, asked together."),
-                ("refcoco+", "refCOCO+", "Several expressions without places, asked together."),
-                ("refcocog", "refCOCOg", "Several longer expressions, asked together."),
-            )
-        ),
-        Benchmark(
-            name="grefcoco",
-            title="gRefCOCO",
-            asks="Expressions for none, one or several objects.",
-            unit="union",
-            modes=("free", "forced"),
-            released="",
-            headline=("giou", "ciou", "n_acc", "t_acc"),
-            split="val",
-        ),
-        Benchmark(
-            name="reasonseg",
-            title="ReasonSeg",
-            asks="One question that needs reasoning, one mask.",
-            unit="union",
-            modes=("forced", "free"),
-            released="same",
-            headline=("giou", "ciou"),
-            split="val",
-        ),
-        Benchmark(
-            name="muse",
-            title="MUSE",
-            asks="Questions that need reasoning about several objects.",
-            unit="slots",
-            modes=("free", "forced"),
-            released="muse",
-            headline=_MULTIPLE,
-            split="val",
-        ),
-        Benchmark(
-            name="coco",
-            title="COCO categories",
-            asks="Every instance of each category that a photo shows.",
-            unit="slots",
-            modes=("free", "forced"),
-            released="muse",
-            headline=("giou", "ciou", "union_giou", "union_ciou", "precision", "recall"),
-            split="val",
-            classes_are_kinds=True,
-        ),
-        Benchmark(
-            name="photos",
-            title="photos, all kinds of questions",
-            asks="Photos in COCO format: names, places, sizes, kinds, uses, what is not there.",
-            unit="slots",
-            modes=("free", "forced"),
-            released="",
-            headline=(
-                *("giou_targets", "ciou_targets", "union_giou"),
-                *(*_MULTIPLE[2:], "n_acc", "text_accuracy"),
-            ),
-            split="val",
-        ),
-        Benchmark(
-            name="coco-expressions",
-            title="own expressions",
-            asks="Own photos in COCO format: the description of each annotation.",
-            unit="union",
-            modes=("forced", "free"),
-            released="same",
-            headline=_REFERRING,
-            split="val",
-        ),
-        Benchmark(
-            name="labelme",
-            title="own LabelMe photos",
-            asks="Own LabelMe photos: every instance of each label that a photo shows.",
-            unit="slots",
-            modes=("free", "forced"),
-            released="muse",
-            headline=_MULTIPLE,
-            split="val",
-        ),
-        Benchmark(
-            name="jsonl",
-            title="own dialogues",
-            asks="Own dialogues, one a line: the first question of each.",
-            unit="slots",
-            modes=("free", "forced"),
-            released="muse",
-            headline=_MULTIPLE,
-            split="val",
-        ),
-        Benchmark(
-            name=SCENES,
-            title="scenes",
-            asks="Drawn scenes: every kind of question; needs no files.",
-            unit="slots",
-            modes=("free", "forced"),
-            released="muse",
-            headline=(
-                *("giou_targets", "ciou_targets", "set_accuracy_targets", "named_set_accuracy"),
-                *(*_MULTIPLE, "n_acc", "text_accuracy"),
-            ),
-            split="test",
-            names="concepts",
-        ),
-    )
+_GIVEN: dict[str, Any] = {"modes": ("forced", "free"), "released": "same"}
+_EXPRESSION: dict[str, Any] = {
+    **_GIVEN,
+    "unit": "union",
+    "headline": ("ciou", "giou", "p@0.5", "p@0.7", "p@0.9"),
 }
+_TOGETHER: dict[str, Any] = {**_GIVEN, "headline": ("ciou", "giou", "recall")}
+
+_TABLE = (
+    Benchmark("refcoco", "refCOCO", "One expression, one mask.", **_EXPRESSION),
+    Benchmark("refcoco+", "refCOCO+", "One expression without places, one mask.", **_EXPRESSION),
+    Benchmark("refcocog", "refCOCOg", "One longer expression, one mask.", **_EXPRESSION),
+    Benchmark(
+        "multi-refcoco",
+        "multi-refCOCO",
+        "Several expressions about an image, asked together.",
+        **_TOGETHER,
+    ),
+    Benchmark(
+        "multi-refcoco+",
+        "multi-refCOCO+",
+        "Several expressions without places, asked together.",
+        **_TOGETHER,
+    ),
+    Benchmark(
+        "multi-refcocog",
+        "multi-refCOCOg",
+        "Several longer expressions, asked together.",
+        **_TOGETHER,
+    ),
+    Benchmark(
+        "grefcoco",
+        "gRefCOCO",
+        "Expressions for none, one or several objects.",
+        unit="union",
+        released="",
+        headline=("giou", "ciou", "n_acc", "t_acc"),
+    ),
+    Benchmark(
+        "reasonseg",
+        "ReasonSeg",
+        "One question that needs reasoning, one mask.",
+        **{**_EXPRESSION, "headline": ("giou", "ciou")},
+    ),
+    Benchmark("muse", "MUSE", "Questions that need reasoning about several objects."),
+    Benchmark(
+        "coco",
+        "COCO categories",
+        "Every instance of each category that a photo shows.",
+        headline=("giou", "ciou", "union_giou", "union_ciou", "precision", "recall"),
+        classes_are_kinds=True,
+    ),
+    Benchmark(
+        "photos",
+        "photos, all kinds of questions",
+        "Photos in COCO format: names, places, sizes, kinds, uses, what is not there.",
+        released="",
+        headline=(
+            *("giou_targets", "ciou_targets", "union_giou"),
+            *("set_accuracy", "precision", "recall", "n_acc", "text_accuracy"),
+        ),
+    ),
+    Benchmark(
+        "coco-expressions",
+        "own expressions",
+        "Own photos in COCO format: the description of each annotation.",
+        **_EXPRESSION,
+    ),
+    Benchmark(
+        "labelme",
+        "own LabelMe photos",
+        "Own LabelMe photos: every instance of each label that a photo shows.",
+    ),
+    Benchmark("jsonl", "own dialogues", "Own dialogues, one a line: the first question of each."),
+    Benchmark(
+        SCENES,
+        "scenes",
+        "Drawn scenes: every kind of question; needs no files.",
+        headline=(
+            *("giou_targets", "ciou_targets", "set_accuracy_targets", "named_set_accuracy"),
+            *("giou", "ciou", "set_accuracy", "precision", "recall", "n_acc", "text_accuracy"),
+        ),
+        split="test",
+        names="concepts",
+    ),
+)
+BENCHMARKS = {benchmark.name: benchmark for benchmark in _TABLE}
 """By name. What each asks is in :func:`open_questions` and the readers of the data sets."""
 
 

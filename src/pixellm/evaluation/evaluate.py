@@ -20,25 +20,12 @@ from typing import TYPE_CHECKING, Any
 from pixellm.data.dataset import LazySamples
 from pixellm.data.rows import name_of_image
 from pixellm.engine.dialogues import AnsweredDialogue, Predictor, answer_dialogues, answer_given
-from pixellm.engine.jobs import (
-    ALONE,
-    BatchAnswers,
-    JobState,
-    ProcessGroup,
-    answer_here,
-    run_job,
-)
+from pixellm.engine.jobs import ALONE, BatchAnswers, ProcessGroup, answer_here, run_job
 from pixellm.engine.run_folder import ANSWERS_FILE, open_run, read_settings
-from pixellm.evaluation.baselines import GUESSES, ObjectGuesser, guess_scenes
+from pixellm.evaluation.baselines import GUESSES, ObjectGuesser
 from pixellm.evaluation.benchmarks import Benchmark, find_benchmark, open_questions
 from pixellm.evaluation.metrics import Protocol
-from pixellm.evaluation.records import (
-    AnswerRecord,
-    Origin,
-    build_record,
-    read_answers,
-    record_to_json,
-)
+from pixellm.evaluation.records import AnswerRecord, build_record, read_answers, record_to_json
 from pixellm.evaluation.scores import Mode, Rules, question_giou
 from pixellm.evaluation.summary import Summary, summarize
 from pixellm.files import locked
@@ -127,12 +114,9 @@ class BenchmarkRun:
     @property
     def headline(self) -> tuple[str, ...]:
         """The scores that the benchmark is judged by, less those that given texts decide."""
-        given = (
-            ("n_acc", "t_acc", "text_accuracy", "named_set_accuracy")
-            if self.rules.mode == "forced"
-            else ()
-        )
-        return tuple(name for name in self.benchmark.headline if name not in given)
+        said = ("n_acc", "t_acc", "text_accuracy", "named_set_accuracy")
+        is_given = self.rules.mode == "forced"
+        return tuple(one for one in self.benchmark.headline if not (is_given and one in said))
 
     def open(self) -> LazySamples:
         """The questions.
@@ -140,25 +124,15 @@ class BenchmarkRun:
         Raises:
             ValueError, FileNotFoundError, ImportError: as the data sets' readers.
         """
-        options = dict(self.options)
         if self.name == "scenes":
-            options = self._drawn()
-        elif self.images is not None:
-            options["images"] = self.images.resolve()
+            numbers = {"num": self.num_scenes, "dialogues": self.dialogues_per_image}
+            options: dict[str, Any] = {**numbers, "seed": self.seed}
+        else:
+            images = {} if self.images is None else {"images": self.images.resolve()}
+            options = {**self.options, **images}
         split = self.split or self.benchmark.split
         questions = open_questions(self.name, split, self.data, options)
         return questions[: self.limit] if self.limit else questions
-
-    def guesser(self) -> ObjectGuesser:
-        """What answers in place of a model, where :attr:`model` is a guess.
-
-        Raises:
-            ValueError: it is none, or an unknown split.
-            ImportError: the extra ``scenes`` is not installed.
-        """
-        split = self.split or self.benchmark.split
-        drawn = {"seed": self.seed, "dialogues_per_image": self.dialogues_per_image}
-        return guess_scenes(self.model, split, self.num_scenes, **drawn)
 
     def summarize(self, records: Sequence[AnswerRecord], rules: Rules | None = None) -> Summary:
         """All scores of answers, by the run's own rules where none are given."""
@@ -198,10 +172,6 @@ class BenchmarkRun:
             parts.append(f"first{self.limit}")
         parts += [f"{name}{getattr(self, name)}" for name in _RARE if getattr(self, name)]
         return re.sub(r"[^\w.+-]+", "-", "_".join(parts))
-
-    def _drawn(self) -> dict[str, Any]:
-        numbers = {"num": self.num_scenes, "dialogues": self.dialogues_per_image}
-        return {**numbers, "seed": self.seed}
 
 
 _RARE = ("quantize", "temperature")
@@ -243,7 +213,7 @@ def evaluate(
         run: what to evaluate.
         folder: of the run; holds its settings and answers.
         load_engine: gives the model, or in free mode under the strict protocol anything with
-            ``predict_batch``; called only if something is left to answer.
+            ``predict_batch``; called only if something is left to answer, and not by guesses.
         questions: of the run, where they are open already.
         batch_size: dialogues answered together; the same for all of a run.
         group: all of its processes must call this.
@@ -267,7 +237,8 @@ def evaluate(
         if answered.issuperset(range(len(questions))):
             records = read_answers(folder)
         else:
-            engine = load_engine()
+            guess = GUESSES.get(run.model)
+            engine = load_engine() if guess is None else ObjectGuesser(questions, guess)
             _check_engine(run, engine)
             if questions[0].turns[0].takes_suffix:
                 suffix = _check_suffix(engine, folder)
@@ -304,7 +275,7 @@ def answer_questions(
     """Answer and score what a folder has no answers to, and give back all of its records.
 
     Args:
-        answer: how, see :func:`answer_freely` and :func:`answer_with_texts`.
+        answer: how, see :func:`answer_freely`.
         questions: dialogues.
         rules: how to score.
         folder: of the job; where None nothing is kept.
@@ -325,15 +296,15 @@ def answer_questions(
         with TemporaryDirectory() as made:
             place = Path(made)
             return answer_questions(answer, questions, rules, place, batch_size, progress=progress)
-    worker = _DialogueWorker(answer, rules, model, root)
-
-    def tell(state: JobState) -> None:
-        if progress is not None:
-            progress(state.done, state.total, worker.giou)
-
-    spread = answer_here(lambda: worker)
-    items = _Numbered(questions, range(len(questions)))
-    run_job(items, folder / ANSWERS_FILE, spread, batch_size, group=group, progress=tell)
+    worker = _DialogueWorker(answer, questions, rules, model, root)
+    run_job(
+        range(len(questions)),
+        folder / ANSWERS_FILE,
+        answer_here(lambda: worker),
+        batch_size,
+        group=group,
+        progress=lambda state: progress and progress(state.done, state.total, worker.giou),
+    )
     return read_answers(folder)
 
 
@@ -356,59 +327,53 @@ def run_of_folder(folder: Path) -> BenchmarkRun:
         raise ValueError(f"{folder} holds damaged settings of a run ({error}).") from error
 
 
-def answer_freely(
-    predictor: Predictor, *, keep_logits: bool = False, temperature: float = 0.0
-) -> Answer:
+def answer_freely(predictor: Predictor, **options: Any) -> Answer:
     """By free generation, see :func:`~pixellm.engine.dialogues.answer_dialogues`."""
-    options: dict[str, Any] = {"keep_logits": keep_logits} if keep_logits else {}
-    options |= {"temperature": temperature} if temperature else {}
     return lambda questions: answer_dialogues(predictor, questions, len(questions), **options)
-
-
-def answer_with_texts(engine: Engine) -> Answer:
-    """With the true texts given, see :func:`~pixellm.engine.dialogues.answer_given`."""
-    return lambda questions: answer_given(engine, questions, len(questions))
 
 
 def _how_to_answer(run: BenchmarkRun, engine: Any) -> Answer:
     if run.rules.mode == "forced":
-        return answer_with_texts(engine)
-    keep_logits = run.rules.protocol == "released"
-    return answer_freely(engine, keep_logits=keep_logits, temperature=run.temperature)
+        return lambda questions: answer_given(engine, questions, len(questions))
+    options = {"keep_logits": run.rules.protocol == "released", "temperature": run.temperature}
+    return answer_freely(engine, **{name: value for name, value in options.items() if value})
 
 
+@dataclass(slots=True)
 class _DialogueWorker:
-    """Answers and scores a batch of dialogues.
+    """Answers and scores the dialogues of a batch of numbers.
 
-    Args:
+    Attributes:
         answer: how they are answered.
+        questions: all dialogues.
         rules: how they are scored.
         model: what the answers call it.
         root: images are called by their path from there.
-
-    Attributes:
-        giou: mean over the questions so far; None before the first.
+        gious: of the questions so far.
     """
 
-    def __init__(self, answer: Answer, rules: Rules, model: str, root: Path) -> None:
-        self.giou: float | None = None
-        self._answer = answer
-        self._rules = rules
-        self._model = model
-        self._root = root
-        self._gious: list[float] = []
+    answer: Answer
+    questions: Sequence[Sample]
+    rules: Rules
+    model: str
+    root: Path
+    gious: list[float] = field(default_factory=list)
 
-    def __call__(self, batch: Sequence[tuple[int, Sample]]) -> BatchAnswers:
+    @property
+    def giou(self) -> float | None:
+        """Mean over the questions so far; None before the first."""
+        return sum(self.gious) / len(self.gious) if self.gious else None
+
+    def __call__(self, batch: Sequence[int]) -> BatchAnswers:
         begun = time.monotonic()
-        numbers, samples = zip(*batch, strict=True)
+        samples = [self.questions[number] for number in batch]
         lines: dict[int, str] = {}
-        for answered in self._answer(samples):
-            image = name_of_image(answered.sample, self._root)
-            records = score_dialogue(answered, numbers[answered.index], self._rules)
-            self._gious += [question_giou(record, self._rules.unit) for record in records]
-            values = [record_to_json(record, self._model, image) for record in records]
+        for answered in self.answer(samples):
+            image = name_of_image(answered.sample, self.root)
+            records = score_dialogue(answered, batch[answered.index], self.rules)
+            self.gious += [question_giou(record, self.rules.unit) for record in records]
+            values = [record_to_json(record, self.model, image) for record in records]
             lines[answered.index] = "".join(json.dumps(one) + "\n" for one in values)
-        self.giou = sum(self._gious) / len(self._gious) if self._gious else None
         content = "".join(lines[index] for index in sorted(lines)).encode("ascii")
         images = len({str(s.image) if isinstance(s.image, Path) else id(s.image) for s in samples})
         return BatchAnswers(content, images, time.monotonic() - begun)
@@ -425,36 +390,21 @@ def score_dialogue(answered: AnsweredDialogue, index: int, rules: Rules) -> list
         index: its index in the benchmark.
         rules: how to score.
     """
-    sample = answered.sample
-    path = str(sample.image) if isinstance(sample.image, Path) else ""
-    # Of drawn scenes: dialogues about one scene are called SCENE-0, SCENE-1 and so on.
-    image = path or sample.id.rpartition("-")[0] or sample.id
     records = []
-    rows = zip(sample.turns, answered.predictions, answered.seconds, strict=True)
-    for number, (turn, prediction, seconds) in enumerate(rows):
-        origin = Origin(index, number, len(sample.turns), sample.id, image, path, sample.source)
+    for number, turn in enumerate(answered.sample.turns):
         pairs = [(i, i) for i in range(len(turn.targets))] if rules.mode == "forced" else None
         records.append(
-            build_record(origin, turn, prediction, seconds, protocol=rules.protocol, pairs=pairs)
+            build_record(
+                answered.sample,
+                index,
+                number,
+                answered.predictions[number],
+                answered.seconds[number],
+                protocol=rules.protocol,
+                pairs=pairs,
+            )
         )
     return records
-
-
-class _Numbered(Sequence[tuple[int, Sample]]):
-    """Questions with their index, fetched one at a time; a slice is a view."""
-
-    def __init__(self, questions: Sequence[Sample], indices: range) -> None:
-        self._questions = questions
-        self._indices = indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: Any) -> Any:  # a pair; for a slice, a view of several
-        if isinstance(index, slice):
-            return _Numbered(self._questions, self._indices[index])
-        number = self._indices[index]
-        return number, self._questions[number]
 
 
 def _name_weights(model: str) -> str:

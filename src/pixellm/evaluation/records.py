@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from pixellm.evaluation.metrics import (
 )
 from pixellm.files import parse_json, read_lines, write_files
 from pixellm.masks import decode_mask, encode_mask
-from pixellm.types import RLE, BoolMask, Prediction, Segment, Target, Turn, split_marks
+from pixellm.types import RLE, BoolMask, Prediction, Sample, Segment, Target, split_marks
 
 _BESIDE = ("sample", "image", "kind", "expected", "seconds", "num_tokens", "path", "source")
 """Fields that a line of an answers file holds as they are."""
@@ -97,36 +97,25 @@ class AnswerRecord:
         return f"{self.sample}/{self.turn}"
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a question comes from: the first fields of :class:`AnswerRecord`."""
-
-    index: int
-    turn: int
-    num_turns: int
-    sample: str
-    image: str
-    path: str = ""
-    source: str = ""
-
-
 def build_record(
-    origin: Origin,
-    turn: Turn,
+    sample: Sample,
+    index: int,
+    number: int,
     prediction: Prediction,
     seconds: float,
     *,
     protocol: Protocol = "strict",
     pairs: Pairs | None = None,
 ) -> AnswerRecord:
-    """Score an answer against its turn.
+    """Score an answer to a turn of a dialogue.
 
     Pixels that the targets mark as ignored (ReasonSeg, crowds) are taken out of all masks first; a
     mask that lies there by half or more and touches no target is no spurious one.
 
     Args:
-        origin: where the question comes from.
-        turn: question, true answer and targets.
+        sample: the dialogue.
+        index: of the dialogue in the benchmark.
+        number: of the turn.
         prediction: the answer, masks (H, W) bool in pixels of the image.
         seconds: the answer took.
         protocol: "released" also scores the logits that the prediction carries.
@@ -136,17 +125,20 @@ def build_record(
         ValueError: logits are needed but missing, or masks differ in size.
         ImportError: scipy is missing.
     """
+    turn = sample.turns[number]
+    path = str(sample.image) if isinstance(sample.image, Path) else ""
     size = (int(prediction.size[0]), int(prediction.size[1]))
     truths = stack_masks([decode_mask(target.mask) for target in turn.targets], size)
     shown = stack_masks([segment.mask for segment in prediction.segments], size)
     ignored = ignored_pixels(turn.targets, size)
     scores = [float(segment.score) for segment in prediction.segments]
     return AnswerRecord(
-        index=origin.index,
-        turn=origin.turn,
-        num_turns=origin.num_turns,
-        sample=origin.sample,
-        image=origin.image,
+        index=index,
+        turn=number,
+        num_turns=len(sample.turns),
+        sample=sample.id,
+        # Dialogues about one drawn scene are called SCENE-0, SCENE-1 and so on.
+        image=path or sample.id.rpartition("-")[0] or sample.id,
         kind=turn.kind,
         question=turn.question,
         expected=split_marks(turn.answer)[0],
@@ -163,8 +155,8 @@ def build_record(
         seconds=seconds,
         num_tokens=int(prediction.info.get("num_tokens", 0)),
         num_filtered=int(prediction.info.get("num_filtered", 0)),
-        path=origin.path,
-        source=origin.source,
+        path=path,
+        source=sample.source,
     )
 
 
@@ -186,8 +178,9 @@ def record_to_json(record: AnswerRecord, model: str = "", image: str = "") -> di
     beside = {name: getattr(record, name) for name in _BESIDE}
     beside["targets"] = [asdict(target) for target in record.targets]
     beside["released"] = None if record.released is None else asdict(record.released)
-    beside["slots"] = [_match_to_json(match) for match in record.matches]
-    beside["union"] = [_match_to_json(match) for match in record.union]
+    # Fields in order: names would be most of a file of many matches.
+    beside["slots"] = [astuple(match) for match in record.matches]
+    beside["union"] = [astuple(match) for match in record.union]
     return {
         "row": record.index,
         "num_turns": record.num_turns,
@@ -326,8 +319,3 @@ def _score_as_released(prediction: Prediction, truths: BoolMask) -> QuestionScor
             )
         logits = np.zeros((0, *prediction.size), dtype=np.float32)
     return score_masks_as_released(np.asarray(logits, dtype=np.float32), truths)
-
-
-def _match_to_json(match: MaskMatch) -> list[Any]:
-    """A match's fields in order; names would be most of a file of many matches."""
-    return [getattr(match, name) for name in MaskMatch.__dataclass_fields__]
