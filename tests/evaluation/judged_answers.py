@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from hand_made_scenes import APPLE, CUP, PEAR, SIZE, cell_mask
 
-from pixellm.evaluation.judge import JudgeItem, describe_targets
+from pixellm.evaluation.judge import JudgeItem, judge_item
+from pixellm.evaluation.judgement import Judgement
 from pixellm.evaluation.records import AnswerRecord, build_record
 from pixellm.masks import decode_mask
 from pixellm.types import Prediction, Sample, Segment, Turn
@@ -46,9 +47,8 @@ def silent_record() -> AnswerRecord:
 
 
 def item_of(record: AnswerRecord) -> JudgeItem:
-    turn = QUESTIONS[record.index].turns[0]
-    pairs = [(s.prediction, s.truth) for s in record.matches if None not in (s.prediction, s.truth)]
-    spans = [mask.span for mask in record.shown]
-    return JudgeItem.from_pairs(
-        record.question, record.answer, spans, pairs, describe_targets(turn)
-    )
+    return judge_item(record, QUESTIONS[record.index].turns[0])
+
+
+def ratings_of(judgement: Judgement) -> list[list[float | None]]:
+    return [[mask.rating for mask in masks] for masks in judgement.masks]

@@ -14,7 +14,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "curation"))
 
 from chat_server import Answer, ChatServer, user_text
-from judged_answers import QUESTIONS, fruit_record, item_of, silent_record
+from judged_answers import QUESTIONS, fruit_record, item_of, ratings_of, silent_record
 
 from pixellm.evaluation.judge import (
     JudgeSettings,
@@ -65,7 +65,7 @@ def test_it_asks_about_what_matched_and_rejects_what_does_not_fit(
 ) -> None:
     judge = make_judge(server, tmp_path / "cache.sqlite")
     judgement = judge_records(judge, RECORDS, QUESTIONS)
-    assert judgement.ratings == ((9.0, 10.0), (9.0, 1.0, 1.0), ())
+    assert ratings_of(judgement) == [[9.0, 10.0], [9.0, 1.0], []]
     assert judgement.summary["masks_rejected"] == 1
     asked = sorted(user_text(body) for body in server.bodies)
     assert len(asked) == 2, "an answer without masks is not asked about"
@@ -105,7 +105,7 @@ def test_one_bad_answer_is_asked_again_and_leaves_no_trace(
 ) -> None:
     server.behave = lambda number, body: FAULTS[fault]() if number == 0 else verdict(number, body)
     judge = make_judge(server, tmp_path / "cache.sqlite", workers=1)
-    assert judge_records(judge, RECORDS[:1], QUESTIONS).ratings == ((9.0, 10.0),)
+    assert ratings_of(judge_records(judge, RECORDS[:1], QUESTIONS)) == [[9.0, 10.0]]
     assert len(server.bodies) == 2
 
 
@@ -121,7 +121,7 @@ def test_a_late_answer_is_given_up_and_asked_for_again(server: ChatServer, tmp_p
 
     server.behave = behave
     judge = make_judge(server, tmp_path / "cache.sqlite", timeout=2.0)
-    assert judge_records(judge, RECORDS[:1], QUESTIONS).ratings == ((9.0, 10.0),)
+    assert ratings_of(judge_records(judge, RECORDS[:1], QUESTIONS)) == [[9.0, 10.0]]
     assert len(server.bodies) >= 2
 
 
@@ -145,7 +145,7 @@ def test_no_verdict_rejects_nothing_is_counted_and_is_asked_for_next_time(
     server.behave = behave
     cache = tmp_path / "cache.sqlite"
     judgement = judge_records(make_judge(server, cache), RECORDS, QUESTIONS)
-    assert judgement.ratings == ((9.0, 10.0), None, ())
+    assert ratings_of(judgement) == [[9.0, 10.0], [None, None], []]
     assert judgement.records == tuple(RECORDS)
     assert judgement.summary["answers_without_verdict"] == 1
     server.behave = verdict
@@ -206,8 +206,7 @@ def test_verdicts_of_an_older_cache_are_taken_over(server: ChatServer, tmp_path:
         old.execute("CREATE TABLE verdicts (key TEXT PRIMARY KEY, ratings TEXT NOT NULL)")
         old.execute("CREATE TABLE costs (id INTEGER PRIMARY KEY, usd REAL NOT NULL)")
         for item, ratings in zip(items[:2], expected, strict=False):
-            kept = {str(n): ratings[n - 1] for n in item.numbers}
-            row = (judge._key(item.to_prompt()), json.dumps(kept))
+            row = (judge._key(item.to_prompt()), json.dumps(ratings))
             old.execute("INSERT INTO verdicts VALUES (?, ?)", row)
             old.execute("INSERT INTO costs (usd) VALUES (0.25)")
     old.close()

@@ -20,7 +20,7 @@ from PIL import Image
 from pixellm.engine.dialogues import AnsweredDialogue
 from pixellm.evaluation.evaluate import BenchmarkRun, score_dialogue
 from pixellm.evaluation.judge import DEFAULT_THRESHOLD, Judge, JudgeSettings
-from pixellm.evaluation.judgement import JudgedScores, Judgement, judge_records
+from pixellm.evaluation.judgement import JudgedScores, Judgement, judge_records, rejected_of
 from pixellm.evaluation.metrics import score_masks_as_released
 from pixellm.evaluation.records import AnswerRecord, stack_masks
 from pixellm.evaluation.scores import Rules
@@ -121,8 +121,8 @@ def _rejudge_released(
 ) -> Judgement:
     """Scores of the released protocol with the rejected masks at intersection 0."""
     judged = []
-    for record, rejected in zip(judgement.records, judgement.rejected, strict=True):
-        if rejected:
+    for record, masks in zip(judgement.records, judgement.masks, strict=True):
+        if rejected := rejected_of(masks):
             turn = samples[record.index].turns[record.turn]
             logits = predictions.predict(record.key, turn.question, record.size).info["logits"]
             truths = stack_masks([decode_mask(t.mask) for t in turn.targets], record.size)

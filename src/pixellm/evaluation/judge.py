@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
-from pixellm.evaluation.matching import Pairs
+from pixellm.evaluation.records import AnswerRecord
 from pixellm.llm.client import (
     Client,
     NoReplyError,
@@ -45,11 +45,8 @@ LOWEST, HIGHEST = 1.0, 10.0
 DEFAULT_THRESHOLD = 3.0
 """Ratings below it reject a mask; the paper's value is not printed, this one is remembered."""
 
-Ratings = tuple[float, ...] | None
-"""One rating for each mask of an answer; None where no verdict came."""
-
 Verdict = dict[int, float]
-"""A language model's rating of each object that it was shown, by number from 1 on."""
+"""The rating of each mask of an answer that matched an object, by its number from 1 on."""
 
 REPROMPTS = 2
 """Times that a language model is told what was wrong with its reply."""
@@ -89,33 +86,10 @@ class JudgeItem:
                 "descriptions; a judge needs one for each mask, or None."
             )
 
-    @classmethod
-    def from_pairs(
-        cls,
-        question: str,
-        answer: str,
-        spans: Sequence[tuple[int, int]],
-        pairs: Pairs,
-        descriptions: Sequence[str],
-    ) -> JudgeItem:
-        """The item of an answer whose masks were matched.
-
-        Args:
-            question: as asked.
-            answer: the predicted text.
-            spans: per mask, [start, end) of its phrase in the answer.
-            pairs: (mask, true object) indices.
-            descriptions: of the true objects, see :func:`describe_targets`.
-        """
-        truth_of = dict(pairs)
-        found = [truth_of.get(number) for number in range(len(spans))]
-        described = tuple(None if truth is None else descriptions[truth] for truth in found)
-        return cls(question, answer, tuple(spans), described)
-
     @property
-    def is_judged(self) -> bool:
-        """Whether any of its masks matched an object."""
-        return any(description is not None for description in self.descriptions)
+    def numbers(self) -> list[int]:
+        """Numbers of the masks that matched an object, from 1 on."""
+        return [n for n, text in enumerate(self.descriptions, start=1) if text is not None]
 
     def described_answer(self) -> str:
         """The answer with ``[NUMBER: description]`` in place of each matched mask, from 1 on.
@@ -135,18 +109,18 @@ class JudgeItem:
         """What a language model is asked."""
         return f"Question: {self.question.strip()}\nAnswer: {self.described_answer().strip()}"
 
-    @property
-    def numbers(self) -> list[int]:
-        """Numbers of the masks that matched an object, from 1 on."""
-        return [n for n, text in enumerate(self.descriptions, start=1) if text is not None]
 
-    def ratings(self, verdict: Verdict | None) -> Ratings:
-        """The rating of every mask; the lowest for those that matched nothing."""
-        if not self.is_judged:
-            return (LOWEST,) * len(self.spans)
-        if verdict is None:
-            return None
-        return tuple(verdict.get(number, LOWEST) for number in range(1, len(self.spans) + 1))
+def judge_item(record: AnswerRecord, turn: Turn) -> JudgeItem:
+    """What a judge is shown of an answer to a turn."""
+    descriptions = describe_targets(turn)
+    found = {match.prediction: match.truth for match in record.matches}
+    truths = [found.get(number) for number in range(len(record.shown))]
+    return JudgeItem(
+        record.question,
+        record.answer,
+        tuple(mask.span for mask in record.shown),
+        tuple(None if truth is None else descriptions[truth] for truth in truths),
+    )
 
 
 def describe_targets(turn: Turn) -> tuple[str, ...]:
@@ -169,8 +143,8 @@ class Judge(Protocol):
 
     def rate(
         self, items: Sequence[JudgeItem], progress: RequestProgress | None = None
-    ) -> list[Ratings]:
-        """Rate the masks of every item, 1 to 10; masks without a description get the lowest."""
+    ) -> list[Verdict | None]:
+        """Rate the masks of every item that matched an object, 1 to 10; None for no verdict."""
         ...
 
 
@@ -188,21 +162,20 @@ class SimilarityJudge:
 
     def rate(
         self, items: Sequence[JudgeItem], progress: RequestProgress | None = None
-    ) -> list[Ratings]:
+    ) -> list[Verdict | None]:
         """Rate every item; there is always a verdict."""
-        rated: list[Ratings] = []
+        rated: list[Verdict | None] = []
         for item in items:
-            pairs = zip(item.spans, item.descriptions, strict=True)
-            rated.append(tuple(self._rate(item.answer[a:b], text) for (a, b), text in pairs))
+            rated.append({number: self._rate(item, number) for number in item.numbers})
             if progress is not None:
                 progress(len(rated), len(items), 0.0)
         return rated
 
     @staticmethod
-    def _rate(phrase: str, description: str | None) -> float:
-        if description is None:
-            return LOWEST
-        return LOWEST + (HIGHEST - LOWEST) * phrase_similarity(phrase, description)
+    def _rate(item: JudgeItem, number: int) -> float:
+        start, end = item.spans[number - 1]
+        similarity = phrase_similarity(item.answer[start:end], item.descriptions[number - 1] or "")
+        return LOWEST + (HIGHEST - LOWEST) * similarity
 
 
 def _without_brackets(text: str) -> str:
@@ -281,19 +254,19 @@ class LLMJudge:
 
     def rate(
         self, items: Sequence[JudgeItem], progress: RequestProgress | None = None
-    ) -> list[Ratings]:
+    ) -> list[Verdict | None]:
         """Rate every item; equal items are asked about once.
 
         Returns:
-            Ratings in order; None where the model gave no usable verdict in all attempts. The
-            next run asks for those again.
+            Verdicts in order; None where the model gave no usable one in all attempts. The next
+            run asks for those again.
 
         Raises:
             OSError: the cost cap leaves no room for a further request, no request can be served
                 (a wrong key, model or address, a server that fails or refuses again and again),
                 or the store fails.
         """
-        texts = {item: item.to_prompt() for item in items if item.is_judged}
+        texts = {item: item.to_prompt() for item in items if item.numbers}
         numbers = {text: item.numbers for item, text in texts.items()}
         verdicts = {text: self._stored(text, numbers[text]) for text in numbers}
         missing = [text for text, verdict in verdicts.items() if verdict is None]
@@ -313,7 +286,7 @@ class LLMJudge:
                 raise StoppedError(stopped)
         elif progress is not None:
             progress(len(verdicts), len(verdicts), self.store.spent())
-        return [item.ratings(verdicts.get(texts.get(item, ""))) for item in items]
+        return [verdicts[texts[item]] if item in texts else {} for item in items]
 
     def connect(self) -> Client:
         """The client, made when first asked for.

@@ -6,11 +6,11 @@ no judge and computes no score.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
-from pixellm.evaluation.judgement import JudgedScores, Judgement
+from pixellm.evaluation.judgement import JudgedScores, Judgement, RatedMask
 from pixellm.evaluation.scores import SCORES
 from pixellm.evaluation.tables import all_tables, mask_score_table
 from pixellm.report.page import Table
@@ -53,18 +53,15 @@ def judged_tables(scores: JudgedScores, headline: Sequence[str]) -> list[Table]:
 
 def judged_to_dict(scores: JudgedScores) -> dict[str, Any]:
     """Both scores, the judge, and each of its verdicts, as values that JSON knows."""
-    answers = [
-        {
-            "sample": record.key,
-            "index": record.index,
-            "turn": record.turn,
-            "masks": list(_rated_masks(scores.judgement, place)),
-        }
-        for place, record in enumerate(scores.judgement.records)
-        if scores.judgement.items[place].is_judged
-    ]
+    judgement = scores.judgement
+    answers = []
+    for record, masks in zip(judgement.records, judgement.masks, strict=True):
+        if masks:
+            rows = [{k: v for k, v in asdict(mask).items() if k != "index"} for mask in masks]
+            place = {"sample": record.key, "index": record.index, "turn": record.turn}
+            answers.append({**place, "masks": rows})
     return {
-        "judge": {**scores.settings, **scores.judgement.summary, "answers": answers},
+        "judge": {**scores.settings, **judgement.summary, "answers": answers},
         "without_judge": scores.plain.to_dict(),
         "with_judge": scores.judged.to_dict(),
     }
@@ -72,28 +69,14 @@ def judged_to_dict(scores: JudgedScores) -> dict[str, Any]:
 
 def judge_notes(judgement: Judgement) -> Notes:
     """What the judge said of each answer with a mask that matched."""
-    notes = {}
-    for place, record in enumerate(judgement.records):
-        said = [_note(mask) for mask in _rated_masks(judgement, place)]
-        if said:
-            notes[record.index, record.turn] = "; ".join(said)
-    return notes
+    return {
+        (record.index, record.turn): "; ".join(map(_note, masks))
+        for record, masks in zip(judgement.records, judgement.masks, strict=True)
+        if masks
+    }
 
 
-def _rated_masks(judgement: Judgement, place: int) -> Iterator[dict[str, Any]]:
-    """Phrase, description, rating (None without a verdict) and fate of each mask that matched."""
-    item, ratings = judgement.items[place], judgement.ratings[place]
-    for number, (span, description) in enumerate(zip(item.spans, item.descriptions, strict=True)):
-        if description is not None:
-            yield {
-                "phrase": item.answer[span[0] : span[1]],
-                "description": description,
-                "rating": None if ratings is None else ratings[number],
-                "rejected": number in judgement.rejected[place],
-            }
-
-
-def _note(mask: Mapping[str, Any]) -> str:
-    rating = "no verdict" if mask["rating"] is None else f"{mask['rating']:g}"
-    fate = ", rejected" if mask["rejected"] else ""
-    return f"“{mask['phrase']}” on {mask['description']}: {rating}{fate}"
+def _note(mask: RatedMask) -> str:
+    rating = "no verdict" if mask.rating is None else f"{mask.rating:g}"
+    fate = ", rejected" if mask.rejected else ""
+    return f"“{mask.phrase}” on {mask.description}: {rating}{fate}"

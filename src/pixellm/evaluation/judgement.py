@@ -16,14 +16,33 @@ from pixellm.evaluation.judge import (
     Judge,
     JudgeItem,
     JudgeSettings,
-    Ratings,
-    describe_targets,
+    Verdict,
+    judge_item,
 )
 from pixellm.evaluation.metrics import reject_matches
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.summary import Summary
 from pixellm.llm.run import RequestProgress
-from pixellm.types import Sample, Turn
+from pixellm.types import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class RatedMask:
+    """A mask that matched an object, as a judge saw it.
+
+    Attributes:
+        index: of the mask in its answer.
+        phrase: in the answer that it grounds.
+        description: of the object.
+        rating: 1 to 10; None where no verdict came.
+        rejected: whether it is rated below the threshold.
+    """
+
+    index: int
+    phrase: str
+    description: str
+    rating: float | None
+    rejected: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +50,35 @@ class Judgement:
     """What a judge did to an evaluation.
 
     Attributes:
+        judge: its name.
+        threshold: ratings below it reject a mask.
         records: all answers; matches of rejected masks have intersection 0.
-        items: what the judge was shown of every answer, in order.
-        ratings: of every answer, in order.
-        rejected: of every answer, the masks that are rated below the threshold.
-        summary: see :func:`summarise_ratings`.
+        masks: of every answer, in order, those that matched an object.
     """
 
+    judge: str
+    threshold: float
     records: tuple[AnswerRecord, ...]
-    items: tuple[JudgeItem, ...]
-    ratings: tuple[Ratings, ...]
-    rejected: tuple[frozenset[int], ...]
-    summary: dict[str, float | int | str]
+    masks: tuple[tuple[RatedMask, ...], ...]
+
+    @property
+    def summary(self) -> dict[str, float | int | str]:
+        """Counts for a report: masks rated and rejected, answers without a verdict."""
+        every = [mask for masks in self.masks for mask in masks]
+        return {
+            "judge": self.judge,
+            "threshold": self.threshold,
+            "masks_rated": sum(mask.rating is not None for mask in every),
+            "masks_rejected": sum(mask.rejected for mask in every),
+            "answers_without_verdict": sum(
+                any(mask.rating is None for mask in masks) for masks in self.masks
+            ),
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedScores:
-    """The scores of a run without and with a judge, both counted strictly.
+    """The scores of a run without and with a judge.
 
     Attributes:
         settings: of the judge, see :meth:`~pixellm.evaluation.judge.JudgeSettings.describe`.
@@ -95,8 +126,8 @@ def judge_evaluation(
         progress: told about the judge's work.
 
     Raises:
-        ValueError: nothing to judge, see :func:`check_judging`, or the judge's money is spent.
-        OSError: the judge can't be asked.
+        ValueError: nothing to judge, see :func:`check_judging`.
+        OSError: the judge can't be asked, or its money is spent.
     """
     run = evaluation.run
     check_judging(run)
@@ -126,56 +157,31 @@ def judge_records(
         questions: of the benchmark; a record's ``index`` and ``turn`` say which one it answers.
         threshold: ratings below it reject a mask.
         progress: told about the judge's work.
-
-    Returns:
-        The records as judged, with the ratings.
     """
-    items = [_item_of(record, questions[record.index].turns[record.turn]) for record in records]
-    ratings = judge.rate(items, progress)
-    rejected = tuple(
-        rejected_masks(item, rating, threshold) for item, rating in zip(items, ratings, strict=True)
+    items = [judge_item(record, questions[record.index].turns[record.turn]) for record in records]
+    masks = tuple(
+        _rated_masks(item, verdict, threshold)
+        for item, verdict in zip(items, judge.rate(items, progress), strict=True)
     )
     judged = tuple(
-        replace(record, matches=reject_matches(record.matches, masks))
-        for record, masks in zip(records, rejected, strict=True)
+        replace(record, matches=reject_matches(record.matches, rejected_of(rated)))
+        for record, rated in zip(records, masks, strict=True)
     )
-    summary = summarise_ratings(judge.name, threshold, items, ratings)
-    return Judgement(judged, tuple(items), tuple(ratings), rejected, summary)
+    return Judgement(judge.name, threshold, judged, masks)
 
 
-def rejected_masks(item: JudgeItem, ratings: Ratings, threshold: float) -> frozenset[int]:
-    """Indices of the masks that matched something and are rated below the threshold."""
-    rated = enumerate(zip(item.descriptions, ratings or (), strict=False))
-    return frozenset(i for i, (text, rating) in rated if text is not None and rating < threshold)
+def rejected_of(masks: Sequence[RatedMask]) -> frozenset[int]:
+    """Indices of the rejected masks of an answer."""
+    return frozenset(mask.index for mask in masks if mask.rejected)
 
 
-def summarise_ratings(
-    judge: str, threshold: float, items: Sequence[JudgeItem], ratings: Sequence[Ratings]
-) -> dict[str, float | int | str]:
-    """Counts for a report: masks rated and rejected, answers without a verdict."""
-    judged = list(zip(items, ratings, strict=True))
-    rated = [
-        rating
-        for item, row in judged
-        for rating, text in zip(row or (), item.descriptions, strict=False)
-        if text is not None
-    ]
-    return {
-        "judge": judge,
-        "threshold": threshold,
-        "masks_rated": len(rated),
-        "masks_rejected": sum(rating < threshold for rating in rated),
-        "answers_without_verdict": sum(item.is_judged and row is None for item, row in judged),
-    }
-
-
-def _item_of(record: AnswerRecord, turn: Turn) -> JudgeItem:
-    matches = record.matches
-    pairs = [(s.prediction, s.truth) for s in matches if s.prediction is not None]
-    return JudgeItem.from_pairs(
-        record.question,
-        record.answer,
-        [mask.span for mask in record.shown],
-        [(prediction, truth) for prediction, truth in pairs if truth is not None],
-        describe_targets(turn),
-    )
+def _rated_masks(
+    item: JudgeItem, verdict: Verdict | None, threshold: float
+) -> tuple[RatedMask, ...]:
+    rated = []
+    for number in item.numbers:
+        rating = None if verdict is None else verdict[number]
+        (start, end), described = item.spans[number - 1], item.descriptions[number - 1] or ""
+        rejected = rating is not None and rating < threshold
+        rated.append(RatedMask(number - 1, item.answer[start:end], described, rating, rejected))
+    return tuple(rated)
