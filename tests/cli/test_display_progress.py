@@ -12,9 +12,6 @@ import pytest
 from rich.console import Console
 
 from pixellm.cli import display
-from pixellm.engine.jobs import JobState
-
-STATE = JobState(done=8, bad=1, total=20, images=6, seconds=2.0)
 
 
 class Clock:
@@ -37,7 +34,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.mark.parametrize(
     ("progress", "step", "line"),
     [
-        (display.answers_progress, (STATE,), "8/20 questions, 3.00 images/s"),
         (
             partial(display.scored_progress, unit="scenes"),
             (3, 9, 0.5),
@@ -61,27 +57,12 @@ def test_a_log_gets_a_line_every_ten_seconds(
     assert output.getvalue() == f"{line}\n" * 2
 
 
-def test_a_terminal_gets_a_bar_with_the_speed_and_no_lines(clock: Clock) -> None:
-    output = io.StringIO()
-    console = Console(file=output, force_terminal=True, width=100)
-    with display.answers_progress(console) as show:
-        clock.now += 60
-        show(STATE)
-    assert "8/20" in output.getvalue() and "3.00 images/s" in output.getvalue()
-    assert "8/20 questions, " not in output.getvalue()
-
-
-def test_names_in_a_bar_are_shown_as_they_are() -> None:
+def test_a_terminal_gets_a_bar_with_the_figure_and_names_as_they_are(clock: Clock) -> None:
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=100)
     with display.counted_progress(console, "images of [b]{x}[/b]") as show:
-        show(3, 9)
-    assert "images of [b]{x}[/b]" in output.getvalue()
-
-
-def test_no_speed_is_made_up_before_the_first_answer(clock: Clock) -> None:
-    output = io.StringIO()
-    with display.answers_progress(Console(file=output, force_terminal=False)) as show:
-        clock.now += 31
-        show(JobState(0, 0, 20))
-    assert output.getvalue() == "0/20 questions, - images/s\n"
+        clock.now += 60
+        show(3, 9, "3.00 images/s")
+    shown = output.getvalue()
+    assert "3/9" in shown and "3.00 images/s" in shown and "images of [b]{x}[/b]" in shown
+    assert "3/9 images" not in shown

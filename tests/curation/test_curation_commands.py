@@ -10,11 +10,11 @@ from chat_server import Answer, ChatServer
 from curation_runs import make_photos
 from typer.testing import CliRunner, Result
 
-from pixellm.cli.curate import app
+from pixellm.cli.main import app
 
 
 def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, ["curate", *map(str, arguments)])
 
 
 def run_options(folder: Path, **changes: object) -> list[object]:

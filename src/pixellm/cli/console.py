@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,15 @@ def printable(text: object) -> str:
 def say(text: object, *, err: bool = False) -> None:
     """Print a line, or on standard error, with nothing in it that steers a terminal."""
     typer.echo(printable(text), err=err)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Let Ctrl-C say that the same command goes on where it stopped."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
 
 
 def import_quietly(name: str) -> Any:

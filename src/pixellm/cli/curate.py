@@ -6,23 +6,23 @@ it. Bad input ends in one sentence and exit code 2, an unfinished run in exit co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pixellm.cli.console import open_console, say
+from pixellm.cli.console import open_console, resumable, say
 
 if TYPE_CHECKING:
     from pixellm.curation.ledger import FinishedRun, Ledger
-    from pixellm.curation.photos import Photo, Shard
+    from pixellm.curation.photos import Shard
     from pixellm.curation.pipeline import Source
     from pixellm.curation.proposal import Writing
     from pixellm.llm.client import Client
     from pixellm.llm.prices import Price
-    from pixellm.llm.run import RequestProgress, RunLimits
+    from pixellm.llm.run import RunLimits
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -64,28 +64,51 @@ def run(
     seed: Annotated[int, typer.Option(help="For choice, styles and splits.")] = 0,
 ) -> None:
     """Generate a set: select, propose, verify, repair, deduplicate, split, write."""
+    from pixellm.curation.ledger import Ledger
     from pixellm.curation.photos import SelectSettings
-    from pixellm.curation.pipeline import Source
+    from pixellm.curation.pipeline import Source, select
+    from pixellm.curation.template import styles_for
+    from pixellm.curation.write import WriteSettings, check_set
     from pixellm.llm.run import RunLimits
 
+    if batch and model == "template":
+        raise ValueError("--batch goes with a hosted model; templates need no server.")
+    if check_model == "template":
+        raise ValueError("--check-model takes a vision model; templates see no photo.")
     chosen = SelectSettings(seed=seed)
+    source = Source(
+        annotations,
+        images,
+        model,
+        captions,
+        check_model,
+        text_only,
+        questions,
+        chosen,
+        _shard(shard),
+    )
+    shares = _numbers(split, "--split")
+    layout = {"train": shares[0], "val": shares[1], "max_repeats": max_repeats, "seed": seed}
+    WriteSettings(**layout)  # refused before anything is done
+    check_set(out)
+    names = {"": model, **({"fit": check_model} if check_model else {})}
+    prices = _prices(price, names.values(), base_url)
     server = {"base_url": base_url, "timeout": timeout, "key_variable": key_env}
-    with _one_sentence():
-        source = Source(
-            annotations,
-            images,
-            model,
-            captions,
-            check_model,
-            text_only,
-            questions,
-            chosen,
-            _shard(shard),
+    clients = {kind: _client(name, source, server) for kind, name in names.items()}
+    with closing(Ledger(out, create=True)) as ledger, resumable():
+        fitting = styles_for if model == "template" else None
+        writing = select(ledger, source, max_images, fitting)
+        ledger.put("run", source.identity())
+        ledger.put("layout", layout)
+        ledger.put("images", str(images.resolve()))
+        stopped = _propose(ledger, writing, clients, prices, RunLimits(workers, max_cost), batch)
+        failed, reason = ledger.failures()
+        _write(ledger, out, layout)
+    if failed and not stopped:
+        stopped = (
+            f"{failed} question{'s' if failed > 1 else ''} got no reply ({reason}); the same "
+            "command asks again."
         )
-        shares = _numbers(split, "--split")
-        work = _Work(source, server, price, RunLimits(workers, max_cost), batch)
-        layout = {"train": shares[0], "val": shares[1], "max_repeats": max_repeats, "seed": seed}
-        stopped = work.finish(out, max_images, layout)
     if stopped:
         say(stopped, err=True)
         raise typer.Exit(1)
@@ -105,7 +128,7 @@ def write(
     from pixellm.curation.ledger import Ledger, ShardLedgers
     from pixellm.curation.write import change_marks, check_set, load_marks
 
-    with _one_sentence(), ExitStack() as opened:
+    with ExitStack() as opened:
         if (len(folders) > 1) != (out is not None):
             raise ValueError("Give --out DIR with the folders of several shards, and only then.")
         folder = out or folders[0]
@@ -129,11 +152,10 @@ def stats(
     """Print the figures of a set and draw them."""
     from pixellm.curation.statistics import check_plots, gather, plot
 
-    with _one_sentence():
-        target = out or (folder if folder.is_dir() else folder.parent) / "plots"
-        check_plots(target)
-        figures = gather(folder)
-        plots = plot(figures, target)
+    target = out or (folder if folder.is_dir() else folder.parent) / "plots"
+    check_plots(target)
+    figures = gather(folder)
+    plots = plot(figures, target)
     for name, value in figures.summary().items():
         say(f"{name:28} {value:,.6g}")
     say(f"Plots: {', '.join(path.name for path in plots)} in {target}")
@@ -151,17 +173,16 @@ def view(
     """Make a gallery with masks, search, and marks to accept or reject rows."""
     from pixellm.curation.review import ReviewServer, write_gallery
 
-    with _one_sentence():
-        photos = images or _images_of(folder)
-        if not serve:
-            page = out or folder / "gallery.html"
-            shown = write_gallery(folder, photos, page, num, seed)
-            say(f"{shown} rows in {page}")
-            return
-        server = ReviewServer(folder, photos, num, seed=seed)
-        say(f"Review at {server.url} until Ctrl-C; `pixellm curate write` respects marks.")
-        with server:
-            server.serve_forever()
+    photos = images or _images_of(folder)
+    if not serve:
+        page = out or folder / "gallery.html"
+        shown = write_gallery(folder, photos, page, num, seed)
+        say(f"{shown} rows in {page}")
+        return
+    server = ReviewServer(folder, photos, num, seed=seed)
+    say(f"Review at {server.url} until Ctrl-C; `pixellm curate write` respects marks.")
+    with server:
+        server.serve_forever()
 
 
 @app.command(epilog="Example:\n\n    pixellm curate validate muse_train.json --images coco")
@@ -176,113 +197,55 @@ def validate(
     from pixellm.data.muse import validate as find_problems
 
     checks: Counter[str] = Counter()
-    with _one_sentence():
-        for problem in find_problems(folder, images):
-            checks[problem.check] += 1
-            if checks.total() <= limit:
-                say(str(problem))
+    for problem in find_problems(folder, images):
+        checks[problem.check] += 1
+        if checks.total() <= limit:
+            say(str(problem))
     say(", ".join(f"{n} {check}" for check, n in checks.items()) or "No problems found.")
     if checks:
         raise typer.Exit(1)
 
 
-class _Work:
-    """One session of ``run``: builds the parts from the options and sees the run through."""
+def _propose(
+    ledger: Ledger,
+    writing: Writing,
+    clients: dict[str, Client],
+    prices: dict[str, Price],
+    limits: RunLimits,
+    batch: bool,
+) -> str:
+    """Bring every task to its verdict; returns why the run stopped early, or ""."""
+    from pixellm.cli.display import counted_progress
+    from pixellm.curation.pipeline import work_all, work_in_batches
+    from pixellm.llm.batch import BatchRunner
+    from pixellm.llm.run import RequestRunner
 
-    def __init__(
-        self,
-        source: Source,
-        server: dict[str, Any],
-        price: str,
-        limits: RunLimits,
-        batch: bool,
-    ) -> None:
-        if batch and source.model == "template":
-            raise ValueError("--batch goes with a hosted model; templates need no server.")
-        if source.check_model == "template":
-            raise ValueError("--check-model takes a vision model; templates see no photo.")
-        self.source, self.server, self.price, self.limits = source, server, price, limits
-        self.batch = batch
+    with counted_progress(open_console(stderr=True), "questions") as show:
 
-    def finish(self, out: Path, max_images: int | None, layout: dict[str, Any]) -> str:
-        """All stages; returns why the run stopped early, or ""."""
-        from pixellm.curation.ledger import Ledger
-        from pixellm.curation.pipeline import select
-        from pixellm.curation.write import WriteSettings, check_set
+        def progress(done: int, total: int, cost: float) -> None:
+            show(done, total, f"{cost:.3f} USD")
 
-        WriteSettings(**layout)  # refused before anything is done
-        check_set(out)
-        prices, clients = self._prices(), self._clients()
-        ledger = Ledger(out, create=True)
-        try:
-            writing = select(ledger, self.source, max_images, self._styles_for())
-            ledger.put("run", self.source.identity())
-            ledger.put("layout", layout)
-            ledger.put("images", str(self.source.images.resolve()))
-            with _progress_bar() as progress:
-                stopped = self._propose(ledger, writing, clients, prices, progress)
-        finally:
-            ledger.close()
-        with closing(Ledger(out)) as finished:
-            failed, reason = finished.failures()
-            _write(finished, out, layout)
-        if failed and not stopped:
-            stopped = (
-                f"{failed} question{'s' if failed > 1 else ''} got no reply ({reason}); the same "
-                "command asks again."
-            )
-        return stopped
-
-    def _propose(
-        self,
-        ledger: Ledger,
-        writing: Writing,
-        clients: dict[str, Client],
-        prices: dict[str, Price],
-        progress: RequestProgress,
-    ) -> str:
-        if self.batch:
-            from pixellm.curation.pipeline import work_in_batches
-            from pixellm.llm.batch import BatchRunner
-
-            batches = BatchRunner(ledger, clients, prices, self.limits.max_cost)  # type: ignore[arg-type]
+        if batch:
+            batches = BatchRunner(ledger, clients, prices, limits.max_cost)  # type: ignore[arg-type]
             return work_in_batches(ledger, writing, batches, progress)
-        from pixellm.curation.pipeline import work_all
-        from pixellm.llm.run import RequestRunner
+        return work_all(ledger, writing, RequestRunner(ledger, clients, prices, limits), progress)
 
-        runner = RequestRunner(ledger, clients, prices, self.limits)
-        return work_all(ledger, writing, runner, progress)
 
-    def _styles_for(self) -> Callable[[Photo, Sequence[str]], Sequence[str]] | None:
-        if self.source.model != "template":
-            return None
-        from pixellm.curation.template import styles_for
+def _client(model: str, source: Source, server: dict[str, Any]) -> Client:
+    from pixellm.curation.photos import photo_encoder
+    from pixellm.curation.template import TemplateWriter
+    from pixellm.llm.client import OpenAIClient
 
-        return styles_for
+    if model == "template":
+        return TemplateWriter(source.select.seed)
+    return OpenAIClient(model, encode=photo_encoder(source.images), **server)
 
-    def _clients(self) -> dict[str, Client]:
-        clients = {"": self._client(self.source.model)}
-        if self.source.check_model:
-            clients["fit"] = self._client(self.source.check_model)
-        return clients
 
-    def _client(self, model: str) -> Client:
-        if model == "template":
-            from pixellm.curation.template import TemplateWriter
+def _prices(price: str, models: Iterable[str], base_url: str | None) -> dict[str, Price]:
+    from pixellm.llm.prices import Price, price_of
 
-            return TemplateWriter(self.source.select.seed)
-        from pixellm.curation.photos import photo_encoder
-        from pixellm.llm.client import OpenAIClient
-
-        return OpenAIClient(model, encode=photo_encoder(self.source.images), **self.server)
-
-    def _prices(self) -> dict[str, Price]:
-        from pixellm.llm.prices import Price, price_of
-
-        given = Price(*_numbers(self.price, "--price")) if self.price else None
-        models = {self.source.model, self.source.check_model} - {"", "template"}
-        url = self.server["base_url"]
-        return {model: given or price_of(model, url) for model in models}
+    given = Price(*_numbers(price, "--price")) if price else None
+    return {one: given or price_of(one, base_url) for one in models if one != "template"}
 
 
 def _write(ledger: FinishedRun, folder: Path, layout: dict[str, Any]) -> None:
@@ -302,11 +265,8 @@ def _images_of(folder: Path) -> Path:
 
     if not (folder / LEDGER_NAME).is_file():
         raise ValueError(f"{folder} doesn't say where its photos are; give --images.")
-    ledger = Ledger(folder, writing=False)
-    try:
+    with closing(Ledger(folder, writing=False)) as ledger:
         return Path(ledger.get("images") or "")
-    finally:
-        ledger.close()
 
 
 def _numbers(text: str, option: str) -> tuple[float, float]:
@@ -326,30 +286,3 @@ def _shard(text: str) -> Shard:
     if not (number.isdecimal() and count.isdecimal()):
         raise ValueError(f"--shard takes K/N, such as 2/8, not {text!r}.")
     return Shard(int(number), int(count))
-
-
-@contextmanager
-def _progress_bar() -> Iterator[RequestProgress]:
-    from pixellm.cli.display import counted_progress
-
-    with counted_progress(open_console(stderr=True), "questions") as show:
-        yield lambda done, total, cost: show(done, total, f"{cost:.3f} USD")
-
-
-@contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Turn expected errors into one sentence and exit code 2."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        say(f"{error.name} is missing; install pixellm[curate].", err=True)
-        raise typer.Exit(2) from None
-    except (ValueError, OSError) as error:
-        says = str(error)
-        if isinstance(error, OSError) and error.filename:
-            says = f"{error.filename}: {error.strerror}; check the path and the disk."
-        say(says, err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        say("Stopped; the same command goes on from here.", err=True)
-        raise typer.Exit(130) from None

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pixellm.cli.console import open_console, printable, say
+from pixellm.cli.console import open_console, printable, resumable, say
 from pixellm.cli.options import Images, LoadOptions, With, image_options, spread
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pixellm.data.check import SplitReport
+    from pixellm.labelling.label_run import LabelState
 
 
 def add_data_commands(app: typer.Typer) -> None:
@@ -154,17 +155,18 @@ def pseudo_label(
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
 ) -> None:
     """Let a model draw the masks of photos that nobody annotated: a COCO file to train on."""
-    from pixellm.cli.display import labels_progress
+    from pixellm.cli.display import counted_progress
     from pixellm.labelling.label_run import COCO_FILE, SHEET_FILE, run_labels, start_run
     from pixellm.labelling.pseudo_labels import LabelRules
 
     rules = LabelRules(min_score, doubt, overlap)
     run = start_run(images, out, options.model, rules, boxes, classes or (), limit)
-    try:
-        with labels_progress(open_console(stderr=True)) as progress:
-            state = run_labels(run, options.load, batch_size, progress, shown)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
+
+    def describe(state: LabelState) -> None:
+        show(state.done, state.total, f"{state.masks} masks")
+
+    with resumable(), counted_progress(open_console(stderr=True), "photos") as show:
+        state = run_labels(run, options.load, batch_size, describe, shown)
     typer.echo(
         f"Wrote {out / COCO_FILE}: {state.masks:,} masks in {state.done - state.bad:,} photos, "
         f"{state.doubts:,} regions in doubt."

@@ -27,10 +27,7 @@ from pixellm.types import UNFAMILIAR, UNFAMILIAR_NOTE, Prediction
 from pixellm.visualize import segment_color
 
 if TYPE_CHECKING:
-    from pixellm.engine.jobs import JobState
-    from pixellm.engine.jobs import Progress as JobProgress
     from pixellm.evaluation.evaluate import Progress as EvaluationProgress
-    from pixellm.labelling.label_run import Progress as LabelProgress
     from pixellm.llm.run import RequestProgress
     from pixellm.training.trainer import TrainEvent
 
@@ -181,25 +178,6 @@ def judge_progress(console: Console) -> Iterator[RequestProgress]:
     """A bar over judged answers with the money spent, as a callback for a judge."""
     with counted_progress(console, "answers judged") as show:
         yield lambda done, total, usd: show(done, total, f"{usd:.4f} USD")
-
-
-@contextmanager
-def answers_progress(console: Console) -> Iterator[JobProgress]:
-    """A bar over the rows of a prediction job with its speed, as a callback for the job."""
-
-    def describe(state: JobState) -> str:
-        speed = f"{state.images / state.seconds:.2f}" if state.seconds else "-"
-        return f"{speed} images/s"
-
-    with counted_progress(console, "questions") as show:
-        yield lambda state: show(state.done, state.total, describe(state))
-
-
-@contextmanager
-def labels_progress(console: Console) -> Iterator[LabelProgress]:
-    """A bar over photos being labelled with the masks so far, as a callback for the run."""
-    with counted_progress(console, "photos") as show:
-        yield lambda state: show(state.done, state.total, f"{state.masks} masks")
 
 
 @contextmanager

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pixellm.cli.console import open_console, say
+from pixellm.cli.console import open_console, resumable, say
 from pixellm.cli.export import Classes, ExportTo, ask_classes, export_rows, plan_exports
 from pixellm.cli.options import Images, MinScore, ModelOptions, With, image_options, spread
 
 if TYPE_CHECKING:
     from pixellm.data.rows import Row
     from pixellm.engine import Engine
+    from pixellm.engine.jobs import JobState
 
 _Question = Annotated[
     str, typer.Argument(help="Asked about each image of a folder, and where a line has none.")
@@ -173,7 +174,7 @@ def _run_and_report(
     rows: Sequence[Row], target: Path, load: EngineLoader, batch_size: int, ray_workers: int
 ) -> None:
     """Run a job with a progress bar; say at the end what was written and what went wrong."""
-    from pixellm.cli.display import answers_progress
+    from pixellm.cli.display import counted_progress
     from pixellm.engine.questions import answer_ahead, answer_rows
     from pixellm.engine.ray import answer_on_ray
     from pixellm.files import STANDARD
@@ -186,11 +187,13 @@ def _run_and_report(
         answered = answer_on_ray(load, model, ray_workers, gpus, temperature)
     else:
         answered = answer_ahead(load, model, temperature)
-    try:
-        with answers_progress(open_console(stderr=True)) as progress:
-            state = answer_rows(rows, target, model, answered, batch_size, progress)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
+
+    def describe(state: JobState) -> None:
+        speed = f"{state.images / state.seconds:.2f}" if state.seconds else "-"
+        show(state.done, state.total, f"{speed} images/s")
+
+    with resumable(), counted_progress(open_console(stderr=True), "questions") as show:
+        state = answer_rows(rows, target, model, answered, batch_size, describe)
     aside = str(target) == STANDARD
     where = "" if aside else f"Wrote {target}: "
     say(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pixellm.cli.console import import_quietly, open_console, printable, say
+from pixellm.cli.console import import_quietly, open_console, printable, resumable, say
 from pixellm.cli.options import Device, Dtype
 
 if TYPE_CHECKING:
@@ -160,11 +160,8 @@ def ablate(
     settings = library.AblationSettings(
         out, seeds, minutes or None, split, num, dialogues, batch_size, device, dtype
     )
-    try:
-        with TrainDisplay(open_console(stderr=True)) as display:
-            table = library.ablate(variants, settings, claims, on_event=display, on_run=_say_run)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
+    with resumable(), TrainDisplay(open_console(stderr=True)) as display:
+        table = library.ablate(variants, settings, claims, on_event=display, on_run=_say_run)
     say(table.read_text(encoding="utf-8"))
     say(f"Wrote {table}, {table.with_suffix('.json')} and {table.with_suffix('.html')}")
 

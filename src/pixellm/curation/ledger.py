@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pixellm.curation.photos import Photo
 from pixellm.curation.proposal import KINDS, Task, Verdict, request_key
@@ -207,22 +207,6 @@ class Ledger(RequestStore):
         return {**counts, "requests": self.request_counts()}
 
 
-class FinishedRun(Protocol):
-    """What a set is written from: a ledger, or the ledgers of all shards of a run."""
-
-    def get(self, key: str) -> Any:
-        """See :meth:`Ledger.get`."""
-
-    def accepted(self) -> Iterator[tuple[Task, Row]]:
-        """See :meth:`Ledger.accepted`."""
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """See :meth:`Ledger.counts`."""
-
-    def models(self) -> list[tuple[str, str, int, int, int, float]]:
-        """See :meth:`Ledger.models`."""
-
-
 class ShardLedgers:
     """The ledgers of all shards of one run, read as one.
 
@@ -279,6 +263,10 @@ class ShardLedgers:
             (model, kind, int(replies), int(tokens_in), int(tokens_out), usd)
             for (model, kind), (replies, tokens_in, tokens_out, usd) in sorted(sums.items())
         ]
+
+
+FinishedRun = Ledger | ShardLedgers
+"""What a set is written from."""
 
 
 def _adopt_exchanges(db: sqlite3.Connection) -> None:
