@@ -452,7 +452,7 @@ class Exhausted:
 def test_memory_that_runs_out_is_told_in_a_sentence(
     image: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr("pixellm.cli.options.load_engine", lambda *_, **__: Exhausted(error))
+    monkeypatch.setattr("pixellm.cli.options.LoadOptions.load", lambda *_, **__: Exhausted(error))
     result = run("segment", image, TINY_QUESTION, "--out", "seen.png")
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1

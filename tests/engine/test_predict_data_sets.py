@@ -19,7 +19,7 @@ from prediction_jobs import Stub, local_ray
 from typer.testing import CliRunner, Result
 
 from pixellm.cli.main import app
-from pixellm.cli.predict import EngineLoader
+from pixellm.cli.options import ModelOptions
 from pixellm.data.registry import READERS, open_reader, reader_class
 from pixellm.data.rows import Row, rows_of_samples
 from pixellm.engine.answer_file import AnswerFile
@@ -268,7 +268,7 @@ def test_the_command_asks_a_set_and_goes_on(
     refcoco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(EngineLoader, "__call__", lambda self: HistoryStub())
+    monkeypatch.setattr(ModelOptions, "load", lambda self, **_: HistoryStub())
     command = ("predict", "refcoco", "--data", refcoco, "--batch-size", BATCH_SIZE)
     result = run(*command)
     assert result.exit_code == 0, result.output
@@ -285,7 +285,7 @@ def test_a_folder_with_a_sets_name_is_asked_a_question_but_a_set_is_not(
     refcoco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(EngineLoader, "__call__", lambda self: HistoryStub())
+    monkeypatch.setattr(ModelOptions, "load", lambda self, **_: HistoryStub())
     draw(Path("refcoco/0.png"), 0)
     result = run("predict", "refcoco", "What?")
     assert result.exit_code == 0, result.output

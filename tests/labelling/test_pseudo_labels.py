@@ -199,7 +199,7 @@ def test_the_command_says_what_it_wrote_and_refuses_in_one_sentence(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = ColourModel({"dog": 0.9, "cat": 0.4})
-    monkeypatch.setattr("pixellm.cli.options.load_engine", lambda *args, **options: model)
+    monkeypatch.setattr("pixellm.cli.options.LoadOptions.load", lambda self: model)
     out = str(tmp_path / "out")
     asked = ["data", "pseudo-label", str(photos), "--out", out, "--class", "dog", "--class", "cat"]
     result = CliRunner().invoke(app, asked)

@@ -1,4 +1,4 @@
-"""What commands have in common: consoles, quiet imports, a loaded engine, options, JSON.
+"""What commands have in common: consoles, quiet imports, JSON.
 
 Light to import; rich, torch and transformers are reached only when something is called. It knows
 no command.
@@ -7,7 +7,6 @@ no command.
 from __future__ import annotations
 
 import importlib
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +17,6 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from pixellm.engine import Engine
 
 _LIBRARIES = r"(transformers|torch|torchao|peft|accelerate)(\.|$)"
 
@@ -70,54 +67,6 @@ def import_quietly(name: str) -> Any:
     return module
 
 
-def load_engine(
-    model: str,
-    device: str,
-    dtype: str,
-    quantize: str | None = None,
-    offload: Path | None = None,
-    **options: Any,
-) -> Engine:
-    """The model, on its device; ``options`` are the engine's.
-
-    Raises:
-        ValueError, FileNotFoundError: no such model, or this machine lacks the device; nothing is
-            read then.
-    """
-    from rich.markup import escape
-
-    from pixellm.checkpoint.sources import resolve_source
-
-    resolve_source(model)  # a wrong name is told at once
-    engine = import_quietly("pixellm.engine")
-    with open_console(stderr=True).status(escape(printable(f"Loading {model}"))):
-        _check_device(engine.pick_device(device))
-        loaded: Engine = engine.load(
-            model, device=device, dtype=dtype, quantize=quantize, offload_folder=offload, **options
-        )
-    return loaded
-
-
-def reader_options(options: Sequence[str] | None) -> dict[str, Any]:
-    """Options of a data set's reader by name, from ``NAME=VALUE`` as typed.
-
-    Values are JSON where they can be, and text elsewhere.
-
-    Raises:
-        ValueError: no name, or no value.
-    """
-    chosen: dict[str, Any] = {}
-    for option in options or ():
-        name, equals, value = option.partition("=")
-        if not equals or not name:
-            raise ValueError(f"--with takes NAME=VALUE, not {option!r}.")
-        try:
-            chosen[name] = json.loads(value)
-        except ValueError:
-            chosen[name] = value
-    return chosen
-
-
 def check_json(target: str, keys: Sequence[str]) -> None:
     """Refuse a place where :func:`write_json` can't write, or would replace a foreign file.
 
@@ -143,12 +92,3 @@ def write_json(values: dict[str, Any], target: str) -> None:
     elif target:
         write_files({Path(target): json_bytes(values)})
         say(f"Wrote {target}")
-
-
-def _check_device(device: Any) -> None:
-    import torch
-
-    try:
-        torch.empty(1, device=device)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"This machine has no device {str(device)!r}; try auto or cpu.") from error

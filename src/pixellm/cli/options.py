@@ -6,6 +6,7 @@ signature and hands it the group. Light to import; knows no command.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from pixellm.cli.console import load_engine, reader_options
+from pixellm.cli.console import import_quietly, open_console, printable
 
 if TYPE_CHECKING:
     from pixellm.engine import Engine
@@ -74,9 +75,23 @@ class LoadOptions:
             ValueError, FileNotFoundError: no such model, or this machine lacks the device; nothing
                 is read then.
         """
-        return load_engine(
-            self.model, self.device, self.dtype, self.quantize, self.offload, **options
-        )
+        from rich.markup import escape
+
+        from pixellm.checkpoint.sources import resolve_source
+
+        resolve_source(self.model)  # a wrong name is told at once
+        library = import_quietly("pixellm.engine")
+        with open_console(stderr=True).status(escape(printable(f"Loading {self.model}"))):
+            _check_device(library.pick_device(self.device))
+            engine: Engine = library.load(
+                self.model,
+                device=self.device,
+                dtype=self.dtype,
+                quantize=self.quantize,
+                offload_folder=self.offload,
+                **options,
+            )
+        return engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +219,26 @@ class FileOptions:
         return {"data": self.data, "images": self.images, "options": chosen}
 
 
+def reader_options(options: Sequence[str] | None) -> dict[str, Any]:
+    """Options of a data set's reader by name, from ``NAME=VALUE`` as typed.
+
+    Values are JSON where they can be, and text elsewhere.
+
+    Raises:
+        ValueError: no name, or no value.
+    """
+    chosen: dict[str, Any] = {}
+    for option in options or ():
+        name, equals, value = option.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--with takes NAME=VALUE, not {option!r}.")
+        try:
+            chosen[name] = json.loads(value)
+        except ValueError:
+            chosen[name] = value
+    return chosen
+
+
 def image_options(images: Path | None, options: Sequence[str] | None) -> dict[str, Any]:
     """All options of a reader by name; the folder of photos stays right in any other folder."""
     folder = {} if images is None else {"images": str(images.absolute())}
@@ -251,3 +286,12 @@ def _options_of(group: Any, defaults: Mapping[str, Any]) -> list[Parameter]:
         )
         for one in fields(group)
     ]
+
+
+def _check_device(device: Any) -> None:
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"This machine has no device {str(device)!r}; try auto or cpu.") from error

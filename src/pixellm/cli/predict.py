@@ -7,7 +7,8 @@ goes on after a kill. :func:`add_commands` puts the command into the command lin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,6 @@ from pixellm.cli.options import Images, MinScore, ModelOptions, With, image_opti
 
 if TYPE_CHECKING:
     from pixellm.data.rows import Row
-    from pixellm.engine import Engine
     from pixellm.engine.jobs import JobState
 
 _Question = Annotated[
@@ -50,18 +50,6 @@ _Ray = Annotated[
         help="Answer on a Ray cluster with so many engines, on a GPU each where there are any.",
     ),
 ]
-
-
-@dataclass(frozen=True)
-class EngineLoader:
-    """Loads an engine in whichever process it is called; small enough to be sent there."""
-
-    options: ModelOptions
-    min_score: float | None = None
-
-    def __call__(self) -> Engine:
-        """Load it."""
-        return self.options.load(min_mask_score=self.min_score)
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -117,7 +105,7 @@ def predict(
         rows, name = _read_rows(dataset, question, classes), _stem(dataset)
     target = out or Path(f"{name}_pixellm.jsonl")
     folders = plan_exports(export, target)
-    _run_and_report(rows, target, EngineLoader(model, min_score), batch_size, ray)
+    _run_and_report(rows, target, model, min_score, batch_size, ray)
     export_rows(rows, target, folders, classes)
 
 
@@ -171,7 +159,12 @@ def _open_set(
 
 
 def _run_and_report(
-    rows: Sequence[Row], target: Path, load: EngineLoader, batch_size: int, ray_workers: int
+    rows: Sequence[Row],
+    target: Path,
+    options: ModelOptions,
+    min_score: float | None,
+    batch_size: int,
+    ray_workers: int,
 ) -> None:
     """Run a job with a progress bar; say at the end what was written and what went wrong."""
     from pixellm.cli.display import counted_progress
@@ -179,13 +172,14 @@ def _run_and_report(
     from pixellm.engine.ray import answer_on_ray
     from pixellm.files import STANDARD
 
-    model, temperature = load.options.model, load.options.temperature
+    model, temperature = options.model, options.temperature
     if ray_workers:
-        device = _device_of_workers(load.options.device)
+        device = _device_of_workers(options.device)
         gpus = 1.0 if device == "cuda" else 0.0
-        load = replace(load, options=replace(load.options, device=device))
+        load = partial(replace(options, device=device).load, min_mask_score=min_score)
         answered = answer_on_ray(load, model, ray_workers, gpus, temperature)
     else:
+        load = partial(options.load, min_mask_score=min_score)
         answered = answer_ahead(load, model, temperature)
 
     def describe(state: JobState) -> None:
