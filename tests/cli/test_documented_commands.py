@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OF_THE_PROGRAM = ("--help", "--version", "--install-completion", "--show-completion")
 """Options that belong to no command."""
+PROGRAM: Any = typer.main.get_command(app)
 IN_A_TABLE = re.compile(r"`(pixellm [^`]* --[^`]*)`")
 INDENTED_OR_FENCED = re.compile(r"^(?: {4}|\$ )?(?:[A-Z_]+=\S+ )*(pixellm .*)$")
 
@@ -37,7 +38,7 @@ def shown_commands(page: Path) -> list[str]:
 
 def parse(words: list[str]) -> None:
     """Let the command's own parser take the words, without running it."""
-    command: Any = typer.main.get_command(app)
+    command = PROGRAM
     while hasattr(command, "list_commands"):
         assert words[:1] and words[0] in command.list_commands(None), "no such command"
         command = command.get_command(None, words.pop(0))

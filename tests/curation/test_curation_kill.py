@@ -23,10 +23,10 @@ from pixellm.curation.ledger import Ledger
 from pixellm.curation.pipeline import select
 from pixellm.llm.run import RunLimits
 
-PHOTOS = 30
-KILLS_WHILE_SELECTING = 4
-KILLS_WHILE_ASKING = 14
-KILLS_WHILE_WRITING = 6
+PHOTOS = 20
+KILLS_WHILE_SELECTING = 3
+KILLS_WHILE_ASKING = 8
+KILLS_WHILE_WRITING = 5
 
 
 class Runner:

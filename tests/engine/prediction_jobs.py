@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,33 +20,6 @@ IMAGES = 5
 NUM_ROWS = 32
 BAD_ROWS = {4: "missing.png", 9: "no image", 13: "JSON", 20: "too long"}
 SECONDS_A_BATCH = 0.1
-
-
-@contextmanager
-def local_ray(tries: int = 3) -> Iterator[None]:
-    """A Ray of two workers on this machine, which finds the stub and the sources.
-
-    Ray gives its node 30 seconds to start, however busy the machine is; that is tried again.
-    """
-    import ray  # takes seconds
-
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "src")]
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
-    for left in reversed(range(tries)):
-        try:
-            ray.init(
-                num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment
-            )
-            break
-        except Exception as error:  # Ray's own class of this fault is a bare Exception
-            ray.shutdown()
-            if "timed out during startup" not in str(error) or not left:
-                raise
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 class Stub:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from prediction_jobs import Stub, local_ray
+from prediction_jobs import Stub
 from typer.testing import CliRunner, Result
 
 from pixellm.cli.main import app
@@ -25,7 +25,6 @@ from pixellm.data.rows import Row, rows_of_samples
 from pixellm.engine.answer_file import AnswerFile
 from pixellm.engine.jobs import JobState, answer_here, split_batches
 from pixellm.engine.questions import RowWorker, answer_rows, lines_of
-from pixellm.engine.ray import answer_on_ray
 from pixellm.evaluation.benchmarks import SET_NAMES, open_rows, usual_split
 from pixellm.scenes.dataset import ScenesDataset
 from pixellm.types import Prediction, Request, Sample, Turn
@@ -322,16 +321,3 @@ def test_what_is_no_set_is_told_in_one_sentence(
     if arguments[0] == "nowhere":
         assert all(name in result.stderr for name in (*READERS, "scenes"))
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.timeout(900)  # Ray's processes start slowly on a busy machine
-def test_ray_builds_the_rows_of_a_set_where_they_are_answered(
-    refcoco: Path, tmp_path: Path
-) -> None:
-    rows = open_rows("refcoco", refcoco, "val")
-    here = answer(rows, tmp_path / "here.jsonl", Stub())
-    with local_ray():
-        spread = answer_on_ray(Stub, "stub", workers=1)
-        there = answer_rows(rows, tmp_path / "there.jsonl", "stub", spread, BATCH_SIZE)
-    assert there == here
-    assert (tmp_path / "there.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()

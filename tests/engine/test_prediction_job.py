@@ -24,7 +24,6 @@ from prediction_jobs import (
     SECONDS_A_BATCH,
     Stub,
     answer_job,
-    local_ray,
     make_job,
 )
 
@@ -34,7 +33,6 @@ from pixellm.engine import Engine
 from pixellm.engine.answer_file import AnswerFile
 from pixellm.engine.jobs import JobState, answer_here, split_batches
 from pixellm.engine.questions import RowWorker, answer_ahead, answer_rows
-from pixellm.engine.ray import answer_on_ray
 from pixellm.masks import decode_mask
 from pixellm.types import Prediction, Request
 
@@ -288,15 +286,6 @@ def test_borders_of_batches_stay_where_they_are() -> None:
         for some in ((0, 1, 2), (1, 2), ())
     ]
     assert numbers == [[[0, 1, 2], [3, 4, 5], [6, 7]], [[3, 4, 5], [6, 7]], []]
-
-
-@pytest.mark.timeout(900)  # Ray's processes start slowly on a busy machine
-def test_ray_gives_the_same_file(finished: Path, tmp_path: Path) -> None:
-    answers = copy_job(finished, tmp_path, lines=BATCH_SIZE)
-    with local_ray():
-        rows = read_rows(tmp_path / "questions.jsonl")
-        answer_rows(rows, answers, "stub", answer_on_ray(Stub, "stub", workers=1), BATCH_SIZE)
-    assert answers.read_bytes() == (finished / "answers.jsonl").read_bytes()
 
 
 def test_ahead_gives_the_same_file_and_reads_no_more_than_one_batch_ahead(

@@ -75,6 +75,5 @@ def test_masks_are_the_same_with_and_without_a_gradient(similarity: bool, rows: 
 
 
 def test_masks_take_little_of_an_answer_of_the_papers_model() -> None:
-    for targets in (1, 6):
-        flops = pixellm_flops(random_config("7b"), 64, 64, targets)
-        assert flops.masks / flops.total < 0.012
+    flops = pixellm_flops(random_config("7b"), 64, 64, 6)
+    assert flops.masks / flops.total < 0.012

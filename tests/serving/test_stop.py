@@ -89,22 +89,21 @@ def test_sigterm_finishes_what_was_taken(process: Any) -> None:
         ask(process.port, "too late")
 
 
-def test_what_cannot_be_served_is_said_before_a_model_is_loaded(
-    tmp_path: Path, process: Any
-) -> None:
-    wait_until(lambda: is_ready(process.port))
+def test_what_cannot_be_served_is_said_before_a_model_is_loaded(tmp_path: Path) -> None:
     empty = tmp_path / "keys"
     empty.write_text("\n")
-    for words, said in (
-        (("--port", str(process.port)), "Can't serve at 127.0.0.1"),
-        (("--host", "203.0.113.7"), "Can't serve at 203.0.113.7"),
-        (("--timeout", "0"), "must be above 0"),
-        (("--api-keys", str(empty)), "holds no key"),
-        (("--api-keys", str(tmp_path / "none")), "No such file"),
-    ):
-        ended = CliRunner().invoke(app, ["serve", *words])
-        assert ended.exit_code == 2 and said in ended.stderr, ended.output
-        assert len(ended.stderr.splitlines()) == 1
+    with bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        for words, said in (
+            (("--port", str(taken.getsockname()[1])), "Can't serve at 127.0.0.1"),
+            (("--host", "203.0.113.7"), "Can't serve at 203.0.113.7"),
+            (("--timeout", "0"), "must be above 0"),
+            (("--api-keys", str(empty)), "holds no key"),
+            (("--api-keys", str(tmp_path / "none")), "No such file"),
+        ):
+            ended = CliRunner().invoke(app, ["serve", *words])
+            assert ended.exit_code == 2 and said in ended.stderr, ended.output
+            assert len(ended.stderr.splitlines()) == 1
 
 
 def test_the_command_serves_the_embedded_model() -> None:
