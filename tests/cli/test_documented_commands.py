@@ -13,7 +13,7 @@ import typer
 from pixellm.cli.main import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OF_THE_PROGRAM = ("--help", "--version", "--install-completion", "--show-completion")
 """Options that belong to no command."""
 PROGRAM: Any = typer.main.get_command(app)
