@@ -88,7 +88,8 @@ def run(
         _shard(shard),
     )
     shares = _numbers(split, "--split")
-    layout = {"train": shares[0], "val": shares[1], "max_repeats": max_repeats, "seed": seed}
+    layout: dict[str, Any] = {"train": shares[0], "val": shares[1]}
+    layout |= {"max_repeats": max_repeats, "seed": seed}
     WriteSettings(**layout)  # refused before anything is done
     check_set(out)
     names = {"": model, **({"fit": check_model} if check_model else {})}
