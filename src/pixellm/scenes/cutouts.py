@@ -20,11 +20,11 @@ from PIL import Image, ImageFilter
 from pixellm.masks import encode_mask
 from pixellm.scenes.draw import (
     Canvas,
-    Plane,
     Sticker,
     describe_object,
     halved_levels,
     place_sticker,
+    recolour,
     turn_sticker,
 )
 from pixellm.scenes.scene import Scene, SceneObject, measure_object
@@ -139,26 +139,8 @@ def _prepare(rng: np.random.Generator, cutout: Cutout, long_side: float) -> Stic
     """Scale, turn, mirror and recolour a cut-out."""
     angle = float(np.deg2rad(rng.normal() * _TURN_DEGREES / 2))
     values = turn_sticker(cutout.levels, long_side, angle, mirror=rng.random() < 0.5)
-    colours, alpha = _recolour(rng, values)
-    return Sticker(colours, alpha, values[..., 3] >= 128)
-
-
-def _recolour(rng: np.random.Generator, values: NDArray[np.uint8]) -> tuple[Plane, Plane]:
-    """Another light on a cut-out.
-
-    Args:
-        rng: the only source of chance.
-        values: (h, w, 4) premultiplied RGBA.
-
-    Returns:
-        Colours (h, w, 3) in 0..255, premultiplied, and alpha (h, w) in 0..1.
-    """
     saturation, gain = rng.uniform(0.6, 1.3), rng.uniform(0.75, 1.2) * rng.uniform(0.94, 1.06, 3)
-    mix = (saturation * np.eye(3) + (1 - saturation) / 3) * gain
-    rgba = values.astype(np.float32)
-    colours, alpha = rgba[..., :3] @ mix.astype(np.float32), rgba[..., 3]
-    np.clip(colours, 0, alpha[..., None], out=colours)
-    return colours, alpha / np.float32(255)
+    return recolour(values, (saturation * np.eye(3) + (1 - saturation) / 3) * gain)
 
 
 def _left_of(background: Background, bare: BoolMask) -> tuple[list[SceneObject], frozenset[str]]:

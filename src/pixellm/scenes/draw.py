@@ -242,8 +242,8 @@ def _prepare(rng: np.random.Generator, style: StickerStyle, code: str, long_side
     angle = float(np.deg2rad(rng.uniform(-limit, limit)))
     levels = _sticker_levels(style, code)
     turned = turn_sticker(levels, long_side, angle, mirror=rng.random() < 0.15)
-    colours, alpha = _tint(rng, turned)
-    return Sticker(colours, alpha, turned[..., 3] >= 128)
+    saturation, brightness = rng.uniform(0.8, 1.15), rng.uniform(0.85, 1.1)
+    return recolour(turned, brightness * (saturation * np.eye(3) + (1 - saturation) / 3))
 
 
 def turn_sticker(
@@ -282,18 +282,12 @@ def _turn(level: Image.Image, scale: float, angle: float, *, mirror: bool) -> Im
     )
 
 
-def _tint(rng: np.random.Generator, values: NDArray[np.uint8]) -> tuple[Plane, Plane]:
-    """Jitter saturation and brightness of (h, w, 4) premultiplied RGBA.
-
-    Returns:
-        Colours (h, w, 3) in 0..255, premultiplied, and alpha (h, w) in 0..1.
-    """
-    saturation, brightness = rng.uniform(0.8, 1.15), rng.uniform(0.85, 1.1)
-    mix = brightness * (saturation * np.eye(3) + (1 - saturation) / 3)
+def recolour(values: NDArray[np.uint8], mix: NDArray[np.float64]) -> Sticker:
+    """A sticker of (h, w, 4) premultiplied RGBA whose colours a (3, 3) matrix mixes."""
     rgba = values.astype(np.float32)
     colours, alpha = rgba[..., :3] @ mix.astype(np.float32), rgba[..., 3]
     np.clip(colours, 0, alpha[..., None], out=colours)
-    return colours, alpha / np.float32(255)
+    return Sticker(colours, alpha / np.float32(255), values[..., 3] >= 128)
 
 
 @lru_cache(maxsize=1024)

@@ -138,11 +138,10 @@ def compose_dialogues(
         At most ``num_dialogues`` dialogues; empty where the scene allows none.
 
     Raises:
-        ValueError: weights that :func:`check_weights` refuses, or a concept that the tables lack.
+        ValueError: weights that :func:`check_weights` refuses.
     """
     weights = dict(DEFAULT_WEIGHTS if kinds is None else kinds)
     check_weights(weights)
-    _check_concepts(scene, knowledge)
     view = SceneView(scene, knowledge)
     if not view.objects:
         return []
@@ -244,9 +243,3 @@ def check_weights(
             raise ValueError(f"The weight of {kind!r} is {weight!r}; give a number from 0 on.")
     if not any(weights.values()):
         raise ValueError("No kind of question has a weight above 0; give one to at least one.")
-
-
-def _check_concepts(scene: Scene, knowledge: Knowledge) -> None:
-    for one in scene.objects:
-        if one.concept not in knowledge.concepts:
-            raise ValueError(f"The scene shows {one.concept!r}, which the concept table lacks.")
