@@ -26,8 +26,9 @@ from pixellm.masks import decode_mask
 from pixellm.scenes.knowledge import Knowledge
 from pixellm.scenes.photo_knowledge import knowledge_of_categories
 from pixellm.scenes.photo_view import PERSON, PhotoView
+from pixellm.scenes.questions import check_weights
 from pixellm.scenes.questions_photos import (
-    check_photo_weights,
+    PHOTO_WEIGHTS,
     compose_photo_dialogues,
     unknown_nouns,
 )
@@ -75,7 +76,7 @@ class PhotoSource:
             if number < 1:
                 raise ValueError(f"{key} of {name} is at least 1, not {number}.")
         if kinds is not None:
-            check_photo_weights(kinds)
+            check_weights(kinds, tuple(PHOTO_WEIGHTS))
         # With negatives every photo is an item: photos without annotations lack everything.
         self.set = OwnCoco(root, split, annotations=annotations, images=images, negatives=1.0)
 

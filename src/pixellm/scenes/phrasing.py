@@ -89,15 +89,19 @@ def mark_phrases(phrases: Sequence[str], conjunction: str = "and") -> str:
 
 def grammar_words(concept: Concept, it: str) -> dict[str, str]:
     """The words that agree with a concept in number; ``it`` is how the sentence calls it."""
-    plural = concept.is_plural
+    return agreeing_words(it, is_plural=concept.is_plural)
+
+
+def agreeing_words(it: str, *, is_plural: bool) -> dict[str, str]:
+    """What a sentence calls an object, ``it``, and the words that agree with it in number."""
     return {
         "it": it,
         "It": it[0].upper() + it[1:],
-        "is": "are" if plural else "is",
-        "Is": "Are" if plural else "Is",
-        "does": "do" if plural else "does",
-        "them": "them" if plural else "it",
-        "they": "they" if plural else "it",
+        "is": "are" if is_plural else "is",
+        "Is": "Are" if is_plural else "Is",
+        "does": "do" if is_plural else "does",
+        "them": "them" if is_plural else "it",
+        "they": "they" if is_plural else "it",
     }
 
 

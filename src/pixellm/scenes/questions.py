@@ -45,8 +45,9 @@ _PLAIN: tuple[Ask[SceneView], ...] = (
 )
 
 
-def _ask_plain(view: SceneView, rng: random.Random) -> Draft | None:
-    return rng.choice(_PLAIN)(view, rng)
+def one_of(asks: Sequence[Ask[View]]) -> Ask[View]:
+    """What asks in one of several ways, at random."""
+    return lambda view, rng: rng.choice(asks)(view, rng)
 
 
 _ASK: Mapping[str, Ask[SceneView]] = {
@@ -64,7 +65,7 @@ _ASK: Mapping[str, Ask[SceneView]] = {
     "activity": objects.ask_activity,
     "negative": objects.ask_for_absent,
     "counting": words.ask_number,
-    "plain": _ask_plain,
+    "plain": one_of(_PLAIN),
 }
 
 KINDS: tuple[str, ...] = (*_ASK, "follow_up")

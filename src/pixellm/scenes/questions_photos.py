@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +20,7 @@ from pixellm.scenes.knowledge import Concept, load_knowledge
 from pixellm.scenes.photo_view import PERSON, PhotoView
 from pixellm.scenes.phrasing import (
     NUMBERS,
+    agreeing_words,
     ask,
     load_templates,
     mark_phrases,
@@ -28,7 +28,7 @@ from pixellm.scenes.phrasing import (
     say,
     with_article,
 )
-from pixellm.scenes.questions import Ask, ask_about, check_weights
+from pixellm.scenes.questions import Ask, ask_about, one_of
 from pixellm.scenes.questions_objects import SYNONYM_SHARE, Draft, answer_with
 from pixellm.scenes.scene_view import ORDINALS, ViewedObject, members_of
 from pixellm.types import Turn
@@ -42,7 +42,7 @@ DIRECT_SHARE = 0.6
 MANY_SYNONYMS_SHARE = 0.4
 """Share of the questions that use a synonym, of a concept with three or more."""
 
-LAST_NAMED_PLACE = 5
+MAX_ORDINAL = 5
 """Nobody asks for the sixth of a row."""
 
 TINY_SHARE = 0.25
@@ -52,43 +52,23 @@ _PICKS = ("left", "left", "right", "right", "top", "bottom", "middle", "large", 
 _KIND_OF_PICK = {"large": "largest", "small": "smallest"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Named:
-    """How a question calls a kind of object.
-
-    Attributes:
-        name: one of it: "dog", "pair of scissors".
-        indefinite: the same with its article.
-        plural: several.
-        is_plural: whether the name takes "are".
-    """
-
-    name: str
-    indefinite: str
-    plural: str
-    is_plural: bool
-
-    def words(self) -> dict[str, str]:
-        """The placeholders of a template."""
-        return {
-            "name": self.name,
-            "a_name": self.indefinite,
-            "plural": self.plural,
-            "it": f"the {self.name}",
-            "is": "are" if self.is_plural else "is",
-            "does": "do" if self.is_plural else "does",
-            "them": "them" if self.is_plural else "it",
-        }
-
-
-def name_kind(concept: Concept, rng: random.Random) -> _Named:
-    """A concept by its name, now and then by a synonym."""
+def name_kind(concept: Concept, rng: random.Random) -> dict[str, str]:
+    """A concept by its name, now and then by a synonym, in the words of a template."""
     share = MANY_SYNONYMS_SHARE if len(concept.synonyms) > 2 else SYNONYM_SHARE
     if concept.synonyms and rng.random() < share:
         synonym = rng.choice(concept.synonyms)
         head, of, rest = synonym.partition(" of ")
-        return _Named(synonym, with_article(synonym), plural_of(head) + of + rest, False)
-    return _Named(concept.name, concept.indefinite, concept.plural, concept.is_plural)
+        return _words_of(synonym, with_article(synonym), plural_of(head) + of + rest)
+    names = concept.name, concept.indefinite, concept.plural
+    return _words_of(*names, is_plural=concept.is_plural)
+
+
+def _words_of(
+    name: str, indefinite: str, plural: str, *, is_plural: bool = False
+) -> dict[str, str]:
+    """The words of a template for "dog", "a dog" and "dogs"."""
+    words = agreeing_words(f"the {name}", is_plural=is_plural)
+    return {**words, "name": name, "a_name": indefinite, "plural": plural}
 
 
 def ask_every(view: PhotoView, rng: random.Random) -> Draft | None:
@@ -109,9 +89,9 @@ def ask_every(view: PhotoView, rng: random.Random) -> Draft | None:
     if concept.key == PERSON and rng.random() < 0.2:
         question = ask(rng, "every_person")
     elif concept.grammar in ("mass", "plural"):
-        question = ask(rng, "every_one", **named.words())
+        question = ask(rng, "every_one", **named)
     else:
-        question = ask(rng, section, **named.words())
+        question = ask(rng, section, **named)
     told = view.told(group)
     answer = answer_with(rng, "every", told, **_is_or_are(told))
     return Draft("every", question, answer, tuple(told))
@@ -135,7 +115,9 @@ def ask_pick(view: PhotoView, rng: random.Random) -> Draft | None:
     forms = load_templates()["picks"][key]
     if len(group) > 2 and way in ("large", "small"):
         forms = forms[:-1]  # "the big dog" is one of two
-    which = rng.choice(forms).format(name=named.name, nth=ORDINALS[number], number=_number(number))
+    which = rng.choice(forms).format(
+        name=named["name"], nth=ORDINALS[number], number=NUMBERS[number + 1]
+    )
     question = ask(rng, "pick", which=which)
     answer = say(rng, "pick", objects=mark_phrases([which]))
     return Draft(_KIND_OF_PICK.get(way, way), question, answer, (item,))
@@ -164,7 +146,7 @@ def ask_for_absent(view: PhotoView, rng: random.Random) -> Draft | None:
             return None
         is_counted = concept.grammar in ("a", "an")
         section = "every" if is_counted and rng.random() < 0.4 else "every_one"
-        question = ask(rng, section, **name_kind(concept, rng).words())
+        question = ask(rng, section, **name_kind(concept, rng))
         denied = {"name": concept.name, **_is_or_are([], plural=concept.is_plural)}
         return Draft("absent", question, say(rng, "negative_name", **denied))
     if way < 0.8:
@@ -189,16 +171,7 @@ def ask_unknown(view: PhotoView, rng: random.Random, nouns: Sequence[str]) -> Dr
 
 def ask_to_describe(view: PhotoView, rng: random.Random) -> Draft | None:
     """Nothing in particular: what is seen, or the largest of it."""
-    found = view.salient(rng.randint(3, MAX_DESCRIBED))
-    question = ask(rng, "describe")
-    if not found:
-        return (
-            None if view.objects else Draft("describe", question, say(rng, "describe", "nothing"))
-        )
-    is_all = view.is_complete and len(found) == len(view.objects)
-    key = "answers" if is_all else "more"
-    answer = say(rng, "describe", key, objects=mark_phrases(_introduced(found)))
-    return Draft("describe", question, answer, tuple(found))
+    return _say_what_is_seen(view, rng, "describe", "describe", least=3)
 
 
 def ask_open(view: PhotoView, rng: random.Random) -> Draft | None:
@@ -206,9 +179,9 @@ def ask_open(view: PhotoView, rng: random.Random) -> Draft | None:
     named = [one for one in view.objects if view.is_clear(one) and _has_plain_name(view, one)]
     if named and rng.random() < 0.6:
         item = rng.choice(named)
-        kind = _Named(item.phrase[4:], "", "", item.concept.is_plural)
+        words = _words_of(item.phrase[4:], "", "", is_plural=item.concept.is_plural)
         section = rng.choice(("open_color", "open_reason"))
-        question = ask(rng, section, **kind.words())
+        question = ask(rng, section, **words)
         return Draft("open", question, answer_with(rng, section, [item]), (item,))
     return _say_what_is_seen(view, rng, "open_scene", "open")
 
@@ -230,12 +203,16 @@ def _introduced(found: Sequence[ViewedObject]) -> list[str]:
     return phrases
 
 
-def _say_what_is_seen(view: PhotoView, rng: random.Random, section: str, kind: str) -> Draft | None:
-    found = view.salient(rng.randint(2, MAX_DESCRIBED))
+def _say_what_is_seen(
+    view: PhotoView, rng: random.Random, section: str, kind: str, least: int = 2
+) -> Draft | None:
+    found = view.salient(rng.randint(least, MAX_DESCRIBED))
     question = ask(rng, section)
     if not found:
         return None if view.objects else Draft(kind, question, say(rng, section, "nothing"))
-    answer = say(rng, section, objects=mark_phrases(_introduced(found)))
+    is_all = view.is_complete and len(found) == len(view.objects)
+    key = "more" if section == "describe" and not is_all else "answers"
+    answer = say(rng, section, key, objects=mark_phrases(_introduced(found)))
     return Draft(kind, question, answer, tuple(found))
 
 
@@ -272,11 +249,7 @@ def _pick_by_number(
     if index is None or not 0 < index < len(group) - 1:
         return None
     number = index if side == "nth_left" else len(group) - 1 - index
-    return (item, side, number) if number < LAST_NAMED_PLACE else None
-
-
-def _number(index: int) -> str:
-    return NUMBERS[index + 1]
+    return (item, side, number) if number < MAX_ORDINAL else None
 
 
 def _is_or_are(found: Sequence[ViewedObject], *, plural: bool = False) -> dict[str, str]:
@@ -291,10 +264,6 @@ _PLAIN: tuple[Ask[PhotoView], ...] = (
     positions.ask_largest_in_words,
     positions.ask_if_beside,
 )
-
-
-def _ask_plain(view: PhotoView, rng: random.Random) -> Draft | None:
-    return rng.choice(_PLAIN)(view, rng)
 
 
 _ASK: Mapping[str, Ask[PhotoView]] = {
@@ -314,12 +283,12 @@ _ASK: Mapping[str, Ask[PhotoView]] = {
     "order": positions.ask_order,
     "negative": ask_for_absent,
     "counting": words.ask_number,
-    "plain": _ask_plain,
+    "plain": one_of(_PLAIN),
     "describe": ask_to_describe,
     "open": ask_open,
     "foreign": ask_in_another_language,
 }
-_WITHOUT_THINGS = ("negative", "unknown", "describe", "open", "foreign")
+_WITHOUT_OBJECTS = ("negative", "unknown", "describe", "open", "foreign")
 
 PHOTO_WEIGHTS: Mapping[str, float] = MappingProxyType(
     {
@@ -350,15 +319,6 @@ PHOTO_WEIGHTS: Mapping[str, float] = MappingProxyType(
 """How often each kind is tried when the caller gives no weights."""
 
 
-def check_photo_weights(weights: Mapping[str, float]) -> None:
-    """Refuse weights of kinds that can't be asked about photos.
-
-    Raises:
-        ValueError: no table of weights, an unknown kind, a negative weight, or nothing to ask.
-    """
-    check_weights(weights, tuple(PHOTO_WEIGHTS))
-
-
 def compose_photo_dialogues(
     view: PhotoView,
     rng: random.Random,
@@ -378,7 +338,7 @@ def compose_photo_dialogues(
     """
     weights = dict(PHOTO_WEIGHTS if kinds is None else kinds)
     if not view.objects:
-        weights = {kind: weights[kind] for kind in _WITHOUT_THINGS if kind in weights}
+        weights = {kind: weights[kind] for kind in _WITHOUT_OBJECTS if kind in weights}
     known = unknown_nouns(held_out=False) if nouns is None else nouns
     asks: dict[str, Ask[PhotoView]] = {**_ASK, "unknown": partial(ask_unknown, nouns=known)}
     return ask_about(view, rng, num_dialogues, asks, weights)
