@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from measuring.family_configs import TEXT_FAMILIES, VISION_FAMILIES
+from measuring.generation import generate_answers
 from pixellm.checkpoint.adapters import Adapters, LoraShape, attach_adapters, fold_adapters
 from pixellm.checkpoint.build import train_tokenizer
 from pixellm.checkpoint.init_parts import init_from_parts
 from pixellm.checkpoint.io import load_model_and_processor, save_model
 from pixellm.data.collate import Collator
-from pixellm.engine.batch import generate_answers
 from pixellm.masks import encode_mask
 from pixellm.model.codebook import find_groups
 from pixellm.processing.prompts import dialogue_messages

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from measuring.generation import generate_answers
 from pixellm.checkpoint.io import load_model_and_processor
 from pixellm.checkpoint.released import convert_released
 from pixellm.engine import Engine
-from pixellm.engine.batch import generate_answers
 from pixellm.model.codebook import find_groups
 from pixellm.model.pixel_masks import restore_masks
 from pixellm.processing.prompts import dialogue_messages

@@ -75,7 +75,7 @@ def test_the_module_is_a_program_too() -> None:
 
 SHOW_HELP = """
 from pixellm.cli.main import app
-for words in [], ["segment"], ["curate"], ["eval", "muse"]:
+for words in [], ["segment"], ["curate"]:
     app([*words, "--help"], prog_name="pixellm", standalone_mode=False)
 """
 
@@ -83,7 +83,7 @@ for words in [], ["segment"], ["curate"], ["eval", "muse"]:
 def test_help_loads_no_model_code_and_no_extra() -> None:
     done = run_without(EXTRAS | HEAVY, SHOW_HELP)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Usage: pixellm") == 4
+    assert done.stdout.count("Usage: pixellm") == 3
 
 
 def test_what_segment_and_chat_need_is_in_the_core() -> None:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from conftest import square_image, tiny_parts, tiny_texts
+from measuring.generation import generate_answers
 from pixellm.checkpoint.build import build_model
-from pixellm.engine.batch import GeneratedAnswer, generate_answers
+from pixellm.engine.batch import GeneratedAnswer
 from pixellm.engine.row import Row
 from pixellm.model.codebook import find_groups
 from pixellm.model.modeling import PixelLMForConditionalGeneration

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from conftest import TINY_QUESTION, TINY_QUESTION_WITHOUT_MASKS, square_image
+from measuring.generation import generate_answers, generate_steps
 from pixellm.engine import Engine, cache
-from pixellm.engine.batch import generate_answers, generate_steps
 from pixellm.engine.row import Row
 
 sys.path.insert(0, str(Path(__file__).parent))

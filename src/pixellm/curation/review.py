@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,7 @@ def review_rows(folder: Path) -> Iterator[MuseRow]:
             for entry in read_entries(file):
                 yield from rows_of(entry)
         return
-    ledger = Ledger(folder, writing=False)
-    try:
+    with closing(Ledger(folder, writing=False)) as ledger:
         for task, row in ledger.accepted():
             known = task.photo.by_id()
             targets = tuple(
@@ -49,8 +49,6 @@ def review_rows(folder: Path) -> Iterator[MuseRow]:
             )
             photo = task.photo
             yield MuseRow(photo.file_name, photo.size, row.question, row.answer, targets)
-    finally:
-        ledger.close()
 
 
 def write_gallery(folder: Path, images: Path, path: Path, num: int, seed: int = 0) -> int:

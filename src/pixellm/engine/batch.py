@@ -9,20 +9,18 @@ Shape legend: B rows, T tokens, D text width, V vocabulary, G tokens of a group,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pixellm.engine.cache import SlotRows, longest_slot
-from pixellm.engine.memory import is_out_of_memory
+from pixellm.engine.memory import free_memory, is_out_of_memory
 from pixellm.engine.prefixes import PrefixStore
 from pixellm.engine.row import KVBackend, Prompt, Row, SeparateRows
 from pixellm.engine.sampling import choose_ids
 from pixellm.model.modeling import PixelLMForConditionalGeneration
-from pixellm.model.outputs import EncodedImages
 
 Chooser = Callable[[Tensor, Sequence[Row]], Sequence[int]]
 """Picks the next id of each row from (B, V) float32 logits."""
@@ -293,62 +291,4 @@ class AnswerLoop:
             row.read, row.state = 0, None
             self._waiting.appendleft(row)
         self._rows.clear()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def generate_steps(
-    model: PixelLMForConditionalGeneration,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    encoded: EncodedImages | None,
-    *,
-    eos_ids: frozenset[int],
-    max_new_tokens: int | Sequence[int],
-    forbidden_ids: Sequence[int] = (),
-    choose: Chooser = choose_by_options,
-) -> Iterator[Step]:
-    """Answer a batch of prompts, yielding each row's new ids as they are chosen.
-
-    Args:
-        model: in evaluation mode.
-        input_ids: (B, T) prompts, padded on the left.
-        attention_mask: (B, T), zero at padding and at image tokens in the canvas's padding.
-        encoded: the rows' images; None for text alone.
-        eos_ids: ids that end an answer.
-        max_new_tokens: limit of every row, or of each; a group that does not fit is cut and
-            leaves no mask.
-        forbidden_ids: ids that may never be written, such as the image placeholder.
-        choose: picks the next ids.
-
-    Raises:
-        ValueError: a limit below 1, or not one limit per row.
-    """
-    count = len(input_ids)
-    limits = [max_new_tokens] * count if isinstance(max_new_tokens, int) else [*max_new_tokens]
-    if len(limits) != count:
-        raise ValueError(f"max_new_tokens holds {len(limits)} limits for {count} prompts.")
-    loop = AnswerLoop(
-        model, eos_ids=eos_ids, max_rows=count, forbidden_ids=forbidden_ids, choose=choose
-    )
-    for row, (ids, mask, limit) in enumerate(zip(input_ids, attention_mask, limits, strict=True)):
-        start = int(mask.bool().int().argmax())
-        image = None if encoded is None else encoded.tokens[row]
-        visible = tuple(mask[start:].bool().tolist())
-        loop.add(Prompt(tuple(ids[start:].tolist()), limit, image, visible))
-    while loop.is_busy:
-        yield from loop.step()
-
-
-def generate_answers(
-    model: PixelLMForConditionalGeneration,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    encoded: EncodedImages | None,
-    **options: Any,
-) -> list[GeneratedAnswer]:
-    """:func:`generate_steps`, collected: one answer per row."""
-    answers = [GeneratedAnswer() for _ in range(len(input_ids))]
-    for step in generate_steps(model, input_ids, attention_mask, encoded, **options):
-        answers[step.row].extend(step)
-    return answers
+        free_memory()

@@ -5,24 +5,12 @@ Keeps the history and nothing else; the engine answers, and keeps what it has re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from pixellm.engine.images import PreparedImage
 from pixellm.types import Prediction, Segment
-
-
-class Answering(Protocol):
-    """What a dialogue needs of an engine."""
-
-    @property
-    def predict(self) -> Callable[..., Prediction]:
-        """As :meth:`pixellm.engine.Engine.predict`."""
-
-    @property
-    def stream(self) -> Callable[..., Iterator[str | Segment | Prediction]]:
-        """As :meth:`pixellm.engine.Engine.stream`."""
 
 
 @dataclass
@@ -30,14 +18,14 @@ class ChatSession:
     """Several turns about one image.
 
     Attributes:
-        engine: answers.
+        engine: answers, as :class:`pixellm.engine.Engine` does.
         image: the image.
         prepared: the same, encoded.
         history: (question, answer with ``{seg}`` marks) pairs so far.
         last: the last prediction.
     """
 
-    engine: Answering
+    engine: Any
     image: Any
     prepared: PreparedImage
     history: list[tuple[str, str]] = field(default_factory=list)
@@ -50,7 +38,9 @@ class ChatSession:
             question: as typed.
             **options: as :meth:`pixellm.engine.Engine.predict` takes them.
         """
-        prediction = self.engine.predict(self.prepared, question, self.history, **options)
+        prediction: Prediction = self.engine.predict(
+            self.prepared, question, self.history, **options
+        )
         self._remember(prediction)
         return prediction
 

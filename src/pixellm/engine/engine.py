@@ -14,11 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pixellm.engine.answers import (
-    AnswerDecoder,
-    PendingAnswer,
-    PromptBuilder,
-)
+from pixellm.engine.answers import AnswerDecoder, PendingAnswer, PromptBuilder
 from pixellm.engine.batch import AnswerLoop, Chooser, choose_by_options
 from pixellm.engine.cache import SlotRows, compile_forward
 from pixellm.engine.chat import ChatSession
@@ -188,16 +184,13 @@ class Engine:
 
         def draw(portion: Sequence[Sample]) -> list[tuple[Prediction, ...]]:
             with self._turn:
-                return draw_in_turn(portion)
-
-        def draw_in_turn(portion: Sequence[Sample]) -> list[tuple[Prediction, ...]]:
-            dialogues = [self._prompts.encode_given(sample) for sample in portion]
-            images = self.images.prepare([sample.image for sample in portion])
-            prepared = [image for image in images if isinstance(image, PreparedImage)]
-            for error in images:
-                if not isinstance(error, PreparedImage):
-                    raise error
-            return self._decoder.given_predictions(portion, dialogues, prepared, keep_logits)
+                dialogues = [self._prompts.encode_given(sample) for sample in portion]
+                images = self.images.prepare([sample.image for sample in portion])
+                prepared = [image for image in images if isinstance(image, PreparedImage)]
+                for error in images:
+                    if not isinstance(error, PreparedImage):
+                        raise error
+                return self._decoder.given_predictions(portion, dialogues, prepared, keep_logits)
 
         return run_in_portions(draw, samples, self.max_batch)
 
@@ -348,25 +341,20 @@ class Engine:
         self, requests: Sequence[tuple[Request, AnswerOptions]]
     ) -> list[PendingAnswer | ValueError | OSError]:
         """Jobs of requests, their images encoded together; an error where one is impossible."""
-        with self._turn:
-            return self._begin_in_turn(requests)
-
-    def _begin_in_turn(
-        self, requests: Sequence[tuple[Request, AnswerOptions]]
-    ) -> list[PendingAnswer | ValueError | OSError]:
-        images = self.images.prepare([request.image for request, _ in requests])
         started: list[PendingAnswer | ValueError | OSError] = []
-        for (request, options), image in zip(requests, images, strict=True):
-            try:
-                encoded = self._prompts.encode(request)
-            except ValueError as error:
-                started.append(error)
-                continue
-            if isinstance(image, PreparedImage):
-                limit = self.max_new_tokens
-                started.append(self._prompts.begin(request, encoded, image, options, limit))
-            else:
-                started.append(image)
+        with self._turn:
+            images = self.images.prepare([request.image for request, _ in requests])
+            for (request, options), image in zip(requests, images, strict=True):
+                try:
+                    encoded = self._prompts.encode(request)
+                except ValueError as error:
+                    started.append(error)
+                    continue
+                if isinstance(image, PreparedImage):
+                    limit = self.max_new_tokens
+                    started.append(self._prompts.begin(request, encoded, image, options, limit))
+                else:
+                    started.append(image)
         return started
 
     @contextmanager
