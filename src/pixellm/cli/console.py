@@ -73,9 +73,6 @@ def check_json(target: str, keys: Sequence[str]) -> None:
     Args:
         target: as :func:`write_json` takes it.
         keys: of such a document; a file that has them may be replaced.
-
-    Raises:
-        OSError: the place is not good.
     """
     from pixellm.files import check_file
 

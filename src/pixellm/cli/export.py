@@ -75,11 +75,7 @@ def export(
 
 
 def parse_classes(classes: str) -> list[str]:
-    """Names of classes as typed, without those that come again.
-
-    Raises:
-        ValueError: there is none between two commas.
-    """
+    """Names of classes as typed, without those that come again."""
     names = [" ".join(name.split()) for name in classes.split(",")] if classes else []
     if not all(names):
         raise ValueError(
@@ -115,11 +111,7 @@ def ask_classes(rows: Iterable[Row], classes: str) -> list[Row]:
 
 
 def plan_exports(formats: Sequence[str] | None, answers: Path) -> dict[str, Path]:
-    """Where the answers of a file are exported to, by format; checked before anything is asked.
-
-    Raises:
-        ValueError, OSError: as :func:`~pixellm.export.check_export`, or answers to a stream.
-    """
+    """Where the answers of a file are exported to, by format; checked before anything is asked."""
     from pixellm.export import check_export
     from pixellm.files import STANDARD
 

@@ -305,11 +305,7 @@ def _show_answer(
 
 
 def _missing_extra(error: ImportError) -> str:
-    """Which extra to install.
-
-    Raises:
-        ImportError: the given one, where no extra would help.
-    """
+    """Which extra to install; the error itself is raised where none would help."""
     extra = _EXTRAS.get((error.name or "").partition(".")[0])
     if extra is not None:
         return f"The package {error.name} is missing: pip install 'pixellm[{extra}]'."
@@ -319,11 +315,7 @@ def _missing_extra(error: ImportError) -> str:
 
 
 def _describe_lack_of_memory(error: RuntimeError | MemoryError) -> str:
-    """What needs less memory.
-
-    Raises:
-        RuntimeError: the given one, where memory is not what is missing.
-    """
+    """What needs less memory; the error itself is raised where memory is not what is missing."""
     from pixellm.engine.memory import is_out_of_memory
 
     if not is_out_of_memory(error):

@@ -69,12 +69,7 @@ class LoadOptions:
     ] = None
 
     def load(self, **options: Any) -> Engine:
-        """The engine, quietly; ``options`` are its own.
-
-        Raises:
-            ValueError, FileNotFoundError: no such model, or this machine lacks the device; nothing
-                is read then.
-        """
+        """The engine, quietly; ``options`` are its own."""
         from rich.markup import escape
 
         from pixellm.checkpoint.sources import resolve_source
@@ -154,11 +149,7 @@ class JudgeOptions:
     ] = ""
 
     def settings(self) -> JudgeSettings:
-        """The judge that the options describe.
-
-        Raises:
-            ValueError: bad options, or some that belong to another judge.
-        """
+        """The judge that the options describe."""
         from pixellm.evaluation.judge import JudgeSettings, read_price
 
         kind: Any = self.judge
@@ -223,9 +214,6 @@ def reader_options(options: Sequence[str] | None) -> dict[str, Any]:
     """Options of a data set's reader by name, from ``NAME=VALUE`` as typed.
 
     Values are JSON where they can be, and text elsewhere.
-
-    Raises:
-        ValueError: no name, or no value.
     """
     chosen: dict[str, Any] = {}
     for option in options or ():

@@ -126,11 +126,7 @@ def _stem(dataset: Path) -> str:
 
 
 def _names_a_set(dataset: Path, question: str) -> bool:
-    """Whether a data set is meant; a file goes first, and a folder that is asked a question.
-
-    Raises:
-        FileNotFoundError: there is nothing of that name.
-    """
+    """Whether a data set is meant; a file goes first, and a folder that is asked a question."""
     from pixellm.evaluation.benchmarks import SET_NAMES
 
     if (dataset.exists() and not dataset.is_dir()) or (
@@ -202,11 +198,7 @@ def _run_and_report(
 
 
 def _device_of_workers(device: str) -> str:
-    """Where the engines of a cluster run: "cuda" is the one GPU that Ray lends a worker.
-
-    Raises:
-        ValueError: a certain GPU is asked for, which all workers would share.
-    """
+    """Where the engines of a cluster run: "cuda" is the one GPU that Ray lends a worker."""
     if device.startswith("cuda:"):
         raise ValueError(
             f"With --ray each worker is lent a GPU of its own: say --device cuda, not {device}."

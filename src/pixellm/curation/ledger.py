@@ -73,11 +73,7 @@ class Ledger(RequestStore):
     # -- the run -----------------------------------------------------------------------------
 
     def bind(self, identity: Mapping[str, Any]) -> None:
-        """Tie the ledger to what a run's output depends on, or check that it is the same run.
-
-        Raises:
-            ValueError: the ledger was begun with something else; names the first difference.
-        """
+        """Tie the ledger to what a run's output depends on, or check that it is the same run."""
         known = self.get("identity")
         if known is None:
             self.put("identity", dict(identity))
@@ -212,9 +208,6 @@ class ShardLedgers:
 
     Args:
         ledgers: in any order.
-
-    Raises:
-        ValueError: they are not all the shards of one run.
     """
 
     def __init__(self, ledgers: Sequence[Ledger]) -> None:

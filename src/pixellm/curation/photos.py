@@ -180,9 +180,6 @@ class AnnotationFile:
             One (photo, reason) per entry of ``images`` in the shard, in the order of the file.
             Reasons: ``bad_entry``, ``missing_file``, ``unreadable``, ``size_differs``,
             ``too_few_instances``.
-
-        Raises:
-            FileNotFoundError: the folder is missing.
         """
         if not images.is_dir():
             raise FileNotFoundError(f"There is no folder of images at {images}; check --images.")

@@ -87,11 +87,6 @@ def select(
         max_images: photos to write about; None for all.
         styles_for: those of the styles in which the writer can ask about a photo; None for a
             writer that can try all.
-
-    Raises:
-        FileNotFoundError: annotations, captions or images are missing.
-        ValueError: they are malformed, or the ledger belongs to another run, or not one of the
-            photos that could be used is there.
     """
     ledger.bind(source.identity())
     if not ledger.get("selected"):
@@ -116,12 +111,7 @@ def select(
 
 
 def work(number: int, ledger: Ledger, writing: Writing, runner: RequestRunner) -> Verdict:
-    """Bring one task to its verdict, from wherever the ledger says it stands.
-
-    Raises:
-        StoppedError: the run is to end; the task stays open.
-        ClientError: no request can be answered; the task stays open.
-    """
+    """Bring one task to its verdict, from wherever the ledger says it stands."""
     task, replies = ledger.task(number), ledger.replies(number)
     while True:
         step = writing.next_step(task, replies)
@@ -142,10 +132,6 @@ def work_all(
 
     Returns:
         "" when nothing is left open, else one sentence on why the run stopped.
-
-    Raises:
-        ClientError: no request can be answered.
-        OSError: the ledger can't be written.
     """
     total = sum(ledger.counts()["tasks"].values())
     return runner.run_all(
@@ -160,10 +146,6 @@ def work_in_batches(
 
     Returns:
         "" when nothing is left open, else one sentence on why the run stopped.
-
-    Raises:
-        ClientError: the server refuses every request.
-        OSError: the ledger can't be written.
     """
     while waiting := _settle_ready(ledger, writing, progress):
         try:

@@ -29,11 +29,7 @@ SIDE = 480
 
 
 def review_rows(folder: Path) -> Iterator[MuseRow]:
-    """The rows to look at: all accepted ones of a ledger, else those of the MUSE files.
-
-    Raises:
-        FileNotFoundError: the folder has neither.
-    """
+    """The rows to look at: all accepted ones of a ledger, else those of the MUSE files."""
     if not (folder / LEDGER_NAME).is_file():
         for file in muse_files(folder):
             for entry in read_entries(file):
@@ -63,9 +59,6 @@ def write_gallery(folder: Path, images: Path, path: Path, num: int, seed: int = 
 
     Returns:
         How many rows it shows.
-
-    Raises:
-        FileNotFoundError: no rows, or their photos are not below ``images``.
     """
     check_file(path)
     cards = [_card(row, images) for row in _choose(review_rows(folder), num, seed)]

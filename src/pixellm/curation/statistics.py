@@ -57,12 +57,7 @@ class Statistics:
 
 
 def gather(path: Path) -> Statistics:
-    """The statistics of the MUSE files at a path.
-
-    Raises:
-        FileNotFoundError: there is no MUSE file.
-        ValueError: a file is damaged; `pixellm curate validate` says where.
-    """
+    """The statistics of the MUSE files at a path."""
     statistics = Statistics()
     for file in muse_files(path):
         try:
@@ -79,12 +74,7 @@ def gather(path: Path) -> Statistics:
 
 
 def check_plots(folder: Path) -> None:
-    """Refuse a folder where a plot would replace a file that is not ours.
-
-    Raises:
-        OSError: it can't be written, or holds such a file.
-        ImportError: plots can't be drawn here.
-    """
+    """Refuse a folder where a plot would replace a file that is not ours."""
     figures.check_plots()
     check_folder(folder)
     for name in _PLOTS:

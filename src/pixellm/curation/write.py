@@ -71,11 +71,7 @@ class WriteSettings:
 
 
 def check_set(folder: Path) -> None:
-    """Refuse a folder where a set would replace files that are not of the set written there last.
-
-    Raises:
-        OSError: it can't be written, or holds such a file.
-    """
+    """Refuse a folder where a set would replace files of something else than an earlier set."""
     splits = [
         f"{part}muse_{split}{end}"
         for part in ("", "parquet/")
@@ -90,11 +86,6 @@ def write_set(ledger: FinishedRun, folder: Path, settings: WriteSettings) -> dic
 
     Returns:
         The summary that the card shows: counts by stage, split and licence.
-
-    Raises:
-        ValueError: ``marks.json`` is damaged.
-        OSError: the folder can't be written or holds files that are not ours, or the disk is
-            full; what was there stays.
     """
     check_set(folder)
     for left_over in folder.glob(".writing-*"):  # of a run that was killed
@@ -121,22 +112,13 @@ def write_set(ledger: FinishedRun, folder: Path, settings: WriteSettings) -> dic
 
 
 def read_marks(folder: Path) -> dict[str, str]:
-    """The reviewers' marks: ``accept`` or ``reject`` by the key of the row.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """The reviewers' marks: ``accept`` or ``reject`` by the key of the row."""
     path = folder / MARKS_NAME
     return load_marks(path) if path.is_file() else {}
 
 
 def load_marks(path: Path) -> dict[str, str]:
-    """Marks from a file, such as the one that a gallery hands out.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged.
-    """
+    """Marks from a file, such as the one that a gallery hands out."""
     try:
         marks = read_json(path)
         if not all(mark in ("accept", "reject") for mark in marks.values()):

@@ -109,11 +109,7 @@ class AnswerFile:
         self._open.close()
 
     def append(self, number: int, lines: bytes) -> None:
-        """Put a batch's lines on disk, all or none.
-
-        Raises:
-            OSError: the disk is full or gone.
-        """
+        """Put a batch's lines on disk, all or none."""
         start = self._log.end
         self._log.append(lines)
         bad = sum(is_bad(json.loads(line)) for line in lines.splitlines())
@@ -195,11 +191,7 @@ def open_answers(
 
 
 def find_batches(path: Path, num_items: int, batch_size: int, check: Check) -> list[BatchSpan]:
-    """The whole batches of a file, each once; none where there is no file.
-
-    Raises:
-        ValueError: a line that is damaged, or answers something else.
-    """
+    """The whole batches of a file, each once; none where there is no file."""
     found: dict[int, BatchSpan] = {}
     end = 0
     lines = _read(path, num_items, batch_size, check) if path.is_file() else iter(())

@@ -119,11 +119,7 @@ class PromptBuilder:
         return encoded
 
     def encode_given(self, sample: Sample) -> EncodedDialogue:
-        """Ids of a dialogue with its answers.
-
-        Raises:
-            ValueError: it is longer than the model's context.
-        """
+        """Ids of a dialogue with its answers."""
         turns = [(self.processor.word_question(turn), turn.answer) for turn in sample.turns]
         encoded = self.processor.codec.encode(dialogue_messages(turns))
         if len(encoded.ids) > self.context:

@@ -96,9 +96,6 @@ def answer_given(
         engine: draws the masks.
         samples: dialogues, read a batch at a time.
         batch_size: dialogues per call, at least 1.
-
-    Raises:
-        ValueError: ``batch_size`` is below 1, or a dialogue is longer than the model's context.
     """
     if batch_size < 1:
         raise ValueError(f"The batch size must be at least 1, not {batch_size}.")

@@ -56,9 +56,6 @@ def answer_rows(
         spread: answers batches.
         batch_size: rows answered together.
         progress: called before the first and after every batch.
-
-    Raises:
-        ValueError, OSError: as :func:`~pixellm.engine.jobs.run_job`.
     """
     check = lines_of(rows, model)
     return run_job(rows, path, spread, batch_size, check=check, progress=progress)

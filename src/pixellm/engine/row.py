@@ -35,9 +35,6 @@ class Prompt:
             None shares nothing.
         keep: keep what was read of prompt and answer, for the next turn of a dialogue.
         options: how the answer is written.
-
-    Raises:
-        ValueError: no ids, or a limit below 1.
     """
 
     ids: tuple[int, ...]

@@ -21,11 +21,7 @@ ANSWERS_FILE = "answers.jsonl"
 
 
 def answer_paths(folder: Path) -> list[Path]:
-    """The files with a job's answers, those in parts that a killed process left included.
-
-    Raises:
-        ValueError: the answers are in another form.
-    """
+    """The files with a job's answers, those in parts that a killed process left included."""
     if any(folder.glob("answers-*.jsonl")):
         raise ValueError(
             f"{folder} holds answers in an older form (answers-*.jsonl); name another folder, or "
@@ -44,9 +40,6 @@ def open_run(
         folder: made where missing.
         settings: what decides the answers and their scores; values that JSON knows.
         facts: values by names of :data:`FACTS`.
-
-    Raises:
-        ValueError: the folder holds a run with other settings, or answers without settings.
     """
     path = folder / SETTINGS_FILE
     if path.exists():
@@ -63,12 +56,7 @@ def open_run(
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What :func:`open_run` wrote.
-
-    Raises:
-        FileNotFoundError: the folder holds no run.
-        ValueError: the file is damaged.
-    """
+    """What :func:`open_run` wrote."""
     path = folder / SETTINGS_FILE
     try:
         return read_json(path)

@@ -59,9 +59,6 @@ def find_evidence(maps: list[Tensor], num_classes: int, count: int) -> Evidence:
         maps: per level (B, c + 5 + s, h, w) as :class:`~pixellm.model.yolox.YoloxHead` gives them.
         num_classes: c.
         count: K.
-
-    Raises:
-        ValueError: an image has fewer candidates than K.
     """
     cells = torch.cat([one.flatten(2) for one in maps], 2).transpose(1, 2).float()
     logits, others = cells[..., :num_classes], cells[..., num_classes:]

@@ -172,9 +172,6 @@ class PixelLMModel(PixelLMPreTrainedModel):
         Args:
             input_ids: (B, T).
             image_tokens: (B, S, D), one image per row; None where none is placed.
-
-        Raises:
-            ValueError: a row's placeholders are not as many as its image's image tokens.
         """
         placed = input_ids == self.config.image_token_id
         # The placeholder may lie behind the table's last row, as in converted released models.

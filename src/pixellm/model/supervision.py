@@ -51,11 +51,7 @@ class Truth:
 def find_targets(
     input_ids: Tensor, truth: Truth, codebook_ids: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Rows and starts (M,) of the codebook groups in (B, T) ids.
-
-    Raises:
-        ValueError: a group is none of the batch's targets, or a target lacks its group.
-    """
+    """Rows and starts (M,) of the codebook groups in (B, T) ids."""
     assert truth.rows is not None
     rows, starts = find_groups(input_ids, torch.tensor(codebook_ids, device=input_ids.device))
     count = len(truth.rows if truth.sizes is None else truth.sizes)
@@ -82,9 +78,6 @@ def mask_losses(
 
     Returns:
         Both losses (M,) float32, not yet divided by a number of targets.
-
-    Raises:
-        ValueError: the packed masks are not as many bytes as their sizes say.
     """
     assert truth.masks is not None and truth.sizes is not None and truth.rows is not None
     answers = truth.rows if truth.answers is None else truth.answers

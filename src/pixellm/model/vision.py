@@ -39,9 +39,6 @@ def resize_position_table(
 
     Returns:
         (1 + height * width, C), with the class row where ``layout`` says; or (height * width, C).
-
-    Raises:
-        ValueError: the table does not hold a class row and a square grid.
     """
     num_class_rows = int(layout != "grid_only")
     side = round((table.shape[0] - num_class_rows) ** 0.5)
@@ -69,11 +66,7 @@ def feature_shapes(
 
 
 def hidden_shapes(vision_config: PreTrainedConfig, image_size: int) -> list[tuple[int, int, int]]:
-    """(channels, height, width) of all of an encoder's hidden states, found on meta tensors.
-
-    Raises:
-        ValueError: they are no maps of the canvas.
-    """
+    """(channels, height, width) of all of an encoder's hidden states, found on meta tensors."""
     with torch.device("meta"):
         tower = VisionTower(copy.deepcopy(vision_config), [-1], mask_padding=False).eval()
         maps = tower.read_all(torch.zeros(1, 3, image_size, image_size))

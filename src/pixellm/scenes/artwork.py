@@ -86,13 +86,7 @@ class StickerStyle:
 
 @lru_cache(maxsize=len(STYLES))
 def load_style(name: str) -> StickerStyle:
-    """The style of this name.
-
-    Raises:
-        ValueError: no such style.
-        ImportError: the packages of the ``scenes`` extra are missing.
-        FileNotFoundError: the style has to be fetched first.
-    """
+    """The style of this name."""
     if name == STYLES[0]:
         return StickerStyle(name, _openmoji_folder())
     if name in _FETCHED:

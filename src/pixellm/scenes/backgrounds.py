@@ -44,9 +44,6 @@ def draw_background(rng: np.random.Generator, size: tuple[int, int]) -> Pixels:
     """One background of a random kind.
 
     Its contrast is held below that of the stickers, so that every sticker stays visible.
-
-    Raises:
-        ImportError: the packages of the ``scenes`` extra are missing.
     """
     kind = _KINDS[int(rng.choice(len(_KINDS), p=_WEIGHTS))]
     if kind == "photo":

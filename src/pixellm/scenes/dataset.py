@@ -150,11 +150,7 @@ class ScenesDataset:
         )
 
     def scene(self, index: int, attempt: int = 0) -> Scene:
-        """The drawing of image ``index``; a later attempt replaces one that allows no question.
-
-        Raises:
-            ValueError: images of this size hold no scene.
-        """
+        """The drawing of image ``index``; a later attempt replaces one that allows no question."""
         rng = np.random.default_rng(self._entropy(index, attempt))
         style = load_style(self.style)
         known = drawable_concepts(self.style)
@@ -221,11 +217,7 @@ def knowledge_of_style(style: str) -> Knowledge:
 
 @cache
 def drawable_concepts(style: str) -> tuple[Concept, ...]:
-    """The concepts that a style has a sticker for, in the order of their table.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """The concepts that a style has a sticker for, in the order of their table."""
     artwork = load_style(style)
     concepts = load_knowledge().concepts.values()
     known = tuple(concept for concept in concepts if artwork.covers(concept.openmoji))
@@ -235,11 +227,7 @@ def drawable_concepts(style: str) -> tuple[Concept, ...]:
 
 
 def _held_out_kinds(kinds: Mapping[str, float] | None) -> dict[str, float]:
-    """The weights, without kinds of which no pair is held out.
-
-    Raises:
-        ValueError: no kind is left.
-    """
+    """The weights, without kinds of which no pair is held out."""
     weights = DEFAULT_WEIGHTS if kinds is None else kinds
     left = {kind: weight for kind, weight in weights.items() if kind not in _NEVER_HELD_OUT}
     if not any(left.values()):

@@ -137,9 +137,6 @@ def compose_dialogues(
 
     Returns:
         At most ``num_dialogues`` dialogues; empty where the scene allows none.
-
-    Raises:
-        ValueError: weights that :func:`check_weights` refuses.
     """
     weights = dict(DEFAULT_WEIGHTS if kinds is None else kinds)
     check_weights(weights)
