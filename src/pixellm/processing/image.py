@@ -171,8 +171,8 @@ def _resize_mask(
     if not mask.any():
         return resized
     # Most objects are far smaller than their image: what lies outside of their box stays empty.
-    new_rows, old_rows = _reached(np.logical_or.reduce(mask, axis=1), rows)
-    new_columns, old_columns = _reached(np.logical_or.reduce(mask, axis=0), columns)
+    new_rows, old_rows = _reached(mask.any(1), rows)
+    new_columns, old_columns = _reached(mask.any(0), columns)
     down = rows[new_rows.start : new_rows.stop + 1] - old_rows.start
     across = columns[new_columns.start : new_columns.stop + 1] - old_columns.start
     covered = _mean_between(_mean_between(mask[old_rows, old_columns], down).T, across).T
