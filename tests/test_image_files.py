@@ -13,12 +13,14 @@ import torch
 from PIL import Image, ImageFile, PngImagePlugin
 from typer.testing import CliRunner
 
+from memory import image_memory
 from pixellm import image_files
 from pixellm.cli.main import app
 from pixellm.curation.photos import jpeg_data_url
 from pixellm.data.registry import open_reader
 from pixellm.data.rows import read_rows
 from pixellm.image_files import image_size, load_image, load_stored, probe_image, size_mismatch
+from pixellm.processing.image import PixelLMImageProcessor
 
 CASES = Path(os.environ.get("PIXELLM_CASES_DIR", ""))
 needs_cases = pytest.mark.skipif(
@@ -254,3 +256,32 @@ def test_pages_and_drawings_are_no_images(tmp_path, name, data):
     for read in (load_image, read_rows):
         with pytest.raises(ValueError, match="save it as PNG"):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_an_image_that_was_read_is_not_turned_again(tmp_path, suffix):
+    path = save(tmp_path / f"a{suffix}", exif_block(ORIENTATION_6))
+    image = load_image(path)
+    assert image.size == (48, 64)
+    assert np.array_equal(np.asarray(load_image(image)), np.asarray(image))
+    assert PixelLMImageProcessor(image_size=64)(path)["original_sizes"].tolist() == [[64, 48]]
+
+
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_bands_are_the_whole_image(mode, monkeypatch):
+    pixels = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 20
+    image = Image.fromarray(PIXELS).convert(mode) if mode != "I;16" else Image.fromarray(pixels)
+    whole = np.asarray(load_image(image))
+    monkeypatch.setattr(image_files, "_BAND_PIXELS", 64 * 5)
+    assert np.array_equal(np.asarray(load_image(image)), whole)
+
+
+def test_a_large_image_takes_at_most_three_times_its_pixels():
+    """Each form that needs work of its own, in a process of its own; see benchmarks/memory.py."""
+    measured = image_memory(side=3000)
+    assert set(measured) >= {"JPEG", "JPEG turned", "PNG RGBA", "PNG 16 bit"}
+    assert measured.pop("WebP") <= 6  # its decoder keeps two frames
+    assert max(measured.values()) <= 3, measured

@@ -35,6 +35,7 @@ DRAWINGS = (".pdf", ".svg", ".svgz", ".eps", ".ps", ".ai")
 """Suffixes of pages and drawings, which are no images."""
 
 _SIXTEEN_BIT_MAX = 65535
+_BAND_PIXELS = 1 << 18
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -117,6 +118,7 @@ def load_image(source: ImageSource) -> Image.Image:
         )
     with _opened(source, str(source)) as image:
         upright = _turn(_decode(image, str(source)))
+    del image  # of a turned one the pixels as stored
     return _to_rgb(upright, str(source))
 
 
@@ -149,6 +151,7 @@ def load_embedded(data: bytes, name: str, max_pixels: int | None = None) -> Imag
                 "that are read; make it smaller."
             )
         upright = _turn(_decode(image, name))
+    del image
     return _to_rgb(upright, name)
 
 
@@ -373,23 +376,37 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """A new RGB image of decoded, upright pixels."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _scale_deep_grey(image, name)
-    with _told_of(name):
-        if not image.has_transparency_data:
-            return image.convert("RGB")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    """A new RGB image of decoded, upright pixels, without EXIF, which would turn it again.
 
-
-def _scale_deep_grey(image: Image.Image, name: str) -> Image.Image:
-    """16-bit grey to RGB; Pillow's own conversion would clip everything above 255 to white."""
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > _SIXTEEN_BIT_MAX:
+    Made in bands, so that a large image takes little more memory than its pixels twice.
+    """
+    is_deep = image.mode.startswith("I")
+    extrema: Any = image.getextrema() if image.mode == "I" else (0, 0)
+    if image.mode == "F" or min(extrema) < 0 or max(extrema) > _SIXTEEN_BIT_MAX:
         raise ValueError(
             f"{name} has 32-bit pixels, whose black and white are not defined; "
             "save it with 8 or 16 bits."
         )
-    scaled = np.rint(values.astype(np.float32) * (255 / _SIXTEEN_BIT_MAX)).astype(np.uint8)
+    width, height = image.size
+    rows = max(1, _BAND_PIXELS // width)
+    with _told_of(name):
+        upright = Image.new("RGB", image.size)
+        for top in range(0, height, rows):
+            band = image.crop((0, top, width, min(height, top + rows)))
+            upright.paste(_scale_deep_grey(band) if is_deep else _on_white(band), (0, top))
+        return upright
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """An image in RGB, what shows through being white."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def _scale_deep_grey(image: Image.Image) -> Image.Image:
+    """16-bit grey to RGB; Pillow's own conversion would clip everything above 255 to white."""
+    values = np.asarray(image, dtype=np.float32)
+    scaled = np.rint(values * (255 / _SIXTEEN_BIT_MAX)).astype(np.uint8)
     return Image.fromarray(scaled).convert("RGB")

@@ -66,6 +66,7 @@ def check(
     """
     from pixellm.cli.display import counted_progress
     from pixellm.data.check import CSV_HEADER, absent_sets, bad_rows_to_csv, check_found, find_sets
+    from pixellm.data.other_layouts import advice_on
     from pixellm.files import STANDARD, check_file, write_files
 
     aside = str(report) == STANDARD
@@ -73,7 +74,8 @@ def check(
         check_file(report, start=CSV_HEADER)
     found = find_sets(root, sets or (), splits or (), image_options(images, options))
     if not found:
-        raise ValueError(f"{root} holds no data set in a known layout; see docs/data.md.")
+        advice = advice_on(root) or "see docs/data.md"
+        raise ValueError(f"{root} holds no data set in a known layout; {advice}.")
     console = open_console(stderr=aside)
     reports = []
     for one in found:

@@ -29,6 +29,8 @@ def read_image(typed: str) -> Image.Image:
     """
     if typed == STANDARD:
         return load_embedded(read_input(Path(typed)), "The image from standard input")
+    if Path(typed).is_fifo():  # as a shell makes of <(command)
+        return load_embedded(Path(typed).read_bytes(), typed)
     return load_embedded(_fetch(typed), typed) if is_url(typed) else load_image(typed)
 
 

@@ -15,13 +15,12 @@ from typing import Any
 
 from pixellm.data.dataset import BadRow, Dataset, UnusableDataError, decode_images
 from pixellm.data.json_stream import scan_json
+from pixellm.data.other_layouts import KEYS_OF_COCO
 from pixellm.data.registry import READERS, open_reader, reader_class
 from pixellm.files import STANDARD, plain_cell
 
 CSV_HEADER = b"set,file,row,reason\r\n"
 """How the table of bad rows begins."""
-
-_KEYS_OF_COCO = frozenset({"images", "annotations", "categories", "info", "licenses"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +207,7 @@ def _form_of(path: Path) -> str:
     if path.suffix == ".jsonl":
         return "jsonl"
     for key, value, _ in _first_entries(path):
-        if key in _KEYS_OF_COCO:
+        if key in KEYS_OF_COCO:
             return "coco"
         if isinstance(value, Mapping) and "questions" in value:
             return "muse"

@@ -34,6 +34,7 @@ from pixellm.data.dataset import (
     check_header,
 )
 from pixellm.data.json_values import whole_number
+from pixellm.data.other_layouts import advice_on_coco
 from pixellm.data.questions import (
     NamedMasks,
     as_benchmark_asks,
@@ -259,6 +260,10 @@ class OwnCoco(CocoClasses):
         """The annotation file and the folder of images under their default names."""
         return own_files(root, split)
 
+    def how_to_go_on(self, missing: Path) -> str:
+        """What else is there, or how to get it."""
+        return advice_on_coco(self.root, missing) or self.obtain
+
 
 class _Parts(CocoClasses):
     """Categories named "object" or "object:part": PACO-LVIS and Pascal-Part.
@@ -381,6 +386,10 @@ class OwnExpressions(Dataset[_Described]):
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
         """The annotation file and the folder of images under their default names."""
         return own_files(root, split)
+
+    def how_to_go_on(self, missing: Path) -> str:
+        """What else is there, or how to get it."""
+        return advice_on_coco(self.root, missing) or self.obtain
 
     def __len__(self) -> int:
         """Groups of expressions."""
@@ -543,7 +552,8 @@ def _find_files(root: Path, split: str, annotations: str, images: str) -> tuple[
             return path, folder
     lacking = next((f for p, f in found if p.is_file()), None)
     wanted = f"its images, {lacking}, are" if lacking else f"{found[0][0]} is"
-    raise FileNotFoundError(
-        f"{root} holds no COCO split {split!r}: {wanted} missing; give another --data or --split, "
-        "or name the file with --with annotations=FILE and its images with --images."
+    advice = advice_on_coco(root, lacking or found[0][0]) or (
+        "give another --data or --split, or name the file with --with annotations=FILE and its "
+        "images with --images"
     )
+    raise FileNotFoundError(f"{root} holds no COCO split {split!r}: {wanted} missing; {advice}.")

@@ -15,10 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from pixellm.image_files import load_image
 from pixellm.masks import Letterbox, Size, decode_mask, mask_to_box
 from pixellm.model.pixel_masks import pack_masks
 from pixellm.processing.image import resize_targets
@@ -106,7 +104,9 @@ class Collator:
             ValueError: an image that can't be read or is of another size than its samples say.
             OSError: an image's file is missing or can't be opened.
         """
-        images = self.processor.image_processor([_load_image(row) for row in rows])
+        images = self.processor.image_processor([row[0].image for row in rows])
+        for row, size in zip(rows, images["original_sizes"].tolist(), strict=True):
+            _check_size(row, tuple(size))
         packed = [
             self._pack(row, resized.tolist())
             for row, resized in zip(rows, images["resized_sizes"], strict=True)
@@ -287,10 +287,8 @@ class Collator:
         return torch.from_numpy(ids), torch.from_numpy(boxes[picked])
 
 
-def _load_image(row: Sequence[Sample]) -> Image.Image:
-    """The image that the samples of a row share; masks made for another size would lie askew."""
-    image = load_image(row[0].image)
-    size = (image.height, image.width)
+def _check_size(row: Sequence[Sample], size: tuple[int, int]) -> None:
+    """Masks made for another size than that of the image that samples share would lie askew."""
     for sample in row:
         if tuple(sample.size) != size:
             named = f" {sample.image}" if isinstance(sample.image, Path) else ""
@@ -298,4 +296,3 @@ def _load_image(row: Sequence[Sample]) -> Image.Image:
                 f"Sample {sample.id!r}: its image{named} is {size} (height, width), but the "
                 f"sample says {tuple(sample.size)}; correct the annotation or the image."
             )
-    return image

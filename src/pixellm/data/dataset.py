@@ -430,8 +430,12 @@ class Dataset(ABC, Generic[R]):
         for path in paths:
             if not path.exists():
                 raise FileNotFoundError(
-                    f"{self.name} needs {path}, which is missing; {self.obtain}."
+                    f"{self.name} needs {path}, which is missing; {self.how_to_go_on(path)}."
                 )
+
+    def how_to_go_on(self, missing: Path) -> str:
+        """What to do where a file or folder is missing: the end of a sentence."""
+        return self.obtain
 
     @property
     def table(self) -> Table:

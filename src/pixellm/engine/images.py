@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from transformers import BatchFeature
 
 from pixellm.engine.memory import run_in_portions
 from pixellm.image_files import load_image
@@ -22,6 +23,9 @@ from pixellm.processing.processor import PixelLMProcessor
 
 MAX_CACHED_BYTES = 1 << 28
 """Bytes that kept images may take; one of nano's takes 13 MB."""
+
+_BAND = 256
+"""Rows of an image that are read as bytes together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,28 +87,32 @@ class ImageCache:
         Returns:
             The images, or the error of one that can't be read.
         """
-        # Requests about one image may share the object: it is read and hashed once.
-        opened = {key: _open(image) for key, image in {id(i): i for i in images}.items()}
+        # Requests about one image may share the object: it is read and hashed once. A large image
+        # is dropped as soon as it lies on its canvas, before the next one is read.
         found: dict[bytes, PreparedImage] = {}
-        fresh: dict[bytes, Image.Image] = {}
+        fresh: dict[bytes, BatchFeature] = {}
         keys: dict[int, bytes] = {}
-        for number, one in opened.items():
-            if isinstance(one, PreparedImage):
-                keys[number] = one.key
-                found[one.key] = one
-            elif isinstance(one, Image.Image):
-                key = keys[number] = _content_key(one)
-                if key in self._kept:
-                    found[key] = self._kept[key]
-                else:
-                    fresh[key] = one
-        missing = [(key, one) for key, one in fresh.items() if key not in found]
+        errors: dict[int, ValueError | OSError] = {}
+        for number, source in {id(image): image for image in images}.items():
+            if isinstance(source, PreparedImage):
+                keys[number] = source.key
+                found[source.key] = source
+                continue
+            try:
+                opened = load_image(source)
+            except (ValueError, OSError) as error:
+                errors[number] = error
+                continue
+            key = keys[number] = _content_key(opened)
+            if key in self._kept:
+                found[key] = self._kept[key]
+            elif key not in fresh:
+                fresh[key] = self.processor.image_processor(opened)
+        missing = [(key, canvas) for key, canvas in fresh.items() if key not in found]
         encoded = run_in_portions(self._encode, missing, self.max_batch)
         found |= {one.key: one for one in encoded}
         self._keep(found)
-        results = {number: found[key] for number, key in keys.items()}
-        errors = {n: p for n, p in opened.items() if isinstance(p, (ValueError, OSError))}
-        return [errors[id(i)] if id(i) in errors else results[id(i)] for i in images]
+        return [errors[id(i)] if id(i) in errors else found[keys[id(i)]] for i in images]
 
     def _keep(self, used: dict[bytes, PreparedImage]) -> None:
         for key, image in used.items():
@@ -115,8 +123,11 @@ class ImageCache:
             _, dropped = self._kept.popitem(last=False)
             total -= dropped.encoded.num_bytes
 
-    def _encode(self, images: Sequence[tuple[bytes, Image.Image]]) -> list[PreparedImage]:
-        inputs = self.processor.image_processor([image for _, image in images])
+    def _encode(self, images: Sequence[tuple[bytes, BatchFeature]]) -> list[PreparedImage]:
+        inputs = {
+            name: torch.cat([canvas[name] for _, canvas in images])
+            for name in ("pixel_values", "pixel_mask", "resized_sizes", "original_sizes")
+        }
         device = self.model.device
         with torch.inference_mode():
             encoded, _ = self.model.model.encode_images(
@@ -132,16 +143,9 @@ class ImageCache:
         return prepared
 
 
-def _open(source: Any) -> PreparedImage | Image.Image | ValueError | OSError:
-    if isinstance(source, PreparedImage):
-        return source
-    try:
-        return load_image(source)
-    except (ValueError, OSError) as error:
-        return error
-
-
 def _content_key(image: Image.Image) -> bytes:
     digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)
-    digest.update(image.tobytes())
+    for top in range(0, image.height, _BAND):  # the bytes of all at once would be one more image
+        band = image.crop((0, top, image.width, min(image.height, top + _BAND)))
+        digest.update(band.tobytes())
     return digest.digest()

@@ -21,7 +21,6 @@ from transformers import (
     ProcessorMixin,
 )
 
-from pixellm.image_files import load_image
 from pixellm.model.config import PixelLMConfig
 from pixellm.processing.image import PixelLMImageProcessor
 from pixellm.processing.prompts import EncodedDialogue, Message, PromptCodec
@@ -183,7 +182,7 @@ class PixelLMProcessor(ProcessorMixin):
         chosen = BatchOptions.parse(options)
         prompts = [text] if isinstance(text, str) else list(text or ())
         dialogues = [self.codec.encode_rendered(prompt) for prompt in prompts]
-        features = None if images is None else self.image_processor(self._as_list(images))
+        features = None if images is None else self.image_processor(images)
         return self._batch(dialogues, features, chosen)
 
     def apply_chat_template(
@@ -279,7 +278,7 @@ class PixelLMProcessor(ProcessorMixin):
             self.codec.encode(messages, add_generation_prompt=add_generation_prompt)
             for messages in conversations
         ]
-        features = self.image_processor([load_image(i) for i in images]) if images else None
+        features = self.image_processor(list(images)) if images else None
         return self._batch(dialogues, features, options)
 
     def word_question(self, asked: Turn | Request) -> str:
@@ -327,11 +326,6 @@ class PixelLMProcessor(ProcessorMixin):
             "attention_mask": pad_sequences(masks, 0, side),
         }
         return BatchFeature({**data, **(features or {})}, tensor_type=options.return_tensors)
-
-    @staticmethod
-    def _as_list(images: Any) -> list[Any]:
-        several = isinstance(images, (list, tuple))
-        return [load_image(i) for i in (images if several else [images])]
 
     @staticmethod
     def _images(messages: Sequence[Message]) -> list[Any]:

@@ -381,7 +381,7 @@ def find_recipes(name: Path | str) -> list[Path]:
     if not here.is_absolute() and ".." not in bundled.parts:
         places += [RECIPES / bundled.with_suffix(".yaml"), RECIPES / bundled]
     for place in places:
-        if place.is_file():
+        if place.is_file() or place.is_fifo():
             return [place]
         if place.is_dir() and (recipes := sorted(place.glob("*.yaml"))):
             return recipes

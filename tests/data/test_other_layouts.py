@@ -1,0 +1,58 @@
+"""Folders in layouts that nobody reads: every command says what they are, in one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from pixellm.cli.main import app
+
+COCO = json.dumps({"images": [{"id": 1}], "annotations": [], "categories": []})
+FILES = {
+    "yolo": ({"data.yaml": "names: [cup]", "train/labels/a.txt": "0 0 0 1 1 0 1"}, "YOLO's format"),
+    "ultralytics": ({"labels/val/a.txt": "0 0 0 1 1 0 1"}, "YOLO's format"),
+    "voc": ({"Annotations/a.xml": "<annotation/>"}, "Pascal VOC's format"),
+    "cvat": ({"annotations.xml": "<annotations/>"}, "export it as COCO 1.0"),
+    "label studio": ({"result.json": COCO}, "--with annotations=result.json"),
+    "several": (
+        {"a/one.json": COCO, "a/two.json": COCO, "a/x.json": "{"},
+        "a/one.json, a/two.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_command_says_what_a_folder_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files, sentence = FILES[name]
+    for path, content in files.items():
+        (tmp_path / "set" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / path).write_text(content)
+    (tmp_path / "set/images").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "set/images/a.jpg")
+    model = ("--model", "no-such-model")
+    for command in (
+        ("data", "check", "set"),
+        ("data", "preview", "coco", "--data", "set", "--out", "look"),
+        ("eval", "coco", "--data", "set", *model),
+        ("predict", "coco", "--data", "set", *model),
+        ("data", "questions", "--benchmark", "photos", "--data", "set", "--out", "asked"),
+    ):
+        result = CliRunner().invoke(app, list(command))
+        assert result.exit_code == 2, (command, result.output)
+        assert sentence in result.stderr and result.stderr.count("\n") == 1, (
+            command,
+            result.stderr,
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_missing_folder_of_images_is_named(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/instances_val.json").write_text(COCO)
+    result = CliRunner().invoke(app, ["predict", "coco", "--data", str(tmp_path), "--out", "-"])
+    assert result.exit_code == 2 and "with --images" in result.stderr
