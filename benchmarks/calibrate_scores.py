@@ -1,25 +1,29 @@
-"""Let a model's masks tell what they are worth, on photos that it was trained with.
+"""Let a model know the classes of its targets and the worth of its masks, on its training photos.
 
     python benchmarks/calibrate_scores.py runs/nano/model --data coco --out runs/nano/calibrated
 
 For models with `masks_per_thing`. Asks the questions of `eval coco` and `eval photos` about photos
-of the training split, without a limit, and fits `worth`, by logistic regression, to the
-intersection over union that each mask turns out to have. The limit, `min_mask_score`, is that which
-best tells such masks from those that answer for what is not there. Neither masks nor texts change.
+of the training split, without a limit. First `kind`, which reads the class of a target from its
+embedding, is fitted anew to the nouns of the phrases that the model wrote, whatever the photo
+shows: in training it learns of what the encoder finds, mistakes included. Then it fits `worth`, by
+logistic regression, to the intersection over union that each mask turns out to have. The limit,
+`min_mask_score`, is the lowest with which nine of ten things that are not there have no mask.
+Texts do not change.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pixellm
@@ -28,6 +32,7 @@ from pixellm.engine import Engine
 from pixellm.evaluation.benchmarks import open_questions
 from pixellm.evaluation.matching import match_by_iou
 from pixellm.masks import decode_mask, pairwise_iou
+from pixellm.scenes.photo_knowledge import knowledge_of_categories
 from pixellm.types import BoolMask, Prediction, Request, Sample
 
 ABSENT = "absent"
@@ -35,6 +40,10 @@ ABSENT = "absent"
 
 STRIDE = 512
 """Questions answered together."""
+
+
+EPOCHS, BATCH = 60, 256
+"""Of the fit of classes."""
 
 
 @dataclass
@@ -67,6 +76,71 @@ def choose_absent(data: Path, number: int) -> list[Sample]:
     asked = open_questions("photos", "train", data)
     found = (asked[i] for i in range(len(asked)))
     return list(islice((one for one in found if one.turns[0].kind == ABSENT), number))
+
+
+def nouns_of(class_names: Sequence[str]) -> list[tuple[re.Pattern[str], int]]:
+    """What classes are called, the longest names first, and which class each name is of."""
+    knowledge, keys = knowledge_of_categories(tuple(class_names))
+    names = [
+        (phrase.lower(), index)
+        for index, name in enumerate(class_names)
+        for phrase in knowledge.concepts[keys[name]].phrases
+    ]
+    names.sort(key=lambda one: -len(one[0]))
+    return [(re.compile(rf"\b{re.escape(phrase)}\b"), index) for phrase, index in names]
+
+
+def read_targets(engine: Engine, samples: Iterable[Sample]) -> tuple[Tensor, Tensor]:
+    """Answer questions freely, one by one.
+
+    Returns:
+        The whole embedding (N, L * C) of every target whose phrase names a class, and the class.
+    """
+    decoder = engine.model.model.pixel_decoder
+    nouns = nouns_of(engine.model.config.vision_config.class_names)
+    seen = list[Tensor]()
+    things = decoder.things
+
+    def note(targets: Tensor, *others: object) -> object:
+        seen.extend(targets.float().flatten(1))
+        return things(targets, *others)
+
+    decoder.things = note
+    embeddings, classes = list[Tensor](), list[int]()
+    for sample in samples:
+        seen.clear()
+        (answer,) = engine.predict_batch([Request(sample.image, sample.turns[0].question)])
+        phrases = dict.fromkeys((one.span, one.label.lower()) for one in answer.segments)
+        if len(phrases) != len(seen):
+            continue  # a phrase without any mask: which of them it is can't be told
+        for embedding, (_, phrase) in zip(seen, phrases, strict=True):
+            named = next((index for noun, index in nouns if noun.search(phrase)), None)
+            if named is not None:
+                embeddings.append(embedding.clone())
+                classes.append(named)
+    del decoder.things  # the method of the class is back
+    return torch.stack(embeddings), torch.tensor(classes)
+
+
+def fit_kinds(kind: nn.Sequential, embeddings: Tensor, classes: Tensor) -> None:
+    """Fit the layers that read a target's class, from random weights."""
+    torch.manual_seed(0)
+    for layer in kind:
+        if isinstance(layer, nn.Linear | nn.LayerNorm):
+            layer.reset_parameters()
+    *inner, last = kind
+    layers = nn.Sequential(*inner, nn.Dropout(0.1), last).train()
+    optimizer = torch.optim.AdamW(layers.parameters(), weight_decay=1e-3)
+    steps = EPOCHS * max(1, len(classes) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
+    for _ in range(steps):
+        picked = torch.randint(len(classes), (BATCH,))
+        loss = F.cross_entropy(layers(embeddings[picked]), classes[picked])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    layers.eval()
 
 
 def measure(engine: Engine, samples: Sequence[Sample]) -> Measured:
@@ -135,8 +209,8 @@ def fit(signs: Tensor, ious: Tensor, decay: float = 1e-4) -> tuple[Tensor, Tenso
     return weight.detach().float(), bias.detach().float()
 
 
-def choose_limit(scores: Tensor, ious: Tensor, unwanted: Tensor) -> tuple[float, float, float]:
-    """The limit that best tells what is there from what is not.
+def weigh_limits(scores: Tensor, ious: Tensor, unwanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What limits from 0.01 to 0.99 come to.
 
     Args:
         scores: (P,) of the masks of questions for what is there.
@@ -144,14 +218,13 @@ def choose_limit(scores: Tensor, ious: Tensor, unwanted: Tensor) -> tuple[float,
         unwanted: (N,) of the surest mask of each question for what is not there; 0 without one.
 
     Returns:
-        The limit under which the share of worth that is kept and the share of the absent that has
-        no mask have the largest sum, and these two.
+        The limits, of each the share of worth that is kept, and the share of the absent that has
+        no mask.
     """
     limits = torch.arange(1, 100) / 100
     kept = torch.stack([ious[scores >= limit].sum() for limit in limits]) / ious.sum()
     denied = torch.stack([(unwanted < limit).float().mean() for limit in limits])
-    best = int((kept + denied).argmax())
-    return round(float(limits[best]), 2), float(kept[best]), float(denied[best])
+    return limits, kept, denied
 
 
 def calibration_error(scores: Tensor, ious: Tensor) -> float:
@@ -169,8 +242,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--absent", type=int, default=400)
+    parser.add_argument(
+        "--denied", type=float, default=0.9, help="share of the absent, of the limit"
+    )
+    parser.add_argument("--kinds", type=int, default=4000, help="questions; 0 leaves them as is")
     options = parser.parse_args()
     engine = pixellm.load(options.model, min_mask_score=0)
+    if options.kinds:
+        kind = engine.model.model.pixel_decoder.kind
+        targets, classes = read_targets(engine, choose_questions(options.data, options.kinds))
+        fit_kinds(kind, targets, classes)
+        with torch.no_grad():
+            right = (kind(targets).argmax(1) == classes).float().mean()
+        print(f"classes: {right:.3f} of {len(classes)} targets, with which they were fitted")
     measured = measure(engine, choose_questions(options.data, options.questions))
     absent = choose_absent(options.data, options.absent)
     denials = measure(engine, absent)
@@ -181,12 +265,16 @@ def main() -> None:
         worth.bias.copy_(bias[None])
     scores, unwanted = ((one.signs @ weight + bias).sigmoid() for one in (measured, denials))
     surest = torch.zeros(len(absent)).scatter_reduce(0, denials.questions, unwanted, "amax")
-    limit, worthy, denied = choose_limit(scores, measured.ious, surest)
+    limits, worthy, denied = weigh_limits(scores, measured.ious, surest)
+    for place in range(4, 50, 5):
+        print(f"limit {limits[place]:.2f}: {worthy[place]:.3f} kept, {denied[place]:.3f} denied")
+    best = int((denied >= options.denied).nonzero()[0, 0])
+    limit = round(float(limits[best]), 2)
     engine.model.config.min_mask_score = limit
     kept = scores >= limit
     print(f"worth: {[round(one, 3) for one in weight.tolist()]}, bias {float(bias):.3f}")
-    print(f"limit {limit}: {int(kept.sum())} of {len(kept)} masks are shown, {worthy:.2f} of what")
-    print(f"they are worth; {denied:.2f} of what is not there has none")
+    print(f"limit {limit}: {int(kept.sum())} of {len(kept)} masks are shown, {worthy[best]:.2f} of")
+    print(f"what they are worth; {denied[best]:.2f} of what is not there has none")
     error = calibration_error(scores[kept], measured.ious[kept])
     print(f"calibration error of what is shown: {error:.3f}")
     save_model(options.out, engine.model, engine.processor)

@@ -125,7 +125,7 @@ def test_drawing_is_learnt() -> None:
     features = [torch.zeros(1, 16, 4, 4), fine, entries]
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-2)
     losses = []
-    for _ in range(30):
+    for _ in range(60):
         optimizer.zero_grad()
         loss = region_loss(decoder, features, batch)
         loss.backward()

@@ -1,8 +1,8 @@
 """The pixel decoder over evidence: a target chooses among the things found, and draws them.
 
 Each entry of :mod:`pixellm.model.evidence` is drawn in a window around its box, whatever was asked;
-the target's embedding of the coarse scale decides which entries belong to it, the one of the fine
-scale bends how they are drawn. A target is the union of its entries. It stands in for
+the target's embeddings decide which entries belong to it, the one of the fine scale bends how they
+are drawn. A target is the union of its entries. It stands in for
 :class:`~pixellm.model.decoder.PixelDecoder` where an encoder gives evidence, and knows neither text
 nor images. Windows as in Mask R-CNN (He et al., 2017).
 Shape legend: M targets, B rows, K entries, C decoder width, U windows, S cells along a window's
@@ -218,6 +218,14 @@ class RegionLayers(nn.Module):
         return features
 
 
+def _readout(config: PixelLMConfig, outputs: int) -> nn.Sequential:
+    """Layers that read numbers from a target's whole embedding, all scales of it."""
+    size, width = config.decoder_size, config.num_scales * config.decoder_size
+    return nn.Sequential(
+        nn.LayerNorm(width), nn.Linear(width, size), nn.GELU(), nn.Linear(size, outputs)
+    )
+
+
 class RegionDecoder(FullPrecision):
     """Target embeddings, features and packed evidence in, mask logits out."""
 
@@ -234,18 +242,16 @@ class RegionDecoder(FullPrecision):
         self.key = nn.Sequential(
             nn.Linear(about, 2 * size), nn.GELU(), nn.Linear(2 * size, size), nn.LayerNorm(size)
         )
-        self.kind = nn.Linear(size, self.num_classes)
-        self.choice_scale = nn.Parameter(torch.tensor(1.0))
+        self.tells_one = config.masks_per_thing
+        self.kind = _readout(config, self.num_classes)
+        # Two numbers where all of a kind and one of several are told apart, in this order.
+        self.choice_scale = nn.Parameter(torch.full([1 + self.tells_one], 1.0))
+        self.choice_bias = nn.Parameter(torch.full([1 + self.tells_one], 2.0))
         self.choice_match = nn.Parameter(torch.tensor(1.0))
-        self.choice_bias = nn.Parameter(torch.tensor(2.0))
         # Set when a trained model is calibrated: masks stay as they are, their scores do not.
         self.sureness = nn.Parameter(torch.tensor(1.0))
-        self.tells_one = config.masks_per_thing
         if self.tells_one:
-            width = config.num_scales * size
-            self.lone = nn.Sequential(
-                nn.LayerNorm(width), nn.Linear(width, size), nn.GELU(), nn.Linear(size, 1)
-            )
+            self.lone = _readout(config, 1)
             self.worth = nn.Linear(NUM_SIGNS, 1)
         self.regions = RegionLayers(config, about)
         self.draw = nn.Linear(inner // 2, 1)
@@ -351,20 +357,25 @@ class RegionDecoder(FullPrecision):
         """The same (M, B, K) among the entries of all rows.
 
         An entry belongs to a target by its class, as far as the target's is known, and by all else
-        that the target says about it.
+        that the target says about it; the more so where it is one of several that is meant.
         """
         keys = self.key(entries[..., BOX_CHANNELS:])
         queries = self.query(target_embeddings[:, 0].to(self.dtype))
         pointed = torch.einsum("mc,bkc->mbk", queries, keys) * keys.shape[-1] ** -0.5
         kinds = self.kinds(target_embeddings).float().softmax(-1)
         match = torch.einsum("mc,bkc->mbk", kinds, self.class_scores(entries).float())
-        logits = pointed * self.choice_scale + (match + _LEAST_MATCH).log() * self.choice_match
-        logits = logits + self.choice_bias
+        scale, bias = self.choice_scale[:1], self.choice_bias[:1]
+        if self.tells_one:
+            one = self.is_one(target_embeddings).detach().float().sigmoid()
+            scale = scale.lerp(self.choice_scale[1:], one)
+            bias = bias.lerp(self.choice_bias[1:], one)
+        logits = pointed * scale[:, None, None] + (match + _LEAST_MATCH).log() * self.choice_match
+        logits = logits + bias[:, None, None]
         return logits.masked_fill(entries[..., BOX_CHANNELS - 1] == 0, _OUTSIDE)
 
     def kinds(self, target_embeddings: Tensor) -> Tensor:
         """Logits (M, c) of the class that a target is of."""
-        logits: Tensor = self.kind(target_embeddings[:, 0].to(self.dtype))
+        logits: Tensor = self.kind(target_embeddings.flatten(1).to(self.dtype))
         return logits
 
     def class_scores(self, entries: Tensor) -> Tensor:
