@@ -1,13 +1,16 @@
-"""The command itself, in a process of its own: SIGTERM, a taken port, bad options."""
+"""The command itself, in a process of its own: SIGTERM, kill -9, a taken port, bad options."""
 
 from __future__ import annotations
 
+import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from pixellm.image_files import example_image
 from pixellm.serving.server import bind, run
 from pixellm.serving.settings import Settings
 
-from .conftest import wait_until
+from .conftest import asked, wait_until
 
 SCRIPT = """
 import sys
@@ -29,11 +32,10 @@ from scripted_engine import ScriptedEngine
 from pixellm.serving.app import create_app
 from pixellm.serving.server import bind, run
 from pixellm.serving.settings import Settings
-settings = Settings(timeout=20)
+settings = Settings(timeout=60)
 bound = bind("127.0.0.1", 0)
 print("at", bound.getsockname()[1], flush=True)
 run(create_app(ScriptedEngine(0.05, max_batch=2), "scripted", settings), bound, settings)
-print("ended", flush=True)
 """
 
 
@@ -60,31 +62,59 @@ def is_ready(port: int) -> bool:
         return False
 
 
-def ask(port: int, question: str) -> requests.Response:
-    from .conftest import asked
+def num_taken(port: int) -> int:
+    """Requests that wait or are being answered."""
+    text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
+    return sum(map(int, re.findall(r"^pixellm_(?:waiting|running) (\d+)", text, re.MULTILINE)))
 
-    body = {"model": "scripted", "messages": asked(question)}
-    return requests.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60)
+
+def ask(port: int, question: str, stream: bool = False) -> str:
+    """The answer's text, whole or gathered from a stream."""
+    body = {"model": "scripted", "messages": asked(question), "stream": stream}
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    answer = requests.post(url, json=body, timeout=60)
+    if not stream:
+        return answer.json()["choices"][0]["message"]["content"]
+    *events, end = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+    assert end == "[DONE]"
+    choices = [choice for event in events for choice in json.loads(event)["choices"]]
+    return "".join(choice["delta"].get("content") or "" for choice in choices)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    answer = b""
+    while piece := connection.recv(65536):
+        answer += piece
+    return answer
 
 
 def test_sigterm_finishes_what_was_taken(process: Any) -> None:
-    wait_until(lambda: is_ready(process.port))
-    questions = [f"{n} " + "word " * 15 + str(n) for n in range(6)]
-
-    def running() -> int:
-        text = requests.get(f"http://127.0.0.1:{process.port}/metrics", timeout=10).text
-        found = re.findall(r"^pixellm_(?:waiting|running) (\d+)", text, re.MULTILINE)
-        return sum(map(int, found))
-
-    with ThreadPoolExecutor(6) as pool:
-        answers = [pool.submit(ask, process.port, question) for question in questions]
-        wait_until(lambda: running() == 6)
+    wait_until(lambda: is_ready(process.port), 60)
+    questions = [f"{n} " + "word " * 15 + str(n) for n in range(12)]
+    body = json.dumps({"model": "scripted", "messages": asked("half of it is sent")}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n"
+    head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with (
+        ThreadPoolExecutor(12) as pool,
+        socket.create_connection(("127.0.0.1", process.port), timeout=60) as slow,
+        socket.create_connection(("127.0.0.1", process.port), timeout=60) as silent,
+    ):
+        answers = [
+            pool.submit(ask, process.port, one, n % 3 == 0) for n, one in enumerate(questions)
+        ]
+        slow.sendall(head)
+        assert slow.recv(65536).startswith(b"HTTP/1.1 100")  # its body is being read now
+        slow.sendall(body[:100])
+        wait_until(lambda: num_taken(process.port) == 12, 60)
         process.send_signal(signal.SIGTERM)
-        for answer, question in zip(answers, questions, strict=True):
-            told = answer.result().json()["choices"][0]["message"]["content"]
-            assert told == " ".join(question.split())
-    assert process.wait(30) in (0, -signal.SIGTERM)
-    assert process.stdout.read().split() in ([], ["ended"])
+        assert silent.recv(1) == b""  # it asked nothing, and the server is closing
+        slow.sendall(body[100:])
+        told = [answer.result() for answer in answers]
+        last = read_all(slow)
+    assert told == [" ".join(question.split()) for question in questions]
+    assert last.startswith(b"HTTP/1.1 200") and b"half of it is sent" in last
+    assert process.wait(60) == 0
+    assert process.stdout.read() == ""
     with pytest.raises(requests.ConnectionError):
         ask(process.port, "too late")
 
@@ -106,25 +136,48 @@ def test_what_cannot_be_served_is_said_before_a_model_is_loaded(tmp_path: Path) 
             assert len(ended.stderr.splitlines()) == 1
 
 
-def test_the_command_serves_the_embedded_model() -> None:
-    command = [sys.executable, "-m", "pixellm", "serve", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as started:
+@contextmanager
+def command(port: int = 0) -> Iterator[tuple[Any, int]]:
+    """`pixellm serve` with the embedded model, and the port where it serves."""
+    words = ["serve", "--port", str(port), "--batch-size", "2"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "pixellm", *words], stderr=subprocess.PIPE, text=True
+    ) as started:
         assert started.stderr is not None
         try:
             line = next(line for line in started.stderr if "Serving" in line)
-            url = line.split()[3]
-            with example_image("coffee").open("rb") as photo:
-                answer = requests.post(
-                    f"{url}/v1/segment",
-                    files={"image": photo},
-                    data={"question": "Where are the cup and the table?"},
-                    timeout=120,
-                ).json()
-            labels = [segment["label"] for segment in answer["segments"]]
-            assert any("cup" in label for label in labels), answer
+            yield started, int(line.split()[3].rpartition(":")[2])
         finally:
-            started.send_signal(signal.SIGINT)
-        assert started.wait(60) in (0, 130, -signal.SIGINT)
+            started.kill()
+
+
+def segment(port: int) -> Any:
+    """The embedded model's answer to the example's question."""
+    with example_image("coffee").open("rb") as photo:
+        return requests.post(
+            f"http://127.0.0.1:{port}/v1/segment",
+            files={"image": photo},
+            data={"question": "Where are the cup and the table?"},
+            timeout=120,
+        ).json()
+
+
+def test_a_killed_server_is_started_again_at_its_address_and_answers_at_once() -> None:
+    with command() as (first, port):
+        wanted = segment(port)
+        assert any("cup" in one["label"] for one in wanted["segments"]), wanted
+        with ThreadPoolExecutor(9) as pool:
+            cut = [pool.submit(segment, port) for _ in range(9)]
+            wait_until(lambda: num_taken(port) >= 4, 60)
+            first.kill()
+            ends = [one.exception() or one.result() for one in cut]
+        assert any(isinstance(end, requests.ConnectionError) for end in ends)
+        assert all(end == wanted for end in ends if not isinstance(end, requests.ConnectionError))
+    with command(port) as (second, same):
+        assert same == port and segment(port) == wanted
+        second.send_signal(signal.SIGTERM)
+        assert second.wait(60) == 0
+        assert second.stderr.read() == ""
 
 
 def test_two_servers_that_start_together_do_not_share_an_address() -> None:

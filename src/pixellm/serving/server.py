@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import sys
 from asyncio import TimerHandle
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +46,9 @@ def run(
     settings: Settings,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C; what was taken by then is finished, a second one stops all.
+    """Serve until SIGTERM or Ctrl-C; what was taken by then is finished, a second Ctrl-C stops all.
+
+    For the main thread alone. SIGTERM ends in SystemExit with code 0, Ctrl-C in KeyboardInterrupt.
 
     Args:
         app: answers.
@@ -59,7 +63,12 @@ def run(
         bound.listen()
     except OSError as error:
         raise _refused(bound.getsockname()[:2], error) from None
-    build_server(app, settings, on_ready).run(sockets=[bound])
+    # When all is finished uvicorn raises the signal again: unhandled it would look like a failure.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        build_server(app, settings, on_ready).run(sockets=[bound])
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Server(uvicorn.Server):
