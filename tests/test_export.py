@@ -105,7 +105,7 @@ def test_the_readers_of_a_format_find_the_masks(
     result = export(to)
     assert result.exit_code == 0, result.output
     assert "9 objects of 8 classes in 2 images" in result.stdout
-    assert "1 rows have no answer" in result.stderr
+    assert "Without an answer, and not in it: 1." in result.stderr
     found = named(READERS[to](Path("out")))
     assert found.keys() == {"one", "two [b]"}
     for image, masks in answers.items():
@@ -135,6 +135,24 @@ def test_labelme_s_own_loader_takes_the_files(answers: dict[str, dict[str, BoolM
         for shape in loaded.shapes:
             filled = labelme.utils.shape_to_mask(SIZE, shape["points"], shape["shape_type"])
             assert filled.any()
+
+
+@pytest.mark.parametrize("to", ["coco", "coco-polygons"])
+def test_a_coco_export_is_a_data_set(to: str, answers: dict[str, dict[str, BoolMask]]) -> None:
+    assert export(to).exit_code == 0
+    folder = run("data", "check", "out")
+    assert folder.exit_code == 2 and "--with annotations=instances.json" in folder.stderr
+    checked = run("data", "check", "out/instances.json", "--images", "photos")
+    assert checked.exit_code == 0, checked.output
+    assert "9 targets" in checked.stdout and "no bad row" in checked.stdout
+
+
+def test_a_labelme_export_is_a_data_set(answers: dict[str, dict[str, BoolMask]]) -> None:
+    assert export("labelme").exit_code == 0
+    checked = run("data", "check", ".", "--set", "labelme", "--with", "folder=out")
+    # Two objects are a pixel thin: their outlines are lines, which the reader lists.
+    assert "7 targets" in checked.stdout and "2 bad rows" in checked.stdout, checked.output
+    assert checked.stdout.count("covers no pixel") == 2
 
 
 def test_parts_too_far_apart_are_lines_of_their_own_for_yolo(tmp_path: Path) -> None:
@@ -259,7 +277,7 @@ def test_a_failed_export_leaves_the_one_before(
 def test_given_classes_are_found_in_phrases(answers: dict[str, dict[str, BoolMask]]) -> None:
     result = export("coco", "out", "--classes", "saucer, plate,cup")
     assert result.exit_code == 0, result.output
-    assert "5 masks are of none of the classes" in result.stderr
+    assert "Masks of none of the classes, not in it: 5." in result.stderr
     found = READERS["coco"](Path("out"))
     assert [name for name, _ in found["one.png"]] == ["plate", "cup"]
     values = json.loads(Path("out/instances.json").read_text())

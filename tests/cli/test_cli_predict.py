@@ -36,7 +36,8 @@ def test_predict_writes_a_line_for_each_image_and_goes_on(
     result = run(*command)
     assert result.exit_code == 0, result.output
     assert "Wrote images_pixellm.jsonl: 2 answers." in result.stdout
-    assert "1 rows have no answer" in result.stderr
+    assert "Without an answer: 1;" in result.stderr
+    assert "The first: broken.png is not an image" in result.stderr
     answers = Path("images_pixellm.jsonl")
     lines = [json.loads(line) for line in answers.read_text(encoding="ascii").splitlines()]
     assert [line["image"] for line in lines] == ["0.png", "1.png", "broken.png"]
@@ -77,7 +78,7 @@ def test_a_folder_is_labelled_by_one_command(images: Path, tiny_model_dir: Path)
     found = sum(len(line.get("segments", ())) for line in lines)
     assert len(values["annotations"]) == found
     assert f"Wrote images_pixellm_png: {found} objects of 2 classes in 2 images" in result.stdout
-    assert "2 rows have no answer and are not in it" in result.stderr
+    assert "Without an answer, and not in it: 2." in result.stderr
 
 
 def test_segment_exports_its_answer(images: Path, tiny_model_dir: Path) -> None:

@@ -272,7 +272,7 @@ def test_the_command_asks_a_set_and_goes_on(
     result = run(*command)
     assert result.exit_code == 0, result.output
     assert "Wrote refcoco_val_pixellm.jsonl: 6 answers." in result.stdout
-    assert "2 rows have no answer" in result.stderr
+    assert "Without an answer: 2;" in result.stderr
     path = Path("refcoco_val_pixellm.jsonl")
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])

@@ -66,6 +66,7 @@ def check(
     """
     from pixellm.cli.display import counted_progress
     from pixellm.data.check import CSV_HEADER, absent_sets, bad_rows_to_csv, check_found, find_sets
+    from pixellm.data.dataset import GUIDE
     from pixellm.data.other_layouts import advice_on
     from pixellm.files import STANDARD, check_file, write_files
 
@@ -74,7 +75,7 @@ def check(
         check_file(report, start=CSV_HEADER)
     found = find_sets(root, sets or (), splits or (), image_options(images, options))
     if not found:
-        advice = advice_on(root) or "see docs/data.md"
+        advice = advice_on(root) or f"see {GUIDE}"
         raise ValueError(f"{root} holds no data set in a known layout; {advice}.")
     console = open_console(stderr=aside)
     reports = []

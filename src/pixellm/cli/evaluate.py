@@ -145,7 +145,12 @@ def _command_of(benchmark: Benchmark) -> Callable[..., None]:
 
 
 def score(
-    predictions: Annotated[Path, typer.Argument(help="JSONL; see docs/external-predictions.md.")],
+    predictions: Annotated[
+        Path,
+        typer.Argument(
+            help="JSONL; its form: https://pixellm.github.io/pixellm/external-predictions/"
+        ),
+    ],
     drawn: SceneOptions,
     place: FileOptions,
     judging: JudgeOptions,

@@ -164,9 +164,9 @@ def _write(
             err=err,
         )
     if labels.failed:
-        say(f"{labels.failed} rows have no answer and are not in it.", err=True)
+        say(f"Without an answer, and not in it: {labels.failed}.", err=True)
     if labels.unclassed:
-        say(f"{labels.unclassed} masks are of none of the classes and are not in it.", err=True)
+        say(f"Masks of none of the classes, not in it: {labels.unclassed}.", err=True)
 
 
 def _finder(answers: Path, images: Path | None) -> Callable[[str], Path]:

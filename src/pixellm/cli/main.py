@@ -196,14 +196,14 @@ def segment(
     from pixellm.cli.images import file_of, name_of, read_image
     from pixellm.types import Request
 
-    if not image or classes:
+    if not image or not question.strip() or classes:
         raise ValueError("Name an image and a question, or many images with --batch.")
     file, name = file_of(image), name_of(image)
     if export and file is None:
         raise ValueError("--export copies the file of the image; save it as one first.")
     destinations = _destinations(file, name, out, json, masks)
     folders = plan_exports(export, Path(f"{name.stem}_pixellm.json"))
-    Request(name, question)  # refuses an empty one before a model is loaded
+    Request(name, question)  # refuses a damaged one before a model is loaded
     loaded = read_image(image)
     engine = options.load(min_mask_score=min_score)
     prediction = engine.predict(loaded, question, **options.of_answer())

@@ -6,6 +6,7 @@ goes on after a kill. :func:`add_commands` puts the command into the command lin
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -192,9 +193,18 @@ def _run_and_report(
         err=aside,
     )
     if state.bad:
-        say(f'{state.bad} rows have no answer; their "error" says why.', err=True)
+        first = "" if aside else f" The first: {_first_error(target)}"
+        say(f'Without an answer: {state.bad}; the "error" of a row says why.{first}', err=True)
     if state.bad == state.done:
         raise typer.Exit(1)
+
+
+def _first_error(answers: Path) -> str:
+    """Why the first row of a file that has no answer has none."""
+    from pixellm.engine.answer_file import is_bad
+
+    with answers.open("rb") as lines:
+        return next(str(row["error"]) for row in map(json.loads, lines) if is_bad(row))
 
 
 def _device_of_workers(device: str) -> str:

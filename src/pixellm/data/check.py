@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pixellm.data.dataset import BadRow, Dataset, UnusableDataError, decode_images
+from pixellm.data.dataset import GUIDE, BadRow, Dataset, UnusableDataError, decode_images
 from pixellm.data.json_stream import scan_json
 from pixellm.data.other_layouts import KEYS_OF_COCO
 from pixellm.data.registry import READERS, open_reader, reader_class
@@ -214,7 +214,7 @@ def _form_of(path: Path) -> str:
         if isinstance(value, Mapping) and "conversations" in value:
             return "llava"
     raise ValueError(
-        f"{path} is neither JSONL dialogues nor a COCO, MUSE or LLaVA file; see docs/data.md."
+        f"{path} is neither JSONL dialogues nor a COCO, MUSE or LLaVA file; see {GUIDE}"
     )
 
 

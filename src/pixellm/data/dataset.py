@@ -33,6 +33,9 @@ from pixellm.image_files import image_size, probe_image, size_mismatch
 from pixellm.threads import usable_cores
 from pixellm.types import Sample
 
+GUIDE = "https://pixellm.github.io/pixellm/data/"
+"""Where layouts and forms of files are described; messages name it."""
+
 
 class UnusableDataError(ValueError):
     """Nothing of a data set can be used.

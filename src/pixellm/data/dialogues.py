@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, field_validator, model_validator
 
-from pixellm.data.dataset import BadRow, Dataset, Entry, Row, Text, path_of_split
+from pixellm.data.dataset import GUIDE, BadRow, Dataset, Entry, Row, Text, path_of_split
 from pixellm.data.json_stream import scan_json
 from pixellm.data.json_values import identity, inner_path, size_fault, text_fault, whole_number
 from pixellm.files import parse_json
@@ -136,7 +136,7 @@ class JsonlSamples(Dataset[LineRow]):
     title = "Your own dialogues: a JSONL file of samples"
     splits = ("train", "val", "test")
     is_public = False
-    obtain = "write one dialogue a line, as docs/data.md shows"
+    obtain = f"write one dialogue a line, as {GUIDE} shows"
     row_type = LineRow
 
     def __init__(

@@ -29,6 +29,8 @@ _WITHOUT_AREA = ("point", "points", "line", "linestrip")
 _FARTHEST_COORDINATE = 1e6
 _OF_LABELME = frozenset({"shapes", "imagePath", "imageData", "imageHeight"})
 _FIRST_ENTRIES = 8
+_FILES = "[!.]*.json"
+"""Hidden files are no annotations: the mark that an export leaves in its folder is one."""
 
 
 class LabelMe(ClassDataset):
@@ -68,7 +70,7 @@ class LabelMe(ClassDataset):
         bad_rows = []
         names: dict[str, None] = {}
         self._files = []
-        for path in sorted(self.folder.rglob("*.json")):
+        for path in sorted(self.folder.rglob(_FILES)):
             try:
                 content = _read(path)
                 _check_size(path, content)
@@ -96,7 +98,7 @@ class LabelMe(ClassDataset):
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
         """A LabelMe file in the folder of the default name, to tell it from others."""
         folder = root / split
-        found = (path for path in folder.rglob("*.json") if _may_be_labelme(path))
+        found = (path for path in folder.rglob(_FILES) if _may_be_labelme(path))
         return (next(found, folder / "*.json"),)
 
     def _shows_something(self, shapes: list[Any]) -> bool:

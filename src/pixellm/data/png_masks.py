@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pixellm.data.csv_rows import csv_rows
-from pixellm.data.dataset import BadRow, Dataset, Entry, Row, Text, path_of_split
+from pixellm.data.dataset import GUIDE, BadRow, Dataset, Entry, Row, Text, path_of_split
 from pixellm.data.json_values import inner_path
 from pixellm.data.questions import NamedMasks, compose_dialogues
 from pixellm.data.semantic import read_mask
@@ -44,7 +44,7 @@ class PngMasks(Dataset[SentenceRow]):
 
     name, title = "png-masks", "Your own images: a PNG mask of each object, a table of sentences"
     splits, is_public = ("train", "val", "test"), False
-    obtain = "lay your sentences.csv, images and masks out as docs/data.md shows"
+    obtain = f"lay your sentences.csv, images and masks out as {GUIDE} shows"
     row_type = SentenceRow
 
     def __init__(

@@ -121,7 +121,7 @@ class ReasonSeg(Dataset[Region]):
 
     def rows(self) -> Iterator[Entry | BadRow]:
         """The texts of each annotation file, a few at a time."""
-        for path in sorted(self.folder.glob("*.json")):
+        for path in sorted(self.folder.glob("[!.]*.json")):
             try:
                 annotation = read_annotation(path)
                 if not path.with_suffix(".jpg").is_file():
