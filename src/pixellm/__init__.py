@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pixellm.threads import bound_spinning
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "load": "pixellm.engine",
