@@ -115,7 +115,10 @@ def test_unsure_masks_of_many_images_are_withheld(
         (["predict", "images", "What?", "--export", "coco", "--out", "-"], "go to a file"),
         (["predict", "scenes", "--export", "coco"], "pixellm export ANSWERS"),
         (["segment", "images/0.png", "--classes", "cup"], "--batch"),
-        (["predict", "images", "What?", "--quantize", "int3", "--model", "nano"], "int8 or int4"),
+        (
+            ["predict", "images", "What?", "--quantize", "int3", "--model", "nano"],
+            "int8, int4 or nf4",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(

@@ -139,7 +139,7 @@ def write_png_masks(folder: Path, mask: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", filter(to_run, PAGES), ids=lambda page: page.relative_to(ROOT).as_posix()
+    "page", list(filter(to_run, PAGES)), ids=lambda page: page.relative_to(ROOT).as_posix()
 )
 def test_commands_of_a_page_run_one_after_the_other(
     page: Path, described: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
