@@ -67,7 +67,8 @@ def build(name: str, device: str) -> Any:
     """The model with random weights; the encoder frozen, the 7B one under LoRA in 16 bits."""
     import torch
 
-    from pixellm.checkpoint.adapters import Adapters, LoraShape, attach_adapters, base_names
+    from pixellm.checkpoint.adapters import Adapters, attach_adapters, base_names
+    from pixellm.checkpoint.parts import LoraShape
     from pixellm.model.modeling import PixelLMForConditionalGeneration
 
     torch.manual_seed(0)
@@ -79,7 +80,7 @@ def build(name: str, device: str) -> Any:
     torch.set_default_dtype(kept)
     fixed: frozenset[str] = frozenset()
     if large:
-        lora = LoraShape(8, 16.0, 0.05, ("q_proj", "v_proj"))
+        lora = LoraShape()
         attach_adapters(model, Adapters(lora, tuple(model.config.codebook_token_ids)))
         model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         fixed = base_names(model)

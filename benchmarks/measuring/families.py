@@ -19,10 +19,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from measuring.family_configs import TEXT_FAMILIES, VISION_FAMILIES
 from measuring.generation import generate_answers
-from pixellm.checkpoint.adapters import Adapters, LoraShape, attach_adapters, fold_adapters
+from pixellm.checkpoint.adapters import Adapters, attach_adapters, fold_adapters
 from pixellm.checkpoint.build import train_tokenizer
 from pixellm.checkpoint.init_parts import init_from_parts
 from pixellm.checkpoint.io import load_model_and_processor, save_model
+from pixellm.checkpoint.parts import LoraShape
 from pixellm.data.collate import Collator
 from pixellm.masks import encode_mask
 from pixellm.model.codebook import find_groups
@@ -300,7 +301,10 @@ def _adapters(model: Any, ids: Tensor) -> tuple[float, float]:
     """How much attaching fresh adapters changes logits, and merging trained ones."""
     before = model(ids).logits
     rows = tuple(sorted({*model.config.codebook_token_ids, *range(20, 40)}))
-    attach_adapters(model, Adapters(LoraShape(2, 8.0, 0.0, ("all-linear",)), rows))
+    attach_adapters(
+        model,
+        Adapters(LoraShape(rank=2, alpha=8.0, dropout=0.0, target_modules=("all-linear",)), rows),
+    )
     attached = _difference(model(ids).logits, before)
     for name, parameter in model.named_parameters():
         if ".lora_B" in name or name.endswith(".rows"):

@@ -107,6 +107,11 @@ def find_published(name: str) -> PublishedModel | None:
     return next((model for model in PUBLISHED if model.name == name), None)
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name is shaped like ``owner/name`` rather than like a path."""
+    return name.count("/") == 1 and not name.startswith((".", "~", "/"))
+
+
 def near_names(name: str) -> list[str]:
     """Names of models that a wrong one may mean, the nearest first; all where none is near."""
     names = [model.name for model in PUBLISHED]

@@ -9,7 +9,8 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.convert_slow_tokenizer import import_protobuf
 
-from pixellm.checkpoint.released import expected_shapes, to_released
+from pixellm.checkpoint.model_files import expected_shapes
+from pixellm.checkpoint.released import to_released
 from pixellm.checkpoint.released_config import released_pixellm_config
 from pixellm.checkpoint.sentencepiece_tokenizer import build_fast_tokenizer
 

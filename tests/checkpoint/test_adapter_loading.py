@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from pixellm.checkpoint import io
 from pixellm.checkpoint.adapters import (
     Adapters,
-    LoraShape,
     attach_adapters,
     is_lora_name,
     read_adapter_config,
     save_adapters,
 )
 from pixellm.checkpoint.io import load_model_and_processor
+from pixellm.checkpoint.parts import LoraShape
 from pixellm.engine import load, model_dtype
 
 
@@ -102,7 +102,7 @@ def trained(tiny_model_dir: Path) -> tuple[Adapters, dict[str, Tensor]]:
     pytest.importorskip("peft", reason="LoRA needs the extra `train`")
     model, _ = load_model_and_processor(tiny_model_dir)
     ids = tuple(model.config.codebook_token_ids)
-    adapters = Adapters(LoraShape(2, 8.0, 0.0, ("q_proj", "v_proj")), ids)
+    adapters = Adapters(LoraShape(rank=2, alpha=8.0, dropout=0.0), ids)
     attach_adapters(model, adapters)
     torch.manual_seed(0)
     state = {}

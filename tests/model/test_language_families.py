@@ -11,13 +11,13 @@ from conftest import square_sample, tiny_parts, tiny_texts
 from measuring.family_configs import TEXT_FAMILIES
 from pixellm.checkpoint.adapters import (
     Adapters,
-    LoraShape,
     attach_adapters,
     fold_adapters,
     merged_state,
 )
 from pixellm.checkpoint.build import build_model
 from pixellm.checkpoint.export_lm import build_language_model
+from pixellm.checkpoint.parts import LoraShape
 from pixellm.data.collate import Collator
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
@@ -91,7 +91,7 @@ def test_token_rows_of_their_own_keep_the_familys_scale_and_bias(family: str) ->
     model, _ = build(family)
     before = model(plain_ids()).logits
     ids = tuple(range(20, 60))
-    lora = LoraShape(2, 8.0, 0.0, ("all-linear",))
+    lora = LoraShape(rank=2, alpha=8.0, dropout=0.0, target_modules=("all-linear",))
     attach_adapters(model, Adapters(lora, ids))
     torch.testing.assert_close(model(plain_ids()).logits, before)
     table, head = model.get_input_embeddings(), model.lm_head

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from pixellm.checkpoint.adapters import (
     Adapters,
-    LoraShape,
     TokenHead,
     attach_adapters,
     base_names,
@@ -24,6 +23,7 @@ from pixellm.checkpoint.adapters import (
     without_adapters,
 )
 from pixellm.checkpoint.io import load_model_and_processor
+from pixellm.checkpoint.parts import LoraShape
 from pixellm.data.collate import Collator
 from pixellm.training import stream
 from pixellm.training.config import parse_config
@@ -165,7 +165,7 @@ def test_lora_fits_other_language_models(
     holder = nn.Module()
     holder.model = nn.Module()
     holder.model.language_model = AutoModel.from_config(config).eval()
-    attach_adapters(holder, Adapters(LoraShape(2, 4.0, 0.0, targets)))
+    attach_adapters(holder, Adapters(LoraShape(rank=2, dropout=0.0, target_modules=targets)))
     for name, parameter in holder.named_parameters():
         if ".lora_B" in name:
             nn.init.normal_(parameter)
@@ -178,7 +178,7 @@ def test_lora_fits_other_language_models(
 
 
 def test_target_modules_that_are_not_there_are_named_with_those_that_are(base: Any) -> None:
-    lora = LoraShape(2, 8.0, 0.0, ("query",))
+    lora = LoraShape(target_modules=("query",))
     with pytest.raises(ValueError, match=r"\['query'\] are not in the language model.*q_proj"):
         attach_adapters(load_base(base), Adapters(lora))
 

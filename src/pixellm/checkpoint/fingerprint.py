@@ -51,19 +51,23 @@ def fingerprint_model(source: str | Path) -> str:
     folder = Path(found)
     if not folder.is_dir():
         return fetch_directory(found, patterns=("config.json",)).name[:_LENGTH]
-    digest = hashlib.sha256()
-    for path in _model_files(folder):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        for block in _blocks(path):
-            digest.update(block)
-    if is_adapter_folder(folder):
-        digest.update(fingerprint_model(read_adapter_config(folder)[1]).encode())
+    is_adapted = is_adapter_folder(folder)
+    return fingerprint_files(
+        "", folder, end=fingerprint_model(read_adapter_config(folder)[1]) if is_adapted else ""
+    )
+
+
+def fingerprint_files(start: str, *folders: Path, end: str = "") -> str:
+    """Name the files of models in folders, and what is told before and behind them."""
+    digest = hashlib.sha256(start.encode())
+    for folder in folders:
+        found = {path for pattern in MODEL_FILES for path in folder.glob(pattern)}
+        for path in sorted(path for path in found if path.is_file()):
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            for block in _blocks(path):
+                digest.update(block)
+    digest.update(end.encode())
     return digest.hexdigest()[:_LENGTH]
-
-
-def _model_files(folder: Path) -> list[Path]:
-    found = {path for pattern in MODEL_FILES for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.is_file())
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

@@ -26,15 +26,10 @@ from huggingface_hub.utils import (
 )
 
 from pixellm.files import read_json
-from pixellm.models import PublishedModel
+from pixellm.models import PublishedModel, is_hub_id
 
 MODEL_FILES = ("*.json", "*.model", "*.safetensors", "*.bin", "*.jinja")
 """What a model needs of a repository."""
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name is shaped like ``owner/name`` rather than like a path."""
-    return name.count("/") == 1 and not name.startswith((".", "~", "/"))
 
 
 def fetch_directory(

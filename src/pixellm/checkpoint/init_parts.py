@@ -6,7 +6,6 @@ the numbers that its images are normalised with. It knows no LLaVA and no traini
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from pixellm.checkpoint.build import build_model
 from pixellm.checkpoint.convert_llava import CANVAS, CLIP_MEAN, CLIP_STD, UNIT
 from pixellm.checkpoint.hub import fetch_directory
 from pixellm.checkpoint.io import save_model
+from pixellm.checkpoint.model_files import read_json
 from pixellm.checkpoint.pretrained import from_pretrained
 from pixellm.files import new_folder
 from pixellm.model.vision import choose_depths, hidden_shapes, takes_padding_mask
@@ -105,7 +105,7 @@ def read_image_settings(directory: Path, model_type: str) -> dict[str, Any]:
             "images normalised; copy it there from where the weights are published."
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         values = values.get("image_processor", values)
         plain = not values.get("do_normalize", True)
         rescales = values.get("do_rescale", True)

@@ -19,10 +19,10 @@ from transformers import GenerationConfig
 from transformers.utils import logging
 
 from pixellm.checkpoint.adapters import fold_adapters, load_adapters, read_adapter_config
-from pixellm.checkpoint.model_files import check_config, check_files, read_json
+from pixellm.checkpoint.model_files import check_config, check_files, check_sizes, read_json
 from pixellm.checkpoint.pretrained import from_pretrained, told_as
 from pixellm.checkpoint.sources import EMBEDDED_DIR, is_adapter_folder, resolve_source
-from pixellm.checkpoint.stored_sizes import check_sizes
+from pixellm.checkpoint.weights import first_names
 from pixellm.files import claim_folder
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
@@ -289,5 +289,6 @@ def _check_report(source: str | Path, report: dict[str, Any]) -> None:
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = sorted(str(key) for key in report.get(problem) or ())
         if keys:
-            shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
-            raise ValueError(f"The weights of {source} do not fit ({problem}): {shown}.")
+            raise ValueError(
+                f"The weights of {source} do not fit ({problem}): {first_names(keys)}."
+            )

@@ -8,7 +8,6 @@ disk until a tensor of them is written.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from collections.abc import Mapping
@@ -21,13 +20,13 @@ from huggingface_hub.utils import WeakFileLock
 from torch import Tensor
 from transformers import CLIPVisionConfig, GenerationConfig
 
+from pixellm.checkpoint.fingerprint import fingerprint_files
 from pixellm.checkpoint.hub import fetch_directory
-from pixellm.checkpoint.model_files import check_files
+from pixellm.checkpoint.model_files import check_files, expected_shapes, read_json
 from pixellm.checkpoint.pretrained import from_pretrained
 from pixellm.checkpoint.released_config import (
     RELEASED_ARCHITECTURE,
     is_released,
-    read_config,
     released_pixellm_config,
     released_processor,
     released_tower_config,
@@ -42,7 +41,6 @@ from pixellm.checkpoint.weights import (
 )
 from pixellm.files import new_folder
 from pixellm.model.config import PixelLMConfig
-from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.model.vision import resize_position_table
 
 KEPT_DIR = "released"
@@ -148,14 +146,14 @@ def convert_released(
     """
     out = Path(out)
     directory = fetch_directory(source, revision)
-    values = read_config(directory)
+    values = read_json(directory / "config.json")
     if not is_released(directory):
         raise ValueError(
             f"{directory} is no released PixelLM: its config.json does not name the architecture "
             f"{RELEASED_ARCHITECTURE}."
         )
     tower_dir = fetch_tower(values, vision_tower)
-    tower = released_tower_config(read_config(tower_dir))
+    tower = released_tower_config(read_json(tower_dir / "config.json"))
     tokenizer = build_fast_tokenizer(directory, ("<image>",))
     config = released_pixellm_config(values, tower, tokenizer, directory)
     shapes = expected_shapes(config)
@@ -221,16 +219,6 @@ def _is_kept(path: Path) -> bool:
     of_weights = path.suffix in _WEIGHT_SUFFIXES or ".index." in path.name
     small = path.is_file() and path.stat().st_size < _KEPT_BYTES
     return small and not of_weights and path.name != "layout.json"  # as version 0.1 kept
-
-
-def expected_shapes(config: PixelLMConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's tensors, without making them; a tied head is left out."""
-    with torch.device("meta"):
-        model = PixelLMForConditionalGeneration(config)
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    if config.text_config.tie_word_embeddings:
-        shapes.pop("lm_head.weight", None)
-    return shapes
 
 
 def released_name(name: str) -> str | None:
@@ -357,8 +345,7 @@ def _read_tower(
 # Released models that are used as they are: converted once into the cache, then reused.
 
 _CONFIG_ONLY = ("config.json",)
-_SMALL_BYTES = 1 << 20
-_FORMAT = b"pixellm-2"
+_FORMAT = "pixellm-3"
 
 
 def cache_dir() -> Path:
@@ -383,24 +370,10 @@ def usable_checkpoint(
     if not is_released(probe):
         return source
     directory = fetch_directory(source, revision)
-    tower = fetch_tower(read_config(directory), vision_tower)
-    out = cache_dir() / f"{directory.name[:40]}-{_content_key(directory, tower)}"
+    tower = fetch_tower(read_json(directory / "config.json"), vision_tower)
+    out = cache_dir() / f"{directory.name[:40]}-{fingerprint_files(_FORMAT, directory, tower)}"
     out.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(out.with_name(f".{out.name}.lock")):
         if not (out / "config.json").is_file():
             convert_released(directory, out, tower)
     return str(out)
-
-
-def _content_key(*directories: Path) -> str:
-    """A name for what directories hold: small files by content, large ones by size and time."""
-    digest = hashlib.sha256(_FORMAT)
-    for directory in directories:
-        for path in sorted(p for p in directory.iterdir() if p.is_file()):
-            status = path.stat()
-            digest.update(f"{path.name}\0{status.st_size}\0".encode())
-            if status.st_size < _SMALL_BYTES:
-                digest.update(path.read_bytes())
-            else:
-                digest.update(str(status.st_mtime_ns).encode())
-    return digest.hexdigest()[:16]

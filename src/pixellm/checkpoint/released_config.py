@@ -6,12 +6,12 @@ processor. Source: the facts of the released code. It knows no weights and no hu
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
 
+from pixellm.checkpoint.model_files import read_json
 from pixellm.model.config import PixelLMConfig
 from pixellm.processing.image import PixelLMImageProcessor
 from pixellm.processing.processor import PixelLMProcessor
@@ -46,33 +46,11 @@ _REASONING_SUFFIX = "Please output segmentation mask."
 
 def is_released(directory: Path) -> bool:
     """Whether a directory holds a released PixelLM rather than a pixellm checkpoint."""
-    path = directory / "config.json"
-    if not path.is_file():
-        return False
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        values = read_json(directory / "config.json")
+    except (FileNotFoundError, ValueError):
         return False
-    return isinstance(values, dict) and RELEASED_ARCHITECTURE in (values.get("architectures") or ())
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """Read ``config.json``.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is no JSON object.
-    """
-    path = directory / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory} holds no model: config.json is missing.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); copy it again.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object.")
-    return values
+    return RELEASED_ARCHITECTURE in (values.get("architectures") or ())
 
 
 def llama_config(values: dict[str, Any], path: Path) -> LlamaConfig:

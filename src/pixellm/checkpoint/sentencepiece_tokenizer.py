@@ -6,12 +6,13 @@ LLaMA tokenizer does; transformers' own conversion joins them. It knows no model
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
+
+from pixellm.checkpoint.model_files import read_json
 
 _NORMAL = 1
 _UNIGRAM, _BPE = 1, 2
@@ -127,21 +128,15 @@ def _normalizers(spec: Any) -> list[Any]:
     return [*steps, normalizers.Replace(" ", _SPACE)]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); copy it again.") from error
-    return values if isinstance(values, dict) else {}
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
 
 
 def _special_tokens(directory: Path) -> dict[str, str]:
     """Texts of the begin, end, unknown and pad tokens; the unknown token pads where none is."""
     found: dict[str, str] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        values = _read_json(directory / name)
+        values = _read_if_there(directory / name)
         for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
             value = values.get(role)
             text = value.get("content") if isinstance(value, dict) else value
@@ -154,12 +149,12 @@ def _special_tokens(directory: Path) -> dict[str, str]:
 
 def _added_tokens(directory: Path, known: set[str]) -> list[str]:
     """Tokens of ``added_tokens.json`` in the order of their ids."""
-    entries = _read_json(directory / "added_tokens.json")
+    entries = _read_if_there(directory / "added_tokens.json")
     return [t for t in sorted(entries, key=lambda t: int(entries[t])) if t not in known]
 
 
 def _check_ids(directory: Path, tokenizer: Tokenizer) -> None:
-    for token, index in _read_json(directory / "added_tokens.json").items():
+    for token, index in _read_if_there(directory / "added_tokens.json").items():
         if tokenizer.token_to_id(token) != index:
             raise ValueError(
                 f"{directory / 'added_tokens.json'} gives {token!r} the id {index}, but the "

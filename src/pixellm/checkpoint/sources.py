@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pixellm.models import PublishedModel, find_published, near_names
+from pixellm.models import PublishedModel, find_published, is_hub_id, near_names
 
 ADAPTER_CONFIG, OLD_ADAPTER_CONFIG = "adapter_config.json", "adapter.json"
 """What tells a folder of adapters from one of a whole model; the second is of version 0.1."""
@@ -58,8 +58,7 @@ def resolve_source(source: str | Path) -> str:
         from pixellm.checkpoint.hub import fetch_published  # slow to import
 
         return str(fetch_published(published))
-    is_hub_id = name.count("/") == 1 and not path.is_absolute() and not name.startswith((".", "~"))
-    if not is_hub_id:
+    if not is_hub_id(name):
         raise FileNotFoundError(
             f"There is no model {name!r} and no directory, and it is no hub id of the form "
             f"owner/name; did you mean {' or '.join(near_names(name))}? See `pixellm models`."

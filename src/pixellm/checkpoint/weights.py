@@ -48,22 +48,33 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
     )
 
 
-def _read_listed(index: Path) -> dict[str, Tensor]:
-    """The tensors of the files that an index names, none more and none less."""
+def read_index(index: Path) -> dict[str, str]:
+    """The tensors that an index lists, each with the file beside it that holds it.
+
+    Raises:
+        FileNotFoundError: such a file is missing.
+        ValueError: it lists nothing, or leads elsewhere.
+    """
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         listed = {str(key): str(file) for key, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of weight files; copy it again.") from error
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        listed = {}
+    if not listed:
+        raise ValueError(f"{index} names no weight files; copy the model again.")
     names = sorted(set(listed.values()))
-    if outside := [name for name in names if Path(name).name != name]:
+    if outside := [n for n in names if n in ("", ".", "..") or {*n} & {"/", "\\"}]:
         raise ValueError(f"{index} names {outside[0]!r}, which is no file beside it.")
     if missing := [name for name in names if not (index.parent / name).is_file()]:
-        raise FileNotFoundError(
-            f"{index.parent} lacks the weight files {', '.join(missing)}; copy them too."
-        )
+        raise FileNotFoundError(f"{index.parent} lacks {', '.join(missing)}; copy the model again.")
+    return listed
+
+
+def _read_listed(index: Path) -> dict[str, Tensor]:
+    """The tensors of the files that an index names, none more and none less."""
+    listed = read_index(index)
     tensors: dict[str, Tensor] = {}
-    for name in names:
+    for name in sorted(set(listed.values())):
         held = read_file(index.parent / name)
         wrong = sorted(held.keys() ^ {key for key, file in listed.items() if file == name})
         if wrong:

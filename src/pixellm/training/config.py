@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PositiveInt,
     ValidationError,
@@ -25,14 +23,9 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from pixellm.checkpoint.parts import LoraShape, Section
 from pixellm.files import STANDARD, read_input
 from pixellm.training.dotted_keys import apply_override
-
-
-class Section(BaseModel):
-    """A part of a recipe: frozen, every key known."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class DataSource(Section):
@@ -42,7 +35,7 @@ class DataSource(Section):
     """Which data set: a key of `pixellm.training.stream.DATASETS`."""
     weight: float = Field(default=1.0, gt=0)
     """Its share of the samples, relative to the other sources."""
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default_factory=dict)
     """Passed to the data set's constructor by name."""
 
 
@@ -152,7 +145,7 @@ class Stage(Section):
     """Last share of the stage over which the rate falls linearly to 0; 1 falls from the start."""
     freeze: tuple[str, ...] = ()
     """Patterns of parameter or module names that stay as they are during this stage."""
-    data_args: dict[str, Any] = {}
+    data_args: dict[str, Any] = Field(default_factory=dict)
     """Replace or add constructor arguments of every data source during this stage."""
     max_minutes: float | None = Field(default=None, gt=0)
     """Plan to end within this time: the decay is brought forward, and begins after a twentieth of
@@ -212,19 +205,6 @@ class EvaluationConfig(Section):
     """The score whose highest value so far marks the best weights."""
 
 
-class LoraConfig(Section):
-    """Low-rank adapters in the language model; its own weights stay as they are."""
-
-    rank: int = Field(default=8, gt=0)
-    """Inner width of each adapter."""
-    alpha: float = Field(default=16.0, gt=0)
-    """Adapters count `alpha / rank`."""
-    dropout: float = Field(default=0.05, ge=0, lt=1)
-    """Dropout of an adapter's input."""
-    target_modules: tuple[str, ...] = Field(default=("q_proj", "v_proj"), min_length=1)
-    """Ends of the names of the linear layers that get an adapter; `[all-linear]` for every one."""
-
-
 class RunConfig(Section):
     """One training run."""
 
@@ -235,13 +215,13 @@ class RunConfig(Section):
     output_dir: Path = Path("runs")
     """Where run folders live."""
     model: dict[str, Any]
-    """Either `checkpoint: DIR_OR_ID`, or a new model's parts (see `pixellm.checkpoint.build`).
+    """Either `checkpoint: DIR_OR_ID`, or a new model's parts (see `pixellm.checkpoint.parts`).
     Beside a checkpoint, `vision_weights` may name pretrained weights that its encoder starts over
     from, `min_mask_score` sets the limit of the new weights (0 if not given; adapters keep their
     base's), `target_refinement_alpha` replaces the model's (1 in converted released weights, which
     leaves target refinement out), and `sizes` may hold the same parts, for a dry run where it is
     not at hand."""
-    lora: LoraConfig | None = None
+    lora: LoraShape | None = None
     """Train adapters in place of the language model's weights."""
     token_rows: Literal["all", "added", "none"] | None = None
     """Rows of token table and head that train: "added" moves the codebook's and the other added

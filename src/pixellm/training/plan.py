@@ -21,7 +21,7 @@ from pixellm.checkpoint.pretrained import from_pretrained, told_as
 from pixellm.training.config import RunConfig, Stage
 from pixellm.training.memory import MemoryEstimate, estimate_memory
 from pixellm.training.optim import group_parameters
-from pixellm.training.setup import fixed_names, lora_shape, names_that_train
+from pixellm.training.setup import fixed_names, names_that_train
 from pixellm.training.stream import build_source, distinct_changes
 from pixellm.training.validation import evaluation_source, open_evaluation_data
 
@@ -240,7 +240,7 @@ def _checkpoint_shape(source: str) -> Any | None:
 
 def model_shape_from_parts(section: Mapping[str, Any]) -> tuple[Any | None, str]:
     """The configuration that parts would give; parts without sizes are looked for on disk."""
-    from pixellm.checkpoint.build import ModelParts
+    from pixellm.checkpoint.parts import ModelParts
     from pixellm.model.config import PixelLMConfig
 
     parts = ModelParts.model_validate(dict(section))
@@ -290,7 +290,7 @@ def _adapters(config: RunConfig, model: Any) -> Adapters:
         first = min(shape.image_token_id, *shape.codebook_token_ids) - _CONTROL_TOKENS
         ids = {*shape.codebook_token_ids, shape.image_token_id, *range(max(first, 0), first + 2)}
         rows = tuple(sorted(i for i in ids if i < shape.text_config.vocab_size))
-    return Adapters(lora_shape(config.lora), rows)
+    return Adapters(config.lora, rows)
 
 
 def _without_heads(config: RunConfig) -> RunConfig:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pixellm.checkpoint.adapters import (
     Adapters,
-    LoraShape,
     attach_adapters,
     base_names,
     merged_state,
@@ -28,7 +27,7 @@ from pixellm.checkpoint.build import CONTROL_TOKENS
 from pixellm.checkpoint.sources import is_adapter_folder
 from pixellm.files import replace_folder
 from pixellm.training.checkpoints import seed_everything
-from pixellm.training.config import LoraConfig, RunConfig
+from pixellm.training.config import RunConfig
 from pixellm.training.optim import group_parameters
 
 BASE_FOLDER = "base"
@@ -167,12 +166,7 @@ def _load_rounded(source: str, bits: str) -> tuple[Any, Any]:
 def adapters_of(config: RunConfig, model: Any, processor: Any) -> Adapters:
     """What a recipe attaches to a model."""
     rows = added_tokens(model.config, processor) if config.rows_that_train == "added" else ()
-    return Adapters(lora_shape(config.lora), rows)
-
-
-def lora_shape(lora: LoraConfig | None) -> LoraShape | None:
-    """The recipe's settings, as the adapters take them."""
-    return None if lora is None else LoraShape(**lora.model_dump())
+    return Adapters(config.lora, rows)
 
 
 def added_tokens(model_config: Any, processor: Any) -> tuple[int, ...]:
