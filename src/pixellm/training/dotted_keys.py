@@ -1,34 +1,27 @@
-"""Nested plain settings by dotted keys: set one, compare two, lay all out flat.
-
-Knows mappings, lists and values as YAML gives them; what the keys mean is not its business.
-"""
+"""Nested plain settings, as YAML gives them, by dotted keys: laid out flat, compared, set."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def differences(saved: Any, now: Any, path: str = "") -> dict[str, list[Any]]:
-    """{dotted key: [saved, now]} of two nested settings."""
-    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
-        saved, now = dict(enumerate(saved)), dict(enumerate(now))
-    if isinstance(saved, dict) and isinstance(now, dict):
-        found: dict[str, list[Any]] = {}
-        for key in dict.fromkeys([*saved, *now]):
-            found |= differences(saved.get(key), now.get(key), f"{path}.{key}".lstrip("."))
-        return found
-    return {} if saved == now else {path: [saved, now]}
-
-
 def flatten(settings: Any, path: str = "") -> dict[str, Any]:
-    """{dotted key: plain value} of nested settings, as trackers show them."""
-    if isinstance(settings, (dict, list)):
-        items = settings.items() if isinstance(settings, dict) else enumerate(settings)
-        flat: dict[str, Any] = {}
-        for key, value in items:
-            flat |= flatten(value, f"{path}.{key}".lstrip("."))
-        return flat
-    return {path: settings if isinstance(settings, (bool, int, float)) else str(settings)}
+    """{dotted key: value} of nested settings; items of lists go by index."""
+    if not isinstance(settings, dict | list):
+        return {path: settings}
+    items = settings.items() if isinstance(settings, dict) else enumerate(settings)
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat |= flatten(value, f"{path}.{key}".lstrip("."))
+    return flat
+
+
+def differences(saved: Any, now: Any) -> dict[str, list[Any]]:
+    """{dotted key: [saved, now]} of two nested settings; None where a key is missing."""
+    before, after = flatten(saved), flatten(now)
+    keys = dict.fromkeys([*before, *after])
+    pairs = {key: [before.get(key), after.get(key)] for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:

@@ -142,24 +142,6 @@ def _interleave(weights: Sequence[float]) -> list[int]:
     return pattern
 
 
-class _IndexBatches:
-    """Index lists of one process: its slice of every micro-batch, from `start` on."""
-
-    def __init__(self, start: int, size: int, rank: int, num_processes: int, count: int) -> None:
-        self.first = start + rank * size
-        self.size = size
-        self.stride = size * num_processes
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in range(self.count):
-            first = self.first + batch * self.stride
-            yield list(range(first, first + self.size))
-
-
 class _Preparation:
     """Data and collator as one, for a loader that asks for a whole batch at once.
 
@@ -186,10 +168,6 @@ def _with_sentence_alone(error: Exception) -> Exception:
         return type(error)(str(error))
     except TypeError:  # such as UnicodeDecodeError, which is built from five values
         return OSError(str(error)) if isinstance(error, OSError) else ValueError(str(error))
-
-
-def _unchanged(prepared: Any) -> Any:
-    return prepared
 
 
 def _batch_or_raise(prepared: Batch | Exception) -> Batch:
@@ -226,11 +204,12 @@ def batch_stream(
             collator said it; from workers too.
     """
     options: dict[str, Any] = {"prefetch_factor": 4} if num_workers else {}
+    first, stride = start + rank * batch_size, batch_size * num_processes
+    firsts = range(first, first + num_batches * stride, stride)
     loader: DataLoader[Any] = DataLoader(
         _Preparation(mixture, collate),  # type: ignore[arg-type]
-        batch_size=None,  # one index list is one batch
-        sampler=_IndexBatches(start, batch_size, rank, num_processes, num_batches),
-        collate_fn=_unchanged,
+        batch_size=None,  # one range of indices is one batch
+        sampler=[range(index, index + batch_size) for index in firsts],
         num_workers=num_workers,
         generator=torch.Generator(),  # its own: the global one must not move when a run resumes
         **options,

@@ -68,6 +68,8 @@ from pixellm.training.validation import evaluate_run, open_evaluation_data
 SHARE_TIMED = 0.05
 """Least share of a stage's time after which its length in steps is planned."""
 
+_MISFIT = "The checkpoint does not fit the recipe"
+
 Evaluate = Callable[[Any, Any, EvaluationConfig], Mapping[str, float]]
 """(model, processor, settings) -> scores."""
 
@@ -260,17 +262,11 @@ class Run:
 
     def _restore_weights(self, weights: dict[str, Tensor]) -> None:
         """Fill in a checkpoint's weights; those under adapters are the base model's."""
-        try:
+        with _fitting("", RuntimeError):  # the size of a tensor
             missing, unexpected = self.objective.load_state_dict(weights, strict=False)
-        except RuntimeError as error:  # the size of a tensor
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise ValueError(f"The checkpoint does not fit the recipe: {reason}") from error
         lost = [n for n in missing if n.removeprefix("model.") not in self.fixed]
         if lost or unexpected:
-            raise ValueError(
-                f"The checkpoint does not fit the recipe: {[*lost, *unexpected][0]!r} is in one "
-                "of them only."
-            )
+            raise ValueError(f"{_MISFIT}: {[*lost, *unexpected][0]!r} is in one of them only.")
 
     def _set_up_average(self) -> None:
         self.average = None
@@ -281,13 +277,8 @@ class Run:
         self.average = average_weights(self.followed, self.config.ema_decay)
         if self.restored is None or self.restored["average"] is None:
             return
-        try:
+        with _fitting("its average is of other weights", KeyError, RuntimeError):
             self.average.load_state_dict(self.restored["average"])
-        except (KeyError, RuntimeError) as error:
-            raise ValueError(
-                "The checkpoint does not fit the recipe: its average is of other weights; resume "
-                "with the former settings."
-            ) from error
 
     def _open_run_folder(self, checkpoint: Path | None) -> None:
         """Write the resolved recipe; a resume records what differs from the saved one."""
@@ -303,7 +294,9 @@ class Run:
             abandoned = {"abandoned": left} if left else {}
             self._report("resume", {"checkpoint": checkpoint.name, "changes": changes, **abandoned})
         if self.config.trackers:
-            self.accelerator.init_trackers(self.config.name, flatten(yaml.safe_load(resolved)))
+            settings = flatten(yaml.safe_load(resolved)).items()
+            plain = {k: v if isinstance(v, int | float) else str(v) for k, v in settings}
+            self.accelerator.init_trackers(self.config.name, plain)
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_files({self.folder / "config.yaml": resolved.encode("utf-8")})
@@ -334,14 +327,10 @@ class Run:
 
     def _restore_optimizer(self, restored: Mapping[str, Any]) -> None:
         """Fill in moments and random states; at the start of a stage the moments are fresh."""
-        try:
-            if self.state.stage_step > 0:
+        if self.state.stage_step > 0:
+            reason = f"its optimizer trains other parameters than stage {self.stage.name!r} does"
+            with _fitting(reason, LookupError, RuntimeError, ValueError):
                 self.optimizer.load_state_dict(restored["optimizer"])
-        except (IndexError, KeyError, RuntimeError, ValueError) as error:
-            raise ValueError(
-                "The checkpoint does not fit the recipe: its optimizer trains other parameters "
-                f"than stage {self.stage.name!r} does now; resume with the former settings."
-            ) from error
         checkpoints.restore_random_states(restored["random"])
 
     def _steps(self) -> Iterator[list[Batch]]:
@@ -676,6 +665,17 @@ class Run:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+
+@contextmanager
+def _fitting(reason: str, *errors: type[Exception]) -> Iterator[None]:
+    """Tell errors of loading a part of a checkpoint as one sentence; the last line where empty."""
+    try:
+        yield
+    except errors as error:
+        said = str(error).strip().splitlines()[-1:]
+        told = f"{reason}; resume with the former settings." if reason else "".join(said).strip()
+        raise ValueError(f"{_MISFIT}: {told}") from error
 
 
 def peak_memory(device: torch.device) -> int:
