@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pixellm.checkpoint.detector_weights import load_yolox
+from pixellm.checkpoint.encoder_weights import load_yolox
 from pixellm.model.yolox import YoloxConfig, YoloxModel
 
 onnx = pytest.importorskip("onnx")

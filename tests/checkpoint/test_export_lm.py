@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import TINY_QUESTION, tiny_parts, tiny_texts
 from pixellm.checkpoint.build import build_model
-from pixellm.checkpoint.export_lm import export_language_model
+from pixellm.checkpoint.export import export_language_model
 from pixellm.checkpoint.io import load_model_and_processor, save_model
 
 

@@ -95,9 +95,17 @@ def test_rounding_in_memory_equals_rounding_while_reading(bits: str) -> None:
         assert torch.equal(layers[0](inputs), layers[1](inputs))
 
 
-def test_every_part_that_keeps_its_precision_exists(nano: Engine) -> None:
-    names = {name for name, _ in nano.model.named_modules()}
-    assert names.issuperset(FULL_PRECISION)
+def test_every_part_that_keeps_its_precision_exists_and_is_left_out_by_transformers(
+    nano: Engine,
+) -> None:
+    """Which quantizes what QLoRA trains on, and in 8 and 4 bits what is read."""
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    modules = dict(nano.model.named_modules())
+    assert modules.keys() >= {*FULL_PRECISION}
+    linear = {name for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
+    rounded = {name for name in linear if should_convert_module(name, list(FULL_PRECISION))}
+    assert rounded == {name for name in linear if is_inner_linear(name, modules[name])}
 
 
 def test_another_name_is_refused() -> None:

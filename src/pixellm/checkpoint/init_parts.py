@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoTokenizer
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from pixellm.checkpoint.build import build_model
-from pixellm.checkpoint.convert_llava import CANVAS, CLIP_MEAN, CLIP_STD, UNIT
+from pixellm.checkpoint.convert_llava import CANVAS, UNIT
 from pixellm.checkpoint.hub import fetch_directory
 from pixellm.checkpoint.io import save_model
 from pixellm.checkpoint.model_files import read_json
@@ -99,7 +100,7 @@ def read_image_settings(directory: Path, model_type: str) -> dict[str, Any]:
     path = next((directory / name for name in _IMAGE_FILES if (directory / name).is_file()), None)
     if path is None:
         if "clip" in model_type and "siglip" not in model_type:
-            return {"rescale_factor": UNIT, "mean": CLIP_MEAN, "std": CLIP_STD}
+            return {"rescale_factor": UNIT, "mean": OPENAI_CLIP_MEAN, "std": OPENAI_CLIP_STD}
         raise FileNotFoundError(
             f"{directory} has no preprocessor_config.json, which says how a {model_type} wants its "
             "images normalised; copy it there from where the weights are published."

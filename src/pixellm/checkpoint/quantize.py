@@ -108,7 +108,7 @@ def _nf4(device: torch.device) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=[name.removeprefix("model.") for name in FULL_PRECISION],
+        llm_int8_skip_modules=list(FULL_PRECISION),  # whole names, from their beginning
     )
 
 

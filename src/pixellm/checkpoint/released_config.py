@@ -181,11 +181,7 @@ def released_processor(
 ) -> PixelLMProcessor:
     """The release's input pipeline: 0..255 normalisation, Vicuna prompt, suffix of MUSE."""
     tokenizer.model_max_length = config.text_config.max_position_embeddings
-    return PixelLMProcessor(
-        PixelLMImageProcessor(image_size=config.image_size),
-        tokenizer,
-        chat_template=VICUNA_TEMPLATE,
-        codebook_tokens=codebook_token_names(config.group_size),
-        llm_grid=config.llm_grid,
-        reasoning_suffix=_REASONING_SUFFIX,
+    images = PixelLMImageProcessor()
+    return PixelLMProcessor.for_model(
+        config, images, tokenizer, VICUNA_TEMPLATE, reasoning_suffix=_REASONING_SUFFIX
     )

@@ -122,7 +122,7 @@ def export_lm(
 
     check_new_folder(out)
     pick_dtype = import_quietly("pixellm.engine").pick_dtype
-    library = import_quietly("pixellm.checkpoint.export_lm")
+    library = import_quietly("pixellm.checkpoint.export")
     import torch
 
     chosen = pick_dtype(dtype, torch.device("cpu"))

@@ -119,9 +119,9 @@ def merge(
     check_new_folder(out)
     from rich.markup import escape
 
-    merging = import_quietly("pixellm.checkpoint.merging")
+    library = import_quietly("pixellm.checkpoint.export")
     with open_console(stderr=True).status(escape(printable(f"Merging {source}"))):
-        merging.merge_adapters(source, out, dtype=dtype)
+        library.merge_adapters(source, out, dtype=dtype)
     say(f"Wrote {out}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -150,6 +150,35 @@ class PixelLMProcessor(ProcessorMixin):
         self.reasoning_suffix = reasoning_suffix
         self.codec = PromptCodec(
             tokenizer, template, image_token, self.codebook_tokens, num_image_tokens
+        )
+
+    @classmethod
+    def for_model(
+        cls,
+        config: PixelLMConfig,
+        images: PixelLMImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str,
+        **options: Any,
+    ) -> Self:
+        """The processor of a model.
+
+        Args:
+            config: the model's.
+            images: how its images are resized and normalised; takes on the canvas's side.
+            tokenizer: knows the ids that the configuration names.
+            chat_template: Jinja template of a dialogue.
+            **options: other arguments of the class.
+        """
+        images.image_size = config.image_size
+        return cls(
+            images,
+            tokenizer,
+            chat_template,
+            codebook_tokens=tokenizer.convert_ids_to_tokens(config.codebook_token_ids),
+            llm_grid=config.llm_grid,
+            evidence_tokens=config.evidence_tokens,
+            **options,
         )
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:

@@ -15,9 +15,14 @@ from typing import Any
 
 import torch
 
-from pixellm.checkpoint.adapters import Adapters, attach_adapters
-from pixellm.checkpoint.build import missing_vision_weights
+from pixellm.checkpoint.adapters import Adapters, attach_adapters, read_adapter_config
+from pixellm.checkpoint.build import BAD_SETTINGS, derive_config, part_config
+from pixellm.checkpoint.encoder_weights import missing_vision_weights
+from pixellm.checkpoint.parts import ModelParts
 from pixellm.checkpoint.pretrained import from_pretrained, told_as
+from pixellm.checkpoint.sources import is_adapter_folder, resolve_source
+from pixellm.model.config import PixelLMConfig
+from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.training.config import RunConfig, Stage
 from pixellm.training.memory import MemoryEstimate, estimate_memory
 from pixellm.training.optim import group_parameters
@@ -180,9 +185,6 @@ def model_on_meta(config: RunConfig) -> tuple[Any | None, str]:
     Raises:
         ValueError: no model can be built from the recipe's values.
     """
-    from pixellm.checkpoint.build import BAD_SETTINGS
-    from pixellm.model.modeling import PixelLMForConditionalGeneration
-
     with told_as(BAD_SETTINGS):
         shape, problem = _shape_of(config.model)
         if shape is None:
@@ -210,8 +212,6 @@ def _shape_of(section: Mapping[str, Any]) -> tuple[Any | None, str]:
 
 def _shape_around(source: str, settings: Mapping[str, Any]) -> tuple[Any | None, str]:
     """The configuration of a fresh model around the encoder and language model of another one."""
-    from pixellm.checkpoint.initial_weights import derive_config
-
     donor = _checkpoint_shape(source)
     if donor is None:
         return None, f"The model {source!r} is not here."
@@ -225,10 +225,6 @@ def _shape_around(source: str, settings: Mapping[str, Any]) -> tuple[Any | None,
 
 def _checkpoint_shape(source: str) -> Any | None:
     """The configuration of a checkpoint that lies on this machine."""
-    from pixellm.checkpoint.adapters import read_adapter_config
-    from pixellm.checkpoint.sources import is_adapter_folder, resolve_source
-    from pixellm.model.config import PixelLMConfig
-
     try:
         found = Path(resolve_source(source))
     except (FileNotFoundError, ValueError):
@@ -240,46 +236,28 @@ def _checkpoint_shape(source: str) -> Any | None:
 
 def model_shape_from_parts(section: Mapping[str, Any]) -> tuple[Any | None, str]:
     """The configuration that parts would give; parts without sizes are looked for on disk."""
-    from pixellm.checkpoint.parts import ModelParts
-    from pixellm.model.config import PixelLMConfig
-
     parts = ModelParts.model_validate(dict(section))
-    configs = {}
+    found = {}
     for name, part in (("vision", parts.vision), ("text", parts.text)):
-        values = part.config or _config_on_disk(part.source, name)
-        if values is None:
-            return None, f"model.{name}: {part.source!r} is not here and the recipe gives no sizes."
-        configs[name] = dict(values)
-    settings = dict(parts.settings)
+        try:
+            found[name] = part_config(part.source, part.config, name, is_fetched=False)
+        except OSError:
+            where = f"{part.source!r} is not here and the recipe gives no sizes."
+            return None, f"model.{name}: {where}"
+    settings, text = dict(parts.settings), found["text"]
     group = settings.get("num_scales", 2) * settings.get("tokens_per_scale", 3)
-    text = configs["text"]
-    if parts.text.source is None and parts.tokenizer.source is None:
-        text.setdefault("vocab_size", parts.tokenizer.vocab_size)
-    vocabulary = text.setdefault("vocab_size", 32000 + _CONTROL_TOKENS + 1 + group)
-    configs["vision"]["image_size"] = settings.get("image_size", 448)
+    if parts.text.config and "vocab_size" not in parts.text.config:
+        is_new = parts.text.source is None and parts.tokenizer.source is None
+        full = 32000 + _CONTROL_TOKENS + 1 + group
+        text.vocab_size = parts.tokenizer.vocab_size if is_new else full
+    found["vision"].image_size = settings.get("image_size", 448)
     shape = PixelLMConfig(
-        vision_config=configs["vision"],
+        vision_config=found["vision"],
         text_config=text,
-        image_token_id=vocabulary - group - 1,
+        image_token_id=text.vocab_size - group - 1,
         **settings,
     )
     return shape, missing_vision_weights(parts.vision.source, parts.vision.path)
-
-
-def _config_on_disk(source: str | None, name: str) -> dict[str, Any] | None:
-    from transformers import AutoConfig
-
-    from pixellm.checkpoint.build import place_of
-
-    if source is None:
-        return None
-    try:
-        found = from_pretrained(AutoConfig, place_of(source), local_files_only=True)
-    except (OSError, ValueError):
-        return None
-    part = getattr(found, f"{name}_config", found)
-    values: dict[str, Any] = part.to_dict()
-    return {**values, "model_type": part.model_type}
 
 
 def _adapters(config: RunConfig, model: Any) -> Adapters:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,11 @@ from pixellm.checkpoint.adapters import (
     save_adapters,
     without_adapters,
 )
-from pixellm.checkpoint.build import CONTROL_TOKENS
-from pixellm.checkpoint.sources import is_adapter_folder
+from pixellm.checkpoint.build import CONTROL_TOKENS, build_model
+from pixellm.checkpoint.encoder_weights import load_vision_weights
+from pixellm.checkpoint.io import load_model_and_processor, save_model
+from pixellm.checkpoint.quantize import quantization_config
+from pixellm.checkpoint.sources import is_adapter_folder, resolve_source
 from pixellm.files import replace_folder
 from pixellm.training.checkpoints import seed_everything
 from pixellm.training.config import RunConfig
@@ -32,10 +35,6 @@ from pixellm.training.optim import group_parameters
 
 BASE_FOLDER = "base"
 """Where a run that puts adapters on a new model keeps that model."""
-
-
-NOTHING = Adapters()
-"""No adapters at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ class RunModel:
 
     model: Any
     processor: Any
-    adapters: Adapters = NOTHING
+    adapters: Adapters = field(default_factory=Adapters)
     base: str = ""
 
 
@@ -82,33 +81,18 @@ def set_up_model(
 
 
 def _set_up_whole(config: RunConfig, checkpoint: Path | None, texts: Iterable[str]) -> RunModel:
-    from pixellm.checkpoint.io import load_model_and_processor
-
     if checkpoint is not None:
         model, processor = load_model_and_processor(checkpoint / "model")
     elif "checkpoint" in config.model:
         model, processor = load_model_and_processor(config.model["checkpoint"])
-        _renew_encoder(model, config)
+        if source := config.model.get("vision_weights"):
+            load_vision_weights(model, str(source))
         # Scores move with the weights: a limit found for other weights says nothing here.
         model.config.min_mask_score = float(config.model.get("min_mask_score", 0.0))
     else:
-        model, processor = _build(config, texts)
+        model, processor = build_model(config.model, texts)
     _prepare_language_model(model, config)
     return RunModel(model.float(), processor)
-
-
-def _build(config: RunConfig, texts: Iterable[str]) -> tuple[Any, Any]:
-    from pixellm.checkpoint.build import build_model
-
-    return build_model(config.model, texts=texts)
-
-
-def _renew_encoder(model: Any, config: RunConfig) -> None:
-    """Starts the encoder over from the weights that the recipe names, if it names any."""
-    from pixellm.checkpoint.build import load_vision_weights
-
-    if source := config.model.get("vision_weights"):
-        load_vision_weights(model, str(source))
 
 
 def _set_up_with_adapters(config: RunConfig, texts: Iterable[str], *, is_main: bool) -> RunModel:
@@ -122,9 +106,6 @@ def _set_up_with_adapters(config: RunConfig, texts: Iterable[str], *, is_main: b
 
 def _load_base(config: RunConfig, texts: Iterable[str], *, is_main: bool) -> tuple[Any, Any, str]:
     """The model under the adapters, and where it is found again."""
-    from pixellm.checkpoint.io import load_model_and_processor, save_model
-    from pixellm.checkpoint.sources import resolve_source
-
     own = (config.run_folder / BASE_FOLDER).absolute()
     dtype = torch.bfloat16 if _holds_bf16(config) else torch.float32
     if "checkpoint" in config.model:
@@ -139,7 +120,7 @@ def _load_base(config: RunConfig, texts: Iterable[str], *, is_main: bool) -> tup
         return *loaded, str(Path(found).absolute()) if is_folder else source
     if own.is_dir():
         return *load_model_and_processor(own, dtype=dtype), str(own)
-    model, processor = _build(config, texts)
+    model, processor = build_model(config.model, texts)
     if is_main:
         replace_folder(own, lambda folder: save_model(folder, model, processor))
     return model.to(dtype), processor, str(own)
@@ -151,9 +132,6 @@ def _load_rounded(source: str, bits: str) -> tuple[Any, Any]:
     Raises:
         ValueError: it has adapters, or there is no NVIDIA GPU.
     """
-    from pixellm.checkpoint.io import load_model_and_processor
-    from pixellm.checkpoint.quantize import quantization_config
-
     if is_adapter_folder(Path(source)):
         raise ValueError(f"{source} holds adapters; merge them before they are quantized.")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
