@@ -23,7 +23,7 @@ from pixellm.masks import encode_mask
 from pixellm.model import supervision
 from pixellm.model.losses import count_claims, target_refinement_loss
 from pixellm.model.pixel_masks import restore_masks
-from pixellm.model.supervision import Truth, mask_losses
+from pixellm.model.supervision import Targets, mask_losses
 from pixellm.types import Sample, Target, Turn
 
 PARITY = Path(os.environ.get("PIXELLM_PARITY_DIR", ""))
@@ -122,7 +122,7 @@ def measure(number, model, batch):
     }
     found = {name: abs(value.item() - wanted[name]) for name, value in losses.items()}
     masks, sizes, rows = (batch[f"target_{name}"] for name in ("masks", "sizes", "rows"))
-    truth = Truth(batch["labels"], masks, sizes, rows, batch["target_answers"], None, None)
+    truth = Targets(batch["labels"], masks, sizes, rows, batch["target_answers"], None, None)
     each = mask_losses(output.mask_logits, truth, batch["pixel_mask"], config.image_size, alpha=1.0)
     for name, values in zip(("bce", "dice"), each, strict=True):
         found[f"{name} of each mask"] = share_off(values, torch.tensor(facts["per_mask"][name]))
@@ -175,7 +175,7 @@ def test_losses_in_portions_are_those_of_the_whole(released, monkeypatch):
     batch = collated(0, processor, packed=True)
     logits = golden_tensors()["train0.picture0.low_res_masks"]
     masks, sizes, rows = (batch[f"target_{name}"] for name in ("masks", "sizes", "rows"))
-    truth = Truth(batch["labels"], masks, sizes, rows, batch["target_answers"], None, None)
+    truth = Targets(batch["labels"], masks, sizes, rows, batch["target_answers"], None, None)
     results = []
     for pixels in (1 << 30, 1):
         monkeypatch.setattr(supervision, "PIXELS_AT_ONCE", pixels)

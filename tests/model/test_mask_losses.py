@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from pixellm.model import supervision
 from pixellm.model.pixel_masks import pack_masks
-from pixellm.model.supervision import Truth, mask_losses
+from pixellm.model.supervision import Targets, mask_losses
 
 CANVAS = 32
 SIZES = ((24, 32), (50, 20))
@@ -19,7 +19,7 @@ ROWS = torch.tensor([0, 0, 0, 1, 1])
 ANSWERS = torch.tensor([0, 0, 1, 2, 2])
 
 
-def batch_of_two() -> tuple[Tensor, list[Tensor], Truth, Tensor]:
+def batch_of_two() -> tuple[Tensor, list[Tensor], Targets, Tensor]:
     """Logits (5, 8, 8), true masks of both sizes, the same packed, and the pixel mask."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(5, 8, 8, generator=generator)
@@ -29,7 +29,7 @@ def batch_of_two() -> tuple[Tensor, list[Tensor], Truth, Tensor]:
     for row, (height, width) in enumerate(RESIZED):
         pixel_mask[row, :height, :width] = True
     nothing = torch.zeros(2, 1, dtype=torch.long)
-    return logits, masks, Truth(nothing, packed, sizes, ROWS, ANSWERS, None, None), pixel_mask
+    return logits, masks, Targets(nothing, packed, sizes, ROWS, ANSWERS, None, None), pixel_mask
 
 
 def plain_losses(logits: Tensor, masks: list[Tensor], alpha: float) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ def test_what_is_kept_for_the_way_back_does_not_grow_with_the_size_of_masks() ->
         masks = [torch.rand(side, side).numpy() < 0.5 for _ in range(12)]
         packed, sizes = pack_masks(masks)
         rows = torch.zeros(12, dtype=torch.long)
-        truth = Truth(torch.zeros(1, 1, dtype=torch.long), packed, sizes, rows, None, None, None)
+        truth = Targets(torch.zeros(1, 1, dtype=torch.long), packed, sizes, rows, None, None, None)
         logits = torch.randn(12, 16, 16, requires_grad=True)
         found: dict[int, int] = {}
 

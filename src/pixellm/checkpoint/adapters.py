@@ -80,12 +80,12 @@ class TokenTable(ReplacedRows):
     def forward(self, input_ids: Tensor) -> Tensor:
         """(B, T) ids to (B, T, D), in the base's type."""
         embedded = self.base(input_ids)
-        place = self.index[input_ids]
-        replaced = F.embedding(place.clamp_min(0), self.rows).to(embedded.dtype)
+        position = self.index[input_ids]
+        replaced = F.embedding(position.clamp_min(0), self.rows).to(embedded.dtype)
         # The Gemma, BioGPT and XGLM families scale what they look up.
         scale = getattr(self.base, "embed_scale", 1.0)
         replaced = replaced * (scale.to(embedded.dtype) if isinstance(scale, Tensor) else scale)
-        return torch.where((place >= 0)[..., None], replaced, embedded)
+        return torch.where((position >= 0)[..., None], replaced, embedded)
 
 
 class TokenHead(ReplacedRows):
@@ -101,7 +101,7 @@ class TokenHead(ReplacedRows):
 
 
 def attach_adapters(model: Any, adapters: Adapters) -> None:
-    """Puts adapters into a PixelLM, in place; at first they change none of its outputs.
+    """Put adapters into a PixelLM, in place; at first they change none of its outputs.
 
     Args:
         model: PixelLM for conditional generation, on any device, "meta" included.
@@ -255,7 +255,7 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def fold_adapters(model: nn.Module) -> None:
-    """Replaces adapted modules by plain ones with the adapters in their weights, in place."""
+    """Replace adapted modules by plain ones with the adapters in their weights, in place."""
     merged = [
         (getattr(_plain(module), _weight_name(module)), merged_weight(module))
         for _, _, module in _adapted(model)
@@ -373,7 +373,7 @@ def _renewed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def load_adapters(model: Any, directory: Path) -> None:
-    """Attaches the adapters of a folder to the model they belong to, and fills them.
+    """Attach the adapters of a folder to the model they belong to, and fill them.
 
     Raises:
         ValueError: a damaged file, or tensors that do not fit the model.

@@ -239,7 +239,7 @@ def _load_parts(
 def _name_evidence(
     model: PixelLMForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, names: list[str]
 ) -> None:
-    """Let a thing found read like the words that name its class, before anything is learnt."""
+    """Let an instance found read like the words that name its class, before anything is learnt."""
     table = model.get_input_embeddings().get_parameter("weight")
     ids = [tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names]
     words = torch.stack([table[one].mean(0) for one in ids])
@@ -339,7 +339,7 @@ def _copy_pretrained(
     """Copy encoder, language model, head and image projection; codebook rows stay fresh.
 
     Raises:
-        ValueError: a pretrained weight has no place of its shape in the new model.
+        ValueError: a pretrained weight has no counterpart of its shape in the new model.
     """
     own, given = model.state_dict(), donor.state_dict()
     embeddings = model.get_input_embeddings()

@@ -2,7 +2,7 @@
 
 LLaVA fills the language model and the projection into it (``p_V->T``); the codebook, the decoder
 and the projection into it are fresh. Both layouts are read: transformers' own and that of
-LLaVA-v1. It knows no released PixelLM and no training.
+LLaVA-v1.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _config(parts: LlavaParts) -> PixelLMConfig:
     )
 
 
-def _fill(model: PixelLMForConditionalGeneration, parts: LlavaParts, place: str) -> None:
+def _fill(model: PixelLMForConditionalGeneration, parts: LlavaParts, source: str) -> None:
     """Copy LLaVA's tensors; rows of new tokens start at the mean of the old ones."""
     count = model.config.text_config.vocab_size
     text = dict(parts.text)
@@ -194,7 +194,7 @@ def _fill(model: PixelLMForConditionalGeneration, parts: LlavaParts, place: str)
         model.model.vision_tower.load_encoder(parts.vision)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"The weights of {place} do not fit its config.json: {reason}") from error
+        raise ValueError(f"The weights of {source} do not fit its config.json: {reason}") from error
 
 
 def _grow(rows: Tensor, count: int) -> Tensor:

@@ -1,7 +1,7 @@
 """A short name for what a model consists of, cheap enough to take before every evaluation.
 
-Two models of one path get two names, and a copy keeps its name: contents count, places and times
-do not. It loads nothing, and knows no layer and no configuration.
+Two models of one path get two names, and a copy keeps its name: contents count, paths and times
+do not.
 
 What it sees of a folder: the settings, the tokenizer and every file of up to 64 MiB whole; of a
 larger safetensors file each tensor's name, type, shape and three blocks of 4 KiB (first, middle,

@@ -1,7 +1,4 @@
-"""Directories and hub ids to files on this disk, with every failure told in one sentence.
-
-Knows the Hugging Face hub and its cache; it knows no model.
-"""
+"""Directories and hub ids to files on this disk, with every failure told in one sentence."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Untrained PixelLM models around any causal language model and any vision encoder.
 
 Each part brings what is its own: the language model its tokenizer and chat template, the encoder
-the numbers that its images are normalised with. It knows no LLaVA and no training.
+the numbers that its images are normalised with.
 """
 
 from __future__ import annotations

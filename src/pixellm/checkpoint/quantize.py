@@ -2,7 +2,7 @@
 
 Only the linear layers inside the language model are rounded. All that a mask is made of keeps its
 precision: vision tower, projections, codebook, pixel decoder, and the tables of the embedding and
-the head with their codebook rows. It knows no file and no tokenizer.
+the head with their codebook rows.
 """
 
 from __future__ import annotations

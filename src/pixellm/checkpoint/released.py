@@ -230,14 +230,14 @@ def released_name(name: str) -> str | None:
 
 
 def from_released(
-    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], place: Path
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], source: Path
 ) -> dict[str, Tensor]:
     """Our tensors, the vision tower's left out, from those of a released model.
 
     Args:
         tensors: by released name.
         shapes: of ours, by name.
-        place: where the tensors are from, for messages.
+        source: where the tensors are from, for messages.
 
     Raises:
         ValueError: tensors that nothing asks for, that are missing, or of other shapes.
@@ -248,12 +248,12 @@ def from_released(
     unknown = [n for n in tensors if not (n in wanted or n in tied or _DROPPED.fullmatch(n))]
     if unknown:
         raise ValueError(
-            f"{place} holds tensors that no rule knows: {first_names(unknown)}; is it another "
+            f"{source} holds tensors that no rule knows: {first_names(unknown)}; is it another "
             "kind of model?"
         )
     if missing := sorted(wanted - tensors.keys()):
         raise ValueError(
-            f"{place} lacks the tensors {first_names(missing)}; the download is incomplete or "
+            f"{source} lacks the tensors {first_names(missing)}; the download is incomplete or "
             "config.json is of another model."
         )
     state = {ours: tensors[theirs] for theirs, ours in named.items()}
@@ -261,7 +261,7 @@ def from_released(
     state[_MASK_TOKEN] = masks[:1].clone()
     state[_CONTEXT_TOKENS] = torch.cat([tensors[_IOU_TOKEN], masks[1:]])
     state[_PIXEL_EMBEDDING] = tensors[_NO_MASK][0]
-    _check_shapes(state, shapes, place)
+    _check_shapes(state, shapes, source)
     return state
 
 
@@ -287,12 +287,12 @@ def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_shapes(
-    state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], place: Path
+    state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], source: Path
 ) -> None:
     for name, value in state.items():
         if tuple(value.shape) != shapes[name]:
             raise ValueError(
-                f"{place} gives {name} the shape {tuple(value.shape)}, but its configuration "
+                f"{source} gives {name} the shape {tuple(value.shape)}, but its configuration "
                 f"makes it {shapes[name]}; config.json is of another model."
             )
 

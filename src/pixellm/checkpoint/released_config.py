@@ -1,7 +1,7 @@
 """The settings of released models in terms of ours: what their configuration says and implies.
 
 The quirks of the release end here, as named values of :class:`PixelLMConfig` and of the
-processor. Source: the facts of the released code. It knows no weights and no hub.
+processor. Source: the facts of the released code.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SentencePiece files to fast tokenizers, with the ids of the slow ones.
 
 The tokenizer that is built encodes each stretch between two added tokens by itself, as the slow
-LLaMA tokenizer does; transformers' own conversion joins them. It knows no model and no hub.
+LLaMA tokenizer does; transformers' own conversion joins them.
 """
 
 from __future__ import annotations

@@ -150,12 +150,12 @@ def check_disk_space(out: Path, tensors: dict[str, Tensor]) -> None:
         OSError: the disk of ``out`` has no room for the tensors.
     """
     needed = int(1.02 * sum(tensor.nbytes for tensor in tensors.values())) + (64 << 20)
-    place = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    free = shutil.disk_usage(place).free
+    nearest = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    free = shutil.disk_usage(nearest).free
     if free < needed:
         raise OSError(
             f"Writing {out} takes {needed / _GIGABYTE:.2f} GB but its disk has "
-            f"{free / _GIGABYTE:.2f} GB free; make room or name another place."
+            f"{free / _GIGABYTE:.2f} GB free; make room or name another folder."
         )
 
 

@@ -30,7 +30,7 @@ from pixellm.model.outputs import CACHE_ARGUMENT, EncodedImages, PixelLMOutput
 from pixellm.model.precision import final_norm, keep_in_full_precision
 from pixellm.model.projection import FeatureProjector, ImageProjector
 from pixellm.model.regions import RegionDecoder, Things
-from pixellm.model.supervision import Truth, find_targets, mask_losses
+from pixellm.model.supervision import Targets, find_targets, mask_losses
 from pixellm.model.vision import VisionTower, feature_shapes
 
 _TOLERATED_ARGUMENTS = frozenset(
@@ -334,7 +334,7 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
             position_ids: (B, T); computed from the mask where None.
             dialogue_ids: (B, T), see :func:`packed_attention_mask`.
             labels: (B, T) ids to predict, -100 elsewhere, not shifted.
-            target_masks: (N,) uint8 packed truth over the images without padding, in the order of
+            target_masks: (N,) uint8 packed targets over the images without padding, in the order of
                 the groups, see :func:`pixellm.model.pixel_masks.pack_masks`; None decodes no masks.
             target_sizes: (M, 2) height and width of each mask; masks are compared at this size.
             target_rows: (M,) row of each target; None computes nothing of targets.
@@ -378,8 +378,8 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         else:
             masks = (target_masks, target_sizes)
             counts = (num_label_tokens, num_targets)
-            truth = Truth(labels, *masks, target_rows, target_answers, *counts)
-            self._add_losses(result, input_ids, encoded, pixel_mask, truth)
+            targets = Targets(labels, *masks, target_rows, target_answers, *counts)
+            self._add_losses(result, input_ids, encoded, pixel_mask, targets)
         if output_hidden_states:
             result.hidden_states = outputs.hidden_states
         result.attentions = outputs.attentions if output_attentions else None
@@ -392,30 +392,30 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         encoded: EncodedImages | None,
         pixel_mask: Tensor | None,
-        truth: Truth,
+        targets: Targets,
     ) -> None:
         """Text loss over labelled positions only, mask losses over all groups in one call."""
         config, hidden = self.config, result.hidden_states
         assert isinstance(hidden, Tensor)
-        labels = truth.labels[:, 1:]
+        labels = targets.labels[:, 1:]
         labelled = labels != -100
-        count = truth.num_label_tokens
+        count = targets.num_label_tokens
         count = count if count is not None else labelled.sum().clamp_min(1)
         logits = self.compute_logits(hidden[:, :-1][labelled])
         result.text_loss = text_loss_sum(logits, labels[labelled]) / count
         result.mask_loss = result.dice_loss = result.text_loss.new_zeros(())
         result.decoder_features = None if encoded is None else encoded.features
-        if truth.rows is not None and encoded is not None:
-            rows, starts = find_targets(input_ids, truth, config.codebook_token_ids)
+        if targets.rows is not None and encoded is not None:
+            rows, starts = find_targets(input_ids, targets, config.codebook_token_ids)
             if len(rows):
                 embeddings = self.target_embeddings(hidden, rows, starts)
                 result.target_embeddings = embeddings
-                if truth.masks is not None:
+                if targets.masks is not None:
                     logits = self.decode_masks(embeddings, encoded.features, rows)
                     result.mask_logits = logits
                     frame = (pixel_mask, config.image_size)
-                    losses = mask_losses(logits, truth, *frame, config.target_refinement_alpha)
-                    count = len(rows) if truth.num_targets is None else truth.num_targets
+                    losses = mask_losses(logits, targets, *frame, config.target_refinement_alpha)
+                    count = len(rows) if targets.num_targets is None else targets.num_targets
                     result.mask_loss, result.dice_loss = (loss.sum() / count for loss in losses)
         result.loss = (
             config.text_loss_weight * result.text_loss

@@ -1,9 +1,9 @@
 """What a batch is scored against: its targets found in the text, its masks compared.
 
-Brings predictions and truth together; the losses themselves are pure functions next door. Knows
-tensors and ids only. Masks are compared at the size that the truth has, in portions that are
-computed again on the way back, so that memory is that of a portion whatever that size. Shape
-legend: B rows, T tokens, M targets, A answers, P pixels of the image, h w the decoder's grid.
+The losses themselves are functions in ``losses``. Masks are compared at the size of the true ones,
+in portions that are computed again on the way back, so that memory is that of a portion whatever
+that size. Shape legend: B rows, T tokens, M targets, A answers, P pixels of the image, h w the
+decoder's grid.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PIXELS_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
-class Truth:
+class Targets:
     """What a batch is scored against.
 
     Attributes:
@@ -49,13 +49,13 @@ class Truth:
 
 
 def find_targets(
-    input_ids: Tensor, truth: Truth, codebook_ids: Sequence[int]
+    input_ids: Tensor, targets: Targets, codebook_ids: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Rows and starts (M,) of the codebook groups in (B, T) ids."""
-    assert truth.rows is not None
+    assert targets.rows is not None
     rows, starts = find_groups(input_ids, torch.tensor(codebook_ids, device=input_ids.device))
-    count = len(truth.rows if truth.sizes is None else truth.sizes)
-    if len(rows) != count or not torch.equal(rows, truth.rows):
+    count = len(targets.rows if targets.sizes is None else targets.sizes)
+    if len(rows) != count or not torch.equal(rows, targets.rows):
         raise ValueError(
             f"The text holds {len(rows)} codebook groups, the batch {count} "
             "target masks; each group needs its mask, in order."
@@ -64,14 +64,14 @@ def find_targets(
 
 
 def mask_losses(
-    mask_logits: Tensor, truth: Truth, pixel_mask: Tensor | None, canvas: int, alpha: float
+    mask_logits: Tensor, targets: Targets, pixel_mask: Tensor | None, canvas: int, alpha: float
 ) -> tuple[Tensor, Tensor]:
     """Refinement and DICE losses of each target, at the size of its true mask.
 
     Args:
         mask_logits: (M, h, w) in the canvas frame, any size.
-        truth: with masks, their sizes and rows; the targets of a row stand together and, being of
-            one image, have one size.
+        targets: with masks, their sizes and rows; those of a row stand together and, being of one
+            image, have one size.
         pixel_mask: (B, S, S) bool, false in the canvas's padding; None where there is none.
         canvas: its side S.
         alpha: weight of contested pixels.
@@ -79,22 +79,22 @@ def mask_losses(
     Returns:
         Both losses (M,) float32, not yet divided by a number of targets.
     """
-    assert truth.masks is not None and truth.sizes is not None and truth.rows is not None
-    answers = truth.rows if truth.answers is None else truth.answers
-    sizes: list[Size] = [(height, width) for height, width in truth.sizes.tolist()]
+    assert targets.masks is not None and targets.sizes is not None and targets.rows is not None
+    answers = targets.rows if targets.answers is None else targets.answers
+    sizes: list[Size] = [(height, width) for height, width in targets.sizes.tolist()]
     num_bytes = sum(map(packed_bytes, sizes))
-    if num_bytes != len(truth.masks):
+    if num_bytes != len(targets.masks):
         raise ValueError(
             f"The masks of the batch take {num_bytes} bytes at their sizes, not the "
-            f"{len(truth.masks)} that are given."
+            f"{len(targets.masks)} that are given."
         )
-    rows, counts = truth.rows.unique_consecutive(return_counts=True)
+    rows, counts = targets.rows.unique_consecutive(return_counts=True)
     resized = _sizes_on_canvas(pixel_mask, rows, canvas)
     losses, first, first_byte = [], 0, 0
     for count, shown in zip(counts.tolist(), resized, strict=True):
         part, size = slice(first, first + count), sizes[first]
         end_byte = first_byte + count * packed_bytes(size)
-        packed = truth.masks[first_byte:end_byte].view(count, -1)
+        packed = targets.masks[first_byte:end_byte].view(count, -1)
         tensors = (mask_logits[part], packed, answers[part])
         losses.append(_ImageTargets(*tensors, shown, size, canvas).losses(alpha))
         first, first_byte = first + count, end_byte

@@ -2,7 +2,6 @@
 
 Letterboxes and normalises images (PAPER: Ren et al., CVPR 2024; the
 layout is that of the released code) and brings true masks to the size at which they are compared.
-This module knows no text, no model and no device.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A language model's own chat template as the template of dialogues about an image.
 
 Chat templates of language models expect messages of plain text, and end an answer with a token
-that their tokenizer may not call its end. Knows tokenizers and templates; it knows no model.
+that their tokenizer may not call its end.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which words of an answer a mask grounds: the noun phrase right before a codebook group.
 
-A hand-made reader of short English answers, without a parser or a tagger. It knows no tokens,
-masks or models; where its word lists don't reach (other languages, odd grammar) it falls back
-to the words behind the last punctuation mark.
+A hand-made reader of short English answers, without a parser or a tagger; where its word lists
+don't reach (other languages, odd grammar) it falls back to the words behind the last punctuation
+mark.
 """
 
 from __future__ import annotations

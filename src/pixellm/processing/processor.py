@@ -1,7 +1,6 @@
 """Images and dialogues to model inputs: the processor of PixelLM.
 
 A real transformers processor (``AutoProcessor``, ``save_pretrained``, ``apply_chat_template``).
-It knows the tokenizer and the image geometry, and nothing of the network or of devices.
 """
 
 from __future__ import annotations
@@ -121,7 +120,7 @@ class PixelLMProcessor(ProcessorMixin):
         image_token: text of the image placeholder.
         codebook_tokens: text of the codebook's tokens, in order.
         llm_grid: (height, width) of the language model's image grid.
-        evidence_tokens: image tokens behind those of the grid, for things found in the image.
+        evidence_tokens: image tokens behind those of the grid, for instances found in the image.
         reasoning_suffix: sentence that the model was trained to read behind a reasoning question,
             which does not ask for masks itself; "" where it was trained on bare questions.
     """

@@ -3,7 +3,7 @@
 A prompt template is data: a Jinja chat template stored with the tokenizer. The template alone
 decides where control tokens stand; questions are tokenised with control tokens switched off, so
 ``[SEG0]`` or ``<image>`` in a question stays plain text. Answers may hold ``{seg}`` marks, each
-of which becomes one codebook group. This module knows no images and no tensors.
+of which becomes one codebook group.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 ``<image>`` in a question looks like the placeholder that a template writes. Once rendered, only a
 mark tells them apart: an invisible character behind the first one of every control word that was
 typed. It breaks the word for any tokenizer, and :func:`restore` takes it out again, whatever else
-was typed. This module knows messages and their texts only.
+was typed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def control_words(words: Iterable[str]) -> str:
 
 
 def unmarked(words: Iterable[str]) -> re.Pattern[str]:
-    """Finds the words, in one group, that a template wrote: those without a mark."""
+    """Find the words, in one group, that a template wrote: those without a mark."""
     return re.compile(f"({control_words(words)}){_NOT_MARKED}")
 
 

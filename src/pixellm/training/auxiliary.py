@@ -22,7 +22,7 @@ IGNORED = -100
 
 
 def count_cell_classes(patch_classes: Tensor, grid: tuple[int, int], num_classes: int) -> Tensor:
-    """Counts the pixels of each class inside every cell of a coarser grid.
+    """Count the pixels of each class inside every cell of a coarser grid.
 
     Args:
         patch_classes: (B, h, w) int64 classes, 0 the background, -100 ignored.
@@ -85,11 +85,11 @@ class PatchClassHead(nn.Module):
 
 
 class PatchBoxHead(nn.Module):
-    """Linear reading, off every cell of a feature map, of how far the thing there reaches.
+    """Linear reading, off every cell of a feature map, of how far the instance there reaches.
 
     Four numbers a cell: the distance from the cell's centre to the left, top, right and bottom of
     the visible box of what it shows, in cells; below 0 where the centre lies outside. A language
-    model that reads the cells finds place and size in them, and cells of one thing agree.
+    model that reads the cells finds position and size in them, and cells of one instance agree.
 
     Args:
         channels: C, width of the deepest feature map.
@@ -100,7 +100,7 @@ class PatchBoxHead(nn.Module):
         self.reader = nn.Linear(channels, 4)
 
     def forward(self, features: Tensor, patch_boxes: Tensor) -> Tensor:
-        """Sum over pixels that show a thing of the mean absolute error of the four, in cells.
+        """Sum over pixels that show an instance of the mean absolute error of the four, in cells.
 
         Args:
             features: (B, C, h', w') deepest feature map.
@@ -187,13 +187,13 @@ def find_absent(
         patch_classes: (B, h, w) int64, see :class:`PatchClassHead`.
 
     Returns:
-        Places (K,) among the targets, and rows (K,) of the images that lack them.
+        Indices (K,) among the targets, and rows (K,) of the images that lack them.
     """
     others = (target_rows + 1) % len(patch_classes)
     shown = (patch_classes[others] == target_classes[:, None, None]).flatten(1).any(1)
     lacking = (target_classes != IGNORED) & ~shown & (others != target_rows)
-    places = torch.nonzero(lacking)[:, 0]
-    return places, others[places]
+    indices = torch.nonzero(lacking)[:, 0]
+    return indices, others[indices]
 
 
 def empty_mask_loss_sum(mask_logits: Tensor, valid: Tensor) -> Tensor:

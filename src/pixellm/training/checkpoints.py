@@ -2,7 +2,7 @@
 
 A checkpoint folder `step_00001000` holds `model/` (the standard format, usable on its own),
 `trainer.pt` (exact weights, optimizer, average and random states; tensors and plain values
-only), `state.json` (position in the run) and `config.yaml`. Knows nothing of how a step is made.
+only), `state.json` (position in the run) and `config.yaml`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class TrainState:
     evaluated_step: int = 0
 
     def enter_next_stage(self) -> None:
-        """Moves to the start of the next stage."""
+        """Move to the start of the next stage."""
         self.stage += 1
         self.stage_step = 0
         self.stage_end = None
@@ -90,7 +90,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Puts all random generators back to what :func:`random_states` gave."""
+    """Put all random generators back to what :func:`random_states` gave."""
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(states["cuda"])
@@ -101,7 +101,7 @@ def restore_random_states(states: dict[str, Any]) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds torch (all devices), NumPy and Python."""
+    """Seed torch (all devices), NumPy and Python."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
@@ -115,7 +115,7 @@ def write_checkpoint(
     save_model: Callable[[Path], None],
     keep_last: int,
 ) -> Path:
-    """Writes one checkpoint and removes those that are too old.
+    """Write one checkpoint and remove those that are too old.
 
     Args:
         folder: the run's `checkpoints` folder.
@@ -143,7 +143,7 @@ def write_checkpoint(
 
 
 def update_state(folder: Path, state: TrainState) -> None:
-    """Brings the checkpoint of the present step up to date, where there is one.
+    """Bring the checkpoint of the present step up to date, where there is one.
 
     An evaluation follows the checkpoint of its step and changes what is known of the run alone.
 
@@ -218,7 +218,7 @@ def set_aside_newer(checkpoint: Path) -> list[str]:
 
 @contextmanager
 def own_run_folder(run_folder: Path) -> Iterator[None]:
-    """Makes the folder of a run, and keeps other processes out of it; one without files goes.
+    """Make the folder of a run, and keep other processes out of it; one without files goes.
 
     Raises:
         OSError: it can't be made or written, or another process trains there.
@@ -267,7 +267,7 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def read_checkpoint(path: Path) -> tuple[TrainState, dict[str, Any]]:
-    """Reads what :func:`write_checkpoint` wrote, save the model folder.
+    """Read what :func:`write_checkpoint` wrote, save the model folder.
 
     Raises:
         FileNotFoundError: not a checkpoint.

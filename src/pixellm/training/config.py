@@ -1,8 +1,7 @@
 """What a training run is: one YAML file, parsed strictly into frozen, documented settings.
 
 Every key of a recipe is a field below, with its meaning under it. Unknown keys fail and name the
-nearest known one. This module knows no tensors: it can be imported, and a recipe checked, before
-any model or data is touched.
+nearest known one. It imports no torch: a recipe is checked before any model or data is touched.
 """
 
 from __future__ import annotations
@@ -51,8 +50,8 @@ class LossWeights(Section):
     patch_class: float = Field(default=0.0, ge=0)
     """Soft class of every cell of the deepest feature map, per annotated pixel."""
     patch_box: float = Field(default=0.0, ge=0)
-    """How far the thing in a cell of the deepest feature map reaches to either side, in cells; per
-    pixel that shows a thing. Puts place and size of things into the cells."""
+    """How far the instance in a cell of the deepest feature map reaches to either side, in cells;
+    per pixel that shows one. Puts position and size of instances into the cells."""
     feature_class: float = Field(default=0.0, ge=0)
     """Soft class of every cell of the decoder's features, at every scale; per annotated pixel."""
     target_class: float = Field(default=0.0, ge=0)
@@ -64,10 +63,10 @@ class LossWeights(Section):
     their score what is not there. Only for data that annotate all they show: what they leave out
     would be taught to be absent."""
     region: float = Field(default=0.0, ge=0)
-    """How each thing that the encoder finds is drawn, whatever is asked: cross-entropy and DICE in
-    its window, per thing. For models with evidence, see PixelLMConfig."""
+    """How each instance that the encoder finds is drawn, whatever is asked: cross-entropy and DICE
+    in its window, per instance. For models with evidence, see PixelLMConfig."""
     choice: float = Field(default=0.0, ge=0)
-    """Which of the things found belong to a target: cross-entropy over the things, per target."""
+    """Which of the instances found belong to a target: cross-entropy over these, per target."""
 
     @property
     def needs_objects(self) -> bool:
@@ -375,7 +374,7 @@ def find_recipes(name: Path | str) -> list[Path]:
 
 
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
-    """Reads a recipe.
+    """Read a recipe.
 
     Args:
         path: YAML file, "-" for standard input, or a bundled recipe's name, see
@@ -407,7 +406,7 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def parse_config(raw: Mapping[str, Any], source: str = "The configuration") -> RunConfig:
-    """Checks plain nested settings; `source` names them in messages.
+    """Check plain nested settings; `source` names them in messages.
 
     Raises:
         ValueError: one sentence with the first rule that is broken.

@@ -1,7 +1,6 @@
 """Several processes: how the modules of a run are prepared, and sharded tensors made whole.
 
-Knows accelerate and its strategies (one process, DDP, FSDP2). It knows no losses, no data and no
-files.
+The strategies are accelerate's: one process, DDP, FSDP2.
 """
 
 from __future__ import annotations

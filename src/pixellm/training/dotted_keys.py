@@ -25,10 +25,10 @@ def differences(saved: Any, now: Any) -> dict[str, list[Any]]:
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Sets one `a.b=value` in nested mappings and lists, in place; list items go by index.
+    """Set one `a.b=value` in nested mappings and lists, in place; list items go by index.
 
     Raises:
-        ValueError: no such place, or a value that is not YAML; one sentence with the override.
+        ValueError: no such key, or a value that is not YAML; one sentence with the override.
     """
     import yaml
 

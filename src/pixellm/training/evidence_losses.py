@@ -1,8 +1,7 @@
-"""What is learnt about the things that an encoder finds: to draw each, and to choose among them.
+"""What is learnt about the instances that an encoder finds: to draw each, and to choose among them.
 
-Things found and objects annotated are brought together by their boxes. Pure functions over tensors
-and the decoder that draws. Shape legend: B rows, K entries, M targets, N objects, g the grid of the
-true masks, U windows.
+Instances found and objects annotated are brought together by their boxes. Shape legend: B rows,
+K entries, M targets, N objects, g the grid of the true masks, U windows.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from torch import Tensor
 from pixellm.model.evidence import BOX_CHANNELS, box_overlap
 from pixellm.model.regions import cut_windows
 
-SAME_THING = 0.5
+SAME_INSTANCE = 0.5
 """An entry shows an object when their boxes overlap at least so much (intersection over union)."""
 
-OTHER_THING = 0.3
+NO_INSTANCE = 0.3
 """It shows none when it overlaps none more than so much; what lies between teaches no choice."""
 
 OTHER_CLASS = 0.02
@@ -34,7 +33,7 @@ FOREIGN_WEIGHT = 8.0
 """All entries of other images together teach a target's choice as much as so many of its own."""
 
 WINDOWS_PER_IMAGE = 12
-"""Things of an image that are drawn in one step, picked at random."""
+"""Instances of an image that are drawn in one step, picked at random."""
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
@@ -42,16 +41,16 @@ def mask_boxes(masks: Tensor) -> Tensor:
     count, size = len(masks), masks.shape[-1]
     sides = []
     for shown in (masks.bool().any(1), masks.bool().any(2)):  # columns, then rows
-        place = torch.arange(size, device=masks.device).expand(count, -1)
-        low = place.masked_fill(~shown, size).amin(1)
-        high = (place + 1).masked_fill(~shown, 0).amax(1)
+        index = torch.arange(size, device=masks.device).expand(count, -1)
+        low = index.masked_fill(~shown, size).amin(1)
+        high = (index + 1).masked_fill(~shown, 0).amax(1)
         sides.append((torch.minimum(low, high), high))
     (left, right), (top, bottom) = sides
     return torch.stack([left, top, right, bottom], 1) / size
 
 
 def region_loss(decoder: Any, features: Sequence[Tensor], batch: Mapping[str, Tensor]) -> Tensor:
-    """Mean loss of drawing the things found that are annotated.
+    """Mean loss of drawing the instances found that are annotated.
 
     Args:
         decoder: a :class:`~pixellm.model.regions.RegionDecoder`.
@@ -63,22 +62,22 @@ def region_loss(decoder: Any, features: Sequence[Tensor], batch: Mapping[str, Te
     """
     entries, rows = features[-1], batch["object_rows"]
     boxes = mask_boxes(batch["object_shapes"])
-    owners, places, objects = [], [], []
+    owners, positions, objects = [], [], []
     for row in rows.unique().tolist():
         own = (rows == row).nonzero()[:, 0]
         overlap = box_overlap(entries[row, :, :4], boxes[own])
         best, which = overlap.max(1)
-        shown = ((best > SAME_THING) & (entries[row, :, BOX_CHANNELS - 1] > 0)).nonzero()[:, 0]
+        shown = ((best > SAME_INSTANCE) & (entries[row, :, BOX_CHANNELS - 1] > 0)).nonzero()[:, 0]
         picked = shown[torch.randperm(len(shown))[:WINDOWS_PER_IMAGE]]
         picked = picked[which[picked].argsort()]  # by object, so that both are in ascending order
         owners.append(torch.full_like(picked, row))
-        places.append(picked)
+        positions.append(picked)
         objects.append(own[which[picked]])
     owner = torch.cat(owners) if owners else rows[:0]
     if not len(owner):
         return 0 * torch.stack([one.sum() for one in features[:-1]]).sum()
-    place, which = torch.cat(places), torch.cat(objects)
-    windows, logits = decoder.draw_entries(features, entries[owner, place], owner)
+    position, which = torch.cat(positions), torch.cat(objects)
+    windows, logits = decoder.draw_entries(features, entries[owner, position], owner)
     masks = batch["object_shapes"].to(logits.dtype)[:, None]
     truth = cut_windows(masks, windows, which, logits.shape[-1])[:, 0]
     return window_loss(logits.float().flatten(1), truth.flatten(1)).mean()
@@ -97,8 +96,8 @@ def choice_loss_sum(
 ) -> Tensor:
     """Sum over targets of the cross-entropy of which entries belong to them, and of their class.
 
-    Where the decoder tells one thing from all of its kind (``masks_per_thing``), that is learnt of
-    targets that differ in it, and a target of one object competes for the likeliest entry.
+    Where the decoder tells one instance from all of its kind (``masks_per_thing``), that is learnt
+    of targets that differ in it, and a target of one object competes for the likeliest entry.
 
     Entries of the batch's other images are no part of a target either, as long as they are of
     another class; among those of its own image alone, a target that names what is not there would
@@ -126,8 +125,8 @@ def choice_loss_sum(
         if not overlap.shape[1]:
             continue
         best, which = overlap.max(1)
-        wanted = belongs[:, which] & (best > SAME_THING) & found[row]
-        known = found[row] & ((best > SAME_THING) | (best < OTHER_THING))
+        wanted = belongs[:, which] & (best > SAME_INSTANCE) & found[row]
+        known = found[row] & ((best > SAME_INSTANCE) | (best < NO_INSTANCE))
         entropy = F.binary_cross_entropy_with_logits(
             choice[asked, row], wanted.float(), reduction="none"
         )
@@ -162,7 +161,7 @@ def _one_loss_sum(logits: Tensor, number: Tensor, has_rivals: Tensor) -> Tensor:
     """Cross-entropy of whether a target is one of several; the only one of its kind tells nothing.
 
     Args:
-        logits: (M,) that it is one thing.
+        logits: (M,) that it is one instance.
         number: (M,) objects that belong to it.
         has_rivals: (M,) whether there are others of its kind.
     """

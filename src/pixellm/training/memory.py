@@ -1,7 +1,7 @@
 """How much memory a run takes on each GPU, estimated on tensors without storage.
 
 Weights, gradients and optimizer are counted; activations are what autograd keeps of the real
-modules, run on meta tensors. Knows models and recipes; it knows no data and allocates nothing.
+modules, run on meta tensors.
 What the CUDA context and the allocator's gaps add is not in it.
 """
 
@@ -192,7 +192,7 @@ def _decoder_bytes(model: Any, rows: int) -> float:
 
     def run() -> Any:
         features = inner.decoder_features(maps)
-        if config.evidence_tokens:  # which things are drawn only their data tell: one a target
+        if config.evidence_tokens:  # which instances are drawn only their data tell: one a target
             return [*features, inner.codebook(states), inner.pixel_decoder.draw_blank(count)]
         return inner.pixel_decoder(inner.codebook(states), features, owners)
 

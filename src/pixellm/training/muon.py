@@ -1,7 +1,7 @@
 """Muon for hidden matrices, in a number format that the machine multiplies fast.
 
 Torch's own orthogonalises in bfloat16 wherever it runs, which is many times slower on a CPU without
-units for it (``benchmarks/muon_step.py``), and before torch 2.9 there is none. Knows tensors alone.
+units for it (``benchmarks/muon_step.py``), and before torch 2.9 there is none.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Moves every matrix that has a gradient.
+        """Move every matrix that has a gradient.
 
         Args:
             closure: computes the loss anew, as torch's optimizers take one.

@@ -3,8 +3,7 @@
 Every loss is a sum over this micro-batch divided by a count over the whole optimizer step (all
 micro-batches of all processes), so that adding up micro-batches equals one large batch; but for
 "absent", whose targets are looked for in other images of their own micro-batch, and "region", a
-mean over the things of its own. Knows
-the model's call and its losses; nothing of optimizers, files or schedules.
+mean over the instances of its own.
 """
 
 from __future__ import annotations
@@ -142,7 +141,7 @@ class Objective(nn.Module):
         losses |= self._cell_losses(maps, features, batch, weights, counts)
         if output is not None:
             losses |= self._target_losses(output, batch, weights, counts)
-        # In one order on all processes, which add up their figures by place.
+        # In one order on all processes, which add up their figures by position.
         losses = {name: losses[name] for name in LOSS_NAMES if losses.get(name) is not None}
         losses["total"] = torch.stack(
             [getattr(weights, name) * value for name, value in losses.items()]
@@ -213,10 +212,10 @@ class Objective(nn.Module):
     def _absent_loss(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Summed cross-entropy against empty masks, of targets that another image lacks."""
         classes = batch["patch_classes"]
-        places, rows = find_absent(batch["target_rows"], batch["target_classes"], classes)
-        if not len(places):
+        indices, rows = find_absent(batch["target_rows"], batch["target_classes"], classes)
+        if not len(indices):
             return 0 * (self._decode_nothing(output) + output.target_embeddings.sum())
-        embeddings = output.target_embeddings[places]
+        embeddings = output.target_embeddings[indices]
         logits: Tensor = self.model.decode_masks(embeddings, output.decoder_features, rows)
         return empty_mask_loss_sum(logits, (classes[rows] != IGNORED).float())
 

@@ -1,7 +1,7 @@
 """Which parameters train, how fast, and with which optimizer.
 
 Turns names into groups by the rules of a recipe, builds AdamW (and Muon for hidden matrices), and
-gives the learning rate of every step. Knows nothing of losses, data or the training loop.
+gives the learning rate of every step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REGION_PATTERNS = (
     *("*vision_tower*", "*feature_projector*"),
     *("*pixel_decoder.regions*", "*pixel_decoder.draw*"),
 )
-"""The same where it has the loss of the things found."""
+"""The same where it has the loss of the instances found."""
 
 _LOSSES_OF_HEADS = {
     "patch_class_head": ("patch_class",),
@@ -115,7 +115,7 @@ def group_parameters(
     optimizer: OptimizerConfig,
     fixed: Collection[str] = (),
 ) -> list[ParameterGroup]:
-    """Sorts all parameters into groups and freezes those that don't train in this stage.
+    """Sort all parameters into groups and freeze those that don't train in this stage.
 
     Args:
         parameters: everything that could train, by name; their `requires_grad` is set.
@@ -219,7 +219,7 @@ class StageOptimizer:
         return [parameter for group in groups for parameter in group["params"]]
 
     def set_learning_rates(self, factor: float) -> None:
-        """Puts the rates of the step to come at `factor` times their peaks."""
+        """Put the rates of the step to come at `factor` times their peaks."""
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
@@ -230,7 +230,7 @@ class StageOptimizer:
         return whole(nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True))
 
     def step(self) -> None:
-        """Moves the parameters and clears the gradients."""
+        """Move the parameters and clear the gradients."""
         for optimizer in self.optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -240,7 +240,7 @@ class StageOptimizer:
         return {kind: optimizer.state_dict() for kind, optimizer in self.optimizers.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes moments and step counts over; rates and decays stay as the recipe says.
+        """Take moments and step counts over; rates and decays stay as the recipe says.
 
         Raises:
             ValueError: the state belongs to other groups of parameters.

@@ -116,7 +116,7 @@ class RunPlan:
 
 
 def plan_run(config: RunConfig, num_gpus: int = 1) -> RunPlan:
-    """Plans a run.
+    """Plan a run.
 
     Args:
         config: the recipe.

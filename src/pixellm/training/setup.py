@@ -1,8 +1,4 @@
-"""The model of a run: built or loaded, adapters attached, in the types that its recipe asks for.
-
-Knows recipes, model folders and adapters; it knows no optimizer, no data but the text that a new
-tokenizer is trained on, and no step.
-"""
+"""The model of a run: built or loaded, adapters attached, in the types that its recipe asks for."""
 
 from __future__ import annotations
 
@@ -57,7 +53,7 @@ class RunModel:
 def set_up_model(
     config: RunConfig, checkpoint: Path | None, texts: Iterable[str], *, is_main: bool
 ) -> RunModel:
-    """Builds or loads the model of a run.
+    """Build or load the model of a run.
 
     Weights that a checkpoint holds in full precision are filled in by the caller.
 
@@ -213,7 +209,7 @@ def save_run_model(
     *,
     merged: bool,
 ) -> None:
-    """Writes the model of a run as it is used afterwards.
+    """Write the model of a run as it is used afterwards.
 
     Args:
         directory: created where needed; the caller writes aside and renames.

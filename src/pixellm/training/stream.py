@@ -1,8 +1,7 @@
 """From a count of samples to batches: which sample comes when, on which process and worker.
 
 The order is a pure function of the recipe: sample number n of the run is always the same one,
-so a run resumes exactly from one integer. Knows data sets by their constructor's path; it knows
-no losses and no optimizer.
+so a run resumes exactly from one integer.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ CollateFn = Callable[[list[tuple[Sample, ...]]], Batch]
 
 
 def build_sources(sources: Sequence[DataSource], stage: Stage) -> list[SampleDataset]:
-    """Constructs the data sets of a stage, in the recipe's order.
+    """Construct the data sets of a stage, in the recipe's order.
 
     Raises:
         ValueError: an unknown name, or arguments that the data set does not take.
@@ -55,7 +54,7 @@ def build_sources(sources: Sequence[DataSource], stage: Stage) -> list[SampleDat
 
 
 def check_sources(sources: Sequence[DataSource], stages: Sequence[Stage]) -> None:
-    """Constructs the data sets of every stage but the first once and lets go of them.
+    """Construct the data sets of every stage but the first once and let go of them.
 
     A mistake in a late stage is thus found before the first step of the run, not days into it.
     What opens the first stage is left to it, and stages with the same arguments share a look.
@@ -79,7 +78,7 @@ def distinct_changes(stages: Sequence[Stage]) -> list[dict[str, Any]]:
 
 
 def build_source(source: DataSource, changes: Mapping[str, Any] | None = None) -> SampleDataset:
-    """Constructs one data set, some of its arguments changed.
+    """Construct one data set, some of its arguments changed.
 
     Raises:
         ValueError: an unknown name, or arguments that the data set does not take.
@@ -123,10 +122,10 @@ class Mixture:
         which = self.pattern[position]
         inner = cycle * self.in_period[which] + self.rank[position]
         source = self.sources[which]
-        epoch, place = divmod(inner, len(source))
+        epoch, item = divmod(inner, len(source))
         if isinstance(source, Dataset):
-            return source.dialogues(place, epoch)
-        return source[place]
+            return source.dialogues(item, epoch)
+        return source[item]
 
 
 def _interleave(weights: Sequence[float]) -> list[int]:

@@ -1,7 +1,4 @@
-"""Scores during a run: the model in training answers questions of a small split.
-
-Reduces a full evaluation to a few numbers for the log. Knows nothing of the loop that calls it.
-"""
+"""Scores during a run: the model in training answers questions of a small split."""
 
 from __future__ import annotations
 
