@@ -38,27 +38,21 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node: Any = raw
     for name in parents:
-        if isinstance(node, dict):
-            node = node.setdefault(name, {})
-        else:
-            node = _list_item(node, name, override)
+        is_section = isinstance(node, dict)
+        node = node.setdefault(name, {}) if is_section else node[_index(node, name, override)]
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"Override {override!r}: the value is not valid YAML.") from error
-    if isinstance(node, dict):
-        node[last] = value
-    else:
-        _list_item(node, last, override)
-        node[int(last)] = value
+    node[last if isinstance(node, dict) else _index(node, last, override)] = value
 
 
-def _list_item(node: Any, name: str, override: str) -> Any:
-    """Item `name` of a list, or a message that says which index would do."""
+def _index(node: Any, name: str, override: str) -> int:
+    """The index of a list that a name tells, or a message that says which would do."""
     if not isinstance(node, list):
         raise ValueError(f"Override {override!r}: there is nothing below {name!r}'s parent to set.")
     if not name.isdigit() or int(name) >= len(node):
         raise ValueError(
             f"Override {override!r}: {name!r} must be an index from 0 to {len(node) - 1}."
         )
-    return node[int(name)]
+    return int(name)

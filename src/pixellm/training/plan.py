@@ -1,14 +1,13 @@
 """A run before it runs: data, steps, what trains, and memory, from a recipe alone.
 
 Models are built on meta tensors, so that a 13 B one takes no memory; where a checkpoint or a data
-set is not at hand the plan says so and goes on with the sizes that the recipe gives. It trains
-nothing and reads no weights.
+set is not at hand the plan says so and goes on with the sizes that the recipe gives.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,13 +43,11 @@ class SourcePlan:
         name: as the recipe names it.
         share: of the samples, 0 to 1.
         length: its items; None where it cannot be read.
-        problem: why it cannot.
     """
 
     name: str
     share: float
     length: int | None
-    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +58,11 @@ class EvaluationPlan:
         name: of the data set, as the recipe names it.
         every_steps: steps between them; one also ends every stage.
         num_images: looked at each time; None where the data cannot be read.
-        problem: why they cannot.
     """
 
     name: str
     every_steps: int
     num_images: int | None
-    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +93,6 @@ class RunPlan:
 
     Attributes:
         name: of the run.
-        num_gpus: that it is planned for.
         num_parameters: of the model without adapters.
         sources: the mixture.
         evaluation: what the run is evaluated on; None for no evaluations.
@@ -107,7 +101,6 @@ class RunPlan:
     """
 
     name: str
-    num_gpus: int
     num_parameters: int | None
     sources: tuple[SourcePlan, ...]
     evaluation: EvaluationPlan | None
@@ -125,11 +118,9 @@ def plan_run(config: RunConfig, num_gpus: int = 1) -> RunPlan:
     Raises:
         ValueError: settings that don't fit each other; what is not there is reported instead.
     """
-    sources = _plan_sources(config)
-    problems = [f"Data set {source.name}: {source.problem}" for source in sources if source.problem]
-    evaluation = _plan_evaluation(config)
-    if evaluation is not None and evaluation.problem:
-        problems.append(f"Evaluation data {evaluation.name}: {evaluation.problem}")
+    problems: list[str] = []
+    sources = _plan_sources(config, problems)
+    evaluation = _plan_evaluation(config, problems)
     model, problem = model_on_meta(config)
     if problem:
         problems.append(problem)
@@ -140,36 +131,34 @@ def plan_run(config: RunConfig, num_gpus: int = 1) -> RunPlan:
         attach_adapters(model, _adapters(config, model))
         plain = _without_heads(config)
         stages = tuple(_plan_stage(plain, s, model, sources, num_gpus) for s in plain.stages)
-    return RunPlan(
-        config.name, num_gpus, num_parameters, tuple(sources), evaluation, stages, tuple(problems)
-    )
+    return RunPlan(config.name, num_parameters, sources, evaluation, stages, tuple(problems))
 
 
-def _plan_sources(config: RunConfig) -> list[SourcePlan]:
+def _plan_sources(config: RunConfig, problems: list[str]) -> tuple[SourcePlan, ...]:
     """Every data set as the recipe names it, and whether each stage's arguments open it too."""
     total = sum(source.weight for source in config.data)
     changes = [{}, *filter(None, distinct_changes(config.stages))]
     plans = []
     for source in config.data:
-        share = source.weight / total
+        length = None
         try:
-            lengths = [len(build_source(source, change)) for change in changes]
-            plans.append(SourcePlan(source.name, share, lengths[0]))
+            length, *_ = [len(build_source(source, change)) for change in changes]
         except (OSError, ImportError) as error:
-            plans.append(SourcePlan(source.name, share, None, _one_line(error)))
-    return plans
+            problems.append(f"Data set {source.name}: {_one_line(error)}")
+        plans.append(SourcePlan(source.name, source.weight / total, length))
+    return tuple(plans)
 
 
-def _plan_evaluation(config: RunConfig) -> EvaluationPlan | None:
+def _plan_evaluation(config: RunConfig, problems: list[str]) -> EvaluationPlan | None:
     settings = config.evaluation
     if not settings.every_steps:
         return None
-    name = evaluation_source(settings).name
+    name, count = evaluation_source(settings).name, None
     try:
-        length = min(settings.num_scenes, len(open_evaluation_data(settings)))
+        count = min(settings.num_scenes, len(open_evaluation_data(settings)))
     except (OSError, ImportError) as error:
-        return EvaluationPlan(name, settings.every_steps, None, _one_line(error))
-    return EvaluationPlan(name, settings.every_steps, length)
+        problems.append(f"Evaluation data {name}: {_one_line(error)}")
+    return EvaluationPlan(name, settings.every_steps, count)
 
 
 def _one_line(error: Exception) -> str:
@@ -287,7 +276,7 @@ def _without_heads(config: RunConfig) -> RunConfig:
 
 
 def _plan_stage(
-    config: RunConfig, stage: Stage, model: Any, sources: list[SourcePlan], num_gpus: int
+    config: RunConfig, stage: Stage, model: Any, sources: Sequence[SourcePlan], num_gpus: int
 ) -> StagePlan:
     if config.gradient_checkpointing:
         model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -307,7 +296,7 @@ def _plan_stage(
     )
 
 
-def _steps_per_epoch(sources: list[SourcePlan], samples_per_step: int) -> int | None:
+def _steps_per_epoch(sources: Sequence[SourcePlan], samples_per_step: int) -> int | None:
     """Steps until the last data set to come round has been seen once; None where unknown."""
     if any(source.length is None for source in sources):
         return None
