@@ -10,14 +10,16 @@ from test_training_real_model import real_config
 from torch import nn
 from typer.testing import CliRunner
 
+import pixellm
+from pixellm.checkpoint.build import build_model
+from pixellm.cli.main import app
 from pixellm.training import plan as planning
 from pixellm.training import stream
 from pixellm.training.config import load_config, parse_config
 from pixellm.training.memory import kept_bytes
 from pixellm.training.plan import plan_run
 
-ROOT = Path(__file__).parents[2]
-RECIPES = ROOT / "src/pixellm/recipes"
+RECIPES = Path(pixellm.__file__).parent / "recipes"
 
 
 @pytest.fixture(autouse=True)
@@ -25,18 +27,18 @@ def squares(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(stream.DATASETS, "squares", "test_training_real_model:Squares")
 
 
+def dry_run(*arguments: str) -> str:
+    words = ["train", *arguments, "--dry-run"]
+    result = CliRunner().invoke(app, words, env={"COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    return re.sub(r"\x1b\[[0-9;]*m", "", result.output)
+
+
 def test_the_7b_recipe_is_planned_without_weights_data_or_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pixellm.cli.main import app
-
     monkeypatch.chdir(tmp_path)
-    recipe = str(ROOT / "src/pixellm/recipes" / "pixellm_7b.yaml")
-    result = CliRunner().invoke(
-        app, ["train", recipe, "--dry-run", "--gpus", "8"], env={"COLUMNS": "160"}
-    )
-    assert result.exit_code == 0, result.output
-    text = re.sub(r"\x1b\[[0-9;]*m", "", result.output)
+    text = dry_run(str(RECIPES / "pixellm_7b.yaml"), "--gpus", "8")
     found = re.search(r"([\d,]+) parameters, 8 GPUs", text)
     assert found is not None, text
     assert 6.9e9 < int(found[1].replace(",", "")) < 7.3e9
@@ -49,8 +51,6 @@ def test_the_7b_recipe_is_planned_without_weights_data_or_network(
 
 
 def test_a_plan_counts_parameters_steps_and_epochs_as_the_run_does(tmp_path: Path) -> None:
-    from pixellm.checkpoint.build import build_model
-
     config = real_config(tmp_path)
     plan = plan_run(config, num_gpus=3)
     model, _ = build_model(config.model, ["Show all. A red one."] * 2)
@@ -69,16 +69,17 @@ def test_a_plan_counts_parameters_steps_and_epochs_as_the_run_does(tmp_path: Pat
 
 def test_adapters_and_16_bits_take_less_memory(tmp_path: Path) -> None:
     raw = real_config(tmp_path).model_dump(mode="json")
-    raw |= {"stages": [raw["stages"][1]], "ema_decay": 0.0}
+    raw |= {"stages": [raw["stages"][1]], "ema_decay": 0.0, "precision": "bf16"}
     raw["model"]["text"]["config"]["num_hidden_layers"] = 4
-
-    def memory(**changes: Any) -> Any:
-        return plan_run(parse_config({**raw, **changes})).stages[0].memory[0]
-
-    everything = memory(precision="bf16")
-    lora = memory(precision="bf16", lora={"rank": 2})
-    recomputed = memory(precision="bf16", gradient_checkpointing=True)
-    averaged = memory(precision="bf16", ema_decay=0.9)
+    everything, lora, recomputed, averaged = (
+        changed(tmp_path, **{**raw, **changes}).stages[0].memory[0]
+        for changes in (
+            {},
+            {"lora": {"rank": 2}},
+            {"gradient_checkpointing": True},
+            {"ema_decay": 0.9},
+        )
+    )
     assert lora.optimizer < everything.optimizer
     assert lora.weights < everything.weights
     assert recomputed.activations < everything.activations
@@ -86,66 +87,47 @@ def test_adapters_and_16_bits_take_less_memory(tmp_path: Path) -> None:
     assert averaged.optimizer == 3 * everything.gradients
 
 
-def test_what_is_not_there_is_reported_and_what_is_wrong_refused(tmp_path: Path) -> None:
-    raw = real_config(tmp_path).model_dump(mode="json")
-    plan = plan_run(parse_config({**raw, "model": {"checkpoint": str(tmp_path / "none")}}))
+def changed(folder: Path, **changes: Any) -> Any:
+    """The plan of the small recipe with other settings."""
+    raw = real_config(folder).model_dump(mode="json")
+    return plan_run(parse_config({**raw, **changes}))
+
+
+def test_what_is_not_there_is_reported_and_what_is_wrong_refused(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    plan = changed(tmp_path, model={"checkpoint": str(tmp_path / "none")})
     assert plan.num_parameters is None and not plan.stages
     assert "is not here" in plan.problems[0]
-    absent = [{"name": "coco", "args": {"root": str(tmp_path / "photos")}}]
-    plan = plan_run(parse_config({**raw, "data": absent}))
+    absent = {"name": "coco", "args": {"root": str(tmp_path / "photos")}}
+    plan = changed(tmp_path, data=[absent])
     assert plan.sources[0].length is None
     assert plan.stages[0].steps_per_epoch is None
     with pytest.raises(ValueError, match="Unknown data set 'cocoa'"):
-        plan_run(parse_config({**raw, "data": [{"name": "cocoa"}]}))
+        changed(tmp_path, data=[{"name": "cocoa"}])
+    encoder = tmp_path / "encoder"
+    section = {"checkpoint": str(tiny_model_dir), "vision_weights": str(encoder)}
+    assert changed(tmp_path, model=section).problems == (f"There is no encoder at {encoder}.",)
+    encoder.mkdir()
+    assert changed(tmp_path, model=section).problems == ()
 
 
-def test_missing_weights_of_an_encoder_are_listed(tiny_model_dir: Path, tmp_path: Path) -> None:
-    raw = real_config(tmp_path).model_dump(mode="json")
-    absent = tmp_path / "encoder"
-    section = {"checkpoint": str(tiny_model_dir), "vision_weights": str(absent)}
-    config = parse_config({**raw, "model": section})
-    assert plan_run(config).problems == (f"There is no encoder at {absent}.",)
-    absent.mkdir()
-    assert plan_run(config).problems == ()
-
-
-def test_the_data_of_evaluations_are_opened_and_listed(tmp_path: Path) -> None:
-    raw = real_config(tmp_path).model_dump(mode="json")
-    assert plan_run(parse_config(raw)).evaluation is None
-
-    def plan(**changes: Any) -> Any:
-        settings = {"every_steps": 50, "num_scenes": 30, **changes}
-        return plan_run(parse_config({**raw, "evaluation": settings}))
-
-    found = plan(data={"name": "squares", "args": {"length": 20}})
-    assert found.evaluation is not None
-    shown = found.evaluation
-    assert (shown.name, shown.every_steps, shown.num_images) == ("squares", 50, 20)
-    assert found.problems == ()
-    absent = {"name": "coco", "args": {"root": str(tmp_path / "photos"), "split": "val"}}
-    missing = plan(data=absent)
-    assert missing.evaluation.num_images is None
-    assert [problem for problem in missing.problems if "photos" in problem] == [
-        f"Evaluation data coco: {missing.evaluation.problem}"
-    ]
-    with pytest.raises(ValueError, match="There is no split 'vall' of the scenes"):
-        plan(split="vall")
-
-
-def test_a_dry_run_shows_what_it_would_be_evaluated_on(
+def test_the_data_of_evaluations_are_opened_and_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pixellm.cli.main import app
+    assert changed(tmp_path).evaluation is None
+    settings = {"every_steps": 1000, "num_scenes": 30}
+    found = {"name": "squares", "args": {"length": 20}}
+    shown = changed(tmp_path, evaluation={**settings, "data": found}).evaluation
+    assert (shown.name, shown.every_steps, shown.num_images) == ("squares", 1000, 20)
+    with pytest.raises(ValueError, match="There is no split 'vall' of the scenes"):
+        changed(tmp_path, evaluation={**settings, "split": "vall"})
 
     monkeypatch.chdir(tmp_path)
-    raw = real_config(tmp_path).model_dump(mode="json")
-    data = {"name": "coco", "args": {"root": "photos", "split": "val"}}
-    raw["evaluation"] = {"every_steps": 1000, "data": data}
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(parse_config(raw).to_yaml(), encoding="utf-8")
-    result = CliRunner().invoke(app, ["train", str(recipe), "--dry-run"], env={"COLUMNS": "160"})
-    assert result.exit_code == 0, result.output
-    text = re.sub(r"\x1b\[[0-9;]*m", "", result.output)
+    absent = {"name": "coco", "args": {"root": "photos", "split": "val"}}
+    config = real_config(tmp_path, evaluation={**settings, "data": absent})
+    Path("recipe.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    text = dry_run("recipe.yaml")
     assert "Evaluation on coco (not here), every 1,000 steps and behind each stage." in text
     assert "Missing: Evaluation data coco: " in text
 
@@ -191,10 +173,10 @@ def test_stages_with_the_same_data_open_them_once(
         return build(source, changes)
 
     monkeypatch.setattr(planning, "build_source", count)
-    raw = real_config(tmp_path).model_dump(mode="json")
-    changed = {**raw["stages"][-1], "data_args": {"dialogues_per_image": 1}}
-    raw["stages"] = [{**changed, "name": name} for name in ("one", "two", "three")]
-    plan_run(parse_config(raw))
+    stage = real_config(tmp_path).stages[-1].model_dump() | {
+        "data_args": {"dialogues_per_image": 1}
+    }
+    changed(tmp_path, stages=[{**stage, "name": name} for name in ("one", "two", "three")])
     assert opened == [{}, {"dialogues_per_image": 1}]
 
 
@@ -205,5 +187,5 @@ def test_recipes_of_ablations_can_be_planned(recipe: Path) -> None:
 
 
 def test_the_embedded_models_recipe_can_be_planned() -> None:
-    plan = plan_run(load_config(RECIPES / "nano_scenes.yaml"))
+    plan = plan_run(load_config("nano_scenes"))
     assert plan.num_parameters and len(plan.stages) > 1

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import tiny_training
 import torch
-from tiny_training import final_weights, tiny_config, use_tiny_parts
+from tiny_training import assert_same_weights, tiny_config, use_tiny_parts
 
 from pixellm.files import locked
 from pixellm.training import trainer
@@ -57,11 +57,6 @@ def steps_of(config: RunConfig) -> list[int]:
     return [int(path.name.removeprefix("step_")) for path in found]
 
 
-def assert_same_end(run: Path, other: Path) -> None:
-    for name, value in final_weights(run).items():
-        assert torch.equal(value, final_weights(other)[name]), name
-
-
 def test_an_interrupt_saves_the_step_first(tmp_path: Path, whole: Path) -> None:
     script = [sys.executable, tiny_training.__file__, str(tmp_path)]
     process = subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -75,7 +70,7 @@ def test_an_interrupt_saves_the_step_first(tmp_path: Path, whole: Path) -> None:
     stopped = int(errors.split("KeyboardInterrupt: Stopped after step ")[1].split(",")[0])
     assert steps_of(tiny_config(tmp_path))[-1] == stopped
     subprocess.run(script, check=True, stdout=subprocess.DEVNULL)
-    assert_same_end(tmp_path / "tiny", whole)
+    assert_same_weights(tmp_path / "tiny", whole)
 
 
 def test_a_run_goes_back_to_an_older_checkpoint(tmp_path: Path, whole: Path) -> None:
@@ -89,7 +84,7 @@ def test_a_run_goes_back_to_an_older_checkpoint(tmp_path: Path, whole: Path) -> 
     assert events[0].values["checkpoint"] == "step_00000006"
     assert [e.step for e in events if e.kind == "step"] == list(range(7, 15))
     assert steps_of(config) == [3, 6, 9, 12, 14]
-    assert_same_end(config.run_folder, whole)
+    assert_same_weights(config.run_folder, whole)
     left = sorted(path.name for path in (config.run_folder / "checkpoints").glob("abandoned*"))
     assert left == [f"abandoned_step_{step:08d}" for step in (9, 12, 14)]
 
@@ -116,7 +111,7 @@ def test_an_average_of_version_0_1_is_read(tmp_path: Path, whole: Path) -> None:
     saved["average"] = {"num_updates": int(average["n_averaged"]) - 1, "average": values}
     torch.save(saved, path)
     train(config, resume=9)
-    assert_same_end(config.run_folder, whole)
+    assert_same_weights(config.run_folder, whole)
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:

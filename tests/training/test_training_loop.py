@@ -1,20 +1,28 @@
+"""The loop with tiny parts: exact resume, what moves, schedules, scores, log and figures."""
+
+from __future__ import annotations
+
+import io
 import json
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from pixellm.cli.display import TrainDisplay
 from pixellm.training import stream, trainer
 from pixellm.training.trainer import NonFiniteLossError, TrainEvent, train
 from pixellm.training.validation import evaluate_run
+from pixellm.types import Sample
 
 sys.path.insert(0, str(Path(__file__).parent))
-import tiny_training
-from tiny_training import TinyRun, final_weights, tiny_config
+from tiny_training import TinyCollator, TinyRun, assert_same_weights, final_weights, tiny_config
+
+EVALUATED = [4, 6, 8, 12, 14]
+"""Every fourth step, and the end of each stage."""
 
 
 @pytest.fixture(autouse=True)
@@ -23,97 +31,136 @@ def tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "Run", TinyRun)
 
 
-def run_and_collect(config: Any, **options: Any) -> tuple[Path, list[TrainEvent]]:
-    events: list[TrainEvent] = []
-    return train(config, on_event=events.append, **options), events
-
-
-def losses_of(events: list[TrainEvent]) -> dict[int, float]:
-    return {event.step: event.values["total"] for event in events if event.kind == "step"}
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    for name, value in final_weights(one).items():
-        assert torch.equal(value, final_weights(other)[name]), name
-
-
 class StoppedError(Exception):
     pass
 
 
-def stop_at(step: int) -> Any:
+def run_and_collect(config: Any, stop_at: int = 0, **options: Any) -> list[TrainEvent]:
+    """The events of a run that is cut after a step, where one is given."""
+    events: list[TrainEvent] = []
+
     def on_event(event: TrainEvent) -> None:
-        if event.kind == "step" and event.step == step:
+        events.append(event)
+        if event.kind == "step" and event.step == stop_at:
             raise StoppedError
 
-    return on_event
+    if stop_at:
+        with pytest.raises(StoppedError):
+            train(config, on_event, **options)
+    else:
+        train(config, on_event, **options)
+    return events
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("step", [2, 5, 7, 11])
-def test_resume_equals_uninterrupted_to_the_bit(tmp_path: Path, step: int, kind: str) -> None:
-    changes = {"optimizer": {"kind": kind}}
-    whole, events = run_and_collect(tiny_config(tmp_path / "whole", **changes))
-    broken = tiny_config(tmp_path / "broken", **changes)
-    with pytest.raises(StoppedError):
-        train(broken, on_event=stop_at(step))
+def values_of(events: list[TrainEvent], kind: str, name: str) -> dict[int, Any]:
+    return {event.step: event.values[name] for event in events if event.kind == kind}
+
+
+def log_of(config: Any) -> list[dict[str, Any]]:
+    lines = (config.run_folder / "train_log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def joint(folder: Path, stage: dict[str, Any], **changes: Any) -> Any:
+    """The second stage alone, changed."""
+    stages = [tiny_config(folder).stages[1].model_dump() | stage]
+    return tiny_config(folder, stages=stages, **changes)
+
+
+class Choosy(TinyCollator):
+    """Leaves out every third image with its one turn."""
+
+    every = 3
+
+    def __call__(self, rows: list[tuple[Sample, ...]]) -> dict[str, Any]:
+        kept = [row for row in rows if int(row[0].id.split("-")[1]) % self.every]
+        batch = super().__call__(kept or rows[:1])
+        if not kept:
+            batch |= {"labels": torch.full_like(batch["labels"], -100)}
+            batch |= {name: batch[name][:0] for name in ("target_masks", "target_rows")}
+        dropped = len(rows) - len(kept)
+        return {**batch, "num_dropped_turns": dropped, "num_dropped_rows": dropped}
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "collator"),
+    [
+        *((step, kind, TinyCollator) for step in (2, 5, 7, 11) for kind in ("adamw", "muon")),
+        (8, "adamw", Choosy),
+    ],
+)
+def test_resume_equals_uninterrupted_to_the_bit(
+    tmp_path: Path, step: int, kind: str, collator: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TinyRun, "_collator", lambda run: collator())
+    whole, broken = (
+        tiny_config(tmp_path / name, optimizer={"kind": kind}) for name in ("whole", "broken")
+    )
+    expected = values_of(run_and_collect(whole), "step", "total")
+    run_and_collect(broken, stop_at=step)
+    with (broken.run_folder / "train_log.jsonl").open("a") as file:
+        file.write('{"event": "st')  # as a kill leaves it
     torch.manual_seed(123)
-    resumed, later = run_and_collect(broken, resume=True)
-    assert_same_weights(whole, resumed)
-    expected = losses_of(events)
-    assert all(expected[step] == loss for step, loss in losses_of(later).items())
-    assert max(losses_of(later)) == 14
+    later = values_of(run_and_collect(broken, resume=True), "step", "total")
+    assert later == {when: loss for when, loss in expected.items() if when in later}
+    assert max(later) == 14
+    assert_same_weights(whole.run_folder, broken.run_folder)
+    assert log_of(whole)[-1] == log_of(broken)[-1]
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(whole)
 
 
-def test_killed_process_resumes_to_the_bit(tmp_path: Path) -> None:
-    whole = train(tiny_config(tmp_path / "whole"))
-    script = [sys.executable, tiny_training.__file__, str(tmp_path / "killed")]
-    process = subprocess.Popen(script, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if int(line) >= 8:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    log = tmp_path / "killed" / "tiny" / "train_log.jsonl"
-    with log.open("a") as file:
-        file.write('{"event": "st')
-    subprocess.run(script, check=True, stdout=subprocess.DEVNULL)
-    assert_same_weights(whole, tmp_path / "killed" / "tiny")
-    assert json.loads(log.read_text().splitlines()[-1])["event"] == "end"
+def test_what_is_left_out_is_counted_in_the_log_and_told_once_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TinyRun, "_collator", lambda run: Choosy())
+    config, shown = tiny_config(tmp_path, log_every=3), io.StringIO()
+    with TrainDisplay(Console(file=shown, width=200)) as display:
+        train(config, on_event=display)
+    lines = log_of(config)
+    counts = {line["step"]: line["dropped_rows"] for line in lines if line["event"] == "step"}
+    assert counts == {3: 4, 6: 4, 9: 8, 12: 8, 14: 6}  # of 12, 12, 24, 24 and 16 images
+    assert (lines[-1]["event"], lines[-1]["samples"]) == ("end", 88)
+    assert lines[-1]["dropped_rows"] == lines[-1]["dropped_turns"] == 30
+    assert shown.getvalue().count("Left out") == 1
+    assert "collate.max_length: 30 turns, among them all of 30 of 88 images." in shown.getvalue()
+    monkeypatch.setattr(Choosy, "every", 1)
+    with pytest.raises(ValueError, match=r"None of the 4 samples of step 1 .*collate\.max_length"):
+        train(tiny_config(tmp_path / "nothing fits"))
 
 
-def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
-    def joint(batch_size: int, accumulation: int) -> Any:
-        stage = tiny_config(tmp_path).stages[1].model_dump()
-        stage |= {"batch_size": batch_size, "accumulation": accumulation, "steps": 3}
-        return tiny_config(tmp_path / f"{batch_size}", stages=[stage], ema_decay=0.0)
-
+def test_accumulation_equals_one_large_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class WithoutDropout(TinyRun):
         def _set_up_model(self, *args: Any) -> Any:
             run_model = super()._set_up_model(*args)
             run_model.model.dropout.p = 0.0
             return run_model
 
-    trainer.Run = WithoutDropout  # type: ignore[misc]
-    large, large_events = run_and_collect(joint(8, 1))
-    small, small_events = run_and_collect(joint(2, 4))
-    for step, loss in losses_of(large_events).items():
-        assert losses_of(small_events)[step] == pytest.approx(loss, abs=1e-5)
-    for name, value in final_weights(large).items():
-        torch.testing.assert_close(final_weights(small)[name], value, atol=1e-5, rtol=1e-4)
+    monkeypatch.setattr(trainer, "Run", WithoutDropout)
+    large, small = (
+        joint(
+            tmp_path / str(size),
+            {"batch_size": size, "accumulation": 8 // size, "steps": 3},
+            ema_decay=0.0,
+        )
+        for size in (8, 2)
+    )
+    losses, others = (values_of(run_and_collect(c), "step", "total") for c in (large, small))
+    assert others == pytest.approx(losses, abs=1e-5)
+    for name, value in final_weights(large.run_folder).items():
+        other = final_weights(small.run_folder)[name]
+        torch.testing.assert_close(other, value, atol=1e-5, rtol=1e-4)
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
-    stage = tiny_config(tmp_path).stages[1].model_dump()
-    stage |= {"steps": 30, "warmup_steps": 0, "data_args": {"length": 8}, "accumulation": 2}
-    _, events = run_and_collect(tiny_config(tmp_path, stages=[stage]))
-    losses = losses_of(events)
+    stage = {"steps": 30, "warmup_steps": 0, "data_args": {"length": 8}}
+    losses = values_of(run_and_collect(joint(tmp_path, stage)), "step", "total")
     assert losses[30] < losses[1] - 0.1
 
 
-def test_frozen_and_idle_parts_do_not_move(tmp_path: Path) -> None:
+def test_frozen_and_idle_parts_do_not_move_and_the_last_checkpoints_stay(tmp_path: Path) -> None:
     torch.manual_seed(0)
     stages = [stage.model_dump() for stage in tiny_config(tmp_path).stages]
     stages[1]["freeze"] = ["*vision_tower"]
@@ -121,20 +168,21 @@ def test_frozen_and_idle_parts_do_not_move(tmp_path: Path) -> None:
         tmp_path,
         stages=stages,
         ema_decay=0.0,
-        checkpoint={"every_steps": 1, "keep_last": 20},
+        checkpoint={"every_steps": 1, "keep_last": 14},
         optimizer={"rules": [{"pattern": "*pixel_decoder", "frozen": True}]},
     )
-    run = train(config)
-    weights = [
-        torch.load(path / "model" / "weights.pt", weights_only=True)
-        for path in sorted((run / "checkpoints").iterdir())
-    ]
-    first, stage_one, last = weights[0], weights[5], weights[-1]
-    tower = "model.vision_tower.conv.weight"
-    assert not torch.equal(first[tower], stage_one[tower])
-    assert torch.equal(stage_one[tower], last[tower])
-    assert torch.equal(first["embed.weight"], stage_one["embed.weight"])
-    assert not torch.equal(stage_one["embed.weight"], last["embed.weight"])
+    paths = sorted((train(config) / "checkpoints").iterdir())
+    assert [path.name for path in paths] == [f"step_{step:08d}" for step in range(1, 15)]
+    assert (paths[3] / "config.yaml").read_text() == config.to_yaml()
+    assert (config.run_folder / "config.yaml").read_text() == config.to_yaml()
+    first, encoded, last = (
+        torch.load(paths[index] / "model" / "weights.pt", weights_only=True) for index in (0, 5, 13)
+    )
+    tower, table = "model.vision_tower.conv.weight", "embed.weight"
+    assert not torch.equal(first[tower], encoded[tower])
+    assert torch.equal(encoded[tower], last[tower])
+    assert torch.equal(first[table], encoded[table])
+    assert not torch.equal(encoded[table], last[table])
     assert torch.equal(first["model.pixel_decoder.weight"], last["model.pixel_decoder.weight"])
 
 
@@ -146,63 +194,36 @@ def test_non_finite_loss_stops_before_the_optimizer_and_names_samples(tmp_path: 
     assert [path.name for path in saved] == ["step_00000003"]
 
 
-def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
-    train(tiny_config(tmp_path))
-    with pytest.raises(ValueError, match="already holds a run"):
-        train(tiny_config(tmp_path))
-
-
 def test_steps_may_change_on_resume_and_the_log_says_so(tmp_path: Path) -> None:
-    with pytest.raises(StoppedError):
-        train(tiny_config(tmp_path), on_event=stop_at(11))
     config = tiny_config(tmp_path)
+    run_and_collect(config, stop_at=11)
     stages = [stage.model_dump() for stage in config.stages]
     stages[1]["steps"] = 5
-    _, events = run_and_collect(tiny_config(tmp_path, stages=stages), resume=True)
+    events = run_and_collect(tiny_config(tmp_path, stages=stages), resume=True)
     assert events[0].values["changes"] == {"stages.1.steps": [8, 5]}
-    assert events[-1].kind == "end"
-    assert events[-1].step == 11
+    assert (events[-1].kind, events[-1].step) == ("end", 11)
     with pytest.raises(ValueError, match="cannot change 'seed'"):
         train(tiny_config(tmp_path, seed=3), resume=True)
 
 
-def test_keeps_the_last_checkpoints_and_the_resolved_config(tmp_path: Path) -> None:
-    run = train(tiny_config(tmp_path))
-    names = sorted(path.name for path in (run / "checkpoints").iterdir())
-    assert names == ["step_00000012", "step_00000014"]
-    saved = (run / "checkpoints" / names[0] / "config.yaml").read_text()
-    assert saved == (run / "config.yaml").read_text() == tiny_config(tmp_path).to_yaml()
-
-
-def test_time_limit_brings_the_decay_forward(tmp_path: Path) -> None:
-    stage = tiny_config(tmp_path).stages[1].model_dump()
-    stage |= {"steps": 100_000, "max_minutes": 1e-9, "decay_fraction": 0.5, "warmup_steps": 0}
-    _, events = run_and_collect(tiny_config(tmp_path, stages=[stage]))
-    assert [event.values for event in events if event.kind == "time_limit"] == [
-        {"minutes": 1e-9, "stage_ends_after": 2}
-    ]
-    assert events[-1].step == 2
-
-
-def test_a_rate_that_falls_from_the_start_falls_within_a_time_limit_too(tmp_path: Path) -> None:
-    stage = tiny_config(tmp_path).stages[1].model_dump()
-    stage |= {"steps": 100_000, "max_minutes": 1e-9, "decay_fraction": 1.0, "warmup_steps": 0}
-    _, events = run_and_collect(tiny_config(tmp_path, stages=[stage], log_every=1))
-    rates = [event.values["learning_rate"] for event in events if event.kind == "step"]
-    assert len(rates) == 20
+@pytest.mark.parametrize(("decay", "end"), [(0.5, 2), (1.0, 20)])
+def test_a_time_limit_brings_the_decay_forward(tmp_path: Path, decay: float, end: int) -> None:
+    stage = {"steps": 100_000, "max_minutes": 1e-9, "decay_fraction": decay, "warmup_steps": 0}
+    events = run_and_collect(joint(tmp_path, stage))
+    told = [event.values for event in events if event.kind == "time_limit"]
+    assert told == [{"minutes": 1e-9, "stage_ends_after": end}]
+    rates = [*values_of(events, "step", "learning_rate").values()]
+    assert len(rates) == events[-1].step == end
     assert rates == sorted(rates, reverse=True)
-    assert rates[-1] <= rates[0] / 10
+    assert decay < 1 or rates[-1] <= rates[0] / 10
 
 
 def test_steps_ahead_are_told_by_the_pace_where_time_limits_them(tmp_path: Path) -> None:
     stage = tiny_config(tmp_path).stages[1].model_dump()
     timed = stage | {"name": "timed", "steps": 100_000, "max_minutes": 5}
     events: list[TrainEvent] = []
-    run = trainer.Run(
-        tiny_config(tmp_path, stages=[timed, stage, timed | {"name": "later"}]),
-        events.append,
-        evaluate_run,
-    )
+    config = tiny_config(tmp_path, stages=[timed, stage, timed | {"name": "later"}])
+    run = trainer.Run(config, events.append, evaluate_run)
     assert run.likely_end() == 100_000  # nothing is known yet
     run.state.step = run.state.stage_step = 30
     run.state.stage_seconds = 60.0
@@ -213,15 +234,74 @@ def test_steps_ahead_are_told_by_the_pace_where_time_limits_them(tmp_path: Path)
     assert run.likely_end() == 40
 
 
-def test_evaluation_is_called_and_changes_nothing(tmp_path: Path) -> None:
-    def evaluate(model: Any, processor: Any, settings: Any) -> dict[str, float]:
-        assert settings.num_scenes == 100
-        assert not model.training
-        return {"giou": float(torch.rand(()))}
+class Scorer:
+    """A score that follows from the weights, and neither rises nor falls; may stop the run."""
 
-    plain = train(tiny_config(tmp_path / "plain"))
-    evaluated, events = run_and_collect(
-        tiny_config(tmp_path / "evaluated", evaluation={"every_steps": 4}), evaluate=evaluate
-    )
-    assert_same_weights(plain, evaluated)
-    assert [e.step for e in events if e.kind == "evaluation"] == [4, 6, 8, 12, 14]
+    def __init__(self, calls: int = 100) -> None:
+        self.calls = calls
+
+    def __call__(self, model: Any, processor: Any, settings: Any) -> dict[str, float]:
+        assert not model.training
+        self.calls -= 1
+        if not self.calls:
+            raise StoppedError
+        torch.rand(())  # evaluations may draw
+        weights = [value.detach().double().sum() for value in model.parameters()]
+        return {"giou": float((1e4 * torch.stack(weights).sum()).sin())}
+
+
+def scored(folder: Path, **data: Any) -> Any:
+    settings = {"every_steps": 4, "data": {"name": "tiny"}, **data}
+    return tiny_config(folder, evaluation=settings, checkpoint={"every_steps": 3, "keep_last": 9})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"data": {"name": "coco", "args": {"root": "no/photos", "split": "val"}}},
+        {"data": {"name": "coco", "args": {"root": "no/photos", "split": "vall"}}},
+        {"data": None, "split": "vall"},
+    ],
+)
+def test_missing_evaluation_data_stop_a_run_before_it_starts(
+    tmp_path: Path, data: dict[str, Any]
+) -> None:
+    config = scored(tmp_path, **data)
+    with pytest.raises((FileNotFoundError, ValueError), match=r"photos|no split 'vall'"):
+        train(config, evaluate=Scorer())
+    assert not config.run_folder.exists()
+    unused = scored(tmp_path, **{**data, "every_steps": 0})
+    assert not values_of(run_and_collect(unused, evaluate=Scorer()), "evaluation", "giou")
+
+
+@pytest.mark.parametrize(("call", "step"), [(2, 6), (4, 12)])
+def test_evaluations_change_nothing_and_one_that_fails_is_made_again(
+    tmp_path: Path, call: int, step: int
+) -> None:
+    plain = tiny_config(tmp_path / "plain")
+    train(plain)
+    whole, broken = scored(tmp_path / "whole"), scored(tmp_path / "broken")
+    scores = values_of(run_and_collect(whole, evaluate=Scorer()), "evaluation", "giou")
+    assert list(scores) == EVALUATED
+    assert_same_weights(plain.run_folder, whole.run_folder)
+    with pytest.raises(StoppedError):
+        train(broken, evaluate=Scorer(call))
+    kept = sorted(path.name for path in (broken.run_folder / "checkpoints").iterdir())
+    assert kept[-1] == f"step_{step:08d}"
+    later = run_and_collect(broken, evaluate=Scorer(), resume=True)
+    assert values_of(later, "evaluation", "giou") == {w: s for w, s in scores.items() if w >= step}
+    assert_same_weights(whole.run_folder, broken.run_folder, "best")
+    for when in (12, 14):  # a checkpoint knows the scores of its step
+        path = whole.run_folder / "checkpoints" / f"step_{when:08d}" / "state.json"
+        state = json.loads(path.read_text())
+        assert state["evaluated_step"] == when
+        assert state["best_score"] == max(s for done, s in scores.items() if done <= when)
+    again = run_and_collect(whole, evaluate=Scorer(), resume=True)
+    assert not values_of(again, "evaluation", "giou")
+
+
+def test_tensorboard_gets_the_figures_of_a_run(tmp_path: Path) -> None:
+    run = train(tiny_config(tmp_path, trackers=["tensorboard"]))
+    written = b"".join(path.read_bytes() for path in (run / "trackers").rglob("events.out.*"))
+    for figure in (b"step/total", b"step/images_per_second", b"step/learning_rate"):
+        assert figure in written, figure

@@ -5,15 +5,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from forked_runs import KILLS
 from safetensors.torch import load_file
-from tiny_training import final_weights
+from tiny_training import assert_same_weights
 
 from pixellm.checkpoint.io import load_model_and_processor
+from pixellm.training import distribution
 
 HERE = Path(__file__).parent
 
@@ -86,6 +88,16 @@ def test_processes_wait_two_hours_for_each_other(runs: Path) -> None:
     assert waits == [7200.0, 7200.0]
 
 
+def test_shards_compute_in_bf16_and_are_summed_in_float32() -> None:
+    plugin = SimpleNamespace(mixed_precision_policy=None)
+    state = SimpleNamespace(fsdp_plugin=plugin)
+    accelerator: Any = SimpleNamespace(is_fsdp2=True, mixed_precision="bf16", state=state)
+    distribution._keep_sums_exact(accelerator)
+    policy = plugin.mixed_precision_policy
+    assert policy.param_dtype == torch.bfloat16
+    assert policy.reduce_dtype == policy.output_dtype == torch.float32
+
+
 def assert_same_model(model: Any, expected: Any) -> None:
     """Weights agree, save those that softmax ignores: rounding errors alone move these."""
     other = expected.state_dict()
@@ -120,9 +132,7 @@ def test_ten_kills_change_neither_weights_nor_losses_nor_data(killed: Path) -> N
     assert len(deaths) == len(KILLS) == 10
     assert {"before replace", "after save"} & set(deaths)
     whole, broken = killed / "whole" / "tiny", killed / "killed" / "tiny"
-    for name, value in final_weights(whole).items():
-        assert torch.equal(value, final_weights(broken)[name]), name
-
+    assert_same_weights(whole, broken)
     expected = [json.loads(line) for line in (whole / "order.jsonl").read_text().splitlines()]
     made = [json.loads(line) for line in (broken / "order.jsonl").read_text().splitlines()]
     by_step = {entry["step"]: entry for entry in expected}

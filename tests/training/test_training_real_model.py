@@ -129,8 +129,7 @@ def test_a_recipe_trains_a_model_that_loads_and_resumes_to_the_bit(tmp_path: Pat
     finished = (run / "model" / "model.safetensors").read_bytes()
     model, _ = load_model_and_processor(run)
     assert model.config.model_type == "pixellm"
-    lines = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
-    joint = [line for line in lines if line["event"] == "step" and line["stage"] == "joint"]
+    joint = [line for line in steps_of(run) if line["stage"] == "joint"]
     assert set(joint[0]) >= {"text", "mask", "dice", "patch_class", "total", "learning_rate"}
     assert all(np.isfinite(line["total"]) for line in joint)
 
@@ -138,86 +137,79 @@ def test_a_recipe_trains_a_model_that_loads_and_resumes_to_the_bit(tmp_path: Pat
     assert (run / "model" / "model.safetensors").read_bytes() == finished
 
 
-def test_joint_training_lowers_every_loss(tmp_path: Path) -> None:
-    stage = real_config(tmp_path).stages[1].model_dump()
-    stage |= {"steps": 60, "data_args": {"length": 4}, "batch_size": 4, "accumulation": 1}
-    run = train(real_config(tmp_path, stages=[stage]))
+def steps_of(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line["event"] == "step"]
+    return [line for line in lines if line["event"] == "step"]
+
+
+def joint(folder: Path, name: str, **changes: Any) -> list[dict[str, Any]]:
+    """The steps of a run of the second stage alone."""
+    stage = real_config(folder).stages[1].model_dump() | changes
+    return steps_of(train(real_config(folder, name=name, stages=[stage])))
+
+
+def test_joint_training_lowers_every_loss(tmp_path: Path) -> None:
+    sizes = {"data_args": {"length": 4}, "batch_size": 4, "accumulation": 1}
+    steps = joint(tmp_path, "run", steps=60, **sizes)
     for name in ("text", "mask", "dice", "patch_class"):
         assert steps[-1][name] < steps[0][name], name
 
 
 def test_text_and_mask_losses_are_the_same_for_one_batch_and_its_parts(tmp_path: Path) -> None:
-    def first_losses(name: str, batch_size: int, accumulation: int) -> dict[str, float]:
-        stage = real_config(tmp_path).stages[1].model_dump()
-        stage |= {"steps": 1, "batch_size": batch_size, "accumulation": accumulation}
-        run = train(real_config(tmp_path, name=name, stages=[stage], seed=1))
-        lines = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
-        return next(line for line in lines if line["event"] == "step")
-
-    torch.manual_seed(0)
-    whole, parts = first_losses("whole", 4, 1), first_losses("parts", 1, 4)
+    (whole,) = joint(tmp_path, "whole", steps=1, batch_size=4, accumulation=1)
+    (parts,) = joint(tmp_path, "parts", steps=1, batch_size=1, accumulation=4)
     for name in ("text", "mask", "dice", "patch_class", "grad_norm"):
         assert parts[name] == pytest.approx(whole[name], rel=1e-4), name
+
+
+def start_of(folder: Path, section: dict[str, Any], **changes: Any) -> Any:
+    """The model that a run would start from."""
+    raw = real_config(folder).model_dump(mode="json") | changes
+    return set_up_model(parse_config({**raw, "model": section}), None, (), is_main=True).model
 
 
 def test_an_encoder_starts_over_from_pretrained_weights(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     model, _ = load_model_and_processor(tiny_model_dir)
-    other = type(model.model.vision_tower.encoder)(model.config.vision_config)
+    kind, shape = type(model.model.vision_tower.encoder), model.config.vision_config
+    other = kind(shape)
     other.save_pretrained(tmp_path / "encoder")
-    config = real_config(tmp_path).model_copy(
-        update={
-            "model": {
-                "checkpoint": str(tiny_model_dir),
-                "vision_weights": str(tmp_path / "encoder"),
-            }
-        }
-    )
-    renewed = set_up_model(config, None, (), is_main=True).model.state_dict()
+    section = {"checkpoint": str(tiny_model_dir), "vision_weights": str(tmp_path / "encoder")}
+    renewed = start_of(tmp_path, section).state_dict()
     for name, value in other.state_dict().items():
         assert torch.equal(renewed[f"model.vision_tower.encoder.{name}"], value), name
     kept = {n: v for n, v in model.state_dict().items() if ".vision_tower.encoder." not in n}
     assert all(torch.equal(renewed[name], value.float()) for name, value in kept.items())
-
-
-@pytest.mark.parametrize(("chosen", "limit"), [({}, 0.0), ({"min_mask_score": 0.3}, 0.3)])
-def test_the_limit_of_other_weights_is_not_taken_over(
-    tiny_model_dir: Path, tmp_path: Path, chosen: dict[str, float], limit: float
-) -> None:
-    limited = shutil.copytree(tiny_model_dir, tmp_path / "limited")
-    settings = json.loads((limited / "config.json").read_text())
-    (limited / "config.json").write_text(json.dumps({**settings, "min_mask_score": 0.9}))
-    section = {"checkpoint": str(limited), **chosen}
-    config = real_config(tmp_path).model_copy(update={"model": section})
-    model = set_up_model(config, None, (), is_main=True).model
-    assert model.config.min_mask_score == limit
-
-
-@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["whole", "adapters"])
-def test_target_refinement_of_a_checkpoint_can_be_switched_on(
-    tiny_model_dir: Path, tmp_path: Path, lora: dict[str, int] | None
-) -> None:
-    """Converted released weights come without it."""
-    released = shutil.copytree(tiny_model_dir, tmp_path / "released")
-    settings = json.loads((released / "config.json").read_text())
-    settings["target_refinement_alpha"] = 1.0
-    (released / "config.json").write_text(json.dumps(settings))
-    raw = real_config(tmp_path).model_dump(mode="json") | {"lora": lora}
-    for chosen, alpha in (({}, 1), ({"target_refinement_alpha": 3}, 3)):
-        config = parse_config({**raw, "model": {"checkpoint": str(released), **chosen}})
-        model = set_up_model(config, None, (), is_main=True).model
-        assert model.config.target_refinement_alpha == alpha
-
-
-def test_weights_of_another_encoder_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
-    model, _ = load_model_and_processor(tiny_model_dir)
-    shape = deepcopy(model.config.vision_config)
-    shape.hidden_size = 32
-    type(model.model.vision_tower.encoder)(shape).save_pretrained(tmp_path / "wider")
-    section = {"checkpoint": str(tiny_model_dir), "vision_weights": str(tmp_path / "wider")}
-    config = real_config(tmp_path).model_copy(update={"model": section})
+    wider = deepcopy(shape)
+    wider.hidden_size = 32
+    kind(wider).save_pretrained(tmp_path / "wider")
     with pytest.raises(ValueError, match="wider do not fit the model's encoder"):
-        set_up_model(config, None, (), is_main=True)
+        start_of(tmp_path, section | {"vision_weights": str(tmp_path / "wider")})
+
+
+@pytest.mark.parametrize(
+    ("name", "saved", "chosen", "found", "changes"),
+    [
+        # The limit of other weights is not taken over.
+        ("min_mask_score", 0.9, None, 0.0, {}),
+        ("min_mask_score", 0.9, 0.3, 0.3, {}),
+        # Converted released weights come without target refinement.
+        ("target_refinement_alpha", 1.0, None, 1, {}),
+        ("target_refinement_alpha", 1.0, 3, 3, {}),
+        ("target_refinement_alpha", 1.0, 3, 3, {"lora": {"rank": 2}}),
+    ],
+)
+def test_settings_that_stand_beside_a_checkpoint(
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    name: str,
+    saved: float,
+    chosen: float | None,
+    found: float,
+    changes: dict[str, Any],
+) -> None:
+    path = Path(shutil.copytree(tiny_model_dir, tmp_path / "start")) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: saved}))
+    section = {"checkpoint": str(path.parent)} | ({} if chosen is None else {name: chosen})
+    assert getattr(start_of(tmp_path, section, **changes).config, name) == found

@@ -168,9 +168,15 @@ def tiny_config(folder: Path, **changes: Any) -> RunConfig:
     return parse_config({**raw, **changes})
 
 
-def final_weights(run: Path) -> dict[str, Tensor]:
+def final_weights(run: Path, folder: str = "model") -> dict[str, Tensor]:
     """Weights that a finished run saved."""
-    return torch.load(run / "model" / "weights.pt", weights_only=True)
+    return torch.load(run / folder / "weights.pt", weights_only=True)
+
+
+def assert_same_weights(one: Path, other: Path, folder: str = "model") -> None:
+    """Two runs ended alike, to the bit."""
+    for name, value in final_weights(one, folder).items():
+        assert torch.equal(value, final_weights(other, folder)[name]), name
 
 
 if __name__ == "__main__":
