@@ -9,8 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from conftest import tiny_parts, tiny_texts
+from pixellm.checkpoint.build import build_model
 from pixellm.checkpoint.io import check_files, load_model_and_processor, save_model
 from pixellm.checkpoint.sources import EMBEDDED_DIR, embedded_models, resolve_source
+from pixellm.model.config import PixelLMConfig
+from pixellm.model.modeling import PixelLMForConditionalGeneration
 
 
 @pytest.fixture
@@ -60,106 +64,97 @@ def test_a_sharded_model_loads_and_a_missing_shard_is_named(
         load_model_and_processor(tmp_path)
 
 
+def without(name: str) -> Callable[[Path], None]:
+    return lambda directory: (directory / name).unlink()
+
+
+def written(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda directory: (directory / name).write_bytes(content) and None
+
+
 def cut_weights(directory: Path) -> None:
     path = directory / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def empty_weights(directory: Path) -> None:
-    (directory / "model.safetensors").write_bytes(b"")
-
-
-def remove_weights(directory: Path) -> None:
-    (directory / "model.safetensors").unlink()
-
-
 def only_pickles(directory: Path) -> None:
-    state = load_file(directory / "model.safetensors")
-    torch.save(state, directory / "pytorch_model.bin")
-    remove_weights(directory)
+    weights = directory / "model.safetensors"
+    torch.save(load_file(weights), directory / "pytorch_model.bin")
+    weights.unlink()
 
 
-def drop_a_weight(directory: Path) -> None:
-    state = load_file(directory / "model.safetensors")
-    state.pop("model.pixel_decoder.mask_token")
-    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+def with_weight(name: str, value: torch.Tensor | None) -> Callable[[Path], None]:
+    """Another value for a weight; None removes it."""
 
-
-def add_a_weight(directory: Path) -> None:
-    state = load_file(directory / "model.safetensors")
-    state["model.pixel_decoder.extra"] = torch.zeros(2)
-    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
-
-
-def reshape_a_weight(directory: Path) -> None:
-    state = load_file(directory / "model.safetensors")
-    state["model.pixel_decoder.mask_token"] = torch.zeros(1, 17)
-    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
-
-
-def change_config(**values: object) -> Callable[[Path], None]:
     def change(directory: Path) -> None:
-        path = directory / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+        state = load_file(directory / "model.safetensors")
+        state.pop(f"model.pixel_decoder.{name}", None)
+        if value is not None:
+            state[f"model.pixel_decoder.{name}"] = value
+        save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
 
     return change
 
 
-def change_part(part: str, **values: object) -> Callable[[Path], None]:
+def change_config(**values: object) -> Callable[[Path], None]:
+    """Other settings; those of a part beside the ones it has."""
+
     def change(directory: Path) -> None:
         path = directory / "config.json"
         config = json.loads(path.read_text())
-        config[part] |= values
+        for name, value in values.items():
+            both = isinstance(value, dict) and isinstance(config.get(name), dict)
+            config[name] = config[name] | value if both else value
         path.write_text(json.dumps(config))
 
     return change
 
 
-def break_config(directory: Path) -> None:
-    (directory / "config.json").write_text('{"model_type": "pixellm",')
-
-
-def list_config(directory: Path) -> None:
-    (directory / "config.json").write_text("[]")
-
-
-def remove_tokenizer(directory: Path) -> None:
-    (directory / "tokenizer.json").unlink()
-
-
-def lead_outside(directory: Path) -> None:
-    index = {"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
+OUTSIDE = b'{"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}'
 DAMAGES = [
-    (lead_outside, ValueError, "no file beside it"),
+    (written("model.safetensors.index.json", OUTSIDE), ValueError, "no file beside it"),
     (
-        change_part("text_config", hidden_size=20_000_000),
+        change_config(text_config={"hidden_size": 20_000_000}),
         ValueError,
         "hidden_size = 20000000",
     ),
-    (change_part("text_config", vocab_size=3_000), ValueError, "asks for .3000"),
-    (change_part("text_config", num_hidden_layers=10**7), ValueError, "num_hidden_layers = 1000"),
-    (change_part("vision_config", num_hidden_layers=500), ValueError, "num_hidden_layers = 500"),
+    (change_config(text_config={"vocab_size": 3_000}), ValueError, "asks for .3000"),
+    (
+        change_config(text_config={"num_hidden_layers": 10**7}),
+        ValueError,
+        "num_hidden_layers = 1000",
+    ),
+    (
+        change_config(vision_config={"num_hidden_layers": 500}),
+        ValueError,
+        "num_hidden_layers = 500",
+    ),
     (change_config(decoder_mlp_size=10**9), ValueError, "decoder_mlp_size = 1000000000, more"),
     (change_config(image_size=10**6), ValueError, "image_size = 1000000, more"),
     (cut_weights, ValueError, "damaged or cut short"),
-    (empty_weights, ValueError, "damaged or cut short"),
-    (remove_weights, FileNotFoundError, "model.safetensors"),
+    (written("model.safetensors", b""), ValueError, "damaged or cut short"),
+    (without("model.safetensors"), FileNotFoundError, "model.safetensors"),
     (only_pickles, ValueError, "pickled weights only; convert it with"),
-    (drop_a_weight, ValueError, "missing_keys.*mask_token"),
-    (add_a_weight, ValueError, "unexpected_keys.*extra"),
-    (reshape_a_weight, ValueError, "mask_token"),
+    (with_weight("mask_token", None), ValueError, "missing_keys.*mask_token"),
+    (with_weight("extra", torch.zeros(2)), ValueError, "unexpected_keys.*extra"),
+    (with_weight("mask_token", torch.zeros(1, 17)), ValueError, "mask_token"),
+    *(
+        (
+            with_weight("mask_token", torch.full((1, 16), value)),
+            ValueError,
+            "mask_token holds NaN or infinity",
+        )
+        for value in (float("nan"), float("-inf"))
+    ),
     (change_config(decoder_sise=16), ValueError, "unknown settings: decoder_sise"),
-    (change_part("text_config", hidden_sise=32), ValueError, "hidden_sise; mend it to hidden_size"),
-    (change_part("vision_config", patchsize=8), ValueError, "text|vision_config.*patchsize"),
+    (change_config(text_config={"hidden_sise": 32}), ValueError, "hidden_sise; mend it to hidden_"),
+    (change_config(vision_config={"patchsize": 8}), ValueError, "text|vision_config.*patchsize"),
     (change_config(text_config="llama"), ValueError, "text_config .* must be a JSON object"),
     (change_config(model_type="llava"), ValueError, "a 'llava' model, not a pixellm one"),
     (change_config(num_scales=3), ValueError, "num_scales|scales"),
-    (break_config, ValueError, "config.json is not valid JSON"),
-    (list_config, ValueError, "must hold a JSON object"),
-    (remove_tokenizer, FileNotFoundError, "lacks tokenizer.json"),
+    (written("config.json", b'{"model_type": "pixellm",'), ValueError, "is not valid JSON"),
+    (written("config.json", b"[]"), ValueError, "must hold a JSON object"),
+    (without("tokenizer.json"), FileNotFoundError, "lacks tokenizer.json"),
 ]
 
 
@@ -180,20 +175,39 @@ def test_a_damaged_model_is_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize(
-    ("part", "values"),
+    "values",
     [
-        ("text_config", {"rope_theta": 10000.0, "torch_dtype": "float32", "is_llama_config": True}),
-        ("text_config", {"transformers_version": "4.31.0", "tie_encoder_decoder": False}),
-        ("text_config", {"attention_heads_of_a_later_version": 2}),
-        ("vision_config", {"projection_dim": 512, "dropout": 0.0, "top_k": 50}),
+        {"rope_theta": 10000.0, "torch_dtype": "float32", "is_llama_config": True},
+        {"transformers_version": "4.31.0", "tie_encoder_decoder": False},
+        {"attention_heads_of_a_later_version": 2},
     ],
-    ids=["other makers", "older version", "later version", "vision"],
+    ids=["other makers", "older version", "later version"],
 )
 def test_settings_that_transformers_or_other_makers_write_are_let_through(
-    copy: Path, part: str, values: dict[str, object]
+    copy: Path, values: dict[str, object]
 ) -> None:
-    change_part(part, **values)(copy)
+    seen = {"projection_dim": 512, "dropout": 0.0, "top_k": 50}
+    change_config(text_config=values, vision_config=seen)(copy)
     load_model_and_processor(copy)
+
+
+def test_running_statistics_that_are_no_numbers_are_refused_too(tmp_path: Path) -> None:
+    parts = tiny_parts(settings={"vision_depths": [4, 2], "mask_padding": False})
+    parts["vision"] = {"config": {"model_type": "mobilenet_v2", "depth_multiplier": 0.25}}
+    model, processor = build_model(parts, tiny_texts())
+    name = next(name for name, _ in model.named_buffers() if name.endswith("running_var"))
+    model.get_buffer(name).view(-1)[0] = float("nan")
+    save_model(tmp_path / "model", model.eval(), processor)
+    with pytest.raises(ValueError, match=r"running_var holds NaN or infinity"):
+        load_model_and_processor(tmp_path / "model")
+
+
+def test_another_depth_is_not_served_from_the_old_ones_width(tiny_model_dir: Path) -> None:
+    config = PixelLMConfig.from_pretrained(tiny_model_dir)
+    config.vision_depths = [-1, 0]
+    config.vision_channels = {"-1": 16, "-2": 5}
+    PixelLMForConditionalGeneration(config)
+    assert config.vision_channels == {"-1": 16, "0": 16}
 
 
 def test_every_embedded_model_s_settings_are_known() -> None:

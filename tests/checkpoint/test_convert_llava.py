@@ -15,7 +15,6 @@ from transformers import (
 )
 
 from pixellm.checkpoint.convert_llava import init_from_llava
-from pixellm.checkpoint.init_parts import init_from_parts
 from pixellm.checkpoint.io import load_model_and_processor
 from pixellm.checkpoint.sentencepiece_tokenizer import build_fast_tokenizer
 from pixellm.engine import Engine
@@ -113,15 +112,6 @@ def test_a_llava_of_transformers_fills_the_same_parts(tmp_path, tower):
     assert torch.equal(model.model.image_projector.projection[0].weight, wanted)
     norm = model.model.vision_tower.encoder.post_layernorm.weight
     assert torch.isfinite(norm).all()
-
-
-def test_plain_parts_make_a_model(tmp_path, tower):
-    text = tmp_path / "text"
-    text.mkdir()
-    count = write_sentencepiece(text / "tokenizer.model")
-    LlamaForCausalLM(text_config(count)).save_pretrained(text)
-    build_fast_tokenizer(text, ()).save_pretrained(text)
-    assert_answers(init_from_parts(str(text), str(tower), tmp_path / "out"))
 
 
 def test_another_model_is_refused_by_name(tmp_path):

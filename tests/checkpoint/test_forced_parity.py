@@ -5,7 +5,6 @@ Runs on every model that the released code was run on with the answers given;
 """
 
 import json
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from released_numbers import PARITY, convert_original, share_off, with_one_image_id
 from safetensors.torch import load_file
 
 from pixellm.checkpoint.io import load_model_and_processor
-from pixellm.checkpoint.released import convert_released
 from pixellm.data.questions import NamedMasks, as_benchmark_asks, benchmark_turn, load_phrases
 from pixellm.engine import Engine
 from pixellm.engine.dialogues import answer_given
@@ -30,7 +29,6 @@ from pixellm.model.pixel_masks import restore_masks
 from pixellm.processing.prompts import dialogue_messages
 from pixellm.types import SEG_MARK, Request, Sample, Target, Turn
 
-PARITY = Path(os.environ.get("PIXELLM_PARITY_DIR", ""))
 FOLDERS = sorted(PARITY.glob("*_forced"))
 TOLERANCE = 1e-4
 """Of the largest value of a tensor; of losses absolute."""
@@ -63,9 +61,8 @@ class Golden:
         names = values["codebook"]
         size = names["scales"] * names["tokens_per_scale"]
         self.group = re.compile(r" ?" + " ".join(rf"\[SEG{i}\]" for i in range(size)))
-        (tower,) = (p for p in self.model_folder.glob("clip*") if p.is_dir())
-        convert_released(self.model_folder / "checkpoint", converted, tower)
-        self.model, self.processor = load_model_and_processor(converted)
+        original = convert_original(self.model_folder, converted)
+        self.model, self.processor = load_model_and_processor(original)
         self.engine = Engine(self.model, self.processor)
 
     def marked(self, answer: str) -> str:
@@ -85,11 +82,8 @@ class Golden:
         turn = Turn(case["question"], self.marked(case["answer"]), tuple(targets))
         return Sample(self.image(case), size, (turn,), f"case-{case['case']}")
 
-    def as_released(self, values: tuple[int, ...]) -> list[int]:
-        """Ids with the image as one, by the release's number."""
-        image = self.processor.codec.image_id
-        kept = [v for i, v in enumerate(values) if v != image or values[i - 1] != image]
-        return [self.image_id if v == image else v for v in kept]
+    def as_released(self, ids) -> list[int]:
+        return with_one_image_id(ids, self.processor.codec.image_id, self.image_id)
 
     def encode(self, cases: list[dict]):
         messages = [dialogue_messages([(c["question"], self.marked(c["answer"]))]) for c in cases]
@@ -102,12 +96,6 @@ class Golden:
 @pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
 def golden(request, tmp_path_factory):
     return Golden(request.param, tmp_path_factory.mktemp("released") / "model")
-
-
-def relative_distance(found, wanted):
-    """Largest difference over the largest value of what is wanted."""
-    assert found.shape == wanted.shape
-    return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max())
 
 
 def test_ids_and_predicting_positions_are_the_released_ones(golden):
@@ -145,7 +133,7 @@ def test_states_embeddings_and_small_masks_are_the_released_ones(golden, note_di
     }
     for name, values in found.items():
         distances = [
-            relative_distance(values[rows == i], golden.tensors[f"case{i}.forced.{name}"])
+            share_off(values[rows == i], golden.tensors[f"case{i}.forced.{name}"])
             for i in range(len(golden.cases))
         ]
         note_difference("given", QUANTITIES[name], max(distances), TOLERANCE)
@@ -171,9 +159,9 @@ def test_masks_and_scores_of_forced_evaluation_are_the_released_ones(
             name: golden.tensors[f"case{case['case']}.forced.{name}"]
             for name in ("mask_logits_sub4", "mask_scores")
         }
-        far = relative_distance(logits[:, ::4, ::4], wanted["mask_logits_sub4"])
+        far = share_off(logits[:, ::4, ::4], wanted["mask_logits_sub4"])
         distances["mask_logits"] = max(distances["mask_logits"], far)
-        far = relative_distance(scores, wanted["mask_scores"])
+        far = share_off(scores, wanted["mask_scores"])
         distances["mask_scores"] = max(distances["mask_scores"], far)
         areas = [int(segment.mask.sum()) for segment in prediction.segments]
         assert areas == case["mask_areas"]

@@ -109,7 +109,7 @@ def test_every_part_that_keeps_its_precision_exists_and_is_left_out_by_transform
 
 
 def test_another_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="int8 or int4, not 'int3'"):
+    with pytest.raises(ValueError, match="int8, int4 or nf4, not 'int3'"):
         quantization_config("int3", CPU, torch.float32)
     with pytest.raises(ValueError, match="bfloat16"):
         quantization_config("int4", torch.device("cuda"), torch.float16)

@@ -5,28 +5,30 @@ Labels, losses and given answers are compared in ``test_forced_parity.py``.
 """
 
 import json
-import os
 import re
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from released_numbers import (
+    OFFICIAL,
+    convert_original,
+    distance,
+    spread_distance,
+    with_one_image_id,
+)
 from safetensors.torch import load_file
 
 from measuring.generation import generate_answers
 from pixellm.checkpoint.io import load_model_and_processor
-from pixellm.checkpoint.released import convert_released
 from pixellm.engine import Engine
 from pixellm.model.codebook import find_groups
 from pixellm.model.pixel_masks import restore_masks
 from pixellm.processing.prompts import dialogue_messages
 from pixellm.types import Request
 
-PARITY = Path(os.environ.get("PIXELLM_PARITY_DIR", ""))
-OFFICIAL = PARITY / "official_a"
 CASES = range(5)
 GROUP = re.compile(r" ?\[SEG0\](?: \[SEG\d+\])+")
 
@@ -75,8 +77,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
-    out = tmp_path_factory.mktemp("released") / "model"
-    return convert_released(OFFICIAL / "checkpoint", out, OFFICIAL / "clip-vit-tiny-patch14-336")
+    return convert_original(OFFICIAL, tmp_path_factory.mktemp("released") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -104,16 +105,6 @@ def image(case):
 
 def marked(answer):
     return GROUP.sub(" {seg}", answer)
-
-
-def distance(found, wanted):
-    return float((found.double() - wanted.double()).abs().max())
-
-
-def spread_distance(found, wanted):
-    """Largest difference over the standard deviation of what is wanted."""
-    assert found.shape == wanted.shape
-    return distance(found, wanted) / float(wanted.double().std())
 
 
 def measure(case, model, processor):
@@ -196,16 +187,11 @@ def test_all_numbers_are_those_of_the_released_code(case, float32, note_differen
 @pytest.mark.parametrize("case", CASES)
 def test_prompts_and_conversations_have_the_released_ids(case, float32):
     codec, reference = float32[1].codec, golden()[case]
-
-    def collapsed(dialogue):
-        image = [i for i, token in enumerate(dialogue.ids) if token == codec.image_id]
-        kept = [i for i in range(len(dialogue.ids)) if i not in image[1:]]
-        return [-200 if dialogue.ids[i] == codec.image_id else dialogue.ids[i] for i in kept]
-
     prompt = codec.encode(dialogue_messages([], reference["question"]), add_generation_prompt=True)
-    assert collapsed(prompt) == reference["prompt_ids"]
+    assert with_one_image_id(prompt.ids, codec.image_id) == reference["prompt_ids"]
     history = [(reference["question"], marked(reference["answer"]))]
-    assert collapsed(codec.encode(dialogue_messages(history))) == reference["conversation_ids"]
+    ids = codec.encode(dialogue_messages(history)).ids
+    assert with_one_image_id(ids, codec.image_id) == reference["conversation_ids"]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -7,17 +7,15 @@ refinement by itself. ``python benchmarks/released_differences.py`` makes a tabl
 from __future__ import annotations
 
 import json
-import os
 import re
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
+from released_numbers import OFFICIAL, PARITY, convert_original, share_off
 from safetensors.torch import load_file
 
 from pixellm.checkpoint.io import load_model_and_processor
-from pixellm.checkpoint.released import convert_released
 from pixellm.data.collate import Collator
 from pixellm.masks import encode_mask
 from pixellm.model import supervision
@@ -26,8 +24,7 @@ from pixellm.model.pixel_masks import restore_masks
 from pixellm.model.supervision import Targets, mask_losses
 from pixellm.types import Sample, Target, Turn
 
-PARITY = Path(os.environ.get("PIXELLM_PARITY_DIR", ""))
-OFFICIAL, FORCED = PARITY / "official_a", PARITY / "official_a_forced"
+FORCED = PARITY / "official_a_forced"
 GROUP = re.compile(r"\[SEG0\](?: \[SEG\d+\])+")
 LIMIT = 1e-4
 
@@ -63,14 +60,13 @@ def batches():
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    out = tmp_path_factory.mktemp("released") / "model"
-    convert_released(OFFICIAL / "checkpoint", out, OFFICIAL / "clip-vit-tiny-patch14-336")
+    out = convert_original(OFFICIAL, tmp_path_factory.mktemp("released") / "model")
     model, processor = load_model_and_processor(out)
     return model.train(), processor
 
 
 def conversations(number):
-    """The samples of a batch of the released training step, with the picture of each."""
+    """The samples of a batch of the released training step, with the image of each."""
     facts = golden()["training"][number]
     masks = [
         list(golden_tensors()[f"train{number}.picture{p}.gt_masks"].numpy())
@@ -93,19 +89,11 @@ def conversations(number):
 
 
 def collated(number, processor, *, packed, mask_size="original"):
-    """One row a conversation, or one a picture."""
+    """One row a conversation, or one an image."""
     rows: dict[int, list[Sample]] = {}
     for index, (picture, sample) in enumerate(conversations(number)):
         rows.setdefault(picture if packed else index, []).append(sample)
     return Collator(processor, mask_size)(list(rows.values()))
-
-
-def share_off(found, wanted):
-    """Largest difference over the largest value; 0 where nothing is compared."""
-    assert found.shape == wanted.shape
-    if not wanted.numel():
-        return 0.0
-    return float((found.detach().double() - wanted.double()).abs().max() / wanted.abs().max())
 
 
 def measure(number, model, batch):
