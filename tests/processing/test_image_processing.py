@@ -31,106 +31,87 @@ def read(path):
 
 # --- reading ---------------------------------------------------------------------------------
 
-
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp", "ppm"])
-def test_lossless_files_read_exactly(tmp_path, suffix):
-    path = tmp_path / f"image.{suffix}"
-    Image.fromarray(COLORS).save(path, **({"lossless": True} if suffix == "webp" else {}))
-    np.testing.assert_array_equal(read(path), COLORS)
-    np.testing.assert_array_equal(read(str(path)), COLORS)
+DEEP = np.linspace(0, 65535, 24 * 32).reshape(24, 32).astype(np.uint16)
+GREY = np.repeat(np.rint(DEEP / 257)[..., None], 3, axis=2)
+BLOCKS = np.array([[0, 1], [2, 1]], dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+PALETTE = np.array([[200, 10, 20], [0, 90, 30], [5, 6, 250]])
+RED = np.broadcast_to((255, 0, 0), (8, 8, 3))
 
 
-@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
-def test_16_bit_grey_is_scaled(tmp_path, suffix):
-    path = tmp_path / f"deep.{suffix}"
-    deep = np.linspace(0, 65535, 24 * 32).reshape(24, 32).astype(np.uint16)
-    if suffix == "pgm":
-        path.write_bytes(b"P5 32 24 65535\n" + deep.astype(">u2").tobytes())
-    else:
-        Image.fromarray(deep).save(path)
-    expected = np.rint(deep / 257)[..., None].repeat(3, axis=2)
-    np.testing.assert_array_equal(read(path), expected)
+def palette_image():
+    image = Image.fromarray(BLOCKS).convert("P")
+    image.putpalette(PALETTE.ravel().tolist())
+    return image
 
 
-@pytest.mark.parametrize("suffix", ["png", "gif", "tiff"])
-def test_palette_colors_are_looked_up(tmp_path, suffix):
-    path = tmp_path / f"palette.{suffix}"
-    blocks = np.array([[0, 1], [2, 1]], dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
-    image = Image.fromarray(blocks).convert("P")
-    image.putpalette([200, 10, 20, 0, 90, 30, 5, 6, 250])
-    image.save(path)
-    palette = np.array([[200, 10, 20], [0, 90, 30], [5, 6, 250]])
-    np.testing.assert_array_equal(read(path), palette[blocks])
-
-
-@pytest.mark.parametrize("suffix", ["png", "gif"])
-def test_a_transparent_palette_entry_is_white(tmp_path, suffix):
-    path = tmp_path / f"hole.{suffix}"
-    blocks = np.array([[0, 1]], dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
-    image = Image.fromarray(blocks).convert("P")
-    image.putpalette([200, 10, 20, 0, 90, 30])
-    image.save(path, transparency=1)
-    pixels = read(path)
-    assert (pixels[:, :8] == (200, 10, 20)).all()
-    assert (pixels[:, 8:] == 255).all()
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_alpha_lies_on_white(tmp_path, mode):
-    path = tmp_path / "alpha.png"
+def with_alpha(mode):
     image = Image.new("RGBA", (3, 1), (100, 100, 100, 255))
     image.putpixel((1, 0), (100, 100, 100, 0))
     image.putpixel((2, 0), (100, 100, 100, 51))
-    image.convert(mode).save(path)
-    np.testing.assert_array_equal(read(path)[0, :, 0], [100, 255, 224])
+    return image.convert(mode)
 
 
-def test_cmyk_becomes_rgb(tmp_path):
+def moving():
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
+    return frames[0], {"save_all": True, "append_images": frames[1:]}
+
+
+def stored_turned(orientation):
+    """How the upright image is stored for a value of the EXIF tag, with that tag."""
+    turned = COLORS.swapaxes(0, 1) if orientation > 4 else COLORS
+    if orientation in (3, 4, 6, 7):
+        turned = turned[::-1]
+    if orientation in (2, 3, 7, 8):
+        turned = turned[:, ::-1]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return Image.fromarray(np.ascontiguousarray(turned)), {"exif": exif}
+
+
+LOSSLESS = {"lossless": True}
+HOLE = np.where((BLOCKS == 1)[..., None], 255, PALETTE[BLOCKS])
+FADED = np.repeat(np.array([[100, 255, 224]])[..., None], 3, axis=2)
+FILES = [
+    *(
+        ("colors." + kind, Image.fromarray(COLORS), {}, COLORS)
+        for kind in ("png", "bmp", "tiff", "ppm")
+    ),
+    ("colors.webp", Image.fromarray(COLORS), LOSSLESS, COLORS),
+    *(("deep." + kind, Image.fromarray(DEEP), {}, GREY) for kind in ("png", "tiff")),
+    *(("palette." + kind, palette_image(), {}, PALETTE[BLOCKS]) for kind in ("png", "gif", "tiff")),
+    *(("hole." + kind, palette_image(), {"transparency": 1}, HOLE) for kind in ("png", "gif")),
+    *(("alpha.png", with_alpha(mode), {}, FADED) for mode in ("RGBA", "LA")),
+    *(
+        ("grey.png", one := Image.fromarray(RAMP).convert(mode), {}, np.asarray(one.convert("RGB")))
+        for mode in ("1", "L")
+    ),
+    *(("moving." + kind, *moving(), RED) for kind in ("gif", "png")),
+    ("moving.webp", moving()[0], moving()[1] | LOSSLESS, RED),
+    *(
+        (f"turned{tag}.{kind}", stored_turned(tag)[0], stored_turned(tag)[1] | options, COLORS)
+        for tag in range(1, 9)
+        for kind, options in (("png", {}), ("webp", LOSSLESS), ("tiff", {}))
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "options", "expected"), FILES, ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_files_read_exactly(tmp_path, name, image, options, expected):
+    image.save(tmp_path / name, **options)
+    np.testing.assert_array_equal(read(tmp_path / name), expected)
+    np.testing.assert_array_equal(read(str(tmp_path / name)), expected)
+
+
+def test_16_bit_portable_greymaps_and_print_colors_are_read(tmp_path):
+    path = tmp_path / "deep.pgm"
+    path.write_bytes(b"P5 32 24 65535\n" + DEEP.astype(">u2").tobytes())
+    np.testing.assert_array_equal(read(path), GREY)
     path = tmp_path / "print.jpg"
     Image.fromarray(COLORS).convert("CMYK").save(path, quality=100, subsampling=0)
     assert Image.open(path).mode == "CMYK"
     assert np.abs(read(path).astype(int) - COLORS).max() <= 6
-
-
-@pytest.mark.parametrize("mode", ["1", "L"])
-def test_grey_has_three_equal_channels(tmp_path, mode):
-    path = tmp_path / "grey.png"
-    image = Image.fromarray(RAMP).convert(mode)
-    image.save(path)
-    expected = np.asarray(image.convert("L"))
-    np.testing.assert_array_equal(read(path), expected[..., None].repeat(3, axis=2))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", ["png", "webp", "tiff"])
-def test_exif_rotation_is_applied(tmp_path, suffix, orientation):
-    path = tmp_path / f"camera.{suffix}"
-    # How the upright image has to be stored for each value of the EXIF tag.
-    stored = {
-        1: COLORS,
-        2: COLORS[:, ::-1],
-        3: COLORS[::-1, ::-1],
-        4: COLORS[::-1],
-        5: COLORS.swapaxes(0, 1),
-        6: COLORS.swapaxes(0, 1)[::-1],
-        7: COLORS.swapaxes(0, 1)[::-1, ::-1],
-        8: COLORS.swapaxes(0, 1)[:, ::-1],
-    }[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    options = {"lossless": True} if suffix == "webp" else {}
-    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **options)
-    np.testing.assert_array_equal(read(path), COLORS)
-
-
-@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
-def test_the_first_frame_of_an_animation(tmp_path, suffix):
-    path = tmp_path / f"moving.{suffix}"
-    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
-    options = {"lossless": True} if suffix == "webp" else {}
-    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
-    assert Image.open(path).n_frames == 3
-    assert (read(path) == (255, 0, 0)).all()
 
 
 @pytest.mark.parametrize(
@@ -157,24 +138,22 @@ def test_a_pillow_image_is_read_but_not_changed():
 
 
 @pytest.mark.parametrize(
-    "array",
+    ("source", "message"),
     [
-        np.zeros((4, 4, 3)),
-        np.zeros((4, 4, 2), np.uint8),
-        np.zeros((0, 4, 3), np.uint8),
-        np.zeros((2, 4, 4, 3), np.uint8),
-        np.zeros((4, 4, 3), np.uint16),
+        (np.zeros((4, 4, 3)), "array"),
+        (np.zeros((4, 4, 2), np.uint8), "array"),
+        (np.zeros((0, 4, 3), np.uint8), "array"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "array"),
+        (np.zeros((4, 4, 3), np.uint16), "array"),
+        *(
+            (Image.fromarray(np.full((3, 3), 1e6, np.float32)).convert(mode), "32-bit")
+            for mode in "FI"
+        ),
     ],
 )
-def test_arrays_that_are_no_images(array):
-    with pytest.raises(ValueError, match="array"):
-        load_image(array)
-
-
-@pytest.mark.parametrize("mode", ["F", "I"])
-def test_pixels_without_a_known_range_are_refused(mode):
-    with pytest.raises(ValueError, match="32-bit"):
-        load_image(Image.fromarray(np.full((3, 3), 1e6, np.float32)).convert(mode))
+def test_what_is_no_image_in_memory_is_refused(source, message):
+    with pytest.raises(ValueError, match=message):
+        load_image(source)
 
 
 def one_sentence(error, path):
