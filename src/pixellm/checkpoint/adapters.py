@@ -373,11 +373,7 @@ def _renewed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def load_adapters(model: Any, directory: Path) -> None:
-    """Attach the adapters of a folder to the model they belong to, and fill them.
-
-    Raises:
-        ValueError: a damaged file, or tensors that do not fit the model.
-    """
+    """Attach the adapters of a folder to the model they belong to, and fill them."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

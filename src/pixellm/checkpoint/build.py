@@ -261,11 +261,7 @@ def _load_language_model(model: PixelLMForConditionalGeneration, source: str) ->
 
 
 def _take_language_model(model: PixelLMForConditionalGeneration, source: str) -> None:
-    """The language model of another PixelLM, codebook tokens included.
-
-    Raises:
-        ValueError: the two have different vocabularies.
-    """
+    """The language model of another PixelLM, codebook tokens included."""
     donor, _ = load_model_and_processor(source)
     try:
         model.model.language_model.load_state_dict(donor.model.language_model.state_dict())
@@ -336,11 +332,7 @@ def _copy_pretrained(
     donor: PixelLMForConditionalGeneration,
     fresh_rows: list[int],
 ) -> None:
-    """Copy encoder, language model, head and image projection; codebook rows stay fresh.
-
-    Raises:
-        ValueError: a pretrained weight has no counterpart of its shape in the new model.
-    """
+    """Copy encoder, language model, head and image projection; codebook rows stay fresh."""
     own, given = model.state_dict(), donor.state_dict()
     embeddings = model.get_input_embeddings()
     path = next(name for name, module in model.named_modules() if module is embeddings)

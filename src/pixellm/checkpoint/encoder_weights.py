@@ -99,10 +99,6 @@ def load_packaged_mobilenet(encoder: torch.nn.Module) -> None:
     """Fill a MobileNetV2 with the ImageNet weights that a published package carries.
 
     The package's tensors match transformers' model one for one, in order.
-
-    Raises:
-        FileNotFoundError: the package is not installed.
-        ValueError: the encoder is of another shape.
     """
     path = _packaged_mobilenet()
     if path is None:
@@ -123,11 +119,6 @@ def load_yolox(encoder: nn.Module, path: str | Path) -> None:
     Args:
         encoder: a :class:`~pixellm.model.yolox.YoloxModel` of the file's size.
         path: the file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ImportError: the package onnx, which reads it, is not installed.
-        ValueError: another network than the encoder.
     """
     weights = _convolutions(Path(path))
     layers = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]

@@ -92,10 +92,6 @@ def read_image_settings(directory: Path, model_type: str) -> dict[str, Any]:
     Args:
         directory: of the encoder, with its preprocessor_config.json.
         model_type: of the encoder; CLIP's numbers are known without a file.
-
-    Raises:
-        FileNotFoundError: no such file, and no CLIP.
-        ValueError: a damaged file.
     """
     path = next((directory / name for name in _IMAGE_FILES if (directory / name).is_file()), None)
     if path is None:

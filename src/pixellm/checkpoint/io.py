@@ -138,9 +138,6 @@ def _check_finite(source: str | Path, model: torch.nn.Module) -> None:
 
     Rounded weights are tensors of their libraries' own classes, and were looked at where they were
     rounded from.
-
-    Raises:
-        ValueError: NaN or infinity, with the name of the weight.
     """
     stored = model.state_dict().keys()  # computed buffers may hold infinity, as masks do
     buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in stored]
@@ -211,12 +208,7 @@ def _placement(
     offload_folder: str | Path | None,
     max_memory: dict[int | str, int | str] | None,
 ) -> dict[str, Any]:
-    """Where weights are read to, where they can't be moved later: quantized or spread.
-
-    Raises:
-        ImportError: accelerate is missing, with which transformers does either.
-        OccupiedError: the folder holds something that is not ours.
-    """
+    """Where weights are read to, where they can't be moved later: quantized or spread."""
     placement: dict[str, Any] = {}
     if quantization_config is not None:
         placement |= {"quantization_config": quantization_config, "device_map": {"": device}}

@@ -44,11 +44,7 @@ _LARGEST_IMAGE = 16_384
 
 
 def check_config(directory: Path) -> None:
-    """Refuse a directory whose configuration holds settings that nobody knows.
-
-    Raises:
-        ValueError: such a setting, or a file that is no JSON object.
-    """
+    """Refuse a directory whose configuration holds settings that nobody knows."""
     path = directory / "config.json"
     check_settings(path, read_json(path))
 
@@ -58,11 +54,6 @@ def check_files(directory: Path) -> list[Path]:
 
     Returns:
         Its weight files.
-
-    Raises:
-        FileNotFoundError: a shard, the index, or a file of the processor is missing.
-        ValueError: unknown settings, a damaged index or one that leads elsewhere, or only pickled
-            weights.
     """
     check_config(directory)
     index = directory / "model.safetensors.index.json"
@@ -107,9 +98,6 @@ def check_settings(path: Path, values: Mapping[str, Any]) -> None:
     Args:
         path: the file, for messages.
         values: what it holds.
-
-    Raises:
-        ValueError: the model is none of ours, or a setting is unknown or misspelt.
     """
     if values.get("model_type") != PixelLMConfig.model_type:
         raise ValueError(
@@ -159,10 +147,6 @@ def check_sizes(config: PixelLMConfig, files: Sequence[Path], name: str) -> None
         config: as read from the model's folder.
         files: its safetensors files.
         name: of the folder, for messages.
-
-    Raises:
-        ValueError: the first difference.
-        safetensors.SafetensorError: a file is damaged.
     """
     stored = _stored_shapes(files)
     _check_numbers(config.to_dict(), stored, name)

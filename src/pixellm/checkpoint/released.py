@@ -238,9 +238,6 @@ def from_released(
         tensors: by released name.
         shapes: of ours, by name.
         source: where the tensors are from, for messages.
-
-    Raises:
-        ValueError: tensors that nothing asks for, that are missing, or of other shapes.
     """
     named = {theirs: ours for ours in shapes if (theirs := released_name(ours))}
     wanted = {*named, _IOU_TOKEN, _MASK_TOKENS, _NO_MASK}
@@ -266,11 +263,7 @@ def from_released(
 
 
 def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a released model, from all of ours.
-
-    Raises:
-        ValueError: one of ours that no released model has.
-    """
+    """The tensors of a released model, from all of ours."""
     special = (_MASK_TOKEN, _CONTEXT_TOKENS, _PIXEL_EMBEDDING)
     tensors: dict[str, Tensor] = {}
     for ours, value in state.items():
@@ -298,11 +291,7 @@ def _check_shapes(
 
 
 def fetch_tower(values: dict[str, Any], vision_tower: str | Path | None) -> Path:
-    """The directory of a released model's CLIP, which its own files leave out.
-
-    Raises:
-        FileNotFoundError: it is neither given nor named, or cannot be had.
-    """
+    """The directory of a released model's CLIP, which its own files leave out."""
     named = values.get("vision_tower") or values.get("mm_vision_tower")
     if vision_tower is None and named is None:
         raise FileNotFoundError("config.json names no vision tower; pass --vision-tower.")
@@ -362,9 +351,6 @@ def usable_checkpoint(
         source: directory or hub id.
         vision_tower: CLIP of a released model; the one that it names where None.
         revision: commit, tag or branch on the hub.
-
-    Raises:
-        FileNotFoundError, PermissionError, ValueError, OSError: as :func:`convert_released`.
     """
     probe = fetch_directory(source, revision, _CONFIG_ONLY)
     if not is_released(probe):

@@ -54,11 +54,7 @@ def is_released(directory: Path) -> bool:
 
 
 def llama_config(values: dict[str, Any], path: Path) -> LlamaConfig:
-    """The language model's part of a released configuration.
-
-    Raises:
-        ValueError: a size is missing.
-    """
+    """The language model's part of a released configuration."""
     for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"):
         if key not in values:
             raise ValueError(f"{path / 'config.json'} lacks {key}; copy the original file.")
@@ -67,11 +63,7 @@ def llama_config(values: dict[str, Any], path: Path) -> LlamaConfig:
 
 
 def released_tower_config(values: dict[str, Any]) -> CLIPVisionConfig:
-    """The vision part of a CLIP configuration, alone or inside a whole CLIP's.
-
-    Raises:
-        ValueError: not a CLIP.
-    """
+    """The vision part of a CLIP configuration, alone or inside a whole CLIP's."""
     found = values.get("vision_config", values)
     if values.get("model_type") not in ("clip", "clip_vision_model"):
         raise ValueError(
@@ -97,9 +89,6 @@ def released_pixellm_config(
         tower: the configuration of its vision tower; its image size is changed here.
         tokenizer: the converted tokenizer.
         directory: where the configuration lies, for messages.
-
-    Raises:
-        ValueError: a tower of another width, or a codebook that is not whole.
     """
     text = llama_config(values, directory)
     width = values.get("mm_hidden_size", tower.hidden_size)
@@ -160,11 +149,7 @@ def released_pixellm_config(
 def codebook_names(
     tokenizer: PreTrainedTokenizerFast, num_scales: int, directory: Path
 ) -> list[str]:
-    """The codebook's tokens that a tokenizer knows, ``[SEG0]`` and on.
-
-    Raises:
-        ValueError: none, or a number that the scales do not divide.
-    """
+    """The codebook's tokens that a tokenizer knows, ``[SEG0]`` and on."""
     vocabulary = tokenizer.get_vocab()
     names = codebook_token_names(len(vocabulary))
     count = next(i for i, name in enumerate(names) if name not in vocabulary)

@@ -25,11 +25,6 @@ def read_sentencepiece(path: Path) -> Any:
     Returns:
         SentencePiece's ``ModelProto``: pieces with score and type, ``trainer_spec`` and
         ``normalizer_spec``.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ImportError: the extra ``convert`` is not installed.
-        ValueError: the file is damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no tokenizer at {path}; copy the file tokenizer.model.")
@@ -57,10 +52,6 @@ def build_fast_tokenizer(directory: Path, extra_tokens: tuple[str, ...]) -> PreT
         directory: holds ``tokenizer.model`` and, where there are any, ``added_tokens.json``,
             ``special_tokens_map.json`` and ``tokenizer_config.json``.
         extra_tokens: tokens to add behind those, where they are missing.
-
-    Raises:
-        FileNotFoundError: ``tokenizer.model`` is missing.
-        ValueError: a damaged file, or added tokens whose ids leave a gap.
     """
     model = read_sentencepiece(directory / "tokenizer.model")
     special = _special_tokens(directory)

@@ -28,12 +28,7 @@ _GIGABYTE = 1e9
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a model's folder, by name; those of archives stay on disk until they are used.
-
-    Raises:
-        FileNotFoundError: no weights, or a file of them is missing.
-        ValueError: a damaged or hostile file, or one that differs from its index.
-    """
+    """All tensors of a model's folder, by name; those of archives stay on disk until used."""
     for name in _NAMES:
         if (directory / f"{name}.index.json").is_file():
             return _read_listed(directory / f"{name}.index.json")
@@ -49,12 +44,7 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """The tensors that an index lists, each with the file beside it that holds it.
-
-    Raises:
-        FileNotFoundError: such a file is missing.
-        ValueError: it lists nothing, or leads elsewhere.
-    """
+    """The tensors that an index lists, each with the file beside it that holds it."""
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         listed = {str(key): str(file) for key, file in weight_map.items()}
@@ -86,11 +76,7 @@ def _read_listed(index: Path) -> dict[str, Tensor]:
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file.
-
-    Raises:
-        ValueError: the file is damaged, cut short, or asks for more than tensors.
-    """
+    """The tensors of one file."""
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -144,11 +130,7 @@ def write_weights(
 
 
 def check_disk_space(out: Path, tensors: dict[str, Tensor]) -> None:
-    """Refuse to begin what cannot be finished.
-
-    Raises:
-        OSError: the disk of ``out`` has no room for the tensors.
-    """
+    """Refuse to begin what cannot be finished."""
     needed = int(1.02 * sum(tensor.nbytes for tensor in tensors.values())) + (64 << 20)
     nearest = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
     free = shutil.disk_usage(nearest).free

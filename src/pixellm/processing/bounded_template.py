@@ -86,12 +86,7 @@ def render_template(
 
 @lru_cache(maxsize=64)
 def check_template(template: str) -> None:
-    """Refuse what may fill the memory before a step is counted: products, powers, large numbers.
-
-    Raises:
-        TemplateBoundsError: the template holds such a thing.
-        jinja2.TemplateError: it is no template.
-    """
+    """Refuse what may fill the memory before a step is counted: products, powers, large numbers."""
     if len(template) > MAX_TEXT:
         raise TemplateBoundsError(f"is longer than {MAX_TEXT} characters")
     tree = Environment(extensions=[loopcontrols, _GenerationTag]).parse(template)

@@ -128,11 +128,7 @@ class PromptCodec:
     def encode(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False
     ) -> EncodedDialogue:
-        """Encode messages of roles "user" and "assistant" with text and image parts.
-
-        Raises:
-            ValueError: the dialogue holds more than one image, or a message of another role.
-        """
+        """Encode messages of roles "user" and "assistant" with text and image parts."""
         slots: list[tuple[str, str]] = []
         slotted = [self._with_slots(message, slots) for message in messages]
         rendered = self._fill_template(slotted, self.chat_template, add_generation_prompt)
@@ -176,11 +172,7 @@ class PromptCodec:
         )
 
     def encode_rendered(self, prompt: str) -> EncodedDialogue:
-        """Encode a rendered prompt: control words without a mark are control tokens.
-
-        Raises:
-            ValueError: the prompt places more than one image.
-        """
+        """Encode a rendered prompt: control words without a mark are control tokens."""
         ids, prefix = list[int](), 0
         for piece, token, trim in self._pieces(self._written_pattern.split(prompt)):
             if token is None:

@@ -115,18 +115,15 @@ def write_checkpoint(
     save_model: Callable[[Path], None],
     keep_last: int,
 ) -> Path:
-    """Write one checkpoint and remove those that are too old.
+    """Write one checkpoint into the run's `checkpoints`, and remove those that are too old.
 
     Args:
-        folder: the run's `checkpoints` folder.
+        folder: the run's `checkpoints`.
         state: position in the run.
         trainer: weights, optimizer, average and random states.
         config_yaml: resolved recipe.
         save_model: writes the model in the standard format into a folder.
         keep_last: how many checkpoints stay.
-
-    Returns:
-        The checkpoint's folder.
     """
     final = folder / _name_of(state)
 
@@ -146,10 +143,6 @@ def update_state(folder: Path, state: TrainState) -> None:
     """Bring the checkpoint of the present step up to date, where there is one.
 
     An evaluation follows the checkpoint of its step and changes what is known of the run alone.
-
-    Args:
-        folder: the run's `checkpoints` folder.
-        state: position in the run.
     """
     checkpoint = folder / _name_of(state)
     if (checkpoint / "state.json").is_file():
@@ -177,10 +170,6 @@ def checkpoint_to_resume(run_folder: Path, resume: bool | int | Path) -> Path | 
         run_folder: the run's folder, there or not.
         resume: True for the newest checkpoint, if there is one; a number for the one of that
             step; a path for that one.
-
-    Raises:
-        ValueError: the folder holds a run or anything else and `resume` is False, or there is no
-            such checkpoint.
     """
     if resume is False and (run_folder / "train_log.jsonl").exists():
         raise ValueError(f"{run_folder} already holds a run; resume it, or choose another name.")
@@ -218,11 +207,7 @@ def set_aside_newer(checkpoint: Path) -> list[str]:
 
 @contextmanager
 def own_run_folder(run_folder: Path) -> Iterator[None]:
-    """Make the folder of a run, and keep other processes out of it; one without files goes.
-
-    Raises:
-        OSError: it can't be made or written, or another process trains there.
-    """
+    """Make the folder of a run, and keep other processes out of it; one without files goes."""
     check_folder(run_folder)
     run_folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -267,12 +252,7 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def read_checkpoint(path: Path) -> tuple[TrainState, dict[str, Any]]:
-    """Read what :func:`write_checkpoint` wrote, save the model folder.
-
-    Raises:
-        FileNotFoundError: not a checkpoint.
-        ValueError: a file of it is damaged.
-    """
+    """Read what :func:`write_checkpoint` wrote, save the model folder."""
     if not (path / "state.json").is_file():
         raise FileNotFoundError(f"{path} is no checkpoint: it has no state.json.")
     name = "state.json"

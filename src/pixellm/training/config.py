@@ -406,11 +406,7 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def parse_config(raw: Mapping[str, Any], source: str = "The configuration") -> RunConfig:
-    """Check plain nested settings; `source` names them in messages.
-
-    Raises:
-        ValueError: one sentence with the first rule that is broken.
-    """
+    """Check plain nested settings; `source` names them in messages."""
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:

@@ -26,12 +26,7 @@ LONGEST_WAIT = timedelta(hours=2)
 
 
 def build_accelerator(config: RunConfig) -> Accelerator:
-    """The accelerator of a run; the strategy is what the launcher set.
-
-    Raises:
-        ValueError: a strategy that the recipe cannot be trained with, or a tracker that is not
-            installed.
-    """
+    """The accelerator of a run; the strategy is what the launcher set."""
     _check_trackers(config)
     folder = config.run_folder
     accelerator = Accelerator(

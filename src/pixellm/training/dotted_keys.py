@@ -25,11 +25,7 @@ def differences(saved: Any, now: Any) -> dict[str, list[Any]]:
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set one `a.b=value` in nested mappings and lists, in place; list items go by index.
-
-    Raises:
-        ValueError: no such key, or a value that is not YAML; one sentence with the override.
-    """
+    """Set one `a.b=value` in nested mappings and lists, in place; list items go by index."""
     import yaml
 
     key, equals, text = override.partition("=")

@@ -64,12 +64,7 @@ def estimate_memory(
 ) -> list[MemoryEstimate]:
     """One estimate for each strategy that the number of GPUs allows.
 
-    Args:
-        model: PixelLM on meta tensors, adapters attached.
-        trained: names of the parameters that train.
-        config: the recipe.
-        stage: gives the batch.
-        num_gpus: processes.
+    The model lies on meta tensors, its adapters attached; ``trained`` names what trains.
     """
     activations = count_activations(model, config, stage)
     strategies: tuple[Strategy, ...] = ("DDP",) if num_gpus == 1 else ("DDP", "FSDP2")
@@ -130,10 +125,7 @@ def _layers(model: Any) -> list[nn.Module]:
 def count_activations(model: Any, config: RunConfig, stage: Stage) -> float:
     """Bytes that one micro-batch keeps for its backward pass, at the peak.
 
-    Args:
-        model: on meta tensors; its language model is left in the type that it computes in.
-        config: gives row length, types and whether activations are recomputed.
-        stage: gives the number of rows and what trains.
+    The model lies on meta tensors; its language model is left in the type that it computes in.
     """
     rows, length = stage.batch_size, config.collate.max_length
     sizes = model.config

@@ -125,9 +125,6 @@ def group_parameters(
 
     Returns:
         Groups in order of first appearance; this is the table to show before training.
-
-    Raises:
-        ValueError: a pattern matches no parameter, or nothing is left to train.
     """
     patterns = [*stage.freeze, *(rule.pattern for rule in optimizer.rules)]
     for pattern in patterns:
@@ -240,11 +237,7 @@ class StageOptimizer:
         return {kind: optimizer.state_dict() for kind, optimizer in self.optimizers.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take moments and step counts over; rates and decays stay as the recipe says.
-
-        Raises:
-            ValueError: the state belongs to other groups of parameters.
-        """
+        """Take moments and step counts over; rates and decays stay as the recipe says."""
         if set(state) != set(self.optimizers):
             raise ValueError(
                 f"The checkpoint holds the state of {sorted(state)}, the recipe asks for "
@@ -289,11 +282,7 @@ def average_weights(parameters: nn.ParameterList, decay: float) -> AveragedModel
     """Start the exponential moving average of parameters.
 
     The average warms up: early on it follows the weights closely, so that it never carries the
-    initial ones for long.
-
-    Args:
-        parameters: what moves.
-        decay: long-run share of the old average kept at every update.
+    initial ones for long. ``decay`` is the long-run share of it that is kept at every update.
     """
 
     def follow(averages: Any, weights: Any, updates: Any) -> None:

@@ -170,9 +170,6 @@ def model_on_meta(config: RunConfig) -> tuple[Any | None, str]:
 
     Returns:
         The model, None where nothing tells its sizes; and a sentence, "" where all is there.
-
-    Raises:
-        ValueError: no model can be built from the recipe's values.
     """
     with told_as(BAD_SETTINGS):
         shape, problem = _shape_of(config.model)

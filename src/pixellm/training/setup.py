@@ -62,10 +62,6 @@ def set_up_model(
         checkpoint: folder of the checkpoint that the run goes on from.
         texts: what a new tokenizer is trained on; read only where there is none yet.
         is_main: whether this process writes.
-
-    Raises:
-        FileNotFoundError: a source that is not there.
-        ValueError: sources or settings that don't fit.
     """
     if config.has_adapters:
         run_model = _set_up_with_adapters(config, texts, is_main=is_main)
@@ -123,11 +119,7 @@ def _load_base(config: RunConfig, texts: Iterable[str], *, is_main: bool) -> tup
 
 
 def _load_rounded(source: str, bits: str) -> tuple[Any, Any]:
-    """A model whose language model lies in few bits on this process's GPU.
-
-    Raises:
-        ValueError: it has adapters, or there is no NVIDIA GPU.
-    """
+    """A model whose language model lies in few bits on this process's GPU."""
     if is_adapter_folder(Path(source)):
         raise ValueError(f"{source} holds adapters; merge them before they are quantized.")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -183,12 +175,9 @@ def _holds_bf16(config: RunConfig) -> bool:
 
 
 def set_types(parameters: Mapping[str, Tensor], trained: set[str], config: RunConfig) -> None:
-    """Float32 for what trains; what never does keeps 16 bits under LoRA with bf16.
+    """Float32 for what trains in some stage; what never does keeps 16 bits under LoRA with bf16.
 
-    Args:
-        parameters: by name; integers, as a quantized model holds them, stay.
-        trained: names of those that move in some stage.
-        config: the recipe.
+    Integers, as a quantized model holds them, stay.
     """
     frozen_type = torch.bfloat16 if _holds_bf16(config) else torch.float32
     for name, parameter in parameters.items():

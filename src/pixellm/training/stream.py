@@ -45,11 +45,7 @@ CollateFn = Callable[[list[tuple[Sample, ...]]], Batch]
 
 
 def build_sources(sources: Sequence[DataSource], stage: Stage) -> list[SampleDataset]:
-    """Construct the data sets of a stage, in the recipe's order.
-
-    Raises:
-        ValueError: an unknown name, or arguments that the data set does not take.
-    """
+    """Construct the data sets of a stage, in the recipe's order."""
     return [build_source(source, stage.data_args) for source in sources]
 
 
@@ -58,10 +54,6 @@ def check_sources(sources: Sequence[DataSource], stages: Sequence[Stage]) -> Non
 
     A mistake in a late stage is thus found before the first step of the run, not days into it.
     What opens the first stage is left to it, and stages with the same arguments share a look.
-
-    Raises:
-        ValueError: an unknown name, or arguments that a data set does not take.
-        OSError, ImportError: files or packages that a stage's arguments ask for are missing.
     """
     for changes in distinct_changes(stages)[1:]:
         for source in sources:
@@ -78,11 +70,7 @@ def distinct_changes(stages: Sequence[Stage]) -> list[dict[str, Any]]:
 
 
 def build_source(source: DataSource, changes: Mapping[str, Any] | None = None) -> SampleDataset:
-    """Construct one data set, some of its arguments changed.
-
-    Raises:
-        ValueError: an unknown name, or arguments that the data set does not take.
-    """
+    """Construct one data set, some of its arguments changed."""
     if source.name not in DATASETS:
         raise ValueError(
             f"Unknown data set {source.name!r} in the recipe; known: {', '.join(DATASETS)}."
@@ -197,10 +185,6 @@ def batch_stream(
         rank: this process.
         num_processes: all processes; they never see the same sample.
         num_workers: processes that prepare data.
-
-    Raises:
-        ValueError, OSError, ImportError: data that can't be used, as the data set or the
-            collator said it; from workers too.
     """
     options: dict[str, Any] = {"prefetch_factor": 4} if num_workers else {}
     first, stride = start + rank * batch_size, batch_size * num_processes

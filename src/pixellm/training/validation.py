@@ -22,11 +22,6 @@ def open_evaluation_data(settings: EvaluationConfig) -> SampleDataset:
     """The data set of a run's evaluations, its first image read.
 
     Made before a run starts, this finds what would stop it at its first evaluation.
-
-    Raises:
-        ImportError: scenes without the extra `scenes`.
-        FileNotFoundError: files of the data set are missing; says where to get them.
-        ValueError: a data set or a split that is unknown, damaged or empty.
     """
     source = evaluation_source(settings)
     dataset = build_source(source)
