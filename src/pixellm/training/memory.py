@@ -7,8 +7,7 @@ What the CUDA context and the allocator's gaps add is not in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,53 +66,35 @@ def estimate_memory(
     The model lies on meta tensors, its adapters attached; ``trained`` names what trains.
     """
     activations = count_activations(model, config, stage)
-    strategies: tuple[Strategy, ...] = ("DDP",) if num_gpus == 1 else ("DDP", "FSDP2")
-    sizes = _Sizes(model, trained, config)
-    return [sizes.estimate(strategy, num_gpus, activations) for strategy in strategies]
-
-
-class _Sizes:
-    """Bytes of weights by what a strategy does with them."""
-
-    def __init__(self, model: Any, trained: set[str], config: RunConfig) -> None:
-        parameters = dict(model.named_parameters())
-        counts = {name: parameter.numel() for name, parameter in parameters.items()}
-        self.all_numbers = sum(counts.values())
-        self.trained = sum(count for name, count in counts.items() if name in trained)
-        mixed = config.precision == "bf16"
-        frozen_bytes = 2 if mixed and config.lora is not None else 4
-        layers = _layers(model)
-        in_layers = {id(p) for layer in layers for p in layer.parameters() if p.ndim == 2}
-        self.weights = 0.0
-        for name, parameter in parameters.items():
-            quantized = config.quantize == "nf4" and id(parameter) in in_layers
-            small = _NF4_BYTES if quantized else frozen_bytes
-            self.weights += counts[name] * (4 if name in trained else small)
-        self.compute_bytes = 2 if mixed else 4
-        # Autocast keeps a 16-bit copy of every matrix that trains until the backward pass.
-        self.casts = self.trained * 2 if mixed else 0
-        self.layer = max((sum(p.numel() for p in m.parameters()) for m in layers), default=0)
-        self.root = self.all_numbers - sum(p.numel() for m in layers for p in m.parameters())
-        self.average = 4 * self.trained if config.ema_decay > 0 else 0
-
-    def estimate(self, strategy: Strategy, gpus: int, activations: float) -> MemoryEstimate:
-        moments, gradients = 8.0 * self.trained, 4.0 * self.trained
-        if strategy == "DDP":
-            # Buckets of gradients lie beside the gradients themselves.
-            buckets = gradients if gpus > 1 else 0.0
-            weights = self.weights + self.casts
-            return MemoryEstimate(
-                strategy, gpus, weights, gradients + buckets, moments + self.average, activations
-            )
-        gathered = (self.root + 2 * self.layer) * self.compute_bytes
-        return MemoryEstimate(
-            strategy,
-            gpus,
-            self.weights / gpus + gathered,
-            gradients / gpus,
-            moments / gpus,
-            activations,
-        )
+    mixed = config.precision == "bf16"
+    compute_bytes, frozen_bytes = (
+        (2 if mixed else 4),
+        (2 if mixed and config.lora is not None else 4),
+    )
+    layers = _layers(model)
+    in_layers = {id(p) for layer in layers for p in layer.parameters() if p.ndim == 2}
+    weights, moving = 0.0, 0
+    for name, parameter in model.named_parameters():
+        quantized = config.quantize == "nf4" and id(parameter) in in_layers
+        small = _NF4_BYTES if quantized else frozen_bytes
+        weights += parameter.numel() * (4 if name in trained else small)
+        moving += parameter.numel() * (name in trained)
+    gradients, moments = 4.0 * moving, 8.0 * moving
+    # Autocast keeps a 16-bit copy of every matrix that trains until the backward pass.
+    casts = moving * 2 if mixed else 0
+    # Buckets of gradients lie beside the gradients themselves.
+    buckets = gradients if num_gpus > 1 else 0.0
+    average = 4 * moving if config.ema_decay > 0 else 0
+    whole = MemoryEstimate(
+        "DDP", num_gpus, weights + casts, gradients + buckets, moments + average, activations
+    )
+    if num_gpus == 1:
+        return [whole]
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+    root = sum(p.numel() for p in model.parameters()) - sum(sizes)
+    gathered = (root + 2 * max(sizes, default=0)) * compute_bytes
+    parts = (weights / num_gpus + gathered, gradients / num_gpus, moments / num_gpus)
+    return [whole, MemoryEstimate("FSDP2", num_gpus, *parts, activations)]
 
 
 def _layers(model: Any) -> list[nn.Module]:
@@ -209,15 +190,7 @@ def kept_bytes(run: Callable[[], Any], module: nn.Module, square: int = 0) -> fl
     """
     own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
     kept: dict[int, Tensor] = {}
-    with _watching(kept, own, square):
-        output = run()
-    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    del output
-    return float(total)
 
-
-@contextmanager
-def _watching(kept: dict[int, Tensor], own: set[int], square: int) -> Iterator[None]:
     def pack(tensor: Tensor) -> Tensor:
         key = tensor.untyped_storage()._cdata
         attention = square > 0 and tensor.ndim >= 3 and tensor.shape[-2:] == (square, square)
@@ -226,4 +199,7 @@ def _watching(kept: dict[int, Tensor], own: set[int], square: int) -> Iterator[N
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield
+        output = run()
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del output
+    return float(total)

@@ -44,8 +44,12 @@ class Normalisers:
     shown: int
 
 
-def count_batch(batch: Mapping[str, Tensor]) -> Tensor:
-    """(4,) int64: label tokens with a predecessor, targets, pixels of known class, of known box."""
+def count_batch(batch: Mapping[str, Any]) -> Tensor:
+    """(6,) int64 counts of a micro-batch.
+
+    Label tokens with a predecessor, targets, pixels of known class and of known box; then turns
+    and rows that the collator left out because they do not fit.
+    """
     pixels, boxes = batch.get("patch_classes"), batch.get("patch_boxes")
     return torch.tensor(
         [
@@ -53,13 +57,10 @@ def count_batch(batch: Mapping[str, Tensor]) -> Tensor:
             len(batch["target_rows"]),
             0 if pixels is None else int((pixels != IGNORED).sum()),
             0 if boxes is None else int((boxes[..., 0] >= 0).sum()),
+            batch.get("num_dropped_turns", 0),
+            batch.get("num_dropped_rows", 0),
         ]
     )
-
-
-def count_left_out(batch: Mapping[str, Any]) -> Tensor:
-    """(2,) int64: turns and rows that the collator left out because they do not fit."""
-    return torch.tensor([batch.get("num_dropped_turns", 0), batch.get("num_dropped_rows", 0)])
 
 
 def normalisers_of(total: Tensor) -> Normalisers:

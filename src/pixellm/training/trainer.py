@@ -36,7 +36,6 @@ from pixellm.training.objective import (
     Normalisers,
     Objective,
     count_batch,
-    count_left_out,
     normalisers_of,
 )
 from pixellm.training.optim import (
@@ -399,9 +398,8 @@ class Run:
         Raises:
             ValueError: no sample fits; on every process, so that none waits for the others.
         """
-        parts = [torch.cat([count_batch(batch), count_left_out(batch)]) for batch in batches]
-        local = torch.stack(parts).sum(0).to(self.accelerator.device)
-        total = self.accelerator.reduce(local, "sum")
+        local = torch.stack([count_batch(batch) for batch in batches]).sum(0)
+        total = self.accelerator.reduce(local.to(self.accelerator.device), "sum")
         turns, rows = (int(value) for value in total[-2:])
         if rows == self._images_of(batches):
             raise ValueError(
