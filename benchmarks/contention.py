@@ -2,10 +2,11 @@
 
     python benchmarks/contention.py --json benchmarks/results/contention.json
 
-Two processes for each kind of work, one as every program on torch is by default ("before": threads
-spin, one for each core) and one as pixellm sets itself up ("after"), work in turn, a few seconds
-each, beside 0, 1 and 2 processes that do nothing but hold a core. Rates are medians over the
-rounds; the load of the machine before it began is in the settings.
+A process for each way and kind of work, one as every program on torch is by default ("torch":
+threads spin, one for each core), one as pixellm sets itself up, and by request one with bounded
+spinning and a thread for each core ("all") or a single one ("one"). They work in turn, a few
+seconds each, beside 0, 1 and 2 processes that do nothing but hold a core. Rates are medians over
+the rounds; the load of the machine before it began is in the settings.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,20 @@ from typing import Any
 KINDS = ("answers, image known", "answers, image new", "training images")
 DEFAULTS_OF_OPENMP = {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}
 ROWS = 4
+NEIGHBOURS = (0, 1, 2)
 BUSY = "while True: pass"
+WAYS = ("torch", "pixellm", "all", "one")
 
 
-def prepare(kind: str, before: bool) -> Callable[[], int]:
+def prepare(kind: str, way: str, model: str = "nano") -> Callable[[], int]:
     """A piece of work that says how many things it did; run in a process of its own."""
     import pixellm
     from pixellm.threads import choose_threads, usable_cores
 
-    cores = usable_cores() if before else None
+    threads = {"pixellm": None, "one": 1}.get(way, usable_cores())
     if kind == KINDS[2]:
-        return prepare_training(lambda size: choose_threads(size, cores, workers=1))
-    engine = pixellm.load("nano", device="cpu", threads=cores)
+        return prepare_training(lambda size: choose_threads(size, threads, workers=1))
+    engine = pixellm.load(model, device="cpu", threads=threads)
     cached = 0 if kind == KINDS[1] else 32
     engine = pixellm.Engine(engine.model, engine.processor, cached_images=cached)
     image = Path(pixellm.__file__).parent / "examples" / "coffee.jpg"
@@ -78,9 +81,9 @@ def prepare_training(choose: Callable[[int], int | None]) -> Callable[[], int]:
     return step
 
 
-def serve(kind: str, before: bool) -> None:
+def serve(kind: str, way: str, model: str) -> None:
     """Work for as many seconds as each line of standard input says, and print the rate."""
-    work = prepare(kind, before)
+    work = prepare(kind, way, model)
     work()
     print("ready", flush=True)
     for line in sys.stdin:
@@ -106,48 +109,49 @@ def started(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[st
         process.wait()
 
 
-def measure(kind: str, seconds: float, rounds: int) -> list[dict[str, Any]]:
-    """Rates of one kind of work, both ways, with each number of neighbours."""
-    script, rates = str(Path(__file__)), dict[tuple[bool, int], list[float]]()
-    with (
-        started(script, "--work", kind, "--before", **DEFAULTS_OF_OPENMP) as before,
-        started(script, "--work", kind) as after,
-    ):
-        for process in (before, after):
+def measure(kind: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rates of one kind of work, in every way, with each number of neighbours."""
+    script, rates = str(Path(__file__)), dict[tuple[str, int], list[float]]()
+    with ExitStack() as stack:
+        processes = {}
+        for way in options.way:
+            own = DEFAULTS_OF_OPENMP if way == "torch" else {}
+            told = ("--work", kind, "--way", way, "--model", options.model)
+            processes[way] = stack.enter_context(started(script, *told, **own))
+        for process in processes.values():
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n", f"{kind}: the work did not start."
-        for _, neighbours in product(range(rounds), (0, 1, 2)):
+        for _, neighbours in product(range(options.rounds), NEIGHBOURS):
             busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(neighbours)]
             try:
-                for process in (before, after):
+                for way, process in processes.items():
                     assert process.stdin is not None and process.stdout is not None
-                    print(seconds, file=process.stdin, flush=True)
+                    print(options.seconds, file=process.stdin, flush=True)
                     rate = float(process.stdout.readline())
-                    rates.setdefault((process is before, neighbours), []).append(rate)
+                    rates.setdefault((way, neighbours), []).append(rate)
+                    print(f"{kind}, {way}, {neighbours} beside: {rate:.3g}/s", file=sys.stderr)
             finally:
                 for one in busy:
                     one.kill()
                     one.wait()
-    return [row(kind, n, rates[True, n], rates[False, n], rates) for n in (0, 1, 2)]
+    return make_rows(kind, rates)
 
 
-def row(
-    kind: str,
-    neighbours: int,
-    before: list[float],
-    after: list[float],
-    rates: dict[tuple[bool, int], list[float]],
-) -> dict[str, Any]:
-    old, new = statistics.median(before), statistics.median(after)
-    return {
-        "work": kind,
-        "busy neighbours": neighbours,
-        "before, 1/s": round(old, 3),
-        "after, 1/s": round(new, 3),
-        "gain": round(new / old, 2),
-        "before, times idle": round(statistics.median(rates[True, 0]) / old, 2),
-        "after, times idle": round(statistics.median(rates[False, 0]) / new, 2),
-    }
+def make_rows(kind: str, rates: dict[tuple[str, int], list[float]]) -> list[dict[str, Any]]:
+    """A row for each way and number of neighbours; the first way is the yardstick."""
+    medians = {key: statistics.median(values) for key, values in rates.items()}
+    first = next(iter(medians))[0]
+    return [
+        {
+            "work": kind,
+            "way": way,
+            "busy neighbours": neighbours,
+            "1/s": round(rate, 3),
+            "times slower than its idle": round(medians[way, 0] / rate, 2),
+            f"of {first} beside as many": round(rate / medians[first, neighbours], 2),
+        }
+        for (way, neighbours), rate in sorted(medians.items(), key=lambda one: one[0][1])
+    ]
 
 
 def main() -> None:
@@ -156,14 +160,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="a turn of each process")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--way", choices=WAYS, action="append", help="torch and pixellm if none")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="all if none")
+    parser.add_argument("--model", default="nano", help="that answers")
     parser.add_argument("--work", choices=KINDS, help=argparse.SUPPRESS)
-    parser.add_argument("--before", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.way = options.way or [*WAYS[:2]]
     if options.work:
-        serve(options.work, options.before)
+        serve(options.work, options.way[0], options.model)
         return
     load = os.getloadavg()[0]
-    rows = [one for kind in KINDS for one in measure(kind, options.seconds, options.rounds)]
+    rows = [one for kind in options.kind or KINDS for one in measure(kind, options)]
     import torch
     from rich.console import Console
 
@@ -174,6 +181,7 @@ def main() -> None:
 
     command = shlex.join(["python", "benchmarks/contention.py", *sys.argv[1:]])
     settings = {
+        "model": options.model,
         "seconds": options.seconds,
         "rounds": options.rounds,
         "usable_cores": usable_cores(),

@@ -11,12 +11,18 @@ import contention
     ("kind", "done"), [(contention.KINDS[0], 1), (contention.KINDS[2], contention.ROWS)]
 )
 def test_a_piece_of_work_says_how_much_it_did(kind: str, done: int) -> None:
-    assert contention.prepare(kind, before=False)() == done
+    assert contention.prepare(kind, "one")() == done
 
 
-def test_rates_are_compared_with_idle_and_with_before() -> None:
-    rates = {(True, 0): [10.0], (False, 0): [8.0]}
-    found = contention.row("answers", 2, [1.0, 2.0, 9.0], [4.0], rates)
-    assert found["gain"] == 2
-    assert found["before, times idle"] == 5
-    assert found["after, times idle"] == 2
+def test_rates_are_compared_with_idle_and_with_the_first_way() -> None:
+    rates = {
+        ("torch", 0): [10.0],
+        ("pixellm", 0): [8.0],
+        ("torch", 2): [1.0, 2.0, 9.0],
+        ("pixellm", 2): [4.0],
+    }
+    found = {(r["way"], r["busy neighbours"]): r for r in contention.make_rows("answers", rates)}
+    assert found["torch", 2]["times slower than its idle"] == 5
+    assert found["pixellm", 2]["times slower than its idle"] == 2
+    assert found["pixellm", 0]["of torch beside as many"] == 0.8
+    assert found["pixellm", 2]["of torch beside as many"] == 2

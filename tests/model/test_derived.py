@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 from torch import nn
 
 from measuring.flops import pixellm_flops
 from measuring.workload import random_config
-from pixellm.model.decoder import PixelDecoder
 from pixellm.model.derived import Derived
 from pixellm.model.projection import FeatureProjector
 
@@ -53,25 +51,6 @@ def test_the_folded_projector_equals_the_one_that_trains() -> None:
         changed = projector(maps)
     torch.testing.assert_close(projector(maps)[0].detach(), changed[0], rtol=1e-4, atol=1e-5)
     assert set(projector.state_dict()) == names
-
-
-@pytest.mark.parametrize("similarity", [False, True])
-@pytest.mark.parametrize("rows", [[0, 0, 0], [0, 1, 0]])
-def test_masks_are_the_same_with_and_without_a_gradient(similarity: bool, rows: list[int]) -> None:
-    torch.manual_seed(0)
-    config = random_config("tiny")
-    config.decoder_similarity, config.decoder_upsampling = similarity, [1, 2]
-    decoder = PixelDecoder(config).eval()
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.02)
-    features = [torch.randn(max(rows) + 1, config.decoder_size, 6, 5) for _ in range(2)]
-    targets = torch.randn(len(rows), 2, config.decoder_size)
-    inputs = targets, features, torch.tensor(rows)
-    slow = decoder(*inputs)
-    with torch.inference_mode():
-        fast = decoder(*inputs)
-    torch.testing.assert_close(slow.detach(), fast, rtol=1e-4, atol=1e-4)
 
 
 def test_masks_take_little_of_an_answer_of_the_papers_model() -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixellm.model.config import PixelLMConfig
-from pixellm.model.decoder import PixelDecoder
+from pixellm.model.decoder import Attention, PixelDecoder
 
 
 def build_decoder(size: int = 16, **changes: Any) -> PixelDecoder:
@@ -41,6 +41,24 @@ def test_one_call_for_all_targets_equals_a_call_for_each(size: int, similarity: 
         one = slice(index, index + 1)
         alone = decoder(targets[one], [f[row : row + 1] for f in features], torch.tensor([0]))
         torch.testing.assert_close(alone[0], together[index], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("heads", "inner"), [(1, 16), (2, 8), (4, 16)])
+def test_attention_between_tokens_and_pixels_projects_no_pixel_and_is_the_same(
+    heads: int, inner: int
+) -> None:
+    torch.manual_seed(0)
+    attention = Attention(16, heads, inner).double()
+    tokens, places = torch.randn(3, 5, 16).double(), torch.randn(3, 5, 16).double()
+    pixels, cells = torch.randn(3, 20, 16).double(), torch.randn(20, 16).double()
+    placed = pixels + cells
+    gathered = attention.gather(tokens, placed, pixels)
+    torch.testing.assert_close(gathered, attention(tokens, placed, pixels))
+    scattered = attention.scatter(pixels, placed, tokens + places, tokens)
+    expected = pixels + attention(placed, tokens + places, tokens)
+    torch.testing.assert_close(scattered, expected)
+    (gathered.sum() + scattered.sum()).backward()
+    assert all(weight.grad is not None for weight in attention.parameters())
 
 
 @torch.inference_mode()

@@ -8,7 +8,6 @@ h w a grid; scale 0 is the coarsest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -55,7 +54,12 @@ class GridPositions(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose inner width may be smaller than its inputs."""
+    """Multi-head attention whose inner width may be smaller than its inputs.
+
+    Between a few tokens and many pixels no pixel is projected: what a head's projection would do to
+    every pixel is done to the tokens instead, ``q . (W x) = (W^T q) . x``. With six tokens of eight
+    heads that is 48 products a pixel for 128, and pixels have no keys and values to be kept.
+    """
 
     def __init__(self, size: int, num_heads: int, inner_size: int) -> None:
         super().__init__()
@@ -67,52 +71,45 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend from (M, Q, C) to (M, P, C); returns (M, Q, C)."""
-        return self.attend(self.q_proj(query), self.k_proj(key), self.v_proj(value))
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The same of what is projected already, of the inner width each."""
-        heads = [x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value)]
-        mixed = F.scaled_dot_product_attention(*heads)
+        queries, keys = self._split(self.q_proj(query)), self._split(self.k_proj(key))
+        values = self._split(self.v_proj(value)).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(
+            queries.transpose(1, 2), keys.transpose(1, 2), values
+        )
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
+    def gather(self, tokens: Tensor, placed: Tensor, pixels: Tensor) -> Tensor:
+        """The same from few (M, Q, C) tokens to many pixels (M, P, C), with and without places."""
+        scores = self._scores(self.q_proj(tokens), self.k_proj, placed)
+        seen = scores.softmax(-1) @ pixels
+        heads = seen.unflatten(1, (self.num_heads, -1))
+        values = torch.einsum("mhqc,hdc->mqhd", heads, self._weights(self.v_proj))
+        return self.out_proj(values.flatten(2) + self.v_proj.bias)
 
-@dataclass(frozen=True)
-class SharedPixels:
-    """Pixels before the first layer: what the targets of an image have in common, and their own.
+    def scatter(self, pixels: Tensor, placed: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Add to (M, P, C) pixels what they, with their places, find in (M, Q, C) tokens."""
+        scores = self._scores(self.k_proj(keys), self.q_proj, placed)
+        shares = scores.unflatten(1, (self.num_heads, -1)).softmax(2).flatten(1, 2)
+        weight = self.out_proj.weight.unflatten(1, (self.num_heads, -1))
+        written = torch.einsum("mqhd,chd->mhqc", self._split(self.v_proj(values)), weight)
+        # The shares of a head add up to 1, so each writes its part of the bias.
+        written = (written + self.out_proj.bias / self.num_heads).flatten(1, 2)
+        return torch.baddbmm(pixels, shares.transpose(1, 2), written)
 
-    A target's pixels are ``base[row] * weight + shift``, so that a projection of them is one of the
-    image's ``base``, done once, weighted afterwards.
+    def _scores(self, tokens: Tensor, layer: nn.Linear, pixels: Tensor) -> Tensor:
+        """Products (M, heads * Q, P) of projected tokens with what ``layer`` makes of pixels."""
+        heads = self._split(tokens)
+        heads = heads * heads.shape[-1] ** -0.5
+        looked = torch.einsum("mqhd,hdc->mhqc", heads, self._weights(layer)).flatten(1, 2)
+        bias = torch.einsum("mqhd,hd->mhq", heads, layer.bias.unflatten(0, (self.num_heads, -1)))
+        return torch.baddbmm(bias.flatten(1)[..., None], looked, pixels.transpose(1, 2))
 
-    Attributes:
-        base: (B, P, C).
-        rows: (M,) which image a target is of.
-        weight: (M, P, 1); None where no target has its own.
-        shift: (C,).
-    """
+    def _split(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (self.num_heads, -1))
 
-    base: Tensor
-    rows: Tensor
-    weight: Tensor | None
-    shift: Tensor
-
-    def whole(self) -> Tensor:
-        """All pixels (M, P, C)."""
-        pixels = self._of_targets(self.base)
-        return (pixels if self.weight is None else pixels * self.weight) + self.shift
-
-    def project(self, layer: nn.Linear, positions: Tensor | None = None) -> Tensor:
-        """``layer`` of all pixels, with (P, C) positions added to them: (M, P, C')."""
-        shift = layer(self.shift if positions is None else self.shift + positions)
-        projected = self._of_targets(F.linear(self.base, layer.weight))
-        if self.weight is None:
-            return projected + shift
-        return torch.addcmul(shift, projected, self.weight)
-
-    def _of_targets(self, images: Tensor) -> Tensor:
-        """(B, P, C) to (M, P, C); of a single image without a copy."""
-        if len(images) == 1 and not torch.is_grad_enabled():
-            return images.expand(len(self.rows), -1, -1)
-        return images[self.rows]
+    def _weights(self, layer: nn.Linear) -> Tensor:
+        """(heads, d, C)."""
+        return layer.weight.unflatten(0, (self.num_heads, -1))
 
 
 class TwoWayLayer(nn.Module):
@@ -141,31 +138,20 @@ class TwoWayLayer(nn.Module):
         pixels: Tensor,
         token_positions: Tensor,
         pixel_positions: Tensor,
-        shared: SharedPixels | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Update (M, Q, C) tokens and (M, P, C) pixels; ``shared`` are the same pixels."""
+        """Update (M, Q, C) tokens and (M, P, C) pixels."""
         if self.first:
             tokens = self.self_attn(tokens, tokens, tokens)
         else:
             placed = tokens + token_positions
             tokens = tokens + self.self_attn(placed, placed, tokens)
         tokens = self.norm1(tokens)
-        inward, outward = self.tokens_to_pixels, self.pixels_to_tokens
-        if shared is None:
-            placed = pixels + pixel_positions
-            keys, values = inward.k_proj(placed), inward.v_proj(pixels)
-            queries = outward.q_proj(placed)
-        else:
-            keys, values = (
-                shared.project(inward.k_proj, pixel_positions),
-                shared.project(inward.v_proj),
-            )
-            queries = shared.project(outward.q_proj, pixel_positions)
-        attended = inward.attend(inward.q_proj(tokens + token_positions), keys, values)
+        placed = pixels + pixel_positions
+        attended = self.tokens_to_pixels.gather(tokens + token_positions, placed, pixels)
         tokens = self.norm2(tokens + attended)
         tokens = self.norm3(tokens + self.mlp(tokens))
-        keys, values = outward.k_proj(tokens + token_positions), outward.v_proj(tokens)
-        return tokens, self.norm4(pixels + outward.attend(queries, keys, values))
+        pixels = self.pixels_to_tokens.scatter(pixels, placed, tokens + token_positions, tokens)
+        return tokens, self.norm4(pixels)
 
 
 class AttentionBlock(nn.Module):
@@ -186,22 +172,12 @@ class AttentionBlock(nn.Module):
             self.similarity_scale = nn.Parameter(torch.tensor(1.0))
             self.similarity_bias = nn.Parameter(torch.tensor(-1.0))
 
-    def forward(
-        self,
-        tokens: Tensor,
-        pixels: Tensor,
-        positions: Tensor,
-        shared: SharedPixels | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Run the block on (M, Q, C) tokens and (M, P, C) pixels at (P, C) positions.
-
-        ``shared`` are the same pixels, for the first layer to save work.
-        """
+    def forward(self, tokens: Tensor, pixels: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the block on (M, Q, C) tokens and (M, P, C) pixels at (P, C) positions."""
         token_positions = tokens
         for layer in self.layers:
-            tokens, pixels = layer(tokens, pixels, token_positions, positions, shared)
-            shared = None
-        attended = self.final_attn(tokens + token_positions, pixels + positions, pixels)
+            tokens, pixels = layer(tokens, pixels, token_positions, positions)
+        attended = self.final_attn.gather(tokens + token_positions, pixels + positions, pixels)
         return self.final_norm(tokens + attended), pixels
 
     def match(self, target: Tensor, pixels: Tensor, positions: Tensor) -> Tensor:
@@ -220,10 +196,7 @@ def _upsampler(size_in: int, size_out: int) -> nn.Sequential:
 
 
 class PixelDecoder(FullPrecision):
-    """Coarse-to-fine mask decoder with learned scale weights on the simplex.
-
-    Without a gradient, what the targets of an image have in common is computed once for all.
-    """
+    """Coarse-to-fine mask decoder with learned scale weights on the simplex."""
 
     def __init__(self, config: PixelLMConfig) -> None:
         super().__init__()
@@ -296,25 +269,26 @@ class PixelDecoder(FullPrecision):
         pixels = maps.flatten(2).transpose(1, 2)
         if self.has_similarity:
             target, pixels = self.target_norms[scale](target), self.pixel_norms[scale](pixels)
-        weight = None
-        if previous is not None:
-            seen = F.interpolate(previous[:, None], size=grid, mode="bilinear").flatten(1)
-            weight = (seen.sigmoid() + 1)[..., None]
         block: Any = self.blocks[scale]
         positions: Tensor = self.positions[scale](grid)
-        shared = SharedPixels(pixels, rows, weight, self.pixel_embedding)
-        pixels = shared.whole()
+        pixels = self._modulate(pixels[rows], grid, previous) + self.pixel_embedding
         similarity = None
         if self.has_similarity:
             similarity = block.match(target, pixels, positions)
             pixels = pixels + similarity.sigmoid()[..., None] * block.similarity_embedding
         tokens = torch.cat([self.mask_token, self.context_tokens])[None]
         tokens = torch.cat([tokens.expand(len(rows), -1, -1), target[:, None]], 1)
-        saving = None if torch.is_grad_enabled() or self.has_similarity else shared
-        tokens, pixels = block(tokens + self.scale_embedding[scale], pixels, positions, saving)
+        tokens, pixels = block(tokens + self.scale_embedding[scale], pixels, positions)
         upsampled = self.output_upsampler(pixels.transpose(1, 2).unflatten(2, grid))
         logits = torch.einsum("mc,mchw->mhw", self.mask_mlp(tokens[:, 0]), upsampled)
         if similarity is not None:
             matched = similarity.unflatten(1, grid)[:, None]
             logits = logits + F.interpolate(matched, size=logits.shape[-2:], mode="bilinear")[:, 0]
         return logits
+
+    def _modulate(self, pixels: Tensor, grid: tuple[int, int], previous: Tensor | None) -> Tensor:
+        """Pixels (M, P, C) of a grid, those of the coarser scale's masks made stronger."""
+        if previous is None:
+            return pixels
+        seen = F.interpolate(previous[:, None], size=grid, mode="bilinear").flatten(1)
+        return pixels * (seen.sigmoid() + 1)[..., None]
