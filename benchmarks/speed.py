@@ -119,16 +119,23 @@ def flops(
 
 def _prepare(model: str, vision_tower: str | None, device: str, dtype: str, repeats: int) -> Bench:
     """The model on its device; random where its name is a size."""
+    importlib.import_module("pixellm")  # before torch, whose threads it bounds
     notes = importlib.import_module("transformers.utils.logging")
     notes.disable_progress_bar()
     notes.set_verbosity_error()
+    import torch
+
     from measuring.speed import Bench
     from measuring.workload import SIZES, random_model
     from pixellm.engine import load, pick_device, pick_dtype
+    from pixellm.threads import choose_threads
 
     if model in SIZES:
         where = pick_device(device)
         parts = random_model(model, where, pick_dtype(dtype, where))
+        size = sum(weight.numel() for weight in parts[0].parameters())
+        if where.type == "cpu" and (count := choose_threads(size)):
+            torch.set_num_threads(count)
     else:
         loaded = load(model, device=device, dtype=dtype, vision_tower=vision_tower)
         parts = loaded.model, loaded.processor

@@ -135,7 +135,11 @@ def main() -> None:
     """Entry point of the ``pixellm`` command."""
     # A process of its own, mostly imports, which leave little garbage: look for it seldom.
     gc.set_threshold(100_000, 50, 50)
-    app()
+    try:
+        app()
+    finally:
+        # What lives now goes with the process: the interpreter would walk over all of it, thrice.
+        gc.freeze()
 
 
 def _show_version(wanted: bool) -> None:
