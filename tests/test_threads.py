@@ -77,6 +77,7 @@ def test_threads_follow_the_size_and_leave_cores_to_workers(
 ) -> None:
     monkeypatch.setattr(threads, "usable_cores", lambda: 8)
     assert threads.threads_that_pay(5_830_996) == 1
+    assert threads.threads_that_pay(8_432_450) == 8
     assert threads.threads_that_pay(209_000_000) == 8
     assert threads.threads_that_pay(209_000_000, workers=3) == 5
     assert threads.threads_that_pay(209_000_000, workers=12) == 1

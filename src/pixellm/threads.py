@@ -18,8 +18,10 @@ SPIN_SETTINGS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
-_ONE_THREAD_UP_TO = 20_000_000
-"""Parameters below which a second thread costs more in waiting than it takes off."""
+_ONE_THREAD_UP_TO = 8_000_000
+"""Parameters below which a second thread costs more in waiting than it takes off: measured with 6
+and 8 million (docs/benchmarks.md). Threads that spin for long gain more, and lose it tenfold where
+others hold the cores."""
 
 _IS_OWN_PROCESS = "torch" not in sys.modules
 """Whether torch came after this package: else the program around it has chosen for itself."""
