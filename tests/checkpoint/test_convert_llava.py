@@ -108,6 +108,9 @@ def test_the_single_projection_of_the_first_llavas_is_taken_over(tmp_path, tower
 def test_a_llava_of_transformers_fills_the_same_parts(tmp_path, tower):
     llava = write_transformers_llava(tmp_path / "llava", tower)
     model = assert_answers(init_from_llava(tmp_path / "llava", tmp_path / "out"))
+    tokens = load_model_and_processor(tmp_path / "out")[1].tokenizer.added_tokens_decoder
+    (image,) = (token for token in tokens.values() if token.content == "<image>")
+    assert image.lstrip and image.rstrip, "as its tokenizer reads it"
     wanted = llava.model.multi_modal_projector.linear_1.weight.float()
     assert torch.equal(model.model.image_projector.projection[0].weight, wanted)
     norm = model.model.vision_tower.encoder.post_layernorm.weight

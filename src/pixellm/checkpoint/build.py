@@ -57,6 +57,8 @@ _SETTINGS = inspect.signature(PixelLMConfig.__init__).parameters.keys() - {
 }
 """What a recipe may set of a new model's configuration."""
 
+_CONTROL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+
 BAD_SETTINGS = "No model can be built from the settings under model"
 """How a fault of a recipe's model begins."""
 
@@ -176,15 +178,18 @@ def configure(
         codebook_token_ids=tokenizer.convert_tokens_to_ids(names),
         **settings,
     )
-    config.pad_token_id = tokenizer.pad_token_id
-    config.eos_token_id = tokenizer.eos_token_id
+    for name in _CONTROL_IDS:
+        setattr(config, name, getattr(tokenizer, name))
     return config
 
 
 def add_control_tokens(tokenizer: PreTrainedTokenizerBase, template: str, names: list[str]) -> None:
     """Add what a tokenizer lacks of a template's tokens, the image's and the codebook's."""
+    known = {token.content for token in tokenizer.added_tokens_decoder.values()}
     control = [*CONTROL_TOKENS[template], "<image>", *names]
-    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in control])
+    tokenizer.add_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in control if t not in known]
+    )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
 
@@ -315,7 +320,7 @@ def derive_config(donor: PixelLMConfig, settings: Mapping[str, Any]) -> PixelLMC
     config = PixelLMConfig(
         **{**kept, **_known_settings(settings)}, image_token_id=donor.image_token_id
     )
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+    for name in _CONTROL_IDS:
         setattr(config, name, getattr(donor, name, None))
     return config
 
