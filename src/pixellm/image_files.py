@@ -133,6 +133,19 @@ def has_image_name(path: Path) -> bool:
     return suffix in _HEIF_SUFFIXES or Image.registered_extensions().get(suffix) in _known_formats()
 
 
+def load_annotated(source: ImageSource, size: Size, name: str) -> Image.Image:
+    """Read an image whose annotation says its (height, width).
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as by :func:`load_image`, or it has another size;
+            the error begins with ``name``.
+    """
+    image = load_image(source)
+    if fault := size_mismatch((image.height, image.width), size):
+        raise ValueError(f"{name}: {fault}")
+    return image
+
+
 def load_embedded(data: bytes, name: str, max_pixels: int | None = None) -> Image.Image:
     """An image that lies inside another file, read as :func:`load_image` reads one.
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 from pixellm.cli.main import app
 from pixellm.cli.options import ModelOptions
 from pixellm.data.registry import READERS, open_reader, reader_class
-from pixellm.data.rows import Row, rows_of_samples
+from pixellm.data.rows import JobRow, rows_of_samples
 from pixellm.engine.answer_file import AnswerFile
 from pixellm.engine.jobs import JobState, answer_here, split_batches
 from pixellm.engine.questions import RowWorker, answer_rows, lines_of
@@ -105,7 +105,7 @@ def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dialogues(tmp_path_factory.mktemp("dialogues"))
 
 
-def answer(rows: Sequence[Row], path: Path, stub: Stub | None = None) -> JobState:
+def answer(rows: Sequence[JobRow], path: Path, stub: Stub | None = None) -> JobState:
     stub = stub or HistoryStub()
     spread = answer_here(lambda: RowWorker(lambda: stub, "stub"))
     return answer_rows(rows, path, "stub", spread, BATCH_SIZE)

@@ -28,7 +28,7 @@ from prediction_jobs import (
 )
 
 from conftest import TINY_QUESTION, square_image, square_sample
-from pixellm.data.rows import Row, read_rows, rows_of_samples
+from pixellm.data.rows import JobRow, read_rows, rows_of_samples
 from pixellm.engine import Engine
 from pixellm.engine.answer_file import AnswerFile
 from pixellm.engine.jobs import JobState, answer_here, split_batches
@@ -280,7 +280,7 @@ def test_samples_are_asked_turn_by_turn_with_their_own_history() -> None:
 
 
 def test_borders_of_batches_stay_where_they_are() -> None:
-    rows = [Row(n, "", "", None) for n in range(8)]
+    rows = [JobRow(n, "", "", None) for n in range(8)]
     numbers = [
         [[row.number for row in b] for b in split_batches(rows, 3, some)]
         for some in ((0, 1, 2), (1, 2), ())

@@ -25,7 +25,7 @@ from pixellm.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pixellm.data.dataset import LazySamples
+    from pixellm.data.lazy import Lazy
     from pixellm.engine.jobs import ProcessGroup
     from pixellm.evaluation.benchmarks import Benchmark
     from pixellm.evaluation.evaluate import BenchmarkRun, Evaluation
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pixellm.evaluation.judgement import JudgedScores
     from pixellm.llm.run import RequestProgress
     from pixellm.report.page import Report
+    from pixellm.types import Sample
 
 _REPORT_KEYS = ("settings", "versions", "headline")
 
@@ -334,7 +335,7 @@ def _with_numbers(run: BenchmarkRun, options: ModelOptions) -> BenchmarkRun:
 
 def _answer(
     run: BenchmarkRun,
-    questions: LazySamples,
+    questions: Lazy[Sample],
     options: ModelOptions,
     out: Path,
     batch_size: int,

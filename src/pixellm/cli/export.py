@@ -15,7 +15,7 @@ import typer
 from pixellm.cli.console import say
 
 if TYPE_CHECKING:
-    from pixellm.data.rows import Row
+    from pixellm.data.rows import JobRow
     from pixellm.export import Categories, Labels
 
 _FORMATS = "coco, coco-polygons, yolo, labelme, label-studio, png or overlay"
@@ -97,7 +97,7 @@ def categories_of(classes: str) -> Categories:
     return Categories(names, closed=bool(names), asked=asked)
 
 
-def ask_classes(rows: Iterable[Row], classes: str) -> list[Row]:
+def ask_classes(rows: Iterable[JobRow], classes: str) -> list[JobRow]:
     """A row for each image and class, in place of what the rows ask."""
     from dataclasses import replace
 
@@ -124,7 +124,7 @@ def plan_exports(formats: Sequence[str] | None, answers: Path) -> dict[str, Path
 
 
 def export_rows(
-    rows: Sequence[Row], answers: Path, folders: Mapping[str, Path], classes: str
+    rows: Sequence[JobRow], answers: Path, folders: Mapping[str, Path], classes: str
 ) -> None:
     """Export the answers that a job wrote about rows."""
     from pixellm.export import gather_labels, read_answers

@@ -20,7 +20,7 @@ from pixellm.cli.export import Classes, ExportTo, ask_classes, export_rows, plan
 from pixellm.cli.options import Images, MinScore, ModelOptions, With, image_options, spread
 
 if TYPE_CHECKING:
-    from pixellm.data.rows import Row
+    from pixellm.data.rows import JobRow
     from pixellm.engine.jobs import JobState
 
 _Question = Annotated[
@@ -91,7 +91,7 @@ def predict(
     """Answer questions about many images; the same command goes on where a stopped one was."""
     from pixellm.files import STANDARD, is_same_file
 
-    rows: Sequence[Row]
+    rows: Sequence[JobRow]
     if out is not None and str(out) != STANDARD and is_same_file(out, dataset):
         raise ValueError(f"{out} holds the questions; choose another file for the answers.")
     asked, chosen = classes or question, image_options(images, options)
@@ -110,7 +110,7 @@ def predict(
     export_rows(rows, target, folders, classes)
 
 
-def _read_rows(dataset: Path, question: str, classes: str) -> list[Row]:
+def _read_rows(dataset: Path, question: str, classes: str) -> list[JobRow]:
     """The rows of a file or folder; with classes, each image is asked for each of them."""
     from pixellm.data.rows import read_rows
 
@@ -144,7 +144,7 @@ def _names_a_set(dataset: Path, question: str) -> bool:
 
 def _open_set(
     name: str, question: str, root: Path, split: str, options: dict[str, Any]
-) -> tuple[Sequence[Row], str]:
+) -> tuple[Sequence[JobRow], str]:
     """The questions of a data set, and what its file of answers is called."""
     from pixellm.evaluation.benchmarks import open_rows, usual_split
 
@@ -156,7 +156,7 @@ def _open_set(
 
 
 def _run_and_report(
-    rows: Sequence[Row],
+    rows: Sequence[JobRow],
     target: Path,
     options: ModelOptions,
     min_score: float | None,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from pixellm.image_files import load_annotated
 from pixellm.masks import decode_mask, encode_mask
 from pixellm.types import RLE
 
@@ -50,14 +51,7 @@ def augment_image(annotated: AnnotatedImage, rng: random.Random) -> AnnotatedIma
         ValueError: the file is no image, or of another size than the annotation says.
         OSError: the file can't be opened.
     """
-    from pixellm.image_files import load_image
-
-    image = load_image(annotated.image)
-    if (image.height, image.width) != tuple(annotated.size):
-        raise ValueError(
-            f"Image {annotated.id} is {(image.height, image.width)} (height, width), but its "
-            f"annotation says {tuple(annotated.size)}."
-        )
+    image = load_annotated(annotated.image, annotated.size, annotated.id)
     box, mirrored = _cut(rng, annotated.size), rng.random() < 0.5
     pixels = np.asarray(_recolored(image.crop(box), rng))
     if mirrored:

@@ -1,4 +1,4 @@
-"""What captions say of the people in a photo: words that questions may use for "person".
+"""What captions say of the people in an image: words that questions may use for "person".
 
 An annotation says "person"; people ask for the man, the lady, the kids or the surfer. A word is
 taken from captions in COCO's format only where they agree on it and speak of nobody else.
@@ -7,12 +7,12 @@ taken from captions in COCO's format only where they agree on it and speak of no
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pixellm.data.json_stream import scan_json
+from pixellm.data.coco import read_captions
 
 LEAST_CAPTIONS = 2
 """So many captions must use a word."""
@@ -47,7 +47,7 @@ _ROLES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class PeopleWords:
-    """What the people of a photo may be called.
+    """What the people of an image may be called.
 
     Attributes:
         words: each for one of them, in the singular.
@@ -59,7 +59,7 @@ class PeopleWords:
 
 
 def read_people_words(path: Path) -> dict[int | str, PeopleWords]:
-    """Id of a photo -> words for its people; photos whose captions don't agree are left out.
+    """Id of an image -> words for its people; images whose captions don't agree are left out.
 
     Args:
         path: captions in COCO's format.
@@ -68,16 +68,12 @@ def read_people_words(path: Path) -> dict[int | str, PeopleWords]:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged.
     """
-    captions: dict[int | str, list[str]] = defaultdict(list)
-    for key, value, _ in scan_json(path):
-        if key == "annotations" and isinstance(value, Mapping) and "caption" in value:
-            captions[value.get("image_id", "")].append(str(value["caption"]))
-    found = {photo: people_words(texts) for photo, texts in captions.items()}
-    return {photo: words for photo, words in found.items() if words is not None}
+    found = {image: people_words(texts) for image, texts in read_captions(path).items()}
+    return {image: words for image, words in found.items() if words is not None}
 
 
 def people_words(captions: Sequence[str]) -> PeopleWords | None:
-    """The words that a photo's captions agree on; None where they don't."""
+    """The words that an image's captions agree on; None where they don't."""
     meant: Counter[tuple[str, bool]] = Counter()
     roles: Counter[str] = Counter()
     for caption in captions:

@@ -15,7 +15,8 @@ from typing import ClassVar, Literal
 
 from pixellm.data.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.augment import augment_image
-from pixellm.data.dataset import BadRow, Dataset, LazySamples
+from pixellm.data.dataset import BadRow, Dataset, check_at_least_one
+from pixellm.data.lazy import Lazy
 from pixellm.data.questions import (
     NamedMasks,
     ask_for_absent,
@@ -85,12 +86,12 @@ class ClassDataset(Dataset[AnnotatedImage]):
         super().__init__(root, split, seed)
         if targets not in ("instances", "regions"):
             raise ValueError(f"targets of {self.name} is instances or regions, not {targets!r}.")
-        limits = (classes_per_question, questions_per_image, max_instances)
-        if any(limit is not None and limit < 1 for limit in limits):
-            raise ValueError(
-                f"classes_per_question, questions_per_image and max_instances of {self.name} "
-                "are at least 1."
-            )
+        check_at_least_one(
+            self.name,
+            classes_per_question=classes_per_question,
+            questions_per_image=questions_per_image,
+            max_instances=max_instances,
+        )
         if not (0 <= min_area <= 1 and 0 <= negatives <= 1):
             raise ValueError(f"min_area and negatives of {self.name} lie between 0 and 1.")
         self.targets = targets
@@ -152,13 +153,13 @@ class ClassDataset(Dataset[AnnotatedImage]):
             if isinstance(shown.image, Path):
                 yield from self.check_image(shown.image, shown.size)
 
-    def evaluation_samples(self) -> LazySamples:
+    def evaluation_samples(self) -> Lazy[Sample]:
         """One question for each class of each image, in the plainest wording."""
         bad: list[BadRow] = []
         places = [
             (item, place) for item, shown in self._images(bad) for place in self._askable(shown)
         ]
-        return LazySamples(len(places), lambda number: self._class_sample(*places[number]), bad)
+        return Lazy(range(len(places)), lambda number: self._class_sample(*places[number]), bad)
 
     def counts(self) -> dict[str, int]:
         """Images, questions when each class is asked for alone, targets and classes."""

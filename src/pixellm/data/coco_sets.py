@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,11 +29,12 @@ from pixellm.data.dataset import (
     BadRow,
     BadRowError,
     Dataset,
-    LazySamples,
     UnusableDataError,
+    check_at_least_one,
     check_header,
 )
 from pixellm.data.json_values import whole_number
+from pixellm.data.lazy import Lazy
 from pixellm.data.other_layouts import advice_on_coco
 from pixellm.data.questions import (
     NamedMasks,
@@ -367,8 +368,7 @@ class OwnExpressions(Dataset[_Described]):
         expressions_per_item: int = 3,
     ) -> None:
         super().__init__(root, split, seed)
-        if expressions_per_item < 1:
-            raise ValueError(f"expressions_per_item of {self.name} is at least 1.")
+        check_at_least_one(self.name, expressions_per_item=expressions_per_item)
         self.annotations, self.images = own_files(self.root, split, annotations, images)
         self.require(self.annotations, self.images)
         self.coco = CocoFile(self.annotations)
@@ -413,7 +413,7 @@ class OwnExpressions(Dataset[_Described]):
             for number, turns in enumerate(compose_dialogues(rng, asked))
         )
 
-    def evaluation_samples(self) -> LazySamples:
+    def evaluation_samples(self) -> Lazy[Sample]:
         """One question for each expression, as the benchmarks of expressions ask."""
 
         def build(number: int) -> Sample:
@@ -421,7 +421,7 @@ class OwnExpressions(Dataset[_Described]):
             turn = benchmark_turn([as_benchmark_asks(self._named(image, text_round, row))])
             return self._sample(image, (turn,), f"{row}-{text_round}")
 
-        return LazySamples(len(self._places), build)
+        return Lazy(range(len(self._places)), build)
 
     def counts(self) -> dict[str, int]:
         """Images with expressions, questions when each is asked alone, and targets."""
@@ -466,7 +466,9 @@ def _item_starts(places: Integers, most: int) -> Integers:
     return np.array([*starts, len(places)], dtype=np.int64)
 
 
-class CocoCategories(Sequence[Sample]):
+def coco_questions(
+    root: Path, split: str, *, annotations: str = ANNOTATIONS, images: Path | str = ""
+) -> Lazy[Sample]:
     """The ``coco`` benchmark: "segment the {category}", for every category that an image shows.
 
     Images come in the order of the file. All instances of the category are the targets, each its
@@ -480,68 +482,56 @@ class CocoCategories(Sequence[Sample]):
         annotations: path of the file below the root, ``{split}`` for the split.
         images: path of the folder of images below the root; "" for the usual one.
 
-    Attributes:
-        bad_rows: images that are missing, damaged or of another size than annotated; nothing is
-            asked about them; and entries of the file that can't be used.
+    Returns:
+        The questions. Their ``bad_rows`` are images that are missing, damaged or of another size
+        than annotated, about which nothing is asked, and entries of the file that can't be used.
 
     Raises:
         FileNotFoundError: no such files.
         ValueError: the annotation file is damaged, or no image can be used.
     """
+    path, folder = _find_files(root, split, annotations, str(images))
+    coco = CocoFile(path)
+    told_apart = ~coco.is_crowd[coco.sorted_rows]
+    items, rows = coco.items_of_sorted_rows[told_apart], coco.sorted_rows[told_apart]
+    pairs = np.unique(np.stack((items, coco.category_of[rows]), axis=1), axis=0)
+    bad: dict[int, BadRow] = {}
+    for item in np.unique(pairs[:, 0]).tolist():
+        entry = coco.image(item)
+        bad.update((item, row) for row in check_header(folder / file_of(entry), size_of(entry)))
+    asked = [(item, category) for item, category in pairs.tolist() if item not in bad]
+    unusable = [row for row in coco.bad_rows if row.row.startswith("image ")]
+    bad_rows = (*unusable, *bad.values())
+    if bad_rows and not asked:
+        raise UnusableDataError(f"No image of {path} can be used.", bad_rows)
 
-    def __init__(
-        self, root: Path, split: str, *, annotations: str = ANNOTATIONS, images: Path | str = ""
-    ) -> None:
-        self.path, self.images = _find_files(root, split, annotations, str(images))
-        self.coco = CocoFile(self.path)
-        rows = self.coco.sorted_rows[~self.coco.is_crowd[self.coco.sorted_rows]]
-        items = self.coco.items_of_sorted_rows[~self.coco.is_crowd[self.coco.sorted_rows]]
-        pairs = np.unique(np.stack((items, self.coco.category_of[rows]), axis=1), axis=0)
-        bad: dict[int, BadRow] = {}
-        for item in np.unique(pairs[:, 0]).tolist():
-            entry = self.coco.image(item)
-            path = self.images / file_of(entry)
-            bad.update((item, row) for row in check_header(path, size_of(entry)))
-        self._asked: list[tuple[int, int]] = [p for p in pairs.tolist() if p[0] not in bad]
-        unusable = tuple(row for row in self.coco.bad_rows if row.row.startswith("image "))
-        self.bad_rows = (*unusable, *bad.values())
-        if self.bad_rows and not self._asked:
-            raise UnusableDataError(f"No image of {self.path} can be used.", self.bad_rows)
-
-    def __len__(self) -> int:
-        return len(self._asked)
-
-    def __getitem__(self, index: Any) -> Any:  # a sample; for a slice, several
-        """The question at that place.
-
-        Raises:
-            ValueError: a damaged mask.
-        """
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        item, category = self._asked[index]
-        entry = self.coco.image(item)
+    def build(number: int) -> Sample:
+        item, category = asked[number]
         try:
-            return self._sample(entry, item, category)
+            return _ask_for_category(coco, folder, item, category)
         except (KeyError, ValueError) as error:
-            where = f"{self.path}: image {entry['id']}, category {category}"
+            where = f"{path}: image {coco.image(item)['id']}, category {category}"
             raise ValueError(f"{where}: {error}") from error
 
-    def _sample(self, entry: Mapping[str, Any], item: int, category: int) -> Sample:
-        size, name = size_of(entry), str(self.coco.categories[category]["name"])
-        masks: list[RLE] = []
-        ignored: list[RLE] = []
-        for row in self.coco.rows_of(item).tolist():
-            if self.coco.category_of[row] == category:
-                mask = segmentation_to_rle(self.coco.annotation(row)["segmentation"], size)
-                (ignored if self.coco.is_crowd[row] else masks).append(mask)
-        ignore = union_of(ignored) if ignored else None
-        listed = join_phrases([f"the {name} {SEG_MARK}"] * len(masks))
-        answer = listed[0].upper() + listed[1:] + "."
-        targets = tuple(Target(name, mask, ignore) for mask in masks)
-        turn = Turn(f"segment the {name}", answer, targets, name)
-        path, label = self.images / file_of(entry), f"{entry['id']}-{name}"
-        return Sample(path, size, (turn,), label, source=source_of(entry))
+    return Lazy(range(len(asked)), build, bad_rows)
+
+
+def _ask_for_category(coco: CocoFile, folder: Path, item: int, category: int) -> Sample:
+    entry, name = coco.image(item), str(coco.categories[category]["name"])
+    size = size_of(entry)
+    masks: list[RLE] = []
+    ignored: list[RLE] = []
+    for row in coco.rows_of(item).tolist():
+        if coco.category_of[row] == category:
+            mask = segmentation_to_rle(coco.annotation(row)["segmentation"], size)
+            (ignored if coco.is_crowd[row] else masks).append(mask)
+    ignore = union_of(ignored) if ignored else None
+    listed = join_phrases([f"the {name} {SEG_MARK}"] * len(masks))
+    answer = listed[0].upper() + listed[1:] + "."
+    targets = tuple(Target(name, mask, ignore) for mask in masks)
+    turn = Turn(f"segment the {name}", answer, targets, name)
+    path, label = folder / file_of(entry), f"{entry['id']}-{name}"
+    return Sample(path, size, (turn,), label, source=source_of(entry))
 
 
 def _find_files(root: Path, split: str, annotations: str, images: str) -> tuple[Path, Path]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixellm.image_files import size_mismatch
 from pixellm.masks import Letterbox, Size, decode_mask, mask_to_box
 from pixellm.model.pixel_masks import pack_masks
 from pixellm.processing.image import resize_targets
@@ -288,11 +289,8 @@ class Collator:
 
 
 def _check_size(row: Sequence[Sample], size: tuple[int, int]) -> None:
-    """Masks made for another size than that of the image that samples share would lie askew."""
+    """Refuse samples whose masks were made for another size than that of their image."""
     for sample in row:
-        if tuple(sample.size) != size:
-            named = f" {sample.image}" if isinstance(sample.image, Path) else ""
-            raise ValueError(
-                f"Sample {sample.id!r}: its image{named} is {size} (height, width), but the "
-                f"sample says {tuple(sample.size)}; correct the annotation or the image."
-            )
+        if fault := size_mismatch(size, sample.size):
+            named = f", {sample.image}" if isinstance(sample.image, Path) else ""
+            raise ValueError(f"Sample {sample.id!r}{named}: {fault}")

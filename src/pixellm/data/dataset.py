@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Self, TypeVar, overload
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 from pydantic import (
@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from pixellm.data.json_values import text_fault
+from pixellm.data.lazy import Lazy
 from pixellm.data.table import BadRow, Table, Tables, TablesWriter, open_tables
 from pixellm.image_files import image_size, probe_image, size_mismatch
 from pixellm.threads import usable_cores
@@ -146,41 +147,6 @@ class Entry(NamedTuple):
     file: Path
     place: str
     values: Any
-
-
-class LazySamples(Sequence[Sample]):
-    """Samples that are built when asked for.
-
-    Args:
-        length: how many.
-        build: sample of a number from 0 to ``length - 1``.
-        bad_rows: what of the data set is not among them because it can't be used.
-    """
-
-    def __init__(
-        self, length: int, build: Callable[[int], Sample], bad_rows: Sequence[BadRow] = ()
-    ) -> None:
-        self._numbers = range(length)
-        self._build = build
-        self.bad_rows = tuple(bad_rows)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> LazySamples: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | LazySamples:
-        """A sample, or some of them, as yet unbuilt."""
-        if isinstance(index, slice):
-            numbers = self._numbers[index]
-            return LazySamples(
-                len(numbers), lambda number: self._build(numbers[number]), self.bad_rows
-            )
-        return self._build(self._numbers[index])
 
 
 R = TypeVar("R")
@@ -323,7 +289,7 @@ class Dataset(ABC, Generic[R]):
         key, place, _ = self.table[number]
         return self._tables.file_of(key), place
 
-    def evaluation_samples(self) -> LazySamples:
+    def evaluation_samples(self) -> Lazy[Sample]:
         """The questions that a benchmark asks about this split, one a sample, built when asked for.
 
         Neither order nor wording depends on the seed. Questions about one image follow each
@@ -335,7 +301,7 @@ class Dataset(ABC, Generic[R]):
             whole = self.item(item, random.Random(0))[0]
             return replace(whole, turns=whole.turns[:1])
 
-        return LazySamples(len(self), build)
+        return Lazy(range(len(self)), build)
 
     def counts(self) -> dict[str, int]:
         """How many images, questions and targets the split holds, by those names, and more."""
@@ -445,6 +411,17 @@ class Dataset(ABC, Generic[R]):
         """The rows that can be used, with columns ``questions``, ``targets`` and ``image``."""
         assert self._tables is not None, "open_rows comes at the end of a set's construction"
         return self._tables["rows"]
+
+
+def check_at_least_one(name: str, **numbers: int | None) -> None:
+    """Refuse numbers of a data set that are below 1; None is no number.
+
+    Raises:
+        ValueError: one is.
+    """
+    for key, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{key} of {name} is at least 1, not {number}.")
 
 
 def path_of_split(root: Path, pattern: str, split: str) -> Path:

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from pixellm.data.coco import file_of, photo_name, size_of
-from pixellm.data.dataset import BadRow, BadRowError, Dataset, Entry, LazySamples, Row
+from pixellm.data.dataset import BadRow, BadRowError, Dataset, Entry, Row, check_at_least_one
 from pixellm.data.json_stream import scan_json
 from pixellm.data.json_values import size_fault, text_fault
+from pixellm.data.lazy import Lazy
 from pixellm.data.questions import load_phrases
 from pixellm.masks import Size, decode_mask, mask_to_box, segmentation_to_rle
 from pixellm.scenes.phrasing import join_phrases
@@ -494,8 +495,7 @@ class Muse(Dataset[Sequence[MuseQuestion]]):
         per_item: int = 3,
     ) -> None:
         super().__init__(root, split, seed)
-        if per_item < 1:
-            raise ValueError(f"An item of {self.name} holds at least 1 question, not {per_item}.")
+        check_at_least_one(self.name, per_item=per_item)
         self.path = Path(file) if file else self.files(self.root, split)[0]
         self.images = Path(images) if images else None
         self.require(self.path, *([self.images] if self.images else []))
@@ -549,13 +549,13 @@ class Muse(Dataset[Sequence[MuseQuestion]]):
         """Each question is a dialogue of its own."""
         return tuple(self._sample(one, rng.choice(_forms())) for one in row)
 
-    def evaluation_samples(self) -> LazySamples:
+    def evaluation_samples(self) -> Lazy[Sample]:
         """Every usable question."""
 
         def build(number: int) -> Sample:
             return self._sample(self.stored_row(number), _forms()[0])
 
-        return LazySamples(len(self.table), build)
+        return Lazy(range(len(self.table)), build)
 
     def counts(self) -> dict[str, int]:
         """Images, questions, targets and items of an epoch."""

@@ -22,6 +22,7 @@ from PIL import Image
 from pixellm.data.coco import ANNOTATIONS
 from pixellm.data.photos import MAX_TARGETS, PhotoSource
 from pixellm.data.table import Integers
+from pixellm.image_files import load_annotated
 from pixellm.masks import decode_mask
 from pixellm.scenes.backgrounds import draw_background
 from pixellm.scenes.cutouts import Background, Cutout, cut_out, paste_scene
@@ -264,15 +265,8 @@ class PhotoScenes:
         return photo
 
     def _load(self, item: int) -> _Photo:
-        from pixellm.image_files import load_image
-
         shown = self.source.set.row(item)
-        image = load_image(shown.image)
-        if (image.height, image.width) != tuple(shown.size):
-            raise ValueError(
-                f"Photo {shown.id} is {(image.height, image.width)} (height, width), but its "
-                f"annotation says {tuple(shown.size)}."
-            )
+        image = load_annotated(shown.image, shown.size, shown.id)
         pixels = np.asarray(image)
         objects = [
             (self.source.keys[one.name], mask) for one in shown.classes for mask in one.masks

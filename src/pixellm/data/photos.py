@@ -20,8 +20,9 @@ from pixellm.data.augment import augment_image
 from pixellm.data.captions import read_people_words
 from pixellm.data.coco import ANNOTATIONS, own_files, published_or
 from pixellm.data.coco_sets import OwnCoco
-from pixellm.data.dataset import BadRow, Dataset, LazySamples, path_of_split
+from pixellm.data.dataset import BadRow, Dataset, check_at_least_one, path_of_split
 from pixellm.data.json_values import identity
+from pixellm.data.lazy import Lazy
 from pixellm.masks import decode_mask
 from pixellm.scenes.knowledge import Knowledge
 from pixellm.scenes.photo_knowledge import knowledge_of_categories
@@ -72,9 +73,7 @@ class PhotoSource:
         kinds: Mapping[str, float] | None,
         **at_least_one: int,
     ) -> None:
-        for key, number in at_least_one.items():
-            if number < 1:
-                raise ValueError(f"{key} of {name} is at least 1, not {number}.")
+        check_at_least_one(name, **at_least_one)
         if kinds is not None:
             check_weights(kinds, tuple(PHOTO_WEIGHTS))
         # With negatives every photo is an item: photos without annotations lack everything.
@@ -265,7 +264,7 @@ class Photos(Dataset[_Photo]):
         yield from self.source.set.check()
         self.sound_headers = self.source.set.sound_headers
 
-    def evaluation_samples(self) -> LazySamples:
+    def evaluation_samples(self) -> Lazy[Sample]:
         """Questions of every kind about every photo, the same for every seed."""
         asked: list[tuple[int, int]] = []
         bad: list[BadRow] = []
@@ -282,7 +281,7 @@ class Photos(Dataset[_Photo]):
                 kept[:] = [(item, self._evaluation(item))]
             return kept[0][1][place]
 
-        return LazySamples(len(asked), build, bad)
+        return Lazy(range(len(asked)), build, bad)
 
     def counts(self) -> dict[str, int]:
         """Photos, annotated objects, and the kinds of objects among them."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from PIL import Image
 
 from pixellm.data.dataset import Dataset
-from pixellm.image_files import load_image
+from pixellm.image_files import load_annotated
 from pixellm.processing.phrases import phrase_before
 from pixellm.report.gallery import Part, PreviewEntry, PreviewTurn, draw_masks
 from pixellm.types import Sample, Turn, split_marks
@@ -56,12 +56,7 @@ def draw_sample(sample: Sample) -> Image.Image:
         ValueError: the image can't be read, or has another size than its masks.
         FileNotFoundError: there is no image.
     """
-    image = load_image(sample.image)
-    if (image.height, image.width) != tuple(sample.size):
-        raise ValueError(
-            f"The image of {sample.id} is {(image.height, image.width)}, its masks are "
-            f"{tuple(sample.size)}."
-        )
+    image = load_annotated(sample.image, sample.size, sample.id)
     targets = [target for turn in sample.turns for target in turn.targets]
     masks, labels = [target.mask for target in targets], [target.name for target in targets]
     return draw_masks(image, masks, labels, _LONG_SIDE)

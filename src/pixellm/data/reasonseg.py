@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pixellm.data.dataset import BadRow, Dataset, Entry, LazySamples, Row
+from pixellm.data.dataset import BadRow, Dataset, Entry, Row, check_at_least_one
 from pixellm.data.json_values import flag, text_fault
+from pixellm.data.lazy import Lazy
 from pixellm.data.questions import (
     NamedMasks,
     ask_for_regions,
@@ -106,8 +107,7 @@ class ReasonSeg(Dataset[Region]):
         self, root: Path | str, split: str = "train", seed: int = 0, per_item: int = 3
     ) -> None:
         super().__init__(root, split, seed)
-        if per_item < 1:
-            raise ValueError(f"An item of {self.name} holds at least 1 question, not {per_item}.")
+        check_at_least_one(self.name, per_item=per_item)
         self.per_item = per_item
         self.folder = self.files(self.root, split)[0]
         self.require(self.folder)
@@ -145,14 +145,14 @@ class ReasonSeg(Dataset[Region]):
             for place, turn in enumerate(turns, start=row.first)
         )
 
-    def evaluation_samples(self) -> LazySamples:
+    def evaluation_samples(self) -> Lazy[Sample]:
         """The first text of each image.
 
         It is asked as annotated but for space around it, whole sentences and phrases alike, as in
         the code that the authors of PixelLM (Ren et al., CVPR 2024) released.
         """
         firsts = self._firsts()
-        return LazySamples(len(firsts), lambda number: self._benchmark(firsts[number]))
+        return Lazy(range(len(firsts)), lambda number: self._benchmark(firsts[number]))
 
     def _firsts(self) -> list[int]:
         """The items that begin an image."""

@@ -16,9 +16,16 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from pixellm.data.coco import CocoFile, file_of, size_of
-from pixellm.data.dataset import BadRow, BadRowError, Dataset, LazySamples, UnusableDataError
+from pixellm.data.dataset import (
+    BadRow,
+    BadRowError,
+    Dataset,
+    UnusableDataError,
+    check_at_least_one,
+)
 from pixellm.data.json_stream import scan_json
 from pixellm.data.json_values import text_fault, whole_number
+from pixellm.data.lazy import Lazy
 from pixellm.data.questions import (
     REFERRING_KIND,
     NamedMasks,
@@ -134,10 +141,7 @@ class ReferDataset(Dataset[_Group]):
         questions_per_image: int | None = None,
     ) -> None:
         super().__init__(root, split, seed)
-        if per_item < 1:
-            raise ValueError(f"An item of {self.name} holds at least 1 expression, not {per_item}.")
-        if questions_per_image is not None and questions_per_image < 1:
-            raise ValueError(f"questions_per_image of {self.name} is at least 1.")
+        check_at_least_one(self.name, per_item=per_item, questions_per_image=questions_per_image)
         self.partition = self._known_partition(partition)
         self.images = Path(images) if images else self.find_folder(self.root, self.image_folders)
         self.per_item = per_item
@@ -292,7 +296,7 @@ class ReferDataset(Dataset[_Group]):
             int(self._members[self._ends[item]])
         )
 
-    def evaluation_samples(self) -> LazySamples:
+    def evaluation_samples(self) -> Lazy[Sample]:
         """One question for each expression, or for each group."""
         members, ends = self.group_for_evaluation()
 
@@ -304,7 +308,7 @@ class ReferDataset(Dataset[_Group]):
             name = f"{self.name}-{self.split}-{row}"
             return self._sample(first, (turn,), name)
 
-        return LazySamples(len(ends) - 1, build)
+        return Lazy(range(len(ends) - 1), build)
 
     def counts(self) -> dict[str, int]:
         """Images, expressions (as questions), targets and items of an epoch."""

@@ -11,21 +11,22 @@ import shlex
 from array import array
 from bisect import bisect_right
 from codecs import BOM_UTF8
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pixellm.data.lazy import Lazy
 from pixellm.files import STANDARD, parse_json, read_input
 from pixellm.image_files import DRAWINGS, has_image_name, image_size, is_url
 from pixellm.types import Sample
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Row:
+class JobRow:
     """One question of a job.
 
     Attributes:
@@ -49,35 +50,7 @@ class Row:
     takes_suffix: bool = False
 
 
-class LazyRows(Sequence[Row]):
-    """Rows that are built when asked for, and not kept; a slice is a view of them.
-
-    Attributes:
-        numbers: of the rows, in the job.
-        build: the row of a number; may read files.
-    """
-
-    def __init__(self, numbers: range, build: Callable[[int], Row]) -> None:
-        self.numbers = numbers
-        self.build = build
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> LazyRows: ...
-
-    def __getitem__(self, index: int | slice) -> Row | LazyRows:
-        """A row, or some of them, as yet unbuilt."""
-        if isinstance(index, slice):
-            return LazyRows(self.numbers[index], self.build)
-        return self.build(self.numbers[index])
-
-
-def read_rows(path: Path, question: str = "") -> list[Row]:
+def read_rows(path: Path, question: str = "") -> list[JobRow]:
     """The rows of a JSONL file, or of a folder of images.
 
     A line of the file is an object with ``image`` (a path, relative to the file's folder),
@@ -118,7 +91,7 @@ def rows_of_samples(
     *,
     single_turns: bool = False,
     problems: Sequence[str] = (),
-) -> LazyRows:
+) -> Lazy[JobRow]:
     """Every question of a data set, without its answer.
 
     A later turn of a dialogue is asked with the data's own earlier turns as its history. A sample
@@ -133,7 +106,7 @@ def rows_of_samples(
     """
     starts = range(len(samples) + 1) if single_turns else _first_rows(samples)
     build = _SampleRows(samples, starts, root, problems)
-    return LazyRows(range(starts[-1] + len(problems)), build)
+    return Lazy(range(starts[-1] + len(problems)), build)
 
 
 def describe_error(error: Exception) -> str:
@@ -158,17 +131,17 @@ class _SampleRows:
         self._problems = problems
         self._kept: tuple[int, Sample] | None = None
 
-    def __call__(self, number: int) -> Row:
+    def __call__(self, number: int) -> JobRow:
         if number >= self._starts[-1]:
-            return Row(number, "", "", None, problem=self._problems[number - self._starts[-1]])
+            return JobRow(number, "", "", None, problem=self._problems[number - self._starts[-1]])
         place = bisect_right(self._starts, number) - 1
         try:
             sample = self._sample(place)
         except (OSError, ValueError) as error:
-            return Row(number, "", "", None, problem=describe_error(error))
+            return JobRow(number, "", "", None, problem=describe_error(error))
         turn = number - self._starts[place]
         earlier = tuple((one.question, one.answer) for one in sample.turns[:turn])
-        return Row(
+        return JobRow(
             number,
             name_of_image(sample, self._root),
             sample.turns[turn].question,
@@ -204,7 +177,7 @@ def name_of_image(sample: Sample, root: Path) -> str:
     return sample.image.relative_to(root).as_posix() if below else str(sample.image)
 
 
-def _rows_of_folder(folder: Path, question: str) -> list[Row]:
+def _rows_of_folder(folder: Path, question: str) -> list[JobRow]:
     if not question.strip():
         raise ValueError(f"{folder} is a folder of images; say what to ask about each of them.")
     found = sorted(
@@ -213,7 +186,7 @@ def _rows_of_folder(folder: Path, question: str) -> list[Row]:
         if has_image_name(path) and not path.name.startswith(".") and path.is_file()
     )
     names = [path.relative_to(folder).as_posix() for path in found]
-    return [Row(n, names[n], question, path) for n, path in enumerate(found)]
+    return [JobRow(n, names[n], question, path) for n, path in enumerate(found)]
 
 
 def _is_image(path: Path) -> bool:
@@ -231,19 +204,19 @@ def _is_image(path: Path) -> bool:
     return True
 
 
-def _rows_of_lines(path: Path, question: str) -> list[Row]:
+def _rows_of_lines(path: Path, question: str) -> list[JobRow]:
     content = read_input(path).removeprefix(BOM_UTF8)
     lines = [line for line in content.split(b"\n") if line.strip()]
     return [_row_of_line(n, line, path.parent, question) for n, line in enumerate(lines)]
 
 
-def _row_of_line(number: int, line: bytes, folder: Path, default: str) -> Row:
+def _row_of_line(number: int, line: bytes, folder: Path, default: str) -> JobRow:
     try:
         values = parse_json(line)
     except ValueError as error:
-        return Row(number, "", "", None, problem=f"The line is not valid JSON ({error}).")
+        return JobRow(number, "", "", None, problem=f"The line is not valid JSON ({error}).")
     if not isinstance(values, dict):
-        return Row(number, "", "", None, problem="The line is no JSON object.")
+        return JobRow(number, "", "", None, problem="The line is no JSON object.")
     image, question = values.get("image"), values.get("question", default)
     shown = (image if isinstance(image, str) else "", question if isinstance(question, str) else "")
     history = values.get("history", [])
@@ -259,9 +232,9 @@ def _row_of_line(number: int, line: bytes, folder: Path, default: str) -> Row:
     elif not _is_history(history):
         problem = '"history" is no list of [question, answer] pairs.'
     if problem:
-        return Row(number, *shown, None, problem=problem)
+        return JobRow(number, *shown, None, problem=problem)
     source = Path(os.path.normpath(folder / shown[0]))
-    return Row(number, *shown, source, _pairs(history), id=values.get("id", ""))
+    return JobRow(number, *shown, source, _pairs(history), id=values.get("id", ""))
 
 
 def _is_history(value: Any) -> bool:

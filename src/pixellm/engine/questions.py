@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from pixellm.answer_files import prediction_to_json
-from pixellm.data.rows import LazyRows, Row, describe_error
+from pixellm.data.lazy import Lazy
+from pixellm.data.rows import JobRow, describe_error
 from pixellm.engine.answer_file import Check
 from pixellm.engine.dialogues import Predictor
 from pixellm.engine.jobs import BatchAnswers, JobState, Progress, Spread, run_job
@@ -40,10 +41,10 @@ _MAYBE_BAD_INPUT = (*_BAD_INPUT, RuntimeError, MemoryError)
 
 
 def answer_rows(
-    rows: Sequence[Row],
+    rows: Sequence[JobRow],
     path: Path,
     model: str,
-    spread: Spread[Row],
+    spread: Spread[JobRow],
     batch_size: int,
     progress: Progress = lambda state: None,
 ) -> JobState:
@@ -61,13 +62,13 @@ def answer_rows(
     return run_job(rows, path, spread, batch_size, check=check, progress=progress)
 
 
-def lines_of(rows: Sequence[Row], model: str) -> Check:
+def lines_of(rows: Sequence[JobRow], model: str) -> Check:
     """Whether a line answers the row of its number, by this model."""
 
     def check(values: dict[str, Any], is_first: bool) -> bool:
         asked: dict[str, Any] = {"model": model}
         # Building a row may take reading an image's labels: one a batch has to do.
-        if is_first or not isinstance(rows, LazyRows):
+        if is_first or not isinstance(rows, Lazy):
             row = rows[values["row"]]
             asked |= {"image": row.image, "question": row.question}
         return all(values.get(key) == value for key, value in asked.items())
@@ -86,7 +87,7 @@ class OpenedBatch:
         begun: when the batch was begun, of a clock that never goes back.
     """
 
-    rows: list[Row]
+    rows: list[JobRow]
     requests: dict[int, Request]
     problems: dict[int, str]
     begun: float
@@ -122,11 +123,11 @@ class RowWorker:
         # Others than engines, such as baselines, read pixels.
         self._engine: Any = predictor if hasattr(predictor, "image_reader") else None
 
-    def __call__(self, batch: Sequence[Row]) -> BatchAnswers:
+    def __call__(self, batch: Sequence[JobRow]) -> BatchAnswers:
         """A line of JSON for each row, in order: its answer, or its ``error``."""
         return self.answer(self.open(batch))
 
-    def open(self, batch: Sequence[Row]) -> OpenedBatch:
+    def open(self, batch: Sequence[JobRow]) -> OpenedBatch:
         """Read the images of a batch; may run in a thread of its own, while another is answered."""
         begun = time.monotonic()
         rows = list(batch)  # the rows of a data set are built each time they are asked for
@@ -200,7 +201,7 @@ class RowWorker:
             return answers
         return dict(zip(requests, predictions, strict=True))
 
-    def _line(self, row: Row, prediction: Prediction | None, problems: dict[int, str]) -> str:
+    def _line(self, row: JobRow, prediction: Prediction | None, problems: dict[int, str]) -> str:
         values: dict[str, Any] = {"row": row.number} | ({"id": row.id} if row.id else {})
         if prediction is not None:
             values |= prediction_to_json(prediction, row.image, self._model)
@@ -212,7 +213,7 @@ class RowWorker:
 
 def answer_ahead(
     load: Callable[[], Predictor], model: str, temperature: float = 0.0
-) -> Spread[Row]:
+) -> Spread[JobRow]:
     """Answer batches in this process; the next one's images are read and encoded meanwhile.
 
     Args:
@@ -221,7 +222,7 @@ def answer_ahead(
         temperature: of the answers.
     """
 
-    def spread(batches: Sequence[Sequence[Row]]) -> Iterator[BatchAnswers]:
+    def spread(batches: Sequence[Sequence[JobRow]]) -> Iterator[BatchAnswers]:
         if not batches:
             return
         worker = RowWorker(load, model, temperature)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pixellm.data.rows import LazyRows, Row
+from pixellm.data.lazy import Lazy
+from pixellm.data.rows import JobRow
 from pixellm.engine.jobs import BatchAnswers, Spread
 from pixellm.engine.questions import RowWorker
 
@@ -26,7 +27,7 @@ def answer_on_ray(
     workers: int,
     gpus_per_worker: float = 0.0,
     temperature: float = 0.0,
-) -> Spread[Row]:
+) -> Spread[JobRow]:
     """Answer batches on a Ray cluster, started here where none runs (or at ``RAY_ADDRESS``).
 
     Args:
@@ -37,7 +38,7 @@ def answer_on_ray(
         temperature: of the answers.
     """
 
-    def spread(batches: Sequence[Sequence[Row]]) -> Iterator[BatchAnswers]:
+    def spread(batches: Sequence[Sequence[JobRow]]) -> Iterator[BatchAnswers]:
         import ray
         import ray.data
 
@@ -48,7 +49,7 @@ def answer_on_ray(
             [{"rows": pickle.dumps(_light(batch))} for batch in batches],
             override_num_blocks=len(batches),
         )
-        lazy = batches[0] if isinstance(batches[0], LazyRows) else None
+        lazy = batches[0] if isinstance(batches[0], Lazy) else None
         build = ray.put(lazy.build) if lazy is not None else None
         worker: Any = _RayWorker
         answered: Any = items.map(
@@ -64,9 +65,9 @@ def answer_on_ray(
     return spread
 
 
-def _light(batch: Sequence[Row]) -> list[Row] | range:
+def _light(batch: Sequence[JobRow]) -> list[JobRow] | range:
     """What is sent of a batch: its rows, or the numbers of those that a worker builds itself."""
-    return batch.numbers if isinstance(batch, LazyRows) else list(batch)
+    return batch.numbers if isinstance(batch, Lazy) else list(batch)
 
 
 class _RayWorker:
@@ -88,6 +89,6 @@ class _RayWorker:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         sent = pickle.loads(item["rows"])
-        rows = sent if self._build is None else LazyRows(sent, self._build)
+        rows = sent if self._build is None else Lazy(sent, self._build)
         answers = self._answer(rows)
         return asdict(answers)

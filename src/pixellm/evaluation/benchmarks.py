@@ -12,9 +12,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from pixellm.data.dataset import Dataset, LazySamples
+from pixellm.data.dataset import Dataset
+from pixellm.data.lazy import Lazy
 from pixellm.data.registry import READERS, open_reader, reader_class
-from pixellm.data.rows import LazyRows, rows_of_samples
+from pixellm.data.rows import JobRow, rows_of_samples
 from pixellm.evaluation.metrics import Protocol
 from pixellm.evaluation.scores import Mode, Names, Rules, Unit
 from pixellm.types import Sample
@@ -197,7 +198,7 @@ def find_benchmark(name: str) -> Benchmark:
 
 def open_questions(
     name: str, split: str, data: Path, options: Mapping[str, Any] = MappingProxyType({})
-) -> LazySamples:
+) -> Lazy[Sample]:
     """The questions of a benchmark's split, built when asked for.
 
     Args:
@@ -218,10 +219,9 @@ def open_questions(
     if name == SCENES:
         return _open_scenes(split, chosen)
     if name == "coco":
-        from pixellm.data.coco_sets import CocoCategories
+        from pixellm.data.coco_sets import coco_questions
 
-        asked = CocoCategories(data, split, **chosen)
-        return LazySamples(len(asked), asked.__getitem__, asked.bad_rows)
+        return coco_questions(data, split, **chosen)
     if data.is_file():
         if name not in ONE_FILE:
             raise ValueError(f"--data of {name} is a folder; {data} is a file.")
@@ -230,7 +230,7 @@ def open_questions(
     reader = open_reader(name, data, split, **chosen)
     questions = reader.evaluation_samples()
     bad_rows = (*reader.bad_rows, *questions.bad_rows)
-    return LazySamples(len(questions), questions.__getitem__, bad_rows)
+    return Lazy(questions.numbers, questions.build, bad_rows)
 
 
 def usual_split(name: str) -> str:
@@ -248,7 +248,7 @@ def usual_split(name: str) -> str:
 
 def open_rows(
     name: str, root: Path, split: str, options: Mapping[str, Any] | None = None
-) -> LazyRows:
+) -> Lazy[JobRow]:
     """The questions of a data set's split, and behind them a bad row for each that was left out.
 
     Asked are the reader's evaluation questions, which depend on no seed. Sets of dialogues are
@@ -308,17 +308,17 @@ def _check_name(name: str) -> None:
         raise ValueError(f"There is no data set {name!r}; known: {', '.join(SET_NAMES)}.")
 
 
-def _dialogues(reader: Dataset) -> LazySamples:
+def _dialogues(reader: Dataset) -> Lazy[Sample]:
     """The dialogues in the order of the file; a reader of such a set leaves nothing to chance."""
 
     def build(item: int) -> Sample:
         (dialogue,) = reader.item(item)
         return dialogue
 
-    return LazySamples(len(reader), build)
+    return Lazy(range(len(reader)), build)
 
 
-def _open_scenes(split: str, options: Mapping[str, Any]) -> LazySamples:
+def _open_scenes(split: str, options: Mapping[str, Any]) -> Lazy[Sample]:
     from pixellm.scenes.dataset import ScenesDataset
 
     values = {"num": 500, "dialogues": 4, "seed": 0, **options}
@@ -330,4 +330,4 @@ def _open_scenes(split: str, options: Mapping[str, Any]) -> LazySamples:
         )
     dataset = ScenesDataset(split, values["seed"], values["num"], values["dialogues"])
     dialogues = _SceneDialogues(dataset)
-    return LazySamples(len(dialogues.places), dialogues)
+    return Lazy(range(len(dialogues.places)), dialogues)

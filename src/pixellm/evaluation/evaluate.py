@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pixellm.data.dataset import LazySamples
+from pixellm.data.lazy import Lazy
 from pixellm.data.rows import name_of_image
 from pixellm.engine.dialogues import AnsweredDialogue, Predictor, answer_dialogues, answer_given
 from pixellm.engine.jobs import ALONE, BatchAnswers, ProcessGroup, answer_here, run_job
@@ -118,7 +118,7 @@ class BenchmarkRun:
         is_given = self.rules.mode == "forced"
         return tuple(one for one in self.benchmark.headline if not (is_given and one in said))
 
-    def open(self) -> LazySamples:
+    def open(self) -> Lazy[Sample]:
         """The questions.
 
         Raises:
@@ -192,7 +192,7 @@ class Evaluation:
 
     run: BenchmarkRun
     settings: dict[str, Any]
-    questions: LazySamples
+    questions: Lazy[Sample]
     records: list[AnswerRecord]
     summary: Summary
 
@@ -202,7 +202,7 @@ def evaluate(
     folder: Path,
     load_engine: LoadEngine,
     *,
-    questions: LazySamples | None = None,
+    questions: Lazy[Sample] | None = None,
     batch_size: int = 16,
     group: ProcessGroup = ALONE,
     progress: Progress | None = None,

@@ -14,7 +14,7 @@ from drawn_photos import draw_photo, write_json
 from PIL import Image
 
 from pixellm.data.check import check_found, find_sets
-from pixellm.data.coco_sets import CocoCategories
+from pixellm.data.coco_sets import coco_questions
 from pixellm.data.dataset import UnusableDataError
 from pixellm.data.json_values import flag, identity, inner_path, size_fault, whole_number
 from pixellm.data.registry import open_reader
@@ -380,5 +380,5 @@ def test_folders_of_coco_files_are_found_as_tools_export_them(
     assert one.label == found
     assert check_found(one).bad_rows == ()
     split = found.split()[1]
-    (question,) = CocoCategories(tmp_path / "set", split)
+    (question,) = coco_questions(tmp_path / "set", split)
     assert question.image == tmp_path / "set" / images / "a.jpg"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from refer_layouts import all_turns, coco_set, refs_of, write_refer
 
-from pixellm.data.dataset import BadRow, Dataset, LazySamples
+from pixellm.data.dataset import BadRow, Dataset
+from pixellm.data.lazy import Lazy
 from pixellm.data.registry import READERS, open_reader, reader_class
 from pixellm.training.config import DataSource, Stage, load_config
 from pixellm.training.stream import DATASETS, Mixture, batch_stream, build_sources
@@ -32,7 +33,7 @@ def test_lazy_samples_build_only_what_is_asked_for() -> None:
         built.append(number)
         return _sample(number)
 
-    samples = LazySamples(5, build)
+    samples = Lazy(range(5), build)
     some = samples[1:4]
     assert len(some) == 3 and built == []
     assert samples[-1] == _sample(4)

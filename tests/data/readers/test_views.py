@@ -92,7 +92,7 @@ def test_what_is_cut_away_for_the_most_part_is_known_but_not_asked_for(image):
 
 def test_an_image_of_another_size_is_refused_by_name(image, tmp_path):
     Image.new("RGB", (10, 10)).save(tmp_path / "things.png")
-    with pytest.raises(ValueError, match=r"things is \(10, 10\)"):
+    with pytest.raises(ValueError, match=r"things: The image is \(10, 10\)"):
         augment_image(image, random.Random(0))
 
 

@@ -1,0 +1,40 @@
+"""Sequences whose entries are built when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar, overload
+
+from pixellm.data.table import BadRow
+
+T = TypeVar("T")
+
+
+class Lazy(Sequence[T]):
+    """Entries that are built when asked for, and not kept; a slice is a view of them.
+
+    Args:
+        numbers: of the entries, as ``build`` takes them.
+        build: the entry of a number; may read files.
+        bad_rows: what is not among them because it can't be used.
+    """
+
+    def __init__(
+        self, numbers: range, build: Callable[[int], T], bad_rows: Sequence[BadRow] = ()
+    ) -> None:
+        self.numbers, self.build, self.bad_rows = numbers, build, tuple(bad_rows)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Lazy[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | Lazy[T]:
+        """An entry, or some of them, as yet unbuilt."""
+        if isinstance(index, slice):
+            return Lazy(self.numbers[index], self.build, self.bad_rows)
+        return self.build(self.numbers[index])
