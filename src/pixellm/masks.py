@@ -124,6 +124,29 @@ def _list_polygons(shape: Sequence[Any], depth: int) -> list[list[Any]]:
     return [polygon for part in parts for polygon in _list_polygons(part, depth - 1)]
 
 
+def read_points(values: Any) -> NDArray[np.float64]:
+    """The (P, 2) points of a list of pairs [x, y].
+
+    Raises:
+        ValueError: it is no such list, or a point lies far outside any image.
+    """
+    try:
+        points = np.asarray(values, dtype=np.float64)
+    except (OverflowError, TypeError, ValueError):
+        points = np.zeros(0)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError("A shape has no list of points [x, y].")
+    if not (np.abs(points) < _FARTHEST_COORDINATE).all():
+        raise ValueError("A shape has points far outside any image, or no numbers.")
+    return points
+
+
+def corners_of_box(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The (4, 2) corners, in turn, of the upright rectangle around (P, 2) points."""
+    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+    return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+
+
 def mask_to_box(mask: BoolMask) -> tuple[int, int, int, int]:
     """The tight box ``(x, y, width, height)`` around a mask; all zeros for an empty mask."""
     rows = np.flatnonzero(mask.any(axis=1))

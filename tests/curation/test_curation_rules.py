@@ -202,7 +202,8 @@ def test_a_hostile_caption_ends_as_a_rejected_row(
         summary, _ = run_all(source, tmp_path / "out", server.url)
     assert summary["tasks"] == {"accepted": 3, "rejected": 1}
     assert all(len(listed(body)) == 4 for body in server.bodies)  # the caption added no object
-    assert KEY not in json.dumps(server.bodies)
+    sent = json.dumps(server.bodies)
+    assert KEY not in sent and "Photo 0." in sent
     written = "".join(p.read_text() for p in (tmp_path / "out").glob("muse*.json"))
     assert "0002.jpg" not in written and "debug" not in written.casefold()
 

@@ -242,7 +242,9 @@ def test_an_image_of_another_size_than_its_sample_says_is_refused_by_name(
     path = tmp_path / "turned.png"
     Image.fromarray(square_image((2, 3), (24, 32))).save(path)
     turned = replace(right, image=path, id="photo-7")
-    with pytest.raises(ValueError, match=r"'photo-7'.*turned\.png: The image is \(24, 32\).*\(32, 24\)"):
+    with pytest.raises(
+        ValueError, match=r"'photo-7'.*turned\.png: The image is \(24, 32\).*\(32, 24\)"
+    ):
         Collator(processor, GRID)([[right], [turned]])
     other = replace(right, size=(32, 16), turns=right.turns[1:], objects=(), id="packed")
     with pytest.raises(ValueError, match=r"'packed'.*\(32, 24\).*\(32, 16\)"):

@@ -196,7 +196,7 @@ class AnnotationFile:
 
     def _photo(self, item: int, entry: Mapping[str, Any], settings: SelectSettings) -> Photo:
         found, left_out = self._usable_instances(item, size_of(entry), settings)
-        captions = self._captions.get(identity(entry["id"]) or "", ())
+        captions = self._captions.get(identity(entry["id"]), ())
         terms = self._licenses.get(identity(entry.get("license")), {})
         source = entry.get("flickr_url") or entry.get("coco_url") or ""
         return Photo(

@@ -44,7 +44,13 @@ def review_rows(folder: Path) -> Iterator[MuseRow]:
                 for n, text in row.targets
             )
             photo = task.photo
-            yield MuseRow(photo.file_name, photo.size, row.question, row.answer, targets)
+            yield MuseRow(
+                photo=photo.file_name,
+                size=photo.size,
+                question=row.question,
+                text=row.answer,
+                targets=targets,
+            )
 
 
 def write_gallery(folder: Path, images: Path, path: Path, num: int, seed: int = 0) -> int:

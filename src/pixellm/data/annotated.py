@@ -43,6 +43,7 @@ class AnnotatedImage:
         classes: each name once.
         faults: what of it can't be used, with its place in the file.
         source: which collection it is from; "" where unknown.
+        people: what its people may be called, beside the usual words.
     """
 
     image: Path | NDArray[np.uint8]
@@ -51,3 +52,4 @@ class AnnotatedImage:
     classes: tuple[AnnotatedClass, ...]
     faults: tuple[BadRow, ...] = ()
     source: str = ""
+    people: tuple[str, ...] = ()

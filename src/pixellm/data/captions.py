@@ -58,7 +58,7 @@ class PeopleWords:
     are_several: bool
 
 
-def read_people_words(path: Path) -> dict[int | str, PeopleWords]:
+def read_people_words(path: Path) -> dict[int | str | None, PeopleWords]:
     """Id of an image -> words for its people; images whose captions don't agree are left out.
 
     Args:

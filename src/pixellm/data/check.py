@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -199,14 +200,10 @@ def _found_file(path: Path, names: Sequence[str], options: dict[str, Any]) -> Fo
 
 
 def _form_of(path: Path) -> str:
-    """The data set whose form a file has.
-
-    Raises:
-        ValueError: none.
-    """
+    """The data set whose form a file has."""
     if path.suffix == ".jsonl":
         return "jsonl"
-    for key, value, _ in _first_entries(path):
+    for key, value, _ in islice(scan_json(path), 3):
         if key in KEYS_OF_COCO:
             return "coco"
         if isinstance(value, Mapping) and "questions" in value:
@@ -216,10 +213,3 @@ def _form_of(path: Path) -> str:
     raise ValueError(
         f"{path} is neither JSONL dialogues nor a COCO, MUSE or LLaVA file; see {GUIDE}"
     )
-
-
-def _first_entries(path: Path) -> Iterator[tuple[str, Any, str]]:
-    for number, entry in enumerate(scan_json(path)):
-        if number == 3:
-            return
-        yield entry

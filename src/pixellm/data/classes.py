@@ -41,9 +41,7 @@ class ClassDataset(Dataset[AnnotatedImage]):
     dialogue of its own.
 
     Args:
-        root: folder that holds all data sets.
-        split: one of :attr:`splits`.
-        seed: another seed gives another order, grouping and wording.
+        root, split, seed: see :class:`~pixellm.data.dataset.Dataset`.
         targets: ``instances`` gives every instance its own mask, from left to right, and leaves
             out classes with a crowd; ``regions`` gives each class one mask, its whole region.
         classes_per_question: at most; each question asks for 1 to so many.
@@ -58,10 +56,6 @@ class ClassDataset(Dataset[AnnotatedImage]):
             sensible only where every image is annotated with all classes.
         augment: show each image mirrored, cut out and recoloured at random, another way in each
             epoch; evaluation always sees the images as they are.
-
-    Raises:
-        ValueError: a number out of its range, an unknown split, or a damaged file.
-        FileNotFoundError: a file is missing; says where to get it.
     """
 
     exhaustive: ClassVar[bool] = False

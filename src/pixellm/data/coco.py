@@ -11,7 +11,7 @@ from __future__ import annotations
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -75,7 +75,7 @@ class CocoFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        tables = open_tables([path], "coco", partial(_fill_tables, path))
+        tables = open_tables([path], "coco", lambda tables: _Scan(path, tables).run())
         self.bad_rows = tables.bad_rows
         self.bad_texts = tuple(BadRow(path, *one) for one in tables["bad texts"])
         self.categories: dict[int, dict[str, Any]] = dict(tables["categories"])
@@ -192,9 +192,11 @@ def photo_name(entry: Mapping[str, Any]) -> str:
         KeyError: neither is given.
         ValueError: what is given is no text.
     """
-    name = entry.get("file_name") or "/".join(_text(entry, "coco_url").split("/")[-2:])
+    key = "file_name" if entry.get("file_name") else "coco_url"
+    name = entry[key]
     if not isinstance(name, str):
-        raise ValueError(f"file_name is no text but {name!r:.40}")
+        raise ValueError(f"{key} is no text but {name!r:.40}")
+    name = name if key == "file_name" else "/".join(name.split("/")[-2:])
     return name.replace("\\", "/")
 
 
@@ -223,14 +225,14 @@ def expressions_of(annotation: Mapping[str, Any]) -> list[str]:
     return [text for text in _all_texts(annotation) if not text_fault(text)]
 
 
-def read_captions(path: Path) -> dict[int | str, list[str]]:
+def read_captions(path: Path) -> dict[int | str | None, list[str]]:
     """The captions of each image, by its id, of a file in COCO's format.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged.
     """
-    captions: dict[int | str, list[str]] = defaultdict(list)
+    captions: dict[int | str | None, list[str]] = defaultdict(list)
     for key, value, _ in scan_json(path):
         if key == "annotations" and isinstance(value, Mapping) and "caption" in value:
             image = identity(value.get("image_id"))
@@ -291,10 +293,6 @@ def _image_folder(root: Path, split: str) -> Path:
 
 
 # Reading a file once.
-
-
-def _fill_tables(path: Path, tables: TablesWriter) -> None:
-    _Scan(path, tables).run()
 
 
 class _Scan:
@@ -459,10 +457,3 @@ def _all_texts(annotation: Mapping[str, Any]) -> list[Any]:
         value = annotation.get(key)
         found += value if isinstance(value, list) else [] if value is None else [value]
     return found
-
-
-def _text(entry: Mapping[str, Any], key: str) -> str:
-    value = entry[key]
-    if not isinstance(value, str):
-        raise ValueError(f"{key} is no text but {value!r:.40}")
-    return value

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from pixellm.data.dataset import (
     BadRow,
     BadRowError,
     Dataset,
+    Groups,
     UnusableDataError,
     check_at_least_one,
     check_header,
@@ -61,17 +62,14 @@ class CocoClasses(ClassDataset):
     annotations can't be used, or that the file says is not annotated exhaustively (LVIS).
 
     Args:
-        root: folder that holds all data sets.
-        split: one of :attr:`splits`.
-        seed: another seed gives another order, grouping and wording.
+        root, split, seed: see :class:`~pixellm.data.dataset.Dataset`.
         annotations: the JSON file.
         images: the folder that each ``file_name`` is below.
         options: see :class:`~pixellm.data.classes.ClassDataset`.
-
-    Raises:
-        ValueError: the file is damaged or holds nothing to ask for.
-        FileNotFoundError: the file or the folder is missing.
     """
+
+    id_name: ClassVar[str] = ""
+    """What ids of samples begin with; the set's name where empty."""
 
     def __init__(
         self,
@@ -93,7 +91,8 @@ class CocoClasses(ClassDataset):
         askable, never = self._look_at_images()
         self._items = np.arange(len(self.coco)) if self.negatives else askable
         self.bad_rows = (*self.coco.bad_rows, *never)
-        if not len(self._items):
+        self.num_items = len(self._items)
+        if not self.num_items:
             raise UnusableDataError(
                 f"{annotations} has no image with a mask that can be asked for.", self.bad_rows
             )
@@ -102,8 +101,13 @@ class CocoClasses(ClassDataset):
         """What an entry of ``categories`` is called: its class, then what a question may say."""
         return (category_name(category),)
 
-    @cached_property
+    @property
     def class_names(self) -> tuple[str, ...]:
+        """Names of all classes, as targets carry them."""
+        return self.categories
+
+    @cached_property
+    def categories(self) -> tuple[str, ...]:
         """Names of all classes, in the order of the file; not those of groups and backgrounds."""
         named = dict.fromkeys(names[0] for names in self._called.values())
         empty_groups = self._parents - self._classes_of(self.coco.category_of)
@@ -123,10 +127,6 @@ class CocoClasses(ClassDataset):
             if str(one.get("supercategory") or "") != one["name"]
         }
         return frozenset(names[0] for names in self._called.values() if names[0] in above)
-
-    def __len__(self) -> int:
-        """Images that can be asked about; without annotations only where there are negatives."""
-        return len(self._items)
 
     def where(self, item: int) -> tuple[Path, str]:
         """The annotation file, and which of its images."""
@@ -158,7 +158,7 @@ class CocoClasses(ClassDataset):
             for name, words in wordings.items()
         )
         path = self.images / file_of(entry)
-        label = f"{self.name}-{self.split}-{entry['id']}"
+        label = f"{self.id_name or self.name}-{self.split}-{entry['id']}"
         return AnnotatedImage(path, size, label, classes, tuple(faults), source_of(entry))
 
     def _not_exhaustive(self, entry: Mapping[str, Any]) -> set[str]:
@@ -223,15 +223,31 @@ class CocoClasses(ClassDataset):
         return sorted(of_crowds - self._classes_of(self.coco.category_of[~self.coco.is_crowd]))
 
 
-class OwnCoco(CocoClasses):
+class _OwnFiles:
+    """What sets of one's own COCO-style files share."""
+
+    root: Path
+    splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    is_public: ClassVar[bool] = False
+    obtain: ClassVar[str] = "export your annotations as COCO instances JSON"
+
+    @classmethod
+    def files(cls, root: Path, split: str) -> tuple[Path, ...]:
+        """The annotation file and the folder of images under their default names."""
+        return own_files(root, split)
+
+    def how_to_go_on(self, missing: Path) -> str:
+        """What else is there, or how to get it."""
+        return advice_on_coco(self.root, missing) or self.obtain
+
+
+class OwnCoco(_OwnFiles, CocoClasses):
     """A COCO instances file of your own, asked for its categories.
 
     Args:
-        root: folder that the other two are below.
-        split: put in place of ``{split}`` in both.
-        seed: another seed gives another order, grouping and wording.
-        annotations: the instances JSON, below ``root``.
-        images: the folder that each ``file_name`` is below, below ``root``; see
+        root, split, seed: see :class:`~pixellm.data.dataset.Dataset`.
+        annotations: the instances JSON, below ``root``, with ``{split}`` for the split.
+        images: the folder that each ``file_name`` is below, as ``annotations``; see
             :func:`~pixellm.data.coco.own_files`.
         options: see :class:`~pixellm.data.classes.ClassDataset`; here ``targets`` is
             ``instances`` unless told otherwise.
@@ -239,9 +255,6 @@ class OwnCoco(CocoClasses):
 
     name = "coco"
     title = "Your own photos: a COCO instances file, asked for its categories"
-    splits = ("train", "val", "test")
-    is_public = False
-    obtain = "export your annotations as COCO instances JSON"
 
     def __init__(
         self,
@@ -255,15 +268,6 @@ class OwnCoco(CocoClasses):
     ) -> None:
         files = own_files(Path(root), split, annotations, images)
         super().__init__(root, split, seed, *files, **{"targets": "instances", **options})
-
-    @classmethod
-    def files(cls, root: Path, split: str) -> tuple[Path, ...]:
-        """The annotation file and the folder of images under their default names."""
-        return own_files(root, split)
-
-    def how_to_go_on(self, missing: Path) -> str:
-        """What else is there, or how to get it."""
-        return advice_on_coco(self.root, missing) or self.obtain
 
 
 class _Parts(CocoClasses):
@@ -331,30 +335,20 @@ class _Described(NamedTuple):
     """Image, number among the annotation's expressions, and place of the annotation."""
 
 
-class OwnExpressions(Dataset[_Described]):
+class OwnExpressions(_OwnFiles, Dataset[_Described]):
     """A COCO instances file of your own, asked for the expressions of its annotations.
 
     An item is up to so many expressions of one image, each of another annotation.
 
     Args:
-        root: folder that the other two are below.
-        split: put in place of ``{split}`` in both.
-        seed: another seed gives another order and wording.
-        annotations: the instances JSON, below ``root``; an annotation's expressions are a text or
-            a list of texts under one of the keys expression(s), caption(s), description(s).
-        images: the folder that each ``file_name`` is below, below ``root``; see
-            :func:`~pixellm.data.coco.own_files`.
+        root, split, seed, images: see :class:`OwnCoco`.
+        annotations: see there; an annotation's expressions are a text or a list of texts under one
+            of the keys expression(s), caption(s), description(s).
         expressions_per_item: at most.
-
-    Raises:
-        ValueError: the file is damaged or no annotation has an expression.
-        FileNotFoundError: the file or the folder is missing.
     """
 
     name = "coco-expressions"
     title = "Your own photos: a COCO instances file with a description of each annotation"
-    splits = ("train", "val", "test")
-    is_public = False
     obtain = "export your annotations as COCO instances JSON, with an expression for each"
 
     def __init__(
@@ -380,29 +374,16 @@ class OwnExpressions(Dataset[_Described]):
                 "'expression', or read the file as the set coco.",
                 self.bad_rows,
             )
-        self._starts = _item_starts(self._places, expressions_per_item)
-
-    @classmethod
-    def files(cls, root: Path, split: str) -> tuple[Path, ...]:
-        """The annotation file and the folder of images under their default names."""
-        return own_files(root, split)
-
-    def how_to_go_on(self, missing: Path) -> str:
-        """What else is there, or how to get it."""
-        return advice_on_coco(self.root, missing) or self.obtain
-
-    def __len__(self) -> int:
-        """Groups of expressions."""
-        return len(self._starts) - 1
+        self._groups = _group(self._places, expressions_per_item)
+        self.num_items = len(self._groups)
 
     def row(self, item: int) -> _Described:
         """A group of expressions."""
-        places = self._places[self._starts[item] : self._starts[item + 1]]
-        return _Described(item, places.tolist())
+        return _Described(item, self._places[self._groups[item]].tolist())
 
     def where(self, item: int) -> tuple[Path, str]:
         """The annotation file, and which of its images."""
-        image = self._places[self._starts[item], 0]
+        image = self._places[self._groups[item][0], 0]
         return self.annotations, f"image {self.coco.image_indices[image]}"
 
     def compose(self, row: _Described, rng: random.Random) -> tuple[Sample, ...]:
@@ -456,14 +437,14 @@ def _expressions_by_image(coco: CocoFile) -> Integers:
     return found
 
 
-def _item_starts(places: Integers, most: int) -> Integers:
-    """Where each group begins, and the end: one image, one round, at most so many rows."""
+def _group(places: Integers, most: int) -> Groups:
+    """The expressions of each item: of one image, in one round, at most so many."""
     starts = [0]
     changes = (np.diff(places[:, :2], axis=0) != 0).any(axis=1)
     for number, other in enumerate(changes.tolist(), start=1):
         if other or number - starts[-1] >= most:
             starts.append(number)
-    return np.array([*starts, len(places)], dtype=np.int64)
+    return Groups(np.arange(len(places)), np.array([*starts, len(places)]))
 
 
 def coco_questions(

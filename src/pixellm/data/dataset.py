@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
@@ -29,7 +29,7 @@ from pydantic import (
 
 from pixellm.data.json_values import text_fault
 from pixellm.data.lazy import Lazy
-from pixellm.data.table import BadRow, Table, Tables, TablesWriter, open_tables
+from pixellm.data.table import BadRow, Integers, Table, Tables, TablesWriter, open_tables
 from pixellm.image_files import image_size, probe_image, size_mismatch
 from pixellm.threads import usable_cores
 from pixellm.types import Sample
@@ -149,6 +149,30 @@ class Entry(NamedTuple):
     values: Any
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Groups:
+    """The numbers that each item is made of.
+
+    Attributes:
+        members: the numbers, item by item.
+        starts: (items + 1,) first member of each item, and the end.
+    """
+
+    members: Integers
+    starts: Integers
+
+    @classmethod
+    def of(cls, groups: Sequence[Integers]) -> Groups:
+        """Those of one group an item."""
+        return cls(np.concatenate(groups), np.cumsum([0, *map(len, groups)]))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, item: int) -> Integers:
+        return self.members[self.starts[item] : self.starts[item + 1]]
+
+
 R = TypeVar("R")
 
 
@@ -162,7 +186,7 @@ class Dataset(ABC, Generic[R]):
 
     A subclass defines ``rows`` and opens them with :meth:`open_rows` at the end of its
     construction: an item is then a row. One whose items are made of several records defines
-    ``__len__``, ``row``, ``where``, ``evaluation_samples`` and ``counts`` instead. Cheap to fork
+    ``num_items``, ``row``, ``where``, ``evaluation_samples`` and ``counts`` instead. Cheap to fork
     and to pickle: rows lie in tables (:mod:`pixellm.data.table`).
 
     Args:
@@ -188,6 +212,8 @@ class Dataset(ABC, Generic[R]):
     row_type: ClassVar[type[Row]]
     """What ``rows`` yields, where an item is a row."""
 
+    num_items: int
+    """How many items an epoch has."""
     bad_rows: tuple[BadRow, ...] = ()
     """Rows left out, known since the files were read."""
 
@@ -236,14 +262,13 @@ class Dataset(ABC, Generic[R]):
         """
         self._tables = self.open_tables(sources, self._fill)
         self.bad_rows = self._tables.bad_rows
-        if not len(self.table):
+        self.num_items = len(self.table)
+        if not self.num_items:
             raise UnusableDataError(nothing, self.bad_rows)
 
-    def open_tables(
-        self, sources: Sequence[Path], fill: Callable[[TablesWriter], None], key: str = ""
-    ) -> Tables:
+    def open_tables(self, sources: Sequence[Path], fill: Callable[[TablesWriter], None]) -> Tables:
         """See :func:`pixellm.data.table.open_tables`."""
-        return open_tables(sources, f"{type(self).__qualname__}/{self.split}/{key}", fill)
+        return open_tables(sources, f"{type(self).__qualname__}/{self.split}", fill)
 
     def _fill(self, tables: TablesWriter) -> None:
         writer = tables.table("rows", "questions", "targets", "image")
@@ -261,17 +286,10 @@ class Dataset(ABC, Generic[R]):
 
     def __len__(self) -> int:
         """How many items an epoch has."""
-        return len(self.table)
+        return self.num_items
 
     def row(self, item: int) -> R:
-        """What an item is about.
-
-        Args:
-            item: from 0 to ``len(self) - 1``.
-
-        Raises:
-            ValueError: it is bad.
-        """
+        """What an item, from 0 to ``len(self) - 1``, is about."""
         row: R = self.stored_row(item)
         return row
 
@@ -318,7 +336,7 @@ class Dataset(ABC, Generic[R]):
         return self.dialogues(index, epoch=0)
 
     def dialogues(self, index: int, epoch: int) -> tuple[Sample, ...]:
-        """The dialogues that come at place ``index`` of an epoch, about one image.
+        """The dialogues that come at an index of an epoch, about one image.
 
         Raises:
             IndexError: past the length.
@@ -333,10 +351,10 @@ class Dataset(ABC, Generic[R]):
         return self.item(item, self.random_of(item, epoch))
 
     def item(self, item: int, rng: random.Random | None = None) -> tuple[Sample, ...]:
-        """The dialogues of an item, by its place in the files.
+        """The dialogues of an item, by its index in the files.
 
         Args:
-            item: from 0 to ``len(self) - 1``.
+            item: which one.
             rng: the source of its choices; that of the first epoch where None.
 
         Raises:

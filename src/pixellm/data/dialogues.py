@@ -116,7 +116,30 @@ class LineRow(_Known):
         return sum(len(turn.targets) for turn in self.turns)
 
 
-class JsonlSamples(Dataset[LineRow]):
+class _Dialogues(Dataset[LineRow]):
+    """Dialogues of rows that say everything, with images below one folder."""
+
+    row_type = LineRow
+    images: Path
+
+    def compose(self, row: LineRow, rng: random.Random) -> tuple[Sample, ...]:
+        """The dialogue."""
+        path = self.images / row.image
+        size = row.size or image_size(path)
+        turns = tuple(
+            Turn(
+                turn.question,
+                turn.answer,
+                tuple(one.to_target(size) for one in turn.targets),
+                turn.kind,
+            )
+            for turn in row.turns
+        )
+        objects = tuple(one.to_target(size) for one in row.objects)
+        return (Sample(path, size, turns, str(row.id), objects),)
+
+
+class JsonlSamples(_Dialogues):
     """A JSONL file of dialogues in the form that docs/data.md shows; an item is a line.
 
     Unknown keys are errors, so that a typing mistake loses nothing silently.
@@ -126,10 +149,6 @@ class JsonlSamples(Dataset[LineRow]):
         split: put in place of ``{split}``.
         seed: another seed gives another order.
         file: the JSONL file, below ``root``; images are found from its folder.
-
-    Raises:
-        ValueError: no line can be used.
-        FileNotFoundError: there is no such file.
     """
 
     name = "jsonl"
@@ -137,13 +156,13 @@ class JsonlSamples(Dataset[LineRow]):
     splits = ("train", "val", "test")
     is_public = False
     obtain = f"write one dialogue a line, as {GUIDE} shows"
-    row_type = LineRow
 
     def __init__(
         self, root: Path | str, split: str = "train", seed: int = 0, *, file: str = "{split}.jsonl"
     ) -> None:
         super().__init__(root, split, seed)
         self.file = path_of_split(self.root, file, split)
+        self.images = self.file.parent
         self.require(self.file)
         self.open_rows(self.file, nothing=f"{self.file} holds no line that can be used.")
 
@@ -172,22 +191,6 @@ class JsonlSamples(Dataset[LineRow]):
                 name = f"{self.name}-{self.split}-{number}" if row.id is None else row.id
                 yield Entry(self.file, place, row.model_copy(update={"id": name}))
 
-    def compose(self, row: LineRow, rng: random.Random) -> tuple[Sample, ...]:
-        """The dialogue."""
-        path = self.file.parent / row.image
-        size = row.size or image_size(path)
-        turns = tuple(
-            Turn(
-                turn.question,
-                turn.answer,
-                tuple(one.to_target(size) for one in turn.targets),
-                turn.kind,
-            )
-            for turn in row.turns
-        )
-        objects = tuple(one.to_target(size) for one in row.objects)
-        return (Sample(path, size, turns, str(row.id), objects),)
-
 
 def _read_line(line: bytes) -> LineRow:
     try:
@@ -197,48 +200,15 @@ def _read_line(line: bytes) -> LineRow:
     return LineRow.read(values)
 
 
-class SaidRow(Row):
-    """A question and its answer, without masks."""
-
-    noun = "turn"
-    question: Text
-    answer: Text
-
-
-class ConversationRow(Row):
-    """A conversation about an image."""
-
-    noun = "conversation"
-    image: str
-    turns: tuple[SaidRow, ...]
-    id: Any = None
-
-    @property
-    def num_questions(self) -> int:
-        """Turns."""
-        return len(self.turns)
-
-    @property
-    def num_targets(self) -> int:
-        """None: they are text alone."""
-        return 0
-
-
-class LlavaInstruct(Dataset[ConversationRow]):
+class LlavaInstruct(_Dialogues):
     """LLaVA-Instruct-150k: conversations about COCO photos, without masks.
 
     They keep the language model's ability to talk. An item is one conversation.
 
     Args:
-        root: folder that holds all data sets.
-        split: ``train``.
-        seed: another seed gives another order.
+        root, split, seed: see :class:`~pixellm.data.dataset.Dataset`.
         conversations: the JSON file, below ``root``; any file in LLaVA's format will do.
         images: the folder that ``image`` of a row is below, below ``root``.
-
-    Raises:
-        ValueError: the file is damaged or no row of it can be used.
-        FileNotFoundError: a file is missing; says where to get it.
     """
 
     name = "llava"
@@ -248,7 +218,6 @@ class LlavaInstruct(Dataset[ConversationRow]):
         "download llava_instruct_150k.json from huggingface.co/datasets/liuhaotian/"
         "LLaVA-Instruct-150K into llava_dataset, and train2017 from cocodataset.org into coco"
     )
-    row_type = ConversationRow
 
     def __init__(
         self,
@@ -276,16 +245,11 @@ class LlavaInstruct(Dataset[ConversationRow]):
             try:
                 known = values if isinstance(values, dict) else {}
                 row = {"image": _file_name(known.get("image")), "turns": _turns(known)}
-                name = place if known.get("id") is None else known["id"]
-                yield Entry(self.conversations, f"entry {place}", {**row, "id": name})
+                number = place if known.get("id") is None else known["id"]
+                row["id"] = f"{self.name}-{self.split}-{number}"
+                yield Entry(self.conversations, f"entry {place}", row)
             except ValueError as error:
                 yield BadRow(self.conversations, f"entry {place}", str(error))
-
-    def compose(self, row: ConversationRow, rng: random.Random) -> tuple[Sample, ...]:
-        """The conversation."""
-        path = self.images / row.image
-        turns = tuple(Turn(turn.question, turn.answer) for turn in row.turns)
-        return (Sample(path, image_size(path), turns, f"{self.name}-{self.split}-{row.id}"),)
 
 
 def _file_name(name: Any) -> str:
@@ -309,5 +273,8 @@ def _turns(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not said or speakers != ["human", "gpt"] * (len(said) // 2):
         raise ValueError(f"Its speakers do not alternate between human and gpt: {speakers}.")
     texts = [v.replace(_IMAGE_MARK, "").strip() if isinstance(v, str) else v for _, v in said]
+    for answer in texts[1::2]:
+        if answer is not None and (fault := text_fault(answer, "answer")):
+            raise ValueError(fault)
     pairs = zip(texts[0::2], texts[1::2], strict=True)
     return [{"question": question, "answer": answer} for question, answer in pairs]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +23,19 @@ from pixellm.data.json_stream import scan_json
 from pixellm.data.json_values import text_fault, whole_number
 from pixellm.files import parse_json
 from pixellm.image_files import image_size, load_embedded, load_stored, size_mismatch
-from pixellm.masks import areas_of, encode_mask, segmentation_to_rle, union_of
+from pixellm.masks import (
+    areas_of,
+    corners_of_box,
+    encode_mask,
+    read_points,
+    segmentation_to_rle,
+    union_of,
+)
 from pixellm.types import RLE, BoolMask
 
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
-_FARTHEST_COORDINATE = 1e6
 _OF_LABELME = frozenset({"shapes", "imagePath", "imageData", "imageHeight"})
-_FIRST_ENTRIES = 8
+_FIRST_ENTRIES = 9
 _FILES = "[!.]*.json"
 """Hidden files are no annotations: the mark that an export leaves in its folder is one."""
 
@@ -37,16 +44,11 @@ class LabelMe(ClassDataset):
     """A folder of LabelMe files, asked for their labels. An item is a file.
 
     Args:
-        root: folder that the files are in, themselves or below it.
-        split: put in place of ``{split}``.
-        seed: another seed gives another order, grouping and wording.
-        folder: the folder of files, below ``root``; its folders are searched too.
+        root, split, seed: see :class:`~pixellm.data.dataset.Dataset`.
+        folder: the folder of files, below ``root``, with ``{split}`` for the split; its folders
+            are searched too.
         options: see :class:`~pixellm.data.classes.ClassDataset`; here ``targets`` is
             ``instances`` unless told otherwise.
-
-    Raises:
-        ValueError: no file can be used.
-        FileNotFoundError: there is no such folder.
     """
 
     name = "labelme"
@@ -74,22 +76,21 @@ class LabelMe(ClassDataset):
             try:
                 content = _read(path)
                 _check_size(path, content)
-                shapes = content["shapes"]
-                labels = [_label(s) for s in shapes if not _name_fault(s) and _has_area(s)]
             except ValueError as error:
                 bad_rows.append(BadRow(path, "", str(error)))
                 continue
-            bad_rows += [
-                BadRow(path, f"shape {number}", fault)
-                for number, shape in enumerate(shapes)
-                if (fault := _name_fault(shape))
-            ]
-            names |= dict.fromkeys(labels)
-            if self._shows_something(shapes):
+            named, faults = _named_shapes(path, content)
+            bad_rows += faults
+            # Points and lines make no class.
+            shown = {(s.name, s.instance) for s in named if s.kind not in _WITHOUT_AREA}
+            names |= dict.fromkeys(s.name for s in named if s.kind not in _WITHOUT_AREA)
+            counts = Counter(name for name, _ in shown).values()
+            if counts and (self.targets == "regions" or min(counts) <= self.max_instances):
                 self._files.append(path)
         self.bad_rows = tuple(bad_rows)
         self._names = tuple(names)
-        if not self._files:
+        self.num_items = len(self._files)
+        if not self.num_items:
             raise UnusableDataError(
                 f"{self.folder} holds no LabelMe file with a shape that can be used.", bad_rows
             )
@@ -101,24 +102,10 @@ class LabelMe(ClassDataset):
         found = (path for path in folder.rglob(_FILES) if _may_be_labelme(path))
         return (next(found, folder / "*.json"),)
 
-    def _shows_something(self, shapes: list[Any]) -> bool:
-        """Whether some label can be asked for, as far as seen without masks."""
-        instances = {
-            (_label(shape), _instance_of(shape, number))
-            for number, shape in enumerate(shapes)
-            if not _name_fault(shape) and _has_area(shape)
-        }
-        counts = Counter(name for name, _ in instances).values()
-        return bool(counts) and (self.targets == "regions" or min(counts) <= self.max_instances)
-
     @property
     def class_names(self) -> tuple[str, ...]:
         """All labels, in the order of the files."""
         return self._names
-
-    def __len__(self) -> int:
-        """Files with at least one label."""
-        return len(self._files)
 
     def where(self, item: int) -> tuple[Path, str]:
         """The file."""
@@ -131,19 +118,16 @@ class LabelMe(ClassDataset):
         image, size = _image_of(path, content)
         instances: dict[str, dict[str, list[RLE]]] = {}
         invalid, faults = set(), []
-        for number, shape in enumerate(content["shapes"]):
-            if _name_fault(shape):
-                continue
-            name = _label(shape)
+        for shape in _named_shapes(path, content)[0]:
             # A point of a class says that it is there; one of no class says nothing.
-            parts = instances.setdefault(name, {}) if name in self._names else {}
+            parts = instances.setdefault(shape.name, {}) if shape.name in self._names else {}
             try:
-                mask = shape_to_rle(shape, size)
+                mask = shape_to_rle(shape.values, size)
             except ValueError as error:
-                invalid.add(name)
-                faults.append(BadRow(path, f"shape {number}", str(error)))
+                invalid.add(shape.name)
+                faults.append(BadRow(path, shape.place, str(error)))
                 continue
-            parts.setdefault(_instance_of(shape, number), []).append(mask)
+            parts.setdefault(shape.instance, []).append(mask)
         classes = tuple(
             AnnotatedClass(name, tuple(map(union_of, parts.values())), askable=name not in invalid)
             for name, parts in instances.items()
@@ -164,11 +148,11 @@ def shape_to_rle(shape: Mapping[str, Any], size: tuple[int, int]) -> RLE:
     """
     kind = shape.get("shape_type") or "polygon"
     try:
-        points = _points_of(shape)
+        points = read_points(shape["points"])
         if kind in ("polygon", "rotation", "oriented_rectangle") and len(points) >= 3:
             mask = segmentation_to_rle([points.ravel().tolist()], size)
         elif kind == "rectangle" and len(points) >= 2:
-            mask = segmentation_to_rle([_corners(points)], size)
+            mask = segmentation_to_rle([corners_of_box(points).ravel().tolist()], size)
         elif kind == "circle" and len(points) == 2:
             mask = encode_mask(_fill_circle(points, size))
         elif kind == "mask" and len(points) == 2:
@@ -186,11 +170,7 @@ def shape_to_rle(shape: Mapping[str, Any], size: tuple[int, int]) -> RLE:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A LabelMe file.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """A LabelMe file."""
     try:
         content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -204,22 +184,13 @@ def _read(path: Path) -> dict[str, Any]:
 def _may_be_labelme(path: Path) -> bool:
     """Whether a JSON file begins as LabelMe's do; one that can't be read may be one."""
     try:
-        for number, (key, _, _) in enumerate(scan_json(path)):
-            if key in _OF_LABELME:
-                return True
-            if number == _FIRST_ENTRIES:
-                break
+        return any(key in _OF_LABELME for key, _, _ in islice(scan_json(path), _FIRST_ENTRIES))
     except (OSError, ValueError):
         return True
-    return False
 
 
 def _check_size(path: Path, content: Mapping[str, Any]) -> None:
-    """Refuse a file whose image has another size now; a missing image is told later.
-
-    Raises:
-        ValueError: the sizes differ.
-    """
+    """Refuse a file whose image has another size now; a missing image is told later."""
     height, width = (whole_number(content.get(key)) for key in ("imageHeight", "imageWidth"))
     if height is None or width is None:
         return
@@ -231,39 +202,32 @@ def _check_size(path: Path, content: Mapping[str, Any]) -> None:
         raise ValueError(fault)
 
 
-def _has_area(shape: Mapping[str, Any]) -> bool:
-    return shape.get("shape_type") not in _WITHOUT_AREA
+class _NamedShape(NamedTuple):
+    """A shape whose label can be asked for; those of one instance share their group."""
+
+    place: str
+    name: str
+    instance: str
+    kind: str | None
+    values: Mapping[str, Any]
 
 
-def _points_of(shape: Mapping[str, Any]) -> NDArray[np.float64]:
-    """(P, 2) points of a shape.
-
-    Raises:
-        KeyError, TypeError: there are none.
-        ValueError: they are no pairs of numbers, or far away.
-    """
-    try:
-        points = np.asarray(shape["points"], dtype=np.float64)
-    except (OverflowError, ValueError):
-        points = np.zeros(0)
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError("Its points are no list of pairs [x, y].")
-    if not (np.abs(points) < _FARTHEST_COORDINATE).all():
-        raise ValueError("It has points far outside any image.")
-    return points
+def _named_shapes(path: Path, content: Mapping[str, Any]) -> tuple[list[_NamedShape], list[BadRow]]:
+    """The shapes of a file whose labels can be asked for, and why the others' can't."""
+    named, bad_rows = [], []
+    for number, shape in enumerate(content["shapes"]):
+        place = f"shape {number}"
+        if fault := _label_fault(shape):
+            bad_rows.append(BadRow(path, place, fault))
+            continue
+        name = " ".join(shape["label"].replace("_", " ").split())
+        group = shape.get("group_id")
+        instance = place if group is None else f"group {group}"
+        named.append(_NamedShape(place, name, instance, shape.get("shape_type"), shape))
+    return named, bad_rows
 
 
-def _label(shape: Mapping[str, Any]) -> str:
-    return " ".join(str(shape["label"]).replace("_", " ").split())
-
-
-def _instance_of(shape: Mapping[str, Any], number: int) -> str:
-    """What the shapes of one instance share: their group, or nothing where there is none."""
-    group = shape.get("group_id")
-    return f"shape {number}" if group is None else f"group {group}"
-
-
-def _name_fault(shape: Any) -> str:
+def _label_fault(shape: Any) -> str:
     """Why a shape's label can't be asked for; "" where it can."""
     label = shape.get("label") if isinstance(shape, Mapping) else None
     if not label:
@@ -278,11 +242,7 @@ def _name_fault(shape: Any) -> str:
 def _image_of(
     path: Path, content: Mapping[str, Any]
 ) -> tuple[Path | NDArray[np.uint8], tuple[int, int]]:
-    """The image's file and its (height, width); its pixels where they are only in the JSON.
-
-    Raises:
-        ValueError: neither can be read.
-    """
+    """The image's file and its (height, width); its pixels where they are only in the JSON."""
     photo = path.parent / content["imagePath"].replace("\\", "/")
     embedded = bool(content.get("imageData"))
     try:
@@ -294,12 +254,6 @@ def _image_of(
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} has no image that can be read: {error}") from None
     return pixels, (pixels.shape[0], pixels.shape[1])
-
-
-def _corners(points: NDArray[np.float64]) -> list[float]:
-    """A rectangle as a polygon, of two opposite corners or of all four."""
-    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
-    return [left, top, right, top, right, bottom, left, bottom]
 
 
 def _fill_circle(points: NDArray[np.float64], size: tuple[int, int]) -> BoolMask:
@@ -335,11 +289,7 @@ def _paste_mask(points: NDArray[np.float64], data: str, size: tuple[int, int]) -
 
 
 def _first_pixel(first: float, last: float, length: int, side: int) -> int:
-    """Where ``length`` painted pixels begin along a side of the image, from their box.
-
-    Raises:
-        ValueError: the box is another, and not because it was cut at the border.
-    """
+    """Where ``length`` painted pixels begin along a side of the image, from their box."""
     start, end = round(first), round(last)
     excess = length - (end - start + 1)
     if abs(excess) <= 1:  # corners between pixels

@@ -22,7 +22,15 @@ from typing import Any
 import numpy as np
 
 from pixellm.data.coco import file_of, photo_name, size_of
-from pixellm.data.dataset import BadRow, BadRowError, Dataset, Entry, Row, check_at_least_one
+from pixellm.data.dataset import (
+    BadRow,
+    BadRowError,
+    Dataset,
+    Entry,
+    Groups,
+    Row,
+    check_at_least_one,
+)
 from pixellm.data.json_stream import scan_json
 from pixellm.data.json_values import size_fault, text_fault
 from pixellm.data.lazy import Lazy
@@ -54,28 +62,61 @@ Fault = tuple[str, str]
 # What an entry holds.
 
 
-@dataclass(frozen=True, slots=True)
-class MuseRow:
-    """One question of a MUSE file.
+class MuseRow(Row):
+    """One question of a MUSE file that can be used.
 
     Attributes:
         photo: ``file_name``, or the tail of ``coco_url``.
+        addressed: whether it is that tail.
         size: (height, width) of the image.
         question: the question.
-        answer: the answer with one ``{seg}`` per target.
+        text: the answer with one ``{seg}`` per target; None where it has to be composed.
+        kind: label of the turn.
         targets: the instances in the order of their marks, as in the file.
+        entry: number of its entry.
+        number: its number among those of the entry.
     """
 
     photo: str
+    addressed: bool = False
     size: tuple[int, int]
     question: str
-    answer: str
-    targets: tuple[Mapping[str, Any], ...]
+    text: str | None = None
+    kind: str = KIND
+    targets: tuple[dict[str, Any], ...]
+    entry: int = 0
+    number: int = 0
+
+    @property
+    def num_targets(self) -> int:
+        """Instances that the answer refers to."""
+        return len(self.targets)
+
+    @property
+    def image_number(self) -> int:
+        """The entry."""
+        return self.entry
+
+    @property
+    def answer(self) -> str:
+        """The text, or the answer composed in the first form."""
+        return self.answer_as(_forms()[0])
 
     @property
     def key(self) -> str:
         """Names the row by its content, so that a mark set on it survives a new run."""
         return row_key(self.photo, self.question, self.answer)
+
+    def answer_as(self, form: str) -> str:
+        """The text; composed where there is none: what it refers to, each with its mark.
+
+        Args:
+            form: template with ``{marked}`` or ``{Marked}``.
+        """
+        if self.text is not None:
+            return self.text
+        marked = join_phrases([f"{_phrase(one)} {SEG_MARK}" for one in self.targets])
+        return form.format(marked=marked, Marked=marked[0].upper() + marked[1:])
 
 
 def row_key(photo: str, question: str, answer: str) -> str:
@@ -109,17 +150,6 @@ def make_instance(
         "bbox": list(box),
         "segmentation": mask,
     }
-
-
-def compose_answer(instances: Sequence[Mapping[str, Any]], form: str) -> str:
-    """The answer of a row without text: what it refers to, each with its mark.
-
-    Args:
-        instances: with ``rephrased_name`` or ``category_name``.
-        form: template with ``{marked}`` or ``{Marked}``.
-    """
-    marked = join_phrases([f"{_phrase(one)} {SEG_MARK}" for one in instances])
-    return form.format(marked=marked, Marked=marked[0].upper() + marked[1:])
 
 
 # Reading.
@@ -156,14 +186,26 @@ def read_entries(path: Path) -> Iterator[Any]:
 
 def rows_of(entry: Any) -> Iterator[MuseRow]:
     """The rows of an entry that can be used; :func:`validate` names the others."""
-    if entry_fault(entry):
-        return
-    for number, question in enumerate(entry["questions"]):
-        if row_fault(entry, number):
-            continue
-        instances, text = entry["answers"][number], _text_of(entry, number)
-        answer = text if text is not None else compose_answer(instances, _forms()[0])
-        yield MuseRow(photo_name(entry), size_of(entry), question, answer, tuple(instances))
+    if not entry_fault(entry):
+        for number in range(len(entry["questions"])):
+            if not row_fault(entry, number):
+                yield MuseRow.read(_row_values(entry, 0, number))
+
+
+def _row_values(entry: Mapping[str, Any], place: int, number: int) -> dict[str, Any]:
+    """A sound question as a row."""
+    kinds = entry.get("kinds")
+    return {
+        "photo": photo_name(entry),
+        "addressed": not entry.get("file_name"),
+        "size": size_of(entry),
+        "question": entry["questions"][number],
+        "text": _text_of(entry, number),
+        "kind": str(kinds[number]) if isinstance(kinds, list) and number < len(kinds) else KIND,
+        "targets": entry["answers"][number],
+        "entry": place,
+        "number": number,
+    }
 
 
 def entry_fault(entry: Any) -> Fault | None:
@@ -417,63 +459,14 @@ class MuseWriter:
 # The data set.
 
 
-class _Instance(Row):
-    name: str
-    segmentation: Any
-
-
-class MuseQuestion(Row):
-    """A question of a MUSE file that can be used.
-
-    Attributes:
-        entry: number of its entry.
-        number: its number among those of the entry.
-        photo: the image's path below its folder.
-        addressed: whether that is the tail of an address.
-        size: (height, width) of the image.
-        question: as asked.
-        phrases: what an answer calls the targets, where it has to be composed.
-        text: the answer; None where it has to be composed.
-        kind: label of the turn.
-        targets: the instances in the order of their marks.
-    """
-
-    entry: int
-    number: int
-    photo: str
-    addressed: bool
-    size: tuple[int, int]
-    question: str
-    phrases: tuple[str, ...]
-    text: str | None = None
-    kind: str
-    targets: tuple[_Instance, ...]
-
-    @property
-    def num_targets(self) -> int:
-        """Instances that the answer refers to."""
-        return len(self.targets)
-
-    @property
-    def image_number(self) -> int:
-        """The entry."""
-        return self.entry
-
-
-class Muse(Dataset[Sequence[MuseQuestion]]):
+class Muse(Dataset[Sequence[MuseRow]]):
     """MUSE, or any file of its format. An item is a few questions about an image.
 
     Args:
-        root: folder that holds all data sets.
-        split: one of :attr:`splits`.
-        seed: another seed gives other groups, another order and wording.
+        root, split, seed: see :class:`~pixellm.data.dataset.Dataset`.
         file: a file of this format to read in place of the split's own.
         images: folder of the images, where they do not lie as usual.
         per_item: questions about an image in one item, at most.
-
-    Raises:
-        ValueError: an unknown split, or a file that is damaged or has no usable row.
-        FileNotFoundError: a file is missing; says where to get it.
     """
 
     name = "muse"
@@ -483,7 +476,7 @@ class Muse(Dataset[Sequence[MuseQuestion]]):
         "github.com/MaverickRen/PixelLM says where to download MUSE, and the photos are train2014, "
         "train2017 and val2017 of cocodataset.org"
     )
-    row_type = MuseQuestion
+    row_type = MuseRow
 
     def __init__(
         self,
@@ -510,8 +503,8 @@ class Muse(Dataset[Sequence[MuseQuestion]]):
             for part in np.array_split(draw.permutation(members), -(-len(members) // per_item))
         ]
         self._num_images = len(changes) + 1
-        self._members = np.concatenate(groups)
-        self._ends = np.cumsum([0, *(len(group) for group in groups)])
+        self._groups = Groups.of(groups)
+        self.num_items = len(self._groups)
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
@@ -531,21 +524,17 @@ class Muse(Dataset[Sequence[MuseQuestion]]):
                 if fault := row_fault(entry, number):
                     yield BadRow(self.path, row_name, fault[1])
                 else:
-                    yield Entry(self.path, row_name, _question(entry, place, number))
+                    yield Entry(self.path, row_name, _row_values(entry, place, number))
 
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def row(self, item: int) -> Sequence[MuseQuestion]:
+    def row(self, item: int) -> Sequence[MuseRow]:
         """Some questions about an image."""
-        members = self._members[self._ends[item] : self._ends[item + 1]]
-        return [self.stored_row(int(member)) for member in members]
+        return [self.stored_row(int(member)) for member in self._groups[item]]
 
     def where(self, item: int) -> tuple[Path, str]:
         """The file, and the first question's place in it."""
-        return self.place_of_row(int(self._members[self._ends[item]]))
+        return self.place_of_row(int(self._groups[item][0]))
 
-    def compose(self, row: Sequence[MuseQuestion], rng: random.Random) -> tuple[Sample, ...]:
+    def compose(self, row: Sequence[MuseRow], rng: random.Random) -> tuple[Sample, ...]:
         """Each question is a dialogue of its own."""
         return tuple(self._sample(one, rng.choice(_forms())) for one in row)
 
@@ -577,28 +566,23 @@ class Muse(Dataset[Sequence[MuseQuestion]]):
                 seen.add(sample.image)
                 yield from self.check_image(sample.image, sample.size)
 
-    def _sample(self, row: MuseQuestion, form: str) -> Sample:
-        """The dialogue of a question.
-
-        Args:
-            row: the question.
-            form: template of the answer, for a row that has none.
-        """
+    def _sample(self, row: MuseRow, form: str) -> Sample:
+        """The dialogue of a question, its answer composed by a template where it has none."""
         targets = []
         for number, one in enumerate(row.targets):
+            name = one.get("category_name")
+            called = name.replace("_", " ") if isinstance(name, str) and name else _phrase(one)
             try:
-                targets.append(Target(one.name, segmentation_to_rle(one.segmentation, row.size)))
+                targets.append(Target(called, segmentation_to_rle(one["segmentation"], row.size)))
             except (TypeError, ValueError) as error:
                 where = f"entry {row.entry}, question {row.number}, target {number}"
                 raise BadRowError(BadRow(self.path, where, str(error))) from None
-        answer = row.text
-        if answer is None:
-            answer = compose_answer([{"rephrased_name": phrase} for phrase in row.phrases], form)
+        answer = row.answer_as(form)
         turn = Turn(row.question.strip(), answer, tuple(targets), row.kind, takes_suffix=True)
         name = f"{self.name}-{self.split}-{row.entry}-{row.number}"
         return Sample(self._image(row), row.size, (turn,), name)
 
-    def _image(self, row: MuseQuestion) -> Path:
+    def _image(self, row: MuseRow) -> Path:
         """Where the image of a question lies; where it should, if it is nowhere."""
         if self.images:
             return self.images / row.photo
@@ -606,25 +590,3 @@ class Muse(Dataset[Sequence[MuseQuestion]]):
         folders = [*(self.root / folder for folder in known), self.path.parent]
         paths = [folder / row.photo for folder in folders]
         return next((path for path in paths if path.is_file()), paths[0])
-
-
-def _question(entry: Mapping[str, Any], place: int, number: int) -> dict[str, Any]:
-    """A sound question as a row."""
-    instances, kinds = entry["answers"][number], entry.get("kinds")
-    targets = []
-    for one in instances:
-        name = one.get("category_name")
-        called = name.replace("_", " ") if isinstance(name, str) and name else _phrase(one)
-        targets.append({"name": called, "segmentation": one["segmentation"]})
-    return {
-        "entry": place,
-        "number": number,
-        "photo": photo_name(entry),
-        "addressed": not entry.get("file_name"),
-        "size": size_of(entry),
-        "question": entry["questions"][number],
-        "phrases": [_phrase(one) for one in instances],
-        "text": _text_of(entry, number),
-        "kind": str(kinds[number]) if isinstance(kinds, list) and number < len(kinds) else KIND,
-        "targets": targets,
-    }

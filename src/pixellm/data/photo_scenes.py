@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pixellm.data.coco import ANNOTATIONS
-from pixellm.data.photos import MAX_TARGETS, PhotoSource
+from pixellm.data.dataset import check_at_least_one
+from pixellm.data.photos import MAX_TARGETS, PhotoSet
 from pixellm.data.table import Integers
 from pixellm.image_files import load_annotated
 from pixellm.masks import decode_mask
@@ -28,11 +29,10 @@ from pixellm.scenes.backgrounds import draw_background
 from pixellm.scenes.cutouts import Background, Cutout, cut_out, paste_scene
 from pixellm.scenes.draw import choose_size
 from pixellm.scenes.photo_view import PhotoView
-from pixellm.scenes.questions_photos import compose_photo_dialogues
+from pixellm.scenes.questions import check_weights
+from pixellm.scenes.questions_photos import PHOTO_WEIGHTS, compose_photo_dialogues
 from pixellm.scenes.scene import Scene
 from pixellm.types import RLE, BoolMask, Sample, Target, Turn
-
-SPLITS = ("train", "val", "test")
 
 BLOCK = 1024
 """So many images in a row share photos."""
@@ -91,22 +91,16 @@ class PhotoScenes:
     hundred decoded photos are kept once per process, some 100 MB.
 
     Args:
-        root: folder that the other two are below.
-        split: put in place of ``{split}`` in both; its photos and no others are used.
+        root, split: see :class:`~pixellm.data.coco_sets.OwnCoco`; no photos of other splits are
+            used.
         seed: another seed gives other scenes.
         length: how many images the set pretends to hold.
-        annotations: the instances JSON; see :class:`~pixellm.data.coco_sets.OwnCoco`.
-        images: the folder of photos; see there.
+        annotations, images: as of ``root``.
         dialogues_per_image: dialogues about each image, at most.
         kinds: weight of each kind of question, as for photos; the default weights where None.
         long_side: of the images, in pixels.
         max_targets: no question has more.
         together: see :class:`~pixellm.data.photos.Photos`.
-
-    Raises:
-        ValueError: an unknown split, a number that is too small, weights of unknown kinds, or a
-            damaged file.
-        FileNotFoundError: the file or the folder is missing.
     """
 
     def __init__(
@@ -126,17 +120,15 @@ class PhotoScenes:
     ) -> None:
         if long_side < 64:
             raise ValueError(f"Photo scenes of {long_side} pixels show nothing; take 64 or more.")
-        self.source = PhotoSource(
+        check_at_least_one(
             "photo scenes",
-            root,
-            split,
-            annotations,
-            images,
-            kinds,
             length=length,
             dialogues_per_image=dialogues_per_image,
             max_targets=max_targets,
         )
+        if kinds is not None:
+            check_weights(kinds, tuple(PHOTO_WEIGHTS))
+        self.source = PhotoSet(root, split, annotations=annotations, images=images)
         self.split = split
         self.seed = seed
         self.length = length
@@ -162,12 +154,7 @@ class PhotoScenes:
         return {**self.__dict__, "_kept": OrderedDict(), "_block": (-1, {})}
 
     def __getitem__(self, index: int) -> tuple[Sample, ...]:
-        """The dialogues about image ``index``; they share one image array.
-
-        Raises:
-            IndexError: past the length, so that plain iteration ends.
-            ValueError: a photo can't be read, or no object is large enough to be cut out.
-        """
+        """The dialogues about image ``index``; they share one image array."""
         if not 0 <= index < self.length:
             raise IndexError(f"Photo scene {index} of {self.length}.")
         for attempt in range(_ATTEMPTS):
@@ -196,13 +183,13 @@ class PhotoScenes:
 
     def _index_concepts(self) -> dict[str, Integers]:
         """Numbers of the photos that show each concept otherwise than as a crowd."""
-        coco = self.source.set.coco
+        coco = self.source.coco
         usable = ~(coco.is_crowd | coco.is_faulty)[coco.sorted_rows]
         categories = coco.category_of[coco.sorted_rows][usable]
         items = coco.items_of_sorted_rows[usable]
         found: dict[str, Integers] = {}
         for number in np.unique(categories).tolist():
-            key = self.source.keys[self.source.set.names_of(coco.categories[number])[0]]
+            key = self.source.keys[self.source.names_of(coco.categories[number])[0]]
             shown = (found.get(key, items[:0]), np.unique(items[categories == number]))
             found[key] = np.sort(np.concatenate(shown))
         return dict(sorted(found.items()))
@@ -265,7 +252,7 @@ class PhotoScenes:
         return photo
 
     def _load(self, item: int) -> _Photo:
-        shown = self.source.set.row(item)
+        shown = self.source.row(item)
         image = load_annotated(shown.image, shown.size, shown.id)
         pixels = np.asarray(image)
         objects = [

@@ -7,10 +7,10 @@ positions and sizes, and the scenes' question writer does the rest.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from pixellm.data.annotated import AnnotatedImage
 from pixellm.data.augment import augment_image
 from pixellm.data.captions import read_people_words
-from pixellm.data.coco import ANNOTATIONS, own_files, published_or
+from pixellm.data.coco import ANNOTATIONS, published_or
 from pixellm.data.coco_sets import OwnCoco
-from pixellm.data.dataset import BadRow, Dataset, check_at_least_one, path_of_split
+from pixellm.data.dataset import BadRow, check_at_least_one, path_of_split
 from pixellm.data.json_values import identity
 from pixellm.data.lazy import Lazy
 from pixellm.masks import decode_mask
@@ -46,48 +46,31 @@ MAX_TARGETS = 14
 """COCO tells so many objects of a category apart in a photo, and makes a crowd of the rest."""
 
 
-class PhotoSource:
-    """The photos of an instances file, with what is known of the objects that it annotates.
+class PhotoSet(OwnCoco):
+    """The images of an instances file, with what is known of the objects that it annotates.
 
     Args:
-        name: of the data set that asks about them, for errors.
-        root: folder that the other two are below.
-        split: put in place of ``{split}`` in both.
-        annotations: the instances JSON.
-        images: the folder of photos.
-        kinds: weight of each kind of question; the usual ones where None.
-        at_least_one: numbers of the data set by name, each to be 1 or more.
-
-    Raises:
-        ValueError: a number out of its range, weights of unknown kinds, or a damaged file.
-        FileNotFoundError: the file or the folder is missing.
+        root, split, seed, annotations, images: see :class:`~pixellm.data.coco_sets.OwnCoco`.
+        options: see :class:`~pixellm.data.classes.ClassDataset`.
     """
 
+    id_name = OwnCoco.name
+
     def __init__(
-        self,
-        name: str,
-        root: Path | str,
-        split: str,
-        annotations: str,
-        images: str,
-        kinds: Mapping[str, float] | None,
-        **at_least_one: int,
+        self, root: Path | str, split: str = "train", seed: int = 0, **options: Any
     ) -> None:
-        check_at_least_one(name, **at_least_one)
-        if kinds is not None:
-            check_weights(kinds, tuple(PHOTO_WEIGHTS))
-        # With negatives every photo is an item: photos without annotations lack everything.
-        self.set = OwnCoco(root, split, annotations=annotations, images=images, negatives=1.0)
+        # With negatives every image is an item: those without annotations lack everything.
+        super().__init__(root, split, seed, negatives=1.0, **options)
 
     @property
     def knowledge(self) -> Knowledge:
         """What is known of the objects that the file annotates."""
-        return knowledge_of_categories(self.set.class_names)[0]
+        return knowledge_of_categories(self.categories)[0]
 
     @property
     def keys(self) -> Mapping[str, str]:
-        """Concept of each class name."""
-        return knowledge_of_categories(self.set.class_names)[1]
+        """Concept of each category."""
+        return knowledge_of_categories(self.categories)[1]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -95,32 +78,21 @@ class PhotoSource:
         return tuple(concept.name for concept in self.knowledge.concepts.values())
 
     def uncertain(self, image: AnnotatedImage) -> frozenset[str]:
-        """The concepts of which a photo may show more than can be asked for."""
+        """The concepts of which an image may show more than can be asked for."""
         return frozenset(self.keys[c.name] for c in image.classes if c.crowds or not c.askable)
 
 
-class _Photo(NamedTuple):
-    """A photo, and what its people may be called by its captions."""
-
-    image: AnnotatedImage
-    people: tuple[str, ...]
-
-
-class Photos(Dataset[_Photo]):
+class Photos(PhotoSet):
     """An instances file asked for names, positions, sizes, kinds, uses and what no mask can answer.
 
-    An item is a photo. A category with a crowd, or with an annotation that can't be used, is known
+    An item is an image. A category with a crowd, or with an annotation that can't be used, is known
     to be there and never asked for.
 
     Args:
-        root: folder that the other two are below.
-        split: put in place of ``{split}`` in both.
-        seed: another seed gives another order, other questions and another wording.
-        annotations: the instances JSON; see :class:`~pixellm.data.coco_sets.OwnCoco`.
-        images: the folder of photos; see there.
-        dialogues_per_image: dialogues about each photo in an epoch, at most.
+        root, split, seed, annotations, images: see :class:`~pixellm.data.coco_sets.OwnCoco`.
+        dialogues_per_image: dialogues about each image in an epoch, at most.
         kinds: weight of each kind of question; see
-            :data:`~pixellm.scenes.questions_photos.PHOTO_WEIGHTS`, used where None. A photo
+            :data:`~pixellm.scenes.questions_photos.PHOTO_WEIGHTS`, used where None. An image
             that none of them fits is asked questions of any kind.
         max_targets: no question has more.
         captions: file of captions in COCO's format, read where it is there: a person of whom they
@@ -129,22 +101,15 @@ class Photos(Dataset[_Photo]):
         together: answers that mean all of a kind name it once, with one mask of all of them, as
             models with ``masks_per_thing`` are taught. Training only: an evaluation has a mask for
             every object.
-        augment: show each photo mirrored, cut out and recoloured at random, another way in each
+        augment: show each image mirrored, cut out and recoloured at random, another way in each
             epoch; questions are about what the view shows.
-        exchange: share of photos in which every category goes by another's name, drawn anew, in the
+        exchange: share of images in which every category goes by another's name, drawn anew, in the
             dialogue; a model with evidence is told by the same names what was found. So words are
-            matched with what is there, where few photos would be learnt by heart. Training only.
-
-    Raises:
-        ValueError: a number out of its range, weights of unknown kinds, or a damaged file.
-        FileNotFoundError: the file or the folder is missing.
+            matched with what is there, where few images would be learnt by heart. Training only.
     """
 
     name = "photos"
     title = "Photos with annotated instances, asked for all that these can answer"
-    splits = ("train", "val", "test")
-    is_public = False
-    obtain = "export your annotations as COCO instances JSON"
 
     def __init__(
         self,
@@ -162,90 +127,60 @@ class Photos(Dataset[_Photo]):
         augment: bool = False,
         exchange: float = 0.0,
     ) -> None:
-        super().__init__(root, split, seed)
+        check_at_least_one(
+            self.name, dialogues_per_image=dialogues_per_image, max_targets=max_targets
+        )
+        if kinds is not None:
+            check_weights(kinds, tuple(PHOTO_WEIGHTS))
         if not 0 <= exchange <= 1:
             raise ValueError(f"exchange of {self.name} lies between 0 and 1, not {exchange}.")
-        self.source = PhotoSource(
-            self.name,
-            root,
-            split,
-            annotations,
-            images,
-            kinds,
-            dialogues_per_image=dialogues_per_image,
-            max_targets=max_targets,
-        )
-        self.bad_rows = self.source.set.bad_rows
+        super().__init__(root, split, seed, annotations=annotations, images=images, augment=augment)
         path = published_or(path_of_split(self.root, captions, split))
         self._people = read_people_words(path) if captions and path.exists() else {}
         self.dialogues_per_image = dialogues_per_image
         self.kinds = kinds
         self.max_targets = max_targets
         self.together = together
-        self.augment = augment
         self.exchange = exchange
 
-    @classmethod
-    def files(cls, root: Path, split: str) -> tuple[Path, ...]:
-        """The annotation file and the folder of photos under their default names."""
-        return own_files(root, split)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of all objects that the file annotates, as targets carry them."""
-        return self.source.class_names
-
-    def __len__(self) -> int:
-        """Photos."""
-        return len(self.source.set)
-
-    def where(self, item: int) -> tuple[Path, str]:
-        """The annotation file, and which of its images."""
-        return self.source.set.where(item)
-
-    def row(self, item: int) -> _Photo:
-        """A photo with its classes, as the file annotates it."""
-        image = self.source.set.row(item)
-        name: Any = identity(self.source.set.coco.image(item)["id"])
+    def row(self, item: int) -> AnnotatedImage:
+        """An image with its classes and, by its captions, what its people may be called."""
+        image = super().row(item)
+        name = identity(self.coco.image(int(self._items[item]))["id"])
         said = self._people.get(name)
-        shown = [one for one in image.classes if self.source.keys[one.name] == PERSON]
+        shown = [one for one in image.classes if self.keys[one.name] == PERSON]
         if said is None or any(one.crowds or not one.askable for one in shown):
-            return _Photo(image, ())
+            return image
         number = sum(len(one.masks) for one in shown)
         fits = 2 <= number <= MOST_ALIKE if said.are_several else number == 1
-        return _Photo(image, said.words if fits else ())
+        return replace(image, people=said.words) if fits else image
 
-    def view(
-        self, image: AnnotatedImage, people: tuple[str, ...] = (), *, together: bool = False
-    ) -> PhotoView:
-        """A photo as the question writer sees it.
+    def view(self, image: AnnotatedImage, *, together: bool = False) -> PhotoView:
+        """An image as the question writer sees it.
 
         Args:
-            image: the photo.
-            people: what its people may be called, beside the usual words.
+            image: the image.
             together: see :class:`Photos`.
         """
-        keys = self.source.keys
         blank: NDArray[np.uint8] = np.broadcast_to(np.uint8(0), (*image.size, 3))
         objects = tuple(
-            measure_object(keys[one.name], decode_mask(mask), mask)
+            measure_object(self.keys[one.name], decode_mask(mask), mask)
             for one in image.classes
             for mask in one.masks
         )
-        scene = Scene(blank, objects, self.source.uncertain(image))
-        return PhotoView(scene, self.source.knowledge, self.max_targets, people, together)
+        scene = Scene(blank, objects, self.uncertain(image))
+        return PhotoView(scene, self.knowledge, self.max_targets, image.people, together)
 
-    def compose(self, row: _Photo, rng: random.Random) -> tuple[Sample, ...]:
-        """The dialogues about a photo."""
-        image, people = row
-        if self.augment:
-            image = augment_image(image, rng)
+    def compose(self, row: AnnotatedImage, rng: random.Random) -> tuple[Sample, ...]:
+        """The dialogues about an image."""
+        image = augment_image(row, rng) if self.augment else row
         renamed = None
         if self.exchange and rng.random() < self.exchange:
-            renamed = self._exchanged(rng)
+            names = list(self.categories)
+            renamed = dict(zip(names, rng.sample(names, len(names)), strict=True))
             classes = tuple(replace(one, name=renamed[one.name]) for one in image.classes)
-            image, people = replace(image, classes=classes), ()
-        view = self.view(image, people, together=self.together)
+            image = replace(image, classes=classes, people=())
+        view = self.view(image, together=self.together)
         for kinds in (self.kinds, None):
             turns = compose_photo_dialogues(view, rng, self.dialogues_per_image, kinds=kinds)
             if turns:
@@ -253,19 +188,8 @@ class Photos(Dataset[_Photo]):
                 return tuple(replace(sample, renamed=renamed) for sample in samples)
         raise ValueError("No kind of question fits the photo.")
 
-    def _exchanged(self, rng: random.Random) -> dict[str, str]:
-        """Another name for every category, drawn anew."""
-        names = list(self.source.set.class_names)
-        others = rng.sample(names, len(names))
-        return dict(zip(names, others, strict=True))
-
-    def check(self) -> Iterator[BadRow]:
-        """Every bad row."""
-        yield from self.source.set.check()
-        self.sound_headers = self.source.set.sound_headers
-
     def evaluation_samples(self) -> Lazy[Sample]:
-        """Questions of every kind about every photo, the same for every seed."""
+        """Questions of every kind about every image, the same for every seed."""
         asked: list[tuple[int, int]] = []
         bad: list[BadRow] = []
         for item in range(len(self)):
@@ -276,25 +200,22 @@ class Photos(Dataset[_Photo]):
         kept: list[tuple[int, tuple[Sample, ...]]] = []
 
         def build(number: int) -> Sample:
-            item, place = asked[number]
+            item, dialogue = asked[number]
             if not kept or kept[0][0] != item:
                 kept[:] = [(item, self._evaluation(item))]
-            return kept[0][1][place]
+            return kept[0][1][dialogue]
 
         return Lazy(range(len(asked)), build, bad)
 
     def counts(self) -> dict[str, int]:
-        """Photos, annotated objects, and the kinds of objects among them."""
-        objects = [len(self.view(self.row(item).image).objects) for item in range(len(self))]
-        return {
-            "images": len(self),
-            "targets": sum(objects),
-            "classes": len(self.class_names),
-        }
+        """Images, annotated objects, and the kinds of objects among them."""
+        shown = (self.row(item).classes for item in range(len(self)))
+        objects = sum(len(one.masks) for classes in shown for one in classes)
+        return {"images": len(self), "targets": objects, "classes": len(self.class_names)}
 
     def _evaluation(self, item: int) -> tuple[Sample, ...]:
-        """The questions that a benchmark asks about a photo."""
-        image = self.row(item).image
+        """The questions that a benchmark asks about an image."""
+        image = replace(self.row(item), people=())
         rng = random.Random(f"evaluation/{image.id}")
         view = self.view(image)
         turns = [
@@ -310,21 +231,14 @@ class Photos(Dataset[_Photo]):
     def _to_samples(
         self, image: AnnotatedImage, dialogues: Sequence[tuple[Turn, ...]]
     ) -> tuple[Sample, ...]:
-        concepts, keys = self.source.knowledge.concepts, self.source.keys
+        concepts, keys = self.knowledge.concepts, self.keys
         objects = tuple(
             Target(concepts[keys[one.name]].name, mask)
             for one in image.classes
             for mask in (*one.crowds, *one.masks)
         )
         return tuple(
-            Sample(
-                image.image,
-                image.size,
-                turns,
-                f"{image.id}-{number}",
-                objects,
-                image.source,
-            )
+            Sample(image.image, image.size, turns, f"{image.id}-{number}", objects, image.source)
             for number, turns in enumerate(dialogues)
         )
 
@@ -348,4 +262,4 @@ EVALUATED = {
     "open": 1,
     "follow_up": 1,
 }
-"""Questions of each kind about a photo that a benchmark asks, at most."""
+"""Questions of each kind about an image that a benchmark asks, at most."""

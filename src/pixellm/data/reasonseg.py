@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from pixellm.data.dataset import BadRow, Dataset, Entry, Row, check_at_least_one
 from pixellm.data.json_values import flag, text_fault
@@ -26,8 +24,10 @@ from pixellm.data.questions import (
     load_phrases,
     to_noun,
 )
+from pixellm.files import parse_json
 from pixellm.image_files import image_size
-from pixellm.masks import encode_mask
+from pixellm.masks import Size, corners_of_box, encode_mask, read_points
+from pixellm.polygons import fill_polygons
 from pixellm.types import SEG_MARK, Sample, Target, Turn
 
 KIND = "reasoning"
@@ -37,7 +37,6 @@ EXPLAINED_SHARE = 0.5
 """Share of the questions with a known reason that ask for it."""
 
 _TARGET, _IGNORED = 1, 255
-_FARTHEST_COORDINATE = 1e6
 
 
 class Shape(Row):
@@ -86,14 +85,8 @@ class ReasonSeg(Dataset[Region]):
     """ReasonSeg. An item is a few texts of an image.
 
     Args:
-        root: folder that holds all data sets.
-        split: one of :attr:`splits`.
-        seed: another seed gives another order and wording.
+        root, split, seed: see :class:`~pixellm.data.dataset.Dataset`.
         per_item: questions about an image in one item, at most.
-
-    Raises:
-        ValueError: an unknown split, or one without a usable file.
-        FileNotFoundError: a folder is missing; says where to get it.
     """
 
     name = "reasonseg"
@@ -137,12 +130,14 @@ class ReasonSeg(Dataset[Region]):
     def compose(self, row: Region, rng: random.Random) -> tuple[Sample, ...]:
         """Each question is a dialogue of its own."""
         image, size, target = self._open(row)
-        turns = [
-            self._turn(rng, row, place, target, image.name) for place in range(row.first, row.end)
-        ]
         return tuple(
-            Sample(image, size, (turn,), f"{self.name}-{self.split}-{row.stem}-{place}")
-            for place, turn in enumerate(turns, start=row.first)
+            Sample(
+                image,
+                size,
+                (self._turn(rng, row, number, target, image.name),),
+                f"{self.name}-{self.split}-{row.stem}-{number}",
+            )
+            for number in range(row.first, row.end)
         )
 
     def evaluation_samples(self) -> Lazy[Sample]:
@@ -180,7 +175,7 @@ class ReasonSeg(Dataset[Region]):
             "explained": known,
         }
 
-    def _open(self, row: Region) -> tuple[Path, tuple[int, int], Target]:
+    def _open(self, row: Region) -> tuple[Path, Size, Target]:
         """The image, its size, and the region."""
         image = self.folder / f"{row.stem}.jpg"
         size = image_size(image)
@@ -193,10 +188,10 @@ class ReasonSeg(Dataset[Region]):
         return image, size, Target(name, mask, encode_mask(ignore) if ignore.any() else None)
 
     def _turn(
-        self, rng: random.Random, row: Region, place: int, target: Target, image: str
+        self, rng: random.Random, row: Region, number: int, target: Target, image: str
     ) -> Turn:
         """A question for one text, with its reason where one is known."""
-        text = " ".join(row.texts[place].split())
+        text = " ".join(row.texts[number].split())
         reason = self._reason(image, text, only=len(row.texts) == 1)
         explained = bool(reason) and rng.random() < EXPLAINED_SHARE
         if not explained and not row.is_sentence:
@@ -241,7 +236,7 @@ def read_annotation(path: Path) -> dict[str, Any]:
     return {"shapes": known, "texts": texts, "is_sentence": is_sentence}
 
 
-def paint_shapes(shapes: Sequence[Shape], size: tuple[int, int]) -> NDArray[np.uint8]:
+def paint_shapes(shapes: Sequence[Shape], size: Size) -> NDArray[np.uint8]:
     """Paint polygons with their borders, larger ones first, so that smaller ones stay on top.
 
     Source: how LISA (Lai et al., CVPR 2024) reads its data.
@@ -253,31 +248,15 @@ def paint_shapes(shapes: Sequence[Shape], size: tuple[int, int]) -> NDArray[np.u
     Returns:
         (H, W): 0 nothing, 1 target, 255 ignored.
     """
-    areas = [int(_paint([shape], [1], size).sum()) for shape in shapes]
-    order = sorted(range(len(shapes)), key=lambda place: -areas[place])
-    values = [_TARGET if shapes[place].is_target else _IGNORED for place in order]
-    return _paint([shapes[place] for place in order], values, size)
-
-
-def _paint(
-    shapes: Sequence[Shape], values: Sequence[int], size: tuple[int, int]
-) -> NDArray[np.uint8]:
-    canvas = Image.new("L", (size[1], size[0]))
-    draw = ImageDraw.Draw(canvas)
-    for shape, value in zip(shapes, values, strict=True):
-        if len(shape.points) > 2:
-            draw.polygon(shape.points, fill=value)
-        # Filling alone leaves out parts of the border.
-        draw.line([*shape.points, shape.points[0]], fill=value)
-    return np.asarray(canvas)
+    masks = [fill_polygons([np.array(shape.points)], size) for shape in shapes]
+    painted = np.zeros(size, dtype=np.uint8)
+    for index in sorted(range(len(shapes)), key=lambda index: -np.count_nonzero(masks[index])):
+        painted[masks[index]] = _TARGET if shapes[index].is_target else _IGNORED
+    return painted
 
 
 def _to_shape(values: Mapping[str, Any]) -> Shape | None:
-    """A shape; None for a flag, which has no region.
-
-    Raises:
-        ValueError: an unknown label, or bad points.
-    """
+    """A shape; None for a flag, which has no region."""
     if not isinstance(values, Mapping):
         raise ValueError(f"A shape is no JSON object but {values!r:.40}.")
     label = str(values["label"]).strip().lower()
@@ -285,26 +264,17 @@ def _to_shape(values: Mapping[str, Any]) -> Shape | None:
         return None
     if label != "target" and "ignore" not in label:
         raise ValueError(f"A shape is labelled {label!r}; target or ignore is needed.")
-    points = np.asarray(values["points"], dtype=np.float64)
-    if points.ndim != 2 or points.shape[1] != 2 or not len(points):
-        raise ValueError(f"A shape labelled {label!r} has no list of points [x, y].")
-    if not (np.abs(points) < _FARTHEST_COORDINATE).all():
-        raise ValueError("A shape has points far outside any image, or no numbers.")
+    points = read_points(values["points"])
     kind = values.get("shape_type")
     if kind == "rectangle" and len(points) == 2:
-        (left, top), (right, bottom) = points
-        points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+        points = corners_of_box(points)
     elif kind == "circle":
         raise ValueError(f"A shape labelled {label!r} is a circle; draw it as a polygon.")
     return Shape(is_target=label == "target", points=points.astype(np.int32).tolist())
 
 
 def _read_reasons(path: Path) -> dict[str, tuple[str, str]]:
-    """(question, reason) by the name of the image; {} where there is no file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """(question, reason) by the name of the image; {} where there is no file."""
     if not path.is_file():
         return {}
     try:
@@ -322,10 +292,10 @@ def _read_json(path: Path) -> Any:
     content = path.read_bytes()
     try:
         try:
-            return json.loads(content.decode("utf-8-sig"))
+            return parse_json(content)
         except UnicodeDecodeError:
-            return json.loads(content.decode("cp1252"))
-    except (ValueError, RecursionError):
+            return parse_json(content.decode("cp1252"))
+    except ValueError:
         raise ValueError(f"{path.name} is no readable JSON; copy it again.") from None
 
 

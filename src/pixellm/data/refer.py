@@ -20,6 +20,7 @@ from pixellm.data.dataset import (
     BadRow,
     BadRowError,
     Dataset,
+    Groups,
     UnusableDataError,
     check_at_least_one,
 )
@@ -85,10 +86,6 @@ class Expressions:
         text, annotations = self._table[int(self._order[expression])]
         return text, tuple(annotations)
 
-    def row_name(self, expression: int) -> str:
-        """The place of an expression in its file."""
-        return row_name(int(self.refs[expression]), int(self.numbers[expression]))
-
 
 class _Group(NamedTuple):
     """Some expressions of an image, with the number of their item."""
@@ -101,20 +98,13 @@ class ReferDataset(Dataset[_Group]):
     """A data set of the refer family.
 
     Args:
-        root: folder that holds all data sets.
-        split: one of :attr:`splits`.
-        seed: another seed gives other groups, another order and wording.
+        root, split, seed: see :class:`~pixellm.data.dataset.Dataset`.
         partition: who made the splits, as in the name of the file; the usual one where None.
         images: folder of the images, where it is not the usual one.
         per_item: expressions of an image that are asked in one item, at most.
         questions_per_image: an item is an image and asks at most so many questions, each for at
             most ``per_item`` expressions of different objects; the expressions that are left over
             come in other epochs. None asks for every expression in each.
-
-    Raises:
-        ValueError: an unknown split or partition, no usable expression, or a file that is damaged
-            or refused.
-        FileNotFoundError: a file is missing; says where to get it.
     """
 
     partitions: ClassVar[Mapping[str, tuple[str, ...]]]
@@ -160,7 +150,8 @@ class ReferDataset(Dataset[_Group]):
                 f"{self.expressions_path} has no usable expression of {split}.",
                 (*self.bad_rows, *self.coco.bad_rows),
             )
-        self._members, self._ends = self.group_for_training()
+        self._groups = self.group_for_training()
+        self.num_items = len(self._groups)
 
     def _known_partition(self, asked: str | None) -> str:
         partition = asked or self.usual_partition(self.split)
@@ -199,11 +190,7 @@ class ReferDataset(Dataset[_Group]):
         yield from refs
 
     def annotations_of(self, ref: Mapping[str, Any]) -> tuple[int, ...]:
-        """Ids of the objects that fit an entry.
-
-        Raises:
-            KeyError, TypeError, ValueError: the entry is malformed.
-        """
+        """Ids of the objects that fit an entry."""
         return (int(ref["ann_id"]),)
 
     def _fill_expressions(self, tables: TablesWriter) -> None:
@@ -223,7 +210,7 @@ class ReferDataset(Dataset[_Group]):
                 missing = self._what_is_missing(image, annotations)
                 for sentence, text in enumerate(texts):
                     if fault := text_fault(text, "expression") or missing:
-                        row = row_name(number, sentence)
+                        row = _row_name(number, sentence)
                         tables.refuse(BadRow(self.expressions_path, row, fault))
                     else:
                         count = len(annotations)
@@ -243,13 +230,13 @@ class ReferDataset(Dataset[_Group]):
 
     # Items and dialogues.
 
-    def group_for_training(self) -> tuple[Integers, Integers]:
+    def group_for_training(self) -> Groups:
         """Expression numbers item by item, and where each item starts, with the end.
 
         The expressions of an item single out different objects, unless an item is an image.
         """
         if self.questions_per_image is not None:
-            return np.arange(len(self.expressions)), self.expressions.starts
+            return Groups(np.arange(len(self.expressions)), self.expressions.starts)
         draw = np.random.default_rng(self.seed)
         groups = [
             group
@@ -258,18 +245,16 @@ class ReferDataset(Dataset[_Group]):
             )
             for group in self._rounds(draw, int(first), int(end))
         ]
-        return flatten(groups)
+        return Groups.of(groups)
 
-    def group_for_evaluation(self) -> tuple[Integers, Integers]:
+    def group_for_evaluation(self) -> Groups:
         """As for training: here one expression a question."""
-        return np.arange(len(self.expressions)), np.arange(len(self.expressions) + 1)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
+        count = len(self.expressions)
+        return Groups(np.arange(count), np.arange(count + 1))
 
     def row(self, item: int) -> _Group:
         """The expressions of an item."""
-        return _Group(item, self._members[self._ends[item] : self._ends[item + 1]])
+        return _Group(item, self._groups[item])
 
     def compose(self, row: _Group, rng: random.Random) -> tuple[Sample, ...]:
         """The dialogues about some expressions of an image."""
@@ -292,23 +277,21 @@ class ReferDataset(Dataset[_Group]):
 
     def where(self, item: int) -> tuple[Path, str]:
         """The file of expressions, and the first one's place in it."""
-        return self.expressions_path, self.expressions.row_name(
-            int(self._members[self._ends[item]])
-        )
+        first = int(self._groups[item][0])
+        ref, number = int(self.expressions.refs[first]), int(self.expressions.numbers[first])
+        return self.expressions_path, _row_name(ref, number)
 
     def evaluation_samples(self) -> Lazy[Sample]:
         """One question for each expression, or for each group."""
-        members, ends = self.group_for_evaluation()
+        groups = self.group_for_evaluation()
 
         def build(question: int) -> Sample:
-            group = members[ends[question] : ends[question + 1]]
-            first = int(group[0])
+            first = int(groups[question][0])
             row = f"{self.expressions.refs[first]}-{self.expressions.numbers[first]}"
-            turn = benchmark_turn([as_benchmark_asks(one) for one in self._named(group)])
-            name = f"{self.name}-{self.split}-{row}"
-            return self._sample(first, (turn,), name)
+            turn = benchmark_turn([as_benchmark_asks(one) for one in self._named(groups[question])])
+            return self._sample(first, (turn,), f"{self.name}-{self.split}-{row}")
 
-        return Lazy(range(len(ends) - 1), build)
+        return Lazy(range(len(groups)), build)
 
     def counts(self) -> dict[str, int]:
         """Images, expressions (as questions), targets and items of an epoch."""
@@ -404,15 +387,9 @@ class ReferDataset(Dataset[_Group]):
         return Sample(self.images / file_of(entry), size_of(entry), turns, name)
 
 
-def row_name(ref: int, number: int) -> str:
+def _row_name(ref: int, number: int) -> str:
     """The place of an expression in a file of the refer family."""
     return f"ref {ref}, sentence {number}"
-
-
-def flatten(groups: Sequence[Integers]) -> tuple[Integers, Integers]:
-    """Groups behind each other, and where each starts, with the end."""
-    lengths = np.array([len(group) for group in groups], dtype=np.int64)
-    return np.concatenate(groups), np.concatenate(([0], np.cumsum(lengths)))
 
 
 def is_in_split(split: str, marked: str) -> bool:
@@ -493,11 +470,7 @@ class GRefCoco(ReferDataset):
             yield ref
 
     def annotations_of(self, ref: Mapping[str, Any]) -> tuple[int, ...]:
-        """Ids of the objects that fit an entry; () where nothing does.
-
-        Raises:
-            KeyError, TypeError, ValueError: the entry is malformed.
-        """
+        """Ids of the objects that fit an entry; () where nothing does."""
         ids = tuple(int(identity) for identity in ref["ann_id"])
         return () if ref.get("no_target") or ids == (_NOTHING,) else ids
 
@@ -505,12 +478,8 @@ class GRefCoco(ReferDataset):
 class _Grouped(ReferDataset):
     """Expressions of an image asked together, in groups of 6, 5, 4, 6, 5, ..."""
 
-    def group_for_training(self) -> tuple[Integers, Integers]:
-        """Expression numbers item by item: the evaluation's groups.
-
-        Raises:
-            ValueError: another number of questions was asked for.
-        """
+    def group_for_training(self) -> Groups:
+        """Expression numbers item by item: the evaluation's groups."""
         if self.questions_per_image is not None:
             raise ValueError(
                 f"An item of {self.name} is one question for up to {max(GROUP_SIZES)} expressions; "
@@ -518,7 +487,7 @@ class _Grouped(ReferDataset):
             )
         return self.group_for_evaluation()
 
-    def group_for_evaluation(self) -> tuple[Integers, Integers]:
+    def group_for_evaluation(self) -> Groups:
         """In the order of the file; each image starts with a group of 6."""
         groups = []
         for first, end in zip(self.expressions.starts, self.expressions.starts[1:], strict=False):
@@ -527,7 +496,7 @@ class _Grouped(ReferDataset):
                 first += size
                 if first >= end:
                     break
-        return flatten(groups)
+        return Groups.of(groups)
 
     def to_dialogues(
         self, rng: random.Random, asked: Sequence[NamedMasks]

@@ -219,7 +219,7 @@ def _row_of_line(number: int, line: bytes, folder: Path, default: str) -> JobRow
         return JobRow(number, "", "", None, problem="The line is no JSON object.")
     image, question = values.get("image"), values.get("question", default)
     shown = (image if isinstance(image, str) else "", question if isinstance(question, str) else "")
-    history = values.get("history", [])
+    history = _read_history(values.get("history", []))
     problem = ""
     if not shown[0]:
         problem = 'The line has no "image" with the path of an image.'
@@ -229,20 +229,18 @@ def _row_of_line(number: int, line: bytes, folder: Path, default: str) -> JobRow
         problem = 'The line has no "question", and none is given for all.'
     elif "id" in values and not isinstance(values["id"], str):
         problem = '"id" is no text.'
-    elif not _is_history(history):
+    elif history is None:
         problem = '"history" is no list of [question, answer] pairs.'
     if problem:
         return JobRow(number, *shown, None, problem=problem)
     source = Path(os.path.normpath(folder / shown[0]))
-    return JobRow(number, *shown, source, _pairs(history), id=values.get("id", ""))
+    return JobRow(number, *shown, source, history or (), id=values.get("id", ""))
 
 
-def _is_history(value: Any) -> bool:
-    return isinstance(value, list) and all(
+def _read_history(value: Any) -> tuple[tuple[str, str], ...] | None:
+    """Pairs of a question and an answer; None where a value is no list of them."""
+    is_list = isinstance(value, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
         for pair in value
     )
-
-
-def _pairs(history: list[list[str]]) -> tuple[tuple[str, str], ...]:
-    return tuple((question, answer) for question, answer in history)
+    return tuple((question, answer) for question, answer in value) if is_list else None

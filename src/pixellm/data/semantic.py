@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pixellm.data.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.classes import ClassDataset
@@ -30,15 +31,9 @@ class LabelImages(ClassDataset):
     """A data set of label images. An item is one of them that has its photo.
 
     Args:
-        root: folder that holds all data sets.
-        split: ``train`` or ``val``.
-        seed: another seed gives another order, grouping and wording.
+        root, split, seed: see :class:`~pixellm.data.dataset.Dataset`.
         options: see :class:`~pixellm.data.classes.ClassDataset`; ``targets`` can't be
             ``instances``, which label images do not tell apart.
-
-    Raises:
-        ValueError: an unknown split or option, or a damaged list of classes.
-        FileNotFoundError: a folder is missing; says where to get it.
     """
 
     splits = ("train", "val")
@@ -60,7 +55,8 @@ class LabelImages(ClassDataset):
             if stem not in photos
         )
         self._stems: NDArray[np.str_] = np.array([stem for stem in stems if stem in photos], str)
-        if not len(self._stems):
+        self.num_items = len(self._stems)
+        if not self.num_items:
             raise ValueError(f"{self.labels} holds no png that has its photo in {self.images}.")
         self._names, self._nothing = self.class_table()
 
@@ -88,10 +84,6 @@ class LabelImages(ClassDataset):
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes that are asked for, in the order of their numbers."""
         return tuple(name for name in self._names.values() if self.is_asked(name))
-
-    def __len__(self) -> int:
-        """Label images that have their photo."""
-        return len(self._stems)
 
     def where(self, item: int) -> tuple[Path, str]:
         """The label image."""
@@ -213,10 +205,7 @@ def read_label_map(path: Path) -> NDArray[Any]:
     Raises:
         ValueError: there is no such image, it is damaged, or it is in colour.
     """
-    try:
-        image = load_stored(path)
-    except OSError as error:
-        raise ValueError(str(error)) from None
+    image = _load(path)
     if image.mode not in _LABEL_MODES:
         raise ValueError(
             f"{path} can't be read as a label image: its mode is {image.mode}, but class numbers "
@@ -236,10 +225,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> RLE:
         ValueError: there is no such image, it is damaged, of another size or transparent, or no
             pixel of it is the object.
     """
-    try:
-        image = load_stored(path)
-    except OSError as error:
-        raise ValueError(str(error)) from None
+    image = _load(path)
     if image.mode not in _MASK_MODES:
         raise ValueError(f"{path} can't be read as a mask: its mode is {image.mode}; use grey.")
     pixels = np.asarray(image)
@@ -249,6 +235,13 @@ def read_mask(path: Path, size: tuple[int, int]) -> RLE:
     if not mask.any():
         raise ValueError(f"{path} is a mask without a pixel that is not 0.")
     return encode_mask(mask)
+
+
+def _load(path: Path) -> Image.Image:
+    try:
+        return load_stored(path)
+    except OSError as error:
+        raise ValueError(str(error)) from None
 
 
 @cache

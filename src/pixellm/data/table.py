@@ -28,7 +28,7 @@ Integers = NDArray[np.int64]
 SMALLEST_CACHED = 1 << 20
 """Sources of fewer bytes in all are read anew each time, into memory."""
 
-_VERSION = 2
+_VERSION = 3
 """Rises when what a data set keeps of its files changes."""
 
 _RECORD = "record"
@@ -86,11 +86,7 @@ class Table(Sequence[Any]):
         return int(self._table.num_rows)
 
     def __getitem__(self, index: Any) -> Any:
-        """The record of a row, parsed.
-
-        Raises:
-            IndexError: there are not so many.
-        """
+        """The record of a row, parsed."""
         return json.loads(self._records[int(index)].as_buffer().to_pybytes())
 
     def numbers(self, column: str) -> Integers:
@@ -239,9 +235,6 @@ def open_tables(sources: Sequence[Path], key: str, fill: Callable[[TablesWriter]
         sources: the files that the tables are made of.
         key: what else they depend on: the data set, its version and options.
         fill: reads the files and writes the tables.
-
-    Raises:
-        OSError, ValueError: what ``fill`` raises.
     """
     stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
     if sum(size for size, _ in stamps) >= SMALLEST_CACHED:
