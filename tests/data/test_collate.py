@@ -1,3 +1,5 @@
+"""Batches of the tiny model: every field where it belongs, and what does not fit left out whole."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -56,15 +58,12 @@ def test_targets_stand_in_the_order_of_the_groups(processor: PixelLMProcessor) -
     boxes = [(0, 0, 8, 8), (16, 0, 8, 8), (0, 16, 8, 8), (16, 16, 8, 8)]
     targets = [box_target(str(n), size, box) for n, box in enumerate(boxes)]
     image = np.zeros((*size, 3), np.uint8)
-    dialogue = Sample(
-        image,
-        size,
-        (
-            Turn("One?", "It {seg} and that {seg}.", (targets[2], targets[0])),
-            Turn("None?", "No."),
-            Turn("More?", "Here {seg}.", (targets[3],)),
-        ),
+    turns = (
+        Turn("One?", "It {seg} and that {seg}.", (targets[2], targets[0])),
+        Turn("None?", "No."),
+        Turn("More?", "Here {seg}.", (targets[3],)),
     )
+    dialogue = Sample(image, size, turns)
     other = Sample(image, size, (Turn("Last?", "There {seg}.", (targets[1],)),))
     batch = Collator(processor, GRID)([[dialogue, other], [other]])
     rows, starts = find_groups(batch["input_ids"], torch.tensor(processor.codec.codebook_ids))
@@ -79,8 +78,7 @@ def test_targets_stand_in_the_order_of_the_groups(processor: PixelLMProcessor) -
 def test_dialogues_share_a_prefix_and_their_positions_start_behind_it(
     processor: PixelLMProcessor,
 ) -> None:
-    sample = square_sample()
-    single = Sample(sample.image, sample.size, sample.turns[1:], "single")
+    single = replace(square_sample(), turns=square_sample().turns[1:])
     batch = Collator(processor, GRID)([[single, single]])
     dialogue_ids, positions = batch["dialogue_ids"][0], batch["position_ids"][0]
     prefix = int((dialogue_ids == 0).sum())
@@ -95,7 +93,7 @@ def test_dialogues_share_a_prefix_and_their_positions_start_behind_it(
 
 def test_labels_are_the_answers_and_padding_is_ignored(processor: PixelLMProcessor) -> None:
     sample = square_sample()
-    short = Sample(sample.image, sample.size, sample.turns[1:], "short")
+    short = replace(sample, turns=sample.turns[1:])
     batch = Collator(processor, GRID)([[sample], [short]])
     written = batch["labels"][1][batch["labels"][1] != IGNORED]
     assert written[-1] == processor.tokenizer.eos_token_id
@@ -167,6 +165,8 @@ def test_a_batch_of_which_nothing_fits_keeps_an_image_that_teaches_nothing(
 
 def test_a_dialogue_has_a_limit_of_its_own(processor: PixelLMProcessor) -> None:
     """Tokens of text, the image not counted; the other dialogues of the row stay."""
+    with pytest.raises(ValueError, match=r"takes \d+ tokens of a row of 4; raise collate.max_len"):
+        Collator(processor, GRID, max_length=4)
     sample = square_sample()
     whole = Collator(processor, GRID)([[sample, sample]])
     longest = int((whole["dialogue_ids"][0] == 1).sum())
@@ -175,11 +175,6 @@ def test_a_dialogue_has_a_limit_of_its_own(processor: PixelLMProcessor) -> None:
     cut = Collator(processor, GRID, max_text_length=longest - 1)([[sample, sample]])
     assert (cut["num_dropped_turns"], cut["num_dropped_rows"]) == (2, 0)
     assert set(cut["dialogue_ids"][0].tolist()) == {0, 1, 2}
-
-
-def test_rows_shorter_than_an_image_are_refused(processor: PixelLMProcessor) -> None:
-    with pytest.raises(ValueError, match=r"takes \d+ tokens of a row of 4; raise collate.max_len"):
-        Collator(processor, GRID, max_length=4)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +238,7 @@ def test_an_image_of_another_size_than_its_sample_says_is_refused_by_name(
     Image.fromarray(square_image((2, 3), (24, 32))).save(path)
     turned = replace(right, image=path, id="photo-7")
     with pytest.raises(
-        ValueError, match=r"'photo-7'.*turned\.png: The image is \(24, 32\).*\(32, 24\)"
+        ValueError, match=r"'photo-7'.*turned\.png: The image is \(24, 32\), .*32, 24"
     ):
         Collator(processor, GRID)([[right], [turned]])
     other = replace(right, size=(32, 16), turns=right.turns[1:], objects=(), id="packed")

@@ -5,19 +5,14 @@ from __future__ import annotations
 import html
 import json
 import re
-import sys
 from base64 import b64decode
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_photos import draw_photo, rectangle
 from PIL import Image
 from typer.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parent / "readers"))
-
-from drawn_photos import draw_photo, rectangle
 
 from pixellm.cli.main import app
 

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from drawn_photos import coco_values, rectangle, write_json
 from PIL import Image
 
 from pixellm.data.photo_scenes import PhotoScenes
 from pixellm.masks import decode_mask
 from pixellm.scenes.cutouts import Background, cut_out, paste_scene
-from pixellm.training.stream import DATASETS
 
 RED, GREEN, GREY = (220, 20, 20), (20, 200, 20), (120, 120, 120)
 SIZE = (160, 240)
-
-
-def square(left: int, top: int, side: int) -> list[int]:
-    right, bottom = left + side, top + side
-    return [left, top, right, top, right, bottom, left, bottom]
 
 
 def paint(path: Path, *squares: tuple[tuple[int, int, int], int, int, int]) -> None:
@@ -38,19 +32,20 @@ def root(tmp_path: Path) -> Path:
     """Two photos: a red dog and a green car, the second also with a crowd of people."""
     paint(tmp_path / "train" / "0.png", (RED, 20, 30, 60), (GREEN, 150, 40, 70))
     paint(tmp_path / "train" / "1.png", (GREEN, 100, 50, 80))
-    shapes = [(0, 1, square(20, 30, 60), 0), (0, 2, square(150, 40, 70), 0)]
-    shapes += [(1, 2, square(100, 50, 80), 0), (1, 3, square(10, 100, 40), 1)]
-    annotations = [
-        {"id": n, "image_id": image, "category_id": kind, "segmentation": [ring], "iscrowd": crowd}
-        for n, (image, kind, ring, crowd) in enumerate(shapes)
+    boxes = [(0, "dog", (20, 30, 60)), (0, "car", (150, 40, 70))]
+    boxes += [(1, "car", (100, 50, 80)), (1, "person", (10, 100, 40))]
+    shapes = [
+        {
+            "image_id": image,
+            "name": name,
+            "segmentation": [rectangle(left, top, left + side, top + side)],
+            "iscrowd": int(name == "person"),
+        }
+        for image, name, (left, top, side) in boxes
     ]
-    images = [
-        {"id": n, "file_name": f"{n}.png", "height": SIZE[0], "width": SIZE[1]} for n in (0, 1)
-    ]
-    names = [{"id": n + 1, "name": name} for n, name in enumerate(("dog", "car", "person"))]
-    values = {"images": images, "annotations": annotations, "categories": names}
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(values))
+    names = ("dog", "car", "person")
+    values = coco_values(SIZE, names, *shapes, images=(0, 1), suffix=".png")
+    write_json(tmp_path / "annotations/instances_train.json", values)
     return tmp_path
 
 
@@ -167,7 +162,3 @@ def test_a_crowd_below_is_never_denied(root: Path) -> None:
 def test_wrong_options_are_refused(root: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PhotoScenes(root, **options)
-
-
-def test_recipes_know_photo_scenes() -> None:
-    assert DATASETS["photo_scenes"] == "pixellm.data.photo_scenes:PhotoScenes"

@@ -19,7 +19,7 @@ NUM = 6
 
 
 @pytest.fixture(scope="module")
-def data() -> ScenesDataset:
+def data():
     return ScenesDataset("test", seed=11, length=50, dialogues_per_image=5)
 
 
@@ -28,9 +28,16 @@ def written(data, tmp_path_factory):
     return export_scenes(data, tmp_path_factory.mktemp("out") / "new" / "scenes", NUM)
 
 
-def test_the_muse_file_says_what_the_samples_say(data, written):
-    entries = json.loads(written.annotations.read_text(encoding="utf-8"))
-    assert written.annotations.name == "muse_test.json"
+@pytest.fixture
+def entries(written):
+    return json.loads(written.annotations.read_text(encoding="utf-8"))
+
+
+def masks(instances):
+    return [one["segmentation"] for one in instances]
+
+
+def test_the_muse_file_says_what_the_samples_say(data, entries):
     assert len(entries) == NUM
     for index, entry in enumerate(entries):
         samples = data[index]
@@ -39,11 +46,9 @@ def test_the_muse_file_says_what_the_samples_say(data, written):
         assert entry["questions"] == [turn.question for turn in turns]
         assert entry["text_answers"] == [turn.answer for turn in turns]
         assert entry["kinds"] == [turn.kind for turn in turns]
-        assert [one["segmentation"] for one in entry["ann_list"]] == [
-            target.mask for target in samples[0].objects
-        ]
+        assert masks(entry["ann_list"]) == [target.mask for target in samples[0].objects]
         for turn, answer in zip(turns, entry["answers"], strict=True):
-            assert [one["segmentation"] for one in answer] == [t.mask for t in turn.targets]
+            assert masks(answer) == [target.mask for target in turn.targets]
         for sample, later in zip(samples, entry["follow_ups"], strict=True):
             assert (later is None) == (len(sample.turns) == 1)
             if later is not None:
@@ -51,9 +56,14 @@ def test_the_muse_file_says_what_the_samples_say(data, written):
                 assert len(later["answer"]) == later["text_answer"].count(SEG_MARK)
 
 
-def test_marks_equal_instances_and_instances_are_annotated(written):
+def test_instances_are_annotated_with_the_words_before_their_marks(data, entries):
     seen = 0
-    for entry in json.loads(written.annotations.read_text(encoding="utf-8")):
+    for entry in entries:
+        for one in entry["ann_list"]:
+            mask = decode_mask(one["segmentation"])
+            assert mask.shape == (entry["height"], entry["width"])
+            assert tuple(one["bbox"]) == mask_to_box(mask)
+            assert data.class_names[one["category_id"] - 1] == one["category_name"]
         for text, instances in zip(entry["text_answers"], entry["answers"], strict=True):
             assert text.count(SEG_MARK) == len(instances)
             for instance in instances:
@@ -64,30 +74,14 @@ def test_marks_equal_instances_and_instances_are_annotated(written):
     assert seen > NUM
 
 
-def test_boxes_and_categories_describe_the_masks(data, written):
-    for entry in json.loads(written.annotations.read_text(encoding="utf-8")):
-        for one in entry["ann_list"]:
-            mask = decode_mask(one["segmentation"])
-            assert mask.shape == (entry["height"], entry["width"])
-            assert tuple(one["bbox"]) == mask_to_box(mask)
-            assert data.class_names[one["category_id"] - 1] == one["category_name"]
-
-
-def test_images_are_the_samples_images(data, written):
-    entries = json.loads(written.annotations.read_text(encoding="utf-8"))
-    for index, entry in enumerate(entries):
-        path = written.annotations.parent / entry["file_name"]
-        assert path == written.images[index]
-        with Image.open(path) as image:
-            assert np.array_equal(np.asarray(image), data[index][0].image)
-
-
-def test_the_folder_holds_the_results_and_nothing_else(written):
+def test_the_folder_holds_the_images_the_sheet_and_nothing_else(data, written, entries):
     folder = written.annotations.parent
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["contact_sheet.png", "images", "muse_test.json"]
-    with Image.open(written.contact_sheet) as sheet:
-        assert min(sheet.size) > 300
+    assert min(Image.open(written.contact_sheet).size) > 300
+    assert [folder / entry["file_name"] for entry in entries] == list(written.images)
+    for index, path in enumerate(written.images):
+        assert np.array_equal(np.asarray(Image.open(path)), data[index][0].image)
 
 
 def test_a_folder_with_files_is_left_alone_unless_allowed(data, tmp_path):

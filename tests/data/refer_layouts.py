@@ -60,21 +60,13 @@ def _draw(folder: Path, count: int) -> dict[str, Any]:
         name, height, width = f"COCO_train2014_{number:012d}.jpg", 40 + number, 60
         draw_photo(folder / name, (height, width), seed=number)
         images.append({"id": 500 - number, "file_name": name, "height": height, "width": width})
-        for place in range(4):
-            shape: Any = [
-                rectangle(3 * place, 2, 3 * place + 9, 20),
-                [30, 5, 50, 9, 35, 30 - place],
-            ]
-            if place == 3:
-                shape = {"size": [height, width], "counts": [7, 30, height * width - 37]}
-            annotations.append(
-                {
-                    "id": 10 * number + place + 1,
-                    "image_id": 500 - number,
-                    "category_id": 1 + place % 2,
-                    "segmentation": shape,
-                }
-            )
+        shapes: list[Any] = [
+            [rectangle(3 * n, 2, 3 * n + 9, 20), [30, 5, 50, 9, 35, 30 - n]] for n in range(3)
+        ]
+        shapes.append({"size": [height, width], "counts": [7, 30, height * width - 37]})
+        for n, shape in enumerate(shapes):
+            one = {"id": 10 * number + n + 1, "image_id": 500 - number, "category_id": 1 + n % 2}
+            annotations.append(one | {"segmentation": shape})
     categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "cup"}]
     return {"images": images, "annotations": annotations, "categories": categories}
 
@@ -94,30 +86,25 @@ def with_lists_of_runs(instances: dict[str, Any]) -> dict[str, Any]:
 
 def refs_of(instances: dict[str, Any], things: int = 4, versions: int = 2) -> list[dict[str, Any]]:
     """Refs of the first things of each image, as the refer family holds them."""
-    refs = []
+    refs: list[dict[str, Any]] = []
     for image, split in zip(instances["images"], SPLITS, strict=True):
         own = [one for one in instances["annotations"] if one["image_id"] == image["id"]]
         for annotation in own[:things]:
+            texts = [expression(annotation["id"], version) for version in range(versions)]
             number = len(refs)
-            refs.append(
+            one = {key: annotation[key] for key in ("image_id", "category_id")}
+            one |= {"ref_id": number, "ann_id": annotation["id"], "split": split}
+            one["file_name"] = f"{Path(image['file_name']).stem}_{number}.jpg"
+            one["sentences"] = [
                 {
-                    "ref_id": number,
-                    "ann_id": annotation["id"],
-                    "image_id": image["id"],
-                    "category_id": annotation["category_id"],
-                    "file_name": f"{Path(image['file_name']).stem}_{number}.jpg",
-                    "split": split,
-                    "sentences": [
-                        {
-                            "sent": expression(annotation["id"], version),
-                            "raw": expression(annotation["id"], version).capitalize(),
-                            "tokens": expression(annotation["id"], version).split(),
-                            "sent_id": versions * number + version,
-                        }
-                        for version in range(versions)
-                    ],
+                    "sent": t,
+                    "raw": t.capitalize(),
+                    "tokens": t.split(),
+                    "sent_id": versions * number + n,
                 }
-            )
+                for n, t in enumerate(texts)
+            ]
+            refs.append(one)
     return refs
 
 

@@ -16,9 +16,11 @@ from pixellm.masks import decode_mask
 from pixellm.types import SEG_MARK, Sample
 
 SIZE = (48, 64)
+ADDRESS = "http://images.cocodataset.org"
 
 
-def _instance(number: int, name: str = "") -> dict[str, Any]:
+def _instance(number: int) -> dict[str, Any]:
+    """With polygons, run lengths or compressed ones, in turn."""
     shape: Any = [rectangle(number, 3, number + 9, 30), [20, 4, 50, 9, 30, 40 - number]]
     if number % 3 == 1:
         shape = {"size": list(SIZE), "counts": [number, 40, SIZE[0] * SIZE[1] - 40 - number]}
@@ -30,7 +32,7 @@ def _instance(number: int, name: str = "") -> dict[str, Any]:
     return {
         "category_id": number,
         "category_name": f"sports_ball_{number}",
-        "rephrased_name": name or f"the round thing no. {number}",
+        "rephrased_name": f"the round thing no. {number}",
         "bbox": [0, 0, 1, 1],
         "segmentation": shape,
     }
@@ -46,6 +48,7 @@ def _decode(instance: dict[str, Any]) -> np.ndarray:
 
 
 def _entry(number: int, num_questions: int, *, texts: bool = True, **more: Any) -> dict[str, Any]:
+    """An entry; its photo has an address in place of a name where ``coco_url`` is given."""
     answers = [[_instance(q + k) for k in range(2 + q)] for q in range(num_questions)]
     entry = {
         "file_name": f"COCO_train2014_{number:012d}.jpg",
@@ -54,23 +57,21 @@ def _entry(number: int, num_questions: int, *, texts: bool = True, **more: Any) 
         "ann_list": answers[-1],
         "questions": [f"Photo {number}, what for {q}?" for q in range(num_questions)],
         "answers": answers,
+        "text_answers": [f"Take {SEG_MARK}" + f" or {SEG_MARK}" * (len(a) - 1) for a in answers],
     }
-    if texts:
-        entry["text_answers"] = [
-            f"Take {SEG_MARK}" + f" or {SEG_MARK}" * (len(a) - 1) for a in answers
-        ]
-    return {**entry, **more}
+    dropped = {
+        *(() if texts else ("text_answers",)),
+        *(("file_name",) if "coco_url" in more else ()),
+    }
+    return {key: value for key, value in entry.items() if key not in dropped} | more
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    away = _entry(2, 1, coco_url="http://images.cocodataset.org/val2017/000000000002.jpg")
-    del away["file_name"]
-    entries = [_entry(0, 4), _entry(1, 2, texts=False), away]
-    write_json(tmp_path / "muse/muse_train.json", entries)
+    away = _entry(2, 1, coco_url=f"{ADDRESS}/val2017/000000000002.jpg")
+    write_json(tmp_path / "muse/muse_train.json", [_entry(0, 4), _entry(1, 2, texts=False), away])
     for number in (0, 1):
-        photo = tmp_path / f"coco/train2014/COCO_train2014_{number:012d}.jpg"
-        draw_photo(photo, SIZE)
+        draw_photo(tmp_path / f"coco/train2014/COCO_train2014_{number:012d}.jpg", SIZE)
     draw_photo(tmp_path / "coco/val2017/000000000002.jpg", SIZE)
     return tmp_path
 
@@ -78,18 +79,15 @@ def root(tmp_path: Path) -> Path:
 def _check_masks(sample: Sample) -> None:
     question = sample.turns[0].question
     row = int(question.split()[-1].rstrip("?"))
-    for place, target in enumerate(sample.turns[0].targets):
-        assert np.array_equal(decode_mask(target.mask), _decode(_instance(row + place)))
-        assert target.name == f"sports ball {row + place}"
+    for number, target in enumerate(sample.turns[0].targets, start=row):
+        assert np.array_equal(decode_mask(target.mask), _decode(_instance(number)))
+        assert target.name == f"sports ball {number}"
 
 
 def test_every_question_has_its_text_or_composed_answer_and_exact_masks(root: Path) -> None:
     samples = list(open_reader("muse", root, "train").evaluation_samples())
-    assert [s.id for s in samples] == [
-        f"muse-train-{entry}-{question}"
-        for entry, count in ((0, 4), (1, 2), (2, 1))
-        for question in range(count)
-    ]
+    ids = [f"muse-train-{e}-{q}" for e, count in enumerate((4, 2, 1)) for q in range(count)]
+    assert [s.id for s in samples] == ids
     for sample in samples:
         _check_masks(sample)
         assert isinstance(sample.image, Path) and sample.image.is_file()
@@ -120,32 +118,36 @@ def test_an_epoch_asks_every_question_once_in_items_of_one_photo(root: Path) -> 
     assert list(reader.check()) == []
 
 
-def test_rows_with_wrong_counts_are_listed_and_left_out(tmp_path: Path) -> None:
+def test_rows_that_can_not_be_used_are_listed_and_left_out(tmp_path: Path) -> None:
     entry = _entry(0, 8)
     entry["text_answers"][0] = f"Only {SEG_MARK}"
     entry["text_answers"][1] += f" and {SEG_MARK}"
-    entry["questions"][2] = "  "
-    entry["questions"][3] = f"Where is {SEG_MARK}?"
+    entry["questions"][2:4] = ["  ", f"Where is {SEG_MARK}?"]
     entry["answers"][4] = []
     entry["answers"][5][0]["segmentation"] = []
     entry["text_answers"][6] = 12
-    entries = [
-        entry,
-        _entry(1, 2, questions=["One alone?"]),
-        _entry(2, 2, text_answers=[f"{SEG_MARK} and {SEG_MARK}"]),
-        _entry(3, 1, height=0),
-        _entry(4, 1, file_name=""),
-        _entry(5, 1, file_name="../../secret.jpg"),
-        "nothing",
-        _entry(7, 1, texts=False),
+
+    def named(name: Any, **more: Any) -> dict[str, Any]:
+        """One question without a text, its instances of these names."""
+        one = {**_instance(0), "category_name": None, "rephrased_name": name}
+        return _entry(9, 1, texts=False, answers=[[one]], **more)
+
+    bad: list[tuple[Any, str, str]] = [
+        (_entry(1, 2, questions=["One alone?"]), "", "1 questions, but 2 answers and 2 texts"),
+        (_entry(2, 2, text_answers=["{seg}"]), "", "2 questions, but 2 answers and 1 texts"),
+        (_entry(3, 1, height=0), "", "height and width"),
+        (_entry(4, 1, file_name=""), "", "neither file_name nor coco_url"),
+        (_entry(5, 1, file_name="../../secret.jpg"), "", "no path inside"),
+        ("nothing", "", "no JSON object"),
+        (named(""), ", question 0", "no text answer. The name of an instance is empty"),
+        (named(["a", "b"]), ", question 0", "['a', 'b']"),
+        (named("half \ud83d"), ", question 0", "half a character"),
+        (named("it", questions=[None]), ", question 0", "no text but None"),
     ]
-    for instance in entries[7]["answers"][0]:
-        instance["rephrased_name"] = instance["category_name"] = ""
-    path = write_json(tmp_path / "muse/muse_val.json", entries)
+    good = named("the cup", height="48", width=64.0)
+    path = write_json(tmp_path / "muse/muse_val.json", [entry, *(one for one, *_ in bad), good])
     reader = open_reader("muse", tmp_path, "val")
-    assert [sample.id for sample in reader.evaluation_samples()] == ["muse-val-0-7"]
-    assert {bad.file for bad in reader.bad_rows} == {path}
-    found = {bad.row: bad.reason for bad in reader.bad_rows}
+    assert [s.id for s in reader.evaluation_samples()] == ["muse-val-0-7", "muse-val-11-0"]
     expected = {
         "entry 0, question 0": "1 {seg} for 2 instances",
         "entry 0, question 1": "4 {seg} for 3 instances",
@@ -154,14 +156,9 @@ def test_rows_with_wrong_counts_are_listed_and_left_out(tmp_path: Path) -> None:
         "entry 0, question 4": "refers to nothing",
         "entry 0, question 5": "no segmentation",
         "entry 0, question 6": "no text",
-        "entry 1": "1 questions, but 2 answers and 2 texts",
-        "entry 2": "2 questions, but 2 answers and 1 texts",
-        "entry 3": "height and width",
-        "entry 4": "neither file_name nor coco_url",
-        "entry 5": "no path inside",
-        "entry 6": "no JSON object",
-        "entry 7, question 0": "no text answer. The name of an instance is empty",
-    }
+    } | {f"entry {n}{row}": reason for n, (_, row, reason) in enumerate(bad, start=1)}
+    assert {bad.file for bad in reader.bad_rows} == {path}
+    found = {bad.row: bad.reason for bad in reader.bad_rows}
     assert found.keys() == expected.keys()
     assert all(reason in found[row] for row, reason in expected.items())
 
@@ -170,14 +167,13 @@ def test_check_names_the_instance_whose_mask_can_not_be_decoded(root: Path) -> N
     entry = _entry(0, 2)
     entry["answers"][1][2]["segmentation"] = {"size": [5, 5], "counts": [25]}
     path = write_json(root / "muse/muse_val.json", [entry])
-    (root / "coco/train2014/COCO_train2014_000000000000.jpg").unlink()
+    photo = root / "coco/train2014/COCO_train2014_000000000000.jpg"
+    photo.unlink()
     reader = open_reader("muse", root, "val")
-    problems = list(reader.check())
-    assert [(bad.file, bad.row) for bad in problems] == [
-        (root / "coco/train2014/COCO_train2014_000000000000.jpg", ""),
-        (path, "entry 0, question 1, target 2"),
-    ]
-    assert "(5, 5)" in problems[1].reason
+    missing, damaged = reader.check()
+    assert (missing.file, missing.row) == (photo, "")
+    assert (damaged.file, damaged.row) == (path, "entry 0, question 1, target 2")
+    assert "(5, 5)" in damaged.reason
     with pytest.raises(ValueError, match="entry 0, question 1, target 2"):
         list(reader)
 
@@ -187,9 +183,7 @@ def test_photos_with_an_address_are_found_as_the_release_lays_them_out(
     root: Path, folder: str
 ) -> None:
     name = f"{folder}/000000000007.jpg"
-    away = _entry(7, 1, coco_url=f"http://images.cocodataset.org/{name}")
-    del away["file_name"]
-    write_json(root / "muse/muse_val.json", [away])
+    write_json(root / "muse/muse_val.json", [_entry(7, 1, coco_url=f"{ADDRESS}/{name}")])
     reader = open_reader("muse", root, "val")
     assert reader[0][0].image == root / "coco" / name, "where it should be"
     photo = draw_photo(root / "refer_seg/images/mscoco/images" / name, SIZE)
@@ -198,23 +192,18 @@ def test_photos_with_an_address_are_found_as_the_release_lays_them_out(
 
 
 def test_the_other_name_of_the_file_and_ones_own_file_are_read(root: Path) -> None:
-    entries = [_entry(9, 1)]
-    write_json(root / "multi_reason_seg/MultiReasonSeg/MUSE_test_many.json", entries)
+    write_json(root / "multi_reason_seg/MultiReasonSeg/MUSE_test_many.json", [_entry(9, 1)])
     assert len(open_reader("muse", root, "test_many")) == 1
-    entries[0]["file_name"] = "images/mine.png"
-    own = write_json(root / "generated/questions.json", entries)
-    photo = draw_photo(own.parent / "images/mine.png", SIZE)
-    reader = open_reader("muse", root, "train", file=own)
-    assert reader[0][0].image == photo
-    elsewhere = draw_photo(root / "photos/images/mine.png", SIZE)
-    reader = open_reader("muse", root, "train", file=own, images=root / "photos")
-    assert reader[0][0].image == elsewhere
+    entry = _entry(9, 1, file_name="images/mine.png")
+    own = write_json(root / "generated/questions.json", [entry])
+    for options, folder in (({}, own.parent), ({"images": root / "photos"}, root / "photos")):
+        photo = draw_photo(folder / "images/mine.png", SIZE)
+        reader = open_reader("muse", root, "train", file=own, **options)
+        assert reader[0][0].image == photo
     assert list(reader.check()) == []
 
 
-def test_missing_empty_and_damaged_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"muse_train.json, which is missing; .*PixelLM"):
-        open_reader("muse", tmp_path, "train")
+def test_empty_and_damaged_files_are_named(tmp_path: Path) -> None:
     path = write_json(tmp_path / "muse/muse_train.json", [])
     with pytest.raises(ValueError, match="no usable question"):
         open_reader("muse", tmp_path, "train")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,28 @@ def write_json(path: Path, value: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8")
     return path
+
+
+def coco_values(
+    size: tuple[int, int],
+    names: Sequence[str],
+    *shapes: Mapping[str, Any],
+    images: Sequence[int] = (1,),
+    suffix: str = ".jpg",
+) -> dict[str, Any]:
+    """An instances file: shapes have a name of ``names`` and may have any key of an annotation."""
+    height, width = size
+    annotations = [
+        {"id": number, "image_id": images[0], "category_id": names.index(one["name"]) + 1, **one}
+        for number, one in enumerate(shapes)
+    ]
+    return {
+        "images": [
+            {"id": n, "file_name": f"{n}{suffix}", "height": height, "width": width} for n in images
+        ],
+        "annotations": annotations,
+        "categories": [{"id": n, "name": name} for n, name in enumerate(names, start=1)],
+    }
 
 
 def fill_polygon(points: list[float], size: tuple[int, int]) -> np.ndarray:
