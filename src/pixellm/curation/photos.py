@@ -183,7 +183,7 @@ class AnnotationFile:
         """
         if not images.is_dir():
             raise FileNotFoundError(f"There is no folder of images at {images}; check --images.")
-        items = {place: item for item, place in enumerate(self._coco.image_indices.tolist())}
+        items = {number: item for item, number in enumerate(self._coco.image_indices.tolist())}
         for number in range(self._coco.num_images):
             entry = self._coco.image(items[number]) if number in items else {"id": number}
             if not shard.holds(entry["id"]):

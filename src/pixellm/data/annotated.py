@@ -41,7 +41,7 @@ class AnnotatedImage:
         size: (height, width).
         id: names it in logs.
         classes: each name once.
-        faults: what of it can't be used, with its place in the file.
+        faults: what of it can't be used, with its row in the file.
         source: which collection it is from; "" where unknown.
         people: what its people may be called, beside the usual words.
     """

@@ -68,7 +68,7 @@ def augment_image(annotated: AnnotatedImage, rng: random.Random) -> AnnotatedIma
 
 
 def _cut(rng: random.Random, size: tuple[int, int]) -> Box:
-    """A box of random sides at a random place."""
+    """A box of random sides at a random position."""
     height, width = (max(1, round(side * rng.uniform(SMALLEST_SIDE, 1))) for side in size)
     top, left = rng.randint(0, size[0] - height), rng.randint(0, size[1] - width)
     return left, top, left + width, top + height

@@ -114,7 +114,7 @@ class ClassDataset(Dataset[AnnotatedImage]):
     def compose(self, row: AnnotatedImage, rng: random.Random) -> tuple[Sample, ...]:
         """The dialogues about an image."""
         shown = self._augmented(row, rng) if self.augment else row
-        askable = [shown.classes[place] for place in self._askable(shown)]
+        askable = [shown.classes[index] for index in self._askable(shown)]
         if not askable and not (self.negatives or self.exhaustive):
             raise ValueError(_NOTHING_TO_ASK)
         rng.shuffle(askable)
@@ -122,8 +122,8 @@ class ClassDataset(Dataset[AnnotatedImage]):
         wanted = rng.random() < self.negatives or not turns
         absent = self._absent(shown) if wanted else []
         if absent:
-            place = rng.randint(0, len(turns))
-            turns.insert(place, ask_for_absent(rng, rng.choice(absent)))
+            index = rng.randint(0, len(turns))
+            turns.insert(index, ask_for_absent(rng, rng.choice(absent)))
         if not turns:
             raise ValueError(_NOTHING_TO_ASK)
         objects = _objects(shown.classes)
@@ -150,16 +150,16 @@ class ClassDataset(Dataset[AnnotatedImage]):
     def evaluation_samples(self) -> Lazy[Sample]:
         """One question for each class of each image, in the plainest wording."""
         bad: list[BadRow] = []
-        places = [
-            (item, place) for item, shown in self._images(bad) for place in self._askable(shown)
+        indices = [
+            (item, index) for item, shown in self._images(bad) for index in self._askable(shown)
         ]
-        return Lazy(range(len(places)), lambda number: self._class_sample(*places[number]), bad)
+        return Lazy(range(len(indices)), lambda number: self._class_sample(*indices[number]), bad)
 
     def counts(self) -> dict[str, int]:
         """Images, questions when each class is asked for alone, targets and classes."""
         questions = targets = 0
         for _, shown in self._images([]):
-            asked = [shown.classes[place] for place in self._askable(shown)]
+            asked = [shown.classes[index] for index in self._askable(shown)]
             questions += len(asked)
             targets += sum(map(self._num_targets, asked))
         return {
@@ -186,14 +186,14 @@ class ClassDataset(Dataset[AnnotatedImage]):
             yield item, shown
 
     def _askable(self, shown: AnnotatedImage) -> list[int]:
-        """The places of the classes that can be asked for."""
-        places = [i for i, one in enumerate(shown.classes) if self._is_answerable(one)]
-        if not self.min_area or not places:
-            return places
-        unions = [union_of((*shown.classes[i].masks, *shown.classes[i].crowds)) for i in places]
+        """The indices of the classes that can be asked for."""
+        indices = [i for i, one in enumerate(shown.classes) if self._is_answerable(one)]
+        if not self.min_area or not indices:
+            return indices
+        unions = [union_of((*shown.classes[i].masks, *shown.classes[i].crowds)) for i in indices]
         areas = areas_of(unions)
         least = min(self.min_area * shown.size[0] * shown.size[1], max(areas))
-        return [place for place, area in zip(places, areas, strict=True) if area >= least]
+        return [index for index, area in zip(indices, areas, strict=True) if area >= least]
 
     def _is_answerable(self, one: AnnotatedClass) -> bool:
         if not one.askable:
@@ -244,9 +244,9 @@ class ClassDataset(Dataset[AnnotatedImage]):
         # "There is no table" would be wrong beside a dining table.
         return [n for n in self.deniable_names if not present.intersection(_WORD.findall(n))]
 
-    def _class_sample(self, item: int, place: int) -> Sample:
+    def _class_sample(self, item: int, index: int) -> Sample:
         shown = self.row(item)
-        one = shown.classes[place]
+        one = shown.classes[index]
         question = plain_question((one.wordings or (one.name,))[0])
         turn = self._ask(random.Random(0), [one])
         turn = Turn(question, turn.answer, turn.targets, turn.kind)

@@ -158,8 +158,8 @@ def _sorted_by_id(ids: Integers, rows: Integers) -> tuple[Integers, Integers]:
 
 def _find(by_id: tuple[Integers, Integers], identity: int) -> int:
     ids, rows = by_id
-    place = int(np.searchsorted(ids, identity))
-    return int(rows[place]) if place < len(ids) and ids[place] == identity else -1
+    index = int(np.searchsorted(ids, identity))
+    return int(rows[index]) if index < len(ids) and ids[index] == identity else -1
 
 
 def category_name(category: Mapping[str, Any]) -> str:
@@ -359,11 +359,11 @@ class _Scan:
             self.categories.append([number, {**entry, "name": name}])
 
     def _add_image(self, value: Any, text: str) -> None:
-        place = self.num_images
+        index = self.num_images
         self.num_images += 1
         number = identity(value.get("id")) if isinstance(value, Mapping) else None
         if number is None:
-            self._refuse(f"image {place}", "It needs an id, a number or a text.")
+            self._refuse(f"image {index}", "It needs an id, a number or a text.")
             return
         try:
             file_of(value)
@@ -374,16 +374,16 @@ class _Scan:
         except ValueError as error:
             fault = str(error)
         if fault:
-            self._refuse(f"image {place}", fault if fault.endswith(".") else f"{fault}.")
+            self._refuse(f"image {index}", fault if fault.endswith(".") else f"{fault}.")
             self.refused.add(number)
         elif number in self.item_of:
-            self._refuse(f"image {place}", f"Two images have the id {number}; the first counts.")
+            self._refuse(f"image {index}", f"Two images have the id {number}; the first counts.")
         else:
             self.item_of[number] = len(self.images)
-            self.images.append(text.encode(), place, _number_or_none(number))
+            self.images.append(text.encode(), index, _number_or_none(number))
 
     def _add_annotation(self, value: Any, text: str) -> None:
-        place = len(self.annotations)
+        index = len(self.annotations)
         entry = value if isinstance(value, Mapping) else {}
         image, category = identity(entry.get("image_id")), whole_number(entry.get("category_id"))
         crowd = flag(entry.get("iscrowd"))
@@ -393,7 +393,7 @@ class _Scan:
         if image is None or category is None:
             image, category, reason = None, -1, "It needs an image_id and a category_id."
         if reason:
-            self._refuse(f"annotation {place}", reason)
+            self._refuse(f"annotation {index}", reason)
         fault = _MALFORMED if reason else _SOUND
         if not entry.get("segmentation"):
             fault = _WITHOUT_MASK
@@ -401,7 +401,7 @@ class _Scan:
         usable = sum(not text_fault(one) for one in texts)
         if usable < len(texts):
             reason = f"An expression is empty, no text, or holds {SEG_MARK}: {texts!r:.80}."
-            self.bad_texts.append([f"annotation {place}", reason])
+            self.bad_texts.append([f"annotation {index}", reason])
         self.image_ids.append(image)
         self.category_ids.append(category)
         number = _number_or_none(whole_number(entry.get("id")))

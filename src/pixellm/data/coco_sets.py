@@ -331,8 +331,8 @@ class _Described(NamedTuple):
     """Some expressions of one image, with the number of their item."""
 
     item: int
-    places: list[tuple[int, int, int]]
-    """Image, number among the annotation's expressions, and place of the annotation."""
+    expressions: list[tuple[int, int, int]]
+    """Image, number among the annotation's expressions, and index of the annotation."""
 
 
 class OwnExpressions(_OwnFiles, Dataset[_Described]):
@@ -367,30 +367,30 @@ class OwnExpressions(_OwnFiles, Dataset[_Described]):
         self.require(self.annotations, self.images)
         self.coco = CocoFile(self.annotations)
         self.bad_rows = (*self.coco.bad_rows, *self.coco.bad_texts)
-        self._places = _expressions_by_image(self.coco)
-        if not len(self._places):
+        self._expressions = _expressions_by_image(self.coco)
+        if not len(self._expressions):
             raise UnusableDataError(
                 f"{self.annotations} has no annotation with an expression; put one under "
                 "'expression', or read the file as the set coco.",
                 self.bad_rows,
             )
-        self._groups = _group(self._places, expressions_per_item)
+        self._groups = _group(self._expressions, expressions_per_item)
         self.num_items = len(self._groups)
 
     def row(self, item: int) -> _Described:
         """A group of expressions."""
-        return _Described(item, self._places[self._groups[item]].tolist())
+        return _Described(item, self._expressions[self._groups[item]].tolist())
 
     def where(self, item: int) -> tuple[Path, str]:
         """The annotation file, and which of its images."""
-        image = self._places[self._groups[item][0], 0]
+        image = self._expressions[self._groups[item][0], 0]
         return self.annotations, f"image {self.coco.image_indices[image]}"
 
     def compose(self, row: _Described, rng: random.Random) -> tuple[Sample, ...]:
         """The dialogues about a group of expressions."""
-        rng.shuffle(asked := [self._named(*place) for place in row.places])
+        rng.shuffle(asked := [self._named(*one) for one in row.expressions])
         return tuple(
-            self._sample(row.places[0][0], turns, f"{row.item}-{number}")
+            self._sample(row.expressions[0][0], turns, f"{row.item}-{number}")
             for number, turns in enumerate(compose_dialogues(rng, asked))
         )
 
@@ -398,16 +398,20 @@ class OwnExpressions(_OwnFiles, Dataset[_Described]):
         """One question for each expression, as the benchmarks of expressions ask."""
 
         def build(number: int) -> Sample:
-            image, text_round, row = self._places[number].tolist()
+            image, text_round, row = self._expressions[number].tolist()
             turn = benchmark_turn([as_benchmark_asks(self._named(image, text_round, row))])
             return self._sample(image, (turn,), f"{row}-{text_round}")
 
-        return Lazy(range(len(self._places)), build)
+        return Lazy(range(len(self._expressions)), build)
 
     def counts(self) -> dict[str, int]:
         """Images with expressions, questions when each is asked alone, and targets."""
-        images = len(np.unique(self._places[:, 0]))
-        return {"images": images, "questions": len(self._places), "targets": len(self._places)}
+        images = len(np.unique(self._expressions[:, 0]))
+        return {
+            "images": images,
+            "questions": len(self._expressions),
+            "targets": len(self._expressions),
+        }
 
     def _named(self, image: int, text_round: int, row: int) -> NamedMasks:
         try:
@@ -429,22 +433,22 @@ def _expressions_by_image(coco: CocoFile) -> Integers:
     """(num expressions, 3): image, round, annotation; of each image all first expressions first."""
     rows = coco.sorted_rows
     texts = np.where(coco.is_faulty[rows], 0, coco.num_texts[rows])
-    place = np.repeat(np.arange(len(rows)), texts)
-    text_round = np.arange(len(place)) - np.repeat(np.cumsum(texts) - texts, texts)
-    image = coco.items_of_sorted_rows[place]
-    order = np.lexsort((place, text_round, image))
-    found: Integers = np.stack((image, text_round, rows[place]), axis=1)[order]
+    position = np.repeat(np.arange(len(rows)), texts)
+    text_round = np.arange(len(position)) - np.repeat(np.cumsum(texts) - texts, texts)
+    image = coco.items_of_sorted_rows[position]
+    order = np.lexsort((position, text_round, image))
+    found: Integers = np.stack((image, text_round, rows[position]), axis=1)[order]
     return found
 
 
-def _group(places: Integers, most: int) -> Groups:
+def _group(expressions: Integers, most: int) -> Groups:
     """The expressions of each item: of one image, in one round, at most so many."""
     starts = [0]
-    changes = (np.diff(places[:, :2], axis=0) != 0).any(axis=1)
+    changes = (np.diff(expressions[:, :2], axis=0) != 0).any(axis=1)
     for number, other in enumerate(changes.tolist(), start=1):
         if other or number - starts[-1] >= most:
             starts.append(number)
-    return Groups(np.arange(len(places)), np.array([*starts, len(places)]))
+    return Groups(np.arange(len(expressions)), np.array([*starts, len(expressions)]))
 
 
 def coco_questions(

@@ -113,12 +113,12 @@ class Collator:
             for row, resized in zip(rows, images["resized_sizes"], strict=True)
         ]
         kept = [index for index, (_, samples) in enumerate(packed) if samples]
-        places = kept or [0]
-        turns = [[t for s, count in packed[i][1] for t in s.turns[:count]] for i in places]
-        batch: dict[str, Any] = self._stack([packed[index][0] for index in places])
-        batch |= self._targets([rows[index][0] for index in places], turns)
-        batch["pixel_values"] = images["pixel_values"][places]
-        batch["pixel_mask"] = images["pixel_mask"][places]
+        used = kept or [0]
+        turns = [[t for s, count in packed[i][1] for t in s.turns[:count]] for i in used]
+        batch: dict[str, Any] = self._stack([packed[index][0] for index in used])
+        batch |= self._targets([rows[index][0] for index in used], turns)
+        batch["pixel_values"] = images["pixel_values"][used]
+        batch["pixel_mask"] = images["pixel_mask"][used]
         batch["sample_ids"] = [sample.id for row in rows for sample in row]
         num_asked = sum(len(sample.turns) for row in rows for sample in row)
         num_dropped = num_asked - sum(map(len, turns))
@@ -126,10 +126,10 @@ class Collator:
             batch["num_dropped_turns"] = num_dropped
             batch["num_dropped_rows"] = len(rows) - len(kept)
         if self.with_objects:
-            batch |= self._objects([rows[index][0] for index in places])
+            batch |= self._objects([rows[index][0] for index in used])
         if self.encoder_classes:
             batch["class_order"] = torch.stack(
-                [self._class_order(rows[index][0]) for index in places]
+                [self._class_order(rows[index][0]) for index in used]
             )
         if self.class_index:
             maps = [self._object_maps(rows[index][0]) for index in kept]
@@ -178,11 +178,11 @@ class Collator:
 
     def _class_order(self, sample: Sample) -> Tensor:
         """(c,) for each class of the encoder, which of its classes goes by that name."""
-        place = {name: index for index, name in enumerate(self.encoder_classes)}
-        order = torch.arange(len(place))
+        position = {name: index for index, name in enumerate(self.encoder_classes)}
+        order = torch.arange(len(position))
         for name, other in (sample.renamed or {}).items():
-            if name in place and other in place:
-                order[place[other]] = place[name]
+            if name in position and other in position:
+                order[position[other]] = position[name]
         return order
 
     def _objects(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
@@ -197,8 +197,8 @@ class Collator:
         grid = self.class_map_size
         shapes = torch.zeros(len(rles), grid, grid, dtype=torch.uint8)
         height, width = Letterbox.fit(sample.size, grid).resized
-        for place, mask in enumerate(resize_targets(rles, sample.size, (height, width))):
-            shapes[place, :height, :width] = torch.from_numpy(mask)
+        for index, mask in enumerate(resize_targets(rles, sample.size, (height, width))):
+            shapes[index, :height, :width] = torch.from_numpy(mask)
         return shapes
 
     def _pack(

@@ -26,11 +26,11 @@ def csv_rows(path: Path) -> Iterator[Entry | BadRow]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             for values in reader:
-                place = f"line {reader.line_num}"
+                row = f"line {reader.line_num}"
                 if None in values:
                     reason = "It has more cells than the header; quote a text that has a comma."
-                    yield BadRow(path, place, reason)
+                    yield BadRow(path, row, reason)
                     continue
-                yield Entry(path, place, {name: cell or None for name, cell in values.items()})
+                yield Entry(path, row, {name: cell or None for name, cell in values.items()})
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no CSV table in UTF-8 ({error}); save it again.") from None

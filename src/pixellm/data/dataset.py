@@ -134,7 +134,7 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] != "value_error":
         says = first["msg"].replace("Input", f"Its {'.'.join(map(str, path))}", 1)
         return f"{says.replace('tuple', 'list')}, not {first['input']!r:.40}."
-    numbers = [place for place, part in enumerate(path) if isinstance(part, int)]
+    numbers = [index for index, part in enumerate(path) if isinstance(part, int)]
     lists = path[: numbers[-1] + 1] if numbers else ()
     within = [f"{name} {number}" for name, number in zip(lists[::2], lists[1::2], strict=True)]
     reason = str(first["ctx"]["error"])
@@ -142,10 +142,10 @@ def _sentence(error: ValidationError) -> str:
 
 
 class Entry(NamedTuple):
-    """A row as a file holds it: its file, its place in it as in :class:`BadRow`, its values."""
+    """A row as a file holds it: its file, where it is in it as in :class:`BadRow`, its values."""
 
     file: Path
-    place: str
+    row: str
     values: Any
 
 
@@ -279,9 +279,9 @@ class Dataset(ABC, Generic[R]):
             try:
                 row = self.row_type.read(found.values)
             except ValueError as error:
-                tables.refuse(BadRow(found.file, found.place, str(error)))
+                tables.refuse(BadRow(found.file, found.row, str(error)))
                 continue
-            record = [tables.key_of(found.file), found.place, row.model_dump()]
+            record = [tables.key_of(found.file), found.row, row.model_dump()]
             writer.append(record, row.num_questions, row.num_targets, row.image_number)
 
     def __len__(self) -> int:
@@ -298,14 +298,14 @@ class Dataset(ABC, Generic[R]):
         return self.row_type.model_validate(self.table[number][2])
 
     def where(self, item: int) -> tuple[Path, str]:
-        """The annotation file of an item, and its place in it as in :class:`BadRow`."""
+        """The annotation file of an item, and where it is in it, as in :class:`BadRow`."""
         return self.place_of_row(item)
 
     def place_of_row(self, number: int) -> tuple[Path, str]:
-        """The file of a row of the table, and its place in it."""
+        """The file of a row of the table, and where it is in it."""
         assert self._tables is not None
-        key, place, _ = self.table[number]
-        return self._tables.file_of(key), place
+        key, row, _ = self.table[number]
+        return self._tables.file_of(key), row
 
     def evaluation_samples(self) -> Lazy[Sample]:
         """The questions that a benchmark asks about this split, one a sample, built when asked for.

@@ -178,7 +178,7 @@ class JsonlSamples(_Dialogues):
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
-                place = f"line {number}"
+                position = f"line {number}"
                 try:
                     row = _read_line(line)
                     if row.id is not None and ids.setdefault(row.id, number) != number:
@@ -186,10 +186,10 @@ class JsonlSamples(_Dialogues):
                             f"Line {ids[row.id]} has the id {row.id!r} too; give each its own."
                         )
                 except ValueError as error:
-                    yield BadRow(self.file, place, str(error))
+                    yield BadRow(self.file, position, str(error))
                     continue
                 name = f"{self.name}-{self.split}-{number}" if row.id is None else row.id
-                yield Entry(self.file, place, row.model_copy(update={"id": name}))
+                yield Entry(self.file, position, row.model_copy(update={"id": name}))
 
 
 def _read_line(line: bytes) -> LineRow:
@@ -240,16 +240,16 @@ class LlavaInstruct(_Dialogues):
         return root / "llava_dataset" / "llava_instruct_150k.json", root / "coco" / "train2017"
 
     def rows(self) -> Iterator[Entry | BadRow]:
-        """The entries; one without an id goes by its place."""
-        for place, (_, values, _) in enumerate(scan_json(self.conversations)):
+        """The entries; one without an id goes by its index."""
+        for index, (_, values, _) in enumerate(scan_json(self.conversations)):
             try:
                 known = values if isinstance(values, dict) else {}
                 row = {"image": _file_name(known.get("image")), "turns": _turns(known)}
-                number = place if known.get("id") is None else known["id"]
+                number = index if known.get("id") is None else known["id"]
                 row["id"] = f"{self.name}-{self.split}-{number}"
-                yield Entry(self.conversations, f"entry {place}", row)
+                yield Entry(self.conversations, f"entry {index}", row)
             except ValueError as error:
-                yield BadRow(self.conversations, f"entry {place}", str(error))
+                yield BadRow(self.conversations, f"entry {index}", str(error))
 
 
 def _file_name(name: Any) -> str:

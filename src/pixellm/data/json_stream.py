@@ -103,8 +103,8 @@ class _Scanner:
                 raise ValueError(f"{self.path} is nested too deep to be read.") from None
             except ValueError:
                 if self.ended:
-                    place = f"{self.path} is damaged or ends behind byte {self.passed()}"
-                    raise ValueError(f"{place}; copy it again.") from None
+                    where = f"{self.path} is damaged or ends behind byte {self.passed()}"
+                    raise ValueError(f"{where}; copy it again.") from None
             self.read_more()
 
     def passed(self) -> int:

@@ -125,7 +125,7 @@ class LabelMe(ClassDataset):
                 mask = shape_to_rle(shape.values, size)
             except ValueError as error:
                 invalid.add(shape.name)
-                faults.append(BadRow(path, shape.place, str(error)))
+                faults.append(BadRow(path, shape.row, str(error)))
                 continue
             parts.setdefault(shape.instance, []).append(mask)
         classes = tuple(
@@ -205,7 +205,7 @@ def _check_size(path: Path, content: Mapping[str, Any]) -> None:
 class _NamedShape(NamedTuple):
     """A shape whose label can be asked for; those of one instance share their group."""
 
-    place: str
+    row: str
     name: str
     instance: str
     kind: str | None
@@ -216,14 +216,14 @@ def _named_shapes(path: Path, content: Mapping[str, Any]) -> tuple[list[_NamedSh
     """The shapes of a file whose labels can be asked for, and why the others' can't."""
     named, bad_rows = [], []
     for number, shape in enumerate(content["shapes"]):
-        place = f"shape {number}"
+        row = f"shape {number}"
         if fault := _label_fault(shape):
-            bad_rows.append(BadRow(path, place, fault))
+            bad_rows.append(BadRow(path, row, fault))
             continue
         name = " ".join(shape["label"].replace("_", " ").split())
         group = shape.get("group_id")
-        instance = place if group is None else f"group {group}"
-        named.append(_NamedShape(place, name, instance, shape.get("shape_type"), shape))
+        instance = row if group is None else f"group {group}"
+        named.append(_NamedShape(row, name, instance, shape.get("shape_type"), shape))
     return named, bad_rows
 
 
@@ -269,7 +269,7 @@ def _paste_mask(points: NDArray[np.float64], data: str, size: tuple[int, int]) -
     """A painted mask: a PNG in base64 that fills the box between two pixels, both included.
 
     One that was moved by hand has corners between pixels, and a box that was cut where it met the
-    border of the image: the PNG keeps its size then, and its place at the corner inside.
+    border of the image: the PNG keeps its size then, and its corner inside.
     """
     painted = np.asarray(load_stored(base64.b64decode(data), "Its painted mask")) > 0
     if painted.ndim != 2:

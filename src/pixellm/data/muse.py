@@ -192,7 +192,7 @@ def rows_of(entry: Any) -> Iterator[MuseRow]:
                 yield MuseRow.read(_row_values(entry, 0, number))
 
 
-def _row_values(entry: Mapping[str, Any], place: int, number: int) -> dict[str, Any]:
+def _row_values(entry: Mapping[str, Any], index: int, number: int) -> dict[str, Any]:
     """A sound question as a row."""
     kinds = entry.get("kinds")
     return {
@@ -203,7 +203,7 @@ def _row_values(entry: Mapping[str, Any], place: int, number: int) -> dict[str, 
         "text": _text_of(entry, number),
         "kind": str(kinds[number]) if isinstance(kinds, list) and number < len(kinds) else KIND,
         "targets": entry["answers"][number],
-        "entry": place,
+        "entry": index,
         "number": number,
     }
 
@@ -347,13 +347,13 @@ def _check_entry(
         if times > 1:
             yield Problem(where, "repeated_question", f"{repeated!r} is asked {times} times.")
     for number, targets in enumerate(entry["answers"]):
-        place = f"{where}, question {number}"
+        asked = f"{where}, question {number}"
         if fault := row_fault(entry, number):
-            yield Problem(place, *fault)
+            yield Problem(asked, *fault)
         elif "{seg" in entry["questions"][number].casefold():
-            yield Problem(place, "question", "It holds a mark; marks belong to answers.")
+            yield Problem(asked, "question", "It holds a mark; marks belong to answers.")
         if isinstance(targets, list) and all(isinstance(one, Mapping) for one in targets):
-            yield from _check_targets(targets, place, size_of(entry), names)
+            yield from _check_targets(targets, asked, size_of(entry), names)
 
 
 def _check_targets(
@@ -515,23 +515,23 @@ class Muse(Dataset[Sequence[MuseRow]]):
 
     def rows(self) -> Iterator[Entry | BadRow]:
         """The questions of all entries."""
-        for place, (_, entry, _) in enumerate(scan_json(self.path)):
+        for index, (_, entry, _) in enumerate(scan_json(self.path)):
             if fault := entry_fault(entry):
-                yield BadRow(self.path, f"entry {place}", fault[1])
+                yield BadRow(self.path, f"entry {index}", fault[1])
                 continue
             for number in range(len(entry["questions"])):
-                row_name = f"entry {place}, question {number}"
+                row_name = f"entry {index}, question {number}"
                 if fault := row_fault(entry, number):
                     yield BadRow(self.path, row_name, fault[1])
                 else:
-                    yield Entry(self.path, row_name, _row_values(entry, place, number))
+                    yield Entry(self.path, row_name, _row_values(entry, index, number))
 
     def row(self, item: int) -> Sequence[MuseRow]:
         """Some questions about an image."""
         return [self.stored_row(int(member)) for member in self._groups[item]]
 
     def where(self, item: int) -> tuple[Path, str]:
-        """The file, and the first question's place in it."""
+        """The file, and the first question's row in it."""
         return self.place_of_row(int(self._groups[item][0]))
 
     def compose(self, row: Sequence[MuseRow], rng: random.Random) -> tuple[Sample, ...]:

@@ -67,10 +67,10 @@ class PngMasks(Dataset[SentenceRow]):
         for found in csv_rows(self.folder / "sentences.csv"):
             if isinstance(found, Entry):
                 image, sentence = (found.values.get(key) or "" for key in ("image", "sentence"))
-                first = said.setdefault((image, sentence.lower()), found.place)
-                if sentence and first != found.place:
+                first = said.setdefault((image, sentence.lower()), found.row)
+                if sentence and first != found.row:
                     reason = f"It repeats {first}; name all objects in one line, with ; between."
-                    yield BadRow(found.file, found.place, reason)
+                    yield BadRow(found.file, found.row, reason)
                     continue
             yield found
 

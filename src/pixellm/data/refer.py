@@ -195,7 +195,7 @@ class ReferDataset(Dataset[_Group]):
 
     def _fill_expressions(self, tables: TablesWriter) -> None:
         writer = tables.table("expressions", "image", "ref", "number", "targets")
-        for place, ref in enumerate(self.read_refs()):
+        for index, ref in enumerate(self.read_refs()):
             if isinstance(ref, Mapping) and not is_in_split(self.split, str(ref.get("split"))):
                 continue
             try:
@@ -216,7 +216,7 @@ class ReferDataset(Dataset[_Group]):
                         count = len(annotations)
                         writer.append([text, annotations], image, number, sentence, count)
                 continue
-            tables.refuse(BadRow(self.expressions_path, f"entry {place}", reason))
+            tables.refuse(BadRow(self.expressions_path, f"entry {index}", reason))
 
     def _what_is_missing(self, image: int, annotations: Sequence[int]) -> str:
         """Why an entry can't be asked for by what the instances file has; "" where it can."""
@@ -276,7 +276,7 @@ class ReferDataset(Dataset[_Group]):
         return compose_dialogues(rng, asked)
 
     def where(self, item: int) -> tuple[Path, str]:
-        """The file of expressions, and the first one's place in it."""
+        """The file of expressions, and the first one's row in it."""
         first = int(self._groups[item][0])
         ref, number = int(self.expressions.refs[first]), int(self.expressions.numbers[first])
         return self.expressions_path, _row_name(ref, number)
@@ -388,7 +388,7 @@ class ReferDataset(Dataset[_Group]):
 
 
 def _row_name(ref: int, number: int) -> str:
-    """The place of an expression in a file of the refer family."""
+    """The row of an expression in a file of the refer family."""
     return f"ref {ref}, sentence {number}"
 
 

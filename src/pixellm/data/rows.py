@@ -30,7 +30,7 @@ class JobRow:
     """One question of a job.
 
     Attributes:
-        number: its place in the job, from 0.
+        number: its index in the job, from 0.
         image: what the input calls the image.
         question: as typed.
         source: where the image is, or its pixels as (H, W, 3) uint8 RGB; None in a bad row.
@@ -134,12 +134,12 @@ class _SampleRows:
     def __call__(self, number: int) -> JobRow:
         if number >= self._starts[-1]:
             return JobRow(number, "", "", None, problem=self._problems[number - self._starts[-1]])
-        place = bisect_right(self._starts, number) - 1
+        index = bisect_right(self._starts, number) - 1
         try:
-            sample = self._sample(place)
+            sample = self._sample(index)
         except (OSError, ValueError) as error:
             return JobRow(number, "", "", None, problem=describe_error(error))
-        turn = number - self._starts[place]
+        turn = number - self._starts[index]
         earlier = tuple((one.question, one.answer) for one in sample.turns[:turn])
         return JobRow(
             number,
@@ -151,18 +151,18 @@ class _SampleRows:
             takes_suffix=sample.turns[turn].takes_suffix,
         )
 
-    def _sample(self, place: int) -> Sample:
-        if self._kept is None or self._kept[0] != place:
-            self._kept = (place, self._samples[place])
+    def _sample(self, index: int) -> Sample:
+        if self._kept is None or self._kept[0] != index:
+            self._kept = (index, self._samples[index])
         return self._kept[1]
 
 
 def _first_rows(samples: Sequence[Sample]) -> Sequence[int]:
     """(S + 1,) number of the first row of each sample, and the end; all samples are built."""
     starts = array("q", [0])
-    for place in range(len(samples)):
+    for index in range(len(samples)):
         try:
-            turns = len(samples[place].turns)
+            turns = len(samples[index].turns)
         except (OSError, ValueError):
             turns = 1
         starts.append(starts[-1] + turns)

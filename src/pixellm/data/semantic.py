@@ -179,7 +179,7 @@ class Mapillary(LabelImages):
         return root / "mapillary" / "config_v2.0.json", *super().files(root, split)
 
     def class_table(self) -> tuple[dict[int, str], frozenset[int]]:
-        """Numbers are places in the list; void entries are nothing."""
+        """Numbers are indices of the list; void entries are nothing."""
         path = self.files(self.root, self.split)[0]
         try:
             entries = json.loads(path.read_bytes())["labels"]

@@ -43,7 +43,7 @@ class BadRow:
 
     Attributes:
         file: the annotation file, or the image.
-        row: its place in the file, such as "entry 12, question 3"; "" for the file as a whole.
+        row: where it is in the file, such as "entry 12, question 3"; "" for the file as a whole.
         reason: what is wrong, one sentence.
     """
 

@@ -69,7 +69,7 @@ class LabelRun:
         images: folder of photos; those in folders below it count too.
         out: folder for the run's files.
         model: as the user called it.
-        categories: name -> id of every kind of thing to look for, or that boxes propose.
+        categories: name -> id of every category to look for, or that boxes propose.
         proposals: boxes; None to look for everything.
         rules: which masks are kept.
         limit: the first photos only; all where 0.

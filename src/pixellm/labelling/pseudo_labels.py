@@ -1,6 +1,6 @@
 """Masks for photos that nobody annotated: a model's answers, with a detector's boxes or without.
 
-A model is asked for every instance of each kind of thing. Where boxes are proposed, only what they
+A model is asked for every instance of each category. Where boxes are proposed, only what they
 propose is asked for, and a mask counts that agrees with a box; what finds no mask in the whole
 photo is asked for once more in a cut around its box. Confident masks become labels; what stays in
 doubt becomes a crowd region, of which a data set claims neither presence of one nor absence.
@@ -69,7 +69,7 @@ class LabelRules:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A box of a detector: its category's name, place and confidence."""
+    """A box of a detector: its category's name, position and confidence."""
 
     name: str
     box: Box
