@@ -46,10 +46,6 @@ def augment_image(annotated: AnnotatedImage, rng: random.Random) -> AnnotatedIma
 
     Returns:
         An image in memory, its size that of the cut.
-
-    Raises:
-        ValueError: the file is no image, or of another size than the annotation says.
-        OSError: the file can't be opened.
     """
     image = load_annotated(annotated.image, annotated.size, annotated.id)
     box, mirrored = _cut(rng, annotated.size), rng.random() < 0.5

@@ -63,10 +63,6 @@ def read_people_words(path: Path) -> dict[int | str | None, PeopleWords]:
 
     Args:
         path: captions in COCO's format.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged.
     """
     found = {image: people_words(texts) for image, texts in read_captions(path).items()}
     return {image: words for image, words in found.items() if words is not None}

@@ -45,12 +45,7 @@ class FoundSplit:
     label: str = ""
 
     def open(self) -> Dataset:
-        """The reader.
-
-        Raises:
-            ValueError: a damaged file, or options that the reader does not take.
-            FileNotFoundError: a file is missing; says where to get it.
-        """
+        """The reader."""
         return open_reader(self.name, self.root, self.split, **self.options)
 
 

@@ -226,12 +226,7 @@ def expressions_of(annotation: Mapping[str, Any]) -> list[str]:
 
 
 def read_captions(path: Path) -> dict[int | str | None, list[str]]:
-    """The captions of each image, by its id, of a file in COCO's format.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged.
-    """
+    """The captions of each image, by its id, of a file in COCO's format."""
     captions: dict[int | str | None, list[str]] = defaultdict(list)
     for key, value, _ in scan_json(path):
         if key == "annotations" and isinstance(value, Mapping) and "caption" in value:

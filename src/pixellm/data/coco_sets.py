@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from pixellm.data.dataset import (
     BadRow,
     BadRowError,
     Dataset,
+    Group,
     Groups,
     UnusableDataError,
     check_at_least_one,
@@ -327,15 +328,7 @@ class PascalPart(_Parts):
         return folder / f"{split}.json", folder / "VOCdevkit" / "VOC2010" / "JPEGImages"
 
 
-class _Described(NamedTuple):
-    """Some expressions of one image, with the number of their item."""
-
-    item: int
-    expressions: list[tuple[int, int, int]]
-    """Image, number among the annotation's expressions, and index of the annotation."""
-
-
-class OwnExpressions(_OwnFiles, Dataset[_Described]):
+class OwnExpressions(_OwnFiles, Dataset[Group]):
     """A COCO instances file of your own, asked for the expressions of its annotations.
 
     An item is up to so many expressions of one image, each of another annotation.
@@ -377,20 +370,21 @@ class OwnExpressions(_OwnFiles, Dataset[_Described]):
         self._groups = _group(self._expressions, expressions_per_item)
         self.num_items = len(self._groups)
 
-    def row(self, item: int) -> _Described:
+    def row(self, item: int) -> Group:
         """A group of expressions."""
-        return _Described(item, self._expressions[self._groups[item]].tolist())
+        return Group(item, self._groups[item])
 
     def where(self, item: int) -> tuple[Path, str]:
         """The annotation file, and which of its images."""
         image = self._expressions[self._groups[item][0], 0]
         return self.annotations, f"image {self.coco.image_indices[image]}"
 
-    def compose(self, row: _Described, rng: random.Random) -> tuple[Sample, ...]:
+    def compose(self, row: Group, rng: random.Random) -> tuple[Sample, ...]:
         """The dialogues about a group of expressions."""
-        rng.shuffle(asked := [self._named(*one) for one in row.expressions])
+        expressions = self._expressions[row.members].tolist()
+        rng.shuffle(asked := [self._named(*one) for one in expressions])
         return tuple(
-            self._sample(row.expressions[0][0], turns, f"{row.item}-{number}")
+            self._sample(expressions[0][0], turns, f"{row.item}-{number}")
             for number, turns in enumerate(compose_dialogues(rng, asked))
         )
 
@@ -406,12 +400,8 @@ class OwnExpressions(_OwnFiles, Dataset[_Described]):
 
     def counts(self) -> dict[str, int]:
         """Images with expressions, questions when each is asked alone, and targets."""
-        images = len(np.unique(self._expressions[:, 0]))
-        return {
-            "images": images,
-            "questions": len(self._expressions),
-            "targets": len(self._expressions),
-        }
+        images, questions = len(np.unique(self._expressions[:, 0])), len(self._expressions)
+        return {"images": images, "questions": questions, "targets": questions}
 
     def _named(self, image: int, text_round: int, row: int) -> NamedMasks:
         try:
@@ -470,10 +460,6 @@ def coco_questions(
     Returns:
         The questions. Their ``bad_rows`` are images that are missing, damaged or of another size
         than annotated, about which nothing is asked, and entries of the file that can't be used.
-
-    Raises:
-        FileNotFoundError: no such files.
-        ValueError: the annotation file is damaged, or no image can be used.
     """
     path, folder = _find_files(root, split, annotations, str(images))
     coco = CocoFile(path)

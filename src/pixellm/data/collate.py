@@ -43,9 +43,6 @@ class Collator:
             image not; turns that do not fit are left out. None for no limit but the row's.
         with_objects: add the masks of everything annotated, asked for or not, and the targets' on
             the same grid as the class map.
-
-    Raises:
-        ValueError: the image alone is as long as a row may be, or the template as a dialogue.
     """
 
     def __init__(

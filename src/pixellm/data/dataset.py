@@ -149,6 +149,13 @@ class Entry(NamedTuple):
     values: Any
 
 
+class Group(NamedTuple):
+    """An item that is made of several rows: its number and theirs."""
+
+    item: int
+    members: Integers
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Groups:
     """The numbers that each item is made of.
@@ -256,9 +263,6 @@ class Dataset(ABC, Generic[R]):
         Args:
             sources: the files that rows are read from; none where they are too many to be stamped.
             nothing: the sentence where no row can be used.
-
-        Raises:
-            UnusableDataError: no row can be used.
         """
         self._tables = self.open_tables(sources, self._fill)
         self.bad_rows = self._tables.bad_rows
@@ -336,12 +340,7 @@ class Dataset(ABC, Generic[R]):
         return self.dialogues(index, epoch=0)
 
     def dialogues(self, index: int, epoch: int) -> tuple[Sample, ...]:
-        """The dialogues that come at an index of an epoch, about one image.
-
-        Raises:
-            IndexError: past the length.
-            ValueError: the row is bad.
-        """
+        """The dialogues that come at an index of an epoch, about one image."""
         if not 0 <= index < len(self):
             raise IndexError(f"Item {index} of {len(self)} of {self.name} {self.split}.")
         if self._order[0] != epoch:
@@ -356,9 +355,6 @@ class Dataset(ABC, Generic[R]):
         Args:
             item: which one.
             rng: the source of its choices; that of the first epoch where None.
-
-        Raises:
-            ValueError: the row is bad; names the file and the row.
         """
         with self.naming(item):
             return self.compose(self.row(item), rng or self.random_of(item))
@@ -409,11 +405,7 @@ class Dataset(ABC, Generic[R]):
         return next((folder for folder in folders if folder.is_dir()), folders[0])
 
     def require(self, *paths: Path) -> None:
-        """Check that files or folders are there.
-
-        Raises:
-            FileNotFoundError: one is missing.
-        """
+        """Check that files or folders are there."""
         for path in paths:
             if not path.exists():
                 raise FileNotFoundError(
@@ -432,11 +424,7 @@ class Dataset(ABC, Generic[R]):
 
 
 def check_at_least_one(name: str, **numbers: int | None) -> None:
-    """Refuse numbers of a data set that are below 1; None is no number.
-
-    Raises:
-        ValueError: one is.
-    """
+    """Refuse numbers of a data set that are below 1; None is no number."""
     for key, number in numbers.items():
         if number is not None and number < 1:
             raise ValueError(f"{key} of {name} is at least 1, not {number}.")

@@ -51,11 +51,7 @@ class TargetRow(_Known):
     ignore: Any = None
 
     def to_target(self, size: tuple[int, int]) -> Target:
-        """The target in an image of a size.
-
-        Raises:
-            ValueError: a mask is malformed, of another size, or covers no pixel.
-        """
+        """The target in an image of a size."""
         mask = segmentation_to_rle(self.segmentation, size)
         if not areas_of([mask])[0]:
             raise ValueError(f"The mask of {self.name!r} covers no pixel.")

@@ -112,11 +112,7 @@ class _Scanner:
         return self.byte + len(self.text[: self.position].encode())
 
     def read_more(self) -> None:
-        """Drop what was read and add at least as much as is left, so that long values cost little.
-
-        Raises:
-            ValueError: the file is no UTF-8.
-        """
+        """Drop what was read, add at least as much as is left, so that long values cost little."""
         self.byte = self.passed()
         left = self.text[self.position :]
         piece = self.file.read(max(_CHUNK, len(left)))

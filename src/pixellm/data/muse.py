@@ -156,11 +156,7 @@ def make_instance(
 
 
 def muse_files(path: Path) -> list[Path]:
-    """The MUSE files at a path: the file itself, or ``muse*.json`` in a folder.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
+    """The MUSE files at a path: the file itself, or ``muse*.json`` in a folder."""
     if path.is_file():
         return [path]
     files = sorted(f for f in path.glob("*.json") if f.name.lower().startswith("muse"))
@@ -310,9 +306,6 @@ def validate(path: Path, images: Path | None = None) -> Iterator[Problem]:
 
     Yields:
         Problems in the order of the files.
-
-    Raises:
-        FileNotFoundError: there is no MUSE file.
     """
     for file in muse_files(path):
         seen: Counter[str] = Counter()

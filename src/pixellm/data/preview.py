@@ -28,9 +28,6 @@ def gather_preview(reader: Dataset, num: int) -> tuple[list[PreviewEntry], list[
 
     Returns:
         Them, and why others can't be shown.
-
-    Raises:
-        ValueError: ``num`` is below 1, or none of the dialogues can be shown.
     """
     if num < 1:
         raise ValueError(f"A preview of {num} dialogues shows nothing; ask for at least 1.")
@@ -51,10 +48,6 @@ def draw_sample(sample: Sample) -> Image.Image:
     """The image with the masks of all turns, numbered in order of mention.
 
     Images larger than 1024 pixels are made smaller.
-
-    Raises:
-        ValueError: the image can't be read, or has another size than its masks.
-        FileNotFoundError: there is no image.
     """
     image = load_annotated(sample.image, sample.size, sample.id)
     targets = [target for turn in sample.turns for target in turn.targets]

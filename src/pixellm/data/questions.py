@@ -82,9 +82,6 @@ def ask_for_regions(rng: random.Random, asked: Sequence[NamedMasks], kind: str =
         rng: decides the wording.
         asked: what is asked for, in the order of the question; each has exactly one target.
         kind: label of the turn.
-
-    Raises:
-        ValueError: nothing, or a name without exactly one target.
     """
     if not asked or any(len(one.targets) != 1 for one in asked):
         raise ValueError("Each name of a question for regions needs exactly one mask.")
@@ -103,9 +100,6 @@ def ask_for_instances(
         rng: decides the wording.
         asked: the classes; the targets of each lie in the order of the answer.
         kind: label of the turn.
-
-    Raises:
-        ValueError: no class, or one without a target.
     """
     if not asked or any(not one.targets for one in asked):
         raise ValueError("Each class of a question for instances needs at least one mask.")

@@ -208,11 +208,7 @@ class ReasonSeg(Dataset[Region]):
 
 
 def read_annotation(path: Path) -> dict[str, Any]:
-    """The shapes, texts and is_sentence of an annotation file, UTF-8 or, as some are, cp1252.
-
-    Raises:
-        ValueError: it is damaged, or has no text or no target.
-    """
+    """The shapes, texts and is_sentence of an annotation file, UTF-8 or, as some are, cp1252."""
     values = _read_json(path)
     try:
         shapes = [_to_shape(shape) for shape in values["shapes"]]

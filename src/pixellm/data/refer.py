@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from pixellm.data.dataset import (
     BadRow,
     BadRowError,
     Dataset,
+    Group,
     Groups,
     UnusableDataError,
     check_at_least_one,
@@ -87,14 +88,7 @@ class Expressions:
         return text, tuple(annotations)
 
 
-class _Group(NamedTuple):
-    """Some expressions of an image, with the number of their item."""
-
-    item: int
-    members: Integers
-
-
-class ReferDataset(Dataset[_Group]):
+class ReferDataset(Dataset[Group]):
     """A data set of the refer family.
 
     Args:
@@ -252,11 +246,11 @@ class ReferDataset(Dataset[_Group]):
         count = len(self.expressions)
         return Groups(np.arange(count), np.arange(count + 1))
 
-    def row(self, item: int) -> _Group:
+    def row(self, item: int) -> Group:
         """The expressions of an item."""
-        return _Group(item, self._groups[item])
+        return Group(item, self._groups[item])
 
-    def compose(self, row: _Group, rng: random.Random) -> tuple[Sample, ...]:
+    def compose(self, row: Group, rng: random.Random) -> tuple[Sample, ...]:
         """The dialogues about some expressions of an image."""
         item, members = row
         if self.questions_per_image is None:

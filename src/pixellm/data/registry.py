@@ -40,11 +40,7 @@ READERS: dict[str, str] = {
 
 
 def reader_class(name: str) -> type[Dataset]:
-    """The class that reads a data set.
-
-    Raises:
-        ValueError: no data set is called so.
-    """
+    """The class that reads a data set."""
     if name not in READERS:
         raise ValueError(f"There is no data set {name!r}; known: {', '.join(READERS)}.")
     module, _, attribute = READERS[name].partition(":")
@@ -60,10 +56,6 @@ def open_reader(name: str, root: Path | str, split: str, **options: Any) -> Data
         root: folder that holds the data sets.
         split: one of the reader's splits.
         options: further arguments of the reader, by name.
-
-    Raises:
-        ValueError: an unknown name, split or option, or a damaged file.
-        FileNotFoundError: a file is missing; says where to get it.
     """
     reader = reader_class(name)
     try:

@@ -190,11 +190,7 @@ def _rows_of_folder(folder: Path, question: str) -> list[JobRow]:
 
 
 def _is_image(path: Path) -> bool:
-    """Whether a file is an image.
-
-    Raises:
-        ValueError: it is only called like one.
-    """
+    """Whether a file is an image."""
     try:
         image_size(path)
     except ValueError:

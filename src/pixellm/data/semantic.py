@@ -201,9 +201,6 @@ def read_label_map(path: Path) -> NDArray[Any]:
 
     Returns:
         (H, W) of an integer type.
-
-    Raises:
-        ValueError: there is no such image, it is damaged, or it is in colour.
     """
     image = _load(path)
     if image.mode not in _LABEL_MODES:
