@@ -176,6 +176,9 @@ class Groups:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def __iter__(self) -> Iterator[Integers]:
+        return (self[item] for item in range(len(self)))
+
     def __getitem__(self, item: int) -> Integers:
         return self.members[self.starts[item] : self.starts[item + 1]]
 

@@ -60,7 +60,7 @@ class Expressions:
         images: (E,) id of each one's image.
         refs: (E,) number of the ref that each belongs to; all of a ref single out the same.
         numbers: (E,) number among the expressions of the same ref.
-        starts: (I + 1,) first expression of each image, and the end.
+        by_image: the expressions of each image.
         num_targets: objects over all expressions.
 
     Args:
@@ -76,7 +76,8 @@ class Expressions:
         self.refs = table.numbers("ref")[self._order]
         self.numbers = table.numbers("number")[self._order]
         changes = np.flatnonzero(np.diff(self.images)) + 1
-        self.starts: Integers = np.concatenate(([0], changes, [len(images)])).astype(np.int64)
+        starts = np.concatenate(([0], changes, [len(images)])).astype(np.int64)
+        self.by_image = Groups(np.arange(len(images)), starts)
         self.num_targets = int(table.numbers("targets").sum())
 
     def __len__(self) -> int:
@@ -225,21 +226,12 @@ class ReferDataset(Dataset[Group]):
     # Items and dialogues.
 
     def group_for_training(self) -> Groups:
-        """Expression numbers item by item, and where each item starts, with the end.
-
-        The expressions of an item single out different objects, unless an item is an image.
-        """
+        """The expressions of each item, of different objects unless an item is an image."""
         if self.questions_per_image is not None:
-            return Groups(np.arange(len(self.expressions)), self.expressions.starts)
+            return self.expressions.by_image
         draw = np.random.default_rng(self.seed)
-        groups = [
-            group
-            for first, end in zip(
-                self.expressions.starts, self.expressions.starts[1:], strict=False
-            )
-            for group in self._rounds(draw, int(first), int(end))
-        ]
-        return Groups.of(groups)
+        images = self.expressions.by_image
+        return Groups.of([group for own in images for group in self._rounds(draw, own)])
 
     def group_for_evaluation(self) -> Groups:
         """As for training: here one expression a question."""
@@ -290,7 +282,7 @@ class ReferDataset(Dataset[Group]):
     def counts(self) -> dict[str, int]:
         """Images, expressions (as questions), targets and items of an epoch."""
         return {
-            "images": len(self.expressions.starts) - 1,
+            "images": len(self.expressions.by_image),
             "questions": len(self.expressions),
             "targets": self.expressions.num_targets,
             "items": len(self),
@@ -317,13 +309,13 @@ class ReferDataset(Dataset[Group]):
                 if not areas_of([mask])[0]:
                     reason = "Its mask covers no pixel."
                     yield BadRow(self.instances_path, f"annotation {annotation}", reason)
-        for start in self.expressions.starts[:-1].tolist():
-            entry = self._image(start)
+        for members in self.expressions.by_image:
+            entry = self._image(members[0])
             yield from self.check_image(self.images / file_of(entry), size_of(entry))
 
-    def _rounds(self, draw: np.random.Generator, first: int, end: int) -> list[Integers]:
+    def _rounds(self, draw: np.random.Generator, own: Integers) -> list[Integers]:
         """The expressions of an image in groups: the first of each ref, the second, ..."""
-        mixed = first + draw.permutation(end - first)
+        mixed = own[0] + draw.permutation(len(own))
         _, refs = np.unique(self.expressions.refs[mixed], return_inverse=True)
         seen: dict[int, int] = {}
         rounds: dict[int, list[int]] = {}
@@ -484,12 +476,12 @@ class _Grouped(ReferDataset):
     def group_for_evaluation(self) -> Groups:
         """In the order of the file; each image starts with a group of 6."""
         groups = []
-        for first, end in zip(self.expressions.starts, self.expressions.starts[1:], strict=False):
-            for size in cycle(GROUP_SIZES):
-                groups.append(np.arange(first, min(first + size, end)))
-                first += size
-                if first >= end:
-                    break
+        for own in self.expressions.by_image:
+            sizes = cycle(GROUP_SIZES)
+            while len(own):
+                size = next(sizes)
+                groups.append(own[:size])
+                own = own[size:]
         return Groups.of(groups)
 
     def to_dialogues(
