@@ -115,7 +115,6 @@ def load_variants(recipes: Sequence[Path], overrides: Iterable[str] = ()) -> dic
         overrides: `a.b=value`, for all of them.
 
     Raises:
-        FileNotFoundError: no such recipe.
         ValueError: a bad recipe, two of one name, or budgets that differ.
     """
     overrides = list(overrides)
@@ -310,11 +309,7 @@ def _write_result(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _train(config: RunConfig, on_event: EventCallback | None) -> None:
-    """Trains a run to its end, from its last checkpoint where there is one.
-
-    Raises:
-        ValueError: the folder holds a run of another recipe.
-    """
+    """Trains a run to its end, from its last checkpoint where there is one."""
     saved = config.run_folder / "config.yaml"
     if saved.is_file() and _digest(load_config(saved)) != _digest(config):
         raise ValueError(f"{config.run_folder} holds a run of another recipe; use another --out.")
@@ -329,11 +324,7 @@ def _train(config: RunConfig, on_event: EventCallback | None) -> None:
 def _plan_steps(
     variants: Mapping[str, RunConfig], settings: AblationSettings, minutes: float
 ) -> int:
-    """Steps of every run's last stage; from the plan file where the folder has one.
-
-    Raises:
-        ValueError: too little time for the runs, or a plan for other minutes or runs.
-    """
+    """Steps of every run's last stage; from the plan file where the folder has one."""
     num_runs = len(variants) * settings.num_seeds
     wanted = {"minutes": minutes, "runs": num_runs}
     path = settings.out / "plan.json"

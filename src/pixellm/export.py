@@ -20,7 +20,6 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from pixellm.answer_files import ANSWER_KEYS
@@ -132,13 +131,8 @@ class Labels:
 Find = Callable[[str], Path]
 """Where the image of a name lies."""
 
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """How labels are written, and whether their images are read."""
-
-    write: Callable[[Labels, Path, Find], None]
-    needs_images: bool = True
+Files = Iterator[tuple[str, bytes]]
+"""Paths below the folder of an export, and contents."""
 
 
 def category_of(label: str) -> str:
@@ -155,7 +149,6 @@ def read_answers(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises:
         ValueError: a line is no answer, or the file holds none.
-        OSError: the file can't be read.
     """
     number = 0
     with open_input(path) as file:
@@ -214,21 +207,10 @@ def check_export(folder: Path, format_name: str) -> None:
 
     Raises:
         ValueError: no such format, or the folder holds what an export did not write.
-        OSError: the folder can't be written.
     """
-    find_format(format_name)
+    if format_name not in FORMATS:
+        raise ValueError(f"There is no format {format_name!r}; known: {', '.join(FORMATS)}.")
     check_merged(folder)
-
-
-def find_format(name: str) -> Format:
-    """The format of a name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if name not in FORMATS:
-        raise ValueError(f"There is no format {name!r}; known: {', '.join(FORMATS)}.")
-    return FORMATS[name]
 
 
 def write_export(labels: Labels, folder: Path, format_name: str, find: Find) -> None:
@@ -243,7 +225,7 @@ def write_export(labels: Labels, folder: Path, format_name: str, find: Find) -> 
         find: where the image of a name lies.
 
     Raises:
-        ValueError: as :func:`check_export`, or an image is damaged or not the one answered about.
+        ValueError: an image is damaged or not the one answered about.
         OSError: an image is missing, or the folder can't be written.
     """
     check_export(folder, format_name)
@@ -253,7 +235,9 @@ def write_export(labels: Labels, folder: Path, format_name: str, find: Find) -> 
             shutil.rmtree(left_over, ignore_errors=True)
         aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
         try:
-            find_format(format_name).write(labels, aside, find)
+            for name, content in FORMATS[format_name](labels, find):
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                (aside / name).write_bytes(content)
             merge_folder(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -263,11 +247,7 @@ def write_export(labels: Labels, folder: Path, format_name: str, find: Find) -> 
 
 
 def _checked(values: Any) -> dict[str, Any]:
-    """Values of an answer, or of a row that has none.
-
-    Raises:
-        ValueError: they are something else.
-    """
+    """Values of an answer, or of a row that has none."""
     if not isinstance(values, dict):
         raise ValueError("it is no JSON object")
     if "error" in values:
@@ -315,30 +295,22 @@ def _ends_with(phrase: str, name: str) -> bool:
 # Where files go, and images.
 
 
-class _Places:
-    """A name of its own for each image, that stays inside the folder whatever it was called."""
-
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-
-    def place(self, name: str) -> PurePosixPath:
-        """A relative path without suffix; no two are equal, in upper or lower case."""
-        parts = [re.sub(r'[\x00-\x1f<>:"|?*]', "_", part) for part in re.split(r"[/\\]+", name)]
-        kept = [part for part in parts if part.strip(". ")]
-        path = PurePosixPath(*kept[:-1], PurePosixPath(kept[-1]).stem) if kept else None
-        path = path or PurePosixPath("image")
-        chosen, number = path, 1
-        while str(chosen).casefold() in self._taken:
-            number += 1
-            chosen = path.with_name(f"{path.name}_{number}")
-        self._taken.add(str(chosen).casefold())
-        return chosen
-
-
 def _placed(labels: Labels) -> Iterator[tuple[LabelledImage, PurePosixPath]]:
-    places = _Places()
+    """A path of its own for each image, without suffix, inside the folder whatever its name is.
+
+    No two are equal, in upper or lower case.
+    """
+    taken: set[str] = set()
     for image in labels.images:
-        yield image, places.place(image.name)
+        parts = re.split(r"[/\\]+", re.sub(r'[\x00-\x1f<>:"|?*]', "_", image.name))
+        kept = [part for part in parts if part.strip(". ")] or ["image"]
+        path = place = PurePosixPath(*kept[:-1], PurePosixPath(kept[-1]).stem)
+        number = 1
+        while str(place).casefold() in taken:
+            number += 1
+            place = path.with_name(f"{path.name}_{number}")
+        taken.add(str(place).casefold())
+        yield image, place
 
 
 def _open(image: LabelledImage, find: Find) -> Path:
@@ -352,42 +324,23 @@ def _open(image: LabelledImage, find: Find) -> Path:
     return path
 
 
-def _copy_image(image: LabelledImage, find: Find, stem: Path) -> Path:
-    """Put an image beside its labels, byte by byte where every program shows it upright."""
+def _image_file(image: LabelledImage, find: Find) -> tuple[str, bytes]:
+    """An image's suffix and content, byte by byte where every program shows it upright."""
     path = _open(image, find)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    as_it_is = path.suffix.lower() in _PORTABLE and is_upright(path)
-    target = stem.with_name(stem.name + (path.suffix.lower() if as_it_is else ".png"))
-    if as_it_is:
-        shutil.copyfile(path, target)
-    else:
-        target.write_bytes(encode_image(load_image(path), ".png"))
-    return target
+    if path.suffix.lower() in _PORTABLE and is_upright(path):
+        return path.suffix.lower(), path.read_bytes()
+    return ".png", encode_image(load_image(path), ".png")
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _write_json(path: Path, values: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values) + "\n", encoding="ascii")
-
-
-def _write_png(path: Path, image: Image.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_image(image, ".png"))
+def _json(values: Any) -> bytes:
+    return (json.dumps(values) + "\n").encode("ascii")
 
 
 # COCO.
 
 
-def _coco_writer(segmentation: Callable[[LabelledObject], Any]) -> Format:
-    def write(labels: Labels, folder: Path, find: Find) -> None:
-        _write_json(folder / "instances.json", coco_values(labels, segmentation))
-
-    return Format(write, needs_images=False)
+def _coco_files(segmentation: Callable[[LabelledObject], Any]) -> Callable[[Labels, Find], Files]:
+    return lambda labels, find: iter([("instances.json", _json(coco_values(labels, segmentation)))])
 
 
 def coco_values(
@@ -433,18 +386,16 @@ def _coco_polygons(one: LabelledObject) -> list[list[float]]:
 # YOLO.
 
 
-def _write_yolo(labels: Labels, folder: Path, find: Find) -> None:
+def _yolo_files(labels: Labels, find: Find) -> Files:
     """``images/train``, ``labels/train`` with a polygon a line, and ``data.yaml``."""
     for image, place in _placed(labels):
-        _copy_image(image, find, folder / "images/train" / place)
-        lines = [_yolo_lines(one, image.size) for one in image.objects]
-        _write_text(folder / "labels/train" / f"{place}.txt", "".join(lines))
-    (folder / "images/train").mkdir(parents=True, exist_ok=True)
-    names = "".join(f"  {n}: {json.dumps(name)}\n" for n, name in enumerate(labels.categories))
-    header = "path: .\ntrain: images/train\nval: images/train\n"
-    _write_text(
-        folder / "data.yaml", f"{header}names:\n{names}" if names else f"{header}names: []\n"
-    )
+        suffix, content = _image_file(image, find)
+        yield f"images/train/{place}{suffix}", content
+        lines = "".join(_yolo_lines(one, image.size) for one in image.objects)
+        yield f"labels/train/{place}.txt", lines.encode("ascii")
+    names = "".join(f"\n  {n}: {json.dumps(name)}" for n, name in enumerate(labels.categories))
+    header = f"path: .\ntrain: images/train\nval: images/train\nnames:{names or ' []'}\n"
+    yield "data.yaml", header.encode("ascii")
 
 
 def _yolo_lines(one: LabelledObject, size: tuple[int, int]) -> str:
@@ -461,12 +412,15 @@ def _yolo_lines(one: LabelledObject, size: tuple[int, int]) -> str:
 # LabelMe.
 
 
-def _write_labelme(labels: Labels, folder: Path, find: Find) -> None:
+def _labelme_files(labels: Labels, find: Find) -> Files:
     """A JSON file beside each image; the parts of an object share a ``group_id``."""
     for image, place in _placed(labels):
-        copied = _copy_image(image, find, folder / place)
-        values = labelme_values(image, labels.categories, copied.name)
-        _write_json(folder / f"{place}.json", values)
+        suffix, content = _image_file(image, find)
+        yield f"{place}{suffix}", content
+        yield (
+            f"{place}.json",
+            _json(labelme_values(image, labels.categories, f"{place.name}{suffix}")),
+        )
 
 
 def labelme_values(
@@ -501,23 +455,22 @@ def labelme_values(
 # Label Studio.
 
 
-def _write_label_studio(labels: Labels, folder: Path, find: Find) -> None:
+def _label_studio_files(labels: Labels, find: Find) -> Files:
     """``tasks.json`` with predictions, ``config.xml`` of the labelling, and the images."""
     tasks = []
     for image, place in _placed(labels):
-        copied = _copy_image(image, find, folder / "images" / place)
-        where = copied.relative_to(folder).as_posix()
-        results = [brush_result(one, labels.categories, image.size) for one in image.objects]
+        suffix, content = _image_file(image, find)
+        yield f"images/{place}{suffix}", content
         scores = [one.score for one in image.objects]
         prediction = {
             "model_version": image.model,
             "score": float(np.mean(scores)) if scores else 0.0,
-            "result": results,
+            "result": [brush_result(one, labels.categories, image.size) for one in image.objects],
         }
-        data = {"image": f"/data/local-files/?d={where}", "name": image.name}
-        tasks.append({"data": data, "predictions": [prediction]})
-    _write_json(folder / "tasks.json", tasks)
-    _write_text(folder / "config.xml", label_studio_config(labels.categories))
+        where = f"/data/local-files/?d=images/{place}{suffix}"
+        tasks.append({"data": {"image": where, "name": image.name}, "predictions": [prediction]})
+    yield "tasks.json", _json(tasks)
+    yield "config.xml", label_studio_config(labels.categories).encode("utf-8")
 
 
 def label_studio_config(categories: Sequence[str]) -> str:
@@ -581,7 +534,7 @@ def brush_rle(mask: BoolMask) -> list[int]:
 # Images.
 
 
-def _write_png_masks(labels: Labels, folder: Path, find: Find) -> None:
+def _png_files(labels: Labels, find: Find) -> Files:
     """``objects/`` a mask each, ``index/`` numbers of objects, ``classes/`` colours of classes.
 
     Where masks overlap, ``index`` and ``classes`` show the smallest.
@@ -594,50 +547,43 @@ def _write_png_masks(labels: Labels, folder: Path, find: Find) -> None:
         for number, (one, mask) in enumerate(zip(image.objects, masks, strict=True), start=1):
             words = re.sub(r"[\W_]+", "-", labels.categories[one.category])[:40].strip("-")
             name = f"{number:02d}_{words or 'object'}.png"
-            _write_png(folder / "objects" / place / name, Image.fromarray(mask.astype("u1") * 255))
-        numbers = _paint(masks, range(1, len(masks) + 1), image.size)
-        _write_png(folder / "index" / f"{place}.png", _narrowed(numbers))
+            yield f"objects/{place}/{name}", _png(Image.fromarray(mask.astype("u1") * 255))
+        yield f"index/{place}.png", _png(_paint(masks, range(1, len(masks) + 1), image.size))
         classes = _paint(masks, [one.category + 1 for one in image.objects], image.size)
-        painted = _narrowed(classes)
-        if painted.mode == "L":
-            painted.putpalette(palette)
-        _write_png(folder / "classes" / f"{place}.png", painted)
+        if classes.mode == "L":
+            classes.putpalette(palette)
+        yield f"classes/{place}.png", _png(classes)
     lines = ["0 background", *(f"{n} {name}" for n, name in enumerate(labels.categories, start=1))]
-    _write_text(folder / "classes.txt", "\n".join(lines) + "\n")
+    yield "classes.txt", ("\n".join(lines) + "\n").encode("utf-8")
 
 
-def _paint(
-    masks: Sequence[BoolMask], numbers: Iterable[int], size: tuple[int, int]
-) -> NDArray[np.uint16]:
-    """Each mask filled with its number, the largest first; 0 elsewhere."""
+def _png(image: Image.Image) -> bytes:
+    return encode_image(image, ".png")
+
+
+def _paint(masks: Sequence[BoolMask], numbers: Iterable[int], size: tuple[int, int]) -> Image.Image:
+    """Each mask filled with its number, the largest first; 0 elsewhere. Of 8 bits where they do."""
     canvas = np.zeros(size, dtype=np.uint16)
     for mask, number in sorted(zip(masks, numbers, strict=True), key=lambda one: -one[0].sum()):
         canvas[mask] = number
-    return canvas
+    return Image.fromarray(canvas.astype(np.uint8) if canvas.max() < 256 else canvas)
 
 
-def _narrowed(numbers: NDArray[np.uint16]) -> Image.Image:
-    """An image of 8 bits where they do, else of 16."""
-    return Image.fromarray(numbers.astype(np.uint8) if numbers.max() < 256 else numbers)
-
-
-def _write_overlays(labels: Labels, folder: Path, find: Find) -> None:
+def _overlay_files(labels: Labels, find: Find) -> Files:
     """Each image with its masks drawn over it."""
     for image, place in _placed(labels):
         masks, words = [one.mask for one in image.objects], [one.label for one in image.objects]
         drawn = draw_overlay(load_image(_open(image, find)), masks, words)
-        target = folder / f"{place}.jpg"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(encode_image(drawn, ".jpg", quality=92))
+        yield f"{place}.jpg", encode_image(drawn, ".jpg", quality=92)
 
 
-FORMATS: Mapping[str, Format] = {
-    "coco": _coco_writer(lambda one: one.rle),
-    "coco-polygons": _coco_writer(_coco_polygons),
-    "yolo": Format(_write_yolo),
-    "labelme": Format(_write_labelme),
-    "label-studio": Format(_write_label_studio),
-    "png": Format(_write_png_masks, needs_images=False),
-    "overlay": Format(_write_overlays),
+FORMATS: Mapping[str, Callable[[Labels, Find], Files]] = {
+    "coco": _coco_files(lambda one: one.rle),
+    "coco-polygons": _coco_files(_coco_polygons),
+    "yolo": _yolo_files,
+    "labelme": _labelme_files,
+    "label-studio": _label_studio_files,
+    "png": _png_files,
+    "overlay": _overlay_files,
 }
 """What answers can be exported as."""

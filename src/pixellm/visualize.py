@@ -188,7 +188,7 @@ def _check(image: Image.Image, masks: Sequence[BoolMask], labels: Sequence[str] 
 def _draw_outline(
     pixels: NDArray[np.float32], mask: BoolMask, color: Color, thickness: int
 ) -> None:
-    """Colour the inner rim of a mask, and darken the pixels just outside it, in place."""
+    """Colour the inner edge of a mask, and darken the pixels just outside it, in place."""
     x, y, width, height = mask_to_box(mask)
     if width == 0:
         return
@@ -197,9 +197,9 @@ def _draw_outline(
     columns = slice(max(0, x - margin), x + width + margin)
     part, near = pixels[rows, columns], mask[rows, columns]
     halo = _grow(near, max(1, thickness // 2)) & ~near
-    rim = near & _grow(~near, thickness)
+    edge = near & _grow(~near, thickness)
     part[halo] *= 0.35
-    part[rim] = color
+    part[edge] = color
 
 
 def _grow(mask: BoolMask, steps: int) -> BoolMask:

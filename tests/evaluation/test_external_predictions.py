@@ -120,11 +120,14 @@ def test_missing_answers_are_refused_or_count_as_silence(tmp_path: Path) -> None
 
 BAD_LINES = {
     "not JSON": ("{", "line 1 is not JSON"),
-    "a list": ([1], 'line 1 must be an object with the question\'s "id"'),
-    "no id": ({"masks": []}, '"id"'),
-    "a typo": ({"id": "scene-0-0/0", "mask": []}, "unknown key 'mask'"),
-    "no masks": ({"id": "scene-0-0/0", "text": "a"}, '"masks" must be a list'),
-    "text is a number": ({"id": "scene-0-0/0", "text": 3, "masks": []}, '"text" must be'),
+    "a list": ([1], "line 1: A prediction is a JSON object"),
+    "no id": ({"masks": []}, "lacks 'id'"),
+    "a typo": ({"id": "a/0", "mask": [], "masks": []}, "unknown key 'mask'"),
+    "no masks": ({"id": "a/0", "text": "a"}, "lacks 'masks'"),
+    "masks are one": ({"id": "a/0", "masks": {}}, "masks should be a valid list"),
+    "text is a number": ({"id": "a/0", "text": 3, "masks": []}, "text should be a valid string"),
+    "a score of 2": ({"id": "a/0", "masks": [1], "scores": [2]}, "scores.0 should be less than"),
+    "half an answer of ours": ({"row": 0, "id": "a/0", "segments": [{}]}, "no answer of pixellm"),
 }
 
 
@@ -152,8 +155,7 @@ def test_two_answers_to_one_question_are_refused(tmp_path: Path) -> None:
         ({"masks": [APPLE.mask], "logits": "none.npy"}, "no logits at"),
         ({"masks": [APPLE.mask], "logits": "flat.npy"}, r"holds \(3,\), the masks are"),
         ({"masks": [APPLE.mask], "logits": "pickle.npy"}, "no .npy file of numbers"),
-        ({"masks": [APPLE.mask], "scores": [2]}, "1 numbers from 0 to 1"),
-        ({"masks": [APPLE.mask], "scores": [1, 1]}, "1 numbers from 0 to 1"),
+        ({"masks": [APPLE.mask], "scores": [1, 1]}, "2 scores for 1 masks"),
         ({"masks": [APPLE.mask], "text": "a {seg} b {seg}"}, "2 {seg} marks for 1 masks"),
     ],
 )

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from pixellm.cli.main import app
 from pixellm.data.photos import Photos
-from pixellm.labelling.label_run import run_labels, start_run
+from pixellm.labelling.label_run import LabelRun, run_labels
 from pixellm.labelling.pseudo_labels import LabelRules, box_iou, every_question, read_proposals
 from pixellm.masks import decode_mask
 from pixellm.types import Prediction, Request, Segment
@@ -95,7 +95,7 @@ def write_boxes(path: Path, *boxes: tuple[str, str, tuple[float, ...], float]) -
 
 def label(photos: Path, out: Path, model: ColourModel, **options: Any) -> dict[str, Any]:
     rules = options.pop("rules", LabelRules())
-    run_labels(start_run(photos, out, "colours", rules, **options), lambda: model, batch_size=4)
+    run_labels(LabelRun(photos, out, "colours", rules, **options), lambda: model, batch_size=4)
     values: dict[str, Any] = json.loads((out / "instances.json").read_text())
     return values
 
@@ -186,7 +186,7 @@ def test_a_stopped_run_goes_on_and_a_bad_photo_is_left_out(photos: Path, tmp_pat
     def refuse() -> ColourModel:
         raise AssertionError("A finished run needs no model.")
 
-    run = start_run(photos, out, "colours", LabelRules(), names=["dog", "cat"])
+    run = LabelRun(photos, out, "colours", LabelRules(), names=["dog", "cat"])
     state = run_labels(run, refuse, 4)
     assert (state.done, state.total, state.bad, state.masks) == (3, 3, 1, 3)
     with Image.open(out / "look.jpg") as sheet:

@@ -159,11 +159,11 @@ def pseudo_label(
 ) -> None:
     """Let a model draw the masks of photos that nobody annotated: a COCO file to train on."""
     from pixellm.cli.display import counted_progress
-    from pixellm.labelling.label_run import COCO_FILE, SHEET_FILE, run_labels, start_run
+    from pixellm.labelling.label_run import COCO_FILE, SHEET_FILE, LabelRun, run_labels
     from pixellm.labelling.pseudo_labels import LabelRules
 
     rules = LabelRules(min_score, doubt, overlap)
-    run = start_run(images, out, options.model, rules, boxes, classes or (), limit)
+    run = LabelRun(images, out, options.model, rules, boxes, classes or (), limit)
 
     def describe(state: LabelState) -> None:
         show(state.done, state.total, f"{state.masks} masks")

@@ -1,7 +1,7 @@
 """The commands ``eval BENCHMARK``, ``score``, ``data questions`` and ``compare``.
 
-Reads options, shows progress and tables, and calls :mod:`pixellm.evaluation`; how answers are
-scored is not its business. :func:`add_commands` puts the commands into the command line.
+Reads options, shows progress and tables, and calls :mod:`pixellm.evaluation`.
+:func:`add_commands` puts the commands into the command line.
 """
 
 from __future__ import annotations
@@ -193,9 +193,9 @@ def score(
         )
     records = scored.records
     evaluation = Evaluation(run, run.settings(), samples, records, run.summarize(records))
-    judged = scored.judged(run, settings)
+    judged = scored.judged(evaluation, settings)
     _show(evaluation, judged, aside=json == "-", missing=scored.num_missing)
-    write_json(scores_to_dict(run, scored), json)
+    write_json(scores_to_dict(evaluation, judged, scored.num_missing), json)
     if out is not None:
         _write_scored(out, evaluation)
         say(f"Wrote {out / 'report.html'}, report.md and report.json", err=json == "-")

@@ -1,6 +1,6 @@
 """The command ``pixellm export``, and the options ``--classes`` and ``--export`` of others.
 
-Reads options and calls :mod:`pixellm.export`; what a format looks like is not its business.
+Reads options and calls :mod:`pixellm.export`.
 :func:`add_commands` puts the command into the command line.
 """
 

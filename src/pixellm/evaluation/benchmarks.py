@@ -186,11 +186,7 @@ BENCHMARKS = {benchmark.name: benchmark for benchmark in _TABLE}
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The benchmark of that name.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The benchmark of that name."""
     if name not in BENCHMARKS:
         raise ValueError(f"There is no benchmark {name!r}; choose {', '.join(BENCHMARKS)}.")
     return BENCHMARKS[name]
@@ -212,7 +208,6 @@ def open_questions(
     Raises:
         ValueError: an unknown benchmark, split or option, or damaged files.
         FileNotFoundError: files are missing.
-        ImportError: an extra is not installed.
     """
     find_benchmark(name)
     chosen = dict(options)
@@ -265,7 +260,6 @@ def open_rows(
     Raises:
         ValueError: an unknown name, split or option, a damaged file, or nothing to ask.
         FileNotFoundError: a file is missing; says where to get it.
-        ImportError: an extra is not installed.
     """
     _check_name(name)
     chosen = dict(options or {})
@@ -291,10 +285,10 @@ class _SceneDialogues:
         self._dataset = dataset
         self._kept: tuple[int, tuple[Sample, ...]] = (-1, ())
         counts = [len(self._scene(scene)) for scene in range(len(dataset))]
-        self.places = [(scene, n) for scene, count in enumerate(counts) for n in range(count)]
+        self.indices = [(scene, n) for scene, count in enumerate(counts) for n in range(count)]
 
     def __call__(self, number: int) -> Sample:
-        scene, dialogue = self.places[number]
+        scene, dialogue = self.indices[number]
         return self._scene(scene)[dialogue]
 
     def _scene(self, scene: int) -> tuple[Sample, ...]:
@@ -330,4 +324,4 @@ def _open_scenes(split: str, options: Mapping[str, Any]) -> Lazy[Sample]:
         )
     dataset = ScenesDataset(split, values["seed"], values["num"], values["dialogues"])
     dialogues = _SceneDialogues(dataset)
-    return Lazy(range(len(dialogues.places)), dialogues)
+    return Lazy(range(len(dialogues.indices)), dialogues)

@@ -153,15 +153,14 @@ def comparison_report(comparison: Comparison, fetch_image: FetchImage) -> Report
 
 def _common_pairs(first: Path, second: Path) -> tuple[list[tuple[AnswerRecord, AnswerRecord]], int]:
     """The answers of both runs to each question, and how many questions one run alone has."""
-    # The place keeps apart dialogues that a data set calls by one name.
+    # The index keeps apart dialogues that a data set calls by one name.
     answers = [
         {(record.index, record.key): record for record in read_answers(folder)}
         for folder in (first, second)
     ]
-    places = [place for place in answers[0] if place in answers[1]]
-    if not places:
+    pairs = [(record, answers[1][key]) for key, record in answers[0].items() if key in answers[1]]
+    if not pairs:
         raise ValueError(f"{first} and {second} have no answered question in common.")
-    pairs = [(answers[0][place], answers[1][place]) for place in places]
     for a, b in pairs:
         if (a.question, a.targets) != (b.question, b.targets):
             raise ValueError(f"{first} and {second} ask different things as {a.key!r}.")
@@ -190,10 +189,10 @@ def _compare_scores(
         names = list(rows[0])
         tables.append(np.array([[row[name] for name in names] for row in rows], dtype=np.float64))
     first, second = bootstrap(tables)
-    changes = {name: second.minus(first, place) for place, name in enumerate(names)}
+    changes = {name: second.minus(first, column) for column, name in enumerate(names)}
     return {
-        name: (first.estimate(place), second.estimate(place), changes[name])
-        for place, name in enumerate(names)
+        name: (first.estimate(column), second.estimate(column), changes[name])
+        for column, name in enumerate(names)
         if changes[name].value is not None
     }
 

@@ -82,12 +82,12 @@ def compute_precision(
     truths, detections = list[dict[str, Any]](), list[dict[str, Any]]()
     for number, record in enumerate(records, start=1):
         name = "" if class_of is None else class_of(record)
-        place = {"image_id": number, "category_id": classes.setdefault(name, len(classes) + 1)}
-        truths += [_annotation(target.mask, place) for target in record.targets]
+        ids = {"image_id": number, "category_id": classes.setdefault(name, len(classes) + 1)}
+        truths += [_annotation(target.mask, ids) for target in record.targets]
         ignored = ignored_pixels(record.targets, record.size)
         if ignored.any():
-            truths.append(_annotation(encode_mask(ignored), place) | {"iscrowd": 1})
-        detections += [_annotation(m.mask, place) | {"score": m.score} for m in record.shown]
+            truths.append(_annotation(encode_mask(ignored), ids) | {"iscrowd": 1})
+        detections += [_annotation(m.mask, ids) | {"score": m.score} for m in record.shown]
     if not truths:
         return PrecisionCurve(None, None, None, (), {})
     images = [
@@ -104,12 +104,12 @@ def compute_calibration(matches: Sequence[MaskMatch]) -> list[CalibrationBin]:
     if not len(pairs):
         return []
     edges = np.linspace(0, 1, NUM_CALIBRATION_BINS + 1)
-    places = np.clip(np.digitize(pairs[:, 0], edges) - 1, 0, NUM_CALIBRATION_BINS - 1)
+    bin_of = np.clip(np.digitize(pairs[:, 0], edges) - 1, 0, NUM_CALIBRATION_BINS - 1)
     bins = []
-    for place in np.unique(places):
-        inside = pairs[places == place]
+    for number in np.unique(bin_of):
+        inside = pairs[bin_of == number]
         score, iou = inside.mean(axis=0)
-        low, high = float(edges[place]), float(edges[place + 1])
+        low, high = float(edges[number]), float(edges[number + 1])
         bins.append(CalibrationBin(low, high, len(inside), float(score), float(iou)))
     return bins
 
@@ -122,9 +122,9 @@ def calibration_error(bins: Sequence[CalibrationBin]) -> float | None:
     return sum(one.count * abs(one.mean_score - one.mean_iou) for one in bins) / count
 
 
-def _annotation(rle: Any, place: dict[str, int]) -> dict[str, Any]:
+def _annotation(rle: Any, ids: dict[str, int]) -> dict[str, Any]:
     area = float(coco_mask.area({"size": rle["size"], "counts": rle["counts"].encode("ascii")}))
-    return {**place, "segmentation": rle, "area": area, "iscrowd": 0}
+    return {**ids, "segmentation": rle, "area": area, "iscrowd": 0}
 
 
 def _dataset(images: list[Any], classes: dict[str, int], annotations: list[Any]) -> COCO:

@@ -119,11 +119,7 @@ class BenchmarkRun:
         return tuple(one for one in self.benchmark.headline if not (is_given and one in said))
 
     def open(self) -> Lazy[Sample]:
-        """The questions.
-
-        Raises:
-            ValueError, FileNotFoundError, ImportError: as the data sets' readers.
-        """
+        """The questions."""
         if self.name == "scenes":
             numbers = {"num": self.num_scenes, "dialogues": self.dialogues_per_image}
             options: dict[str, Any] = {**numbers, "seed": self.seed}
@@ -224,7 +220,6 @@ def evaluate(
             other weights, or a model that is not as the run says.
         FileNotFoundError: files of the data set are missing.
         OSError: the folder can't be written, or another process writes there.
-        ImportError: an extra is not installed.
     """
     questions = run.open() if questions is None else questions
     named = {**run.settings(), "weights": _name_weights(run.model)}
@@ -294,8 +289,8 @@ def answer_questions(
     """
     if folder is None:
         with TemporaryDirectory() as made:
-            place = Path(made)
-            return answer_questions(answer, questions, rules, place, batch_size, progress=progress)
+            kept = Path(made)
+            return answer_questions(answer, questions, rules, kept, batch_size, progress=progress)
     worker = _DialogueWorker(answer, questions, rules, model, root)
     run_job(
         range(len(questions)),
@@ -439,11 +434,7 @@ def _check_engine(run: BenchmarkRun, engine: Any) -> None:
 
 
 def _check_suffix(engine: Any, folder: Path) -> str:
-    """What an engine puts behind questions; "" where nothing, or a predictor does not tell.
-
-    Raises:
-        ValueError: the folder's answers were given to questions with another suffix.
-    """
+    """What an engine puts behind questions; "" where nothing, or a predictor does not tell."""
     suffix = str(getattr(getattr(engine, "processor", None), "reasoning_suffix", ""))
     noted = str(read_settings(folder).get("suffix", ""))
     if suffix != noted and read_answers(folder):

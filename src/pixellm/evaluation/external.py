@@ -1,8 +1,8 @@
 """Other systems: a benchmark's questions out, their predictions in, records and scores of them.
 
 The form of both files is in ``docs/external-predictions.md``. Questions are named as everywhere:
-``SAMPLE_ID/TURN``. What made the predictions is nobody's business here; they are checked as what
-comes from outside, and scored exactly as a benchmark scores a model of ours.
+``SAMPLE_ID/TURN``. Predictions are checked as what comes from outside, and scored exactly as a
+benchmark scores a model of ours.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ConfigDict, Field
 
+from pixellm.data.dataset import Row
 from pixellm.engine.dialogues import AnsweredDialogue
-from pixellm.evaluation.evaluate import BenchmarkRun, score_dialogue
+from pixellm.evaluation.evaluate import Evaluation, score_dialogue
 from pixellm.evaluation.judge import DEFAULT_THRESHOLD, Judge, JudgeSettings
 from pixellm.evaluation.judgement import JudgedScores, Judgement, judge_records, rejected_of
 from pixellm.evaluation.metrics import score_masks_as_released
@@ -35,7 +37,21 @@ CONFIDENT_LOGIT = 20.0
 
 QUESTIONS_NAME = "questions.jsonl"
 
-_KEYS = ("id", "text", "masks", "scores", "logits")
+
+class PredictionRow(Row):
+    """A line of a file of predictions; see ``docs/external-predictions.md``."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    noun = "prediction"
+
+    id: str
+    text: str = ""
+    masks: list[Any]
+    scores: list[Annotated[float, Field(ge=0, le=1)]] | None = None
+    logits: str | None = None
+
+
+_SILENT = PredictionRow(id="", masks=[])
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +68,12 @@ class ExternalScores:
     judgement: Judgement | None
     num_missing: int
 
-    def judged(self, run: BenchmarkRun, settings: JudgeSettings) -> JudgedScores | None:
+    def judged(self, evaluation: Evaluation, settings: JudgeSettings) -> JudgedScores | None:
         """The scores without and with the judge; None without one."""
         if self.judgement is None:
             return None
-        summaries = (run.summarize(self.records), run.summarize(self.judgement.records))
-        return JudgedScores(settings.describe(), self.judgement, *summaries)
+        judged = evaluation.run.summarize(self.judgement.records)
+        return JudgedScores(settings.describe(), self.judgement, evaluation.summary, judged)
 
 
 def score_predictions(
@@ -84,7 +100,6 @@ def score_predictions(
     Raises:
         ValueError: predictions that don't fit the questions, or texts without marks for a judge.
         OSError: the judge can't be asked.
-        ImportError: scipy is missing.
     """
     ids = [question_id(sample, n) for sample in samples for n in range(len(sample.turns))]
     missing = predictions.check_questions(ids, allow_missing=allow_missing)
@@ -132,16 +147,17 @@ def _rejudge_released(
     return replace(judgement, records=tuple(judged))
 
 
-def scores_to_dict(run: BenchmarkRun, scored: ExternalScores) -> dict[str, Any]:
+def scores_to_dict(
+    evaluation: Evaluation, judged: JudgedScores | None, num_missing: int
+) -> dict[str, Any]:
     """Everything but the single answers, as values that JSON knows."""
-    judged = None if scored.judgement is None else run.summarize(scored.judgement.records)
     return {
-        "settings": run.settings(),
-        "num_missing": scored.num_missing,
-        "headline": [*run.benchmark.headline],
-        "without_judge": run.summarize(scored.records).to_dict(),
-        "with_judge": None if judged is None else judged.to_dict(),
-        "judge": None if scored.judgement is None else scored.judgement.summary,
+        "settings": evaluation.run.settings(),
+        "num_missing": num_missing,
+        "headline": [*evaluation.run.benchmark.headline],
+        "without_judge": evaluation.summary.to_dict(),
+        "with_judge": None if judged is None else judged.judged.to_dict(),
+        "judge": None if judged is None else judged.judgement.summary,
     }
 
 
@@ -180,7 +196,6 @@ class ExternalPredictions:
         path: JSON, one object a line, or the answers of `pixellm predict`; "-" is standard input.
 
     Raises:
-        FileNotFoundError: no such file.
         ValueError: a line that is no prediction, or two for one question; names the line.
     """
 
@@ -188,7 +203,7 @@ class ExternalPredictions:
         self.path = path
         if str(path) != STANDARD and (path.is_dir() or not path.exists()):
             raise FileNotFoundError(f"There are no predictions at {path}; pass a JSONL file.")
-        self._lines: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._lines: dict[str, tuple[int, PredictionRow]] = {}
         for number, line in enumerate(read_input(path).split(b"\n"), start=1):
             if line.strip():
                 self._add(number, line)
@@ -237,9 +252,9 @@ class ExternalPredictions:
         Raises:
             ValueError: masks, scores or logits that don't fit the image; names the line.
         """
-        number, values = self._lines.get(key, (0, {"text": "", "masks": []}))
+        number, row = self._lines.get(key, (0, _SILENT))
         try:
-            return self._decode(values, question, size)
+            return self._decode(row, question, size)
         except (ValueError, TypeError, OSError) as error:
             raise ValueError(f"{self.path}, line {number}: {error}") from error
 
@@ -249,59 +264,53 @@ class ExternalPredictions:
             values = parse_json(line)
         except ValueError as error:
             raise ValueError(f"{where} is not JSON ({error}); write one object a line.") from error
-        if isinstance(values, dict) and "row" in values:  # of `pixellm predict`
-            if "error" in values:
-                return
-            values = _from_answer(values)
-        if not isinstance(values, dict) or not isinstance(values.get("id"), str):
-            raise ValueError(f'{where} must be an object with the question\'s "id".')
-        if unknown := sorted(values.keys() - _KEYS):
-            raise ValueError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(_KEYS)}.")
-        if not isinstance(values.get("text", ""), str):
-            raise ValueError(f'{where}: "text" must be a string.')
-        if not isinstance(values.get("masks"), list):
-            raise ValueError(f'{where}: "masks" must be a list, empty for no mask.')
-        if values["id"] in self._lines:
-            first = self._lines[values["id"]][0]
-            raise ValueError(f"{where} answers {values['id']!r} again, after line {first}.")
-        self._lines[values["id"]] = (number, values)
+        is_ours = isinstance(values, dict) and "row" in values  # of `pixellm predict`
+        if is_ours and "error" in values:
+            return
+        try:
+            row = PredictionRow.read(_from_answer(values) if is_ours else values)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        if row.id in self._lines:
+            first = self._lines[row.id][0]
+            raise ValueError(f"{where} answers {row.id!r} again, after line {first}.")
+        self._lines[row.id] = (number, row)
 
-    def _decode(
-        self, values: Mapping[str, Any], question: str, size: tuple[int, int]
-    ) -> Prediction:
-        masks = [decode_mask(segmentation_to_rle(mask, size)) for mask in values["masks"]]
-        text, clauses = split_marks(values.get("text", ""))
+    def _decode(self, row: PredictionRow, question: str, size: tuple[int, int]) -> Prediction:
+        masks = [decode_mask(segmentation_to_rle(mask, size)) for mask in row.masks]
+        text, clauses = split_marks(row.text)
         spans = [phrase_before(text, end, start) for start, end in clauses]
         if spans and len(spans) != len(masks):
             raise ValueError(
                 f"the text holds {len(spans)} {SEG_MARK} marks for {len(masks)} masks; mark each "
                 "mask's phrase, or none."
             )
+        scores = [1.0] * len(masks) if row.scores is None else row.scores
+        if len(scores) != len(masks):
+            raise ValueError(f"there are {len(scores)} scores for {len(masks)} masks.")
         stacked = stack_masks(masks, size)
-        if "logits" in values:
-            logits = _read_logits(self.path.parent / str(values["logits"]), stacked.shape)
-        else:
+        if row.logits is None:
             logits = np.where(stacked, CONFIDENT_LOGIT, -CONFIDENT_LOGIT).astype(np.float32)
-        scores = _read_scores(values.get("scores"), len(masks))
-        rows = zip(masks, scores, spans or [(0, 0)] * len(masks), strict=True)
-        segments = tuple(Segment(text[a:b], mask, score, (a, b)) for mask, score, (a, b) in rows)
+        else:
+            logits = _read_logits(self.path.parent / row.logits, stacked.shape)
+        parts = zip(masks, scores, spans or [(0, 0)] * len(masks), strict=True)
+        segments = tuple(Segment(text[a:b], mask, score, (a, b)) for mask, score, (a, b) in parts)
         return Prediction(text, segments, question, size, {"logits": logits})
 
 
 def _from_answer(values: Mapping[str, Any]) -> dict[str, Any]:
-    """An answer of `pixellm predict` in the form of a prediction; a bad one is told as such."""
-    segments, text = values.get("segments"), values.get("answer")
-    known: dict[str, Any] = {"id": values.get("id"), "text": text}
+    """An answer of `pixellm predict` in the form of a prediction."""
     try:
-        marked = join_marks(str(text), [(one["span"][0], one["span"][1]) for one in segments or ()])
-        masks = [one["segmentation"] for one in segments or ()]
-        return known | {
-            "text": marked,
-            "masks": masks,
-            "scores": [one["score"] for one in segments or ()],
+        segments = values["segments"]
+        spans = [(one["span"][0], one["span"][1]) for one in segments]
+        return {
+            "id": values["id"],
+            "text": join_marks(values["answer"], spans),
+            "masks": [one["segmentation"] for one in segments],
+            "scores": [one["score"] for one in segments],
         }
-    except (KeyError, TypeError, IndexError):
-        return known
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"this is no answer of pixellm predict ({error!r}).") from None
 
 
 def _read_logits(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -319,18 +328,6 @@ def _read_logits(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
     return logits.astype(np.float32)
 
 
-def _read_scores(scores: Any, count: int) -> list[float]:
-    """Scores of the masks, 1 where there are none."""
-    if scores is None:
-        return [1.0] * count
-    are_numbers = isinstance(scores, list) and all(
-        isinstance(score, (int, float)) and 0 <= score <= 1 for score in scores
-    )
-    if not are_numbers or len(scores) != count:
-        raise ValueError(f'"scores" must be {count} numbers from 0 to 1, one for each mask.')
-    return [float(score) for score in scores]
-
-
 def write_questions(samples: Sequence[Sample], out: Path) -> int:
     """Write ``questions.jsonl``, and ``images/*.png`` of images that were drawn.
 
@@ -343,7 +340,6 @@ def write_questions(samples: Sequence[Sample], out: Path) -> int:
 
     Raises:
         FileExistsError: the folder is not empty.
-        OSError: it cannot be written.
     """
     count = 0
     with new_folder(out) as folder, (folder / QUESTIONS_NAME).open("w", encoding="utf-8") as file:

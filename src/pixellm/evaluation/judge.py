@@ -68,7 +68,7 @@ class JudgeItem:
         answer: the predicted text.
         spans: per mask, [start, end) of the phrase in the answer that it grounds.
         descriptions: per mask, the description of the true object that it was matched to; None
-            for a mask that matched nothing, which is no judge's business.
+            for a mask that matched nothing, which is not judged.
 
     Raises:
         ValueError: spans and descriptions differ in number.
@@ -293,7 +293,6 @@ class LLMJudge:
 
         Raises:
             ValueError: the server needs a key and the environment has none.
-            ImportError: the extra ``curate`` is not installed.
         """
         if self._client is None:
             self._client = self._connect()
@@ -446,8 +445,6 @@ def open_judge(settings: JudgeSettings) -> Judge | None:
 
     Raises:
         ValueError: the price of a hosted model is not known, or its key is missing.
-        OSError: the store can't be opened.
-        ImportError: the extra ``curate`` is not installed.
     """
     if settings.kind != "llm":
         return SimilarityJudge() if settings.kind == "similarity" else None

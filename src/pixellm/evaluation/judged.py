@@ -58,8 +58,8 @@ def judged_to_dict(scores: JudgedScores) -> dict[str, Any]:
     for record, masks in zip(judgement.records, judgement.masks, strict=True):
         if masks:
             rows = [{k: v for k, v in asdict(mask).items() if k != "index"} for mask in masks]
-            place = {"sample": record.key, "index": record.index, "turn": record.turn}
-            answers.append({**place, "masks": rows})
+            names = {"sample": record.key, "index": record.index, "turn": record.turn}
+            answers.append({**names, "masks": rows})
     return {
         "judge": {**scores.settings, **judgement.summary, "answers": answers},
         "without_judge": scores.plain.to_dict(),

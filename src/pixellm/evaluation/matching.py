@@ -6,6 +6,9 @@ All masks of a call have the size (H, W) of one image.
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,10 +38,6 @@ def match_by_iou(predictions: BoolMask, truths: BoolMask) -> Pairs:
     Returns:
         min(P, G) pairs. A pair may have IoU 0. Of equal totals the one with more pairs at
         IoU >= 0.5 is taken, then the one with the larger total intersection.
-
-    Raises:
-        ValueError: the masks differ in size.
-        ImportError: scipy is missing.
     """
     if not (len(predictions) and len(truths)):
         return []
@@ -60,9 +59,6 @@ def match_by_released_cost(logits: NDArray[np.float32], truths: BoolMask) -> Pai
 
     Returns:
         min(P, G) pairs.
-
-    Raises:
-        ImportError: scipy is missing.
     """
     if not (len(logits) and len(truths)):
         return []
@@ -82,16 +78,16 @@ def _areas(masks: BoolMask) -> NDArray[np.int64]:
 
 
 def assign(cost: NDArray[np.float64]) -> Pairs:
-    """The one-to-one pairs of rows and columns with the least total cost.
+    """The one-to-one pairs of rows and columns with the least total cost."""
+    rows, columns = import_scipy("optimize").linear_sum_assignment(cost)
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
-    Raises:
-        ImportError: scipy is missing.
-    """
+
+def import_scipy(module: str) -> Any:
+    """A module of scipy, which the extra ``eval`` installs."""
     try:
-        from scipy.optimize import linear_sum_assignment
+        return import_module(f"scipy.{module}")
     except ImportError as error:
         raise ImportError(
-            "Matching masks needs scipy; install it with `pip install 'pixellm[eval]'`."
+            "Scores of masks need scipy; install it with `pip install 'pixellm[eval]'`."
         ) from error
-    rows, columns = linear_sum_assignment(cost)
-    return list(zip(rows.tolist(), columns.tolist(), strict=True))

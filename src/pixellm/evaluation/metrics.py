@@ -22,7 +22,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pixellm.evaluation.intervals import Estimate, estimate_ratios
-from pixellm.evaluation.matching import HIT_IOU, Pairs, match_by_iou, match_by_released_cost
+from pixellm.evaluation.matching import (
+    HIT_IOU,
+    Pairs,
+    import_scipy,
+    match_by_iou,
+    match_by_released_cost,
+)
 from pixellm.masks import mask_to_box
 from pixellm.types import BoolMask
 
@@ -131,7 +137,6 @@ def match_masks(
 
     Raises:
         ValueError: the masks differ in size, or the scores in number.
-        ImportError: scipy is missing.
     """
     scores = [1.0] * len(predictions) if scores is None else scores
     if len(scores) != len(predictions):
@@ -164,9 +169,6 @@ def match_union(
 
     Returns:
         One match, or none where neither side shows a pixel.
-
-    Raises:
-        ValueError, ImportError: as :func:`match_masks`.
     """
     areas = [_area(mask) for mask in predictions]
     weights = [a * s for a, s in zip(areas, scores, strict=True)]
@@ -209,10 +211,6 @@ def score_masks(
         predictions: (P, H, W) bool; P may be 0.
         truths: (G, H, W) bool; G may be 0.
         rejected: predictions that a judge found not to fit; their IoU is 0, after matching.
-
-    Raises:
-        ValueError: the masks differ in size.
-        ImportError: scipy is missing.
     """
     matches = match_masks(predictions, truths, boundaries=False)
     return sum_matches(reject_matches(matches, frozenset(rejected)))
@@ -231,9 +229,6 @@ def score_masks_as_released(
         logits: (P, H, W) finite mask logits.
         truths: (G, H, W) bool.
         rejected: predictions that a judge found not to fit; their IoU is 0, after matching.
-
-    Raises:
-        ImportError: scipy is missing.
     """
     pairs = match_by_released_cost(logits, truths)
     matches = match_masks(logits > 0, truths, pairs=pairs, boundaries=False)
@@ -253,12 +248,7 @@ def score_masks_as_released(
 
 
 def boundary_iou(prediction: BoolMask, truth: BoolMask) -> float:
-    """IoU of the boundary bands of two (H, W) masks; two empty masks agree, which is 1.
-
-    Raises:
-        ValueError: the masks differ in size.
-        ImportError: scipy is missing.
-    """
+    """IoU of the boundary bands of two (H, W) masks; two empty masks agree, which is 1."""
     if prediction.shape != truth.shape:
         raise ValueError(
             f"Masks of {prediction.shape} and {truth.shape} can't be compared; "
@@ -270,11 +260,7 @@ def boundary_iou(prediction: BoolMask, truth: BoolMask) -> float:
 
 
 def boundary_band(mask: BoolMask) -> BoolMask:
-    """Pixels of a (H, W) mask within the band's width of its outline or the image's edge.
-
-    Raises:
-        ImportError: scipy is missing.
-    """
+    """Pixels of a (H, W) mask within the band's width of its outline or the image's edge."""
     x, y, width, height = mask_to_box(mask)
     if width == 0:
         return mask
@@ -353,7 +339,6 @@ class MuseScorer:
         Raises:
             ValueError: shapes that don't fit, logits that are not finite, or bool predictions
                 under the released protocol.
-            ImportError: scipy is missing.
         """
         self._images.append(tuple(self._score(question) for question in questions))
 
@@ -471,15 +456,10 @@ def _area(mask: BoolMask) -> int:
 
 def _erode(mask: BoolMask, reach: int) -> BoolMask:
     """Pixels whose (2 reach + 1) x (2 reach + 1) neighbourhood lies in the mask."""
-    try:
-        from scipy.ndimage import minimum_filter1d
-    except ImportError as error:
-        raise ImportError(
-            "Boundary IoU needs scipy; install it with `pip install 'pixellm[eval]'`."
-        ) from error
+    ndimage = import_scipy("ndimage")
     inner = mask.astype(np.uint8)
     for axis in (0, 1):  # a square's erosion is one along each axis
-        inner = minimum_filter1d(inner, 2 * reach + 1, axis=axis, mode="constant", cval=0)
+        inner = ndimage.minimum_filter1d(inner, 2 * reach + 1, axis=axis, mode="constant", cval=0)
     return inner.astype(np.bool_)
 
 

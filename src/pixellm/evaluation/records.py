@@ -123,7 +123,6 @@ def build_record(
 
     Raises:
         ValueError: logits are needed but missing, or masks differ in size.
-        ImportError: scipy is missing.
     """
     turn = sample.turns[number]
     path = str(sample.image) if isinstance(sample.image, Path) else ""
@@ -258,11 +257,7 @@ def read_answers(folder: Path) -> list[AnswerRecord]:
 
 
 def write_answers(folder: Path, records: Iterable[AnswerRecord], model: str) -> None:
-    """Write the answers of a whole run at once.
-
-    Raises:
-        OSError: the folder can't be written.
-    """
+    """Write the answers of a whole run at once."""
     lines = [json.dumps(record_to_json(record, model)) + "\n" for record in records]
     write_files({folder / ANSWERS_FILE: "".join(lines).encode("ascii")})
 

@@ -291,11 +291,7 @@ def is_named_by(name: str, phrase: str) -> bool:
 
 
 def count_named(names: Sequence[str], phrases: Sequence[str]) -> int:
-    """How many names have a phrase of their own that names them, at best.
-
-    Raises:
-        ImportError: scipy is missing.
-    """
+    """How many names have a phrase of their own that names them, at best."""
     return _count_pairs(names, phrases, is_named_by)
 
 

@@ -138,9 +138,6 @@ def summarize(
         rules: how to count.
         classes_are_kinds: average precision is the mean over kinds of question, as over COCO's
             categories.
-
-    Raises:
-        ImportError: scipy is missing.
     """
     class_of = (lambda record: record.kind) if classes_are_kinds else None
     return Summary(

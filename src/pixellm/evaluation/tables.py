@@ -25,59 +25,46 @@ from pixellm.evaluation.summary import (
 )
 from pixellm.report.page import Row, Table
 
-_TITLES = {
-    TARGETS: "By number of targets",
-    OVERLAP: "By overlap of the closest two targets",
-    SIZE: "By size of the target",
-    TOPIC: "By topic",
-    SOURCE: "By collection of the image",
-    KIND: "By kind",
-}
-_LABELS = {
-    TARGETS: "targets",
-    OVERLAP: "boxes",
-    SIZE: "share of the image",
-    TOPIC: "topic",
-    SOURCE: "collection",
-    KIND: "kind",
-}
 _KIND_COLUMNS = tuple(
     name
     for name in KIND_SCORES
     if name not in ("ciou_targets", "set_accuracy_targets", "t_acc")  # JSON has them
 )
-_COLUMNS = {
-    TARGETS: ("giou", "ciou", "union_giou", "set_accuracy", "recall", "precision"),
-    OVERLAP: _KIND_COLUMNS,
-    SIZE: tuple(SIZE_SCORES),
-    TOPIC: _KIND_COLUMNS,
-    SOURCE: (*_KIND_COLUMNS, *SIZE_SCORES),
-    KIND: _KIND_COLUMNS,
+_SORTS = {
+    TARGETS: (
+        "By number of targets",
+        "targets",
+        ("giou", "ciou", "union_giou", "set_accuracy", "recall", "precision"),
+    ),
+    OVERLAP: ("By overlap of the closest two targets", "boxes", _KIND_COLUMNS),
+    SIZE: ("By size of the target", "share of the image", tuple(SIZE_SCORES)),
+    TOPIC: ("By topic", "topic", _KIND_COLUMNS),
+    SOURCE: ("By collection of the image", "collection", (*_KIND_COLUMNS, *SIZE_SCORES)),
+    KIND: ("By kind", "kind", _KIND_COLUMNS),
 }
+"""Sort of groups -> the table's title, its first header, and its scores."""
+
+_HEADER = ("score", "value", "95 % interval", "meaning")
 _WITH_INTERVAL = frozenset({"giou", "target_iou", "union_giou"})
 
 
 def headline_table(summary: Summary, headline: Sequence[str]) -> Table:
     """The scores that a benchmark is judged by."""
     rows = [_score_row(name, summary.score(name)) for name in headline]
-    header = ("score", "value", "95 % interval", "meaning")
-    return Table("Headline", [header, *rows], "headline")
+    return Table("Headline", [_HEADER, *rows], "headline")
 
 
 def all_tables(summary: Summary, headline: Sequence[str]) -> list[Table]:
     """Headline, all scores, the groups of each sort, and the masks' own scores."""
     overall = summary.groups.get(OVERALL, Group(0, {}))
     rest = [name for name in overall.scores if name not in headline]
-    header = ("score", "value", "95 % interval", "meaning")
     tables = [headline_table(summary, headline)]
     if rest:
         rows = [_score_row(name, overall.scores[name]) for name in rest]
-        tables.append(Table("Further scores", [header, *rows], "scores"))
-    for prefix, title in _TITLES.items():
-        members = summary.members(prefix)
-        if members:
-            rows = _group_rows(members, prefix)
-            tables.append(Table(title, rows, prefix.strip()))
+        tables.append(Table("Further scores", [_HEADER, *rows], "scores"))
+    for prefix, (title, _, _) in _SORTS.items():
+        if members := summary.members(prefix):
+            tables.append(Table(title, _group_rows(members, prefix), prefix.strip()))
     return [*tables, mask_score_table(summary)]
 
 
@@ -138,14 +125,13 @@ def _score_row(name: str, estimate: Estimate) -> Row:
 
 def _group_rows(members: dict[str, Group], prefix: str) -> list[Row]:
     """One row per group; columns that are empty, or repeat another, are left out."""
-    values = {
-        name: [group.scores.get(name) for group in members.values()] for name in _COLUMNS[prefix]
-    }
+    _, label, scores = _SORTS[prefix]
+    values = {name: [group.scores.get(name) for group in members.values()] for name in scores}
     over_targets = [name for name in values if name.endswith("_targets")]
     repeated = {n for n in over_targets if values[n] == values.get(n.removesuffix("_targets"))}
     columns = [name for name, column in values.items() if any(column) and name not in repeated]
     counted = "targets asked for" if prefix == SIZE else "questions"
-    rows: list[Row] = [(_LABELS[prefix], counted, *columns)]
+    rows: list[Row] = [(label, counted, *columns)]
     for name, group in members.items():
         cells = [_group_cell(column, group.scores.get(column)) for column in columns]
         rows.append((name, str(group.count), *cells))

@@ -20,7 +20,7 @@ from pixellm.files import LineLog, check_file, locked, parse_json, read_lines, w
 from pixellm.image_files import load_image
 from pixellm.labelling.pseudo_labels import (
     LabelRules,
-    Proposals,
+    Proposal,
     PseudoLabeler,
     label_to_json,
     read_proposals,
@@ -61,29 +61,50 @@ class LabelState:
     bad: int
 
 
-@dataclass(frozen=True, slots=True)
 class LabelRun:
     """What is to be labelled.
 
-    Attributes:
+    Args:
         images: folder of photos; those in folders below it count too.
         out: folder for the run's files.
         model: as the user called it.
-        categories: name -> id of every category to look for, or that boxes propose.
-        proposals: boxes; None to look for everything.
         rules: which masks are kept.
+        boxes: COCO file of proposals; None to look for everything.
+        names: categories to look for; those of the boxes, or all that are known, where empty.
         limit: the first photos only; all where 0.
-        boxes_name: what the file of boxes is called, so that another one is noticed.
+
+    Raises:
+        ValueError: the file of boxes is damaged, or proposes nothing of a name.
     """
 
-    images: Path
-    out: Path
-    model: str
-    categories: Mapping[str, int]
-    proposals: Proposals | None
-    rules: LabelRules
-    limit: int = 0
-    boxes_name: str = ""
+    def __init__(
+        self,
+        images: Path,
+        out: Path,
+        model: str,
+        rules: LabelRules,
+        boxes: Path | None = None,
+        names: Sequence[str] = (),
+        limit: int = 0,
+    ) -> None:
+        self.images, self.out, self.model, self.rules = images, out, model, rules
+        self.limit = limit
+        self.boxes: Mapping[str, Sequence[Proposal]] | None = None
+        self.boxes_name = "" if boxes is None else str(boxes.resolve())
+        if boxes is None:
+            chosen = names or [one.name for one in load_photo_knowledge().concepts.values()]
+            self.categories = {name: n for n, name in enumerate(dict.fromkeys(chosen), start=1)}
+            return
+        proposals = read_proposals(boxes)
+        unknown = [name for name in names if name not in proposals.categories]
+        if unknown:
+            raise ValueError(f"{boxes} has no category {unknown[0]!r}.")
+        known = proposals.categories.items()
+        self.categories = {name: number for name, number in known if not names or name in names}
+        self.boxes = {
+            photo: [one for one in found if one.name in self.categories]
+            for photo, found in proposals.boxes.items()
+        }
 
     def photos(self) -> list[str]:
         """Names of the photos below the folder; those that boxes are known for, where there are.
@@ -92,59 +113,21 @@ class LabelRun:
             FileNotFoundError: no such folder, or no photo in it.
         """
         names = [row.image for row in read_rows(self.images, "label")]
-        if self.proposals is not None:
-            names = [name for name in names if name in self.proposals.boxes]
+        names = [name for name in names if self.boxes is None or name in self.boxes]
         if not names:
-            of_boxes = " that the file of boxes lists" if self.proposals is not None else ""
+            of_boxes = "" if self.boxes is None else " that the file of boxes lists"
             raise FileNotFoundError(f"{self.images} holds no photo{of_boxes}.")
         return names[: self.limit] if self.limit else names
 
     def settings(self) -> dict[str, Any]:
         """What decides the labels, as values that JSON knows."""
-        categories = {name: int(number) for name, number in self.categories.items()}
         kept = {"model": self.model, "images": str(self.images.resolve())}
-        return {**kept, "boxes": self.boxes_name, "categories": categories, **asdict(self.rules)}
-
-
-def start_run(
-    images: Path,
-    out: Path,
-    model: str,
-    rules: LabelRules,
-    boxes: Path | None = None,
-    names: Sequence[str] = (),
-    limit: int = 0,
-) -> LabelRun:
-    """A run from what a user says.
-
-    Args:
-        images: folder of photos.
-        out: folder for the run's files.
-        model: as the user called it.
-        rules: which masks are kept.
-        boxes: COCO file of proposals.
-        names: categories to look for; those of the boxes, or all that are known, where empty.
-        limit: the first photos only; all where 0.
-
-    Raises:
-        FileNotFoundError: no file of boxes.
-        ValueError: it is damaged, or proposes nothing of a name.
-    """
-    if boxes is None:
-        chosen = names or [one.name for one in load_photo_knowledge().concepts.values()]
-        categories = {name: number for number, name in enumerate(dict.fromkeys(chosen), start=1)}
-        return LabelRun(images, out, model, categories, None, rules, limit)
-    proposals = read_proposals(boxes)
-    unknown = [name for name in names if name not in proposals.categories]
-    if unknown:
-        raise ValueError(f"{boxes} has no category {unknown[0]!r}.")
-    kept = {k: v for k, v in proposals.categories.items() if not names or k in names}
-    only = {
-        photo: tuple(one for one in found if one.name in kept)
-        for photo, found in proposals.boxes.items()
-    }
-    name = str(boxes.resolve())
-    return LabelRun(images, out, model, kept, Proposals(kept, only), rules, limit, name)
+        return {
+            **kept,
+            "boxes": self.boxes_name,
+            "categories": self.categories,
+            **asdict(self.rules),
+        }
 
 
 def run_labels(
@@ -165,7 +148,6 @@ def run_labels(
 
     Raises:
         ValueError: the folder holds another run, or a damaged log.
-        FileNotFoundError: no photos.
         OSError: the folder can't be written, or another process writes there.
     """
     names = run.photos()
@@ -195,20 +177,16 @@ def _label_photo(run: LabelRun, labeler: PseudoLabeler, name: str) -> dict[str, 
         image = np.asarray(load_image(run.images / name))
     except (OSError, ValueError) as error:
         return {"image": name, "error": " ".join(str(error).split())}
-    if run.proposals is None:
+    if run.boxes is None:
         labels = labeler.label_all(image, list(run.categories))
     else:
-        labels = labeler.label_boxes(image, run.proposals.boxes[name])
+        labels = labeler.label_boxes(image, run.boxes[name])
     size = [int(side) for side in image.shape[:2]]
     return {"image": name, "size": size, "labels": [label_to_json(one) for one in labels]}
 
 
 def _read_log(path: Path) -> dict[str, dict[str, Any]]:
-    """Name of each photo that is done -> its line.
-
-    Raises:
-        ValueError: a line is damaged.
-    """
+    """Name of each photo that is done -> its line."""
     lines: dict[str, dict[str, Any]] = {}
     for number, line in read_lines(path):
         try:

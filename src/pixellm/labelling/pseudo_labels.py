@@ -256,7 +256,6 @@ def read_proposals(path: Path) -> Proposals:
     """Read the boxes of a COCO file; annotations without a ``score`` are certain.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: it is no COCO file with boxes.
     """
     values = read_json(path)

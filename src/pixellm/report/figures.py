@@ -68,12 +68,12 @@ def check_plots() -> None:
 def score_bars(bars: Mapping[str, Interval], x_label: str) -> Figure:
     """Scores from 0 to 1 with their intervals, in the order given; one without value is a gap."""
     with _axes() as axes:
-        for place, (value, low, high) in enumerate(bars.values()):
+        for index, (value, low, high) in enumerate(bars.values()):
             if value is None:
                 continue
             ends = None if low is None or high is None else [[value - low], [high - value]]
             style = {"capsize": 4, "ecolor": _COLORS["ink"]}
-            axes.bar(place, value, width=0.6, color=_COLORS["bar"], yerr=ends, **style)
+            axes.bar(index, value, width=0.6, color=_COLORS["bar"], yerr=ends, **style)
         labels = [*bars] if len(bars) <= _MOST_LABELS else []
         axes.set_xticks(range(len(labels)), [label[:_LONGEST_LABEL] for label in labels])
         axes.set_xlim(-0.6, len(bars) - 0.4)
@@ -88,8 +88,8 @@ def score_curves(
     """Lines through points in 0 to 1, each name with its x and its y."""
     colors = [_COLORS[name] for name in ("bar", "second", "third", "ink")]
     with _axes() as axes:
-        for place, (name, (x, y)) in enumerate(curves.items()):
-            axes.plot(x, y, color=colors[place % len(colors)], label=name, clip_on=False)
+        for index, (name, (x, y)) in enumerate(curves.items()):
+            axes.plot(x, y, color=colors[index % len(colors)], label=name, clip_on=False)
         _unit_axis(axes, "x")
         _unit_axis(axes, "y")
         axes.legend(loc="best")
