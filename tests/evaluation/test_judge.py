@@ -1,8 +1,21 @@
+"""Judges: what they are shown, what they say, and what comes of a server that misbehaves."""
+
 from __future__ import annotations
 
+import json
+import sqlite3
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "curation"))
+
+from chat_server import Answer, ChatServer, user_text
 from hand_made_scenes import APPLE, CUP
-from judged_answers import QUESTIONS, fruit_record, item_of, silent_record
+from judged_answers import QUESTIONS, fruit_record, item_of, ratings_of, silent_record
 
 from pixellm.evaluation.judge import (
     JudgeItem,
@@ -11,34 +24,30 @@ from pixellm.evaluation.judge import (
     describe_targets,
     open_judge,
     phrase_similarity,
+    read_ratings,
 )
 from pixellm.evaluation.judgement import judge_records
 from pixellm.evaluation.metrics import sum_matches
+from pixellm.llm.store import RequestStore
 from pixellm.types import Turn
 
+RECORDS = [fruit_record(), fruit_record("the hammer", spurious=True), silent_record()]
 
-def test_masks_in_the_text_give_way_to_descriptions_of_what_they_matched() -> None:
+
+def test_masks_in_the_text_give_way_to_descriptions_of_what_they_matched():
     item = item_of(fruit_record("the pears", spurious=True))
     assert item.descriptions == ("The apple", "the pear", None)
-    assert (
-        item.described_answer()
-        == "the apple [1: The apple] and the pears [2: the pear]. Also a dog"
-    )
-
-
-def test_targets_are_described_as_the_true_answer_speaks_of_them() -> None:
-    turn = Turn("What?", "Use the sharp thing {seg} and the big apple {seg}.", (CUP, APPLE))
-    assert describe_targets(turn) == ("the sharp thing (cup)", "the big apple")
-
-
-def test_square_brackets_of_the_texts_are_no_marks() -> None:
-    item = JudgeItem("Which?", "the cup [9: all] here", ((0, 7),), ("a [blue]\ncup",))
-    assert item.described_answer() == "the cup [1: a blue\ncup] 9: all here"
-
-
-def test_each_mask_needs_a_description_or_none() -> None:
+    described = "the apple [1: The apple] and the pears [2: the pear]. Also a dog"
+    assert item.described_answer() == described
+    brackets = JudgeItem("Which?", "the cup [9: all] here", ((0, 7),), ("a [blue]\ncup",))
+    assert brackets.described_answer() == "the cup [1: a blue\ncup] 9: all here"
     with pytest.raises(ValueError, match="1 phrases has 0 descriptions"):
         JudgeItem("q", "a", ((0, 1),), ())
+
+
+def test_targets_are_described_as_the_true_answer_speaks_of_them():
+    turn = Turn("What?", "Use the sharp thing {seg} and the big apple {seg}.", (CUP, APPLE))
+    assert describe_targets(turn) == ("the sharp thing (cup)", "the big apple")
 
 
 @pytest.mark.parametrize(
@@ -52,51 +61,223 @@ def test_each_mask_needs_a_description_or_none() -> None:
         ("the", "the", 0.0),
     ],
 )
-def test_phrases_are_compared_by_the_words_that_they_share(
-    first: str, second: str, similarity: float
-) -> None:
+def test_phrases_are_compared_by_the_words_that_they_share(first, second, similarity):
     assert phrase_similarity(first, second) == pytest.approx(similarity)
     assert phrase_similarity(second, first) == pytest.approx(similarity)
 
 
-def test_a_mask_whose_words_speak_of_something_else_counts_with_intersection_0() -> None:
-    right, wrong = fruit_record(), fruit_record("the hammer", spurious=True)
-    judgement = judge_records(SimilarityJudge(), [right, wrong, silent_record()], QUESTIONS)
-    kept, rejected, silent = (sum_matches(record.matches) for record in judgement.records)
-    assert kept == sum_matches(right.matches)
+def test_a_mask_whose_words_speak_of_something_else_counts_with_intersection_0():
+    right, wrong, silent = RECORDS
+    judgement = judge_records(SimilarityJudge(), RECORDS, QUESTIONS)
+    kept, rejected, nothing = (sum_matches(record.matches) for record in judgement.records)
+    assert (kept, nothing) == (sum_matches(right.matches), sum_matches(silent.matches))
     before = sum_matches(wrong.matches)
-    assert before.pair_ious == (1.0, 1.0)
-    assert rejected.pair_ious == (1.0, 0.0)
+    assert (before.pair_ious, rejected.pair_ious) == ((1.0, 1.0), (1.0, 0.0))
     assert rejected.intersection == before.intersection - 64
     assert rejected.union == before.union
-    assert silent == sum_matches(silent_record().matches)
-    assert judgement.summary == {
-        "judge": "similarity",
-        "threshold": 3.0,
-        "masks_rated": 4,
-        "masks_rejected": 1,
-        "answers_without_verdict": 0,
-    }
+    counts = {"masks_rated": 4, "masks_rejected": 1, "answers_without_verdict": 0}
+    assert judgement.summary == {"judge": "similarity", "threshold": 3.0, **counts}
+    assert judge_records(SimilarityJudge(), [wrong], QUESTIONS, 1.0).records == (wrong,)
 
 
-def test_a_threshold_of_1_rejects_nothing_that_matched() -> None:
-    record = fruit_record("the hammer")
-    assert judge_records(SimilarityJudge(), [record], QUESTIONS, 1.0).records == (record,)
-
-
-def test_no_judge_and_the_similarity_judge_need_no_server() -> None:
+def test_no_judge_and_the_similarity_judge_need_no_server():
     assert open_judge(JudgeSettings("none")) is None
     assert isinstance(open_judge(JudgeSettings("similarity")), SimilarityJudge)
 
 
+# --- a language model --------------------------------------------------------------------------
+
+BAD_ANSWERS = {
+    "overloaded": lambda: Answer("slow down", status=429, headers={"retry-after": "0.05"}),
+    "broken": lambda: Answer("oops", status=500),
+    "hangs up": lambda: Answer(reset=True),
+    "no JSON from the server": lambda: Answer(raw=b"<html>", status=200),
+    "words": lambda: Answer("I would say it fits."),
+    "half of the JSON": lambda: Answer('{"ratings": [{"object": 1,'),
+    "an object too few": lambda: Answer('{"ratings": []}'),
+    "off the scale": lambda: Answer('{"ratings": [{"object": 1, "score": 11}]}'),
+    "empty": lambda: Answer(""),
+}
+
+
+def verdict(number, body):
+    """A sane judge: a hammer is no pear."""
+    text = user_text(body)
+    scores = {1: 9, 2: 1 if "hammer" in text else 10}
+    rows = [{"object": k, "score": v} for k, v in scores.items() if f"[{k}:" in text]
+    return Answer("Here you are:\n```json\n" + json.dumps({"ratings": rows}) + "\n```")
+
+
+@pytest.fixture
+def server():
+    with ChatServer(verdict) as running:
+        yield running
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache.sqlite"
+
+
+def make_judge(server, cache, **changes):
+    options = {"model": "m", "price": (1.0, 1.0), "workers": 2, "timeout": 60.0, **changes}
+    judge = open_judge(JudgeSettings("llm", base_url=server.url, cache=cache, **options))
+    judge.limits = replace(judge.limits, wait=0.01)
+    return judge
+
+
+def rate(judge):
+    return judge.rate([item_of(record) for record in RECORDS])
+
+
+def test_it_asks_about_what_matched_and_rejects_what_does_not_fit(server, cache):
+    judgement = judge_records(make_judge(server, cache), RECORDS, QUESTIONS)
+    assert ratings_of(judgement) == [[9.0, 10.0], [9.0, 1.0], []]
+    assert judgement.summary["masks_rejected"] == 1
+    asked = sorted(user_text(body) for body in server.bodies)
+    assert len(asked) == 2, "an answer without masks is not asked about"
+    assert "Which fruit is there?" in asked[0]
+    assert "the hammer [2: the pear]. Also a dog" in asked[0]
+
+
+def test_a_second_run_sends_nothing_costs_nothing_and_says_the_same(server, cache):
+    first = judge_records(make_judge(server, cache), RECORDS, QUESTIONS)
+    seen, spent = len(server.bodies), RequestStore(cache).spent()
+    assert spent == pytest.approx(2 * 1100 / 1e6)
+    server.behave = lambda number, body: Answer("down", status=500)
+    again = make_judge(server, cache, max_cost=0.0)
+    assert judge_records(again, RECORDS, QUESTIONS) == first
+    assert (len(server.bodies), again.store.spent()) == (seen, spent)
+
+
+def test_a_complete_cache_needs_no_key(server, cache):
+    judge = make_judge(server, cache)
+    expected = rate(judge)
+    judge._connect, judge._client = lambda: pytest.fail("No API key"), None
+    assert rate(judge) == expected
+
+
+@pytest.mark.parametrize("name", BAD_ANSWERS)
+def test_one_bad_answer_is_asked_again_and_leaves_no_trace(server, cache, name):
+    bad = BAD_ANSWERS[name]
+    server.behave = lambda number, body: bad() if number == 0 else verdict(number, body)
+    judge = make_judge(server, cache, workers=1)
+    assert ratings_of(judge_records(judge, RECORDS[:1], QUESTIONS)) == [[9.0, 10.0]]
+    assert len(server.bodies) == 2
+    if name == "words":
+        said = [message["content"] for message in server.bodies[1]["messages"]]
+        assert said[-2] == "I would say it fits." and "not a JSON object" in said[-1]
+
+
+def test_a_late_answer_is_given_up_and_asked_for_again(server, cache):
+    asked_again = threading.Event()
+
+    def behave(number, body):
+        if number == 0:
+            asked_again.wait(60)  # later than the client waits, whatever the machine's pace
+        else:
+            asked_again.set()
+        return verdict(number, body)
+
+    server.behave = behave
+    judge = make_judge(server, cache, timeout=2.0)
+    assert ratings_of(judge_records(judge, RECORDS[:1], QUESTIONS)) == [[9.0, 10.0]]
+    assert len(server.bodies) >= 2
+
+
+@pytest.mark.parametrize("name", ["overloaded", "words"])
+def test_no_verdict_rejects_nothing_is_counted_and_is_asked_for_next_time(server, cache, name):
+    def behave(number, body):
+        return BAD_ANSWERS[name]() if "hammer" in user_text(body) else verdict(number, body)
+
+    server.behave = behave
+    judgement = judge_records(make_judge(server, cache), RECORDS, QUESTIONS)
+    assert ratings_of(judgement) == [[9.0, 10.0], [None, None], []]
+    assert judgement.records == tuple(RECORDS)
+    assert judgement.summary["answers_without_verdict"] == 1
+    server.behave = verdict
+    assert judge_records(make_judge(server, cache), RECORDS, QUESTIONS).summary["masks_rated"] == 4
+
+
 @pytest.mark.parametrize(
-    ("kind", "threshold", "says"),
+    ("answer", "says", "num_asked"),
     [
-        ("human", 3.0, "none, similarity or llm"),
-        ("similarity", 0.5, "from 1 to 10"),
-        ("similarity", 11, "1 to 10"),
+        (Answer("no judging on Sundays", status=422), r"\(HTTP 422: no judging on Sundays\)", 2),
+        (Answer("bad key sk-secret", status=401), "refuses every request", 1),
     ],
 )
-def test_settings_off_the_scale_are_refused(kind: str, threshold: float, says: str) -> None:
+def test_a_judge_without_any_reply_ends_in_the_words_of_the_server(
+    server, cache, monkeypatch, answer, says, num_asked
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    server.behave = lambda number, body: answer
+    with pytest.raises(OSError, match=says) as caught:
+        rate(make_judge(server, cache, workers=1))
+    assert "sk-secret" not in str(caught.value)
+    assert len(server.bodies) == num_asked
+
+
+def test_a_server_that_never_replies_is_given_up(server, cache):
+    items = [JudgeItem(f"{i}?", "the cup", ((0, 7),), ("a cup",)) for i in range(8)]
+    server.behave = lambda number, body: Answer("down", status=500)
+    judge = make_judge(server, cache, workers=1)
+    judge.limits = replace(judge.limits, wait=0.001)
+    with pytest.raises(OSError, match=r"3 requests in a row got no reply \(HTTP 500: down\)"):
+        judge.rate(items)
+    assert len(server.bodies) == 3 * judge.limits.attempts
+
+
+def test_the_cost_cap_stops_before_the_request_that_would_pass_it(server, cache):
+    dear = {"price": (1000.0, 1000.0)}
+    with pytest.raises(OSError, match=r"cap of 1.5 USD leaves no room .*1\.1000 are spent"):
+        rate(make_judge(server, cache, max_cost=1.5, workers=1, **dear))
+    assert len(server.bodies) == 1
+    rate(make_judge(server, cache, max_cost=5.0, **dear))
+    assert len(server.bodies) == 2, "what was paid for is not asked twice"
+
+
+def test_another_model_or_text_is_another_verdict(server, cache):
+    for model in ("m", "n"):
+        make_judge(server, cache, model=model).rate([item_of(RECORDS[0])])
+    assert [body["model"] for body in server.bodies] == ["m", "n"]
+
+
+def test_verdicts_of_an_older_cache_are_taken_over(server, cache):
+    items = [item_of(record) for record in RECORDS]
+    judge = make_judge(server, cache.with_name("other.sqlite"))
+    expected, asked = judge.rate(items), len(server.bodies)
+    with sqlite3.connect(cache) as old:
+        old.execute("CREATE TABLE verdicts (key TEXT PRIMARY KEY, ratings TEXT NOT NULL)")
+        old.execute("CREATE TABLE costs (id INTEGER PRIMARY KEY, usd REAL NOT NULL)")
+        for item, ratings in zip(items[:2], expected, strict=False):
+            row = (judge._key(item.to_prompt()), json.dumps(ratings))
+            old.execute("INSERT INTO verdicts VALUES (?, ?)", row)
+            old.execute("INSERT INTO costs (usd) VALUES (0.25)")
+    old.close()
+    for _ in range(2):  # taken over once
+        again = make_judge(server, cache, max_cost=0.0)
+        assert again.rate(items) == expected
+        assert again.store.spent() == 0.5
+    assert len(server.bodies) == asked
+
+
+def test_a_file_that_is_no_cache_is_refused(cache):
+    cache.write_text("not a database, but long enough to be read as one " * 40)
+    with pytest.raises(OSError, match="name another file"):
+        RequestStore(cache)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"ratings": [{"object": 1, "score": true}]}', "not one from 1 to 10"),
+        ('{"ratings": [{"object": 1, "score": "9"}]}', "not one from 1 to 10"),
+        ('{"ratings": [{"object": 1, "score": 9}, {"object": 1, "score": 2}]}', "each once"),
+        ('{"ratings": [{"object": 2, "score": 9}]}', "are 1"),
+        ('{"ratings": 5}', "not a JSON object"),
+        ("[1]", "not a JSON object"),
+    ],
+)
+def test_replies_that_cannot_be_used_are_refused(text, says):
     with pytest.raises(ValueError, match=says):
-        JudgeSettings(kind, threshold)  # type: ignore[arg-type]
+        read_ratings(text, [1])

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -17,9 +15,10 @@ from answered_muse import answer_muse
 from chat_server import Answer, ChatServer, user_text
 
 from pixellm.cli.main import app
+from pixellm.cli.options import JudgeOptions
 from pixellm.evaluation.evaluate import BenchmarkRun
 from pixellm.evaluation.evaluate import evaluate as answer
-from pixellm.evaluation.judge import JudgeSettings, SimilarityJudge
+from pixellm.evaluation.judge import DEFAULT_THRESHOLD, JudgeSettings, SimilarityJudge
 from pixellm.evaluation.judgement import check_judging, judge_evaluation
 from pixellm.evaluation.report import report_of
 from pixellm.files import locked
@@ -29,26 +28,31 @@ from pixellm.report.page import write_report
 REPORTS = ("report.json", "report.md", "report.html")
 
 
-def evaluate(root: Path, *options: object) -> tuple[int, str]:
-    """The command on a run that is answered already: a model that isn't there is never loaded."""
-    words = ["eval", "muse", "--model", "oracle", "--data", root / "data", "--out", root / "run"]
-    words += ["--dtype", "float32"]
-    result = CliRunner().invoke(app, [str(w) for w in (*words, *options)], env={"COLUMNS": "200"})
+def run(*words, **environment):
+    result = CliRunner().invoke(
+        app, ["eval", "muse", *map(str, words)], env={"COLUMNS": "200", **environment}
+    )
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.output
 
 
-def read_report(root: Path) -> dict[str, Any]:
-    values = json.loads((root / "run" / "report.json").read_text())
-    assert isinstance(values, dict)
-    return values
+def evaluate(root, *options, code=0):
+    """The command on a run that is answered already: a model that isn't there is never loaded."""
+    where = ["--model", "oracle", "--data", root / "data", "--out", root / "run"]
+    found, output = run(*where, "--dtype", "float32", *options)
+    assert found == code, output
+    return output
 
 
-def overall(values: dict[str, Any], name: str) -> float:
+def read_report(root):
+    return json.loads((root / "run" / "report.json").read_text())
+
+
+def overall(values, name):
     return float(values["groups"]["overall"]["scores"][name]["value"])
 
 
-def rate_words(number: int, body: dict[str, Any]) -> Answer:
+def rate_words(number, body):
     """A sane judge: a hammer is no cup."""
     text = user_text(body)
     scores = {1: 2 if "hammer" in text else 9, 2: 8, 3: 10}
@@ -56,21 +60,20 @@ def rate_words(number: int, body: dict[str, Any]) -> Answer:
 
 
 @pytest.fixture
-def server() -> Iterator[ChatServer]:
+def server():
     with ChatServer(rate_words) as running:
         yield running
 
 
-def llm(server: ChatServer, root: Path, *more: object) -> list[object]:
+def llm(server, root, *more):
     cache = root / "cache.sqlite"
     options = ["--judge", "llm", "--judge-model", "m", "--base-url", server.url]
     return [*options, "--judge-cache", cache, "--price", "1,1", *more]
 
 
-def test_the_similarity_judge_changes_the_scores_of_every_report(tmp_path: Path) -> None:
+def test_the_similarity_judge_changes_the_scores_of_every_report(tmp_path):
     answer_muse(tmp_path)
-    code, output = evaluate(tmp_path, "--judge", "similarity")
-    assert code == 0, output
+    output = evaluate(tmp_path, "--judge", "similarity")
     values = read_report(tmp_path)
     assert overall(values, "giou") == overall(values["without_judge"], "giou") == 1
     judged = values["with_judge"]
@@ -82,45 +85,26 @@ def test_the_similarity_judge_changes_the_scores_of_every_report(tmp_path: Path)
     assert (values["judge"]["masks_rated"], values["judge"]["masks_rejected"]) == (6, 1)
     for shown in (output, *((tmp_path / "run" / name).read_text() for name in REPORTS[1:])):
         assert "Judge similarity, threshold 3: 6 masks rated, 1 rejected" in shown
-        assert "with judge" in shown and "similarity" in shown
-        assert "0.833" in shown
-
-
-def test_the_report_says_which_mask_was_rejected_and_why(tmp_path: Path) -> None:
-    answer_muse(tmp_path)
-    evaluate(tmp_path, "--judge", "similarity")
-    rows = [m for a in read_report(tmp_path)["judge"]["answers"] for m in a["masks"]]
-    assert [m["rejected"] for m in rows].count(True) == 1
-    rejected = next(m for m in rows if m["rejected"])
+        assert "with judge" in shown and "similarity" in shown and "0.833" in shown
+    rows = [mask for one in values["judge"]["answers"] for mask in one["masks"]]
+    (rejected,) = [mask for mask in rows if mask["rejected"]]
     assert (rejected["phrase"], rejected["rating"]) == ("The hammer", 1.0)
     assert "cup" in rejected["description"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("<dt>judge</dt>") == 2
-    assert ": 1, rejected" in page
+    assert page.count("<dt>judge</dt>") == 2 and ": 1, rejected" in page
 
-
-def test_without_a_judge_the_report_speaks_of_none(tmp_path: Path) -> None:
-    answer_muse(tmp_path)
-    evaluate(tmp_path, "--judge", "similarity")
-    code, output = evaluate(tmp_path, "--judge", "none")
-    assert code == 0, output
-    assert "with judge" not in output
-    assert not {"judge", "with_judge", "without_judge"} & read_report(tmp_path).keys()
-    assert all("with judge" not in (tmp_path / "run" / name).read_text() for name in REPORTS)
-
-
-def test_a_threshold_of_1_rejects_nothing(tmp_path: Path) -> None:
-    answer_muse(tmp_path)
     evaluate(tmp_path, "--judge", "similarity", "--judge-threshold", 1)
     values = read_report(tmp_path)
     assert values["judge"]["masks_rejected"] == 0
     assert values["with_judge"] == values["without_judge"]
+    assert "with judge" not in evaluate(tmp_path, "--judge", "none")
+    assert not {"judge", "with_judge", "without_judge"} & read_report(tmp_path).keys()
+    assert all("with judge" not in (tmp_path / "run" / name).read_text() for name in REPORTS)
 
 
-def test_released_scores_stay_and_the_judge_counts_strictly_beside_them(tmp_path: Path) -> None:
+def test_released_scores_stay_and_the_judge_counts_strictly_beside_them(tmp_path):
     answer_muse(tmp_path, "released")
-    code, output = evaluate(tmp_path, "--protocol", "released", "--judge", "similarity")
-    assert code == 0, output
+    evaluate(tmp_path, "--protocol", "released", "--judge", "similarity")
     values = read_report(tmp_path)
     assert values["protocol"] == "released"
     assert overall(values, "giou") == overall(values, "strict_giou") == 1
@@ -129,12 +113,13 @@ def test_released_scores_stay_and_the_judge_counts_strictly_beside_them(tmp_path
 
 
 def test_a_language_model_judges_once_and_a_second_run_is_free_and_identical(
-    server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    server, tmp_path, monkeypatch
+):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-nobody")
     answer_muse(tmp_path)
-    code, output = evaluate(tmp_path, *llm(server, tmp_path, "--max-cost", 1))
-    assert code == 0, output
+    evaluate(tmp_path, *llm(server, tmp_path, "--max-cost", 0), code=2)
+    assert server.bodies == [], "the cap stops before anything is spent"
+    output = evaluate(tmp_path, *llm(server, tmp_path, "--max-cost", 1))
     assert len(server.bodies) == 2
     assert server.headers[0]["authorization"] == "Bearer sk-of-nobody"
     assert "have cost 0.0022 USD" in output
@@ -145,67 +130,49 @@ def test_a_language_model_judges_once_and_a_second_run_is_free_and_identical(
 
     monkeypatch.delenv("OPENAI_API_KEY")
     server.behave = lambda number, body: Answer("down", status=500)
-    code, again = evaluate(tmp_path, *llm(server, tmp_path, "--max-cost", 0))
-    assert (code, again) == (0, output)
+    assert evaluate(tmp_path, *llm(server, tmp_path, "--max-cost", 0)) == output
     assert [(tmp_path / "run" / name).read_bytes() for name in REPORTS] == first
-    code, output = evaluate(tmp_path, *llm(server, tmp_path, "--judge-threshold", 9))
-    assert code == 0, output
+    evaluate(tmp_path, *llm(server, tmp_path, "--judge-threshold", 9))
     assert read_report(tmp_path)["judge"]["masks_rejected"] == 3
     assert len(server.bodies) == 2
 
 
-def test_judging_that_breaks_off_keeps_what_was_paid_for(
-    server: ChatServer, tmp_path: Path
-) -> None:
+def test_judging_that_breaks_off_keeps_what_was_paid_for(server, tmp_path):
     answer_muse(tmp_path)
 
-    def refuse_the_hammer(number: int, body: dict[str, Any]) -> Answer:
+    def refuse_the_hammer(number, body):
         if "hammer" in user_text(body):
             return Answer("no such key", status=401, delay=0.5)  # the other one is done by then
         return rate_words(number, body)
 
     server.behave = refuse_the_hammer
-    code, output = evaluate(tmp_path, *llm(server, tmp_path))
-    assert code == 2
+    output = evaluate(tmp_path, *llm(server, tmp_path), code=2)
     assert "refuses every request" in output.strip().splitlines()[-1]
     assert overall(read_report(tmp_path), "giou") == 1, "the scores without a judge are there"
     assert "with_judge" not in read_report(tmp_path)
     assert not RequestStore(tmp_path / "cache.sqlite").is_empty()
 
     server.behave = rate_words
-    code, output = evaluate(tmp_path, *llm(server, tmp_path))
-    assert code == 0, output
+    evaluate(tmp_path, *llm(server, tmp_path))
     assert read_report(tmp_path)["judge"]["masks_rejected"] == 1
     asked = [user_text(body) for body in server.bodies]
     assert len(asked) == 3 and len(set(asked)) == 2, "only what failed is asked again"
 
 
-def test_the_cap_stops_before_anything_is_spent(server: ChatServer, tmp_path: Path) -> None:
-    answer_muse(tmp_path)
-    code, output = evaluate(tmp_path, *llm(server, tmp_path, "--max-cost", 0))
-    assert code == 2
-    assert "cap of 0 USD leaves no room" in output
-    assert server.bodies == []
-
-
-def test_answers_without_a_verdict_are_counted_and_keep_their_scores(
-    server: ChatServer, tmp_path: Path
-) -> None:
+def test_answers_without_a_verdict_are_counted_and_keep_their_scores(server, tmp_path):
     answer_muse(tmp_path)
     server.behave = lambda number, body: Answer("It all looks fine to me.")
-    code, output = evaluate(tmp_path, *llm(server, tmp_path))
-    assert code == 0, output
+    evaluate(tmp_path, *llm(server, tmp_path))
     values = read_report(tmp_path)
     assert values["judge"]["answers_without_verdict"] == 2
     assert overall(values["with_judge"], "giou") == 1
     assert "no verdict" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_the_library_judges_a_run_too(tmp_path: Path) -> None:
-    run, folder = answer_muse(tmp_path)
-    evaluation = answer(run, folder, lambda: None)
-    settings = JudgeSettings("similarity")
-    scores = judge_evaluation(evaluation, SimilarityJudge(), settings)
+def test_the_library_judges_a_run_too(tmp_path):
+    benchmark_run, folder = answer_muse(tmp_path)
+    evaluation = answer(benchmark_run, folder, lambda: None)
+    scores = judge_evaluation(evaluation, SimilarityJudge(), JudgeSettings("similarity"))
     assert scores.plain.score("giou").value == 1
     assert scores.judged.score("giou").value == pytest.approx(5 / 6)
     assert scores.judgement.records[0] == evaluation.records[0]
@@ -216,8 +183,63 @@ def test_the_library_judges_a_run_too(tmp_path: Path) -> None:
     assert read_report(tmp_path)["judge"]["masks_rejected"] == 1
 
 
-def test_joined_masks_and_given_texts_are_no_business_of_a_judge() -> None:
+def test_joined_masks_and_given_texts_are_not_judged():
     with pytest.raises(ValueError, match="joins the masks"):
         check_judging(BenchmarkRun("grefcoco", "m"))
     with pytest.raises(ValueError, match="nothing to judge"):
         check_judging(BenchmarkRun("muse", "m", mode="forced"))
+
+
+# --- options -----------------------------------------------------------------------------------
+
+LLM = ["--judge", "llm", "--judge-model", "gpt-4o-mini", "--base-url"]
+HOSTED = [*LLM, "https://judge.example/v1"]
+LOCAL = [*LLM, "http://127.0.0.1:9/v1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--judge", "human"], "similarity or llm, not 'human'"),
+        (["--judge", "llm"], "needs --judge-model NAME and --base-url ADDRESS"),
+        (["--judge", "llm", "--judge-model", "m"], "and --base-url ADDRESS"),
+        (["--judge", "llm", "--base-url", "http://127.0.0.1:9/v1"], "needs --judge-model NAME"),
+        ([*LLM, "localhost:8000"], "an address such as http://"),
+        ([*LLM, "http://host:port/v1"], "an address such as http://"),
+        ([*LOCAL, "--max-cost", "-1"], "0 USD or more, not -1"),
+        ([*LOCAL, "--max-cost", "nan"], "0 USD or more, not nan"),
+        ([*LOCAL, "--price", "-1,2"], "0 USD or more per million tokens"),
+        ([*LOCAL, "--price", "cheap"], "--price is INPUT,OUTPUT"),
+        ([*LOCAL, "--judge-cache", "no/such/folder/cache"], "name another file"),
+        (["--judge", "similarity", "--judge-threshold", "11"], "from 1 to 10, not 11"),
+        (["--judge", "similarity", "--judge-threshold", "0.5"], "from 1 to 10, not 0.5"),
+        (["--judge", "similarity", "--mode", "forced"], "nothing to judge"),
+        (["--judge", "similarity", "--max-cost", "1"], "are for --judge llm, not --judge simil"),
+        (["--judge-model", "m"], "are for --judge llm, not --judge none"),
+        ([*LLM[:3], "own", *HOSTED[4:]], "price of 'own' is not known"),
+        (HOSTED, "set the environment variable OPENAI_API_KEY"),
+        (["--judge", "similarity"], "nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_options_are_one_sentence(tmp_path, monkeypatch, options, says):
+    monkeypatch.chdir(tmp_path)
+    code, output = run("--data", "nowhere", *options, OPENAI_API_KEY="")
+    assert code == 2 and says in output
+    assert len(output.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("*/"))
+
+
+def test_help_names_the_judges_and_where_the_key_comes_from():
+    code, output = run("--help")
+    assert code == 0
+    text = " ".join(output.split())
+    for words in ("none, similarity", "OPENAI_API_KEY", "--judge-cache", "--judge similarity"):
+        assert words in text
+    assert JudgeOptions().judge_threshold == DEFAULT_THRESHOLD
+
+
+def test_reports_name_a_server_without_its_password():
+    settings = JudgeSettings("llm", model="m", base_url="https://me:secret@judge.example/v1?key=1")
+    named = {"kind": "llm", "threshold": DEFAULT_THRESHOLD, "model": "m"}
+    assert settings.describe() == {**named, "server": "https://judge.example/v1"}
