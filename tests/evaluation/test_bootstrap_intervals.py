@@ -66,12 +66,9 @@ def test_resamples_in_which_nothing_counts_are_left_out():
     assert (estimate.value, estimate.low, estimate.high) == pytest.approx((0.7, 0.7, 0.7))
 
 
-def test_no_units_at_all():
+def test_an_estimate_reads_as_value_and_interval():
     (estimate,) = estimate_ratios(np.zeros((0, 1, 2)))
     assert estimate.value is None and str(estimate) == "-"
-
-
-def test_an_estimate_reads_as_value_and_interval():
     assert str(Estimate(0.5, 0.25, 0.75, 4)) == "0.500 [0.250, 0.750]"
 
 

@@ -43,9 +43,6 @@ def test_masks_left_over_keep_their_area_and_score():
     spurious, missed = (matches_of((0b111,), ())[0], matches_of((), (0b11,))[0])
     assert (spurious.union, spurious.truth_area, spurious.score) == (3, 0, 0.5)
     assert (missed.union, missed.truth_area, missed.score) == (2, 2, None)
-
-
-def test_as_many_scores_as_predictions():
     with pytest.raises(ValueError, match="1 predictions but 0 scores"):
         match_masks(masks_of(1), NOTHING, [])
 
@@ -85,10 +82,7 @@ def test_the_boundary_band_is_two_percent_of_the_diagonal_wide():
     band = boundary_band(square(10, 10, 20))
     assert band.sum() == 20 * 20 - 16 * 16
     assert not band[12:28, 12:28].any()
-
-
-def test_the_boundary_band_follows_the_edge_of_the_image():
-    assert boundary_band(square(0, 0, 20))[0, 0]
+    assert boundary_band(square(0, 0, 20))[0, 0], "it follows the edge of the image"
 
 
 def test_boundary_iou_is_harsher_than_iou_on_large_masks():

@@ -106,14 +106,11 @@ def test_a_hundred_targets_in_another_order():
     assert released["set_accuracy"] == 1
 
 
-def test_without_questions_there_are_no_scores():
+def test_without_questions_or_targets_there_are_no_such_scores():
     for protocol in ("strict", "released"):
         scores = scores_of(protocol=protocol)
         assert scores["giou"] is None and scores["n_acc"] is None
         assert scores["num_questions"] == 0
-
-
-def test_questions_without_targets_alone_are_perfect_when_silent():
     scores = scores_of([(NOTHING, NOTHING)], [([], [])])
     assert scores["giou"] == scores["set_accuracy"] == scores["n_acc"] == 1
     assert scores["giou_targets"] is None and scores["t_acc"] is None
@@ -151,48 +148,7 @@ def test_unknown_and_unlike_protocols_are_refused():
         MuseScorer("strict").merge(MuseScorer("released"))
 
 
-# --- properties of the strict score ------------------------------------------------------------
-
 questions = st.tuples(st.lists(mask_bits, max_size=4), st.lists(mask_bits, max_size=4))
-
-
-@untimed
-@given(st.lists(questions, min_size=1, max_size=3), st.randoms(use_true_random=False))
-def test_the_order_of_masks_never_matters(image, random):
-    def shuffled(values):
-        return random.sample(values, len(values))
-
-    first = scores_of([(masks_of(*p), masks_of(*g)) for p, g in image])
-    second = scores_of([(masks_of(*shuffled(p)), masks_of(*shuffled(g))) for p, g in image])
-    assert first == pytest.approx(second, abs=1e-7)
-
-
-NEVER_RAISED = ("giou", "ciou", "giou_targets", "ciou_targets", "precision", "recall", "n_acc")
-
-
-@untimed
-@given(questions, mask_bits)
-def test_a_spurious_mask_never_raises_a_score(question, spurious):
-    predicted, true = question
-    for number in true:  # spurious: it shows nothing that was asked for
-        spurious &= ~number
-    if spurious == 0 and 0 in true:
-        spurious = 1
-        true = [number & ~1 for number in true]
-    before = scores_of([(masks_of(*predicted), masks_of(*true))])
-    after = scores_of([(masks_of(*predicted, spurious), masks_of(*true))])
-    for name in (*NEVER_RAISED, "set_accuracy", "set_accuracy_targets"):
-        if before[name] is not None:
-            assert after[name] <= before[name] + 1e-7
-
-
-@untimed
-@given(st.lists(st.lists(mask_bits, max_size=4), min_size=1, max_size=4))
-def test_perfect_masks_score_one(images):
-    scores = scores_of(*([(masks_of(*true), masks_of(*true))] for true in images))
-    for name in (*NEVER_RAISED, "set_accuracy", "t_acc"):
-        assert scores[name] in (1, None)
-    assert scores["giou"] == scores["set_accuracy"] == 1
 
 
 @untimed
@@ -215,26 +171,17 @@ def test_merged_scorers_equal_a_single_one(images, data, protocol):
 def test_most_spurious_area_goes_unpunished_when_released():
     truth = masks_of(0b1111)
     logits = np.stack([np.where(truth[0], 5.0, -5.0), np.full((HEIGHT, WIDTH), 9.0)])
-    logits[1, 2, 3] = 0.7  # the only pixel of the spurious mask that the histogram sees
-    strict, released = (
-        scores_of([(logits, truth)]),
-        scores_of([(logits, truth)], protocol="released"),
-    )
-    assert strict["ciou"] == pytest.approx(4 / 16)
-    assert released["ciou"] == pytest.approx(4 / 5)
-    assert strict["giou"] == pytest.approx(0.5)
-    assert released["giou"] == pytest.approx(0.5, abs=1e-5)
-
-
-def test_a_spurious_mask_may_even_count_as_right_when_released():
-    truth = masks_of(0b1111)
-    logits = np.stack([np.where(truth[0], 5.0, -5.0), np.full((HEIGHT, WIDTH), 9.0)])
     score = score_masks_as_released(logits.astype(np.float32), truth)
-    assert score.iou_sum == 2 and score.union == 4
+    assert score.iou_sum == 2 and score.union == 4, "it even counts as right"
     assert score_masks(logits > 0, truth).iou_sum == 1
+    logits[1, 2, 3] = 0.7  # the only pixel of the spurious mask that the histogram sees
+    strict = scores_of([(logits, truth)])
+    released = scores_of([(logits, truth)], protocol="released")
+    assert (strict["giou"], strict["ciou"]) == pytest.approx((0.5, 4 / 16))
+    assert (released["giou"], released["ciou"]) == pytest.approx((0.5, 4 / 5), abs=1e-5)
 
 
-def test_released_slots_are_counted_per_image():
+def test_released_matches_are_counted_per_image():
     # One question misses a truth, the other adds a mask: 2 + 1 matches, but max(2, 2) = 2.
     full = np.full((1, HEIGHT, WIDTH), -5.0)
     first, second = full.copy(), full.copy()
