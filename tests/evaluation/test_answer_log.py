@@ -78,13 +78,6 @@ def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(tmp_path):
     assert not asked & {record.question for record in kept}
 
 
-def test_a_finished_run_asks_nothing(tmp_path):
-    run(tmp_path / "run")
-    predictor = Shuffler(SCENES)
-    run(tmp_path / "run", predictor)
-    assert predictor.batches == []
-
-
 def test_a_torn_line_and_a_dialogue_cut_in_half_are_asked_again(tmp_path):
     whole = timeless(run(tmp_path / "run"))
     path = tmp_path / "run" / "answers.jsonl"
@@ -92,6 +85,8 @@ def test_a_torn_line_and_a_dialogue_cut_in_half_are_asked_again(tmp_path):
     path.write_bytes(content[: len(content) - 30])
     assert len(read_answers(tmp_path / "run")) < len(whole)
     assert timeless(run(tmp_path / "run")) == whole
+    path.with_name(".answers.jsonl.part007").write_bytes(path.read_bytes())
+    assert timeless(read_answers(tmp_path / "run")) == whole, "answered twice counts once"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +118,6 @@ def test_several_processes_equal_a_single_one(tmp_path, before):
     ]
 
 
-def test_questions_answered_twice_count_once(tmp_path):
-    whole = timeless(run(tmp_path / "run"))
-    path = tmp_path / "run" / "answers.jsonl"
-    path.with_name(".answers.jsonl.part007").write_bytes(path.read_bytes())
-    assert timeless(read_answers(tmp_path / "run")) == whole
-
-
 def test_a_batch_that_is_deleted_from_the_middle_is_asked_again_in_its_place(tmp_path):
     whole = timeless(run(tmp_path / "run"))
     path = tmp_path / "run" / "answers.jsonl"
@@ -145,18 +133,16 @@ def test_a_batch_that_is_deleted_from_the_middle_is_asked_again_in_its_place(tmp
     assert rows == sorted(rows)
 
 
-def test_answers_in_an_older_form_are_named(tmp_path):
-    open_run(tmp_path / "run", SETTINGS)
-    (tmp_path / "run" / "answers-000.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match="older form"):
-        run(tmp_path / "run")
-
-
-def test_another_run_in_the_same_folder_is_refused(tmp_path):
+def test_a_folder_of_another_run_or_form_or_of_none_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no evaluation"):
+        read_settings(tmp_path)
     open_run(tmp_path / "run", SETTINGS)
     assert read_settings(tmp_path / "run") == SETTINGS
     with pytest.raises(ValueError, match=r"run with split 'test', not 'val'; choose another"):
         open_run(tmp_path / "run", {**SETTINGS, "split": "val"})
+    (tmp_path / "run" / "answers-000.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="older form"):
+        run(tmp_path / "run")
 
 
 def test_a_damaged_line_is_named(tmp_path):
@@ -167,18 +153,3 @@ def test_a_damaged_line_is_named(tmp_path):
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match=r"Line 3 of .*answers.jsonl is damaged"):
         read_answers(tmp_path / "run")
-
-
-def test_a_folder_without_a_run_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no evaluation"):
-        read_settings(tmp_path)
-
-
-def test_progress_hears_of_every_dialogue(tmp_path):
-    heard = []
-    open_run(tmp_path / "run", SETTINGS)
-    answer = answer_freely(Oracle(SCENES))
-    answer_questions(
-        answer, QUESTIONS, RULES, tmp_path / "run", 4, progress=lambda *told: heard.append(told)
-    )
-    assert heard[-1] == (len(QUESTIONS), len(QUESTIONS), 1.0)

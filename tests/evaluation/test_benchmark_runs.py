@@ -70,15 +70,18 @@ def test_grefcoco_asks_for_none_one_and_several(tmp_path):
     assert {"targets 0", "targets 1", "targets 2"} <= summary.groups.keys()
 
 
-@pytest.mark.parametrize("name", ["multi-refcoco", "multi-refcoco+", "multi-refcocog"])
-def test_multi_refcoco_asks_for_several_expressions_at_once(name, tmp_path):
-    run = BenchmarkRun(name, "m", "val", write_benchmark(name, tmp_path))
-    assert [len(sample.turns[0].targets) for sample in run.open()] == [NUM_THINGS] * NUM_IMAGES
-
-
-def test_reasonseg_ignores_what_it_marks_so(tmp_path):
-    run = BenchmarkRun("reasonseg", "m", "val", write_benchmark("reasonseg", tmp_path))
-    assert all(target.ignore is not None for s in run.open() for target in s.turns[0].targets)
+@pytest.mark.parametrize("name", ["multi-refcoco", "multi-refcoco+", "multi-refcocog", "reasonseg"])
+def test_several_expressions_are_asked_at_once_and_reasonseg_ignores_what_it_marks_so(
+    name, tmp_path
+):
+    targets = [
+        s.turns[0].targets
+        for s in BenchmarkRun(name, "m", "val", write_benchmark(name, tmp_path)).open()
+    ]
+    if name == "reasonseg":
+        assert all(one.ignore is not None for several in targets for one in several)
+    else:
+        assert [len(several) for several in targets] == [NUM_THINGS] * NUM_IMAGES
 
 
 @pytest.mark.parametrize("limit", [0, 2])
@@ -125,14 +128,6 @@ def test_one_process_at_a_time_evaluates_in_a_folder(tmp_path):
         run_benchmark(run, folder, refuse_to_load)  # nor writes the report alone
 
 
-def test_another_run_does_not_go_on_in_the_same_folder(tmp_path):
-    data = write_benchmark("coco", tmp_path / "data")
-    run = BenchmarkRun("coco", "one", "val", data)
-    run_benchmark(run, tmp_path / "run", lambda: Knowing(run.open()))
-    with pytest.raises(ValueError, match="run with model 'one', not 'two'"):
-        run_benchmark(BenchmarkRun("coco", "two", "val", data), tmp_path / "run", refuse_to_load)
-
-
 @pytest.fixture
 def model(tmp_path, tiny_model_dir):
     return shutil.copytree(tiny_model_dir, tmp_path / "model")
@@ -158,10 +153,13 @@ def test_answers_of_other_weights_under_the_same_path_are_not_taken_over(tmp_pat
     with pytest.raises(ValueError, match="answers of other weights than") as error:
         run_benchmark(run, folder, refuse_to_load)
     assert str(error.value).endswith("choose another folder for --out, or remove this one.")
-    with pytest.raises(ValueError, match="dtype 'float32', not 'bfloat16'"):
-        run_benchmark(replace(run, dtype="bfloat16"), folder, refuse_to_load)
-    with pytest.raises(ValueError, match="max_new_tokens None, not 99"):
-        run_benchmark(replace(run, max_new_tokens=99), folder, refuse_to_load)
+    for other, says in (
+        ({"dtype": "bfloat16"}, "dtype 'float32', not 'bfloat16'"),
+        ({"max_new_tokens": 99}, "max_new_tokens None, not 99"),
+        ({"model": "two"}, "run with model .*, not 'two'"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            run_benchmark(replace(run, **other), folder, refuse_to_load)
 
 
 def test_a_model_that_is_not_as_the_run_says_is_refused(tmp_path, tiny_engine):
@@ -224,18 +222,13 @@ def test_a_single_file_is_evaluated_with_its_images_beside_it(name, tmp_path):
     assert run_of_folder(tmp_path / "run").settings() == run.settings()
 
 
-def test_photos_of_a_curated_file_may_lie_in_a_folder_of_their_own(tmp_path):
-    written = write_benchmark("muse", tmp_path)
-    (written / "coco" / "train2014").rename(tmp_path / "photos")
-    run = BenchmarkRun(
-        "muse", "m", "val", written / "muse/muse_val.json", images=tmp_path / "photos"
-    )
-    assert all(sample.image.is_file() for sample in run.open())
-    open_run(tmp_path / "run", run.settings())
-    assert run_of_folder(tmp_path / "run").settings() == run.settings()
+def test_files_and_photos_that_lie_elsewhere_are_found_by_options(tmp_path):
+    written = write_benchmark("muse", tmp_path / "curated")
+    (written / "coco" / "train2014").rename(tmp_path / "curated photos")
+    file = written / "muse/muse_val.json"
+    curated = BenchmarkRun("muse", "m", "val", file, images=tmp_path / "curated photos")
+    assert all(sample.image.is_file() for sample in curated.open())
 
-
-def test_files_of_other_names_are_found_by_options(tmp_path):
     data = write_benchmark("coco", tmp_path / "data")
     usual = BenchmarkRun("coco", "m", "val", data).open()
     (data / "annotations/instances_val.json").rename(data / "mine.json")
@@ -244,22 +237,23 @@ def test_files_of_other_names_are_found_by_options(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"--with annotations=FILE .* --images"):
         BenchmarkRun("coco", "m", "val", data).open()
     options = {"annotations": "mine.json"}
-    run = BenchmarkRun("coco", "m", "val", data, tmp_path / "photos", options)
-    assert [one.id for one in run.open()] == [one.id for one in usual]
-    open_run(tmp_path / "run", run.settings())
-    assert run_of_folder(tmp_path / "run").settings() == run.settings()
-
-
-def test_a_file_where_a_folder_is_needed_is_named(tmp_path):
-    (tmp_path / "a.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"--data of coco-expressions is a folder; .*a\.json"):
-        BenchmarkRun("coco-expressions", "m", "val", tmp_path / "a.json").open()
+    named = BenchmarkRun("coco", "m", "val", data, tmp_path / "photos", options)
+    assert [one.id for one in named.open()] == [one.id for one in usual]
+    for number, run in enumerate((curated, named)):
+        open_run(tmp_path / f"run{number}", run.settings())
+        assert run_of_folder(tmp_path / f"run{number}").settings() == run.settings()
 
 
 @pytest.mark.parametrize("name", WITH_FILES)
-def test_missing_files_are_named(name, tmp_path):
+def test_missing_files_and_files_in_place_of_folders_are_named(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
         BenchmarkRun(name, "m", "val", tmp_path).open()
+    (tmp_path / "a.json").write_text("[]")
+    if name not in ("muse", "jsonl", "coco"):
+        with pytest.raises(
+            ValueError, match=rf"--data of {re.escape(name)} is a folder; .*a\.json"
+        ):
+            BenchmarkRun(name, "m", "val", tmp_path / "a.json").open()
 
 
 @pytest.mark.parametrize("name", [*BENCHMARKS])

@@ -11,7 +11,7 @@ from hand_made_scenes import Oracle, Silent, make_scene, true_prediction, with_s
 from conftest import TINY_QUESTION, square_sample
 from pixellm.engine import load
 from pixellm.engine.dialogues import answer_dialogues, mark_answer
-from pixellm.types import Prediction, Request, Sample, Segment
+from pixellm.types import Prediction, Request, Segment
 
 
 def run(predictor: Oracle, num_scenes: int, batch_size: int) -> list:
@@ -76,14 +76,10 @@ def test_first_turns_have_no_history_and_share_the_image():
     assert len({id(request.image) for request in predictor.batches[0]}) == 1
 
 
-def test_an_answer_is_marked_behind_each_phrase():
+def test_an_answer_is_marked_behind_each_phrase_and_nowhere_else():
     turn = make_scene(0)[0].turns[0]
     assert mark_answer(true_prediction(turn)) == turn.answer
-
-
-def test_a_literal_mark_in_an_answer_is_no_mask():
-    prediction = Prediction("a {seg} cup", (), "what?", (16, 24))
-    assert "{seg}" not in mark_answer(prediction)
+    assert "{seg}" not in mark_answer(Prediction("a {seg} cup", (), "what?", (16, 24)))
 
 
 def test_samples_are_read_only_as_fast_as_they_are_answered():
@@ -121,10 +117,5 @@ def test_masks_of_another_size_are_refused():
 def test_a_batch_size_below_one_is_refused():
     with pytest.raises(ValueError, match="batch size"):
         run(oracle(1), 1, batch_size=0)
-
-
-def test_no_dialogues_no_calls():
     predictor = oracle(1)
-    samples: list[Sample] = []
-    assert list(answer_dialogues(predictor, samples, 4)) == []
-    assert predictor.batches == []
+    assert list(answer_dialogues(predictor, [], 4)) == [] == predictor.batches
