@@ -152,16 +152,13 @@ def test_minutes_become_one_number_of_steps_that_later_calls_keep(
         ablate(variants, settings_for(tmp_path, minutes=5.0))
 
 
-def test_too_little_time_is_refused(
+def test_the_pace_is_that_of_steps_and_too_little_time_is_refused(
     tmp_path: Path, variants: dict[str, RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert 0 < ablation.measure_pace(variants["base"]) < 60
     monkeypatch.setattr(ablation, "measure_pace", lambda config: 10.0)
     with pytest.raises(ValueError, match="4 runs in 1 minutes leave 1 steps each"):
         ablate(variants, settings_for(tmp_path, minutes=1.0))
-
-
-def test_the_pace_is_that_of_steps(tmp_path: Path, variants: dict[str, RunConfig]) -> None:
-    assert 0 < ablation.measure_pace(variants["base"]) < 60
 
 
 def test_variants_share_their_budget_and_have_names_of_their_own(
@@ -179,8 +176,8 @@ def test_variants_share_their_budget_and_have_names_of_their_own(
 
 
 def test_the_recipes_differ_from_base_in_what_they_are_named_for() -> None:
-    configs = {path.stem: load_config(path) for path in RECIPES}
-    assert len(load_variants(RECIPES)) == 12
+    configs = load_variants(RECIPES)
+    assert len(configs) == 12
     base = configs["base"].model_dump()
     for name, config in configs.items():
         values = config.model_dump()
@@ -188,24 +185,20 @@ def test_the_recipes_differ_from_base_in_what_they_are_named_for() -> None:
         expected = {"data"} if name == "single_target_data" else {"model"}
         assert changed == (expected if name != "base" else set()), name
         assert config.name == name
-
-
-def test_the_recipes_of_losses_differ_in_alpha_or_in_the_size_of_masks() -> None:
-    variants = load_variants(sorted(RECIPES[0].parents[1].glob("ablation_losses/*.yaml")))
-    found = {
+    losses = load_variants(sorted(RECIPES[0].parents[1].glob("ablation_losses/*.yaml")))
+    assert {
         name: (config.model["target_refinement_alpha"], config.collate.mask_size)
-        for name, config in variants.items()
-    }
-    assert found == {
+        for name, config in losses.items()
+    } == {
         "base": (2, 192),
         "alpha_1": (1, 192),
         "alpha_4": (4, 192),
         "mask_48": (2, 48),
         "mask_96": (2, 96),
     }
-    base = variants["base"].model_dump(exclude={"name", "model", "collate"})
-    for config in variants.values():
-        assert config.model_dump(exclude={"name", "model", "collate"}) == base
+    varied = {"name", "model", "collate"}
+    rest = [config.model_dump(exclude=varied) for config in losses.values()]
+    assert rest == [rest[0]] * len(rest)
 
 
 @pytest.mark.parametrize("name", STRUCTURE)
@@ -236,25 +229,21 @@ def constant_table(value: float, images: int = 40, noise: float = 0.0) -> np.nda
 BEATS_ONE = Claim("Three tokens per scale beat one", "base", "tokens_1")
 
 
-def test_scores_are_pooled_over_seeds_and_images() -> None:
+def test_scores_are_pooled_over_seeds_and_paired_by_image() -> None:
     comparison = Comparison({"base": [constant_table(0.2), constant_table(0.4)]})
     estimate = comparison.estimate("base")
     assert (estimate.value, estimate.count) == (pytest.approx(0.3), 800)
     assert (estimate.low, estimate.high) == (pytest.approx(0.2), pytest.approx(0.4))
     assert comparison.by_seed("base") == pytest.approx([0.2, 0.4])
     assert comparison.estimate("base", "targets 1").value is None
-
-
-def test_differences_are_paired_by_image() -> None:
-    """Images differ wildly, but the second variant is 0.02 better on each."""
-    tables = {
-        "base": [constant_table(0.5, noise=0.3)],
-        "tokens_1": [constant_table(0.48, noise=0.3)],
-    }
-    comparison = Comparison(tables)
+    # Images differ wildly, but one variant is 0.02 better on each.
+    values = {"base": 0.5, "tokens_1": 0.48}
+    comparison = Comparison({n: [constant_table(v, noise=0.3)] for n, v in values.items()})
     gain, wide = comparison.gain("base", "tokens_1"), comparison.estimate("base")
     assert (gain.value, gain.low) == (pytest.approx(0.02), pytest.approx(0.02))
     assert (wide.high or 0) - (wide.low or 0) > 0.1
+    with pytest.raises(ValueError, match=r"same images; these have \[30, 40\]"):
+        Comparison({"base": [constant_table(0.5)], "other": [constant_table(0.5, images=30)]})
 
 
 @pytest.mark.parametrize(
@@ -301,11 +290,6 @@ def test_tables_are_markdown_with_a_row_for_each_variant_and_no_gaps() -> None:
     gain = values["scores"]["tokens_1"]["giou_minus_base"]["overall"]
     assert gain["value"] == pytest.approx(-0.15)
     assert values["claims"][0]["verdict"] == "holds"
-
-
-def test_runs_over_other_images_are_not_compared() -> None:
-    with pytest.raises(ValueError, match=r"same images; these have \[30, 40\]"):
-        Comparison({"base": [constant_table(0.5)], "other": [constant_table(0.5, images=30)]})
 
 
 def test_a_guess_is_scored_by_number_of_targets(tmp_path: Path) -> None:

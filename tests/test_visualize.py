@@ -64,9 +64,10 @@ def test_overlay_tints_the_mask_and_leaves_the_rest():
     drawn = np.asarray(draw_overlay(pixels, [mask], numbered=False, opacity=0.5))
     color = np.array(segment_color(0))
     np.testing.assert_allclose(drawn[30, 40], (100 + color) / 2, atol=1)
-    np.testing.assert_array_equal(drawn[30, 20], color)  # the rim
+    np.testing.assert_array_equal(drawn[30, 20], color)  # the edge
     np.testing.assert_array_equal(drawn[0, 0], [100, 100, 100])
     assert (pixels == 100).all()
+    np.testing.assert_array_equal(np.asarray(draw_overlay(pixels, [])), pixels)
 
 
 def test_a_small_mask_stays_visible_inside_a_large_one():
@@ -92,11 +93,6 @@ def test_odd_images_keep_their_size(size):
 def test_images_of_any_mode(mode):
     drawn = draw_overlay(Image.new("RGB", (50, 40)).convert(mode), [np.ones((40, 50), bool)])
     assert (drawn.mode, drawn.size) == ("RGB", (50, 40))
-
-
-def test_without_masks_the_image_is_unchanged():
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(np.asarray(draw_overlay(pixels, [])), pixels)
 
 
 def tags_of(monkeypatch, size, masks, labels):
@@ -131,11 +127,7 @@ def test_a_tag_lies_on_a_large_mask_and_beside_a_small_one(monkeypatch):
     assert large[large_tag.top : large_tag.bottom, large_tag.left : large_tag.right].all()
     hidden = small[small_tag.top : small_tag.bottom, small_tag.left : small_tag.right].sum()
     assert hidden < 0.5 * small.sum()
-
-
-def test_empty_masks_get_no_tag(monkeypatch):
-    empty = np.zeros((100, 100), bool)
-    assert len(tags_of(monkeypatch, (100, 100), [empty, ~empty], None)) == 1
+    assert len(tags_of(monkeypatch, size, [np.zeros(size, bool), large], None)) == 1
 
 
 def test_overlay_refuses_what_does_not_fit():
@@ -146,7 +138,7 @@ def test_overlay_refuses_what_does_not_fit():
         draw_overlay(image, [np.zeros((20, 30), bool)], ["a", "b"])
 
 
-def test_contact_sheet_lays_tiles_out_in_rows():
+def test_contact_sheet_lays_tiles_out_in_rows_with_room_for_captions():
     red, blue = Image.new("RGB", (40, 20), "red"), Image.new("RGB", (10, 30), "blue")
     sheet = draw_contact_sheet([red, blue, red], columns=2, tile_width=100)
     pixels = np.asarray(sheet)
@@ -155,25 +147,17 @@ def test_contact_sheet_lays_tiles_out_in_rows():
     assert (pixels[50, 154] == (0, 0, 255)).all()
     assert (pixels[-20, 50] == (255, 0, 0)).all()
     assert (pixels[-20, 154] == 255).all()
-
-
-def test_contact_sheet_makes_room_for_captions():
-    tile = Image.new("RGB", (50, 50), "red")
-    bare = draw_contact_sheet([tile], tile_width=100)
-    short = draw_contact_sheet([tile], ["one"], tile_width=100)
-    long = draw_contact_sheet([tile], ["many words " * 10 + "\nand" + "x" * 200], tile_width=100)
+    texts = (None, ["one"], ["many words " * 10 + "\nand" + "x" * 200])
+    bare, short, long = (draw_contact_sheet([red], one, tile_width=100) for one in texts)
     assert bare.height < short.height < long.height
     assert bare.width == long.width
     assert (np.asarray(short)[-20:] < 100).any()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (4000, 1), (1, 4000)])
-def test_contact_sheet_takes_any_shape(size):
-    sheet = draw_contact_sheet([Image.new("RGB", size, "red")], tile_width=64)
-    assert max(sheet.size) < 90
-
-
-def test_contact_sheet_refuses_nonsense():
+def test_contact_sheet_takes_any_shape_and_refuses_nonsense():
+    for size in ((1, 1), (4000, 1), (1, 4000)):
+        sheet = draw_contact_sheet([Image.new("RGB", size, "red")], tile_width=64)
+        assert max(sheet.size) < 90
     tile = Image.new("RGB", (5, 5))
     for tiles, captions, columns in (([], None, 4), ([tile], ["a", "b"], 4), ([tile], None, 0)):
         with pytest.raises(ValueError, match="contact sheet"):

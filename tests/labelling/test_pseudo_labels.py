@@ -106,9 +106,7 @@ def boxes_of(values: dict[str, Any], photo: str, *, crowd: bool = False) -> list
     return sorted(one["bbox"] for one in found if one["iscrowd"] == crowd)
 
 
-def test_without_boxes_every_class_is_asked_for_and_sure_masks_are_kept(
-    photos: Path, tmp_path: Path
-) -> None:
+def test_without_boxes_every_class_is_asked_for_and_sure_masks_are_kept(photos, tmp_path):
     model = ColourModel({"dog": 0.9, "cat": 0.4})
     values = label(photos, tmp_path / "out", model, names=["dog", "cat"])
     assert [one[0] for one in model.asked] == ["Segment every dog.", "Segment every cat."] * 2
@@ -120,9 +118,7 @@ def test_without_boxes_every_class_is_asked_for_and_sure_masks_are_kept(
     assert dog["score"] == 0.9
 
 
-def test_a_mask_counts_that_agrees_with_a_box_and_cuts_show_what_is_small(
-    photos: Path, tmp_path: Path
-) -> None:
+def test_a_mask_counts_that_agrees_with_a_box_and_cuts_show_what_is_small(photos, tmp_path):
     boxes = write_boxes(
         tmp_path / "boxes.json",
         ("a.png", "dog", DOG, 0.9),
@@ -140,14 +136,13 @@ def test_a_mask_counts_that_agrees_with_a_box_and_cuts_show_what_is_small(
     assert any(max(size) < 100 for _, size in model.asked)
 
 
-def test_what_is_in_doubt_is_neither_asked_for_nor_denied(photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    label(photos, out, ColourModel({"dog": 0.9, "cat": 0.4}), names=["dog", "cat"])
+def test_what_is_in_doubt_is_neither_asked_for_nor_denied(photos, tmp_path):
+    label(photos, tmp_path / "out", ColourModel({"dog": 0.9, "cat": 0.4}), names=["dog", "cat"])
     data = Photos(tmp_path, annotations="out/instances.json", images="photos")
-    turns = [t for epoch in range(20) for s in data.dialogues(0, epoch) for t in s.turns]
-    turns += [t for epoch in range(20) for s in data.dialogues(1, epoch) for t in s.turns]
-    assert any("dog" in turn.answer for turn in turns)
-    assert not any("cat" in turn.answer for turn in turns)
+    asked = [s for epoch in range(20) for item in (0, 1) for s in data.dialogues(item, epoch)]
+    answers = [turn.answer for sample in asked for turn in sample.turns]
+    assert any("dog" in answer for answer in answers)
+    assert not any("cat" in answer for answer in answers)
 
 
 def test_of_two_names_for_one_object_the_surer_stays(tmp_path: Path) -> None:
@@ -166,7 +161,7 @@ def test_of_two_names_for_one_object_the_surer_stays(tmp_path: Path) -> None:
     assert [one["category_id"] for one in values["annotations"]] == [2]
 
 
-def test_a_stopped_run_goes_on_and_a_bad_photo_is_left_out(photos: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_and_a_bad_photo_is_left_out(photos, tmp_path):
     class Stopping(ColourModel):
         def answer(self, request: Request) -> Prediction:
             if len(self.asked) == 2:
@@ -215,18 +210,13 @@ def test_the_command_says_what_it_wrote_and_refuses_in_one_sentence(
     assert result.exit_code == 2
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        '{"images": [{"id": 1}]}',
-        '{"images": [], "annotations": [], "categories": [{"id": "dog", "name": "dog"}]}',
-    ],
-)
-def test_a_file_of_another_kind_proposes_nothing(tmp_path: Path, content: str) -> None:
+def test_a_file_of_another_kind_proposes_nothing(tmp_path):
     path = tmp_path / "odd.json"
-    path.write_text(content)
-    with pytest.raises(ValueError, match="no COCO file with boxes"):
-        read_proposals(path)
+    named = {"images": [], "annotations": [], "categories": [{"id": "dog", "name": "dog"}]}
+    for values in ({"images": [{"id": 1}]}, named):
+        path.write_text(json.dumps(values))
+        with pytest.raises(ValueError, match="no COCO file with boxes"):
+            read_proposals(path)
 
 
 def test_questions_and_overlaps() -> None:
