@@ -15,7 +15,7 @@ from pixellm.ablation import (
     CELLS,
     AblationSettings,
     Claim,
-    Comparison,
+    VariantComparison,
     ablate,
     load_claims,
     load_variants,
@@ -230,7 +230,7 @@ BEATS_ONE = Claim("Three tokens per scale beat one", "base", "tokens_1")
 
 
 def test_scores_are_pooled_over_seeds_and_paired_by_image() -> None:
-    comparison = Comparison({"base": [constant_table(0.2), constant_table(0.4)]})
+    comparison = VariantComparison({"base": [constant_table(0.2), constant_table(0.4)]})
     estimate = comparison.estimate("base")
     assert (estimate.value, estimate.count) == (pytest.approx(0.3), 800)
     assert (estimate.low, estimate.high) == (pytest.approx(0.2), pytest.approx(0.4))
@@ -238,12 +238,14 @@ def test_scores_are_pooled_over_seeds_and_paired_by_image() -> None:
     assert comparison.estimate("base", "targets 1").value is None
     # Images differ wildly, but one variant is 0.02 better on each.
     values = {"base": 0.5, "tokens_1": 0.48}
-    comparison = Comparison({n: [constant_table(v, noise=0.3)] for n, v in values.items()})
+    comparison = VariantComparison({n: [constant_table(v, noise=0.3)] for n, v in values.items()})
     gain, wide = comparison.gain("base", "tokens_1"), comparison.estimate("base")
     assert (gain.value, gain.low) == (pytest.approx(0.02), pytest.approx(0.02))
     assert (wide.high or 0) - (wide.low or 0) > 0.1
     with pytest.raises(ValueError, match=r"same images; these have \[30, 40\]"):
-        Comparison({"base": [constant_table(0.5)], "other": [constant_table(0.5, images=30)]})
+        VariantComparison(
+            {"base": [constant_table(0.5)], "other": [constant_table(0.5, images=30)]}
+        )
 
 
 @pytest.mark.parametrize(
@@ -263,7 +265,7 @@ def test_a_claim_holds_only_where_the_whole_interval_is_above_zero(
     }
     not_asked = Claim("Where targets overlap", "base", "tokens_1", "overlap overlapping")
     not_run = Claim("Four beat three", "tokens_4", "base")
-    verdicts = Comparison(tables, [BEATS_ONE, not_asked, not_run]).verdicts()
+    verdicts = VariantComparison(tables, [BEATS_ONE, not_asked, not_run]).verdicts()
     assert [(claim, verdict) for claim, _, verdict in verdicts] == [
         (BEATS_ONE, says),
         (not_asked, "not measured"),
@@ -275,7 +277,7 @@ def test_tables_are_markdown_with_a_row_for_each_variant_and_no_gaps() -> None:
         "base": [constant_table(0.5), constant_table(0.6)],
         "tokens_1": [constant_table(0.4)],
     }
-    comparison = Comparison(tables, [BEATS_ONE])
+    comparison = VariantComparison(tables, [BEATS_ONE])
     scores, groups, claims = (table.rows for table in comparison.report_tables())
     assert scores[0][:6] == (
         *("variant", "gIoU", "gIoU minus base", "cIoU", "set accuracy", "right names"),
@@ -296,7 +298,7 @@ def test_a_guess_is_scored_by_number_of_targets(tmp_path: Path) -> None:
     """Showing one perfect mask scores at most 1 / n on questions with n targets."""
     run = BenchmarkRun("scenes", "all_objects", num_scenes=3, dialogues_per_image=3)
     records = evaluate(run, tmp_path / "guess", fail_to_train).records
-    comparison = Comparison({"all_objects": [tabulate_images(records, run.rules)]})
+    comparison = VariantComparison({"all_objects": [tabulate_images(records, run.rules)]})
     estimate = comparison.estimate("all_objects")
     assert estimate.value is not None and 0 < estimate.value < 1
     groups = [f"targets {count}" for count in ("1", "2", "3", "4-5", "6+")]

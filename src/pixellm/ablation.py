@@ -199,7 +199,7 @@ def ablate(
             known = {one: found for one, found in (tables | guesses).items() if found}
             budget = _budget(next(iter(variants.values())))
             facts = {"variants": len(variants), "seeds": seed + 1, "diverged": list(diverged)}
-            _write_tables(Comparison(known, claims), settings, budget, facts)
+            _write_tables(VariantComparison(known, claims), settings, budget, facts)
     return settings.out / "ablation.md"
 
 
@@ -369,7 +369,7 @@ def with_steps(variants: Mapping[str, RunConfig], steps: int) -> dict[str, RunCo
     return changed
 
 
-class Comparison:
+class VariantComparison:
     """Variants over the same images, with all their resamples.
 
     Intervals are percentile bootstraps on two levels: seeds and images are both drawn with
@@ -492,7 +492,7 @@ def _short(estimate: Estimate) -> str:
 
 
 def _write_tables(
-    comparison: Comparison,
+    comparison: VariantComparison,
     settings: AblationSettings,
     budget: list[tuple[int, int]],
     facts: Mapping[str, Any],

@@ -14,13 +14,13 @@ from PIL import Image
 from pixellm.engine.run_folder import open_run
 from pixellm.evaluation.benchmarks import find_benchmark
 from pixellm.evaluation.cards import EACH, choose_records
-from pixellm.evaluation.evaluate import answer_freely, answer_questions
+from pixellm.evaluation.evaluate import BenchmarkRun, Evaluation, answer_freely, answer_questions
 from pixellm.evaluation.records import AnswerRecord
-from pixellm.evaluation.report import build_report
+from pixellm.evaluation.report import report_of
 from pixellm.evaluation.scores import question_giou
 from pixellm.evaluation.summary import summarize
 from pixellm.report.page import write_report
-from pixellm.types import Prediction, Segment
+from pixellm.types import Prediction, Sample, Segment
 
 BENCHMARK = find_benchmark("scenes")
 RULES = BENCHMARK.rules()
@@ -50,23 +50,30 @@ class Wavering(Oracle):
 
 
 def answer(folder: Path, kind: type[Oracle], num_scenes: int = 6) -> list[AnswerRecord]:
-    scenes = [make_scene(i) for i in range(num_scenes)]
-    questions = [sample for scene in scenes for sample in scene]
+    questions = ask(num_scenes)
     open_run(folder, SETTINGS)
+    scenes = [make_scene(i) for i in range(num_scenes)]
     return answer_questions(answer_freely(kind(scenes)), questions, RULES, folder, 8)
+
+
+def ask(num_scenes: int = 6) -> list[Sample]:
+    return [sample for number in range(num_scenes) for sample in make_scene(number)]
 
 
 def image(record: AnswerRecord) -> Image.Image:
     return Image.new("RGB", (record.size[1], record.size[0]), (40, 90, 160))
 
 
+def write(folder: Path, records: list[AnswerRecord]) -> list[Path]:
+    run = BenchmarkRun("scenes", "mine")
+    evaluation = Evaluation(run, SETTINGS, ask(), records, summarize(records, RULES))
+    return write_report(folder, "report", report_of(evaluation))
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reports") / "wavering"
-    records = answer(folder, Wavering)
-    summary = summarize(records, RULES)
-    report = build_report(SETTINGS, summary, records, BENCHMARK.headline, image)
-    written = write_report(folder, "report", report)
+    written = write(folder, answer(folder, Wavering))
     assert [path.name for path in written] == ["report.json", "report.md", "report.html"]
     return folder
 
@@ -114,9 +121,7 @@ def test_perfect_silent_spurious_and_no_answers_can_be_reported(tmp_path, kind, 
     folder = tmp_path / "run"
     folder.mkdir()
     records = answer(folder, kind, num_scenes=1) if kind else []
-    summary = summarize(records, RULES)
-    report = build_report(SETTINGS, summary, records, BENCHMARK.headline, lambda _: None)
-    write_report(folder, "report", report)
+    write(folder, records)
     assert f"{len(records)} questions" in (folder / "report.md").read_text()
     found = json.loads((folder / "report.json").read_text())["groups"]
     assert (

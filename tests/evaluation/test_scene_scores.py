@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from hand_made_scenes import (
     Sprayer,
     box_targets,
     make_scene,
-    true_prediction,
     with_segments,
 )
+from known_answers import Knowing
 
 from pixellm.evaluation.benchmarks import find_benchmark
 from pixellm.evaluation.evaluate import (
@@ -29,7 +28,7 @@ from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.scores import TEXT_KINDS, TOPICS, is_text_right, overlap_bin
 from pixellm.evaluation.summary import Summary, summarize
 from pixellm.scenes.questions import KINDS
-from pixellm.types import Prediction, Request, Segment, Turn
+from pixellm.types import Prediction, Segment
 
 SCENES = [make_scene(i) for i in range(4)]
 QUESTIONS = [sample for scene in SCENES for sample in scene]
@@ -180,27 +179,7 @@ def test_overlap_is_that_of_the_closest_two_boxes(boxes: list[tuple[int, ...]], 
         assert overlap_bin(record) == name
 
 
-class SceneOracle:
-    """Knows every true answer of drawn scenes, by image, question and earlier questions."""
-
-    def __init__(self, run: BenchmarkRun) -> None:
-        self.turns: dict[tuple[object, ...], tuple[Turn, tuple[int, int]]] = {}
-        for sample in run.open():
-            for number, turn in enumerate(sample.turns):
-                earlier = [before.question for before in sample.turns[:number]]
-                key = (sample.image.tobytes(), turn.question, *earlier)
-                self.turns[key] = (turn, sample.size)
-
-    def predict_batch(self, requests: Sequence[Request]) -> list[Prediction]:
-        earlier = [[question for question, _ in request.history] for request in requests]
-        keys = [(r.image.tobytes(), r.question, *e) for r, e in zip(requests, earlier, strict=True)]
-        return [self.change(true_prediction(*self.turns[key])) for key in keys]
-
-    def change(self, prediction: Prediction) -> Prediction:
-        return prediction
-
-
-class WholeImage(SceneOracle):
+class WholeImage(Knowing):
     """Says the right words and shows the whole image for every thing."""
 
     def change(self, prediction: Prediction) -> Prediction:
@@ -210,17 +189,15 @@ class WholeImage(SceneOracle):
         return with_segments(prediction, segments)
 
 
-@pytest.mark.parametrize("kind", [SceneOracle, WholeImage])
-def test_drawn_scenes_go_the_way_of_every_benchmark(
-    tmp_path: Path, kind: type[SceneOracle]
-) -> None:
+@pytest.mark.parametrize("kind", [Knowing, WholeImage])
+def test_drawn_scenes_go_the_way_of_every_benchmark(tmp_path: Path, kind: type[Knowing]) -> None:
     run = BenchmarkRun("scenes", "oracle", seed=7, num_scenes=12, dialogues_per_image=5)
     heard: list[tuple[int, int, float | None]] = []
     evaluation = evaluate(
-        run, tmp_path / "run", lambda: kind(run), progress=lambda *told: heard.append(told)
+        run, tmp_path / "run", lambda: kind(run.open()), progress=lambda *told: heard.append(told)
     )
     values = {name: evaluation.summary.score(name).value for name in run.headline}
-    if kind is SceneOracle:
+    if kind is Knowing:
         assert values == dict.fromkeys(run.headline, 1.0)
         assert heard[-1] == (len(evaluation.questions), len(evaluation.questions), 1.0)
     else:

@@ -6,7 +6,7 @@ Reads options, shows progress and tables, and calls :mod:`pixellm.evaluation`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,15 +25,13 @@ from pixellm.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pixellm.data.lazy import Lazy
     from pixellm.engine.jobs import ProcessGroup
     from pixellm.evaluation.benchmarks import Benchmark
     from pixellm.evaluation.evaluate import BenchmarkRun, Evaluation
     from pixellm.evaluation.judge import JudgeSettings
     from pixellm.evaluation.judgement import JudgedScores
     from pixellm.llm.run import RequestProgress
-    from pixellm.report.page import Report
-    from pixellm.types import Sample
+    from pixellm.report.page import Report, Table
 
 _REPORT_KEYS = ("settings", "versions", "headline")
 
@@ -168,9 +166,11 @@ def score(
     json: Json = "",
 ) -> None:
     """Score any system's predictions, with 95 % intervals, with and without a judge."""
+    from pixellm.engine.run_folder import open_run
     from pixellm.evaluation.evaluate import Evaluation
     from pixellm.evaluation.external import ExternalPredictions, score_predictions, scores_to_dict
     from pixellm.evaluation.judge import open_judge
+    from pixellm.evaluation.records import write_answers
     from pixellm.files import check_new_folder
 
     check_json(json, ("settings", "num_missing", "headline"))
@@ -196,8 +196,10 @@ def score(
     judged = scored.judged(evaluation, settings)
     _show(evaluation, judged, aside=json == "-", missing=scored.num_missing)
     write_json(scores_to_dict(evaluation, judged, scored.num_missing), json)
-    if out is not None:
-        _write_scored(out, evaluation)
+    if out is not None:  # a folder as of a run of our own
+        open_run(out, evaluation.settings)
+        write_answers(out, records, run.model)
+        _write_report(out, evaluation)
         say(f"Wrote {out / 'report.html'}, report.md and report.json", err=json == "-")
 
 
@@ -227,17 +229,13 @@ def compare(
     ] = None,
 ) -> None:
     """Compare two runs: paired differences with intervals, and the answers that moved most."""
-    from pixellm.cli.display import print_table
     from pixellm.evaluation.compare import KEYS, compare_runs, comparison_report
     from pixellm.report.page import check_report, write_report
 
     if out is not None:
         check_report(out, "compare", KEYS)
     comparison = compare_runs(run_a, run_b)
-    console = open_console()
-    console.print(comparison.describe(), highlight=False, soft_wrap=True, markup=False)
-    for table in (comparison.table(), comparison.moved()):
-        print_table(console, table)
+    _print(comparison.describe(), (comparison.table(), comparison.moved()))
     if out is not None:
         from pixellm.evaluation.cards import image_source
         from pixellm.evaluation.evaluate import run_of_folder
@@ -257,7 +255,9 @@ def _evaluate(
     judging: JudgeSettings | None = None,
 ) -> None:
     """Run a benchmark with a bar, judge it where asked to, report and show it."""
+    from pixellm.cli.display import scored_progress
     from pixellm.engine.jobs import ProcessGroup
+    from pixellm.evaluation.evaluate import evaluate
     from pixellm.evaluation.judge import open_judge
     from pixellm.evaluation.judgement import check_judging, judge_evaluation
     from pixellm.report.figures import check_plots
@@ -277,12 +277,22 @@ def _evaluate(
     questions = run.open()  # missing files are told before a model takes its seconds
     try:
         run = _with_numbers(run, model)
-        evaluation = _answer(run, questions, model, out, how.batch_size, group)
+        bar = scored_progress(open_console(stderr=True), "dialogues")
+        with bar if group.number == 0 else nullcontext() as progress:
+            evaluation = evaluate(
+                run,
+                out,
+                model.load,
+                questions=questions,
+                batch_size=how.batch_size,
+                group=group,
+                progress=progress,
+            )
         if group.number == 0:
             report = _write_report(out, evaluation)
         if judging is not None and judge is not None:
-            with _judge_bar(judging) as progress:
-                judged = judge_evaluation(evaluation, judge, judging, progress)
+            with _judge_bar(judging) as rated:
+                judged = judge_evaluation(evaluation, judge, judging, rated)
             report = _write_report(out, evaluation, judged)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
@@ -301,7 +311,7 @@ def _describe_run(
 
     mode: Any = how.mode or None
     protocol: Any = how.protocol
-    run = BenchmarkRun(
+    return BenchmarkRun(
         name,
         model.model,
         how.split,
@@ -312,12 +322,6 @@ def _describe_run(
         temperature=model.temperature,
         **place.values(),
     )
-    if isinstance(place, SceneOptions):
-        from pixellm.scenes.dataset import ScenesDataset
-
-        split = how.split or run.benchmark.split
-        ScenesDataset(split, place.seed, place.num, place.dialogues)  # refuses what can't be drawn
-    return run
 
 
 def _with_numbers(run: BenchmarkRun, options: ModelOptions) -> BenchmarkRun:
@@ -331,33 +335,6 @@ def _with_numbers(run: BenchmarkRun, options: ModelOptions) -> BenchmarkRun:
     floating = str(engine.model_dtype(run.model, device, options.dtype, quantize=options.quantize))
     longest = options.max_new_tokens or engine.MAX_NEW_TOKENS
     return replace(run, dtype=floating.removeprefix("torch."), max_new_tokens=longest)
-
-
-def _answer(
-    run: BenchmarkRun,
-    questions: Lazy[Sample],
-    options: ModelOptions,
-    out: Path,
-    batch_size: int,
-    group: ProcessGroup,
-) -> Evaluation:
-    from pixellm.cli.display import scored_progress
-    from pixellm.evaluation.evaluate import evaluate
-
-    bar = scored_progress(open_console(stderr=True), "dialogues")
-    with bar if group.number == 0 else nullcontext() as progress:
-        how: Any = {"batch_size": batch_size, "group": group, "progress": progress}
-        return evaluate(run, out, options.load, questions=questions, **how)
-
-
-def _write_scored(folder: Path, evaluation: Evaluation) -> None:
-    """A folder as of a run of our own, for what another system answered."""
-    from pixellm.engine.run_folder import open_run
-    from pixellm.evaluation.records import write_answers
-
-    open_run(folder, evaluation.settings)
-    write_answers(folder, evaluation.records, evaluation.run.model)
-    _write_report(folder, evaluation)
 
 
 def _write_report(
@@ -376,7 +353,6 @@ def _show(
     evaluation: Evaluation, judged: JudgedScores | None, *, aside: bool, missing: int = 0
 ) -> None:
     """One sentence and the tables of a run, the judge's effect first."""
-    from pixellm.cli.display import print_table
     from pixellm.evaluation.judged import describe_judge, effect_table
     from pixellm.evaluation.tables import all_tables, describe_run
 
@@ -388,6 +364,13 @@ def _show(
     if judged is not None:
         lead = f"{lead} {describe_judge(judged)}"
         tables.insert(0, effect_table(judged, headline))
+    _print(lead, tables, aside=aside)
+
+
+def _print(lead: str, tables: Iterable[Table], *, aside: bool = False) -> None:
+    """A sentence and tables, on standard error where standard output is for something else."""
+    from pixellm.cli.display import print_table
+
     console = open_console(stderr=aside)
     console.print(lead, highlight=False, soft_wrap=True, markup=False)
     for table in tables:

@@ -6,8 +6,8 @@ Answers are ranked by their own mean IoU. It knows records and pixels, and no ma
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from pixellm.evaluation.records import AnswerRecord
@@ -111,25 +111,21 @@ def true_panel(record: AnswerRecord, image: Image.Image | None) -> Panel:
     return "true", _draw(record, image, masks, [target.name for target in record.targets])
 
 
-def read_image(record: AnswerRecord) -> Image.Image | None:
-    """The image from its file, where that is still there and has the size it had."""
-    if not record.path:
-        return None
-    try:
-        image = load_image(record.path)
-    except (OSError, ValueError):
-        return None
-    return image if (image.height, image.width) == record.size else None
-
-
 def image_source(questions: Sequence[Sample] | None) -> FetchImage:
-    """Images from their files, and drawn ones from the questions, where there are any."""
+    """Images from their files, and drawn ones from the questions, where there are any.
+
+    A file that is not there any more, or has another size now, is no image.
+    """
 
     def fetch(record: AnswerRecord) -> Image.Image | None:
-        if record.path or questions is None:
-            return read_image(record)
-        image = questions[record.index].image
-        return None if isinstance(image, Path) else Image.fromarray(image)
+        if record.path:
+            try:
+                image = load_image(record.path)
+            except (OSError, ValueError):
+                return None
+            return image if (image.height, image.width) == record.size else None
+        pixels = None if questions is None else questions[record.index].image
+        return Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else None
 
     return fetch
 

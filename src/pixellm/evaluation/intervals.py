@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+LEVEL = 0.95
+"""Share of the resampled scores inside an interval."""
+
 _RESAMPLES_AT_ONCE = 100
 
 
@@ -76,18 +79,18 @@ class Resampled:
     bottoms: NDArray[np.float64]
     resamples: NDArray[np.float64]
 
-    def estimate(self, score: int, level: float = 0.95) -> Estimate:
+    def estimate(self, score: int) -> Estimate:
         """One score with its interval."""
-        low, high = _ends(self.resamples[:, score], level)
+        low, high = _ends(self.resamples[:, score])
         value, count = self.value(score), float(self.bottoms[score])
         if value is None or low is None:
             return Estimate(None, None, None, count)
         return Estimate(value, low, high, count)
 
-    def minus(self, other: Resampled, score: int, level: float = 0.95) -> Difference:
+    def minus(self, other: Resampled, score: int) -> Difference:
         """How much higher the score is than another model's over the same units."""
         changes = self.resamples[:, score] - other.resamples[:, score]
-        low, high = _ends(changes, level)
+        low, high = _ends(changes)
         value, before = self.value(score), other.value(score)
         if value is None or before is None or low is None:
             return Difference(None, None, None, None)
@@ -139,7 +142,7 @@ def bootstrap(
 
 
 def estimate_ratios(
-    table: ArrayLike, *, num_resamples: int = 2000, seed: int = 0, level: float = 0.95
+    table: ArrayLike, *, num_resamples: int = 2000, seed: int = 0
 ) -> list[Estimate]:
     """Scores with percentile bootstrap intervals, all on the same resamples.
 
@@ -149,7 +152,6 @@ def estimate_ratios(
         table: (U, M, 2) of one model, see :func:`bootstrap`.
         num_resamples: how often U units are drawn with replacement.
         seed: the same seed and input give the same intervals.
-        level: share of the resampled scores inside the interval.
 
     Returns:
         One estimate per score, in order.
@@ -158,7 +160,7 @@ def estimate_ratios(
         ValueError: another shape, or no resamples are asked.
     """
     (resampled,) = bootstrap([table], num_resamples=num_resamples, seed=seed)
-    return [resampled.estimate(score, level) for score in range(len(resampled.tops))]
+    return [resampled.estimate(score) for score in range(len(resampled.tops))]
 
 
 def _resample_units(
@@ -181,9 +183,9 @@ def _resample_units(
     return sums
 
 
-def _ends(resamples: NDArray[np.float64], level: float) -> tuple[float, float] | tuple[None, None]:
+def _ends(resamples: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
     seen = resamples[np.isfinite(resamples)]
     if not seen.size:
         return None, None
-    low, high = np.quantile(seen, ((1 - level) / 2, (1 + level) / 2))
+    low, high = np.quantile(seen, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return float(low), float(high)

@@ -6,13 +6,12 @@ Builds the plain values that :func:`pixellm.report.page.write_report` writes. It
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
 
 from markupsafe import Markup
 
-from pixellm.evaluation.cards import FetchImage, build_cards, image_source
+from pixellm.evaluation.cards import build_cards, image_source
 from pixellm.evaluation.evaluate import Evaluation
 from pixellm.evaluation.intervals import Estimate
 from pixellm.evaluation.judged import (
@@ -23,7 +22,6 @@ from pixellm.evaluation.judged import (
     judged_to_dict,
 )
 from pixellm.evaluation.judgement import JudgedScores
-from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.summary import SIZE, TARGETS, Summary
 from pixellm.evaluation.tables import all_tables, describe_run
 from pixellm.report import figures
@@ -40,44 +38,19 @@ def report_of(evaluation: Evaluation, judged: JudgedScores | None = None) -> Rep
         judged: the scores without and with a judge, where there was one; the evaluation's stay
             without.
     """
-    return build_report(
-        evaluation.settings,
-        evaluation.summary,
-        evaluation.records,
-        evaluation.run.headline,
-        image_source(evaluation.questions),
-        judged,
-    )
-
-
-def build_report(
-    settings: Mapping[str, Any],
-    summary: Summary,
-    records: Sequence[AnswerRecord],
-    headline: Sequence[str],
-    fetch_image: FetchImage,
-    judged: JudgedScores | None = None,
-) -> Report:
-    """The report of scored answers.
-
-    Args:
-        settings: of the run, with ``title``, ``split``, ``model`` and ``protocol``.
-        summary: its scores.
-        records: its answers, for the gallery.
-        headline: scores that the benchmark is judged by.
-        fetch_image: gives the images of the gallery.
-        judged: as in :func:`report_of`.
-    """
+    settings, summary = evaluation.settings, evaluation.summary
+    headline = evaluation.run.headline
     tables = all_tables(summary, headline)
-    lead = describe_run(dict(settings), summary)
+    lead = describe_run(settings, summary)
     notes = None
     if judged is not None:
         lead = f"{lead} {describe_judge(judged)}"
         tables = [effect_table(judged, headline), *tables, *judged_tables(judged, headline)]
         notes = judge_notes(judged.judgement)
-    cards = build_cards(records, summary.rules.unit, fetch_image, notes)
+    fetch = image_source(evaluation.questions)
+    cards = build_cards(evaluation.records, summary.rules.unit, fetch, notes)
     values = {
-        "settings": dict(settings),
+        "settings": settings,
         "versions": installed_versions(),
         "headline": [*headline],
         **summary.to_dict(),

@@ -228,12 +228,17 @@ def overlap_bin(record: AnswerRecord) -> str:
 
 def question_giou(record: AnswerRecord, unit: Unit) -> float:
     """The question's own mean IoU, for rankings; 1 for no mask where nothing was asked for."""
-    matches = record.matches if unit == "slots" else record.union
+    matches = _counted(record, unit)
     return math.fsum(match.iou for match in matches) / len(matches) if matches else 1.0
 
 
+def _counted(record: AnswerRecord, unit: Unit) -> tuple[MaskMatch, ...]:
+    """The matches that a unit counts."""
+    return record.matches if unit == "slots" else record.union
+
+
 def _question_ratios(record: AnswerRecord, rules: Rules) -> dict[str, Ratio]:
-    matches = record.matches if rules.unit == "slots" else record.union
+    matches = _counted(record, rules.unit)
     ratios = dict.fromkeys(SCORES, (0.0, 0.0)) | strict_ratios(sum_matches(matches))
     if rules.unit == "slots":
         union = strict_ratios(sum_matches(record.union))
@@ -261,7 +266,7 @@ def _name_ratios(record: AnswerRecord, names: Names) -> dict[str, Ratio]:
         "name_precision": (named, len(phrases)),
     }
     if names == "concepts" and targets:
-        right = _count_pairs(targets, phrases, _is_called) == len(targets) == len(phrases)
+        right = count_named(targets, phrases, _is_called) == len(targets) == len(phrases)
         ratios["named_set_accuracy"] = (float(right), 1.0)
     return ratios
 
@@ -290,14 +295,10 @@ def is_named_by(name: str, phrase: str) -> bool:
     return any(given[i : i + len(wanted)] == wanted for i in starts)
 
 
-def count_named(names: Sequence[str], phrases: Sequence[str]) -> int:
-    """How many names have a phrase of their own that names them, at best."""
-    return _count_pairs(names, phrases, is_named_by)
-
-
-def _count_pairs(
-    names: Sequence[str], phrases: Sequence[str], fits: Callable[[str, str], bool]
+def count_named(
+    names: Sequence[str], phrases: Sequence[str], fits: Callable[[str, str], bool] = is_named_by
 ) -> int:
+    """How many names have a phrase of their own that names them, at best."""
     if not (names and phrases):
         return 0
     table = np.array([[fits(name, phrase) for phrase in phrases] for name in names])
@@ -357,8 +358,3 @@ def _box_overlap(first: Sequence[int], second: Sequence[int]) -> float:
     ]
     smaller = min(first[2] * first[3], second[2] * second[3])
     return max(0, sides[0]) * max(0, sides[1]) / smaller if smaller else 0.0
-
-
-def pooled_matches(records: Iterable[AnswerRecord], unit: Unit) -> list[MaskMatch]:
-    """All matches of all questions, of the unit that a benchmark counts."""
-    return [match for r in records for match in (r.matches if unit == "slots" else r.union)]

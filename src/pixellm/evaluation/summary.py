@@ -34,7 +34,6 @@ from pixellm.evaluation.scores import (
     count_bin,
     image_ratios,
     overlap_bin,
-    pooled_matches,
     size_ratios,
     topics_of,
 )
@@ -148,7 +147,7 @@ def summarize(
         num_masks=sum(len(record.shown) for record in records),
         groups=_estimate_groups(records, rules),
         precision=compute_precision(records, class_of),
-        calibration=compute_calibration(pooled_matches(records, "slots")),
+        calibration=compute_calibration([match for record in records for match in record.matches]),
     )
 
 

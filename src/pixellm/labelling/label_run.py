@@ -22,7 +22,6 @@ from pixellm.labelling.pseudo_labels import (
     LabelRules,
     Proposal,
     PseudoLabeler,
-    label_to_json,
     read_proposals,
 )
 from pixellm.masks import decode_mask
@@ -182,7 +181,7 @@ def _label_photo(run: LabelRun, labeler: PseudoLabeler, name: str) -> dict[str, 
     else:
         labels = labeler.label_boxes(image, run.boxes[name])
     size = [int(side) for side in image.shape[:2]]
-    return {"image": name, "size": size, "labels": [label_to_json(one) for one in labels]}
+    return {"image": name, "size": size, "labels": labels}
 
 
 def _read_log(path: Path) -> dict[str, dict[str, Any]]:

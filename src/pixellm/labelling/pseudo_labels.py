@@ -24,7 +24,7 @@ from pixellm.data.coco import category_name
 from pixellm.files import read_json
 from pixellm.masks import encode_mask, mask_iou, mask_to_box
 from pixellm.scenes.photo_knowledge import load_photo_knowledge
-from pixellm.types import RLE, BoolMask, Request
+from pixellm.types import BoolMask, Request
 
 if TYPE_CHECKING:
     from pixellm.engine.dialogues import Predictor
@@ -89,25 +89,9 @@ class Proposals:
     boxes: Mapping[str, tuple[Proposal, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class PseudoLabel:
-    """A mask of a photo.
-
-    Attributes:
-        name: of its category.
-        mask: the object; of what is in doubt, the region.
-        box: around it.
-        area: its pixels.
-        score: how sure it is, 0..1.
-        passes_threshold: False for what is in doubt.
-    """
-
-    name: str
-    mask: RLE
-    box: tuple[int, int, int, int]
-    area: int
-    score: float
-    passes_threshold: bool = True
+PseudoLabel = dict[str, Any]
+"""A mask of a photo as COCO writes it, less its ids, with ``name`` and ``score``; what is in doubt
+is a crowd."""
 
 
 @dataclass(eq=False, slots=True)
@@ -276,23 +260,15 @@ def read_proposals(path: Path) -> Proposals:
     return Proposals(categories, {name: tuple(found) for name, found in boxes.items()})
 
 
-def label_to_json(label: PseudoLabel) -> dict[str, Any]:
-    """A label as COCO writes it, less its ids."""
-    return {
-        "name": label.name,
-        "segmentation": dict(label.mask),
-        "bbox": list(label.box),
-        "area": label.area,
-        "iscrowd": int(not label.passes_threshold),
-        "score": round(label.score, 4),
-    }
-
-
 def _label(name: str, mask: BoolMask, score: float, *, passes_threshold: bool) -> PseudoLabel:
-    area = int(mask.sum())
-    return PseudoLabel(
-        name, encode_mask(mask), mask_to_box(mask), area, float(score), passes_threshold
-    )
+    return {
+        "name": name,
+        "segmentation": dict(encode_mask(mask)),
+        "bbox": list(mask_to_box(mask)),
+        "area": int(mask.sum()),
+        "iscrowd": int(not passes_threshold),
+        "score": round(float(score), 4),
+    }
 
 
 def _doubt(proposal: Proposal, size: tuple[int, int]) -> PseudoLabel:
