@@ -66,30 +66,23 @@ class JudgeItem:
     Attributes:
         question: as asked.
         answer: the predicted text.
-        spans: per mask, [start, end) of the phrase in the answer that it grounds.
-        descriptions: per mask, the description of the true object that it was matched to; None
-            for a mask that matched nothing, which is not judged.
-
-    Raises:
-        ValueError: spans and descriptions differ in number.
+        masks: per mask, [start, end) of the phrase in the answer that it grounds, and the
+            description of the true object that it was matched to; None for a mask that matched
+            nothing, which is not judged.
     """
 
     question: str
     answer: str
-    spans: tuple[tuple[int, int], ...]
-    descriptions: tuple[str | None, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.spans) != len(self.descriptions):
-            raise ValueError(
-                f"An answer with {len(self.spans)} phrases has {len(self.descriptions)} "
-                "descriptions; a judge needs one for each mask, or None."
-            )
+    masks: tuple[tuple[tuple[int, int], str | None], ...]
 
     @property
-    def numbers(self) -> list[int]:
-        """Numbers of the masks that matched an object, from 1 on."""
-        return [n for n, text in enumerate(self.descriptions, start=1) if text is not None]
+    def matched(self) -> list[tuple[int, str, str]]:
+        """(number from 1, phrase, description) of each mask that matched an object."""
+        return [
+            (number, self.answer[start:end], description)
+            for number, ((start, end), description) in enumerate(self.masks, start=1)
+            if description is not None
+        ]
 
     def described_answer(self) -> str:
         """The answer with ``[NUMBER: description]`` in place of each matched mask, from 1 on.
@@ -97,8 +90,7 @@ class JudgeItem:
         Square brackets of the texts themselves are dropped: they would pass for marks.
         """
         pieces, start = [], 0
-        marks = enumerate(zip(self.spans, self.descriptions, strict=True), start=1)
-        for number, ((_, end), description) in marks:
+        for number, ((_, end), description) in enumerate(self.masks, start=1):
             pieces.append(_without_brackets(self.answer[start:end]))
             if description is not None:
                 pieces.append(f" [{number}: {_without_brackets(description).strip()}]")
@@ -114,13 +106,12 @@ def judge_item(record: AnswerRecord, turn: Turn) -> JudgeItem:
     """What a judge is shown of an answer to a turn."""
     descriptions = describe_targets(turn)
     found = {match.prediction: match.truth for match in record.matches}
-    truths = [found.get(number) for number in range(len(record.shown))]
-    return JudgeItem(
-        record.question,
-        record.answer,
-        tuple(mask.span for mask in record.shown),
-        tuple(None if truth is None else descriptions[truth] for truth in truths),
-    )
+    described: list[str | None] = []
+    for number in range(len(record.shown)):
+        truth = found.get(number)
+        described.append(None if truth is None else descriptions[truth])
+    spans = [mask.span for mask in record.shown]
+    return JudgeItem(record.question, record.answer, tuple(zip(spans, described, strict=True)))
 
 
 def describe_targets(turn: Turn) -> tuple[str, ...]:
@@ -166,16 +157,15 @@ class SimilarityJudge:
         """Rate every item; there is always a verdict."""
         rated: list[Verdict | None] = []
         for item in items:
-            rated.append({number: self._rate(item, number) for number in item.numbers})
+            rated.append(
+                {
+                    number: LOWEST + (HIGHEST - LOWEST) * phrase_similarity(phrase, description)
+                    for number, phrase, description in item.matched
+                }
+            )
             if progress is not None:
                 progress(len(rated), len(items), 0.0)
         return rated
-
-    @staticmethod
-    def _rate(item: JudgeItem, number: int) -> float:
-        start, end = item.spans[number - 1]
-        similarity = phrase_similarity(item.answer[start:end], item.descriptions[number - 1] or "")
-        return LOWEST + (HIGHEST - LOWEST) * similarity
 
 
 def _without_brackets(text: str) -> str:
@@ -266,8 +256,8 @@ class LLMJudge:
                 (a wrong key, model or address, a server that fails or refuses again and again),
                 or the store fails.
         """
-        texts = {item: item.to_prompt() for item in items if item.numbers}
-        numbers = {text: item.numbers for item, text in texts.items()}
+        texts = {item: item.to_prompt() for item in items if item.matched}
+        numbers = {text: [n for n, *_ in item.matched] for item, text in texts.items()}
         verdicts = {text: self._stored(text, numbers[text]) for text in numbers}
         missing = [text for text, verdict in verdicts.items() if verdict is None]
 

@@ -179,9 +179,8 @@ def _rated_masks(
     item: JudgeItem, verdict: Verdict | None, threshold: float
 ) -> tuple[RatedMask, ...]:
     rated = []
-    for number in item.numbers:
+    for number, phrase, description in item.matched:
         rating = None if verdict is None else verdict[number]
-        (start, end), described = item.spans[number - 1], item.descriptions[number - 1] or ""
         rejected = rating is not None and rating < threshold
-        rated.append(RatedMask(number - 1, item.answer[start:end], described, rating, rejected))
+        rated.append(RatedMask(number - 1, phrase, description, rating, rejected))
     return tuple(rated)
