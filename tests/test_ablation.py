@@ -78,9 +78,7 @@ def fail_to_train(*_: Any, **__: Any) -> None:
     raise AssertionError("This run is finished; nothing may train.")
 
 
-def test_it_trains_scores_and_tabulates_and_goes_on_where_it_stopped(
-    tmp_path: Path, variants: dict[str, RunConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_trains_scores_tabulates_and_goes_on_where_it_stopped(tmp_path, variants, monkeypatch):
     monkeypatch.setattr(ablation, "MAX_NEW_TOKENS", 6)
     events: list[TrainEvent] = []
     runs: list[tuple[str, int]] = []
@@ -105,9 +103,7 @@ def test_it_trains_scores_and_tabulates_and_goes_on_where_it_stopped(
         ablate(variants, settings_for(tmp_path, num_scenes=3))
 
 
-def test_results_of_another_recipe_are_not_mixed_in(
-    tmp_path: Path, start: Path, variants: dict[str, RunConfig]
-) -> None:
+def test_results_of_another_recipe_are_not_mixed_in(tmp_path, start, variants):
     results = tmp_path / "runs" / "base"
     (results / "seed_0" / "model").mkdir(parents=True)
     (results / "seed_0" / "config.yaml").write_text(variants["one"].to_yaml())
@@ -118,9 +114,7 @@ def test_results_of_another_recipe_are_not_mixed_in(
         ablate(variants, settings_for(tmp_path))
 
 
-def test_a_run_that_diverges_is_named_and_left_out(
-    tmp_path: Path, variants: dict[str, RunConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_diverges_is_named_and_left_out(tmp_path, variants, monkeypatch):
     def diverge(config: RunConfig, **_: Any) -> Path:
         raise NonFiniteLossError("The loss of step 1 is not finite.")
 
@@ -131,9 +125,7 @@ def test_a_run_that_diverges_is_named_and_left_out(
     assert "| base |" not in text
 
 
-def test_minutes_become_one_number_of_steps_that_later_calls_keep(
-    tmp_path: Path, variants: dict[str, RunConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_minutes_become_one_number_of_steps_that_later_calls_keep(tmp_path, variants, monkeypatch):
     trained: list[RunConfig] = []
 
     def note(config: RunConfig, **_: Any) -> Path:
@@ -152,18 +144,14 @@ def test_minutes_become_one_number_of_steps_that_later_calls_keep(
         ablate(variants, settings_for(tmp_path, minutes=5.0))
 
 
-def test_the_pace_is_that_of_steps_and_too_little_time_is_refused(
-    tmp_path: Path, variants: dict[str, RunConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_pace_is_that_of_steps_and_too_little_time_is_refused(tmp_path, variants, monkeypatch):
     assert 0 < ablation.measure_pace(variants["base"]) < 60
     monkeypatch.setattr(ablation, "measure_pace", lambda config: 10.0)
     with pytest.raises(ValueError, match="4 runs in 1 minutes leave 1 steps each"):
         ablate(variants, settings_for(tmp_path, minutes=1.0))
 
 
-def test_variants_share_their_budget_and_have_names_of_their_own(
-    tmp_path: Path, start: Path
-) -> None:
+def test_variants_share_their_budget_and_have_names_of_their_own(tmp_path, start):
     base = write_recipe(tmp_path, "base", start)
     longer = write_recipe(tmp_path, "longer", start, steps=3)
     with pytest.raises(ValueError, match="longer and base train for different budgets"):
@@ -175,7 +163,7 @@ def test_variants_share_their_budget_and_have_names_of_their_own(
         ablate({}, settings_for(tmp_path))
 
 
-def test_the_recipes_differ_from_base_in_what_they_are_named_for() -> None:
+def test_the_recipes_differ_from_base_in_what_they_are_named_for():
     configs = load_variants(RECIPES)
     assert len(configs) == 12
     base = configs["base"].model_dump()
@@ -202,7 +190,7 @@ def test_the_recipes_differ_from_base_in_what_they_are_named_for() -> None:
 
 
 @pytest.mark.parametrize("name", STRUCTURE)
-def test_recipes_of_other_shapes_build_around_nano(name: str) -> None:
+def test_recipes_of_other_shapes_build_around_nano(name):
     path = next(path for path in RECIPES if path.stem == name)
     model, processor = build_model(load_config(path).model)
     assert model.config.group_size == len(processor.codec.codebook_ids) == STRUCTURE[name]
@@ -229,7 +217,7 @@ def constant_table(value: float, images: int = 40, noise: float = 0.0) -> np.nda
 BEATS_ONE = Claim("Three tokens per scale beat one", "base", "tokens_1")
 
 
-def test_scores_are_pooled_over_seeds_and_paired_by_image() -> None:
+def test_scores_are_pooled_over_seeds_and_paired_by_image():
     comparison = VariantComparison({"base": [constant_table(0.2), constant_table(0.4)]})
     estimate = comparison.estimate("base")
     assert (estimate.value, estimate.count) == (pytest.approx(0.3), 800)
@@ -256,9 +244,7 @@ def test_scores_are_pooled_over_seeds_and_paired_by_image() -> None:
         ([0.3, 0.5, 0.4], [0.5, 0.3, 0.41], "not shown at this size"),
     ],
 )
-def test_a_claim_holds_only_where_the_whole_interval_is_above_zero(
-    base: list[float], one: list[float], says: str
-) -> None:
+def test_a_claim_holds_only_where_the_whole_interval_is_above_zero(base, one, says):
     tables = {
         "base": [constant_table(value) for value in base],
         "tokens_1": [constant_table(value) for value in one],
@@ -272,7 +258,7 @@ def test_a_claim_holds_only_where_the_whole_interval_is_above_zero(
     ]
 
 
-def test_tables_are_markdown_with_a_row_for_each_variant_and_no_gaps() -> None:
+def test_tables_are_markdown_with_a_row_for_each_variant_and_no_gaps():
     tables = {
         "base": [constant_table(0.5), constant_table(0.6)],
         "tokens_1": [constant_table(0.4)],
@@ -294,7 +280,7 @@ def test_tables_are_markdown_with_a_row_for_each_variant_and_no_gaps() -> None:
     assert values["claims"][0]["verdict"] == "holds"
 
 
-def test_a_guess_is_scored_by_number_of_targets(tmp_path: Path) -> None:
+def test_a_guess_is_scored_by_number_of_targets(tmp_path):
     """Showing one perfect mask scores at most 1 / n on questions with n targets."""
     run = BenchmarkRun("scenes", "all_objects", num_scenes=3, dialogues_per_image=3)
     records = evaluate(run, tmp_path / "guess", fail_to_train).records
@@ -306,7 +292,7 @@ def test_a_guess_is_scored_by_number_of_targets(tmp_path: Path) -> None:
     assert sum(part.count for part in parts) == estimate.count
 
 
-def test_claims_lie_beside_the_recipes(tmp_path: Path) -> None:
+def test_claims_lie_beside_the_recipes(tmp_path):
     bundled = load_claims([Path("ablation"), Path("ablation_losses")])
     names = {path.stem for path in (*RECIPES, *RECIPES[0].parents[1].glob("ablation_losses/*"))}
     assert bundled[0] == BEATS_ONE

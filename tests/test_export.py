@@ -100,7 +100,7 @@ def named(found: dict[str, Objects]) -> dict[str, Objects]:
 
 
 @pytest.mark.parametrize("to", [*EXACT, *POLYGONS])
-def test_the_readers_of_a_format_find_the_masks(to: str, answers: Answers) -> None:
+def test_the_readers_of_a_format_find_the_masks(to, answers):
     result = export(to)
     assert result.exit_code == 0, result.output
     assert "9 objects of 8 classes in 2 images" in result.stdout
@@ -116,7 +116,7 @@ def test_the_readers_of_a_format_find_the_masks(to: str, answers: Answers) -> No
             assert mask_iou(mask, expected) >= least, (to, label)
 
 
-def test_supervision_reads_the_coco_file_too(answers: Answers) -> None:
+def test_supervision_reads_the_coco_file_too(answers):
     assert export("coco").exit_code == 0
     found = read_coco_with_supervision(Path("out"), Path("photos"))
     for image, masks in answers.items():
@@ -125,7 +125,7 @@ def test_supervision_reads_the_coco_file_too(answers: Answers) -> None:
             assert np.array_equal(mask, expected)
 
 
-def test_labelme_s_own_loader_takes_the_files(answers: Answers) -> None:
+def test_labelme_s_own_loader_takes_the_files(answers):
     labelme = pytest.importorskip("labelme", reason="labelme needs Qt and is not installed")
     assert export("labelme").exit_code == 0
     for path in Path("out").glob("[!.]*.json"):
@@ -137,7 +137,7 @@ def test_labelme_s_own_loader_takes_the_files(answers: Answers) -> None:
 
 
 @pytest.mark.parametrize("to", ["coco", "coco-polygons"])
-def test_a_coco_export_is_a_data_set(to: str, answers: dict[str, dict[str, BoolMask]]) -> None:
+def test_a_coco_export_is_a_data_set(to, answers):
     assert export(to).exit_code == 0
     folder = run("data", "check", "out")
     assert folder.exit_code == 2 and "--with annotations=instances.json" in folder.stderr
@@ -146,7 +146,7 @@ def test_a_coco_export_is_a_data_set(to: str, answers: dict[str, dict[str, BoolM
     assert "9 targets" in checked.stdout and "no bad row" in checked.stdout
 
 
-def test_a_labelme_export_is_a_data_set(answers: dict[str, dict[str, BoolMask]]) -> None:
+def test_a_labelme_export_is_a_data_set(answers):
     assert export("labelme").exit_code == 0
     checked = run("data", "check", ".", "--set", "labelme", "--with", "folder=out")
     # Two objects are a pixel thin: their outlines are lines, which the reader lists.
@@ -154,7 +154,7 @@ def test_a_labelme_export_is_a_data_set(answers: dict[str, dict[str, BoolMask]])
     assert checked.stdout.count("covers no pixel") == 2
 
 
-def test_parts_too_far_apart_are_lines_of_their_own_for_yolo(tmp_path: Path) -> None:
+def test_parts_too_far_apart_are_lines_of_their_own_for_yolo(tmp_path):
     mask = np.zeros(SIZE, dtype=np.bool_)
     mask[2:6, 2:6] = mask[110:114, 150:154] = True
     Image.new("RGB", SIZE[::-1]).save(tmp_path / "far.png")
@@ -166,7 +166,7 @@ def test_parts_too_far_apart_are_lines_of_their_own_for_yolo(tmp_path: Path) -> 
     assert np.array_equal(objects[0][1] | objects[1][1], mask)
 
 
-def test_names_of_classes_survive_every_format(tmp_path: Path) -> None:
+def test_names_of_classes_survive_every_format(tmp_path):
     label = 'a "café" <&> \\ : #1'
     Image.new("RGB", (4, 3)).save(tmp_path / "x.png")
     write_lines(tmp_path / "a.jsonl", [answer_of("x.png", {label: np.ones((3, 4), dtype=bool)})])
@@ -183,7 +183,7 @@ def test_names_of_classes_survive_every_format(tmp_path: Path) -> None:
     assert [one.get("value") for one in root.iter("Label")] == [category_of(label)]
 
 
-def test_index_and_classes_show_the_smallest_on_top(answers: Answers) -> None:
+def test_index_and_classes_show_the_smallest_on_top(answers):
     assert export("png").exit_code == 0
     masks = list(answers["one.png"].values())
     index = np.asarray(Image.open("out/index/one.png"))
@@ -198,7 +198,7 @@ def test_index_and_classes_show_the_smallest_on_top(answers: Answers) -> None:
     assert (np.asarray(classes)[:, :12] == cup).all()
 
 
-def test_an_image_that_exif_turns_is_written_upright(tmp_path: Path) -> None:
+def test_an_image_that_exif_turns_is_written_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = Image.new("RGB", (40, 20), "red")
@@ -215,7 +215,7 @@ def test_an_image_that_exif_turns_is_written_upright(tmp_path: Path) -> None:
         assert image.getpixel((10, 5))[2] > 200
 
 
-def test_names_never_lead_out_of_the_folder_nor_onto_each_other(tmp_path: Path) -> None:
+def test_names_never_lead_out_of_the_folder_nor_onto_each_other(tmp_path):
     full = {"it": np.ones((3, 4), dtype=np.bool_)}
     names = ["a.png", "A.PNG", "a.jpg", "sub/a.png", "../a.png", "b\\..\\a.png"]
     photos = tmp_path / "photos" / "deep"
@@ -234,7 +234,7 @@ def test_names_never_lead_out_of_the_folder_nor_onto_each_other(tmp_path: Path) 
     assert len(list((tmp_path / "out/yolo/labels/train").rglob("*.txt"))) == len(names)
 
 
-def test_an_export_takes_the_place_of_the_one_before_and_of_nothing_else(answers: Answers) -> None:
+def test_an_export_takes_the_place_of_the_one_before_and_of_nothing_else(answers):
     assert export("labelme").exit_code == 0
     mine = Path("out/notes.txt")
     mine.write_text("mine")
@@ -251,9 +251,7 @@ def test_an_export_takes_the_place_of_the_one_before_and_of_nothing_else(answers
     assert not list(Path("out").glob(".writing-*"))
 
 
-def test_a_failed_export_leaves_the_one_before(
-    answers: Answers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_export_leaves_the_one_before(answers, monkeypatch):
     assert export("yolo").exit_code == 0
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
     Path("photos/two [b].jpg").unlink()
@@ -265,7 +263,7 @@ def test_a_failed_export_leaves_the_one_before(
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
 
 
-def test_given_classes_are_found_in_phrases(answers: Answers) -> None:
+def test_given_classes_are_found_in_phrases(answers):
     result = export("coco", "out", "--classes", "saucer, plate,cup")
     assert result.exit_code == 0, result.output
     assert "Masks of none of the classes, not in it: 5." in result.stderr
@@ -275,7 +273,7 @@ def test_given_classes_are_found_in_phrases(answers: Answers) -> None:
     assert [one["name"] for one in values["categories"]] == ["saucer", "plate", "cup"]
 
 
-def test_masks_below_a_score_are_left_out(answers: Answers) -> None:
+def test_masks_below_a_score_are_left_out(answers):
     result = export("coco", "out", "--min-score", 0.8)
     assert "0 objects of 0 classes in 2 images" in result.stdout
     assert export("yolo", "empty", "--min-score", 0.8).exit_code == 0
@@ -296,7 +294,7 @@ def test_masks_below_a_score_are_left_out(answers: Answers) -> None:
         ("MASK\n", "A mask of one.png is damaged"),
     ],
 )
-def test_what_is_no_answer_is_one_sentence(content: str, message: str, answers: Answers) -> None:
+def test_what_is_no_answer_is_one_sentence(content, message, answers):
     good = answer_of("one.png", {"it": np.ones(SIZE, dtype=np.bool_)})
     broken = json.loads(json.dumps(good))
     broken["segments"][0]["segmentation"]["counts"] = "~"
@@ -314,7 +312,7 @@ def test_what_is_no_answer_is_one_sentence(content: str, message: str, answers: 
     assert not Path("out").exists()
 
 
-def test_a_class_asked_for_is_that_of_its_masks() -> None:
+def test_a_class_asked_for_is_that_of_its_masks():
     categories = Categories(["cup", "dining table"], True, {"Segment every cup.": "cup"})
     assert categories.find("Segment every cup.", "the one on the left") == 0
     assert categories.find("What is there?", "the round dining table") == 1
@@ -322,7 +320,7 @@ def test_a_class_asked_for_is_that_of_its_masks() -> None:
     assert categories.find("What is there?", "the teacup") is None
 
 
-def test_brush_run_lengths_of_long_runs() -> None:
+def test_brush_run_lengths_of_long_runs():
     from label_studio_converter import brush
 
     mask = np.zeros((300, 400), dtype=np.bool_)
@@ -332,7 +330,7 @@ def test_brush_run_lengths_of_long_runs() -> None:
 
 
 @pytest.mark.parametrize("to", ["coco", "coco-polygons"])
-def test_the_coco_file_has_what_cvat_asks_for(to: str, answers: Answers) -> None:
+def test_the_coco_file_has_what_cvat_asks_for(to, answers):
     assert export(to).exit_code == 0
     values = json.loads(Path("out/instances.json").read_text())
     assert {"licenses", "info", "categories", "images", "annotations"} <= values.keys()

@@ -49,7 +49,7 @@ def write(path: Path, lines: list[Any]) -> ExternalPredictions:
 
 
 @pytest.mark.parametrize("rules", [STRICT, RELEASED])
-def test_a_perfect_system_scores_1_under_both_protocols(tmp_path: Path, rules: Rules) -> None:
+def test_a_perfect_system_scores_1_under_both_protocols(tmp_path, rules):
     predictions = write(tmp_path / "p.jsonl", true_lines()[::-1])
     scored = score_predictions(predictions, SAMPLES, rules)
     for name in ("giou", "ciou", "precision", "recall", "set_accuracy", "n_acc", "t_acc"):
@@ -57,9 +57,7 @@ def test_a_perfect_system_scores_1_under_both_protocols(tmp_path: Path, rules: R
     assert (len(scored.records), scored.num_missing, scored.judgement) == (15, 0, None)
 
 
-def test_a_system_that_sprays_masks_scores_low_strictly_and_high_as_released(
-    tmp_path: Path,
-) -> None:
+def test_a_system_that_sprays_masks_scores_low_strictly_and_high_as_released(tmp_path):
     lines = true_lines(marks=False)
     for line in lines:
         line["masks"] = [*line["masks"], encode_mask(cell_mask(1, 0))]
@@ -69,7 +67,7 @@ def test_a_system_that_sprays_masks_scores_low_strictly_and_high_as_released(
     assert score(records, "giou", RELEASED) == pytest.approx(1.0)
 
 
-def test_given_logits_decide_what_the_release_counts(tmp_path: Path) -> None:
+def test_given_logits_decide_what_the_release_counts(tmp_path):
     """The release counts a spurious pixel where its logit is in [0.5, 1], and only there."""
     lines = true_lines(marks=False)
     lines[1]["masks"] = [encode_mask(cell_mask(1, 0))]
@@ -82,9 +80,7 @@ def test_given_logits_decide_what_the_release_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("rules", "judged"), [(STRICT, 20 / 21), (RELEASED, 14 / 15)])
-def test_scores_with_and_without_a_judge_are_both_given(
-    tmp_path: Path, rules: Rules, judged: float
-) -> None:
+def test_scores_with_and_without_a_judge_are_both_given(tmp_path, rules, judged):
     """15 targets are 15 matches; strictly, 6 questions without targets count 1 each."""
     lines = true_lines()
     lines[0]["text"] = "The hammer {seg} and the pear {seg}."
@@ -96,20 +92,20 @@ def test_scores_with_and_without_a_judge_are_both_given(
     assert scored.judgement.summary["masks_rejected"] == 1
 
 
-def test_scores_of_masks_are_their_confidence(tmp_path: Path) -> None:
+def test_scores_of_masks_are_their_confidence(tmp_path):
     lines = true_lines()
     lines[0]["scores"] = [0.25, 1]
     record = score_predictions(write(tmp_path / "p.jsonl", lines), SAMPLES, STRICT).records[0]
     assert [mask.score for mask in record.shown] == [0.25, 1.0]
 
 
-def test_a_judge_needs_marks_in_the_texts(tmp_path: Path) -> None:
+def test_a_judge_needs_marks_in_the_texts(tmp_path):
     predictions = write(tmp_path / "p.jsonl", true_lines(marks=False))
     with pytest.raises(ValueError, match=r"no \{seg\} behind the phrase .* --judge none"):
         score_predictions(predictions, SAMPLES, STRICT, judge=SimilarityJudge())
 
 
-def test_missing_answers_are_refused_or_count_as_silence(tmp_path: Path) -> None:
+def test_missing_answers_are_refused_or_count_as_silence(tmp_path):
     predictions = write(tmp_path / "p.jsonl", true_lines()[1:])
     with pytest.raises(ValueError, match=r"answers 14 of 15 .* 'scene-0-0/0'"):
         score_predictions(predictions, SAMPLES, STRICT)
@@ -132,7 +128,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("case", BAD_LINES)
-def test_a_bad_line_is_named(tmp_path: Path, case: str) -> None:
+def test_a_bad_line_is_named(tmp_path, case):
     line, says = BAD_LINES[case]
     path = tmp_path / "p.jsonl"
     path.write_text(line if isinstance(line, str) else json.dumps(line))
@@ -140,7 +136,7 @@ def test_a_bad_line_is_named(tmp_path: Path, case: str) -> None:
         ExternalPredictions(path)
 
 
-def test_two_answers_to_one_question_are_refused(tmp_path: Path) -> None:
+def test_two_answers_to_one_question_are_refused(tmp_path):
     with pytest.raises(ValueError, match="line 2 answers 'a/0' again, after line 1"):
         write(tmp_path / "p.jsonl", [{"id": "a/0", "masks": []}] * 2)
 
@@ -159,9 +155,7 @@ def test_two_answers_to_one_question_are_refused(tmp_path: Path) -> None:
         ({"masks": [APPLE.mask], "text": "a {seg} b {seg}"}, "2 {seg} marks for 1 masks"),
     ],
 )
-def test_masks_that_do_not_fit_are_refused_with_their_line(
-    tmp_path: Path, change: dict[str, Any], says: str
-) -> None:
+def test_masks_that_do_not_fit_are_refused_with_their_line(tmp_path, change, says):
     np.save(tmp_path / "flat.npy", np.zeros(3))
     np.save(tmp_path / "pickle.npy", np.array([{"a": 1}]), allow_pickle=True)
     predictions = write(tmp_path / "p.jsonl", [{"id": "scene-0-0/0", **change}])
@@ -169,13 +163,13 @@ def test_masks_that_do_not_fit_are_refused_with_their_line(
         score_predictions(predictions, SAMPLES, STRICT, allow_missing=True)
 
 
-def test_an_answer_to_a_question_that_was_not_asked_is_refused(tmp_path: Path) -> None:
+def test_an_answer_to_a_question_that_was_not_asked_is_refused(tmp_path):
     predictions = write(tmp_path / "p.jsonl", [*true_lines(), {"id": "no/0", "masks": []}])
     with pytest.raises(ValueError, match="line 16: there is no question 'no/0' among the 15"):
         score_predictions(predictions, SAMPLES, STRICT)
 
 
-def test_questions_for_others_hold_the_history_and_nothing_of_the_answer() -> None:
+def test_questions_for_others_hold_the_history_and_nothing_of_the_answer():
     sample = SAMPLES[2]
     told = question_to_json(sample, 1, "images/0.png")
     assert told == {
@@ -189,7 +183,7 @@ def test_questions_for_others_hold_the_history_and_nothing_of_the_answer() -> No
     assert CUP.name not in json.dumps(told) and PEAR.name not in json.dumps(told)
 
 
-def test_each_mark_grounds_the_phrase_in_front_of_it(tmp_path: Path) -> None:
+def test_each_mark_grounds_the_phrase_in_front_of_it(tmp_path):
     mask = encode_mask(np.ones(SIZE, dtype=np.bool_))
     line = {"id": "a", "text": "Use the big knife {seg} or a saw{seg}.", "masks": [mask, mask]}
     path = tmp_path / "predictions.jsonl"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from benchmark_layouts import write_benchmark
@@ -18,9 +17,7 @@ def invoke(*words: object) -> str:
     return result.output
 
 
-def test_benchmarks_and_their_comparison_from_the_command_line(
-    tiny_model_dir: Path, tmp_path: Path
-) -> None:
+def test_benchmarks_and_their_comparison_from_the_command_line(tiny_model_dir, tmp_path):
     data = write_benchmark("coco", tmp_path / "data")
     common = ("eval", "coco", "--model", tiny_model_dir, "--data", data, "--device", "cpu")
     output = invoke(*common, "--mode", "forced", "--out", tmp_path / "forced")
@@ -48,7 +45,7 @@ def test_benchmarks_and_their_comparison_from_the_command_line(
         (("compare", "nowhere", "nowhere"), "holds no evaluation"),
     ],
 )
-def test_bad_options_end_in_one_sentence(words: tuple[str, ...], sentence: str) -> None:
+def test_bad_options_end_in_one_sentence(words, sentence):
     from pixellm.cli.main import app
 
     result = CliRunner().invoke(app, list(words))
@@ -57,9 +54,7 @@ def test_bad_options_end_in_one_sentence(words: tuple[str, ...], sentence: str) 
     assert len(result.output.strip().splitlines()) == 1
 
 
-def test_missing_files_are_told_before_a_model_takes_its_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_files_are_told_before_a_model_takes_its_seconds(tmp_path, monkeypatch):
     from pixellm.cli import evaluate
     from pixellm.cli.main import app
 

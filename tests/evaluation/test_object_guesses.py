@@ -17,7 +17,7 @@ def sample(number: int, objects: tuple[Target, ...]) -> Sample:
     return Sample(image, SIZE, (Turn("Which fruit?", "No."),), f"scene-{number}", objects)
 
 
-def test_the_largest_object_is_shown_whatever_is_asked() -> None:
+def test_the_largest_object_is_shown_whatever_is_asked():
     samples = [sample(0, (APPLE, BIG, CUP)), sample(1, (PEAR, CUP))]
     guesser = ObjectGuesser(samples, guess_largest)
     requests = [Request(s.image, question) for s in samples for question in ("What?", "Where?")]
@@ -27,7 +27,7 @@ def test_the_largest_object_is_shown_whatever_is_asked() -> None:
     assert np.array_equal(answers[2].segments[0].mask, decode_mask(PEAR.mask))
 
 
-def test_all_objects_are_named_found_and_paid_for() -> None:
+def test_all_objects_are_named_found_and_paid_for():
     """Asked for 2 of 3 objects: 2 perfect matches and a spurious one."""
     one = sample(0, (APPLE, PEAR, CUP))
     answer = ObjectGuesser([one], guess_all).predict_batch([Request(one.image, "Which?")])[0]
@@ -40,7 +40,7 @@ def test_all_objects_are_named_found_and_paid_for() -> None:
     assert (score.iou_sum, score.num_matches, score.num_hits) == (2.0, 3, 2)
 
 
-def test_images_and_objects_that_are_not_known_are_refused() -> None:
+def test_images_and_objects_that_are_not_known_are_refused():
     guesser = ObjectGuesser([sample(0, (APPLE,))], guess_all)
     with pytest.raises(ValueError, match="not among the guesser's samples"):
         guesser.predict_batch([Request(sample(1, ()).image, "Which?")])

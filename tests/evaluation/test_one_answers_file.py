@@ -24,9 +24,7 @@ def answers_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("ascii").splitlines()]
 
 
-def test_predict_and_eval_write_the_same_answers_and_score_reads_both(
-    tiny_model_dir: Path, tmp_path: Path
-) -> None:
+def test_predict_and_eval_write_the_same_answers_and_score_reads_both(tiny_model_dir, tmp_path):
     data = write_benchmark("muse", tmp_path / "data").absolute()
     model = ("--model", tiny_model_dir, "--device", "cpu", "--batch-size", 4)
     run, predicted = tmp_path / "run", tmp_path / "predicted.jsonl"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hand_made_scenes import (
@@ -106,7 +105,7 @@ PERFECT = dict.fromkeys(
         (Doubler, {"named_set_accuracy": 1 / 3}),  # only the question with a single target
     ],
 )
-def test_scores_by_hand(kind: type[Oracle], expected: dict[str, float | None]) -> None:
+def test_scores_by_hand(kind, expected):
     summary = summary_of(kind)
     found = {name: summary.score(name).value for name in expected}
     assert found == {n: v if v is None else pytest.approx(v) for n, v in expected.items()}
@@ -114,7 +113,7 @@ def test_scores_by_hand(kind: type[Oracle], expected: dict[str, float | None]) -
     assert summary.num_questions == 20
 
 
-def test_groups_by_kind_number_overlap_and_topic() -> None:
+def test_groups_by_kind_number_overlap_and_topic():
     summary = summary_of(Sprayer)
     assert {name: group.count for name, group in summary.groups.items()} == {
         "overall": 20,
@@ -134,7 +133,7 @@ def test_groups_by_kind_number_overlap_and_topic() -> None:
     assert summary.score("giou_targets", "kind negative").value is None
 
 
-def test_scores_do_not_depend_on_the_batch_size_and_none_come_of_nothing() -> None:
+def test_scores_do_not_depend_on_the_batch_size_and_none_come_of_nothing():
     one, many = summary_of(Sprayer, 1), summary_of(Sprayer, 7)
     for summary in (one, many):
         for group in summary.groups.values():
@@ -155,9 +154,7 @@ def test_scores_do_not_depend_on_the_batch_size_and_none_come_of_nothing() -> No
         ("plain", "I count one.", False),
     ],
 )
-def test_counting_needs_the_number_and_plain_questions_the_words(
-    kind: str, answer: str, is_right: bool
-) -> None:
+def test_counting_needs_the_number_and_plain_questions_the_words(kind, answer, is_right):
     assert is_text_right(kind, "There is one.", answer) == is_right
 
 
@@ -172,7 +169,7 @@ def test_counting_needs_the_number_and_plain_questions_the_words(
         ([(0, 0, 10, 10), (2, 2, 3, 3), (20, 0, 2, 2)], "overlapping"),
     ],
 )
-def test_overlap_is_that_of_the_closest_two_boxes(boxes: list[tuple[int, ...]], name: str) -> None:
+def test_overlap_is_that_of_the_closest_two_boxes(boxes, name):
     targets = box_targets(boxes)
     for order in (targets, targets[::-1]):
         record = AnswerRecord(0, 0, 1, "s", "i", "k", "q", "e", "a", (20, 30), order, (), (), ())
@@ -190,7 +187,7 @@ class WholeImage(Knowing):
 
 
 @pytest.mark.parametrize("kind", [Knowing, WholeImage])
-def test_drawn_scenes_go_the_way_of_every_benchmark(tmp_path: Path, kind: type[Knowing]) -> None:
+def test_drawn_scenes_go_the_way_of_every_benchmark(tmp_path, kind):
     run = BenchmarkRun("scenes", "oracle", seed=7, num_scenes=12, dialogues_per_image=5)
     heard: list[tuple[int, int, float | None]] = []
     evaluation = evaluate(
@@ -210,11 +207,11 @@ def test_drawn_scenes_go_the_way_of_every_benchmark(tmp_path: Path, kind: type[K
     assert again.records == evaluation.records
 
 
-def test_topics_and_text_kinds_are_kinds_of_the_scenes() -> None:
+def test_topics_and_text_kinds_are_kinds_of_the_scenes():
     assert {*TOPICS["space and size"], *TEXT_KINDS, "negative"} <= set(KINDS)
 
 
-def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_split_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no split 'tset'"):
         evaluate(BenchmarkRun("scenes", "m", "tset"), tmp_path / "run", lambda: None)
     assert not (tmp_path / "run").exists()

@@ -58,9 +58,7 @@ def cell(
     return values
 
 
-def test_boxes_of_a_photo(
-    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_boxes_of_a_photo(example, tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (128, 96), (255, 0, 0)).save(tmp_path / "photos" / "a.png")
     detector, out = Detector(), tmp_path / "boxes.json"

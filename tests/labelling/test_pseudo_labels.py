@@ -145,7 +145,7 @@ def test_what_is_in_doubt_is_neither_asked_for_nor_denied(photos, tmp_path):
     assert not any("cat" in answer for answer in answers)
 
 
-def test_of_two_names_for_one_object_the_surer_stays(tmp_path: Path) -> None:
+def test_of_two_names_for_one_object_the_surer_stays(tmp_path):
     class Agreeable(ColourModel):
         def answer(self, request: Request) -> Prediction:
             name = "dog" if "dog" in request.question else "cat"
@@ -190,9 +190,7 @@ def test_a_stopped_run_goes_on_and_a_bad_photo_is_left_out(photos, tmp_path):
         label(photos, out, model, names=["dog", "cat"], rules=LabelRules(min_score=0.5))
 
 
-def test_the_command_says_what_it_wrote_and_refuses_in_one_sentence(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_says_what_it_wrote_and_refuses_in_one_sentence(photos, tmp_path, monkeypatch):
     model = ColourModel({"dog": 0.9, "cat": 0.4})
     monkeypatch.setattr("pixellm.cli.options.LoadOptions.load", lambda self: model)
     out = str(tmp_path / "out")
@@ -219,7 +217,7 @@ def test_a_file_of_another_kind_proposes_nothing(tmp_path):
             read_proposals(path)
 
 
-def test_questions_and_overlaps() -> None:
+def test_questions_and_overlaps():
     assert every_question("sports ball") == "Segment every ball."
     assert every_question("skis") == "Segment the skis."
     assert every_question("lawn gnome") == "Segment every lawn gnome."
