@@ -15,7 +15,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pixellm.checkpoint.fingerprint import fingerprint_model
 from pixellm.evaluation.baselines import GUESSES
-from pixellm.evaluation.evaluate import BenchmarkRun, evaluate
+from pixellm.evaluation.evaluate import BenchmarkRun, evaluate, with_numbers
 from pixellm.evaluation.intervals import Difference, Estimate, Resampled, bootstrap
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.scores import OVERLAPS, Rules
@@ -254,20 +254,14 @@ def _score(model: str, folder: Path, settings: AblationSettings) -> NDArray[np.f
         num_scenes=settings.num_scenes,
         dialogues_per_image=settings.dialogues_per_image,
     )
-    dtype: Any = settings.dtype
+    run = with_numbers(run, settings.device, settings.dtype, MAX_NEW_TOKENS)
 
     def load() -> Any:
         from pixellm.engine import load as load_engine
 
-        options = {"dtype": dtype, "max_new_tokens": MAX_NEW_TOKENS}
-        return load_engine(model, device=settings.device, **options)
+        options: Any = {"device": settings.device, "dtype": settings.dtype}
+        return load_engine(model, max_new_tokens=MAX_NEW_TOKENS, **options)
 
-    if model not in GUESSES:
-        from pixellm.engine import model_dtype, pick_device
-
-        dtype = model_dtype(model, pick_device(settings.device), settings.dtype)
-        name = str(dtype).removeprefix("torch.")
-        run = replace(run, dtype=name, max_new_tokens=MAX_NEW_TOKENS)
     evaluation = evaluate(run, folder, load, batch_size=settings.batch_size)
     return tabulate_images(evaluation.records, run.rules)
 

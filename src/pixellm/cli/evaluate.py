@@ -257,7 +257,8 @@ def _evaluate(
     """Run a benchmark with a bar, judge it where asked to, report and show it."""
     from pixellm.cli.display import scored_progress
     from pixellm.engine.jobs import ProcessGroup
-    from pixellm.evaluation.evaluate import evaluate
+    from pixellm.evaluation.baselines import GUESSES
+    from pixellm.evaluation.evaluate import evaluate, with_numbers
     from pixellm.evaluation.judge import open_judge
     from pixellm.evaluation.judgement import check_judging, judge_evaluation
     from pixellm.report.figures import check_plots
@@ -276,7 +277,9 @@ def _evaluate(
             judge = open_judge(judging)
     questions = run.open()  # missing files are told before a model takes its seconds
     try:
-        run = _with_numbers(run, model)
+        if run.model not in GUESSES:
+            import_quietly("pixellm.engine")
+        run = with_numbers(run, model.device, model.dtype, model.max_new_tokens)
         bar = scored_progress(open_console(stderr=True), "dialogues")
         with bar if group.number == 0 else nullcontext() as progress:
             evaluation = evaluate(
@@ -322,19 +325,6 @@ def _describe_run(
         temperature=model.temperature,
         **place.values(),
     )
-
-
-def _with_numbers(run: BenchmarkRun, options: ModelOptions) -> BenchmarkRun:
-    """The run with what decides a model's numbers: its floating type and longest answer."""
-    from pixellm.evaluation.baselines import GUESSES
-
-    if run.model in GUESSES:
-        return run
-    engine = import_quietly("pixellm.engine")
-    device = engine.pick_device(options.device)
-    floating = str(engine.model_dtype(run.model, device, options.dtype, quantize=options.quantize))
-    longest = options.max_new_tokens or engine.MAX_NEW_TOKENS
-    return replace(run, dtype=floating.removeprefix("torch."), max_new_tokens=longest)
 
 
 def _write_report(

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -320,6 +320,26 @@ def run_of_folder(folder: Path) -> BenchmarkRun:
         return BenchmarkRun(name=values["benchmark"], **chosen)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder} holds damaged settings of a run ({error}).") from error
+
+
+def with_numbers(
+    run: BenchmarkRun, device: str, dtype: str, max_new_tokens: int | None = None
+) -> BenchmarkRun:
+    """The run with what decides its model's numbers: floating type and longest answer.
+
+    Args:
+        run: a guess has neither.
+        device: where the model is to run; "auto" as in :func:`pixellm.engine.load`.
+        dtype: its floating type by name, likewise.
+        max_new_tokens: the engine's limit where None.
+    """
+    if run.model in GUESSES:
+        return run
+    from pixellm.engine import MAX_NEW_TOKENS, model_dtype, pick_device
+
+    floating = model_dtype(run.model, pick_device(device), dtype, quantize=run.quantize or None)
+    name, longest = str(floating).removeprefix("torch."), max_new_tokens or MAX_NEW_TOKENS
+    return replace(run, dtype=name, max_new_tokens=longest)
 
 
 def answer_freely(predictor: Predictor, **options: Any) -> Answer:
