@@ -51,7 +51,7 @@ class PredictionRow(Row):
     logits: str | None = None
 
 
-_SILENT = PredictionRow(id="", masks=[])
+_NO_ANSWER = PredictionRow(id="", masks=[])
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +252,7 @@ class ExternalPredictions:
         Raises:
             ValueError: masks, scores or logits that don't fit the image; names the line.
         """
-        number, row = self._lines.get(key, (0, _SILENT))
+        number, row = self._lines.get(key, (0, _NO_ANSWER))
         try:
             return self._decode(row, question, size)
         except (ValueError, TypeError, OSError) as error:

@@ -274,7 +274,7 @@ def boundary_band(mask: BoolMask) -> BoolMask:
 def strict_ratios(score: QuestionScore) -> dict[str, Ratio]:
     """What one question adds to each strict score, as (numerator, denominator)."""
     has_targets = score.num_truths > 0
-    is_silent = score.num_predictions == 0
+    has_no_mask = score.num_predictions == 0
     giou = (score.iou_sum, score.num_matches) if score.num_matches else (1.0, 1.0)
     ciou = (score.intersection, score.union)
     exact = (float(score.is_exact), 1.0)
@@ -288,8 +288,8 @@ def strict_ratios(score: QuestionScore) -> dict[str, Ratio]:
         "recall": (score.num_hits, score.num_truths),
         "set_accuracy": exact,
         "set_accuracy_targets": exact if has_targets else nothing,
-        "n_acc": nothing if has_targets else (float(is_silent), 1.0),
-        "t_acc": (float(not is_silent), 1.0) if has_targets else nothing,
+        "n_acc": nothing if has_targets else (float(has_no_mask), 1.0),
+        "t_acc": (float(not has_no_mask), 1.0) if has_targets else nothing,
     }
 
 
