@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from conftest import square_image
-from pixellm.engine import Engine
 from pixellm.model.codebook import find_groups
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.model.pixel_masks import restore_masks
@@ -121,8 +120,3 @@ def assert_same(first: Prediction, second: Prediction) -> None:
         assert (one.label, one.span) == (other.label, other.span)
         assert abs(one.score - other.score) < 1e-4
         assert np.array_equal(one.mask, other.mask)
-
-
-def answer_all(engine: Engine, requests: list[Request]) -> list[Prediction]:
-    """Each request alone."""
-    return [engine.predict(r.image, r.question, r.history) for r in requests]

@@ -3,28 +3,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from plain_answers import assert_same
 
 from conftest import TINY_QUESTION, TINY_QUESTION_WITHOUT_MASKS, square_image
 from pixellm.engine import Engine, load, model_dtype, pick_device, pick_dtype
 from pixellm.model.small_batch_linear import SmallBatchLinear
 from pixellm.processing.prompts import dialogue_messages
-from pixellm.types import Prediction, Request
+from pixellm.types import Request
 
 KNOWN = square_image((2, 3))
-
-
-def assert_same(first: Prediction, second: Prediction) -> None:
-    assert (first.text, first.question, first.size) == (second.text, second.question, second.size)
-    assert len(first.segments) == len(second.segments)
-    for one, other in zip(first.segments, second.segments, strict=True):
-        assert (one.label, one.span) == (other.label, other.span)
-        assert one.score == pytest.approx(other.score, abs=1e-4)
-        assert np.array_equal(one.mask, other.mask)
 
 
 def test_an_answer_grounds_each_phrase_in_a_mask_of_original_pixels(tiny_engine: Engine) -> None:
@@ -104,20 +95,6 @@ def test_a_row_near_the_end_of_the_context_does_not_shorten_its_neighbours(
     long = next(q for n in range(256, 0, -1) if length(q := "red " * n) <= 250)
     answers = tiny_engine.predict_batch([Request(KNOWN, TINY_QUESTION), Request(KNOWN, long)])
     assert_same(answers[0], tiny_engine.predict(KNOWN, TINY_QUESTION))
-
-
-def test_a_limit_inside_a_group_leaves_no_half_mask(tiny_model_dir: Path) -> None:
-    engine = load(tiny_model_dir, device="cpu")
-    whole = engine.predict(KNOWN, TINY_QUESTION)
-    for limit in range(1, whole.info["num_tokens"] + 1):
-        engine.max_new_tokens = limit
-        answer = engine.predict(KNOWN, TINY_QUESTION)
-        assert answer.info["num_tokens"] == limit
-        assert whole.text.startswith(answer.text)
-        assert "SEG" not in answer.text
-        for got, expected in zip(answer.segments, whole.segments, strict=False):
-            assert got.label == expected.label
-    assert len(answer.segments) == 2
 
 
 def test_an_image_is_encoded_once_over_questions_and_turns(
@@ -201,21 +178,6 @@ def test_devices_and_types_go_by_name() -> None:
     for name in ("int64", "float33"):
         with pytest.raises(ValueError, match="floating type"):
             pick_dtype(name, torch.device("cpu"))
-
-
-@pytest.mark.parametrize(
-    ("weights", "expected"), [(1, 1 << 26), (300_000_000, 300_000_000), (1 << 34, 1 << 30)]
-)
-def test_prefixes_take_as_many_bytes_as_the_weights_within_limits(
-    tiny_engine: Engine, weights: int, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = SimpleNamespace(nbytes=weights)
-    model = tiny_engine.model
-    monkeypatch.setattr(type(model), "parameters", lambda self: iter([one]))
-    monkeypatch.setattr("pixellm.engine.engine.use_small_batch_kernels", lambda module: None)
-    monkeypatch.setattr(type(model), "device", torch.device("meta"))
-    assert Engine(model, tiny_engine.processor)._prefixes.max_bytes == expected
-    assert Engine(model, tiny_engine.processor, prefix_bytes=7)._prefixes.max_bytes == 7
 
 
 def test_kept_images_take_no_more_than_their_bytes(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import TINY_QUESTION, TINY_QUESTION_WITHOUT_MASKS, square_image
-from measuring.generation import generate_answers, generate_steps
+from measuring.generation import generate_answers
 from pixellm.engine import Engine, cache
 from pixellm.engine.row import Row
 
@@ -47,43 +47,6 @@ def test_every_way_of_reading_gives_the_states_of_one_pass_over_the_answer(
             states = torch.stack(answer.group_states)
             whole = recompute_states(model, batch, row, ids)
             torch.testing.assert_close(states, whole, atol=1e-4, rtol=1e-4)
-
-
-def test_a_batch_equals_its_rows_one_by_one() -> None:
-    model, processor = build_family("clip", "llama")
-    batch = prompt_batch(processor)
-    together = follow(model, batch, ANSWERS)
-    for row, script in enumerate(ANSWERS):
-        one = {name: value[row : row + 1] for name, value in batch.items()}
-        kept = one["input_ids"][0] != processor.tokenizer.pad_token_id
-        for name in ("input_ids", "attention_mask"):
-            one[name] = one[name][:, kept]
-        (alone,) = follow(model, one, [script])
-        assert alone.ids == together[row].ids
-        for first, second in zip(alone.group_states, together[row].group_states, strict=True):
-            torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
-
-
-def test_a_limit_cuts_at_the_token_and_keeps_only_whole_groups() -> None:
-    model, processor = build_family("clip", "llama")
-    batch = prompt_batch(processor)
-    whole = follow(model, batch, ANSWERS)
-    for limits in ([1, 4, 2], [5, 3, 1], [6, 8, 3], 2):
-        cut = follow(model, batch, ANSWERS, max_new_tokens=limits)
-        each = [limits] * 3 if isinstance(limits, int) else limits
-        for answer, full, limit in zip(cut, whole, each, strict=True):
-            assert answer.ids == full.ids[:limit]
-            assert len(answer.group_states) == answer.ids.count(model.config.codebook_token_ids[-1])
-            for first, second in zip(answer.group_states, full.group_states, strict=False):
-                torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
-
-
-def test_limits_below_one_or_not_one_for_each_row_are_refused() -> None:
-    model, processor = build_family("clip", "llama")
-    batch = prompt_batch(processor)
-    for limits in (0, [1, 2, 0], [1, 2]):
-        with pytest.raises(ValueError, match="max_new_tokens"):
-            follow(model, batch, ANSWERS, max_new_tokens=limits)
 
 
 def test_text_alone_is_answered_without_an_image() -> None:
@@ -129,28 +92,6 @@ def test_generate_of_transformers_gives_the_same_answers(tiny_engine: Engine) ->
         theirs = model.generate(**batch, max_new_tokens=40, do_sample=False, use_cache=use_cache)
         for row, answer in zip(theirs[:, length:].tolist(), ours, strict=True):
             assert [i for i in row if i != pad] == answer.ids
-
-
-def test_steps_arrive_as_they_are_chosen_with_whole_groups(tiny_engine: Engine) -> None:
-    model, batch = tiny_engine.model, known_batch(tiny_engine)
-    with torch.inference_mode():
-        encoded, _ = model.model.encode_images(batch["pixel_values"], batch["pixel_mask"])
-    steps = list(
-        generate_steps(
-            model,
-            batch["input_ids"],
-            batch["attention_mask"],
-            encoded,
-            eos_ids=frozenset([model.config.eos_token_id]),
-            max_new_tokens=40,
-        )
-    )
-    codebook = tuple(model.config.codebook_token_ids)
-    groups = [step for step in steps if step.group_states is not None]
-    assert [step.row for step in groups] == [0, 0]
-    assert all(step.ids == codebook for step in groups)
-    assert all(len(step.ids) == 1 for step in steps if step.group_states is None)
-    assert sorted(step.row for step in steps if step.finished) == [0, 1]
 
 
 def test_the_image_placeholder_is_never_written(tiny_engine: Engine) -> None:

@@ -21,29 +21,11 @@ def test_a_tensor_that_no_machine_holds_is_out_of_memory(make: object) -> None:
     assert is_out_of_memory(caught.value)
 
 
-def test_a_gpu_says_it_in_an_error_of_its_own() -> None:
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
-    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
-
-
 def test_other_errors_are_not() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.ones(2, 3) @ torch.ones(2, 3)
     assert not is_out_of_memory(caught.value)
     assert not is_out_of_memory(ValueError("out of memory"))
-
-
-def test_portions_are_halved_where_main_memory_runs_out() -> None:
-    sizes: list[int] = []
-
-    def work(portion: Sequence[int]) -> list[int]:
-        if len(portion) > 2:
-            torch.empty(TOO_MANY)
-        sizes.append(len(portion))
-        return [2 * item for item in portion]
-
-    assert run_in_portions(work, range(7), 7) == [0, 2, 4, 6, 8, 10, 12]
-    assert max(sizes) <= 2
 
 
 def test_a_mistake_is_not_tried_again() -> None:
