@@ -31,25 +31,17 @@ class Predictor(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AnsweredDialogue:
     """A dialogue with the answers it got.
 
     Attributes:
         index: its place in the input.
         sample: the dialogue.
-        predictions: one per turn.
+        predictions: one per turn, as far as it is answered.
         seconds: per turn, its share of the batch it was answered in.
     """
 
-    index: int
-    sample: Sample
-    predictions: tuple[Prediction, ...]
-    seconds: tuple[float, ...]
-
-
-@dataclass(slots=True)
-class _OpenDialogue:
     index: int
     sample: Sample
     predictions: list[Prediction] = field(default_factory=list)
@@ -67,12 +59,8 @@ class _OpenDialogue:
 
     @property
     def is_complete(self) -> bool:
+        """Whether every turn is answered."""
         return len(self.predictions) == len(self.sample.turns)
-
-    def close(self) -> AnsweredDialogue:
-        return AnsweredDialogue(
-            self.index, self.sample, tuple(self.predictions), tuple(self.seconds)
-        )
 
 
 def mark_answer(prediction: Prediction) -> str:
@@ -105,7 +93,8 @@ def answer_given(
         drawn = engine.predict_given([sample for _, sample in batch], keep_logits=True)
         seconds = (time.perf_counter() - start) / sum(map(len, drawn))
         for (index, sample), predictions in zip(batch, drawn, strict=True):
-            yield AnsweredDialogue(index, sample, predictions, (seconds,) * len(predictions))
+            answered = [*predictions]
+            yield AnsweredDialogue(index, sample, answered, [seconds] * len(answered))
 
 
 def answer_dialogues(
@@ -133,7 +122,7 @@ def answer_dialogues(
     if batch_size < 1:
         raise ValueError(f"The batch size must be at least 1, not {batch_size}.")
     arriving = enumerate(samples)
-    waiting: deque[_OpenDialogue] = deque()
+    waiting: deque[AnsweredDialogue] = deque()
     ask: Any = predictor.predict_batch
     if options:
         from pixellm.engine import AnswerOptions
@@ -141,17 +130,17 @@ def answer_dialogues(
         ask = partial(ask, options=AnswerOptions(**options))
     while True:
         while len(waiting) < batch_size and (arrival := next(arriving, None)):
-            waiting.append(_OpenDialogue(*arrival))
+            waiting.append(AnsweredDialogue(*arrival))
         if not waiting:
             return
         batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
         _ask(ask, batch)
-        yield from (dialogue.close() for dialogue in batch if dialogue.is_complete)
+        yield from (dialogue for dialogue in batch if dialogue.is_complete)
         waiting.extendleft(d for d in reversed(batch) if not d.is_complete)
 
 
 def _ask(
-    ask: Callable[[Sequence[Request]], list[Prediction]], batch: Sequence[_OpenDialogue]
+    ask: Callable[[Sequence[Request]], list[Prediction]], batch: Sequence[AnsweredDialogue]
 ) -> None:
     """Answer the next turn of every dialogue of a batch."""
     requests = [dialogue.next_request() for dialogue in batch]

@@ -105,8 +105,8 @@ def score_predictions(
     missing = predictions.check_questions(ids, allow_missing=allow_missing)
     records: list[AnswerRecord] = []
     for index, sample in enumerate(samples):
-        answers = tuple(_answers(predictions, sample, needs_phrases=judge is not None))
-        dialogue = AnsweredDialogue(index, sample, answers, (0.0,) * len(answers))
+        answers = [*_answers(predictions, sample, needs_phrases=judge is not None)]
+        dialogue = AnsweredDialogue(index, sample, answers, [0.0] * len(answers))
         records += score_dialogue(dialogue, index, rules)
     if judge is None:
         return ExternalScores(records, None, missing)
