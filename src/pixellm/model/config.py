@@ -7,6 +7,7 @@ It knows nothing of files, tokenizers or images beyond token ids and sizes.
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Any, ClassVar, Literal, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -112,104 +113,67 @@ class PixelLMConfig(PreTrainedConfig):
         "text_config": AutoConfig,
     }
 
-    def __init__(
-        self,
-        vision_config: PreTrainedConfig | dict[str, Any] | None = None,
-        text_config: PreTrainedConfig | dict[str, Any] | None = None,
-        image_size: int = 448,
-        image_token_id: int = 32000,
-        codebook_token_ids: list[int] | None = None,
-        num_scales: int = 2,
-        tokens_per_scale: int = 3,
-        vision_depths: list[int] | None = None,
-        vision_channels: dict[str, int] | None = None,
-        evidence_depths: list[int] | None = None,
-        evidence_tokens: int = 0,
-        mask_padding: bool = True,
-        freeze_batch_norm: bool = True,
-        llm_grid: list[int] | None = None,
-        llm_projector_size: int = 8192,
-        llm_positions: bool = False,
-        llm_normalise: bool = False,
-        shared_projector: bool = False,
-        decoder_projector_sizes: list[int] | None = None,
-        neck_top_down: bool = False,
-        decoder_size: int = 256,
-        decoder_layers: int = 2,
-        decoder_heads: int = 8,
-        decoder_mlp_size: int = 2048,
-        decoder_context_tokens: int = 4,
-        decoder_upsampling: list[int] | None = None,
-        decoder_mask_size: int = 32,
-        decoder_output_upsampling: int = 1,
-        decoder_similarity: bool = False,
-        decoder_region_cells: int = 28,
-        decoder_region_size: int = 32,
-        decoder_region_attention: int = 0,
-        masks_per_thing: bool = False,
-        decoder_detail_depth: int | None = None,
-        decoder_detail_size: int = 16,
-        scale_weights: Literal["learned", "fixed"] = "learned",
-        token_fusion: TokenFusion = "linear",
-        fusion_constant: float = 1.0,
-        codebook_states: CodebookStates = "own",
-        min_mask_score: float = 0.0,
-        gpu_dtype: HalfPrecision = "bfloat16",
-        target_refinement_alpha: float = 2.0,
-        text_loss_weight: float = 1.0,
-        mask_loss_weight: float = 2.0,
-        dice_loss_weight: float = 0.5,
-        **kwargs: Any,
-    ) -> None:
-        self.vision_config = _as_config(vision_config, "clip_vision_model")
-        self.text_config = _as_config(text_config, "llama")
-        self.image_size = image_size
-        self.image_token_id = image_token_id
-        self.num_scales = num_scales
-        self.tokens_per_scale = tokens_per_scale
-        group = num_scales * tokens_per_scale
-        first = image_token_id + 1
-        self.codebook_token_ids = list(codebook_token_ids or range(first, first + group))
-        self.vision_depths = list(vision_depths or [-2, -11][:num_scales])
-        self.vision_channels = dict(vision_channels or {})
-        self.evidence_depths = list(evidence_depths or ())
-        self.evidence_tokens = evidence_tokens
-        self.mask_padding = mask_padding
-        self.freeze_batch_norm = freeze_batch_norm
-        self.llm_grid = list(llm_grid or (16, 16))
-        self.llm_projector_size = llm_projector_size
-        self.llm_positions = llm_positions
-        self.llm_normalise = llm_normalise
-        self.shared_projector = shared_projector
-        self.decoder_projector_sizes = list(decoder_projector_sizes or ())
-        self.neck_top_down = neck_top_down
-        self.decoder_size = decoder_size
-        self.decoder_layers = decoder_layers
-        self.decoder_heads = decoder_heads
-        self.decoder_mlp_size = decoder_mlp_size
-        self.decoder_context_tokens = decoder_context_tokens
-        self.decoder_upsampling = list(decoder_upsampling or [1, 2, 2, 2][:num_scales])
-        self.decoder_mask_size = decoder_mask_size
-        self.decoder_output_upsampling = decoder_output_upsampling
-        self.decoder_similarity = decoder_similarity
-        self.decoder_region_cells = decoder_region_cells
-        self.decoder_region_size = decoder_region_size
-        self.decoder_region_attention = decoder_region_attention
-        self.masks_per_thing = masks_per_thing
-        self.decoder_detail_depth = decoder_detail_depth
-        self.decoder_detail_size = decoder_detail_size
-        self.scale_weights = scale_weights
-        self.token_fusion = token_fusion
-        self.fusion_constant = fusion_constant
-        self.codebook_states = codebook_states
-        self.min_mask_score = min_mask_score
-        self.gpu_dtype = gpu_dtype
-        self.target_refinement_alpha = target_refinement_alpha
-        self.text_loss_weight = text_loss_weight
-        self.mask_loss_weight = mask_loss_weight
-        self.dice_loss_weight = dice_loss_weight
+    vision_config: Any = None
+    text_config: Any = None
+    image_size: int = 448
+    image_token_id: int = 32000
+    codebook_token_ids: list[int] = field(default_factory=list)
+    num_scales: int = 2
+    tokens_per_scale: int = 3
+    vision_depths: list[int] = field(default_factory=list)
+    vision_channels: dict[str, int] = field(default_factory=dict)
+    evidence_depths: list[int] = field(default_factory=list)
+    evidence_tokens: int = 0
+    mask_padding: bool = True
+    freeze_batch_norm: bool = True
+    llm_grid: list[int] = field(default_factory=list)
+    llm_projector_size: int = 8192
+    llm_positions: bool = False
+    llm_normalise: bool = False
+    shared_projector: bool = False
+    decoder_projector_sizes: list[int] = field(default_factory=list)
+    neck_top_down: bool = False
+    decoder_size: int = 256
+    decoder_layers: int = 2
+    decoder_heads: int = 8
+    decoder_mlp_size: int = 2048
+    decoder_context_tokens: int = 4
+    decoder_upsampling: list[int] = field(default_factory=list)
+    decoder_mask_size: int = 32
+    decoder_output_upsampling: int = 1
+    decoder_similarity: bool = False
+    decoder_region_cells: int = 28
+    decoder_region_size: int = 32
+    decoder_region_attention: int = 0
+    masks_per_thing: bool = False
+    decoder_detail_depth: int | None = None
+    decoder_detail_size: int = 16
+    scale_weights: Literal["learned", "fixed"] = "learned"
+    token_fusion: TokenFusion = "linear"
+    fusion_constant: float = 1.0
+    codebook_states: CodebookStates = "own"
+    min_mask_score: float = 0.0
+    gpu_dtype: HalfPrecision = "bfloat16"
+    target_refinement_alpha: float = 2.0
+    text_loss_weight: float = 1.0
+    mask_loss_weight: float = 2.0
+    dice_loss_weight: float = 0.5
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill in what follows from other settings, and check all."""
+        self.vision_config = _as_config(self.vision_config, "clip_vision_model")
+        self.text_config = _as_config(self.text_config, "llama")
+        first, scales = self.image_token_id + 1, self.num_scales
+        ids = self.codebook_token_ids or range(first, first + self.group_size)
+        self.codebook_token_ids = list(ids)
+        self.vision_depths = list(self.vision_depths or [-2, -11][:scales])
+        self.vision_channels = dict(self.vision_channels or {})
+        self.evidence_depths = list(self.evidence_depths or ())
+        self.llm_grid = list(self.llm_grid or (16, 16))
+        self.decoder_projector_sizes = list(self.decoder_projector_sizes or ())
+        self.decoder_upsampling = list(self.decoder_upsampling or [1, 2, 2, 2][:scales])
         kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
-        super().__init__(**kwargs)
+        super().__post_init__(**kwargs)
         self._check()
 
     @property
