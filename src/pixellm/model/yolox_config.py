@@ -5,7 +5,7 @@ Apart from the encoder, so that a PixelLM's configuration can be read without an
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import field
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -27,27 +27,14 @@ class YoloxConfig(PreTrainedConfig):
 
     model_type = "yolox"
 
-    def __init__(
-        self,
-        base_channels: int = 16,
-        base_depth: int = 1,
-        head_channels: int = 64,
-        num_classes: int = 80,
-        depthwise: bool = True,
-        pixel_offset: float = 114.0,
-        image_size: int = 416,
-        class_names: list[str] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.base_channels = base_channels
-        self.base_depth = base_depth
-        self.head_channels = head_channels
-        self.num_classes = num_classes
-        self.depthwise = depthwise
-        self.pixel_offset = pixel_offset
-        self.image_size = image_size
-        self.class_names = list(class_names or ())
-        super().__init__(**kwargs)
+    base_channels: int = 16
+    base_depth: int = 1
+    head_channels: int = 64
+    num_classes: int = 80
+    depthwise: bool = True
+    pixel_offset: float = 114.0
+    image_size: int = 416
+    class_names: list[str] = field(default_factory=list)
 
     @property
     def state_size(self) -> int:
