@@ -190,6 +190,31 @@ def tiny_engine(tiny_model_dir: Path) -> Engine:
     return load(tiny_model_dir, device="cpu", dtype="float32", max_new_tokens=48)
 
 
+@pytest.fixture(scope="session")
+def _engines() -> dict[str, Engine]:
+    return {}
+
+
+@pytest.fixture
+def loaded_once(
+    tiny_model_dir: Path, _engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands load the tiny model once for each set of options, not once for each test."""
+    from pixellm.engine import loading
+
+    load = loading.load
+
+    def load_once(source: str | Path, **options: Any) -> Engine:
+        if str(source) != str(tiny_model_dir) or options.get("offload_folder"):
+            return load(source, **options)
+        key = repr(sorted(options.items()))
+        if key not in _engines:
+            _engines[key] = load(source, **options)
+        return _engines[key]
+
+    monkeypatch.setattr(loading, "load", load_once)
+
+
 @pytest.fixture
 def note_difference(
     record_property: Callable[[str, object], None],

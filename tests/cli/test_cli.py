@@ -32,6 +32,8 @@ from pixellm.training import stream
 from pixellm.types import Prediction, Sample, Segment
 from pixellm.visualize import segment_color
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 KEYS = ["image", "width", "height", "question", "answer", "model", "segments", "withheld"]
 SEGMENT_KEYS = ["label", "score", "bbox", "area", "span", "segmentation"]
 

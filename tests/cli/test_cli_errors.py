@@ -27,6 +27,8 @@ from pixellm.cli.main import app
 from pixellm.engine import Engine
 from pixellm.image_files import load_image
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 from conftest import TINY_QUESTION, square_image
 from pixellm.cli.main import app
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

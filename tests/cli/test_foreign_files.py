@@ -15,6 +15,8 @@ from conftest import TINY_QUESTION, square_image
 from curation.curation_runs import make_photos
 from pixellm.cli.main import app
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 RECIPES = Path(__file__).parents[2] / "src/pixellm/recipes"
 
 LETTER = b"Dear reader, this is no file of pixellm."

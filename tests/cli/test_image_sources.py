@@ -16,6 +16,8 @@ from conftest import TINY_QUESTION, square_image
 from pixellm.cli import images
 from pixellm.cli.main import app
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 RECIPE = """
 name: mine
 output_dir: runs

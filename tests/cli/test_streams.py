@@ -15,6 +15,8 @@ from pixellm.cli.main import app
 from pixellm.data.check import CSV_HEADER
 from pixellm.files import plain_cell
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 
 def run(*arguments: object, text: str | bytes | None = None) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], input=text)
