@@ -85,7 +85,6 @@ class ReviewServer(ThreadingHTTPServer):
         folder: the set; marks go to its ``marks.json``.
         images: folder of the photos.
         num: most rows to show.
-        port: 0 for a free one.
         seed: for the choice of rows.
 
     Attributes:
@@ -94,12 +93,12 @@ class ReviewServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, folder: Path, images: Path, num: int, port: int = 0, seed: int = 0) -> None:
+    def __init__(self, folder: Path, images: Path, num: int, seed: int = 0) -> None:
         self.cards = [_card(row, images) for row in _choose(review_rows(folder), num, seed)]
         self.keys = {card["key"] for card in self.cards}
         self.folder = folder
         self.token = secrets.token_urlsafe(16)
-        super().__init__(("127.0.0.1", port), _ReviewHandler)
+        super().__init__(("127.0.0.1", 0), _ReviewHandler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/{self.token}"
 
     def mark(self, key: str, mark: str) -> None:

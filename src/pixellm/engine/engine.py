@@ -261,16 +261,15 @@ class Engine:
         with self._loop() as loop:
             yield LiveBatch(loop, self._decoder, self._begin, self._turn)
 
-    def warm_up(self, batch: int = 1, length: int | None = None) -> None:
+    def warm_up(self, batch: int = 1) -> None:
         """Run each kind of step once, so that no real request pays for what is made only once.
 
         Args:
             batch: warm up for so many requests at the same time.
-            length: longest answer to come, in tokens; the engine's own limit where None.
         """
         blank = np.zeros((8, 8, 3), np.uint8)
         request = Request(blank, "What is it?")
-        (pending,) = self._begin([(request, AnswerOptions(length))])
+        (pending,) = self._begin([(request, GREEDY)])
         if not isinstance(pending, PendingAnswer):
             raise pending
         told = iter((pending.prompt.ids[-1], self.model.config.codebook_token_ids[0]))

@@ -57,9 +57,7 @@ def target_refinement_loss(
     return bce.mean(1)
 
 
-def dice_loss(
-    mask_logits: Tensor, targets: Tensor, *, scale: float = 1000.0, eps: float = 1e-6
-) -> Tensor:
+def dice_loss(mask_logits: Tensor, targets: Tensor) -> Tensor:
     """DICE of each target.
 
     ``1 - (2 sum(p t) / scale + eps) / (sum(p) / scale + sum(t) / scale + eps)``; scale and eps
@@ -68,12 +66,11 @@ def dice_loss(
     Args:
         mask_logits: (M, P).
         targets: (M, P) in [0, 1].
-        scale: divisor of the sums.
-        eps: keeps empty masks defined.
 
     Returns:
         (M,).
     """
+    scale, eps = 1000.0, 1e-6
     probabilities = mask_logits.sigmoid()
     overlap = 2 * (probabilities / scale * targets).sum(1)
     total = (probabilities / scale).sum(1) + (targets / scale).sum(1)

@@ -50,7 +50,7 @@ def one_of(asks: Sequence[Ask[View]]) -> Ask[View]:
     return lambda view, rng: rng.choice(asks)(view, rng)
 
 
-_ASK: Mapping[str, Ask[SceneView]] = {
+ASKS: Mapping[str, Ask[SceneView]] = {
     "naming": objects.ask_by_name,
     "several": objects.ask_several,
     "choice": objects.ask_choice,
@@ -67,12 +67,13 @@ _ASK: Mapping[str, Ask[SceneView]] = {
     "counting": words.ask_number,
     "plain": one_of(_PLAIN),
 }
+"""What drafts a question of each kind."""
 
-KINDS: tuple[str, ...] = (*_ASK, "follow_up")
+KINDS: tuple[str, ...] = (*ASKS, "follow_up")
 """Every value of ``Turn.kind``. A "follow_up" is the second turn of a dialogue."""
 
-_ASK_WEIGHED: Mapping[str, Ask[SceneView]] = {
-    **_ASK,
+_ASKS_WEIGHED: Mapping[str, Ask[SceneView]] = {
+    **ASKS,
     "negative_group": objects.ask_for_absent_group,
     "many": objects.ask_many,
     "repeat": words.ask_to_repeat,
@@ -143,7 +144,7 @@ def compose_dialogues(
     view = SceneView(scene, knowledge)
     if not view.objects:
         return []
-    return ask_about(view, rng, num_dialogues, _ASK_WEIGHED, weights, allowed)
+    return ask_about(view, rng, num_dialogues, _ASKS_WEIGHED, weights, allowed)
 
 
 def ask_about(
@@ -221,7 +222,7 @@ def _to_turn(draft: Draft) -> Turn:
 
 
 def check_weights(
-    weights: Mapping[str, float], known: Sequence[str] = (*_ASK_WEIGHED, "follow_up")
+    weights: Mapping[str, float], known: Sequence[str] = (*_ASKS_WEIGHED, "follow_up")
 ) -> None:
     """Refuses weights of kinds that can't be asked by.
 

@@ -28,7 +28,7 @@ from pixellm.scenes.phrasing import (
     say,
     with_article,
 )
-from pixellm.scenes.questions import Ask, ask_about, one_of
+from pixellm.scenes.questions import ASKS, Ask, ask_about, one_of
 from pixellm.scenes.questions_objects import SYNONYM_SHARE, Draft, answer_with
 from pixellm.scenes.scene_view import ORDINALS, ViewedObject, members_of
 from pixellm.types import Turn
@@ -266,23 +266,12 @@ _PLAIN: tuple[Ask[PhotoView], ...] = (
 )
 
 
-_ASK: Mapping[str, Ask[PhotoView]] = {
+_ASKS: Mapping[str, Ask[PhotoView]] = {
+    **ASKS,
     "every": ask_every,
     "pick": ask_pick,
-    "naming": objects.ask_by_name,
-    "several": objects.ask_several,
-    "choice": objects.ask_choice,
-    "instances": objects.ask_instances,
-    "category": objects.ask_by_category,
     "use": ask_use,
-    "activity": objects.ask_activity,
-    "half": positions.ask_half,
-    "relative": positions.ask_relative,
-    "nearest": positions.ask_nearest,
-    "size": positions.ask_size,
-    "order": positions.ask_order,
     "negative": ask_for_absent,
-    "counting": words.ask_number,
     "plain": one_of(_PLAIN),
     "describe": ask_to_describe,
     "open": ask_open,
@@ -340,7 +329,7 @@ def compose_photo_dialogues(
     if not view.objects:
         weights = {kind: weights[kind] for kind in _WITHOUT_OBJECTS if kind in weights}
     known = unknown_nouns(held_out=False) if nouns is None else nouns
-    asks: dict[str, Ask[PhotoView]] = {**_ASK, "unknown": partial(ask_unknown, nouns=known)}
+    asks: dict[str, Ask[PhotoView]] = {**_ASKS, "unknown": partial(ask_unknown, nouns=known)}
     return ask_about(view, rng, num_dialogues, asks, weights)
 
 
