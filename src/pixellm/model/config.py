@@ -38,7 +38,7 @@ class PixelLMConfig(PreTrainedConfig):
 
     Scales are ordered coarse to fine: scale 0 is the paper's scale ``L``, decoded first.
 
-    Args:
+    Attributes:
         vision_config: any transformers vision encoder whose hidden states are patch grids or
             feature maps. CLIP by default.
         text_config: any Hugging Face causal language model. LLaMA by default.

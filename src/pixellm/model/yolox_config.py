@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 class YoloxConfig(PreTrainedConfig):
     """Shape of a :class:`YoloxModel`.
 
-    Args:
+    Attributes:
         base_channels: width of the stem; every stage doubles it.
         base_depth: bottlenecks of the first stage; the two next have three times as many.
         head_channels: width of the detection head.
