@@ -210,6 +210,7 @@ def loaded_once(
         key = repr(sorted(options.items()))
         if key not in _engines:
             _engines[key] = load(source, **options)
+        _engines[key].forget()
         return _engines[key]
 
     monkeypatch.setattr(loading, "load", load_once)
