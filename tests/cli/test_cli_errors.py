@@ -488,7 +488,7 @@ def test_the_unforeseen_is_no_sentence(image: Path, monkeypatch: pytest.MonkeyPa
     def fail(path: Path) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("pixellm.image_files.load_image", fail)
+    monkeypatch.setattr("pixellm.cli.images.load_image", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         app(["segment", str(image), "What?"])
 
