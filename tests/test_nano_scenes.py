@@ -1,6 +1,5 @@
-"""The embedded model: present, small, quick to describe what it was trained on, and useful."""
+"""The embedded model of drawn scenes: present, small and useful."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -51,35 +50,3 @@ NANO_GIOU_FLOOR = 0.38
 
 NANO_NEGATIVES_FLOOR = 0.2
 """Likewise, of about ten questions for something that is not there."""
-
-
-def test_its_logs_hold_the_stages_of_its_recipe_in_order_down_to_losses_that_fell() -> None:
-    from pixellm.training.config import load_config
-
-    lines = [
-        json.loads(line)
-        for log in ("encoder_log.jsonl", "train_log.jsonl")
-        for line in (ROOT / "docs" / "nano-scenes" / log).read_text(encoding="utf-8").splitlines()
-    ]
-    trained = list(dict.fromkeys(line["stage"] for line in lines if line["event"] == "step"))
-    planned = [
-        stage.name
-        for stage in load_config(ROOT / "src/pixellm/recipes" / "nano_scenes.yaml").stages
-    ]
-    whereabouts = {"where_1", "where_2", "where_4"}  # these were thought of last
-    by_plan = [stage for stage in trained if stage in planned]
-    assert by_plan == sorted(planned, key=whereabouts.__contains__)
-    # Joint, gone on with a new decoder, the way to places, which start smooth now, the lists that
-    # the stage "language" holds now, and all stages again with boxes and finer features.
-    to_places = {"masks", "presence", "half", "classes", "places", "finish_1"}
-    to_lists = {"copy", "many", "words"}
-    again = {"encoder_2", "language_2", "where", "joint_2", "finish_2"}
-    after_whereabouts = {
-        *("joint_3", "joint_4", "finish_3", "joint_5", "finish_4", "joint_6", "finish_5"),
-        *("joint_7", "finish_6"),
-    }
-    assert set(trained) - set(planned) == to_places | to_lists | again | after_whereabouts
-    for stage, loss in (("encoder", "patch_class"), ("language", "text"), ("joint", "dice")):
-        values = [line[loss] for line in lines if line["stage"] == stage and loss in line]
-        assert len(values) > 20
-        assert np.mean(values[-5:]) < np.mean(values[:5]) / 1.5
