@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import pickle
-import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +26,6 @@ from pixellm.scenes.dataset import ScenesDataset
 from pixellm.types import Prediction, Request, Sample, Turn
 
 BATCH_SIZE = 3
-SECONDS_A_BATCH = 0.1
 PHOTOS = Path("refer_seg/images/mscoco/images/train2014")
 BOX = [4, 4, 20, 4, 20, 18, 4, 18]
 
@@ -190,40 +185,6 @@ def test_a_stopped_job_gives_the_same_file(
         first = kept - kept % BATCH_SIZE
         left = [line for line in values_of(path)[first:] if "error" not in line]
         assert stub.asked == [line["question"] for line in left]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_killed_process_goes_on_to_the_same_file(refcoco: Path, tmp_path: Path) -> None:
-    whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
-    answer(open_rows("refcoco", refcoco, "val"), whole)
-    part.touch()
-
-    def work() -> None:
-        answer(open_rows("refcoco", refcoco, "val"), part, HistoryStub(SECONDS_A_BATCH))
-
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    while not part.read_bytes().count(b"\n") and process.is_alive():
-        time.sleep(0.001)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    assert 0 < part.read_bytes().count(b"\n") < 8
-    answer(open_rows("refcoco", refcoco, "val"), part)
-    assert part.read_bytes() == whole.read_bytes()
-
-
-def test_answers_of_another_set_are_left_alone(
-    refcoco: Path, dialogues: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "a.jsonl"
-    answer(open_rows("refcoco", refcoco, "val"), path)
-    content = path.read_bytes()
-    with pytest.raises(ValueError, match=r"Line 1 of .* answers something else"):
-        answer(open_rows("jsonl", dialogues, "val"), path)
-    with pytest.raises(ValueError, match=r"Line 9 of .* answers something else"):
-        path.write_bytes(content + b'{"row": 8, "model": "stub"}\n')
-        answer(open_rows("refcoco", refcoco, "val"), path)
 
 
 class Counted(Sequence[Sample]):
