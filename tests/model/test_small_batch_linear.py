@@ -34,6 +34,19 @@ def test_equals_the_plain_layer(bias: bool, shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(found, plain(states), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("threads", [1, 2, 3])  # 3 leaves a row of the 40 over
+@torch.inference_mode()
+def test_threads_share_the_weights_that_a_single_row_meets(
+    bias: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, fast = pair_of_layers(bias)
+    monkeypatch.setattr("pixellm.model.small_batch_linear._SHARED_FROM", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    states = torch.randn(1, 1, 24)
+    torch.testing.assert_close(fast(states), plain(states), rtol=0, atol=1e-5)
+
+
 def test_takes_one_row_without_other_dimensions() -> None:
     plain, fast = pair_of_layers(True)
     states = torch.randn(24)

@@ -87,7 +87,8 @@ class Engine:
             raise ValueError(f"min_mask_score is {limit}; it must lie in 0 to 1.")
         self.model = model.eval()
         if model.device.type == "cpu":
-            use_small_batch_kernels(model.model.language_model)
+            for part in (model.model.language_model, model.lm_head):
+                use_small_batch_kernels(part)
         self.processor = processor
         self.max_new_tokens = max_new_tokens
         self.max_batch = max_batch

@@ -2,8 +2,9 @@
 
 Decoding multiplies one row or a few with all weights, and its time is that of reading them.
 For 2 to 16 rows the product that ``torch.nn.functional.linear`` asks for, rows by weights, takes
-about twice the time of weights by rows (``benchmarks/small_products.py``). Knows linear layers
-only.
+about twice the time of weights by rows. A single row is multiplied by one thread, however many
+there are, unless each thread is given its share of the weights as a product of its own
+(``benchmarks/small_products.py``). Knows linear layers only.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 MAX_ROWS = 16
 """Rows up to which the other order was measured to be faster."""
+
+_SHARED_FROM = 1 << 18
+"""Weights of a layer from which threads share the product of a single row."""
 
 
 class SmallBatchLinear(nn.Linear):
@@ -30,6 +34,8 @@ def small_batch_product(input: Tensor, weight: Tensor, bias: Tensor | None = Non
     """``torch.nn.functional.linear``, weights by rows where that is faster; no gradient."""
     size_out, size_in = weight.shape
     rows = input.numel() // size_in
+    if rows == 1 and weight.numel() >= _SHARED_FROM and weight.is_contiguous():
+        return _shared_product(input, weight, bias)
     if not 1 < rows <= MAX_ROWS:
         return F.linear(input, weight, bias)
     columns = input.reshape(rows, size_in).T
@@ -38,6 +44,21 @@ def small_batch_product(input: Tensor, weight: Tensor, bias: Tensor | None = Non
     else:
         product = torch.addmm(bias[:, None], weight, columns)
     return product.T.contiguous().view(*input.shape[:-1], size_out)
+
+
+def _shared_product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One row by weights, an equal share of them by each thread, and what is left by one."""
+    size_out, size_in = weight.shape
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return F.linear(input, weight, bias)
+    row, even = input.reshape(1, size_in), size_out - size_out % threads
+    shares = weight[:even].view(threads, -1, size_in).transpose(1, 2)
+    product = torch.bmm(row.expand(threads, 1, -1), shares).view(1, even)
+    if even < size_out:
+        product = torch.cat([product, F.linear(row, weight[even:])], -1)
+    product = product.view(*input.shape[:-1], size_out)
+    return product if bias is None else product + bias
 
 
 def is_plain(weight: Tensor) -> bool:
