@@ -15,6 +15,7 @@ import io
 import json
 import multiprocessing
 import resource
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +126,7 @@ def _predict(predictions: int) -> list[int]:
         engine.predict(sample.image, sample.turns[0].question)
         if (number + 1) % 100 == 0:
             held.append(resident())
+            print(f"{number + 1} predictions: {held[-1]:,} bytes", file=sys.stderr, flush=True)
     return held
 
 

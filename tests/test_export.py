@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typer.testing import CliRunner, Result
 from measuring.export_readers import READERS, Objects, read_coco_with_supervision, yolo_names
 from pixellm.answer_files import prediction_to_json
 from pixellm.cli.main import app
-from pixellm.export import Categories, brush_rle, category_of
+from pixellm.export import Categories, Labels, brush_rle, category_of, write_export
 from pixellm.masks import mask_iou
 from pixellm.types import BoolMask, Prediction, Segment
 
@@ -350,3 +351,15 @@ def test_the_coco_file_has_what_cvat_asks_for(to, answers):
             assert len(polygon) >= 6 and len(polygon) % 2 == 0
             assert min(polygon) >= 0 and max(polygon[::2]) <= width
             assert max(polygon[1::2]) <= height
+
+
+def test_a_full_disk_names_the_folder_not_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device", "a.png")
+
+    monkeypatch.setattr("pixellm.export.FORMATS", {"coco": full})
+    with pytest.raises(OSError, match=r"labels cannot be written \(No space left"):
+        write_export(Labels((), ()), tmp_path / "labels", "coco", Path)
+    assert [path.name for path in (tmp_path / "labels").iterdir()] in ([], [".lock"])

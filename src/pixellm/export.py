@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from pixellm.answer_files import ANSWER_KEYS
-from pixellm.files import check_merged, locked, merge_folder, open_input, parse_json
+from pixellm.files import check_merged, explained, locked, merge_folder, open_input, parse_json
 from pixellm.image_files import image_size, is_upright, load_image, size_mismatch
 from pixellm.masks import decode_mask, mask_iou, mask_to_box
 from pixellm.polygons import LEAST_IOU_ON_PIXELS, border_polygons, fill_polygons, pixel_polygons
@@ -235,10 +235,11 @@ def write_export(labels: Labels, folder: Path, format_name: str, find: Find) -> 
             shutil.rmtree(left_over, ignore_errors=True)
         aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
         try:
-            for name, content in FORMATS[format_name](labels, find):
-                (aside / name).parent.mkdir(parents=True, exist_ok=True)
-                (aside / name).write_bytes(content)
-            merge_folder(aside, folder)
+            with explained(folder):  # else a copy that fails would name the image
+                for name, content in FORMATS[format_name](labels, find):
+                    (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                    (aside / name).write_bytes(content)
+                merge_folder(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 

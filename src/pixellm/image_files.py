@@ -401,7 +401,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             "save it with 8 or 16 bits."
         )
     width, height = image.size
-    rows = max(1, _BAND_PIXELS // width)
+    rows = max(1, _BAND_PIXELS // max(1, width))
     with _told_of(name):
         upright = Image.new("RGB", image.size)
         for top in range(0, height, rows):

@@ -62,7 +62,7 @@ _LLAMA = "LLaMA's terms (the code is Apache-2.0)"
 PUBLISHED = (
     PublishedModel(
         "nano",
-        5_845_404,
+        5_850_254,
         3_932_160,
         0,
         "Apache-2.0",

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from drawn_photos import draw_photo, write_json
 
+from pixellm.data.captions import read_people_words
+from pixellm.data.coco import read_captions
 from pixellm.data.json_values import flag, identity, inner_path, size_fault, whole_number
+from pixellm.data.reasonseg import read_annotation
+from pixellm.data.registry import open_reader
+from pixellm.labelling.pseudo_labels import read_proposals
 from pixellm.masks import segmentation_to_rle
 from pixellm.types import Request, Turn
 
@@ -96,3 +103,64 @@ def test_half_a_character_reaches_no_tokenizer() -> None:
         with pytest.raises(ValueError, match="half a character"):
             Request(image, *request)
     Turn("whole \U0001f600", "é")
+
+
+def labelme(root: Path, *shapes: Any, **content: Any) -> Path:
+    draw_photo(root / "train/a.jpg", SIZE)
+    values = {"imagePath": "a.jpg", "imageHeight": 48, "imageWidth": 64, "shapes": list(shapes)}
+    return write_json(root / "train/a.json", values | content)
+
+
+def shape(label: str, kind: str, *points: Any) -> dict[str, Any]:
+    return {"label": label, "shape_type": kind, "points": [list(p) for p in points]}
+
+
+CORNERS = ((4, 4), (20, 4), (20, 12), (4, 12))
+
+
+def test_an_image_outside_is_not_read_where_a_labelme_file_names_it(tmp_path: Path) -> None:
+    outside = draw_photo(tmp_path / "secret.jpg", SIZE)
+    for number, name in enumerate((str(outside), "../../secret.jpg", "..\\..\\secret.jpg")):
+        root = tmp_path / str(number)
+        labelme(root, shape("cup", "polygon", *CORNERS), imagePath=name)
+        reasons = [bad.reason for bad in open_reader("labelme", root, "train").check()]
+        assert len(reasons) == 1 and "leads out of" in reasons[0]
+    beside = tmp_path / "c"
+    labelme(beside, shape("cup", "polygon", *CORNERS), imagePath="../photos/a.jpg")
+    draw_photo(beside / "photos/a.jpg", SIZE)
+    assert not list(open_reader("labelme", beside, "train").check())
+
+
+def test_backgrounds_of_labelme_are_no_class(tmp_path: Path) -> None:
+    shapes = [shape(name, "polygon", *CORNERS) for name in ("cup", "Background", "_void_")]
+    labelme(tmp_path, *shapes)
+    reader = open_reader("labelme", tmp_path, "train")
+    assert reader.class_names == ("cup",)  # type: ignore[attr-defined]
+    assert [bad.row for bad in reader.check()] == ["shape 1", "shape 2"]
+
+
+def test_captions_that_are_no_text_are_no_captions(tmp_path: Path) -> None:
+    captions = ({"image_id": 1, "caption": one} for one in (None, ["a"], " ", HALF, "A man."))
+    odd = {"image_id": [], "caption": "A dog."}
+    path = write_json(tmp_path / "captions.json", {"annotations": [*captions, odd, None]})
+    assert read_captions(path) == {1: ["A man."]}
+    assert not read_people_words(path)  # one caption alone decides nothing
+
+
+def test_boxes_of_windows_find_their_photos(tmp_path: Path) -> None:
+    values = {
+        "images": [{"id": 1, "file_name": "photos\\a.jpg"}],
+        "categories": [{"id": 1, "name": "cup"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}],
+    }
+    assert list(read_proposals(write_json(tmp_path / "boxes.json", values)).boxes) == [
+        "photos/a.jpg"
+    ]
+
+
+@pytest.mark.parametrize("text", [{"a": 1}, 5, True, None, [["x"]], []])
+def test_what_is_no_text_of_reasonseg_is_refused(tmp_path: Path, text: Any) -> None:
+    shapes = [{"label": "target", "points": CORNERS}]
+    values = {"text": text, "is_sentence": False, "shapes": shapes}
+    with pytest.raises(ValueError, match="text"):
+        read_annotation(write_json(tmp_path / "a.json", values))

@@ -35,8 +35,9 @@ def read_image(typed: str) -> Image.Image:
 
 
 def file_of(typed: str) -> Path | None:
-    """The image's file, where it is one."""
-    return None if typed == STANDARD or is_url(typed) else Path(typed)
+    """The image's file, where it is one that can be read again."""
+    is_stream = typed == STANDARD or is_url(typed) or Path(typed).is_fifo()
+    return None if is_stream else Path(typed)
 
 
 def name_of(typed: str) -> Path:

@@ -207,8 +207,8 @@ class AnnotationFile:
             left_out=left_out,
             captions=tuple(" ".join(text.split()) for text in captions),
             license={
-                "name": str(terms.get("name", "")),
-                "url": str(terms.get("url", "")),
+                "name": str(terms.get("name") or ""),
+                "url": str(terms.get("url") or ""),
                 "source": str(source),
             },
         )

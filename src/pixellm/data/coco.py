@@ -23,6 +23,7 @@ from pixellm.data.json_values import (
     flag,
     identity,
     inner_path,
+    is_nothing,
     size_fault,
     text_fault,
     whole_number,
@@ -212,7 +213,7 @@ def file_of(image: Mapping[str, Any]) -> PurePosixPath:
 
 def is_background(category: Mapping[str, Any]) -> bool:
     """Whether an entry of ``categories`` stands for what is nothing, such as "_background_"."""
-    return category_name(category).lower() in ("background", "unlabeled", "unlabelled")
+    return is_nothing(category_name(category))
 
 
 def source_of(image: Mapping[str, Any]) -> str:
@@ -226,13 +227,13 @@ def expressions_of(annotation: Mapping[str, Any]) -> list[str]:
 
 
 def read_captions(path: Path) -> dict[int | str | None, list[str]]:
-    """The captions of each image, by its id, of a file in COCO's format."""
+    """The captions that are texts of each image, by its id, of a file in COCO's format."""
     captions: dict[int | str | None, list[str]] = defaultdict(list)
     for key, value, _ in scan_json(path):
-        if key == "annotations" and isinstance(value, Mapping) and "caption" in value:
-            image = identity(value.get("image_id"))
-            if image is not None:
-                captions[image].append(str(value["caption"]))
+        if key == "annotations" and isinstance(value, Mapping):
+            image, caption = identity(value.get("image_id")), value.get("caption")
+            if image is not None and not text_fault(caption):
+                captions[image].append(str(caption))
     return captions
 
 

@@ -120,7 +120,7 @@ class _Dialogues(Dataset[LineRow]):
 
     def compose(self, row: LineRow, rng: random.Random) -> tuple[Sample, ...]:
         """The dialogue."""
-        path = self.images / row.image
+        path = self.images / row.image.replace("\\", "/")
         size = row.size or image_size(path)
         turns = tuple(
             Turn(

@@ -69,6 +69,11 @@ def text_fault(value: Any, what: str = "text", *, marks: bool = False) -> str:
     return f"The {what} {damage}." if damage else ""
 
 
+def is_nothing(name: str) -> bool:
+    """Whether a class stands for what is no object, such as "background"."""
+    return name.lower() in ("background", "void", "ignore", "unlabeled", "unlabelled")
+
+
 def inner_path(name: str) -> PurePosixPath:
     """A path below the folder that it is joined to, backslashes turned.
 

@@ -7,6 +7,7 @@ circles and painted masks have an area; points and lines have none, are reported
 from __future__ import annotations
 
 import base64
+import os
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
@@ -20,7 +21,7 @@ from pixellm.data.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.classes import ClassDataset
 from pixellm.data.dataset import BadRow, UnusableDataError, path_of_split
 from pixellm.data.json_stream import scan_json
-from pixellm.data.json_values import text_fault, whole_number
+from pixellm.data.json_values import is_nothing, text_fault, whole_number
 from pixellm.files import parse_json
 from pixellm.image_files import image_size, load_embedded, load_stored, size_mismatch
 from pixellm.masks import (
@@ -75,7 +76,7 @@ class LabelMe(ClassDataset):
         for path in sorted(self.folder.rglob(_FILES)):
             try:
                 content = _read(path)
-                _check_size(path, content)
+                _check_size(path, content, self.root)
             except ValueError as error:
                 bad_rows.append(BadRow(path, "", str(error)))
                 continue
@@ -115,7 +116,7 @@ class LabelMe(ClassDataset):
         """An image with its labels, in the order of the file's shapes."""
         path = self._files[item]
         content = _read(path)
-        image, size = _image_of(path, content)
+        image, size = _image_of(path, content, self.root)
         instances: dict[str, dict[str, list[RLE]]] = {}
         invalid, faults = set(), []
         for shape in _named_shapes(path, content)[0]:
@@ -189,13 +190,13 @@ def _may_be_labelme(path: Path) -> bool:
         return True
 
 
-def _check_size(path: Path, content: Mapping[str, Any]) -> None:
+def _check_size(path: Path, content: Mapping[str, Any], root: Path) -> None:
     """Refuse a file whose image has another size now; a missing image is told later."""
     height, width = (whole_number(content.get(key)) for key in ("imageHeight", "imageWidth"))
     if height is None or width is None:
         return
     try:
-        _, size = _image_of(path, content)
+        _, size = _image_of(path, content, root)
     except ValueError:
         return
     if fault := size_mismatch(size, (height, width)):
@@ -234,20 +235,25 @@ def _label_fault(shape: Any) -> str:
         return "It has no label."
     if fault := text_fault(label, "label"):
         return fault
-    if label.startswith("_") and label.endswith("_"):
-        return f"Its label {label!r} is LabelMe's mark for what is not to be used."
+    if (label.startswith("_") and label.endswith("_")) or is_nothing(label):
+        return f"Its label {label!r} marks what is not to be used."
     return ""
 
 
 def _image_of(
-    path: Path, content: Mapping[str, Any]
+    path: Path, content: Mapping[str, Any], root: Path
 ) -> tuple[Path | NDArray[np.uint8], tuple[int, int]]:
     """The image's file and its (height, width); its pixels where they are only in the JSON."""
     photo = path.parent / content["imagePath"].replace("\\", "/")
+    below = Path(os.path.normpath(photo.absolute())).is_relative_to(
+        os.path.normpath(root.absolute())
+    )
     embedded = bool(content.get("imageData"))
+    if not (below or embedded):
+        raise ValueError(f"Its imagePath {content['imagePath']!r:.200} leads out of {root}.")
     try:
         # Some tools name the JSON itself there and keep the image inside.
-        if not embedded or (photo.is_file() and photo.suffix.lower() != ".json"):
+        if not embedded or (below and photo.is_file() and photo.suffix.lower() != ".json"):
             return photo, image_size(photo)
         embedded_bytes = base64.b64decode(content["imageData"])
         pixels = np.asarray(load_embedded(embedded_bytes, "its imageData"))

@@ -212,7 +212,7 @@ def read_annotation(path: Path) -> dict[str, Any]:
     values = _read_json(path)
     try:
         shapes = [_to_shape(shape) for shape in values["shapes"]]
-        given = [values["text"]] if isinstance(values["text"], str) else list(values["text"])
+        given = values["text"] if isinstance(values["text"], list) else [values["text"]]
         is_sentence = flag(values["is_sentence"])
     except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(

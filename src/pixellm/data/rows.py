@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pixellm.data.json_values import whole_number
 from pixellm.data.lazy import Lazy
 from pixellm.files import STANDARD, parse_json, read_input
 from pixellm.image_files import DRAWINGS, has_image_name, image_size, is_url
@@ -55,8 +56,8 @@ def read_rows(path: Path, question: str = "") -> list[JobRow]:
 
     A line of the file is an object with ``image`` (a path, relative to the file's folder),
     ``question`` and optionally ``history``, a list of [question, answer] pairs, and ``id``, which
-    comes back with the answer; other keys are passed over. In a folder, and those below it, every
-    file with an image's suffix counts, in the order of their names.
+    comes back with the answer; null is as if it were not there, other keys are passed over. In a
+    folder, and those below it, every file with an image's suffix counts, in the order of names.
 
     Args:
         path: a file or a folder; "-" for lines from standard input.
@@ -213,9 +214,12 @@ def _row_of_line(number: int, line: bytes, folder: Path, default: str) -> JobRow
         return JobRow(number, "", "", None, problem=f"The line is not valid JSON ({error}).")
     if not isinstance(values, dict):
         return JobRow(number, "", "", None, problem="The line is no JSON object.")
+    values = {key: value for key, value in values.items() if value is not None}
     image, question = values.get("image"), values.get("question", default)
     shown = (image if isinstance(image, str) else "", question if isinstance(question, str) else "")
-    history = _read_history(values.get("history", []))
+    history, name = _read_history(values.get("history", [])), values.get("id", "")
+    if not isinstance(name, str):
+        name = whole_number(name)
     problem = ""
     if not shown[0]:
         problem = 'The line has no "image" with the path of an image.'
@@ -223,14 +227,14 @@ def _row_of_line(number: int, line: bytes, folder: Path, default: str) -> JobRow
         problem = "Its image is a URL, and lists name files: download it first."
     elif not shown[1].strip():
         problem = 'The line has no "question", and none is given for all.'
-    elif "id" in values and not isinstance(values["id"], str):
-        problem = '"id" is no text.'
+    elif name is None:
+        problem = '"id" is neither text nor a number.'
     elif history is None:
         problem = '"history" is no list of [question, answer] pairs.'
     if problem:
         return JobRow(number, *shown, None, problem=problem)
-    source = Path(os.path.normpath(folder / shown[0]))
-    return JobRow(number, *shown, source, history or (), id=values.get("id", ""))
+    source = Path(os.path.normpath(folder / shown[0].replace("\\", "/")))
+    return JobRow(number, *shown, source, history or (), id=str(name))
 
 
 def _read_history(value: Any) -> tuple[tuple[str, str], ...] | None:

@@ -6,7 +6,6 @@ set knows its folders and the names of its numbers.
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 from pixellm.data.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.classes import ClassDataset
 from pixellm.data.dataset import BadRow
+from pixellm.files import parse_json
 from pixellm.image_files import load_stored, size_mismatch
 from pixellm.masks import encode_mask, label_map_to_rles
 from pixellm.types import RLE
@@ -182,8 +182,8 @@ class Mapillary(LabelImages):
         """Numbers are indices of the list; void entries are nothing."""
         path = self.files(self.root, self.split)[0]
         try:
-            entries = json.loads(path.read_bytes())["labels"]
-            names = {number: str(entry["readable"]).lower() for number, entry in enumerate(entries)}
+            entries = parse_json(path.read_bytes())["labels"]
+            names = {number: entry["readable"].lower() for number, entry in enumerate(entries)}
             void = frozenset(n for n in names if entries[n]["name"].startswith("void--"))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(

@@ -19,6 +19,7 @@ from PIL import Image
 from pydantic import ConfigDict, Field
 
 from pixellm.data.dataset import Row
+from pixellm.data.json_values import inner_path
 from pixellm.engine.dialogues import AnsweredDialogue
 from pixellm.evaluation.evaluate import Evaluation, score_dialogue
 from pixellm.evaluation.judge import DEFAULT_THRESHOLD, Judge, JudgeSettings
@@ -292,7 +293,7 @@ class ExternalPredictions:
         if row.logits is None:
             logits = np.where(stacked, CONFIDENT_LOGIT, -CONFIDENT_LOGIT).astype(np.float32)
         else:
-            logits = _read_logits(self.path.parent / row.logits, stacked.shape)
+            logits = _read_logits(self.path.parent / inner_path(row.logits), stacked.shape)
         parts = zip(masks, scores, spans or [(0, 0)] * len(masks), strict=True)
         segments = tuple(Segment(text[a:b], mask, score, (a, b)) for mask, score, (a, b) in parts)
         return Prediction(text, segments, question, size, {"logits": logits})

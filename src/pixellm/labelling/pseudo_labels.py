@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixellm.data.coco import category_name
+from pixellm.data.coco import category_name, photo_name
 from pixellm.files import read_json
 from pixellm.masks import encode_mask, mask_iou, mask_to_box
 from pixellm.scenes.photo_knowledge import load_photo_knowledge
@@ -245,7 +245,7 @@ def read_proposals(path: Path) -> Proposals:
     values = read_json(path)
     try:
         names = {one["id"]: category_name(one) for one in values["categories"]}
-        photos = {one["id"]: str(one["file_name"]) for one in values["images"]}
+        photos = {one["id"]: photo_name(one) for one in values["images"]}
         boxes: dict[str, list[Proposal]] = defaultdict(list, {name: [] for name in photos.values()})
         for one in values["annotations"]:
             x, y, width, height = (float(side) for side in one["bbox"])

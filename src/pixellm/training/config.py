@@ -423,7 +423,7 @@ def _describe(error: ErrorDetails) -> str:
         return f"unknown key {where!r}; {hint}"
     if error["type"] == "missing":
         return f"key {where!r} is missing."
-    message = error["msg"].removeprefix("Value error, ")
+    message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     return f"{where}: {message}." if where else f"{message}."
 
 
