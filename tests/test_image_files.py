@@ -241,7 +241,6 @@ def test_images_come_in_every_form(tmp_path):
         (torch.zeros(3, 4, 6), r"\(3, 4, 6\) float32"),
         (np.zeros((4, 6, 3)), r"\(4, 6, 3\) float64"),
     ],
-    ids=str,
 )
 def test_what_is_no_image_is_told_in_a_sentence(source, sentence):
     with pytest.raises(ValueError, match=sentence):
