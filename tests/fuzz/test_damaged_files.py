@@ -63,6 +63,12 @@ def test_damaged_files_end_in_an_answer_or_a_sentence(
     assert not faults, "\n".join(faults)
 
 
+@pytest.mark.parametrize(("kind", "number"), [("photos", 60027)])
+def test_what_was_found_once_stays_mended(kind: str, number: int, tmp_path: Path) -> None:
+    ended = KINDS[kind](tmp_path, random.Random(f"{kind} {number}"))
+    assert ended in ("used", "bad rows", "refused")
+
+
 def keep_counts(path: Path, counts: Counter[str]) -> None:
     """Add to what earlier seeds came to."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -233,6 +233,8 @@ def absent_concept(view: SceneView, rng: random.Random) -> Concept | None:
     near = [key for item in view.objects for key in item.concept.categories[:1]]
     if near and rng.random() < 0.5:
         keys = list(view.knowledge.concepts_by_category[rng.choice(near)])
+    if not keys:  # no name of a file can be asked for
+        return None
     concept = view.knowledge.concepts[rng.choice(keys)]
     if view.counts[concept.key] or f"name:{concept.key}" in view.ambiguous:
         return None
