@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
+RECIPE_WITHOUT_MODEL = """
+name: mine
+output_dir: runs
+model: {checkpoint: no-such-model}
+data: [{name: scenes, args: {split: train, seed: 0, length: 8}}]
+stages: [{name: only, steps: 1, batch_size: 1, learning_rate: 0.001}]
+"""
+"""Of a run that ends before its first step: its model is not there."""
 TINY_QUESTION = "Which squares are there?"
 TINY_QUESTION_WITHOUT_MASKS = "Is there a green one?"
 

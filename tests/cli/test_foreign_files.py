@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from conftest import TINY_QUESTION, square_image
+from conftest import RECIPE_WITHOUT_MODEL, TINY_QUESTION, square_image
 from curation.curation_runs import make_photos
 from pixellm.cli.main import app
 
@@ -20,13 +20,6 @@ pytestmark = pytest.mark.usefixtures("loaded_once")
 RECIPES = Path(__file__).parents[2] / "src/pixellm/recipes"
 
 LETTER = b"Dear reader, this is no file of pixellm."
-RECIPE = """
-name: mine
-output_dir: runs
-model: {checkpoint: no-such-model}
-data: [{name: scenes, args: {split: train, seed: 0, length: 8}}]
-stages: [{name: only, steps: 1, batch_size: 1, learning_rate: 0.001}]
-"""
 NO_MODEL = ("--model", "no-such-model")
 CURATE = ("--annotations", "instances.json", "--images", "images", "--model", "template")
 
@@ -108,7 +101,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("asked.jsonl").write_text(asked + "\n")
     dialogue = {"image": "a.png", "turns": [{"question": "What?", "answer": "Nothing."}]}
     Path("scenes-not-used.jsonl").write_text(json.dumps(dialogue) + "\n")
-    Path("recipe.yaml").write_text(RECIPE)
+    Path("recipe.yaml").write_text(RECIPE_WITHOUT_MODEL)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -12,19 +12,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from conftest import TINY_QUESTION, square_image
+from conftest import RECIPE_WITHOUT_MODEL, TINY_QUESTION, square_image
 from pixellm.cli import images
 from pixellm.cli.main import app
 
 pytestmark = pytest.mark.usefixtures("loaded_once")
-
-RECIPE = """
-name: mine
-output_dir: runs
-model: {checkpoint: no-such-model}
-data: [{name: scenes, args: {split: train, seed: 0, length: 8}}]
-stages: [{name: only, steps: 1, batch_size: 1, learning_rate: 0.001}]
-"""
 
 
 class _Server(BaseHTTPRequestHandler):
@@ -103,9 +95,11 @@ def test_answers_go_from_one_command_into_the_next(tiny_model_dir: Path) -> None
 
 
 def test_a_recipe_comes_from_standard_input() -> None:
-    planned = run("train", "-", "--dry-run", text=RECIPE)
+    planned = run("train", "-", "--dry-run", text=RECIPE_WITHOUT_MODEL)
     assert "no-such-model" in planned.output and "Traceback" not in planned.output
-    named = run("train", "-", "--dry-run", text=RECIPE.replace("steps: 1", "steps: x"))
+    named = run(
+        "train", "-", "--dry-run", text=RECIPE_WITHOUT_MODEL.replace("steps: 1", "steps: x")
+    )
     assert named.exit_code == 2 and "steps" in named.stderr
 
 

@@ -29,6 +29,11 @@ SECONDS = 60
 
 SIDE = (48, 64)
 SQUARE = [8.0, 8.0, 24.0, 8.0, 24.0, 24.0, 8.0, 24.0]
+CUP_TURN = {
+    "question": "Where is the cup?",
+    "answer": "The cup {seg}.",
+    "targets": [{"name": "cup", "segmentation": [SQUARE]}],
+}
 
 
 NO_WORDS = {"none", "nan", "inf", "null", "true", "false"}
@@ -228,11 +233,7 @@ def jsonl(folder: Path, rng: random.Random) -> str:
         "id": "one",
         "image": "a.jpg",
         "turns": [
-            {
-                "question": "Where is the cup?",
-                "answer": "The cup {seg}.",
-                "targets": [{"name": "cup", "segmentation": [SQUARE]}],
-            },
+            CUP_TURN,
             {"question": "Is it red?", "answer": "No."},
         ],
     }
@@ -377,13 +378,7 @@ def answers(folder: Path, rng: random.Random) -> str:
     line = {
         "id": "one",
         "image": "a.jpg",
-        "turns": [
-            {
-                "question": "Where is the cup?",
-                "answer": "The cup {seg}.",
-                "targets": [{"name": "cup", "segmentation": [SQUARE]}],
-            }
-        ],
+        "turns": [CUP_TURN],
     }
     (folder / "asked.jsonl").write_text(json.dumps(line), "utf-8")
     square = segmentation_to_rle([SQUARE], SIDE)
