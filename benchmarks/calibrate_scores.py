@@ -7,7 +7,7 @@ of the training split, without a limit. First `kind`, which reads the class of a
 embedding, is fitted anew to the nouns of the phrases that the model wrote, whatever the photo
 shows: in training it learns of what the encoder finds, mistakes included. Then it fits `worth`, by
 logistic regression, to the intersection over union that each mask turns out to have. The limit,
-`min_mask_score`, is the lowest with which nine of ten things that are not there have no mask.
+`min_mask_score`, is the lowest with which nine of ten objects that are not there have no mask.
 Texts do not change.
 """
 
@@ -99,13 +99,13 @@ def read_targets(engine: Engine, samples: Iterable[Sample]) -> tuple[Tensor, Ten
     decoder = engine.model.model.pixel_decoder
     nouns = nouns_of(engine.model.config.vision_config.class_names)
     seen = list[Tensor]()
-    things = decoder.things
+    instances = decoder.instances
 
     def note(targets: Tensor, *others: object) -> object:
         seen.extend(targets.float().flatten(1))
-        return things(targets, *others)
+        return instances(targets, *others)
 
-    decoder.things = note
+    decoder.instances = note
     embeddings, classes = list[Tensor](), list[int]()
     for sample in samples:
         seen.clear()
@@ -118,7 +118,7 @@ def read_targets(engine: Engine, samples: Iterable[Sample]) -> tuple[Tensor, Ten
             if named is not None:
                 embeddings.append(embedding.clone())
                 classes.append(named)
-    del decoder.things  # the method of the class is back
+    del decoder.instances  # the method of the class is back
     return torch.stack(embeddings), torch.tensor(classes)
 
 

@@ -19,13 +19,13 @@ from pixellm.model.evidence import (
 CLASSES = 3
 
 
-def cell_map(*things: tuple[int, int, int, float, tuple[float, float, float, float]]) -> Tensor:
-    """(1, 3 + 5 + 2, 4, 4) map: row, column, class, logit and box of each thing; else nothing."""
+def cell_map(*instances: tuple[int, int, int, float, tuple[float, float, float, float]]) -> Tensor:
+    """(1, 3 + 5 + 2, 4, 4) map: row, column, class, logit and box of each instance, else 0."""
     cells = torch.zeros(1, CLASSES + 7, 4, 4)
     cells[:, :CLASSES] = -20
-    for row, column, label, logit, box in things:
+    for row, column, label, logit, box in instances:
         cells[0, label, row, column] = logit
-        cells[0, CLASSES, row, column] = 20  # sure that there is a thing
+        cells[0, CLASSES, row, column] = 20  # sure that there is an instance
         cells[0, CLASSES + 1 : CLASSES + 5, row, column] = torch.tensor(box)
         cells[0, CLASSES + 5 :, row, column] = torch.tensor([row, column], dtype=torch.float32)
     return cells

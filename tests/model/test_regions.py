@@ -124,12 +124,12 @@ def test_every_thing_that_is_chosen_is_a_mask_of_its_own() -> None:
     decoder.choice_bias.data.fill_(20)
     decoder.lone[-1].bias.data.fill_(-20)
     image = an_image(decoder, entries_of(decoder, *TWO_BOXES))
-    things = decoder.things(torch.randn(1, 2, 16), image, torch.zeros(1).long())
-    assert things.targets.tolist() == [0, 0]
-    first, second = things.logits > 0
+    instances = decoder.instances(torch.randn(1, 2, 16), image, torch.zeros(1).long())
+    assert instances.targets.tolist() == [0, 0]
+    first, second = instances.logits > 0
     assert first[8, 8] and not first[24, 24]
     assert second[24, 24] and not second[8, 8]
-    assert ((things.scores > 0) & (things.scores < 1)).all()
+    assert ((instances.scores > 0) & (instances.scores < 1)).all()
 
 
 def test_one_of_several_is_the_likeliest_alone() -> None:
@@ -138,10 +138,10 @@ def test_one_of_several_is_the_likeliest_alone() -> None:
     decoder.lone[-1].bias.data.fill_(20)
     image = an_image(decoder, entries_of(decoder, *TWO_BOXES))
     targets, rows = torch.randn(3, 2, 16), torch.zeros(3).long()
-    things = decoder.things(targets, image, rows)
-    assert things.targets.tolist() == [0, 1, 2]
+    instances = decoder.instances(targets, image, rows)
+    assert instances.targets.tolist() == [0, 1, 2]
     best = decoder.choose(targets, image[-1], rows).argmax(1)
-    for logits, place in zip(things.logits, best.tolist(), strict=True):
+    for logits, place in zip(instances.logits, best.tolist(), strict=True):
         windows, _ = decoder.draw_entries(image, image[-1][:, place], torch.zeros(1).long())
         outside = torch.ones(CANVAS, CANVAS, dtype=torch.bool)
         left, top, right, bottom = (windows[0] * CANVAS).round().int().tolist()
@@ -154,8 +154,8 @@ def test_what_is_not_chosen_has_its_likeliest_thing_all_the_same_but_an_empty_im
     decoder.choice_bias.data.fill_(-5)
     targets, rows = torch.randn(1, 2, 16), torch.zeros(1).long()
     found = an_image(decoder, entries_of(decoder, *TWO_BOXES))
-    assert decoder.things(targets, found, rows).targets.tolist() == [0]
-    nothing = decoder.things(targets, an_image(decoder, entries_of(decoder)), rows)
+    assert decoder.instances(targets, found, rows).targets.tolist() == [0]
+    nothing = decoder.instances(targets, an_image(decoder, entries_of(decoder)), rows)
     assert nothing.logits.shape == (0, CANVAS, CANVAS)
 
 
@@ -166,9 +166,9 @@ def test_of_two_masks_of_a_target_that_are_nearly_the_same_the_better_is_left() 
     decoder.lone[-1].bias.data.fill_(-20)
     boxes = ((0.1, 0.1, 0.5, 0.5), (0.1, 0.1, 0.52, 0.5), (0.6, 0.6, 0.9, 0.9))
     image = an_image(decoder, entries_of(decoder, *boxes))
-    things = decoder.things(torch.randn(2, 2, 16), image, torch.zeros(2).long())
-    assert things.targets.tolist() == [0, 0, 1, 1]
-    assert things.places[things.targets == 0].tolist()[1] == 2
+    instances = decoder.instances(torch.randn(2, 2, 16), image, torch.zeros(2).long())
+    assert instances.targets.tolist() == [0, 0, 1, 1]
+    assert instances.places[instances.targets == 0].tolist()[1] == 2
     targets, rows = torch.randn(1, 2, 16), torch.zeros(1).long()
     choice = decoder.choose(targets, image[-1], rows)[0]
     entries = image[-1][0, :2]
@@ -178,7 +178,7 @@ def test_of_two_masks_of_a_target_that_are_nearly_the_same_the_better_is_left() 
     kinds = decoder.kinds(targets).softmax(-1)
     match = (kinds * decoder.class_scores(entries)).sum(1)
     worth = decoder.worth(decoder.signs(choice[:2], match, entries, logits))[:, 0]
-    assert decoder.things(targets, image, rows).places[0] == worth.argmax()
+    assert decoder.instances(targets, image, rows).places[0] == worth.argmax()
 
 
 def test_a_cell_of_a_window_takes_in_what_looks_alike_wherever_it_is() -> None:

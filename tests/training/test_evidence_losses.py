@@ -1,4 +1,4 @@
-"""Losses of the things found: objects and entries are matched, and training moves both ways."""
+"""Losses of the instances found: objects and entries are matched, and training moves both ways."""
 
 from __future__ import annotations
 

@@ -52,17 +52,17 @@ class DecodedMask:
         score: mean probability over the mask's pixels, 0 for an empty mask; of models with
             ``masks_per_thing`` the intersection over union that it is expected to have.
         logits: (H, W) float32, where they were asked for.
-        thing: which of the things found it is; None where the model tells none apart.
+        instance: which of the instances found it is; None where the model tells none apart.
     """
 
     mask: NDArray[np.bool_]
     score: float
     logits: NDArray[np.float32] | None = None
-    thing: int | None = None
+    instance: int | None = None
 
 
 GroupMasks = tuple[DecodedMask, ...]
-"""The masks of a group: of each thing that its phrase stands for."""
+"""The masks of a group: of each instance that its phrase stands for."""
 
 
 @dataclass(eq=False)
@@ -200,9 +200,9 @@ class AnswerDecoder:
         ]
 
     def prediction(self, pending: PendingAnswer, masks: Sequence[GroupMasks]) -> Answer:
-        """Text, and a segment for each thing of a group with the phrase that it grounds.
+        """Text, and a segment for each instance of a group with the phrase that it grounds.
 
-        Masks that are too unsure give none, nor does a thing that an earlier phrase stands for.
+        Masks that are too unsure give none, nor does an instance that an earlier phrase stands for.
         Where the encoder can tell, ``info["familiarity"]`` is how likely it knows anything in the
         image.
         """
@@ -254,13 +254,13 @@ class AnswerDecoder:
         return predictions
 
     def once(self, groups: Sequence[GroupMasks]) -> list[GroupMasks]:
-        """An answer's masks without those of things that an earlier group shows."""
+        """An answer's masks without those of instances that an earlier group shows."""
         seen: set[int] = set()
         left = []
         for group in groups:
-            own = tuple(one for one in group if one.thing is None or one.thing not in seen)
+            own = tuple(one for one in group if one.instance is None or one.instance not in seen)
             sure = (one for one in own if passes_threshold(one.score, self.min_score))
-            seen.update(one.thing for one in sure if one.thing is not None)
+            seen.update(one.instance for one in sure if one.instance is not None)
             left.append(own)
         return left
 
@@ -271,9 +271,9 @@ class AnswerDecoder:
     def group_masks(
         self, targets: Sequence[tuple[Tensor, PreparedImage]], *, keep_logits: bool = False
     ) -> list[GroupMasks]:
-        """Masks of (G, D) group states, each about its image: of every thing that one stands for.
+        """Masks of (G, D) group states, each about its image: of every instance it stands for.
 
-        A group has one mask, unless its model tells things apart (``masks_per_thing``).
+        A group has one mask, unless its model tells instances apart (``masks_per_thing``).
         """
         per_thing = self.model.config.masks_per_thing
         decode = partial(self._decode, per_thing=per_thing, keep_logits=keep_logits)
@@ -302,14 +302,14 @@ class AnswerDecoder:
         if not per_thing:
             low = self.model.decode_masks(embeddings, features, rows)
             return [(one,) for one in self._to_masks(low, [p for _, p in targets], keep_logits)]
-        things = self.model.decode_things(embeddings, features, rows)
-        owners = things.targets.tolist()
-        masks = self._to_masks(things.logits, [targets[one][1] for one in owners], keep_logits)
+        instances = self.model.decode_instances(embeddings, features, rows)
+        owners = instances.targets.tolist()
+        masks = self._to_masks(instances.logits, [targets[one][1] for one in owners], keep_logits)
         groups: list[list[DecodedMask]] = [[] for _ in targets]
-        told = zip(owners, masks, things.places.tolist(), things.scores.tolist(), strict=True)
+        told = zip(owners, masks, instances.places.tolist(), instances.scores.tolist(), strict=True)
         for owner, mask, place, score in told:
             worth = score if mask.score else 0.0  # an empty mask is worth nothing
-            groups[owner].append(replace(mask, score=worth, thing=place))
+            groups[owner].append(replace(mask, score=worth, instance=place))
         return [tuple(group) for group in groups]
 
     def _to_masks(

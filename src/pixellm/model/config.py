@@ -51,11 +51,11 @@ class PixelLMConfig(PreTrainedConfig):
             the language model.
         vision_channels: depth, as text, to the channels of the encoder's features there; filled in
             when a model is built, so that loading it again needs no trial run of the encoder.
-        evidence_depths: hidden states of the encoder that tell, cell by cell, which things are
+        evidence_depths: hidden states of the encoder that tell, cell by cell, which instances are
             there (a detector's readings, see :mod:`pixellm.model.evidence`); empty for encoders
             that tell none. With them masks are drawn by :mod:`pixellm.model.regions`.
-        evidence_tokens: most things found that the language model and the decoder read; each is an
-            image token behind those of the grid.
+        evidence_tokens: most instances found that the language model and the decoder read; each is
+            an image token behind those of the grid.
         mask_padding: leave patches of padding out of the encoder's attention keys (needs a ViT
             that takes an attention mask; convolutional encoders have no keys to leave out).
         freeze_batch_norm: keep the encoder's batch norms in evaluation mode while training.
@@ -81,10 +81,10 @@ class PixelLMConfig(PreTrainedConfig):
         decoder_output_upsampling: number of x2 steps from a block's grid to its mask logits.
         decoder_similarity: add the direct similarity of embedding and features, both normalised,
             to each block; absent in converted released models.
-        decoder_region_cells: cells along a side of the window in which a thing found is drawn;
+        decoder_region_cells: cells along a side of the window in which an instance found is drawn;
             its mask has twice as many.
         decoder_region_size: channels of these windows.
-        masks_per_thing: a phrase may stand for several things, each with a mask of its own; with
+        masks_per_thing: a phrase may stand for several instances, each with a mask of its own; with
             evidence alone.
         decoder_region_attention: heads with which the cells of a window look at each other; 0 for
             none.

@@ -1,4 +1,4 @@
-"""What a detecting encoder found in an image: its strongest cells, one entry a thing.
+"""What a detecting encoder found in an image: its strongest cells, one entry an instance.
 
 The cells of the encoder's evidence maps are thinned out to a few entries that the language model
 reads and the decoder draws. It knows tensors only. Shape legend: B rows, N cells, K entries,
@@ -20,18 +20,18 @@ LEAST_STRENGTH = 0.03
 """Cells that are less sure than this are no evidence."""
 
 SAME_CLASS_OVERLAP = 0.6
-"""Two boxes of one class that overlap more (intersection over union) are one thing."""
+"""Two boxes of one class that overlap more (intersection over union) are one instance."""
 
 ANY_CLASS_OVERLAP = 0.9
-"""Two boxes that overlap more are one thing, whatever their classes."""
+"""Two boxes that overlap more are one instance, whatever their classes."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The things that an encoder found, from left to right; empty entries come last.
+    """The instances that an encoder found, from left to right; empty entries come last.
 
     Attributes:
-        scores: (B, K, c) probability that a thing of this class is there; 0 in empty entries.
+        scores: (B, K, c) probability that an instance of this class is there; 0 in empty entries.
         boxes: (B, K, 4).
         states: (B, K, s) what the encoder's head knew of the cell.
         found: (B, K) bool, false in empty entries.
@@ -52,7 +52,7 @@ class Evidence:
 def find_evidence(maps: list[Tensor], num_classes: int, count: int) -> Evidence:
     """Thin out evidence maps to their strongest entries.
 
-    Of two cells that show one thing the stronger is kept. The entries go from left to right, so
+    Of two cells that show one instance the stronger is kept. The entries go from left to right, so
     that "the next one" is the next entry.
 
     Args:
@@ -144,7 +144,7 @@ _MOST_COUNTED = 8
 """Places and numbers from 0 to one less are told apart."""
 
 BOX_CHANNELS = 5
-"""Of a packed entry: the box, and whether there is a thing."""
+"""Of a packed entry: the box, and whether there is an instance."""
 
 
 def description_size(num_classes: int, state_size: int) -> int:
@@ -189,7 +189,7 @@ def _standings(evidence: Evidence) -> Tensor:
     are expectations; each is told as (nearly) one hot.
 
     Returns:
-        (B, K, 7 * 8): things of its kind to the left, right, above, below, smaller, larger, and all
+        (B, K, 7 * 8): instances of its kind to the left, right, above, below, smaller, larger, all
         of them.
     """
     boxes = evidence.boxes

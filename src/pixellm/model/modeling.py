@@ -29,7 +29,7 @@ from pixellm.model.losses import text_loss_sum
 from pixellm.model.outputs import CACHE_ARGUMENT, EncodedImages, PixelLMOutput
 from pixellm.model.precision import final_norm, keep_in_full_precision
 from pixellm.model.projection import FeatureProjector, ImageProjector
-from pixellm.model.regions import RegionDecoder, Things
+from pixellm.model.regions import Instances, RegionDecoder
 from pixellm.model.supervision import Targets, find_targets, mask_losses
 from pixellm.model.vision import VisionTower, feature_shapes
 
@@ -282,12 +282,12 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         states = self.model.codebook.gather_states(hidden_states, rows, starts)
         return self.model.codebook(states)
 
-    def decode_things(
+    def decode_instances(
         self, target_embeddings: Tensor, features: list[Tensor], rows: Tensor
-    ) -> Things:
-        """The things that M targets stand for, where the model tells them apart."""
+    ) -> Instances:
+        """The instances that M targets stand for, where the model tells them apart."""
         decoder: Any = self.model.pixel_decoder
-        found: Things = decoder.things(target_embeddings, features, rows)
+        found: Instances = decoder.instances(target_embeddings, features, rows)
         return found
 
     def decode_masks(

@@ -19,7 +19,7 @@ from pixellm.model.evidence import BOX_CHANNELS, description_size
 from pixellm.model.precision import FullPrecision
 
 _LOUDNESS = 4.0
-"""How much larger than words the names of things found begin: the other channels add to them."""
+"""How much larger than words the names of instances found begin: the other channels add to them."""
 
 _PLACE_WAVES = 6
 """Frequencies along each side of a grid that make up its places."""
@@ -84,7 +84,7 @@ class ImageProjector(nn.Module):
 
         Args:
             features: (B, C_v, h, w).
-            entries: (B, K, 5 + D) things found, see :func:`pixellm.model.evidence.pack`.
+            entries: (B, K, 5 + D) instances found, see :func:`pixellm.model.evidence.pack`.
 
         Returns:
             (B, S, D) tokens, row by row of the grid, then one for each entry.
@@ -103,7 +103,7 @@ class ImageProjector(nn.Module):
 
     @torch.no_grad()
     def name_classes(self, words: Tensor) -> None:
-        """Let the token of a thing lie near (c, D) words, its class's own."""
+        """Let the token of an instance lie near (c, D) words, its class's own."""
         shares = slice(self.num_classes, 2 * self.num_classes)
         self.evidence_projection.weight[:, shares] = _LOUDNESS * words.T
 
@@ -154,7 +154,7 @@ class FeatureProjector(FullPrecision):
             _, narrow_norm, mix, mix_norm = neck
             feature = narrow_norm(self._narrow(index, feature_map.to(self.dtype)))
             if self.top_down and features:
-                # Before the mixing, which can then tell an edge of this thing from another's.
+                # Before the mixing, which can then tell an edge of this instance from another's.
                 coarser = F.interpolate(features[-1], size=feature.shape[-2:], mode="bilinear")
                 feature = feature + coarser
                 feature = feature + mix_norm(mix(F.gelu(feature)))

@@ -1,4 +1,4 @@
-"""The pixel decoder over evidence: a target chooses among the things found, and draws them.
+"""The pixel decoder over evidence: a target chooses among the instances found, and draws them.
 
 Each entry of :mod:`pixellm.model.evidence` is drawn in a window around its box, whatever was asked;
 the target's embeddings decide which entries belong to it, the one of the fine scale bends how they
@@ -8,8 +8,8 @@ nor images. Windows as in Mask R-CNN (He et al., 2017).
 Shape legend: M targets, B rows, K entries, C decoder width, U windows, S cells along a window's
 side, P pairs of a target and a window, h w a grid, G its side.
 
-A phrase may stand for one thing or for several. Where the model tells which (``masks_per_thing``),
-each thing is a mask of its own, with the intersection over union that it is expected to have.
+A phrase may stand for one instance or several. Where the model tells which (``masks_per_thing``),
+each instance is a mask of its own, with the intersection over union that it is expected to have.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHOSEN = 0.05
 """Entries that belong to a target with less probability leave no trace in its mask."""
 
 SAME_MASK = 0.7
-"""Two masks of a target that overlap more (intersection over union) are of one thing."""
+"""Two masks of a target that overlap more (intersection over union) are of one instance."""
 
 MOST_ENTRIES = 24
 """Likeliest entries of a target that are drawn."""
@@ -122,11 +122,11 @@ def paste_windows(logits: Tensor, windows: Tensor, grid: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Things:
-    """The things of some targets, each with its mask; a target has one at least, if any was found.
+class Instances:
+    """The instances of targets, each with its mask; a target has one at least, if any was found.
 
     Attributes:
-        targets: (P,) whose thing it is, ascending.
+        targets: (P,) whose instance it is, ascending.
         places: (P,) which of the image's entries it is.
         logits: (P, G, G) in the canvas frame.
         scores: (P,) intersection over union with what is meant, as far as can be told.
@@ -139,7 +139,7 @@ class Things:
 
 
 class CellAttention(nn.Module):
-    """Lets every cell of a window look at all of it: what looks alike is one thing.
+    """Lets every cell of a window look at all of it: what looks alike is one instance.
 
     Keys and values are those of 2 x 2 cells together.
     """
@@ -174,7 +174,7 @@ class RegionLayers(nn.Module):
         self.cells = config.decoder_region_cells
         self.narrow = nn.Conv2d(config.decoder_size + 2, size, 1)
         self.about = nn.Linear(description, 2 * size)
-        # Ever wider looks around: a window is one thing, and its edge depends on all of it.
+        # Ever wider looks around: a window is one instance, and its edge depends on all of it.
         self.layers = nn.ModuleList(
             nn.Conv2d(size, size, 3, padding=reach, dilation=reach) for reach in (1, 2, 4, 1)
         )
@@ -273,8 +273,10 @@ class RegionDecoder(FullPrecision):
         pasted = self._draw(target_embeddings, features, rows[targets], targets, places)
         return _unite(choice[targets, places], pasted, targets, len(rows)) * self.sureness
 
-    def things(self, target_embeddings: Tensor, features: list[Tensor], rows: Tensor) -> Things:
-        """The things of every target, for models with ``masks_per_thing``; see :meth:`forward`."""
+    def instances(
+        self, target_embeddings: Tensor, features: list[Tensor], rows: Tensor
+    ) -> Instances:
+        """Instances of each target, for models with ``masks_per_thing``; see :meth:`forward`."""
         entries = features[-1].to(self.dtype)
         choice = self.choose(target_embeddings, entries, rows)
         targets, places = self._shown(choice, self.is_one(target_embeddings) > 0)
@@ -285,10 +287,10 @@ class RegionDecoder(FullPrecision):
         signs = self.signs(choice[targets, places], match, shown, logits)
         scores = self.worth(signs)[:, 0].sigmoid()
         kept = _distinct(logits, scores, targets)
-        return Things(targets[kept], places[kept], logits[kept], scores[kept])
+        return Instances(targets[kept], places[kept], logits[kept], scores[kept])
 
     def is_one(self, target_embeddings: Tensor) -> Tensor:
-        """Logits (M,) that a target is one thing, told from others of its kind."""
+        """Logits (M,) that a target is one instance, told from others of its kind."""
         logits: Tensor = self.lone(target_embeddings.flatten(1).to(self.dtype))[:, 0]
         return logits
 

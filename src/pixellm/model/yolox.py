@@ -127,7 +127,7 @@ def _double(maps: Tensor) -> Tensor:
 
 
 class YoloxHead(nn.Module):
-    """What one level of the pyramid shows: classes, whether a thing is there, and its box."""
+    """What one level of the pyramid shows: classes, whether an instance is there, and its box."""
 
     def __init__(self, config: YoloxConfig, size_in: int) -> None:
         super().__init__()
