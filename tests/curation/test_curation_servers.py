@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,30 +155,3 @@ def test_a_wrong_folder_of_images_is_an_error_and_the_right_one_goes_on(photos: 
     assert "None of the 2 photos that could be used is in" in wrong.stderr
     assert "0000.jpg; check --images" in wrong.stderr
     assert call("run", *run_options(photos, split="1,0")).exit_code == 0
-
-
-def test_a_ledger_of_an_earlier_version_goes_on(photos: Path) -> None:
-    code, *_ = run(photos, good, workers=1)
-    ledger = photos / "out/ledger.sqlite"
-    with sqlite3.connect(ledger) as old:  # as it was: requests by task, refusals final
-        old.executescript(
-            """
-            CREATE TABLE exchanges (
-                id INTEGER PRIMARY KEY, task INTEGER NOT NULL REFERENCES tasks,
-                kind TEXT NOT NULL, model TEXT NOT NULL, system INTEGER, turns TEXT NOT NULL,
-                crops TEXT NOT NULL, status TEXT NOT NULL DEFAULT 'sent', reply TEXT,
-                finish TEXT, input_tokens INTEGER, output_tokens INTEGER, cost REAL, error TEXT);
-            INSERT INTO exchanges SELECT id, CAST(key AS INTEGER), kind, model, system, turns,
-                '[null]', status, reply, finish, input_tokens, output_tokens, cost, error
-                FROM requests;
-            DROP TABLE requests;
-            UPDATE tasks SET status = 'open', "row" = NULL WHERE id = 1;
-            DELETE FROM exchanges WHERE task = 2;
-            UPDATE tasks SET status = 'rejected', "row" = NULL, faults =
-                '[["unanswerable", "UnprocessableEntityError: Error code: 422"]]' WHERE id = 2;
-            """
-        )
-    old.close()
-    again, output, bodies = run(photos, good, workers=1)
-    assert (code, again, accepted(photos)) == (0, 0, PHOTOS), output
-    assert len(bodies) == 1, "the reply to the first task was there"

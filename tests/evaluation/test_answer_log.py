@@ -133,16 +133,13 @@ def test_a_batch_that_is_deleted_from_the_middle_is_asked_again_in_its_place(tmp
     assert rows == sorted(rows)
 
 
-def test_a_folder_of_another_run_or_form_or_of_none_is_refused(tmp_path):
+def test_a_folder_of_another_run_or_of_none_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no evaluation"):
         read_settings(tmp_path)
     open_run(tmp_path / "run", SETTINGS)
     assert read_settings(tmp_path / "run") == SETTINGS
     with pytest.raises(ValueError, match=r"run with split 'test', not 'val'; choose another"):
         open_run(tmp_path / "run", {**SETTINGS, "split": "val"})
-    (tmp_path / "run" / "answers-000.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match="older form"):
-        run(tmp_path / "run")
 
 
 def test_a_damaged_line_is_named(tmp_path):

@@ -8,7 +8,6 @@ and counts; only :mod:`~pixellm.curation.proposal` knows what the replies mean.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,7 +19,7 @@ from pixellm.curation.proposal import KINDS, Task, Verdict, request_key
 from pixellm.curation.rules import Row
 from pixellm.files import locked
 from pixellm.llm.client import Reply
-from pixellm.llm.store import RequestStore, begun, has_table
+from pixellm.llm.store import RequestStore
 
 LEDGER_NAME = "ledger.sqlite"
 
@@ -60,9 +59,6 @@ class Ledger(RequestStore):
             if writing:
                 guard.enter_context(locked(folder))
             super().__init__(path, writing, _SCHEMA)
-            if writing:
-                with self._explain():
-                    _adopt_exchanges(self._db)
             self._guard = guard.pop_all()
 
     def close(self) -> None:
@@ -260,22 +256,3 @@ class ShardLedgers:
 
 FinishedRun = Ledger | ShardLedgers
 """What a set is written from."""
-
-
-def _adopt_exchanges(db: sqlite3.Connection) -> None:
-    """Take over the requests of a ledger of earlier versions, with their numbers.
-
-    Tasks that a server's refusal had ended for good there are asked again.
-    """
-    with begun(db):
-        if not has_table(db, "exchanges"):
-            return
-        db.execute(
-            "INSERT INTO requests SELECT id, task || '/' || kind, kind, model, system, turns, "
-            "crops, status, reply, finish, input_tokens, output_tokens, cost, error FROM exchanges"
-        )
-        db.execute("DROP TABLE exchanges")
-        db.execute(
-            "UPDATE tasks SET status = 'failed' WHERE status = 'rejected' AND faults LIKE "
-            "'[[\"unanswerable\", %' AND faults NOT LIKE '%photo can''t be read%'"
-        )

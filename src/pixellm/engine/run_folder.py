@@ -22,11 +22,6 @@ ANSWERS_FILE = "answers.jsonl"
 
 def answer_paths(folder: Path) -> list[Path]:
     """The files with a job's answers, those in parts that a killed process left included."""
-    if any(folder.glob("answers-*.jsonl")):
-        raise ValueError(
-            f"{folder} holds answers in an older form (answers-*.jsonl); name another folder, or "
-            "remove this one."
-        )
     paths = (folder / ANSWERS_FILE, *sorted(folder.glob(f".{ANSWERS_FILE}.part*")))
     return [path for path in paths if path.exists()]
 

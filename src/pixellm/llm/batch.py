@@ -204,8 +204,7 @@ class BatchRunner:
             reply = client.read(response.get("body") or {}, request)
         except NoReplyError:
             self.store.fail(number, says)
-            form = pending.get("form")  # batches of earlier versions have none
-            if form and client.adapt(status, says, form):
+            if client.adapt(status, says, pending["form"]):
                 return False
             if 400 <= status < 500 and status not in (408, 429):
                 failures[request.key] = RefusedError(says)

@@ -54,7 +54,6 @@ class RequestStore:
                 # A sync per reply would make a slow disk the limit of the whole run.
                 self._db.execute("PRAGMA synchronous=NORMAL")
                 self._db.executescript(schema + _SCHEMA)
-                _adopt_verdicts(self._db)
         self._spent, self._version = 0.0, -1
 
     def close(self) -> None:
@@ -155,8 +154,15 @@ class RequestStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._explain(), self._mutex, begun(self._db):
-            yield
+        with self._explain(), self._mutex:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
 
     @contextmanager
     def _explain(self) -> Iterator[None]:
@@ -167,41 +173,3 @@ class RequestStore:
                 f"The file of requests {self.path} can't be used ({error}); nothing recorded is "
                 "lost: mend it and run the same command again, or name another file."
             ) from None
-
-
-@contextmanager
-def begun(db: sqlite3.Connection) -> Iterator[None]:
-    """One transaction: all of it or nothing."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
-
-
-def has_table(db: sqlite3.Connection, name: str) -> bool:
-    """Whether a database has a table."""
-    sql = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
-    return db.execute(sql, (name,)).fetchone() is not None
-
-
-def _adopt_verdicts(db: sqlite3.Connection) -> None:
-    """Take over a judge's cache of earlier versions: verdicts as replies, their cost as one row."""
-    with begun(db):
-        if not (has_table(db, "verdicts") and has_table(db, "costs")):
-            return
-        insert = (
-            "INSERT INTO requests (key, kind, model, turns, images, status, reply, finish, "
-            "input_tokens, output_tokens, cost) "
-            "VALUES (?, 'judge', '', '[]', '[]', 'answered', ?, 'stop', 0, 0, ?)"
-        )
-        for key, ratings in db.execute("SELECT key, ratings FROM verdicts").fetchall():
-            scores = [{"object": int(k), "score": v} for k, v in json.loads(ratings).items()]
-            db.execute(insert, (key, json.dumps({"ratings": scores}), 0.0))
-        (spent,) = db.execute("SELECT COALESCE(SUM(usd), 0) FROM costs").fetchone()
-        db.execute(insert, ("", "", spent))
-        db.execute("DROP TABLE verdicts")
-        db.execute("DROP TABLE costs")
