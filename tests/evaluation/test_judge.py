@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import sys
 import threading
 from dataclasses import replace
@@ -19,15 +18,15 @@ from judged_answers import QUESTIONS, fruit_record, item_of, ratings_of, silent_
 
 from pixellm.evaluation.judge import (
     JudgeItem,
-    JudgeSettings,
+    LLMJudge,
     SimilarityJudge,
     describe_targets,
-    open_judge,
     phrase_similarity,
     read_ratings,
 )
 from pixellm.evaluation.judgement import judge_records
 from pixellm.evaluation.metrics import sum_matches
+from pixellm.llm.prices import Price
 from pixellm.llm.store import RequestStore
 from pixellm.types import Turn
 
@@ -75,12 +74,7 @@ def test_a_mask_whose_words_speak_of_something_else_counts_with_intersection_0()
     assert rejected.union == before.union
     counts = {"masks_rated": 4, "masks_rejected": 1, "answers_without_verdict": 0}
     assert judgement.summary == {"judge": "similarity", "threshold": 3.0, **counts}
-    assert judge_records(SimilarityJudge(), [wrong], QUESTIONS, 1.0).records == (wrong,)
-
-
-def test_no_judge_and_the_similarity_judge_need_no_server():
-    assert open_judge(JudgeSettings("none")) is None
-    assert isinstance(open_judge(JudgeSettings("similarity")), SimilarityJudge)
+    assert judge_records(SimilarityJudge(1.0), [wrong], QUESTIONS).records == (wrong,)
 
 
 # --- a language model --------------------------------------------------------------------------
@@ -118,8 +112,8 @@ def cache(tmp_path):
 
 
 def make_judge(server, cache, **changes):
-    options = {"model": "m", "price": (1.0, 1.0), "workers": 2, "timeout": 60.0, **changes}
-    judge = open_judge(JudgeSettings("llm", base_url=server.url, cache=cache, **options))
+    options = {"price": Price(1.0, 1.0), "workers": 2, **changes}
+    judge = LLMJudge("m", server.url, cache, **options)
     judge.limits = replace(judge.limits, wait=0.01)
     return judge
 
@@ -151,7 +145,7 @@ def test_a_second_run_sends_nothing_costs_nothing_and_says_the_same(server, cach
 def test_a_complete_cache_needs_no_key(server, cache):
     judge = make_judge(server, cache)
     expected = rate(judge)
-    judge._connect, judge._client = lambda: pytest.fail("No API key"), None
+    judge._connect = lambda: pytest.fail("No API key")
     assert rate(judge) == expected
 
 
@@ -226,7 +220,7 @@ def test_a_server_that_never_replies_is_given_up(server, cache):
 
 
 def test_the_cost_cap_stops_before_the_request_that_would_pass_it(server, cache):
-    dear = {"price": (1000.0, 1000.0)}
+    dear = {"price": Price(1000.0, 1000.0)}
     with pytest.raises(OSError, match=r"cap of 1.5 USD leaves no room .*1\.1000 are spent"):
         rate(make_judge(server, cache, max_cost=1.5, workers=1, **dear))
     assert len(server.bodies) == 1
@@ -236,27 +230,8 @@ def test_the_cost_cap_stops_before_the_request_that_would_pass_it(server, cache)
 
 def test_another_model_or_text_is_another_verdict(server, cache):
     for model in ("m", "n"):
-        make_judge(server, cache, model=model).rate([item_of(RECORDS[0])])
+        LLMJudge(model, server.url, cache).rate([item_of(RECORDS[0])])
     assert [body["model"] for body in server.bodies] == ["m", "n"]
-
-
-def test_verdicts_of_an_older_cache_are_taken_over(server, cache):
-    items = [item_of(record) for record in RECORDS]
-    judge = make_judge(server, cache.with_name("other.sqlite"))
-    expected, asked = judge.rate(items), len(server.bodies)
-    with sqlite3.connect(cache) as old:
-        old.execute("CREATE TABLE verdicts (key TEXT PRIMARY KEY, ratings TEXT NOT NULL)")
-        old.execute("CREATE TABLE costs (id INTEGER PRIMARY KEY, usd REAL NOT NULL)")
-        for item, ratings in zip(items[:2], expected, strict=False):
-            row = (judge._key(item.to_prompt()), json.dumps(ratings))
-            old.execute("INSERT INTO verdicts VALUES (?, ?)", row)
-            old.execute("INSERT INTO costs (usd) VALUES (0.25)")
-    old.close()
-    for _ in range(2):  # taken over once
-        again = make_judge(server, cache, max_cost=0.0)
-        assert again.rate(items) == expected
-        assert again.store.spent() == 0.5
-    assert len(server.bodies) == asked
 
 
 def test_a_file_that_is_no_cache_is_refused(cache):

@@ -18,10 +18,11 @@ from pixellm.cli.main import app
 from pixellm.cli.options import JudgeOptions
 from pixellm.evaluation.evaluate import BenchmarkRun
 from pixellm.evaluation.evaluate import evaluate as answer
-from pixellm.evaluation.judge import DEFAULT_THRESHOLD, JudgeSettings, SimilarityJudge
+from pixellm.evaluation.judge import DEFAULT_THRESHOLD, LLMJudge, SimilarityJudge
 from pixellm.evaluation.judgement import check_judging, judge_evaluation
 from pixellm.evaluation.report import report_of
 from pixellm.files import locked
+from pixellm.llm.prices import Price
 from pixellm.llm.store import RequestStore
 from pixellm.report.page import write_report
 
@@ -172,7 +173,7 @@ def test_answers_without_a_verdict_are_counted_and_keep_their_scores(server, tmp
 def test_the_library_judges_a_run_too(tmp_path):
     benchmark_run, folder = answer_muse(tmp_path)
     evaluation = answer(benchmark_run, folder, lambda: None)
-    scores = judge_evaluation(evaluation, SimilarityJudge(), JudgeSettings("similarity"))
+    scores = judge_evaluation(evaluation, SimilarityJudge())
     assert scores.plain.score("giou").value == 1
     assert scores.judged.score("giou").value == pytest.approx(5 / 6)
     assert scores.judgement.records[0] == evaluation.records[0]
@@ -239,7 +240,9 @@ def test_help_names_the_judges_and_where_the_key_comes_from():
     assert JudgeOptions().judge_threshold == DEFAULT_THRESHOLD
 
 
-def test_reports_name_a_server_without_its_password():
-    settings = JudgeSettings("llm", model="m", base_url="https://me:secret@judge.example/v1?key=1")
+def test_reports_name_a_server_without_its_password(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-nobody")
+    url, price = "https://me:secret@judge.example/v1?key=1", Price(1, 1)
+    judge = LLMJudge("m", url, tmp_path / "cache", price=price)
     named = {"kind": "llm", "threshold": DEFAULT_THRESHOLD, "model": "m"}
-    assert settings.describe() == {**named, "server": "https://judge.example/v1"}
+    assert judge.describe() == {**named, "server": "https://judge.example/v1"}

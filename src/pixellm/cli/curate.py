@@ -243,9 +243,9 @@ def _client(model: str, source: Source, server: dict[str, Any]) -> Client:
 
 
 def _prices(price: str, models: Iterable[str], base_url: str | None) -> dict[str, Price]:
-    from pixellm.llm.prices import Price, price_of
+    from pixellm.llm.prices import price_of, read_price
 
-    given = Price(*_numbers(price, "--price")) if price else None
+    given = read_price(price)
     return {one: given or price_of(one, base_url) for one in models if one != "template"}
 
 

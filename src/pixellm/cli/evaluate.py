@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pixellm.engine.jobs import ProcessGroup
     from pixellm.evaluation.benchmarks import Benchmark
     from pixellm.evaluation.evaluate import BenchmarkRun, Evaluation
-    from pixellm.evaluation.judge import JudgeSettings
+    from pixellm.evaluation.judge import Judge
     from pixellm.evaluation.judgement import JudgedScores
     from pixellm.llm.run import RequestProgress
     from pixellm.report.page import Report, Table
@@ -136,7 +136,7 @@ def _command_of(benchmark: Benchmark) -> Callable[..., None]:
     def judged(
         place: FileOptions, model: ModelOptions, how: RunOptions, judge: JudgeOptions
     ) -> None:
-        _evaluate(benchmark.name, place, model, how, judge.settings())
+        _evaluate(benchmark.name, place, model, how, judge)
 
     if benchmark.name == "scenes":
         return spread(drawn, model="nano-scenes")
@@ -169,31 +169,28 @@ def score(
     from pixellm.engine.run_folder import open_run
     from pixellm.evaluation.evaluate import Evaluation
     from pixellm.evaluation.external import ExternalPredictions, score_predictions, scores_to_dict
-    from pixellm.evaluation.judge import open_judge
     from pixellm.evaluation.records import write_answers
     from pixellm.files import check_new_folder
 
     check_json(json, ("settings", "num_missing", "headline"))
     if out is not None:
         check_new_folder(out)
-    settings = judging.settings()
-    judge = open_judge(settings)
+    judge = judging.open()
     answers = ExternalPredictions(predictions)
     run = _questions_of(benchmark, split, limit, place, drawn, predictions.stem, protocol)
     samples = run.open()
-    with nullcontext() if judge is None else _judge_bar(settings) as progress:
+    with nullcontext() if judge is None else _judge_bar(judge) as progress:
         scored = score_predictions(
             answers,
             samples,
             run.rules,
             judge=judge,
-            threshold=settings.threshold,
             allow_missing=allow_missing,
             progress=progress,
         )
     records = scored.records
     evaluation = Evaluation(run, run.settings(), samples, records, run.summarize(records))
-    judged = scored.judged(evaluation, settings)
+    judged = scored.judged(evaluation)
     _show(evaluation, judged, aside=json == "-", missing=scored.num_missing)
     write_json(scores_to_dict(evaluation, judged, scored.num_missing), json)
     if out is not None:  # a folder as of a run of our own
@@ -252,14 +249,13 @@ def _evaluate(
     place: FileOptions | SceneOptions,
     model: ModelOptions,
     how: RunOptions,
-    judging: JudgeSettings | None = None,
+    judging: JudgeOptions | None = None,
 ) -> None:
     """Run a benchmark with a bar, judge it where asked to, report and show it."""
     from pixellm.cli.display import scored_progress
     from pixellm.engine.jobs import ProcessGroup
     from pixellm.evaluation.baselines import GUESSES
     from pixellm.evaluation.evaluate import evaluate, with_numbers
-    from pixellm.evaluation.judge import open_judge
     from pixellm.evaluation.judgement import check_judging, judge_evaluation
     from pixellm.report.figures import check_plots
     from pixellm.report.page import check_report
@@ -272,9 +268,10 @@ def _evaluate(
     if group.number == 0:
         check_plots()
         check_report(out, "report", _REPORT_KEYS)
-        if judging is not None and judging.kind != "none":
-            check_judging(run)
-            judge = open_judge(judging)
+        if judging is not None:
+            if judging.judge != "none":
+                check_judging(run)
+            judge = judging.open()
     questions = run.open()  # missing files are told before a model takes its seconds
     try:
         if run.model not in GUESSES:
@@ -293,9 +290,9 @@ def _evaluate(
             )
         if group.number == 0:
             report = _write_report(out, evaluation)
-        if judging is not None and judge is not None:
-            with _judge_bar(judging) as rated:
-                judged = judge_evaluation(evaluation, judge, judging, rated)
+        if judge is not None:
+            with _judge_bar(judge) as rated:
+                judged = judge_evaluation(evaluation, judge, rated)
             report = _write_report(out, evaluation, judged)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
@@ -368,21 +365,16 @@ def _print(lead: str, tables: Iterable[Table], *, aside: bool = False) -> None:
 
 
 @contextmanager
-def _judge_bar(settings: JudgeSettings) -> Iterator[RequestProgress]:
+def _judge_bar(judge: Judge) -> Iterator[RequestProgress]:
     """A bar over the answers that a judge rates; at its end, what all of its ratings have cost."""
     from pixellm.cli.display import judge_progress
+    from pixellm.evaluation.judge import LLMJudge
 
-    spent = 0.0
     with judge_progress(open_console(stderr=True)) as bar:
-
-        def show(done: int, total: int, usd: float) -> None:
-            nonlocal spent
-            spent = usd
-            bar(done, total, usd)
-
-        yield show
-    if settings.kind == "llm":
-        say(f"All ratings in {settings.cache} have cost {spent:.4f} USD.", err=True)
+        yield bar
+    if isinstance(judge, LLMJudge):
+        spent = judge.store.spent()
+        say(f"All ratings in {judge.store.path} have cost {spent:.4f} USD.", err=True)
 
 
 def _questions_of(

@@ -20,7 +20,7 @@ from pixellm.cli.console import import_quietly, open_console, printable
 
 if TYPE_CHECKING:
     from pixellm.engine import Engine
-    from pixellm.evaluation.judge import JudgeSettings
+    from pixellm.evaluation.judge import Judge
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
@@ -148,32 +148,31 @@ class JudgeOptions:
         str, typer.Option(help="INPUT,OUTPUT in USD per million tokens, of a model not listed.")
     ] = ""
 
-    def settings(self) -> JudgeSettings:
-        """The judge that the options describe."""
-        from pixellm.evaluation.judge import JudgeSettings, read_price
+    def open(self) -> Judge | None:
+        """The judge that the options describe; None for none."""
+        from pixellm.evaluation.judge import LLMJudge, SimilarityJudge
+        from pixellm.llm.prices import read_price
 
-        kind: Any = self.judge
-        settings = JudgeSettings(
-            kind,
-            self.judge_threshold,
-            self.judge_model,
-            self.base_url or None,
-            self.judge_cache,
-            self.max_cost,
-            read_price(self.price),
-        )
-        if kind == "llm" and not (self.judge_model and self.base_url):
+        kind, model, url = self.judge, self.judge_model, self.base_url
+        if kind not in ("none", "similarity", "llm"):
+            raise ValueError(f"The judge is none, similarity or llm, not {kind!r}.")
+        if kind == "llm" and not (model and url):
             raise ValueError(
                 "--judge llm needs --judge-model NAME and --base-url ADDRESS, such as "
                 "https://api.openai.com/v1."
             )
-        given = self.judge_model or self.base_url or self.price or self.max_cost is not None
-        if kind != "llm" and given:
+        if kind != "llm" and (model or url or self.price or self.max_cost is not None):
             raise ValueError(
                 "--judge-model, --base-url, --max-cost and --price are for --judge llm, not "
                 f"--judge {kind}."
             )
-        return settings
+        if kind == "none":
+            return None
+        if kind == "similarity":
+            return SimilarityJudge(self.judge_threshold)
+        price = read_price(self.price)
+        limits: dict[str, Any] = {"max_cost": self.max_cost, "price": price}
+        return LLMJudge(model, url, self.judge_cache, self.judge_threshold, **limits)
 
 
 @dataclass(frozen=True, slots=True)

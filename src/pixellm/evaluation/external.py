@@ -22,7 +22,7 @@ from pixellm.data.dataset import Row
 from pixellm.data.json_values import inner_path
 from pixellm.engine.dialogues import AnsweredDialogue
 from pixellm.evaluation.evaluate import Evaluation, score_dialogue
-from pixellm.evaluation.judge import DEFAULT_THRESHOLD, Judge, JudgeSettings
+from pixellm.evaluation.judge import Judge
 from pixellm.evaluation.judgement import JudgedScores, Judgement, judge_records, rejected_of
 from pixellm.evaluation.metrics import score_masks_as_released
 from pixellm.evaluation.records import AnswerRecord, stack_masks
@@ -69,12 +69,12 @@ class ExternalScores:
     judgement: Judgement | None
     num_missing: int
 
-    def judged(self, evaluation: Evaluation, settings: JudgeSettings) -> JudgedScores | None:
+    def judged(self, evaluation: Evaluation) -> JudgedScores | None:
         """The scores without and with the judge; None without one."""
         if self.judgement is None:
             return None
         judged = evaluation.run.summarize(self.judgement.records)
-        return JudgedScores(settings.describe(), self.judgement, evaluation.summary, judged)
+        return JudgedScores(self.judgement, evaluation.summary, judged)
 
 
 def score_predictions(
@@ -83,7 +83,6 @@ def score_predictions(
     rules: Rules,
     *,
     judge: Judge | None = None,
-    threshold: float = DEFAULT_THRESHOLD,
     allow_missing: bool = False,
     progress: RequestProgress | None = None,
 ) -> ExternalScores:
@@ -93,8 +92,7 @@ def score_predictions(
         predictions: one for each question.
         samples: the benchmark's dialogues.
         rules: of the benchmark; the mode is "free".
-        judge: rates the answers; see :func:`~pixellm.evaluation.judge.open_judge`.
-        threshold: ratings below it reject a mask.
+        judge: rates the answers.
         allow_missing: count questions without a prediction as answered without masks.
         progress: told about the judge's work.
 
@@ -111,7 +109,7 @@ def score_predictions(
         records += score_dialogue(dialogue, index, rules)
     if judge is None:
         return ExternalScores(records, None, missing)
-    judgement = judge_records(judge, records, samples, threshold, progress)
+    judgement = judge_records(judge, records, samples, progress)
     if rules.protocol == "released":
         judgement = _rejudge_released(judgement, predictions, samples)
     return ExternalScores(records, judgement, missing)

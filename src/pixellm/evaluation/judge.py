@@ -10,16 +10,17 @@ words offline and one that asks a language model; what follows from ratings is i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from pixellm.evaluation.records import AnswerRecord
@@ -126,30 +127,46 @@ def describe_targets(turn: Turn) -> tuple[str, ...]:
     return tuple(described)
 
 
-class Judge(Protocol):
-    """Anything that rates answers."""
+class Judge(ABC):
+    """Anything that rates answers.
 
+    Args:
+        threshold: ratings below it reject a mask.
+
+    Attributes:
+        name: for reports.
+
+    Raises:
+        ValueError: a threshold off the scale.
+    """
+
+    kind: str
     name: str
-    """For reports."""
 
+    def __init__(self, threshold: float = DEFAULT_THRESHOLD) -> None:
+        if not LOWEST <= threshold <= HIGHEST:
+            raise ValueError(f"The judge's threshold is from 1 to 10, not {threshold}.")
+        self.threshold = threshold
+
+    @abstractmethod
     def rate(
         self, items: Sequence[JudgeItem], progress: RequestProgress | None = None
     ) -> list[Verdict | None]:
         """Rate the masks of every item that matched an object, 1 to 10; None for no verdict."""
-        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What a rating depends on, for reports; nothing secret."""
+        return {"kind": self.kind, "threshold": self.threshold}
 
 
-class SimilarityJudge:
+class SimilarityJudge(Judge):
     """Compares each phrase with its description word by word; offline, free, and literal.
 
     The rating is 1 + 9 F1 over words, small words left out; similar spellings are one word. It
     knows no synonyms: "fruit" for a banana is rejected.
-
-    Attributes:
-        name: for reports.
     """
 
-    name = "similarity"
+    kind = name = "similarity"
 
     def rate(
         self, items: Sequence[JudgeItem], progress: RequestProgress | None = None
@@ -208,39 +225,67 @@ class ModelRatings(ReplySchema):
     ratings: list[ObjectRating]
 
 
-class LLMJudge:
-    """Rates answers with a language model; a verdict in the store is not asked for again.
+class LLMJudge(Judge):
+    """Rates answers with a language model; a verdict in the cache is not asked for again.
 
     Verdicts are found by a digest of all that they depend on: model, server, rules and text. A
-    second run with the same answers sends nothing, costs nothing and gives the same scores.
+    second run with the same answers sends nothing, costs nothing and gives the same scores, and
+    needs neither key nor server. Where the cache is empty a missing key shows at once, before
+    hours of answering.
 
     Args:
-        connect: makes the client when the first verdict is missing, so that a complete store
-            needs no key and no server.
-        model: the model's name.
-        server: what the store calls the server.
-        price: of the model's tokens.
-        store: of requests and replies, this run's and earlier ones'.
-        limits: how hard to try, and what all replies in the store may cost.
+        model: the model's name at its server.
+        base_url: address of an OpenAI-compatible server; None for OpenAI's.
+        cache: SQLite file of all ratings so far.
+        threshold: ratings below it reject a mask.
+        max_cost: USD that the cache's replies may cost in all; None for no limit.
+        price: of the model's tokens; from the table of known models where None.
+        workers: requests at the same time.
+        timeout: seconds that one attempt may take.
+
+    Raises:
+        ValueError: an address that is none, a cost below 0, the price of a hosted model is not
+            known, or its key is missing.
+        OSError: the file can't be used.
     """
+
+    kind = "llm"
 
     def __init__(
         self,
-        connect: Callable[[], Client],
         model: str,
-        server: str,
-        price: Price,
-        store: RequestStore,
-        limits: RunLimits,
+        base_url: str | None,
+        cache: Path,
+        threshold: float = DEFAULT_THRESHOLD,
+        *,
+        max_cost: float | None = None,
+        price: Price | None = None,
+        workers: int = 8,
+        timeout: float = 60.0,
     ) -> None:
+        super().__init__(threshold)
+        if max_cost is not None and not max_cost >= 0:
+            raise ValueError(f"The judge's cost cap is 0 USD or more, not {max_cost:g}.")
+        if base_url is not None and not _is_address(base_url):
+            raise ValueError(
+                f"The judge's server is an address such as http://localhost:8000/v1, not "
+                f"{base_url!r}."
+            )
         self.name = model
-        self.store = store
-        self.limits = limits
-        self._connect = connect
-        self._server = server
-        self._price = price
-        self._client: Client | None = None
+        self.limits = RunLimits(workers, max_cost)
+        self._server = public_url(base_url)
+        self._price = price or price_of(model, base_url)
+        self._connect: Callable[[], Client] = functools.cache(
+            lambda: OpenAIClient(model, base_url, timeout)
+        )
         self._system = load_rules()
+        self.store = RequestStore(cache)
+        if self.store.is_empty():
+            self._connect()
+
+    def describe(self) -> dict[str, Any]:
+        """What a rating depends on."""
+        return super().describe() | {"model": self.name, "server": self._server}
 
     def rate(
         self, items: Sequence[JudgeItem], progress: RequestProgress | None = None
@@ -266,7 +311,7 @@ class LLMJudge:
 
         if missing:
             runner = RequestRunner(
-                self.store, {"": self.connect()}, {self.name: self._price}, self.limits
+                self.store, {"": self._connect()}, {self.name: self._price}, self.limits
             )
             show = progress or (lambda done, total, spent: None)
             stopped = runner.run_all(missing, ask, show, len(verdicts))
@@ -277,16 +322,6 @@ class LLMJudge:
         elif progress is not None:
             progress(len(verdicts), len(verdicts), self.store.spent())
         return [verdicts[texts[item]] if item in texts else {} for item in items]
-
-    def connect(self) -> Client:
-        """The client, made when first asked for.
-
-        Raises:
-            ValueError: the server needs a key and the environment has none.
-        """
-        if self._client is None:
-            self._client = self._connect()
-        return self._client
 
     def _stored(self, text: str, numbers: Sequence[int]) -> Verdict | None:
         """The verdict of an earlier run, or None."""
@@ -349,104 +384,9 @@ def read_ratings(text: str, numbers: Sequence[int]) -> Verdict:
     return {int(number): float(score) for number, score in pairs}
 
 
-@dataclass(frozen=True, slots=True)
-class JudgeSettings:
-    """Which judge, and how much it may cost.
-
-    Attributes:
-        kind: "none", "similarity" (compares words, offline), or "llm".
-        threshold: ratings below it reject a mask.
-        model: the language model's name at its server.
-        base_url: address of an OpenAI-compatible server; None for OpenAI's.
-        cache: SQLite file of all ratings so far.
-        max_cost: USD that the cache's replies may cost in all; None for no limit.
-        price: USD per million (input, output) tokens; from the table of known models where None.
-        workers: requests at the same time.
-        timeout: seconds that one attempt may take.
-
-    Raises:
-        ValueError: an unknown kind, a threshold off the scale, a cost below 0, or an address that
-            is none.
-    """
-
-    kind: Literal["none", "similarity", "llm"] = "none"
-    threshold: float = DEFAULT_THRESHOLD
-    model: str = "gpt-4o-mini"
-    base_url: str | None = None
-    cache: Path = Path("judge_cache.sqlite")
-    max_cost: float | None = None
-    price: tuple[float, float] | None = None
-    workers: int = 8
-    timeout: float = 60.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("none", "similarity", "llm"):
-            raise ValueError(f"The judge is none, similarity or llm, not {self.kind!r}.")
-        if not LOWEST <= self.threshold <= HIGHEST:
-            raise ValueError(f"The judge's threshold is from 1 to 10, not {self.threshold}.")
-        if self.max_cost is not None and not self.max_cost >= 0:
-            raise ValueError(f"The judge's cost cap is 0 USD or more, not {self.max_cost:g}.")
-        if self.price is not None and not all(0 <= one < math.inf for one in self.price):
-            raise ValueError(f"A price is 0 USD or more per million tokens, not {self.price}.")
-        if self.base_url is not None and not _is_address(self.base_url):
-            raise ValueError(
-                f"The judge's server is an address such as http://localhost:8000/v1, not "
-                f"{self.base_url!r}."
-            )
-
-    def describe(self) -> dict[str, Any]:
-        """The settings that a rating depends on, for reports; nothing secret."""
-        values: dict[str, Any] = {"kind": self.kind, "threshold": self.threshold}
-        if self.kind != "llm":
-            return values
-        return values | {"model": self.model, "server": public_url(self.base_url)}
-
-
 def _is_address(text: str) -> bool:
     try:
         parts = urlsplit(text)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number
         return False
-
-
-def read_price(text: str) -> tuple[float, float] | None:
-    """``INPUT,OUTPUT`` in USD per million tokens, as typed; None for "".
-
-    Raises:
-        ValueError: something else.
-    """
-    if not text:
-        return None
-    try:
-        given, written = (float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(
-            f"--price is INPUT,OUTPUT in USD, such as 0.15,0.6, not {text!r}."
-        ) from None
-    return given, written
-
-
-def open_judge(settings: JudgeSettings) -> Judge | None:
-    """Open the judge of the settings; None for none.
-
-    Where the store of a language model is empty something must be asked, so a missing key shows
-    here, before hours of answering.
-
-    Raises:
-        ValueError: the price of a hosted model is not known, or its key is missing.
-    """
-    if settings.kind != "llm":
-        return SimilarityJudge() if settings.kind == "similarity" else None
-    model, url = settings.model, settings.base_url
-    judge = LLMJudge(
-        lambda: OpenAIClient(model, url, settings.timeout),
-        model,
-        public_url(url),
-        Price(*settings.price) if settings.price else price_of(model, url),
-        RequestStore(settings.cache),
-        RunLimits(settings.workers, settings.max_cost),
-    )
-    if judge.store.is_empty():
-        judge.connect()
-    return judge

@@ -21,8 +21,8 @@ Notes = dict[tuple[int, int], str]
 
 def describe_judge(scores: JudgedScores) -> str:
     """One sentence on the judge and what it did."""
-    counts = scores.judgement.summary
-    server = f" at {scores.settings['server']}" if "server" in scores.settings else ""
+    counts, settings = scores.judgement.summary, scores.judgement.settings
+    server = f" at {settings['server']}" if "server" in settings else ""
     return (
         f"Judge {counts['judge']}{server}, threshold {counts['threshold']:g}: "
         f"{counts['masks_rated']} masks rated, {counts['masks_rejected']} rejected, "
@@ -61,7 +61,7 @@ def judged_to_dict(scores: JudgedScores) -> dict[str, Any]:
             names = {"sample": record.key, "index": record.index, "turn": record.turn}
             answers.append({**names, "masks": rows})
     return {
-        "judge": {**scores.settings, **judgement.summary, "answers": answers},
+        "judge": {**judgement.settings, **judgement.summary, "answers": answers},
         "without_judge": scores.plain.to_dict(),
         "with_judge": scores.judged.to_dict(),
     }

@@ -11,14 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pixellm.evaluation.evaluate import BenchmarkRun, Evaluation
-from pixellm.evaluation.judge import (
-    DEFAULT_THRESHOLD,
-    Judge,
-    JudgeItem,
-    JudgeSettings,
-    Verdict,
-    judge_item,
-)
+from pixellm.evaluation.judge import Judge, JudgeItem, Verdict, judge_item
 from pixellm.evaluation.metrics import reject_matches
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.summary import Summary
@@ -51,13 +44,13 @@ class Judgement:
 
     Attributes:
         judge: its name.
-        threshold: ratings below it reject a mask.
+        settings: of the judge, see :meth:`~pixellm.evaluation.judge.Judge.describe`.
         records: all answers; matches of rejected masks have intersection 0.
         masks: of every answer, in order, those that matched an object.
     """
 
     judge: str
-    threshold: float
+    settings: Mapping[str, Any]
     records: tuple[AnswerRecord, ...]
     masks: tuple[tuple[RatedMask, ...], ...]
 
@@ -67,7 +60,7 @@ class Judgement:
         every = [mask for masks in self.masks for mask in masks]
         return {
             "judge": self.judge,
-            "threshold": self.threshold,
+            "threshold": self.settings["threshold"],
             "masks_rated": sum(mask.rating is not None for mask in every),
             "masks_rejected": sum(mask.rejected for mask in every),
             "answers_without_verdict": sum(
@@ -81,13 +74,11 @@ class JudgedScores:
     """The scores of a run without and with a judge.
 
     Attributes:
-        settings: of the judge, see :meth:`~pixellm.evaluation.judge.JudgeSettings.describe`.
         judgement: what it said.
         plain: scores without the judge.
         judged: scores with rejected masks at intersection 0.
     """
 
-    settings: Mapping[str, Any]
     judgement: Judgement
     plain: Summary
     judged: Summary
@@ -111,7 +102,6 @@ def check_judging(run: BenchmarkRun) -> None:
 def judge_evaluation(
     evaluation: Evaluation,
     judge: Judge,
-    settings: JudgeSettings,
     progress: RequestProgress | None = None,
 ) -> JudgedScores:
     """Judge the answers of a run; they stay as they are, so that another judge can be tried.
@@ -122,7 +112,6 @@ def judge_evaluation(
     Args:
         evaluation: the answers.
         judge: rates.
-        settings: of the judge.
         progress: told about the judge's work.
 
     Raises:
@@ -132,18 +121,17 @@ def judge_evaluation(
     run = evaluation.run
     check_judging(run)
     records, questions = evaluation.records, evaluation.questions
-    judgement = judge_records(judge, records, questions, settings.threshold, progress)
+    judgement = judge_records(judge, records, questions, progress)
     strict = replace(run.rules, protocol="strict")
     plain = evaluation.summary if strict == run.rules else run.summarize(records, strict)
     judged = run.summarize(judgement.records, strict)
-    return JudgedScores(settings.describe(), judgement, plain, judged)
+    return JudgedScores(judgement, plain, judged)
 
 
 def judge_records(
     judge: Judge,
     records: Sequence[AnswerRecord],
     questions: Sequence[Sample],
-    threshold: float = DEFAULT_THRESHOLD,
     progress: RequestProgress | None = None,
 ) -> Judgement:
     """Judge scored answers; the records given stay as they are, so that both can be reported.
@@ -155,19 +143,18 @@ def judge_records(
         judge: rates.
         records: of free generation; given texts have nothing to be judged.
         questions: of the benchmark; a record's ``index`` and ``turn`` say which one it answers.
-        threshold: ratings below it reject a mask.
         progress: told about the judge's work.
     """
     items = [judge_item(record, questions[record.index].turns[record.turn]) for record in records]
     masks = tuple(
-        _rated_masks(item, verdict, threshold)
+        _rated_masks(item, verdict, judge.threshold)
         for item, verdict in zip(items, judge.rate(items, progress), strict=True)
     )
     judged = tuple(
         replace(record, matches=reject_matches(record.matches, rejected_of(rated)))
         for record, rated in zip(records, masks, strict=True)
     )
-    return Judgement(judge.name, threshold, judged, masks)
+    return Judgement(judge.name, judge.describe(), judged, masks)
 
 
 def rejected_of(masks: Sequence[RatedMask]) -> frozenset[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from importlib import resources
 
@@ -20,6 +21,25 @@ class Price:
         """What a reply cost in USD; ``factor`` 0.5 for the Batch API."""
         tokens = self.input * reply.input_tokens + self.output * reply.output_tokens
         return factor * tokens / 1e6
+
+
+def read_price(text: str) -> Price | None:
+    """``INPUT,OUTPUT`` in USD per million tokens, as typed; None for "".
+
+    Raises:
+        ValueError: something else.
+    """
+    if not text:
+        return None
+    try:
+        given, written = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--price is INPUT,OUTPUT in USD, such as 0.15,0.6, not {text!r}."
+        ) from None
+    if not (0 <= given < math.inf and 0 <= written < math.inf):
+        raise ValueError(f"A price is 0 USD or more per million tokens, not {text}.")
+    return Price(given, written)
 
 
 def price_of(model: str, base_url: str | None) -> Price:
