@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from measuring.export_readers import READERS, Objects, read_coco_with_supervision
+from pixellm.answer_files import read_answers
 from pixellm.cli.main import app
-from pixellm.export import read_answers
 from pixellm.masks import decode_mask, mask_iou
 
 Truth = dict[str, Objects]
@@ -28,11 +28,13 @@ def answered(answers: Path) -> Truth:
     """The masks of a file of answers, by the stem of their image; empty ones are nowhere kept."""
     found: Truth = {}
     for answer in read_answers(answers):
-        objects = found.setdefault(Path(answer["image"]).stem, [])
-        for segment in answer["segments"]:
-            mask = decode_mask(segment["segmentation"])
+        if answer is None:
+            continue
+        objects = found.setdefault(Path(answer.image).stem, [])
+        for one in answer.segments:
+            mask = decode_mask(one.mask)
             if mask.any():
-                objects.append((segment["label"], mask))
+                objects.append((one.label, mask))
     return found
 
 

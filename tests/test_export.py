@@ -289,9 +289,9 @@ def test_masks_below_a_score_are_left_out(answers):
     [
         ("", "holds no answers"),
         ("[1]\n", "no answers of pixellm"),
-        ('{"image": "a.png"}\n', "lacks 'question'"),
+        ('{"image": "a.png"}\n', "question: field required"),
         ("GOOD\n{}\n", "Line 2 of bad.jsonl is no answer"),
-        ("HEIGHT\n", "'height' is no int"),
+        ("HEIGHT\n", "height: input should be a valid integer"),
         ("MASK\n", "A mask of one.png is damaged"),
     ],
 )

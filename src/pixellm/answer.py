@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from PIL import Image
 
-from pixellm.answer_files import ANSWER_KEYS, check_image_name, overlay_bytes, prediction_to_json
+from pixellm.answer_files import (
+    ANSWER_KEYS,
+    check_image_name,
+    overlay_bytes,
+    prediction_to_json,
+    read_answer,
+)
 from pixellm.export import Categories, coco_values, gather_labels
 from pixellm.files import check_file, json_bytes, write_files
 from pixellm.image_files import ImageSource, load_image
@@ -124,7 +130,7 @@ class Answer(Prediction):
 
     def to_coco(self) -> dict[str, Any]:
         """The answer as a COCO data set of one image; its phrases are the categories."""
-        return coco_values(gather_labels([self.to_dict()], Categories()))
+        return coco_values(gather_labels([read_answer(self.to_dict())], Categories()))
 
     def to_supervision(self) -> supervision.Detections:
         """The answer as detections of supervision; ``class_name`` holds the phrases.

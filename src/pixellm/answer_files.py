@@ -1,23 +1,33 @@
-"""An answer as files: JSON, the image with its masks, one PNG per mask; whole or not at all.
+"""An answer as files: JSON, the image with its masks, one PNG per mask; and JSON read again.
 
-Turns a :class:`~pixellm.types.Prediction` into bytes and puts bytes on disk. This module knows
-no model, no terminal and no network; what it is called with has been read and answered before.
+Turns a :class:`~pixellm.types.Prediction` into bytes, puts them on disk, whole or not at all, and
+alone reads what is written here. This module knows no model, no terminal and no network.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
+from pydantic import Field, StrictInt, TypeAdapter, ValidationError
 
-from pixellm.files import check_file, check_folder, is_same_file, json_bytes, write_files
+from pixellm.files import (
+    check_file,
+    check_folder,
+    is_same_file,
+    json_bytes,
+    open_input,
+    parse_json,
+    write_files,
+)
 from pixellm.masks import encode_mask, mask_to_box
-from pixellm.types import Prediction, Segment
+from pixellm.types import RLE, Prediction, Segment
 from pixellm.visualize import draw_overlay, encode_image
 
 ANSWER_KEYS = ("image", "question", "answer", "segments")
@@ -25,6 +35,78 @@ ANSWER_KEYS = ("image", "question", "answer", "segments")
 
 _LONGEST_LABEL = 40
 _MASK_NAME = re.compile(r"\d{2,}_.*\.png", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ShownMask:
+    """A mask of an answer: :class:`~pixellm.types.Segment` with run lengths."""
+
+    label: str
+    score: float
+    span: tuple[int, int]
+    mask: Annotated[RLE, Field(alias="segmentation")]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedAnswer:
+    """What :func:`prediction_to_json` writes, read again; ``id`` is that of a job's question."""
+
+    image: str
+    question: str
+    answer: str
+    height: StrictInt
+    width: StrictInt
+    segments: tuple[ShownMask, ...]
+    model: str = ""
+    withheld: int = 0
+    id: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the image."""
+        return self.height, self.width
+
+
+def read_answer(values: Any) -> SavedAnswer | None:
+    """An answer from the values of its JSON; None for a question that got an error instead.
+
+    Raises:
+        ValueError: it is no answer; says which field is wrong.
+    """
+    if isinstance(values, dict) and "error" in values:
+        return None
+    try:
+        return _answer_reader().validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg'].lower()}" if where else first["msg"]) from None
+
+
+def read_answers(path: Path) -> Iterator[SavedAnswer | None]:
+    """The answers in a file: one as ``segment --json`` writes it, or a line each.
+
+    Args:
+        path: the file; "-" for standard input.
+
+    Raises:
+        ValueError: a line is no answer, or the file holds none.
+    """
+    number = 0
+    with open_input(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                answer = read_answer(parse_json(line))
+            except ValueError as error:
+                if number == 1:  # one answer, over several lines
+                    yield _only_answer(path, line + file.read(), error)
+                    return
+                if not line.endswith(b"\n"):  # of a job that was killed
+                    return
+                raise ValueError(f"Line {number} of {path} is no answer ({error}).") from error
+            yield answer
+    if not number:
+        raise ValueError(f"{path} holds no answers.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +270,18 @@ def check_destinations(destinations: Destinations, original: Path | None) -> Non
         for path in sorted(folder.glob("*.png")):
             if _MASK_NAME.fullmatch(path.name):
                 check_file(path)
+
+
+@cache
+def _answer_reader() -> TypeAdapter[SavedAnswer]:
+    return TypeAdapter(SavedAnswer)
+
+
+def _only_answer(path: Path, content: bytes, error: ValueError) -> SavedAnswer | None:
+    try:
+        return read_answer(parse_json(content))
+    except ValueError:
+        raise ValueError(f"{path} holds no answers of pixellm (line 1: {error}).") from error
 
 
 def _is_mask_in(path: Path, folder: Path) -> bool:

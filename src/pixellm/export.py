@@ -22,8 +22,8 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from PIL import Image
 
-from pixellm.answer_files import ANSWER_KEYS
-from pixellm.files import check_merged, explained, locked, merge_folder, open_input, parse_json
+from pixellm.answer_files import SavedAnswer, ShownMask
+from pixellm.files import check_merged, explained, locked, merge_folder
 from pixellm.image_files import image_size, is_upright, load_image, size_mismatch
 from pixellm.masks import decode_mask, mask_iou, mask_to_box
 from pixellm.polygons import LEAST_IOU_ON_PIXELS, border_polygons, fill_polygons, pixel_polygons
@@ -141,39 +141,13 @@ def category_of(label: str) -> str:
     return _ARTICLE.sub("", words) or "object"
 
 
-def read_answers(path: Path) -> Iterator[dict[str, Any]]:
-    """The answers in a file: one as ``segment --json`` writes it, or a line each.
-
-    Args:
-        path: the file; "-" for standard input.
-
-    Raises:
-        ValueError: a line is no answer, or the file holds none.
-    """
-    number = 0
-    with open_input(path) as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                answer = _checked(parse_json(line))
-            except ValueError as error:
-                if number == 1:  # one answer, over several lines
-                    yield _only_answer(path, line + file.read(), error)
-                    return
-                if not line.endswith(b"\n"):  # of a job that was killed
-                    return
-                raise ValueError(f"Line {number} of {path} is no answer ({error}).") from error
-            yield answer
-    if not number:
-        raise ValueError(f"{path} holds no answers.")
-
-
 def gather_labels(
-    answers: Iterable[Mapping[str, Any]], categories: Categories, min_score: float = 0.0
+    answers: Iterable[SavedAnswer | None], categories: Categories, min_score: float = 0.0
 ) -> Labels:
     """What answers say, image by image; several answers about an image come together.
 
     Args:
-        answers: as :func:`read_answers` gives them.
+        answers: as :func:`~pixellm.answer_files.read_answers` gives them.
         categories: may grow.
         min_score: masks of a lower score are left out.
 
@@ -183,22 +157,21 @@ def gather_labels(
     images: dict[str, LabelledImage] = {}
     failed = unclassed = 0
     for answer in answers:
-        if "error" in answer:
+        if answer is None:
             failed += 1
             continue
-        name, size = answer["image"], (answer["height"], answer["width"])
-        image = images.setdefault(name, LabelledImage(name, size, str(answer.get("model", ""))))
+        name, size = answer.image, answer.size
+        image = images.setdefault(name, LabelledImage(name, size, answer.model))
         if image.size != size:
             raise ValueError(f"The answers give {name} two sizes: {image.size} and {size}.")
-        for segment in answer["segments"]:
-            rle, score = _mask_of(segment, size, name), float(segment.get("score", 1.0))
-            if rle is None or score < min_score:
+        for one in answer.segments:
+            if one.score < min_score or not _mask_of(one, size, name).any():
                 continue
-            category = categories.find(answer["question"], segment["label"])
+            category = categories.find(answer.question, one.label)
             if category is None:
                 unclassed += 1
             else:
-                image.objects.append(LabelledObject(category, segment["label"], score, rle))
+                image.objects.append(LabelledObject(category, one.label, one.score, one.mask))
     return Labels(tuple(images.values()), tuple(categories.names), failed, unclassed)
 
 
@@ -247,42 +220,14 @@ def write_export(labels: Labels, folder: Path, format_name: str, find: Find) -> 
 # From answers to labels.
 
 
-def _checked(values: Any) -> dict[str, Any]:
-    """Values of an answer, or of a row that has none."""
-    if not isinstance(values, dict):
-        raise ValueError("it is no JSON object")
-    if "error" in values:
-        return values
-    missing = [key for key in (*ANSWER_KEYS, "height", "width") if key not in values]
-    if missing:
-        raise ValueError(f"it lacks {missing[0]!r}")
-    kinds = {"image": str, "question": str, "height": int, "width": int, "segments": list}
-    for key, kind in kinds.items():
-        if not isinstance(values[key], kind):
-            raise ValueError(f"{key!r} is no {kind.__name__}")
-    for segment in values["segments"]:
-        if not (isinstance(segment, dict) and isinstance(segment.get("label"), str)):
-            raise ValueError("a segment has no label")
-    return values
-
-
-def _only_answer(path: Path, content: bytes, error: ValueError) -> dict[str, Any]:
+def _mask_of(shown: ShownMask, size: tuple[int, int], name: str) -> BoolMask:
     try:
-        return _checked(parse_json(content))
-    except ValueError:
-        raise ValueError(f"{path} holds no answers of pixellm (line 1: {error}).") from error
-
-
-def _mask_of(segment: Mapping[str, Any], size: tuple[int, int], name: str) -> RLE | None:
-    """The mask of a segment; None for one without a pixel."""
-    try:
-        rle: RLE = segment["segmentation"]
-        mask = decode_mask(rle)
-    except (KeyError, ValueError) as error:
+        mask = decode_mask(shown.mask)
+    except ValueError as error:
         raise ValueError(f"A mask of {name} is damaged ({error})") from error
     if mask.shape != size:
         raise ValueError(f"A mask of {name} is {mask.shape}, its image {size} (height, width).")
-    return rle if mask.any() else None
+    return mask
 
 
 def _ends_with(phrase: str, name: str) -> bool:

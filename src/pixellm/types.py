@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict  # typing's own is not read by pydantic before 3.12
 
 SEG_MARK = "{seg}"
 """Stands in an answer's text right behind each phrase that carries a mask."""

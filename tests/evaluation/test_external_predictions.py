@@ -123,7 +123,7 @@ BAD_LINES = {
     "masks are one": ({"id": "a/0", "masks": {}}, "masks should be a valid list"),
     "text is a number": ({"id": "a/0", "text": 3, "masks": []}, "text should be a valid string"),
     "a score of 2": ({"id": "a/0", "masks": [1], "scores": [2]}, "scores.0 should be less than"),
-    "half an answer of ours": ({"row": 0, "id": "a/0", "segments": [{}]}, "no answer of pixellm"),
+    "half an answer of ours": ({"row": 0, "id": "a/0", "segments": [{}]}, "image: field required"),
 }
 
 

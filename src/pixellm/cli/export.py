@@ -67,7 +67,8 @@ def export(
     ] = 0.0,
 ) -> None:
     """Write answers as annotations for other programs."""
-    from pixellm.export import check_export, gather_labels, read_answers
+    from pixellm.answer_files import read_answers
+    from pixellm.export import check_export, gather_labels
 
     check_export(out, to)
     labels = gather_labels(read_answers(answers), categories_of(classes), min_score)
@@ -127,7 +128,8 @@ def export_rows(
     rows: Sequence[JobRow], answers: Path, folders: Mapping[str, Path], classes: str
 ) -> None:
     """Export the answers that a job wrote about rows."""
-    from pixellm.export import gather_labels, read_answers
+    from pixellm.answer_files import read_answers
+    from pixellm.export import gather_labels
 
     if folders:
         sources = {row.image: row.source for row in rows if isinstance(row.source, Path)}
@@ -139,11 +141,12 @@ def export_answer(
     values: Mapping[str, Any], image: Path, folders: Mapping[str, Path], *, quiet: bool
 ) -> None:
     """Export the answer about one image; ``quiet`` leaves standard output to something else."""
+    from pixellm.answer_files import read_answer
     from pixellm.export import gather_labels
 
     if folders:
         _write(
-            gather_labels([{**values, "image": image.name}], categories_of("")),
+            gather_labels([read_answer({**values, "image": image.name})], categories_of("")),
             folders,
             lambda name: image,
             err=quiet,

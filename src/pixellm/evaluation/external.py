@@ -8,16 +8,17 @@ benchmark scores a model of ours.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ConfigDict, Field
 
+from pixellm.answer_files import SavedAnswer, read_answer
 from pixellm.data.dataset import Row
 from pixellm.data.json_values import inner_path
 from pixellm.engine.dialogues import AnsweredDialogue
@@ -50,6 +51,17 @@ class PredictionRow(Row):
     masks: list[Any]
     scores: list[Annotated[float, Field(ge=0, le=1)]] | None = None
     logits: str | None = None
+
+    @classmethod
+    def of(cls, answer: SavedAnswer) -> Self:
+        """An answer of `pixellm predict` in the form of a prediction."""
+        shown = answer.segments
+        return cls(
+            id=answer.id,
+            text=join_marks(answer.answer, [one.span for one in shown]),
+            masks=[one.mask for one in shown],
+            scores=[one.score for one in shown],
+        )
 
 
 _NO_ANSWER = PredictionRow(id="", masks=[])
@@ -263,11 +275,14 @@ class ExternalPredictions:
             values = parse_json(line)
         except ValueError as error:
             raise ValueError(f"{where} is not JSON ({error}); write one object a line.") from error
-        is_ours = isinstance(values, dict) and "row" in values  # of `pixellm predict`
-        if is_ours and "error" in values:
-            return
         try:
-            row = PredictionRow.read(_from_answer(values) if is_ours else values)
+            if isinstance(values, dict) and "row" in values:  # of `pixellm predict`
+                answer = read_answer(values)
+                if answer is None:
+                    return
+                row = PredictionRow.of(answer)
+            else:
+                row = PredictionRow.read(values)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         if row.id in self._lines:
@@ -295,21 +310,6 @@ class ExternalPredictions:
         parts = zip(masks, scores, spans or [(0, 0)] * len(masks), strict=True)
         segments = tuple(Segment(text[a:b], mask, score, (a, b)) for mask, score, (a, b) in parts)
         return Prediction(text, segments, question, size, {"logits": logits})
-
-
-def _from_answer(values: Mapping[str, Any]) -> dict[str, Any]:
-    """An answer of `pixellm predict` in the form of a prediction."""
-    try:
-        segments = values["segments"]
-        spans = [(one["span"][0], one["span"][1]) for one in segments]
-        return {
-            "id": values["id"],
-            "text": join_marks(values["answer"], spans),
-            "masks": [one["segmentation"] for one in segments],
-            "scores": [one["score"] for one in segments],
-        }
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"this is no answer of pixellm predict ({error!r}).") from None
 
 
 def _read_logits(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:

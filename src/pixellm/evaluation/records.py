@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pixellm.answer_files import prediction_to_json
+from pixellm.answer_files import ShownMask, prediction_to_json, read_answer
 from pixellm.engine.run_folder import ANSWERS_FILE, answer_paths
 from pixellm.evaluation.matching import Pairs
 from pixellm.evaluation.metrics import (
@@ -27,20 +27,10 @@ from pixellm.evaluation.metrics import (
 )
 from pixellm.files import parse_json, read_lines, write_files
 from pixellm.masks import decode_mask, encode_mask
-from pixellm.types import RLE, BoolMask, Prediction, Sample, Segment, Target, split_marks
+from pixellm.types import BoolMask, Prediction, Sample, Segment, Target, split_marks
 
 _BESIDE = ("sample", "image", "kind", "expected", "seconds", "num_tokens", "path", "source")
 """Fields that a line of an answers file holds as they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShownMask:
-    """A mask of an answer: :class:`~pixellm.types.Segment` with run lengths."""
-
-    label: str
-    score: float
-    span: tuple[int, int]
-    mask: RLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +187,9 @@ def record_from_json(values: Mapping[str, Any]) -> AnswerRecord:
         ValueError: these are no values of a record.
     """
     try:
-        beside = values["evaluation"]
+        answer, beside = read_answer(values), values["evaluation"]
+        if answer is None:
+            raise KeyError("answer")
         released = beside["released"]
         if released is not None:
             released = QuestionScore(**{**released, "pair_ious": tuple(released["pair_ious"])})
@@ -205,23 +197,15 @@ def record_from_json(values: Mapping[str, Any]) -> AnswerRecord:
             index=values["row"],
             turn=values["turn"],
             num_turns=values["num_turns"],
-            question=values["question"],
-            answer=values["answer"],
-            size=(int(values["height"]), int(values["width"])),
+            question=answer.question,
+            answer=answer.answer,
+            size=answer.size,
             targets=tuple(Target(**target) for target in beside["targets"]),
-            shown=tuple(
-                ShownMask(
-                    one["label"],
-                    one["score"],
-                    (int(one["span"][0]), int(one["span"][1])),
-                    one["segmentation"],
-                )
-                for one in values["segments"]
-            ),
+            shown=answer.segments,
             matches=tuple(MaskMatch(*match) for match in beside["slots"]),
             union=tuple(MaskMatch(*match) for match in beside["union"]),
             released=released,
-            num_filtered=values["withheld"],
+            num_filtered=answer.withheld,
             **{name: beside[name] for name in _BESIDE},
         )
     except (KeyError, TypeError, IndexError) as error:

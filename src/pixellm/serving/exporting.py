@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from starlette.responses import Response
 
-from pixellm.answer_files import overlay_bytes
+from pixellm.answer_files import overlay_bytes, read_answer
 from pixellm.export import Categories, coco_values, gather_labels, labelme_values
 from pixellm.files import json_bytes
 from pixellm.masks import decode_mask
@@ -96,7 +96,7 @@ def _write(
     answer = answer_values(prediction, name, model)
     if format == "masks":
         return zip_bytes(prediction, answer), "application/zip"
-    labels = gather_labels([answer], Categories())
+    labels = gather_labels([read_answer(answer)], Categories())
     if format == "coco":
         return json_bytes(coco_values(labels)), "application/json"
     return json_bytes(labelme_values(labels.images[0], labels.categories, name)), "application/json"
