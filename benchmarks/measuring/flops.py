@@ -21,7 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from measuring.workload import random_config
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
-from pixellm.model.outputs import CACHE_ARGUMENT
 
 PARTS = ("vision", "prefill", "decode", "masks")
 
@@ -172,13 +171,13 @@ def _text_flops(
 
     def read(count: int, cache: Any = None) -> Any:
         states = torch.empty(1, count, width, device="meta")
-        return text(inputs_embeds=states, use_cache=True, **{CACHE_ARGUMENT: cache})
+        return text(inputs_embeds=states, use_cache=True, cache=cache)
 
     def step() -> None:
         model.compute_logits(read(1, before).last_hidden_state)
 
     prefill = count_flops(lambda: read(prompt))
-    before = getattr(read(prompt + written // 2), CACHE_ARGUMENT)
+    before = read(prompt + written // 2).cache
     return prefill, count_flops(step) * written
 
 

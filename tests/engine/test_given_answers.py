@@ -120,4 +120,4 @@ def test_given_answers_keep_no_keys_and_values(tiny_engine: Engine) -> None:
     hook = language_model.register_forward_hook(lambda *called: outputs.append(called[-1]))
     tiny_engine.predict_given([square_sample()])
     hook.remove()
-    assert [output.past_key_values for output in outputs] == [None]
+    assert [output.cache for output in outputs] == [None]

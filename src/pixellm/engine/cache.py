@@ -131,10 +131,6 @@ class _SlotLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self.size[1]
 
-    def get_max_cache_shape(self) -> int:
-        """The same, by the name that older versions of transformers ask for."""
-        return self.get_max_length()
-
 
 class SlotRows:
     """Reads many rows together, each in its slot; see :class:`pixellm.engine.row.KVBackend`.

@@ -17,7 +17,6 @@ from torch import Tensor
 from pixellm.engine.sampling import AnswerOptions, Sampler
 from pixellm.model.codebook import find_groups
 from pixellm.model.modeling import PixelLMForConditionalGeneration
-from pixellm.model.outputs import CACHE_ARGUMENT
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +190,7 @@ class SeparateRows:
             cache=row.cache,
             use_cache=self.uses_cache,
         )
-        row.cache = getattr(output, CACHE_ARGUMENT) if self.uses_cache else None
+        row.cache = output.cache if self.uses_cache else None
         states: Tensor = output.last_hidden_state[0, -len(new) :]
         return states
 

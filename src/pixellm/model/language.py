@@ -20,7 +20,6 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from pixellm.model.attention import packed_attention_mask
-from pixellm.model.outputs import CACHE_ARGUMENT
 from pixellm.model.small_batch_linear import SmallBatchLinear
 
 GROWING_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -211,4 +210,4 @@ def reading_rules(layers: Any, config: PreTrainedConfig) -> ReadingRules:
         kind: getattr(layer, "sliding_window", None)
         for kind, layer in zip(kinds, cached, strict=False)
     }
-    return ReadingRules(arguments, packs, grows and CACHE_ARGUMENT in arguments, windows)
+    return ReadingRules(arguments, packs, grows and "cache" in arguments, windows)

@@ -26,7 +26,7 @@ from pixellm.model.decoder import PixelDecoder
 from pixellm.model.evidence import familiarity, find_evidence, pack, rename
 from pixellm.model.language import build_language_parts, reading_rules
 from pixellm.model.losses import text_loss_sum
-from pixellm.model.outputs import CACHE_ARGUMENT, EncodedImages, PixelLMOutput
+from pixellm.model.outputs import EncodedImages, PixelLMOutput
 from pixellm.model.precision import final_norm, keep_in_full_precision
 from pixellm.model.projection import FeatureProjector, ImageProjector
 from pixellm.model.regions import Instances, RegionDecoder
@@ -52,7 +52,7 @@ class PixelLMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ("cache", "past_key_values")
+    _skip_keys_device_placement = "cache"
     _supports_sdpa = True
     _supports_flash_attn = True
 
@@ -213,7 +213,7 @@ class PixelLMModel(PixelLMPreTrainedModel):
             attention_mask = self.reading.packed_masks(  # type: ignore[assignment]
                 attention_mask, position_ids, dialogue_ids, embeddings.dtype
             )
-        named = {"position_ids": position_ids, "use_cache": use_cache, CACHE_ARGUMENT: cache}
+        named = {"position_ids": position_ids, "use_cache": use_cache, "cache": cache}
         return self.language_model(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
@@ -320,7 +320,6 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
-        past_key_values: Any = None,
         class_order: Tensor | None = None,
         **kwargs: Any,
     ) -> PixelLMOutput | tuple[Any, ...]:
@@ -347,7 +346,6 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
             output_attentions: return its attention, where its implementation ("eager") has it.
             return_dict: False returns the output's values as a tuple, without those that are None.
             class_order: (B, c), see :func:`pixellm.model.evidence.rename`.
-            past_key_values: the cache by its older name, which transformers before 5.24 uses.
             **kwargs: only what transformers' generation and the processor add.
 
         Raises:
@@ -360,7 +358,6 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         if pixel_values is not None:
             encoded, maps = self.model.encode_images(pixel_values, pixel_mask, class_order)
         image_tokens = None if encoded is None else encoded.tokens
-        cache = past_key_values if cache is None else cache
         text = (attention_mask, position_ids, dialogue_ids, cache, use_cache)
         outputs = self.model(
             input_ids,
@@ -371,7 +368,7 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         )
         hidden = outputs.last_hidden_state
         result = PixelLMOutput(
-            hidden_states=hidden, feature_maps=maps, cache=getattr(outputs, CACHE_ARGUMENT, None)
+            hidden_states=hidden, feature_maps=maps, cache=getattr(outputs, "cache", None)
         )
         if labels is None:
             result.logits = self.compute_logits(hidden[:, -kwargs.get("logits_to_keep", 0) :])
@@ -432,15 +429,12 @@ class PixelLMForConditionalGeneration(PixelLMPreTrainedModel, GenerationMixin):
         pixel_mask: Tensor | None = None,
         original_sizes: Tensor | None = None,
         resized_sizes: Tensor | None = None,
-        past_key_values: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Inputs of one step of transformers' ``generate``: images go in at the first only.
 
         The images' sizes are for whoever restores masks; the network does without them.
-        transformers before 5.24 hands the cache over as ``past_key_values``.
         """
-        cache = past_key_values if cache is None else cache
         seen = cache.get_seq_length() if cache is not None else 0
         inputs = {
             "input_ids": input_ids[:, seen:],

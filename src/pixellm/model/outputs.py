@@ -11,13 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
-
-CACHE_ARGUMENT = (
-    "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
-)
-"""What transformers' language models call their cache: ``cache`` from 5.24 on."""
 
 
 @dataclass
@@ -59,7 +53,7 @@ class PixelLMOutput(ModelOutput):
         feature_maps: per scale the encoder's (B, C_l, h_l, w_l) maps.
         decoder_features: per scale the decoder's (B, C, h_l, w_l) inputs, while training.
         target_embeddings: (M, L, C), while training.
-        cache: the language model's; also to be had as ``past_key_values``, its older name.
+        cache: the language model's.
     """
 
     loss: Tensor | None = None
@@ -74,8 +68,3 @@ class PixelLMOutput(ModelOutput):
     decoder_features: list[Tensor] | None = None
     target_embeddings: Tensor | None = None
     cache: Any = None
-
-    @property
-    def past_key_values(self) -> Any:
-        """The cache, by the name that transformers before 5.24 gives it."""
-        return self.cache
