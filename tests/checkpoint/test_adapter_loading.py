@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pixellm.checkpoint import io
@@ -133,25 +132,6 @@ def test_peft_reads_the_adapters_that_are_written(
         name for name, value in ours.state_dict().items() if not torch.equal(value, before[name])
     ]
     assert any("q_proj" in name for name in moved) and any("codebook" in name for name in moved)
-
-
-def test_adapters_of_version_0_1_are_read(
-    trained: tuple[Adapters, dict[str, Tensor]], tiny_model_dir: Path, tmp_path: Path
-) -> None:
-    adapters, state = trained
-    save_adapters(tmp_path / "new", adapters, str(tiny_model_dir), state)
-    lora = {"rank": 2, "alpha": 8.0, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
-    rows = list(adapters.token_rows)
-    old = {"format": 1, "base": str(tiny_model_dir), "lora": lora, "token_rows": rows}
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "adapter.json").write_text(json.dumps(old))
-    save_file(
-        {n: v.contiguous() for n, v in state.items()}, tmp_path / "old" / "adapter.safetensors"
-    )
-    assert_same_weights(*(load_model_and_processor(tmp_path / n)[0] for n in ("old", "new")))
-    (tmp_path / "old" / "adapter.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"adapter\.json is damaged"):
-        load_model_and_processor(tmp_path / "old")
 
 
 @pytest.mark.parametrize(

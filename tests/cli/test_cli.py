@@ -128,7 +128,7 @@ def test_json_masks_and_overlay_hold_the_same_answer(image: Path, tiny_model_dir
 
 
 def test_json_to_standard_output_is_all_there_is(image: Path, tiny_model_dir: Path) -> None:
-    command = [sys.executable, "-m", "pixellm.cli", "segment", str(image), TINY_QUESTION]
+    command = [sys.executable, "-m", "pixellm", "segment", str(image), TINY_QUESTION]
     command += ["--model", str(tiny_model_dir), "--json", "-", "--out", "seen.png"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -101,19 +101,6 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, name: str, content
     train(config, resume=3)
 
 
-def test_an_average_of_version_0_1_is_read(tmp_path: Path, whole: Path) -> None:
-    config = tiny_config(tmp_path, checkpoint=KEEP_ALL)
-    train(config)
-    path = config.run_folder / "checkpoints" / "step_00000009" / "trainer.pt"
-    saved = torch.load(path, weights_only=True)
-    average = saved["average"]
-    values = [average[f"module.{index}"] for index in range(len(average) - 1)]
-    saved["average"] = {"num_updates": int(average["n_averaged"]) - 1, "average": values}
-    torch.save(saved, path)
-    train(config, resume=9)
-    assert_same_weights(config.run_folder, whole)
-
-
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
     folder = str(Path(tiny_training.__file__).parent)

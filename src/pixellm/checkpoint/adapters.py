@@ -23,11 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixellm.checkpoint.parts import LoraShape
-from pixellm.checkpoint.sources import ADAPTER_CONFIG, OLD_ADAPTER_CONFIG
+from pixellm.checkpoint.sources import ADAPTER_CONFIG
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_OLD_WEIGHTS = "adapter.safetensors"
-"""As version 0.1 wrote them; read for one release more."""
 
 _LANGUAGE_MODEL = "model.language_model."
 _PREFIX, _THEIR_ROWS, _ROWS = "base_model.model.", ".token_adapter.trainable_tokens_delta", ".rows"
@@ -313,9 +311,7 @@ def _peft_name(name: str) -> str:
 
 
 def _own_name(name: str) -> str:
-    """The inverse of :func:`_peft_name`; a name of version 0.1 stays as it is."""
-    if not name.startswith(_PREFIX):
-        return name
+    """The inverse of :func:`_peft_name`."""
     name = name.removeprefix(_PREFIX)
     if name.endswith(_THEIR_ROWS):
         return name.removesuffix(_THEIR_ROWS) + _ROWS
@@ -339,11 +335,9 @@ def read_adapter_config(directory: Path) -> tuple[Adapters, str]:
     Raises:
         ValueError: the file is damaged.
     """
-    is_old = not (directory / ADAPTER_CONFIG).is_file()
-    path = directory / (OLD_ADAPTER_CONFIG if is_old else ADAPTER_CONFIG)
+    path = directory / ADAPTER_CONFIG
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        values = _renewed(values) if is_old else values
         targets = tuple(str(n).removeprefix(_LANGUAGE_MODEL) for n in values["target_modules"])
         names = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
         sizes = {own: values[theirs] for own, theirs in names.items()}
@@ -358,19 +352,6 @@ def read_adapter_config(directory: Path) -> tuple[Adapters, str]:
     return adapters, base
 
 
-def _renewed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of version 0.1 in peft's words."""
-    lora = values["lora"] or {"rank": 1, "alpha": 1.0, "dropout": 0.0, "target_modules": ()}
-    return {
-        "base_model_name_or_path": values["base"],
-        "r": lora["rank"],
-        "lora_alpha": lora["alpha"],
-        "lora_dropout": lora["dropout"],
-        "target_modules": lora["target_modules"],
-        "trainable_token_indices": {"": values["token_rows"]},
-    }
-
-
 @torch.no_grad()
 def load_adapters(model: Any, directory: Path) -> None:
     """Attach the adapters of a folder to the model they belong to, and fill them."""
@@ -378,8 +359,7 @@ def load_adapters(model: Any, directory: Path) -> None:
     from safetensors.torch import load_file
 
     adapters, base = read_adapter_config(directory)
-    is_old = not (directory / ADAPTER_CONFIG).is_file()
-    path = directory / (_OLD_WEIGHTS if is_old else ADAPTER_WEIGHTS)
+    path = directory / ADAPTER_WEIGHTS
     try:
         state = {_own_name(name): value for name, value in load_file(path).items()}
     except (SafetensorError, FileNotFoundError) as error:

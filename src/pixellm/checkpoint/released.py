@@ -218,7 +218,7 @@ def _is_kept(path: Path) -> bool:
     """Whether a file of a release is small and says nothing of how its weights are stored."""
     of_weights = path.suffix in _WEIGHT_SUFFIXES or ".index." in path.name
     small = path.is_file() and path.stat().st_size < _KEPT_BYTES
-    return small and not of_weights and path.name != "layout.json"  # as version 0.1 kept
+    return small and not of_weights
 
 
 def released_name(name: str) -> str | None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pixellm.models import PublishedModel, find_published, is_hub_id, near_names
 
-ADAPTER_CONFIG, OLD_ADAPTER_CONFIG = "adapter_config.json", "adapter.json"
-"""What tells a folder of adapters from one of a whole model; the second is of version 0.1."""
+ADAPTER_CONFIG = "adapter_config.json"
+"""What tells a folder of adapters from one of a whole model."""
 
 EMBEDDED_DIR = Path(__file__).parent.parent / "weights"
 """Where the models that the package carries lie, one directory a name."""
@@ -68,4 +68,4 @@ def resolve_source(source: str | Path) -> str:
 
 def is_adapter_folder(directory: Path) -> bool:
     """Whether a folder holds adapters rather than a whole model."""
-    return any((directory / name).is_file() for name in (ADAPTER_CONFIG, OLD_ADAPTER_CONFIG))
+    return (directory / ADAPTER_CONFIG).is_file()

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoModel, PreTrainedModel
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithNoAttention
+from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithNoAttention
 
 from pixellm.model.yolox_config import YoloxConfig
 
@@ -168,17 +168,13 @@ class YoloxHead(nn.Module):
         return torch.stack([middle_x, middle_y, width, height], 1)
 
 
-class YoloxPreTrainedModel(PreTrainedModel):
-    """What both classes share with transformers."""
+class YoloxModel(PreTrainedModel):
+    """The whole detector; its convolutions are declared in the order in which they run."""
 
     config_class = YoloxConfig
     config: YoloxConfig
     base_model_prefix = "yolox"
     main_input_name = "pixel_values"
-
-
-class YoloxModel(YoloxPreTrainedModel):
-    """The whole detector; its convolutions are declared in the order in which they run."""
 
     def __init__(self, config: YoloxConfig) -> None:
         super().__init__(config)
@@ -246,28 +242,4 @@ def _fold_neighbours(pixels: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
-class YoloxBackbone(YoloxPreTrainedModel):
-    """The detector as transformers' backbones are read: named maps, deepest last."""
-
-    def __init__(self, config: YoloxConfig, out_features: tuple[str, ...] = STAGE_NAMES[5:8]):
-        super().__init__(config)
-        self.yolox = YoloxModel(config)
-        self.out_features = list(out_features)
-        self.post_init()
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BackboneOutput:
-        """Maps by ``out_features``; see :meth:`YoloxModel.forward`."""
-        states = self.yolox(pixel_values).hidden_states
-        maps = tuple(states[STAGE_NAMES.index(name)] for name in self.out_features)
-        return BackboneOutput(
-            feature_maps=maps, hidden_states=states if output_hidden_states else None
-        )
-
-
 AutoModel.register(YoloxConfig, YoloxModel, exist_ok=True)
-AutoBackbone.register(YoloxConfig, YoloxBackbone, exist_ok=True)

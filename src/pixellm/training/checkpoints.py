@@ -262,18 +262,9 @@ def read_checkpoint(path: Path) -> tuple[TrainState, dict[str, Any]]:
         trainer = torch.load(path / name, map_location="cpu", weights_only=True)
         if not isinstance(trainer, dict) or not trainer.keys() >= _PARTS:
             raise ValueError("parts are missing")
-        _renew_average(trainer)
     except _DAMAGE as error:
         older = [other.name for other in list_checkpoints(path.parent) if other.name < path.name]
         number = _step_of(path.with_name(older[-1])) if older else 0
         way = f"resume from an older one: --resume {number}" if older else "start the run anew"
         raise ValueError(f"Checkpoint {path} is damaged ({name} can't be read); {way}.") from error
     return state, trainer
-
-
-def _renew_average(trainer: dict[str, Any]) -> None:
-    """Bring an average as version 0.1 wrote it into torch's form, in place."""
-    average = trainer["average"]
-    if average is not None and "num_updates" in average:
-        values = {f"module.{index}": value for index, value in enumerate(average["average"])}
-        trainer["average"] = {"n_averaged": torch.tensor(average["num_updates"] + 1), **values}
