@@ -1,7 +1,7 @@
-"""The commands ``pixellm convert`` and ``pixellm init``: foreign weights in, released layout out.
+"""The commands ``pixellm convert``, ``init`` and ``export-lm``: foreign weights in and out.
 
 Reads options, shows a bar and calls :mod:`pixellm.checkpoint`; how weights move is not
-its business. :func:`add_commands` puts the commands into the command line.
+its business.
 """
 
 from __future__ import annotations
@@ -20,24 +20,14 @@ _Tower = Annotated[
 _Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch on the hub.")]
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add ``convert``, ``init`` and ``export-lm`` to a command line."""
-    app.command(
-        epilog="Examples:\n\n    pixellm convert PixelLM-7B --vision-tower "
-        "openai/clip-vit-large-patch14-336 --out pixellm-7b"
-        "\n\n    pixellm convert pixellm-7b --to released --out PixelLM-7B-again"
-    )(convert)
-    app.command(
-        epilog="Examples:\n\n    pixellm init --llava llava-hf/llava-1.5-7b-hf --out start"
-        "\n\n    pixellm init --llm HuggingFaceTB/SmolLM2-135M --vision "
-        "openai/clip-vit-base-patch16 --out start"
-    )(init)
-    app.command(
-        "export-lm",
-        epilog="Example:\n\n    pixellm export-lm runs/mine --out mine-lm",
-    )(export_lm)
+app = typer.Typer()
 
 
+@app.command(
+    epilog="Examples:\n\n    pixellm convert PixelLM-7B --vision-tower "
+    "openai/clip-vit-large-patch14-336 --out pixellm-7b"
+    "\n\n    pixellm convert pixellm-7b --to released --out PixelLM-7B-again"
+)
 def convert(
     source: Annotated[str, typer.Argument(help="Folder or hub id of a released PixelLM.")],
     out: _Out,
@@ -68,6 +58,11 @@ def convert(
     say(f"Wrote {out}")
 
 
+@app.command(
+    epilog="Examples:\n\n    pixellm init --llava llava-hf/llava-1.5-7b-hf --out start"
+    "\n\n    pixellm init --llm HuggingFaceTB/SmolLM2-135M --vision "
+    "openai/clip-vit-base-patch16 --out start"
+)
 def init(
     out: _Out,
     llava: Annotated[str | None, typer.Option(help="Folder or hub id of a LLaVA.")] = None,
@@ -109,6 +104,7 @@ def init(
     say(f"Wrote {out}")
 
 
+@app.command("export-lm", epilog="Example:\n\n    pixellm export-lm runs/mine --out mine-lm")
 def export_lm(
     checkpoint: Annotated[
         str,

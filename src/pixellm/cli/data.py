@@ -1,7 +1,6 @@
-"""The commands ``pixellm data check``, ``preview`` and ``pseudo-label``: data to be trained on.
+"""The commands ``pixellm data check``, ``preview``, ``pseudo-label`` and ``scenes``.
 
-Reads options, calls :mod:`pixellm.data` and prints what came of it; what a bad row is, is none of
-its business. :func:`add_data_commands` puts the commands into the command line.
+Reads options, calls :mod:`pixellm.data` and prints what came of it.
 """
 
 from __future__ import annotations
@@ -21,27 +20,15 @@ if TYPE_CHECKING:
     from pixellm.labelling.label_run import LabelState
 
 
-def add_data_commands(app: typer.Typer) -> None:
-    """Add ``check``, ``preview`` and ``pseudo-label`` to a command line."""
-    app.command(
-        epilog="Examples:\n\n    pixellm data check datasets"
-        "\n\n    pixellm data check datasets --set refcoco --set ade20k --report bad.csv"
-        "\n\n    pixellm data check curated --images train2017"
-        "\n\n    pixellm data check mine.json --images photos"
-    )(check)
-    app.command(
-        epilog="Examples:\n\n    pixellm data preview ade20k --data datasets --out look"
-        "\n\n    pixellm data preview coco --data photos --with targets=regions --out look"
-        "\n\n    pixellm data preview mine.jsonl --out look"
-    )(preview)
-    app.command(
-        "pseudo-label",
-        epilog="Examples:\n\n    pixellm data pseudo-label photos --out labels"
-        " --class dog --class cat"
-        "\n\n    pixellm data pseudo-label photos --out labels --boxes boxes.json --min-score 0.5",
-    )(spread(pseudo_label))
+app = typer.Typer(no_args_is_help=True, help="Make, check and look at data.")
 
 
+@app.command(
+    epilog="Examples:\n\n    pixellm data check datasets"
+    "\n\n    pixellm data check datasets --set refcoco --set ade20k --report bad.csv"
+    "\n\n    pixellm data check curated --images train2017"
+    "\n\n    pixellm data check mine.json --images photos"
+)
 def check(
     root: Annotated[Path, typer.Argument(help="Folder of data sets, or one file.")],
     sets: Annotated[
@@ -98,6 +85,11 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command(
+    epilog="Examples:\n\n    pixellm data preview ade20k --data datasets --out look"
+    "\n\n    pixellm data preview coco --data photos --with targets=regions --out look"
+    "\n\n    pixellm data preview mine.jsonl --out look"
+)
 def preview(
     data: Annotated[str, typer.Argument(metavar="SET", help="A data set's name, or one file.")],
     out: Annotated[Path, typer.Option(help="Folder for the page and the sheet.")],
@@ -128,6 +120,13 @@ def preview(
     say(f"To look at: {page} and {sheet}")
 
 
+@app.command(
+    "pseudo-label",
+    epilog="Examples:\n\n    pixellm data pseudo-label photos --out labels"
+    " --class dog --class cat"
+    "\n\n    pixellm data pseudo-label photos --out labels --boxes boxes.json --min-score 0.5",
+)
+@spread
 def pseudo_label(
     images: Annotated[Path, typer.Argument(help="Folder of photos.")],
     options: LoadOptions,
@@ -178,6 +177,26 @@ def pseudo_label(
         typer.echo(f"{state.bad} photos can't be read; they are left out.", err=True)
     if shown and state.masks + state.doubts:
         typer.echo(f"To look at: {out / SHEET_FILE}")
+
+
+@app.command(epilog="Example:\n\n    pixellm data scenes --split test --num 20 --out scenes")
+def scenes(
+    out: Annotated[Path, typer.Option(help="Folder for images, JSON and contact sheet.")],
+    split: Annotated[
+        str, typer.Option(help="train, val, test, test_combination, test_style.")
+    ] = "test",
+    num: Annotated[int, typer.Option(min=1, help="Images.")] = 20,
+    seed: Annotated[int, typer.Option(help="Another seed gives other scenes.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files in OUT.")] = False,
+) -> None:
+    """Draw scenes with questions and answers (MUSE format), and a sheet to look at."""
+    from pixellm.data.scene_export import export_scenes
+    from pixellm.scenes.dataset import ScenesDataset
+
+    dataset = ScenesDataset(split=split, seed=seed, length=num)
+    written = export_scenes(dataset, out, num, overwrite=overwrite)
+    say(f"{len(written.images)} images with questions: {written.annotations}")
+    say(f"To look at: {written.contact_sheet}")
 
 
 def _show_report(console: Console, report: SplitReport, limit: int, *, err: bool) -> None:

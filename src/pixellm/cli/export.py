@@ -1,7 +1,6 @@
 """The command ``pixellm export``, and the options ``--classes`` and ``--export`` of others.
 
 Reads options and calls :mod:`pixellm.export`.
-:func:`add_commands` puts the command into the command line.
 """
 
 from __future__ import annotations
@@ -35,15 +34,14 @@ ExportTo = Annotated[
 ]
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add ``export`` to a command line."""
-    app.command(
-        epilog="Examples:\n\n    pixellm export photos_pixellm.jsonl --images photos --to coco "
-        "--out labels"
-        '\n\n    pixellm export answers.jsonl --to yolo --out cups --classes "cup,plate"'
-    )(export)
+app = typer.Typer()
 
 
+@app.command(
+    epilog="Examples:\n\n    pixellm export photos_pixellm.jsonl --images photos --to coco "
+    "--out labels"
+    '\n\n    pixellm export answers.jsonl --to yolo --out cups --classes "cup,plate"'
+)
 def export(
     answers: Annotated[
         Path, typer.Argument(help="JSONL of `pixellm predict`, or JSON of `pixellm segment`.")

@@ -1,7 +1,6 @@
 """The commands ``pixellm models`` and ``pixellm download``.
 
-Shows :mod:`pixellm.models` and what of it lies in the cache. :func:`add_commands` puts the commands
-into the command line.
+Shows :mod:`pixellm.models` and what of it lies in the cache.
 """
 
 from __future__ import annotations
@@ -12,13 +11,10 @@ import typer
 
 from pixellm.cli.console import open_console, say
 
-
-def add_commands(app: typer.Typer) -> None:
-    """Add ``models`` and ``download`` to a command line."""
-    app.command(epilog="Example:\n\n    pixellm models")(models)
-    app.command(epilog="Example:\n\n    pixellm download pixellm-7b")(download)
+app = typer.Typer()
 
 
+@app.command(epilog="Example:\n\n    pixellm models")
 def models() -> None:
     """List the models that go by a name: size, memory, licence, what they know, whether here."""
     from pixellm.checkpoint.sources import is_here
@@ -40,6 +36,7 @@ def models() -> None:
     )
 
 
+@app.command(epilog="Example:\n\n    pixellm download pixellm-7b")
 def download(
     name: Annotated[str, typer.Argument(help="Of `pixellm models`, or a hub id.")],
 ) -> None:

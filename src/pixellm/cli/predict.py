@@ -1,7 +1,7 @@
 """The command ``pixellm predict``, and ``pixellm segment`` with ``--batch``: many images.
 
 Reads options, shows a progress bar and calls :mod:`pixellm.engine.questions`, which knows how a job
-goes on after a kill. :func:`add_commands` puts the command into the command line.
+goes on after a kill.
 """
 
 from __future__ import annotations
@@ -53,16 +53,7 @@ _Ray = Annotated[
 ]
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add ``predict`` to a command line."""
-    app.command(
-        epilog="Examples:\n\n    pixellm predict questions.jsonl --out answers.jsonl"
-        '\n\n    pixellm predict photos "All the cups, please." --batch-size 8'
-        '\n\n    pixellm predict photos --classes "cup,plate" --export coco --export yolo'
-        "\n\n    pixellm predict refcoco --data datasets --split val --out refcoco.jsonl"
-        "\n\n    pixellm predict scenes --split test --with num=100"
-        "\n\n    pixellm predict questions.jsonl --ray 4"
-    )(spread(predict))
+app = typer.Typer()
 
 
 def predict(
@@ -218,3 +209,13 @@ def _device_of_workers(device: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "auto"
+
+
+app.command(
+    epilog="Examples:\n\n    pixellm predict questions.jsonl --out answers.jsonl"
+    '\n\n    pixellm predict photos "All the cups, please." --batch-size 8'
+    '\n\n    pixellm predict photos --classes "cup,plate" --export coco --export yolo'
+    "\n\n    pixellm predict refcoco --data datasets --split val --out refcoco.jsonl"
+    "\n\n    pixellm predict scenes --split test --with num=100"
+    "\n\n    pixellm predict questions.jsonl --ray 4"
+)(spread(predict))

@@ -15,14 +15,14 @@ from pixellm.cli.options import LoadOptions, MinScore, spread
 KEYS_VARIABLE = "PIXELLM_API_KEYS"
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add ``serve`` to a command line."""
-    app.command(
-        epilog="Examples:\n\n    pixellm serve"
-        "\n\n    pixellm serve --host 0.0.0.0 --port 80 --api-keys keys.txt"
-    )(spread(serve))
+app = typer.Typer()
 
 
+@app.command(
+    epilog="Examples:\n\n    pixellm serve"
+    "\n\n    pixellm serve --host 0.0.0.0 --port 80 --api-keys keys.txt"
+)
+@spread
 def serve(
     options: LoadOptions,
     host: Annotated[

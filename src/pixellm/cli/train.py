@@ -1,7 +1,7 @@
 """The commands ``pixellm train``, ``merge`` and ``ablate``.
 
 Reads options, shows a run or its plan and calls :mod:`pixellm.training`; how a run works is not
-its business. :func:`add_commands` puts the commands into the command line.
+its business.
 """
 
 from __future__ import annotations
@@ -23,26 +23,16 @@ if TYPE_CHECKING:
     from pixellm.training.plan import EvaluationPlan, RunPlan, StagePlan
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add ``train``, ``merge`` and ``ablate`` to a command line."""
-    app.command(
-        epilog="Examples:\n\n    pixellm train nano"
-        "\n\n    pixellm train nano --set name=trial --set stages.0.steps=100"
-        "\n\n    pixellm train nano --resume"
-        "\n\n    pixellm train nano --resume 1500"
-        "\n\n    pixellm train pixellm_7b --dry-run --gpus 8"
-    )(train)
-    app.command(
-        epilog="Examples:\n\n    pixellm merge runs/pixellm-7b --out pixellm-7b-mine"
-        "\n\n    pixellm merge runs/pixellm-7b/checkpoints/step_00001500 --out early"
-    )(merge)
-    app.command(
-        epilog="Examples:\n\n    pixellm ablate recipes/ablation/*.yaml --minutes 600"
-        "\n\n    pixellm ablate recipes/ablation/base.yaml recipes/ablation/alpha_1.yaml "
-        "--seeds 5 --set stages.0.steps=2000"
-    )(ablate)
+app = typer.Typer()
 
 
+@app.command(
+    epilog="Examples:\n\n    pixellm train nano"
+    "\n\n    pixellm train nano --set name=trial --set stages.0.steps=100"
+    "\n\n    pixellm train nano --resume"
+    "\n\n    pixellm train nano --resume 1500"
+    "\n\n    pixellm train pixellm_7b --dry-run --gpus 8"
+)
 def train(
     recipe: Annotated[
         Path,
@@ -106,6 +96,10 @@ def _how_to_go_on(stopped: str, recipe: Path, overrides: Sequence[str], config: 
     return f"Stopped before the first checkpoint: {command} --resume has nothing to go on from."
 
 
+@app.command(
+    epilog="Examples:\n\n    pixellm merge runs/pixellm-7b --out pixellm-7b-mine"
+    "\n\n    pixellm merge runs/pixellm-7b/checkpoints/step_00001500 --out early"
+)
 def merge(
     source: Annotated[str, typer.Argument(help="A run's folder, or one of its checkpoints.")],
     out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
@@ -125,6 +119,11 @@ def merge(
     say(f"Wrote {out}")
 
 
+@app.command(
+    epilog="Examples:\n\n    pixellm ablate recipes/ablation/*.yaml --minutes 600"
+    "\n\n    pixellm ablate recipes/ablation/base.yaml recipes/ablation/alpha_1.yaml "
+    "--seeds 5 --set stages.0.steps=2000"
+)
 def ablate(
     recipes: Annotated[
         list[Path],
