@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from pixellm import __version__
 from pixellm.engine import Engine
 from pixellm.serving.chat import chat_routes
-from pixellm.serving.errors import RefusedError, error_body
+from pixellm.serving.errors import RefusedError, invalid
 from pixellm.serving.exporting import export_routes
 from pixellm.serving.guard import Guard
 from pixellm.serving.metrics import CONTENT_TYPE, Metrics
@@ -94,33 +94,31 @@ def _add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(RefusedError)
     async def refused(_: HttpRequest, error: RefusedError) -> Response:
-        return JSONResponse(error.body(), error.status, error.headers)
+        return _response(error)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: HttpRequest, error: RequestValidationError) -> Response:
-        return _plain(400, _first_fault(error.errors()), "invalid_request")
+        return _response(invalid(_first_fault(error.errors())))
 
     @app.exception_handler(HTTPException)
     async def http_error(_: HttpRequest, error: HTTPException) -> Response:
-        code = {404: "not_found", 405: "method_not_allowed"}.get(
-            error.status_code, "invalid_request"
-        )
-        return _plain(error.status_code, str(error.detail), code, dict(error.headers or {}))
+        status = error.status_code
+        code = {404: "not_found", 405: "method_not_allowed"}.get(status, "invalid_request")
+        return _response(RefusedError(status, str(error.detail), code, error.headers))
 
     @app.exception_handler(ClientLeftError)
     async def left(_: HttpRequest, __: ClientLeftError) -> Response:
-        return _plain(CLIENT_LEFT, "The client left.", "left")
+        return _response(RefusedError(CLIENT_LEFT, "The client left.", "left"))
 
     @app.exception_handler(Exception)
     async def unforeseen(_: HttpRequest, error: Exception) -> Response:
         _LOG.error("A request failed.", exc_info=error)
-        return _plain(500, "The server failed on this request; it was logged.", "server_error")
+        sentence = "The server failed on this request; it was logged."
+        return _response(RefusedError(500, sentence, "server_error"))
 
 
-def _plain(
-    status: int, message: str, code: str, headers: dict[str, str] | None = None
-) -> JSONResponse:
-    return JSONResponse(error_body(status, message, code), status, headers)
+def _response(error: RefusedError) -> JSONResponse:
+    return JSONResponse(error.body(), error.status, error.headers)
 
 
 def _first_fault(faults: Any) -> str:

@@ -63,7 +63,8 @@ def chat_routes(service: Service) -> APIRouter:
         """Answer the last message about the dialogue's image."""
         question = _question(service, body)
         if not body.stream:
-            answer = await while_present(http.receive, _whole(service, question))
+            prediction = await while_present(http.receive, service.predict(question))
+            answer = await service.in_thread(_answer, service.name, prediction)
             return JSONResponse(answer.model_dump(mode="json"))
         pieces = service.ask(question)
         # What is wrong with the request shows before the first piece, and gets its own status.
@@ -86,14 +87,6 @@ def _question(service: Service, body: ChatRequest) -> Question:
         body.max_completion_tokens or body.max_tokens, body.temperature, body.top_p, body.seed
     )
     return Question(dialogue.image_url, dialogue.question, dialogue.history, options)
-
-
-async def _whole(service: Service, question: Question) -> ChatAnswer:
-    async with aclosing(service.ask(question)) as pieces:
-        async for piece in pieces:
-            if isinstance(piece, Prediction):
-                return await service.threads.run(_answer, service.name, piece)
-    raise RuntimeError("an answer without its Prediction")
 
 
 def _answer(model: str, prediction: Prediction) -> ChatAnswer:
@@ -133,7 +126,7 @@ async def _events(
                 if isinstance(piece, str):
                     yield chunk({"content": piece})
                 elif isinstance(piece, Segment):
-                    values = await service.threads.run(segment_values, piece, count)
+                    values = await service.in_thread(segment_values, piece, count)
                     count += 1
                     yield chunk({"segments": [values]})
                 elif isinstance(piece, Prediction):

@@ -27,14 +27,10 @@ class RefusedError(Exception):
 
     def body(self) -> dict[str, Any]:
         """As OpenAI's clients read it."""
-        return error_body(self.status, self.message, self.code)
-
-
-def error_body(status: int, message: str, code: str) -> dict[str, Any]:
-    """The JSON of a refusal."""
-    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-    kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+        kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+        usual = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = kinds.get(self.status, usual)
+        return {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
 
 
 def invalid(message: str, code: str = "invalid_request") -> RefusedError:

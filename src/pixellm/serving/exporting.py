@@ -69,9 +69,7 @@ def export_routes(service: Service) -> APIRouter:
         name = Path(image.filename or "image").name[:200]
         async with writing:
             pixels = await service.read_image(await image.read())
-            body, kind = await service.threads.run(
-                _write, format, pixels, given, name, service.name
-            )
+            body, kind = await service.in_thread(_write, format, pixels, given, name, service.name)
         return Response(body, media_type=kind)
 
     return router

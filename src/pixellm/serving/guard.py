@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pixellm.serving.errors import RefusedError, error_body
+from pixellm.serving.errors import RefusedError
 from pixellm.serving.metrics import Metrics
 from pixellm.serving.settings import Settings
 
@@ -149,7 +149,7 @@ class Guard:
 
 async def send_error(send: Send, error: RefusedError) -> None:
     """Answer with a refusal, from outside of any framework."""
-    body = json.dumps(error_body(error.status, error.message, error.code)).encode()
+    body = json.dumps(error.body()).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
     headers += [(b"connection", b"close")]  # the rest of the request may never come

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,9 +62,9 @@ def segment_routes(service: Service) -> APIRouter:
         data = await image.read()
         name = Path(image.filename or "image").name[:_LONGEST_NAME]
         asked = Question(data, question, options=options)
-        prediction = await while_present(http.receive, _predict(service, asked))
+        prediction = await while_present(http.receive, service.predict(asked))
         pixels = Image.fromarray(await service.read_image(data)) if form == "image/png" else None
-        body = await service.threads.run(_body, form, prediction, name, service.name, pixels)
+        body = await service.in_thread(_body, form, prediction, name, service.name, pixels)
         headers = {"Vary": "Accept"}
         if form == "application/zip":
             headers["Content-Disposition"] = 'attachment; filename="masks.zip"'
@@ -107,14 +106,6 @@ def _weight(accept: str, form: str) -> float:
         if known in weights:
             return weights[known]
     return 0.0
-
-
-async def _predict(service: Service, question: Question) -> Prediction:
-    async with aclosing(service.ask(question)) as pieces:
-        async for piece in pieces:
-            if isinstance(piece, Prediction):
-                return piece
-    raise RuntimeError("an answer without its Prediction")
 
 
 def _body(

@@ -10,8 +10,9 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
+import anyio.to_thread
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,15 +24,19 @@ from pixellm.serving.errors import RefusedError, invalid
 from pixellm.serving.metrics import Metrics
 from pixellm.serving.remote import fetch_image
 from pixellm.serving.settings import Settings
-from pixellm.serving.threads import Threads
 from pixellm.serving.worker import Piece, Worker
 from pixellm.types import Prediction, Request, Segment
 from pixellm.visualize import segment_color
 
 Pixels = NDArray[np.uint8]
+Result = TypeVar("Result")
+Arguments = TypeVarTuple("Arguments")
 
 IMAGES_HELD = 16
 """Images of the largest size that all requests together may hold."""
+
+THREADS = 4
+"""That read images and write masks; each may hold an image several times over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ class Service:
         self.name = name
         self.settings = settings
         self.metrics = metrics
-        self.threads = Threads()
+        self._threads = anyio.CapacityLimiter(THREADS)
         self.started = int(time.time())
         self._pixels = 0
         self._fetch = fetch
@@ -94,6 +99,18 @@ class Service:
             1.0 if top_p is None else top_p,
             0 if seed is None else seed,
         )
+
+    async def in_thread(self, work: Callable[[*Arguments], Result], *args: *Arguments) -> Result:
+        """Do what would hold the event loop up in one of a few threads; waits for one."""
+        return await anyio.to_thread.run_sync(work, *args, limiter=self._threads)
+
+    async def predict(self, question: Question) -> Prediction:
+        """The whole answer; see :meth:`ask`."""
+        async with aclosing(self.ask(question)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Prediction):
+                    return piece
+        raise RuntimeError("an answer without its Prediction")
 
     async def ask(self, question: Question) -> AsyncGenerator[Piece]:
         """Pieces of the answer, the Prediction last; close it to leave early.
@@ -154,7 +171,7 @@ class Service:
             RefusedError: it can't be fetched or read, or has too many pixels.
         """
         if isinstance(source, str):
-            data = await self.threads.run(decode_data_url, source)
+            data = await self.in_thread(decode_data_url, source)
             if data is None:
                 if not self.settings.remote_images:
                     sentence = "This server fetches no images; send yours as a data URL."
@@ -162,7 +179,7 @@ class Service:
                 data = await self._fetch(source, self.settings.max_body)
         else:
             data = source
-        return await self.threads.run(self._decode, data)
+        return await self.in_thread(self._decode, data)
 
     def _decode(self, data: bytes) -> Pixels:
         if not data:

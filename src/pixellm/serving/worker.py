@@ -55,13 +55,14 @@ class Worker:
 
     Attributes:
         failures: of the engine, since its last answer.
+        num_taken: places in use: waiting, running, or having their images read.
     """
 
     def __init__(self, engine: Engine, queue: int) -> None:
         self.engine = engine
         self.failures = 0
         self._queue = queue
-        self._taken = 0
+        self.num_taken = 0
         self._seconds = 1.0
         self._waiting: deque[_Job] = deque()
         self._running: dict[int, _Job] = {}
@@ -101,11 +102,6 @@ class Worker:
         """Requests that are being answered."""
         return len(self._running)
 
-    @property
-    def num_taken(self) -> int:
-        """Places in use: waiting, running, or having their images read."""
-        return self._taken
-
     @contextmanager
     def place(self) -> Iterator[None]:
         """One of the places, from the event loop's thread.
@@ -116,19 +112,19 @@ class Worker:
         if self._stopping or not self._thread.is_alive():
             raise _stopping()
         rows = self.engine.max_batch
-        if self._taken >= rows + self._queue:
-            seconds = max(1, math.ceil(self._seconds * (self._taken - rows + 1) / rows))
+        if self.num_taken >= rows + self._queue:
+            seconds = max(1, math.ceil(self._seconds * (self.num_taken - rows + 1) / rows))
             raise RefusedError(
                 429,
-                f"{self._taken} requests are being answered or wait; try again in {seconds} s.",
+                f"{self.num_taken} requests are being answered or wait; try again in {seconds} s.",
                 "busy",
                 {"Retry-After": str(seconds)},
             )
-        self._taken += 1
+        self.num_taken += 1
         try:
             yield
         finally:
-            self._taken -= 1
+            self.num_taken -= 1
 
     async def answer(self, request: Request, options: AnswerOptions) -> AsyncGenerator[Piece]:
         """Pieces of the answer, the Prediction last; to leave early, close the iterator.
