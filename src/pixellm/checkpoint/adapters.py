@@ -254,14 +254,12 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def fold_adapters(model: nn.Module) -> None:
     """Replace adapted modules by plain ones with the adapters in their weights, in place."""
-    merged = [
-        (getattr(_plain(module), _weight_name(module)), merged_weight(module))
-        for _, _, module in _adapted(model)
-    ]
-    for parent, attribute, module in _adapted(model):
-        setattr(parent, attribute, _plain(module))
-    for plain, weight in merged:
-        plain.copy_(weight)
+    adapted = _adapted(model)
+    merged = [merged_weight(module) for _, _, module in adapted]
+    for (parent, attribute, module), weight in zip(adapted, merged, strict=True):
+        plain = _plain(module)
+        setattr(parent, attribute, plain)
+        getattr(plain, _weight_name(module)).copy_(weight)
     inner: Any = getattr(model, "model", None)
     if inner is not None and hasattr(inner.language_model, "peft_config"):
         del inner.language_model.peft_config

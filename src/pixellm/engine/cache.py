@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from pixellm.engine.row import Row
+from pixellm.engine.row import KVBackend, Row
 from pixellm.model.llama_steps import MAX_ROWS, LlamaSteps, can_step
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 
@@ -132,8 +132,8 @@ class _SlotLayer(CacheLayerMixin):
         return self.size[1]
 
 
-class SlotRows:
-    """Reads many rows together, each in its slot; see :class:`pixellm.engine.row.KVBackend`.
+class SlotRows(KVBackend):
+    """Reads many rows together, each in its slot.
 
     Args:
         model: of a family that reads in slots, see :func:`longest_slot`.
@@ -149,13 +149,12 @@ class SlotRows:
         model: PixelLMForConditionalGeneration,
         forward: Callable[..., Any] | None = None,
     ) -> None:
-        self.model = model
+        super().__init__(model)
         self.fixed = forward is not None
         self._model_forward = forward or model.model
         self._steps: LlamaSteps | None = None
         if forward is None and can_step(model.model.language_model):
             self._steps = LlamaSteps(model.model.language_model)
-        self.rows: list[Row] = []
         padding_costs = _PADDING_BUDGETS.get(model.device.type, _PADDING_BUDGET_ELSEWHERE)
         self.padding_budget = float("inf") if self.fixed else float(padding_costs)
         self._current = _Pass()
@@ -171,7 +170,7 @@ class SlotRows:
 
     def add(self, row: Row) -> None:
         """Give a row the next slot."""
-        self.rows.append(row)
+        super().add(row)
         self._reserve(len(self.rows), self._needed(row))
         slot, shown = len(self.rows) - 1, row.prompt.visible
         self._visible[slot] = True
@@ -207,7 +206,7 @@ class SlotRows:
             layer.values[slot, :, :length] = values[:, :length]
 
     def forward(self, rows: Sequence[Row], new_ids: Sequence[Sequence[int]]) -> Tensor:
-        """Read the next ids of rows in one pass; see :class:`pixellm.engine.row.KVBackend`."""
+        """Read the next ids of rows in one pass."""
         slots, device = [self.rows.index(row) for row in rows], self.model.device
         images = [row.prompt.image_tokens for row in rows if row.read == 0]
         placed = [image for image in images if image is not None]

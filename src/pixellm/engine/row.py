@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ class Row:
         return self.prompt.max_new_tokens - self.handed_out
 
 
-class KVBackend(Protocol):
+class KVBackend:
     """Holds the rows being answered and lets the language model read their next ids.
 
     Attributes:
@@ -101,21 +101,25 @@ class KVBackend(Protocol):
         shares_prefixes: whether ``copy`` and ``load`` work.
     """
 
-    rows: list[Row]
-    padding_budget: float
-    shares_prefixes: bool
+    padding_budget = float("inf")
+    shares_prefixes = False
+
+    def __init__(self, model: PixelLMForConditionalGeneration) -> None:
+        self.model = model
+        self.rows: list[Row] = []
 
     def add(self, row: Row) -> None:
         """Make room for a row of which nothing was read."""
-        ...
+        self.rows.append(row)
 
     def remove(self, row: Row) -> None:
-        """Forget a row."""
-        ...
+        """Forget a row, and give its memory back."""
+        self.rows.remove(row)
 
     def clear(self) -> None:
         """Forget every row, and give the memory back."""
-        ...
+        for row in self.rows.copy():
+            self.remove(row)
 
     def forward(self, rows: Sequence[Row], new_ids: Sequence[Sequence[int]]) -> Tensor:
         """Read the ids ``new_ids`` behind ``row.read`` of each row.
@@ -123,58 +127,38 @@ class KVBackend(Protocol):
         Returns:
             (B, F, D) states after the final norm, rows aligned on the left.
         """
-        ...
+        raise NotImplementedError
 
     def copy(self, row: Row, length: int) -> list[tuple[Tensor, Tensor]]:
         """What is remembered of a row's first ``length`` ids: keys and values of each layer."""
-        ...
+        raise NotImplementedError
 
     def load(self, row: Row, memory: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
         """Remember the first ``length`` ids of a copy as the row's own."""
-        ...
+        raise NotImplementedError
 
 
-class SeparateRows:
+class SeparateRows(KVBackend):
     """Reads every row on its own, without padding: for families that nothing is known of.
 
     Where the family's own cache takes several ids at a time it is used; otherwise the whole row is
-    read anew for each step, which is slow and always right.
+    read anew for each step, which is slow and always right. Caches of unknown families can't be
+    cut, so none is shared.
     """
 
-    padding_budget = float("inf")
-    shares_prefixes = False
-
     def __init__(self, model: PixelLMForConditionalGeneration) -> None:
-        self.model = model
-        self.rows: list[Row] = []
+        super().__init__(model)
         self.uses_cache = model.model.reading.caches
-
-    def add(self, row: Row) -> None:
-        """Add a row."""
-        self.rows.append(row)
 
     def remove(self, row: Row) -> None:
         """Forget a row and its cache."""
-        self.rows.remove(row)
+        super().remove(row)
         row.cache = None
-
-    def clear(self) -> None:
-        """Forget every row."""
-        for row in self.rows.copy():
-            self.remove(row)
 
     def forward(self, rows: Sequence[Row], new_ids: Sequence[Sequence[int]]) -> Tensor:
         """See :class:`KVBackend`."""
         states = [self._read(row, new) for row, new in zip(rows, new_ids, strict=True)]
         return torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
-
-    def copy(self, row: Row, length: int) -> list[tuple[Tensor, Tensor]]:
-        """Not offered: caches of unknown families can't be cut."""
-        raise NotImplementedError
-
-    def load(self, row: Row, memory: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
-        """Not offered: caches of unknown families can't be cut."""
-        raise NotImplementedError
 
     def _read(self, row: Row, new: Sequence[int]) -> Tensor:
         """States (F, D) of one row's next ids."""

@@ -248,7 +248,8 @@ class PixelLMProcessor(ProcessorMixin):
             ValueError: an option that this processor can't follow, or another template than the
                 processor's with ``tokenize``.
         """
-        chosen = BatchOptions.parse({**(processor_kwargs or {}), **options})
+        options = {**(processor_kwargs or {}), **options}
+        BatchOptions.parse(options)
         if continue_final_message:
             raise ValueError(
                 "Answers are written from their beginning: leave out continue_final_message."
@@ -270,7 +271,7 @@ class PixelLMProcessor(ProcessorMixin):
         if chat_template not in (None, self.chat_template):
             raise ValueError("Inputs are built with the processor's own chat template only.")
         images = [image for messages in conversations for image in self._images(messages)]
-        batch = self._encode_conversations(conversations, images, add_generation_prompt, chosen)
+        batch = self.encode_batch(conversations, images, add_generation_prompt, **options)
         return batch if return_dict else batch["input_ids"]
 
     def encode_batch(
@@ -278,7 +279,7 @@ class PixelLMProcessor(ProcessorMixin):
         conversations: Sequence[Sequence[Message]],
         images: Sequence[Any] = (),
         add_generation_prompt: bool = True,
-        padding_side: str = "left",
+        **options: Any,
     ) -> BatchFeature:
         """Model inputs for several conversations, each about its image.
 
@@ -286,28 +287,18 @@ class PixelLMProcessor(ProcessorMixin):
             conversations: messages of each row.
             images: one image per row, or none at all.
             add_generation_prompt: end each row where the answer begins.
-            padding_side: "left" for generation, "right" for training.
+            **options: of :class:`BatchOptions`.
 
         Returns:
             input_ids and attention_mask (B, T), and with images pixel_values
             (B, 3, S, S), pixel_mask (B, S, S), original_sizes and resized_sizes (B, 2).
         """
-        options = BatchOptions(padding_side=padding_side)
-        return self._encode_conversations(conversations, images, add_generation_prompt, options)
-
-    def _encode_conversations(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        images: Sequence[Any],
-        add_generation_prompt: bool,
-        options: BatchOptions,
-    ) -> BatchFeature:
         dialogues = [
             self.codec.encode(messages, add_generation_prompt=add_generation_prompt)
             for messages in conversations
         ]
         features = self.image_processor(list(images)) if images else None
-        return self._batch(dialogues, features, options)
+        return self._batch(dialogues, features, BatchOptions.parse(options))
 
     def word_question(self, asked: Turn | Request) -> str:
         """A question as the model is to read it: with its suffix, where the question takes one."""
