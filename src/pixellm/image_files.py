@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -48,6 +49,7 @@ _TURNS = {
 """What brings an image upright, by its EXIF orientation."""
 
 _FIRST_ON_ITS_SIDE = 5
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _OF_ONE_FRAME = ("GIF", "TIFF")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _HEIF_SUFFIXES = (".heic", ".heif", ".hif")
@@ -220,6 +222,7 @@ def probe_image(path: str | os.PathLike[str]) -> Size:
         OSError: the file can't be opened.
     """
     with _opened(path, str(path)) as image:
+        _check_sums(image)
         size = _upright_size(image)
         image.draft("L", (1, 1))
         image.load()
@@ -320,7 +323,30 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
+def _check_sums(image: Image.Image) -> None:
+    """Refuse a PNG whose pixels are not those that were saved; Pillow ignores their check sums.
+
+    A single exchanged byte can leave a label image of other classes that decodes without an error.
+    A chunk that is cut off is left to the decoder.
+    """
+    stream: Any = getattr(image, "fp", None)
+    if image.format != "PNG" or stream is None:
+        return
+    start = stream.tell()
+    stream.seek(len(_PNG_MAGIC))
+    while len(head := stream.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4]), head[4:]
+        if kind != b"IDAT":
+            stream.seek(length + 4, os.SEEK_CUR)
+            continue
+        data, said = stream.read(length), stream.read(4)
+        if len(said) == 4 and zlib.crc32(data, zlib.crc32(kind)) != int.from_bytes(said):
+            raise ValueError("its pixels are not those that were saved")
+    stream.seek(start)
+
+
 def _decode(image: Image.Image, name: str) -> Image.Image:
+    _check_sums(image)
     if image.format in _OF_ONE_FRAME:
         with suppress(Exception):  # damaged later frames are nobody's loss
             if getattr(image, "is_animated", False):

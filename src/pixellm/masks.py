@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,7 +136,7 @@ def read_points(values: Any) -> NDArray[np.float64]:
         points = np.zeros(0)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError("A shape has no list of points [x, y].")
-    if not (np.abs(points) < _FARTHEST_COORDINATE).all():
+    if any(map(_has_truth_value, values)) or not (np.abs(points) < _FARTHEST_COORDINATE).all():
         raise ValueError("A shape has points far outside any image, or no numbers.")
     return points
 
@@ -365,9 +365,14 @@ def _checked_points(polygon: Sequence[float]) -> NDArray[np.float64]:
     if points.ndim != 1 or points.size % 2:
         raise ValueError("A polygon is a flat list [x0, y0, x1, y1, ...] of even length.")
     # Also catches NaN; pycocotools would take memory in proportion to the coordinates.
-    if not (np.abs(points) < _FARTHEST_COORDINATE).all():
+    if _has_truth_value(polygon) or not (np.abs(points) < _FARTHEST_COORDINATE).all():
         raise ValueError("A polygon has coordinates far outside any image, or not numbers.")
     return points
+
+
+def _has_truth_value(values: Iterable[Any]) -> bool:
+    """Whether true or false is among coordinates, which NumPy takes for 1 and 0."""
+    return bool in set(map(type, values))
 
 
 def _as_bytes(mask: RLE) -> Mapping[str, Any]:

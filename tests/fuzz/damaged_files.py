@@ -9,25 +9,29 @@ import random
 import re
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import stated
+import typer
 import yaml
 from file_damage import mutate_bytes, mutate_values, to_json
 from PIL import Image
-from typer.testing import CliRunner
+from stated import SIDE, AcceptedError, Reading, Statement, compare
 
 from pixellm.data.check import find_sets
+from pixellm.image_files import load_annotated
 from pixellm.masks import areas_of, segmentation_to_rle
 from pixellm.types import Sample
 
 SECONDS = 60
 """After which a case counts as hanging."""
 
-SIDE = (48, 64)
 SQUARE = [8.0, 8.0, 24.0, 8.0, 24.0, 24.0, 8.0, 24.0]
 CUP_TURN = {
     "question": "Where is the cup?",
@@ -36,16 +40,21 @@ CUP_TURN = {
 }
 
 
+def shifted(by: int) -> list[float]:
+    """The square that many columns further right."""
+    return [value + by * (at % 2 == 0) for at, value in enumerate(SQUARE)]
+
+
 NO_WORDS = {"none", "nan", "inf", "null", "true", "false"}
 """What values that are no text look like, where they were taken for one."""
 
 
+COMPARED: Counter[str] = Counter()
+"""How many masks and images were compared with what their files hold."""
+
+
 class HangError(BaseException):
     """A case took too long; no except clause of the library may swallow it."""
-
-
-class AcceptedError(AssertionError):
-    """What should have been refused was used."""
 
 
 class SpeechError(AssertionError):
@@ -85,21 +94,34 @@ def outcome_of(run: Callable[[], None]) -> str:
 
 def command(*words: str) -> str:
     """Run the command line; "used", "bad rows" or "refused" by its exit code."""
+    said, code = io.StringIO(), 0
+    with time_limit(), redirect_stdout(said), redirect_stderr(said):
+        try:
+            command_line()(list(words), prog_name="pixellm")
+        except SystemExit as left:
+            code = int(left.code or 0)
+    if "Traceback" in said.getvalue():
+        raise SpeechError(said.getvalue())
+    if code == 2 and not said.getvalue().strip():
+        raise SpeechError("exit code 2 without a word")
+    return {0: "used", 1: "bad rows", 2: "refused"}[code]
+
+
+@cache
+def command_line() -> Callable[..., None]:
+    """The command line, put together once: that takes longer than most of the files."""
     from pixellm.cli.main import app
 
-    with time_limit():
-        result = CliRunner().invoke(app, list(words), catch_exceptions=True)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    if "Traceback" in result.output:
-        raise SpeechError(result.output)
-    if result.exit_code == 2 and not result.output.strip():
-        raise SpeechError("exit code 2 without a word")
-    return {0: "used", 1: "bad rows", 2: "refused"}[result.exit_code]
+    return typer.main.get_command(app)
 
 
-def check(root: Path, *options: str) -> str:
-    """`data check` on a data set; what is then left to ask about has to make sense."""
+def check(root: Path, *options: str, reading: Reading) -> str:
+    """`data check` on a data set; what is then left to ask about has to be what its files state.
+
+    Args:
+        root, options: of the command.
+        reading: reads the same files without the library.
+    """
     ended = command("data", "check", str(root), *options)
     if ended == "refused":
         return ended
@@ -109,27 +131,51 @@ def check(root: Path, *options: str) -> str:
         given["folder"] = named["--with"].removeprefix("folder=")
     if "--images" in named:
         given["images"] = named["--images"]
+    read_once = cache(partial(statement_of, reading))
     names, splits = ([named[key]] if key in named else [] for key in ("--set", "--split"))
     for found in find_sets(root, names, splits, given):
-        try:
+        with told_by(ended):
             reader = found.open()
-        except (OSError, ValueError):
-            continue  # has been told as a bad row
-        for number in range(len(reader)):
-            with suppress(OSError, ValueError):  # so has this
-                for sample in reader.item(number):
-                    look_at(sample, root if root.is_dir() else root.parent)
+            for number in range(len(reader)):
+                with told_by(ended):
+                    for sample in reader.item(number):
+                        load_annotated(sample.image, sample.size, "")
+                        look_at(sample, root if root.is_dir() else root.parent, read_once())
     return ended
 
 
-def look_at(sample: Sample, folder: Path) -> None:
+@contextmanager
+def told_by(ended: str) -> Iterator[None]:
+    """Faults of rows are no fault of the library where the check has named bad rows."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if ended == "used":
+            raise AcceptedError(f"The check named nothing, and then: {error}") from error
+
+
+def statement_of(reading: Reading) -> Statement:
+    """What the files state; files of which something is used have to be readable."""
+    try:
+        return reading()
+    except Exception as error:
+        raise AcceptedError(f"Used, and {type(error).__name__}: {error}") from error
+
+
+def look_at(sample: Sample, folder: Path, statement: Statement) -> None:
     """Whether a sample is what its files say.
 
     Raises:
-        AcceptedError: an image from elsewhere, an empty mask, or a text that nobody has written.
+        AcceptedError: an image from elsewhere or of another size, an empty mask, one that no file
+            has, or a text that nobody has written.
     """
     if isinstance(sample.image, Path) and not sample.image.resolve().is_relative_to(folder):
         raise AcceptedError(f"{sample.image} lies outside")
+    if isinstance(sample.image, Path):
+        with Image.open(sample.image) as stored:
+            if stored.size != sample.size[::-1]:
+                raise AcceptedError(f"{sample.image} is {stored.size}, not {sample.size[::-1]}")
+    COMPARED["masks"] += compare(sample, statement)
     for turn in sample.turns:
         if not all(areas_of([target.mask])[0] for target in turn.targets):
             raise AcceptedError(f"{turn.question!r} has an empty mask")
@@ -189,10 +235,10 @@ def coco_values() -> dict[str, Any]:
                 "id": n,
                 "image_id": (n - 1) // 2 + 1,
                 "category_id": (n - 1) % 2 + 1,
-                "bbox": [8, 8, 16, 16],
+                "bbox": [8 + 8 * n, 8, 16, 16],
                 "area": 256,
                 "iscrowd": 0,
-                "segmentation": [SQUARE],
+                "segmentation": [shifted(8 * n)],
             }
             for n in (1, 2, 3, 4)
         ],
@@ -204,7 +250,8 @@ def coco(folder: Path, rng: random.Random) -> str:
     for number in (1, 2):
         draw(folder / f"{number}.jpg")
     (folder / "export.json").write_bytes(to_json(mutate_values(coco_values(), rng), rng))
-    return check(folder / "export.json", "--images", str(folder))
+    path = folder / "export.json"
+    return check(path, "--images", str(folder), reading=partial(stated.coco, path))
 
 
 def labelme(folder: Path, rng: random.Random) -> str:
@@ -223,7 +270,8 @@ def labelme(folder: Path, rng: random.Random) -> str:
         "shapes": shapes,
     }
     (folder / "a.json").write_bytes(to_json(mutate_values(values, rng), rng))
-    return check(folder, "--set", "labelme", "--with", "folder=.")
+    reading = partial(stated.labelme, folder / "a.json")
+    return check(folder, "--set", "labelme", "--with", "folder=.", reading=reading)
 
 
 def jsonl(folder: Path, rng: random.Random) -> str:
@@ -240,7 +288,8 @@ def jsonl(folder: Path, rng: random.Random) -> str:
     lines = [to_json(mutate_values(line, rng), rng), to_json({**line, "id": "two"}, rng)]
     rng.shuffle(lines)
     (folder / "a.jsonl").write_bytes(b"\n".join(lines))
-    return check(folder / "a.jsonl")
+    path = folder / "a.jsonl"
+    return check(path, reading=partial(stated.jsonl, path))
 
 
 def llava(folder: Path, rng: random.Random) -> str:
@@ -257,7 +306,8 @@ def llava(folder: Path, rng: random.Random) -> str:
         }
     ] * 2
     (folder / "a.json").write_bytes(to_json(mutate_values(values, rng), rng))
-    return check(folder / "a.json", "--images", str(folder))
+    path = folder / "a.json"
+    return check(path, "--images", str(folder), reading=partial(stated.llava, path))
 
 
 def muse(folder: Path, rng: random.Random) -> str:
@@ -287,8 +337,8 @@ def muse(folder: Path, rng: random.Random) -> str:
     path = folder / "muse_val.json"
     path.write_bytes(to_json(mutate_values(values, rng), rng))
     if rng.random() < 0.5:
-        return command("curate", "validate", str(path), "--images", str(folder))
-    return check(path, "--images", str(folder))
+        command("curate", "validate", str(path), "--images", str(folder))
+    return check(path, "--images", str(folder), reading=partial(stated.muse, path))
 
 
 def reasonseg(folder: Path, rng: random.Random) -> str:
@@ -304,7 +354,8 @@ def reasonseg(folder: Path, rng: random.Random) -> str:
         ],
     }
     (place / "a.json").write_bytes(to_json(mutate_values(values, rng), rng))
-    return check(folder, "--set", "reasonseg", "--split", "val")
+    reading = partial(stated.reasonseg, place / "a.json")
+    return check(folder, "--set", "reasonseg", "--split", "val", reading=reading)
 
 
 def refcoco(folder: Path, rng: random.Random) -> str:
@@ -335,7 +386,8 @@ def refcoco(folder: Path, rng: random.Random) -> str:
     pickled = pickle.dumps(refs, protocol=rng.choice((0, 2, 4)))
     damaged = mutate_bytes(pickled, rng) if rng.random() < 0.4 else pickled
     (place / "refs(unc).p").write_bytes(damaged)
-    return check(folder, "--set", "refcoco", "--split", "val")
+    reading = partial(stated.refer, place / "instances.json", place / "refs(unc).p")
+    return check(folder, "--set", "refcoco", "--split", "val", reading=reading)
 
 
 def recipe(folder: Path, rng: random.Random) -> str:

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from benchmark_layouts import SIZE, write_benchmark
-from damaged_files import SQUARE, check
+import stated
+from benchmark_layouts import REFS_FILES, SIZE, write_benchmark
+from damaged_files import check, shifted
 from file_damage import mutate_bytes, mutate_values, to_json
 from PIL import Image
 
@@ -30,7 +31,26 @@ def layout(folder: Path, rng: random.Random, *, name: str) -> str:
     else:
         path.write_bytes(mutate_bytes(data, rng))
     split = "train" if name in WRITERS else "val"
-    return check(folder, "--set", name, "--split", split)
+    return check(folder, "--set", name, "--split", split, reading=partial(_stated, name, folder))
+
+
+def _stated(name: str, root: Path) -> stated.Statement:
+    """What the files of a data set state, wherever its layout has them."""
+    if name in _LABEL_NAMES:
+        (path,) = root.rglob("*.png")
+        (photo,) = root.rglob("*.jpg")
+        return stated.labels(path, _LABEL_NAMES[name], photo.name)
+    if name == "mapillary":
+        names = stated.mapillary_names(root / "mapillary/config_v2.0.json")
+        return stated.labels(root / "mapillary/training/v2.0/labels/x.png", names, "x.jpg")
+    if name == "png-masks":
+        return stated.png_masks(root / "train")
+    folder = root / "refer_seg" / name.removeprefix("multi-")
+    if folder.is_dir():
+        refs_file = folder / REFS_FILES[folder.name]
+        return stated.refer(folder / "instances.json", refs_file)
+    (path,) = root.rglob("*.json")
+    return stated.coco(path)
 
 
 def _draw(path: Path, values: np.ndarray) -> None:
@@ -76,7 +96,7 @@ def _parts(file_name: str, names: tuple[str, ...]) -> dict[str, object]:
         "images": [{**image, "not_exhaustive_category_ids": []}],
         "categories": [{"id": n, "name": name} for n, name in enumerate(names, 1)],
         "annotations": [
-            {"id": n, "image_id": 5, "category_id": n, "segmentation": [SQUARE]}
+            {"id": n, "image_id": 5, "category_id": n, "segmentation": [shifted(10 * n)]}
             for n in range(1, len(names) + 1)
         ],
     }
@@ -101,6 +121,12 @@ def _png_masks(root: Path) -> None:
     table = "image,object,sentence\na.jpg,cup,the cup\na.jpg,cup,what to drink from\n"
     (root / "train/sentences.csv").write_text(table, encoding="utf-8")
 
+
+_LABEL_NAMES = {
+    "ade20k": {1: "wall", 3: "sky"},
+    "cocostuff": {0: "person", 181: "wood"},
+}
+"""What some numbers of label images stand for."""
 
 WRITERS: dict[str, Callable[[Path], None]] = {
     "ade20k": _ade20k,

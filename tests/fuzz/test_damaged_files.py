@@ -16,10 +16,12 @@ from pathlib import Path
 import damaged_files
 import damaged_layouts
 import pytest
+from damaged_files import COMPARED
 from damaged_files import KINDS as FILES
 from damaged_layouts import LAYOUTS
 
 KINDS = {**FILES, **LAYOUTS}
+WITHOUT_MASKS = {"image", "llava", "recipe", "checkpoint", "answers"}
 CASES = int(os.environ.get("PIXELLM_FUZZ_CASES", "10"))
 SEED = int(os.environ.get("PIXELLM_FUZZ_SEED", "0"))
 COUNTS = os.environ.get("PIXELLM_FUZZ_COUNTS", "")
@@ -34,7 +36,9 @@ def test_the_same_files_without_damage_are_used(
         monkeypatch.setattr(module, "mutate_bytes", lambda data, rng: data)
         monkeypatch.setattr(module, "to_json", lambda values, rng: json.dumps(values).encode())
     arguments = (tiny_model_dir,) if kind == "checkpoint" else ()
+    before = COMPARED["masks"]
     assert KINDS[kind](tmp_path, random.Random(kind), *arguments) == "used"
+    assert (COMPARED["masks"] > before) == (kind not in WITHOUT_MASKS)
 
 
 @pytest.mark.timeout(0)

@@ -310,9 +310,9 @@ class _Scan:
 
     def run(self) -> None:
         """Read the file and write its tables."""
-        keys = set()
-        for key, value, text in scan_json(self.path):
-            keys.add(key)
+        filled, keys = set(), set[str]()
+        for key, value, text in scan_json(self.path, keys):
+            filled.add(key)
             if key == "images":
                 self._add_image(value, text)
             elif key == "annotations":
@@ -321,8 +321,10 @@ class _Scan:
                 self._add_category(value)
             elif key == "licenses" and isinstance(value, Mapping):
                 self.licenses.append(value)
-        missing = [key for key in ("images", "categories") if key not in keys]
-        if missing:  # a list without entries leaves no trace, as annotations may be
+        missing = [key for key in ("images", "categories") if key not in filled]
+        if "annotations" not in keys:  # they may be none, but of no list nobody knows what is shown
+            missing.append("annotations")
+        if missing:
             raise ValueError(
                 f"{self.path} has no {' and no '.join(missing)}; a COCO instances file with "
                 "images, annotations and categories is needed."

@@ -13,8 +13,12 @@ _CHUNK = 1 << 20
 _SPACES = re.compile(r"[ \t\n\r]*")
 
 
-def scan_json(path: Path) -> Iterator[tuple[str, Any, str]]:
+def scan_json(path: Path, keys: set[str] | None = None) -> Iterator[tuple[str, Any, str]]:
     """Walk through a JSON file whose root is a list, or an object that holds lists.
+
+    Args:
+        path: the file.
+        keys: gets the keys of the root as they are met, also those of empty lists.
 
     Yields:
         (key, value, text): per entry of a list, with the key that the list has in the root object
@@ -25,15 +29,16 @@ def scan_json(path: Path) -> Iterator[tuple[str, Any, str]]:
         ValueError: the file is no such JSON, is damaged or ends early.
     """
     with path.open("rb") as file:
-        yield from _Scanner(file, path).walk()
+        yield from _Scanner(file, path, set() if keys is None else keys).walk()
 
 
 class _Scanner:
     """Reads JSON values one after the other and counts bytes."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: BinaryIO, path: Path, keys: set[str]) -> None:
         self.file = file
         self.path = path
+        self.keys = keys
         self.text = ""
         self.position = 0
         self.byte = 0
@@ -51,11 +56,14 @@ class _Scanner:
             yield from self.members()
         else:
             raise ValueError(f"{self.path} is no JSON list or object.")
+        if self.has_more():
+            raise ValueError(f"{self.path} goes on behind its end, at byte {self.passed()}.")
 
     def members(self) -> Iterator[tuple[str, Any, str]]:
         self.expect("{")
         while self.peek() != "}":
             key = str(self.value()[0])
+            self.keys.add(key)
             self.expect(":")
             if self.peek() == "[":
                 yield from self.entries(key)
@@ -63,6 +71,7 @@ class _Scanner:
                 yield (key, *self.value())
             if self.peek() != "}":
                 self.expect(",")
+        self.expect("}")
 
     def entries(self, key: str) -> Iterator[tuple[str, Any, str]]:
         self.expect("[")
@@ -74,14 +83,18 @@ class _Scanner:
 
     def peek(self) -> str:
         """The next character that is no space, which stays."""
+        if not self.has_more():
+            raise ValueError(f"{self.path} ends in the middle; copy it again.")
+        return self.text[self.position]
+
+    def has_more(self) -> bool:
+        """Whether something other than spaces follows; these are passed."""
         while True:
             found = _SPACES.match(self.text, self.position)
             assert found is not None, "it matches nothing too"
             self.position = found.end()
-            if self.position < len(self.text):
-                return self.text[self.position]
-            if self.ended:
-                raise ValueError(f"{self.path} ends in the middle; copy it again.")
+            if self.position < len(self.text) or self.ended:
+                return self.position < len(self.text)
             self.read_more()
 
     def expect(self, character: str) -> None:

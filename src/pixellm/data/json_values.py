@@ -61,7 +61,7 @@ def text_fault(value: Any, what: str = "text", *, marks: bool = False) -> str:
     """
     if not isinstance(value, str):
         return f"The {what} is no text but {value!r:.40}."
-    if not value.strip(" \t\r\n._"):
+    if not any(letter.isprintable() and letter not in " ._" for letter in value):
         return f"The {what} is empty."
     if split_marks(value)[1] and not marks:
         return f"The {what} holds {SEG_MARK}, which marks masks in answers."

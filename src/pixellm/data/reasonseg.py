@@ -37,6 +37,7 @@ EXPLAINED_SHARE = 0.5
 """Share of the questions with a known reason that ask for it."""
 
 _TARGET, _IGNORED = 1, 255
+_FEWEST_CORNERS = 3
 
 
 class Shape(Row):
@@ -252,7 +253,7 @@ def paint_shapes(shapes: Sequence[Shape], size: Size) -> NDArray[np.uint8]:
 
 
 def _to_shape(values: Mapping[str, Any]) -> Shape | None:
-    """A shape; None for a flag, which has no region."""
+    """A shape; None for a flag, a point or a line, which have no region."""
     if not isinstance(values, Mapping):
         raise ValueError(f"A shape is no JSON object but {values!r:.40}.")
     label = str(values["label"]).strip().lower()
@@ -266,6 +267,8 @@ def _to_shape(values: Mapping[str, Any]) -> Shape | None:
         points = corners_of_box(points)
     elif kind == "circle":
         raise ValueError(f"A shape labelled {label!r} is a circle; draw it as a polygon.")
+    if len(points) < _FEWEST_CORNERS:
+        return None
     return Shape(is_target=label == "target", points=points.astype(np.int32).tolist())
 
 

@@ -186,7 +186,7 @@ class ReferDataset(Dataset[Group]):
 
     def annotations_of(self, ref: Mapping[str, Any]) -> tuple[int, ...]:
         """Ids of the objects that fit an entry."""
-        return (int(ref["ann_id"]),)
+        return (_id_of(ref["ann_id"]),)
 
     def _fill_expressions(self, tables: TablesWriter) -> None:
         writer = tables.table("expressions", "image", "ref", "number", "targets")
@@ -194,7 +194,7 @@ class ReferDataset(Dataset[Group]):
             if isinstance(ref, Mapping) and not is_in_split(self.split, str(ref.get("split"))):
                 continue
             try:
-                image, number = int(ref["image_id"]), int(ref["ref_id"])
+                image, number = _id_of(ref["image_id"]), _id_of(ref["ref_id"])
                 texts = [sentence["sent"] for sentence in ref["sentences"]]
                 annotations = self.annotations_of(ref)
             except KeyError as error:
@@ -373,6 +373,14 @@ class ReferDataset(Dataset[Group]):
         return Sample(self.images / file_of(entry), size_of(entry), turns, name)
 
 
+def _id_of(value: Any) -> int:
+    """An id; ValueError where it is no whole number."""
+    number = whole_number(value)
+    if number is None:
+        raise ValueError("no id")
+    return number
+
+
 def _row_name(ref: int, number: int) -> str:
     """The row of an expression in a file of the refer family."""
     return f"ref {ref}, sentence {number}"
@@ -457,7 +465,8 @@ class GRefCoco(ReferDataset):
 
     def annotations_of(self, ref: Mapping[str, Any]) -> tuple[int, ...]:
         """Ids of the objects that fit an entry; () where nothing does."""
-        ids = tuple(int(identity) for identity in ref["ann_id"])
+        listed = ref["ann_id"]
+        ids = tuple(map(_id_of, listed if isinstance(listed, list) else [listed]))
         return () if ref.get("no_target") or ids == (_NOTHING,) else ids
 
 
