@@ -1,4 +1,4 @@
-"""Puts the questions of dialogues to a predictor, turn by turn, in full batches.
+"""Puts the questions of a batch of dialogues to a predictor, turn by turn.
 
 Anything with ``predict_batch`` can be evaluated: the engine, a remote model, a baseline. It knows
 nothing of scores, and shows an answer from the data to no predictor but where it is to be given.
@@ -7,11 +7,9 @@ nothing of scores, and shows an answer from the data to no predictor but where i
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pixellm.types import Prediction, Request, Sample, join_marks
@@ -73,70 +71,46 @@ def mark_answer(prediction: Prediction) -> str:
     return join_marks(prediction.text, [segment.span for segment in prediction.segments])
 
 
-def answer_given(
-    engine: Engine, samples: Iterable[Sample], batch_size: int
-) -> Iterator[AnsweredDialogue]:
-    """Run dialogues with their true answers given, in order; predictions carry logits.
+def answer_given(engine: Engine, samples: Sequence[Sample]) -> list[AnsweredDialogue]:
+    """Run a batch of dialogues with their true answers given; predictions carry logits.
 
     The masks of a turn come in the order of its targets, one each; the texts are the true ones.
-
-    Args:
-        engine: draws the masks.
-        samples: dialogues, read a batch at a time.
-        batch_size: dialogues per call, at least 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"The batch size must be at least 1, not {batch_size}.")
-    arriving = enumerate(samples)
-    while batch := list(islice(arriving, batch_size)):
-        start = time.perf_counter()
-        drawn = engine.predict_given([sample for _, sample in batch], keep_logits=True)
-        seconds = (time.perf_counter() - start) / sum(map(len, drawn))
-        for (index, sample), predictions in zip(batch, drawn, strict=True):
-            answered = [*predictions]
-            yield AnsweredDialogue(index, sample, answered, [seconds] * len(answered))
+    start = time.perf_counter()
+    drawn = engine.predict_given(samples, keep_logits=True)
+    seconds = (time.perf_counter() - start) / sum(map(len, drawn))
+    return [
+        AnsweredDialogue(index, sample, [*predictions], [seconds] * len(predictions))
+        for index, (sample, predictions) in enumerate(zip(samples, drawn, strict=True))
+    ]
 
 
 def answer_dialogues(
-    predictor: Predictor, samples: Iterable[Sample], batch_size: int, **options: Any
-) -> Iterator[AnsweredDialogue]:
-    """Run dialogues by free generation.
+    predictor: Predictor, samples: Sequence[Sample], **options: Any
+) -> list[AnsweredDialogue]:
+    """Run a batch of dialogues by free generation: all first turns together, then all second ones.
 
     A later turn is asked with the predictor's own earlier answers as its history, never with the
-    true ones: an early mistake may cost a later answer, as it does in use. Dialogues about one
-    image should follow each other; their requests then share a batch and the image's array.
+    true ones: an early mistake may cost a later answer, as it does in use.
 
     Args:
         predictor: answers the questions.
-        samples: dialogues, read only as fast as they are answered.
-        batch_size: requests per call, at least 1; only the last calls may hold fewer.
+        samples: dialogues.
         options: of the answers, see :class:`~pixellm.engine.AnswerOptions`; for engines alone.
 
-    Yields:
-        Each dialogue once it is complete, not necessarily in the order of the input.
-
     Raises:
-        ValueError: ``batch_size`` is below 1, the predictor returns another number of answers
-            than it got requests, or a mask that doesn't fit its image.
+        ValueError: the predictor returns another number of answers than it got requests, or a
+            mask that doesn't fit its image.
     """
-    if batch_size < 1:
-        raise ValueError(f"The batch size must be at least 1, not {batch_size}.")
-    arriving = enumerate(samples)
-    waiting: deque[AnsweredDialogue] = deque()
     ask: Any = predictor.predict_batch
     if options:
         from pixellm.engine import AnswerOptions
 
         ask = partial(ask, options=AnswerOptions(**options))
-    while True:
-        while len(waiting) < batch_size and (arrival := next(arriving, None)):
-            waiting.append(AnsweredDialogue(*arrival))
-        if not waiting:
-            return
-        batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
-        _ask(ask, batch)
-        yield from (dialogue for dialogue in batch if dialogue.is_complete)
-        waiting.extendleft(d for d in reversed(batch) if not d.is_complete)
+    dialogues = [AnsweredDialogue(index, sample) for index, sample in enumerate(samples)]
+    while waiting := [dialogue for dialogue in dialogues if not dialogue.is_complete]:
+        _ask(ask, waiting)
+    return dialogues
 
 
 def _ask(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, float | None], None]
 """Called with dialogues done, dialogues in all, and the mean of the questions' gIoU so far."""
 
-Answer = Callable[[Sequence[Sample]], Iterator[AnsweredDialogue]]
-"""Answers the dialogues of a batch; each carries its index among them."""
+Answer = Callable[[Sequence[Sample]], list[AnsweredDialogue]]
+"""Answers the dialogues of a batch, in order."""
 
 LoadEngine = Callable[[], "Engine | Predictor"]
 
@@ -344,12 +344,12 @@ def with_numbers(
 
 def answer_freely(predictor: Predictor, **options: Any) -> Answer:
     """By free generation, see :func:`~pixellm.engine.dialogues.answer_dialogues`."""
-    return lambda questions: answer_dialogues(predictor, questions, len(questions), **options)
+    return lambda questions: answer_dialogues(predictor, questions, **options)
 
 
 def _how_to_answer(run: BenchmarkRun, engine: Any) -> Answer:
     if run.rules.mode == "forced":
-        return lambda questions: answer_given(engine, questions, len(questions))
+        return lambda questions: answer_given(engine, questions)
     options = {"keep_logits": run.rules.protocol == "released", "temperature": run.temperature}
     return answer_freely(engine, **{name: value for name, value in options.items() if value})
 
