@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from chat_server import Answer, ChatServer
 from curation_runs import make_photos
 from typer.testing import CliRunner, Result
 
+from chat_server import ChatServer
 from pixellm.cli.main import app
 
 
@@ -147,14 +147,6 @@ def test_folders_without_a_set_are_named(tmp_path: Path, command: str) -> None:
     result = call(command, tmp_path)
     assert result.exit_code == 2
     assert str(tmp_path) in result.stderr
-
-
-def test_a_wrong_key_ends_with_two_and_one_sentence(tmp_path: Path) -> None:
-    make_photos(tmp_path, 3)
-    with ChatServer(lambda number, body: Answer("no such key", status=401)) as server:
-        result = call("run", *run_options(tmp_path, model="m", base_url=server.url))
-    assert result.exit_code == 2
-    assert "check the key, --model and --base-url" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["run", "stats", "view", "validate", "write"])

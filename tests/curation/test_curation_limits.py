@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_server import Answer, ChatServer, good
 from curation_runs import files_of, make_photos, run_all, source_of
 
-from pixellm.llm.client import OpenAIClient, public_url
-from pixellm.llm.prices import Price, price_of
+from chat_server import Answer, ChatServer, good
+from pixellm.llm.prices import Price
 from pixellm.llm.run import RunLimits
 
 
@@ -71,24 +70,3 @@ def test_the_cost_cap_is_not_passed(tmp_path: Path, workers: int) -> None:
     assert summary["tasks"] == {"accepted": 30}
     assert server.repeats() == 0
     assert sum(row[-1] for row in summary["models"]) == pytest.approx(30 * 0.002)
-
-
-def test_prices_come_from_the_table_and_local_servers_are_free() -> None:
-    assert price_of("gpt-4o-mini", None).input > 0
-    assert price_of("anything", "http://127.0.0.1:8000/v1") == Price(0, 0)
-    with pytest.raises(ValueError, match="--price"):
-        price_of("unheard-of", "https://models.example.org/v1")
-
-
-def test_a_hosted_server_needs_a_key_and_a_local_one_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(ValueError, match="OPENAI_API_KEY"):
-        OpenAIClient("gpt-4o-mini")
-    OpenAIClient("local", "http://localhost:8000/v1")
-
-
-def test_addresses_in_reports_hold_no_password() -> None:
-    secret = "https://user:secret@host.example:8443/v1?token=secret"
-    assert public_url(secret) == "https://host.example:8443/v1"

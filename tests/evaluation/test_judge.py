@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "curation"))
-
-from chat_server import Answer, ChatServer, user_text
 from hand_made_scenes import APPLE, CUP
 from judged_answers import QUESTIONS, fruit_record, item_of, ratings_of, silent_record
 
+from chat_server import Answer, ChatServer, user_text
 from pixellm.evaluation.judge import (
     JudgeItem,
     LLMJudge,

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
+from answered_muse import answer_muse
 from typer.testing import CliRunner
 
-sys.path.append(str(Path(__file__).parents[1] / "curation"))
-
-from answered_muse import answer_muse
 from chat_server import Answer, ChatServer, user_text
-
 from pixellm.cli.main import app
 from pixellm.cli.options import JudgeOptions
 from pixellm.evaluation.evaluate import BenchmarkRun
