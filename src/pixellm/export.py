@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -23,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from pixellm.answer_files import SavedAnswer, ShownMask
-from pixellm.files import check_merged, explained, locked, merge_folder
+from pixellm.files import check_merged, explained, locked, merged_folder
 from pixellm.image_files import image_size, is_upright, load_image, size_mismatch
 from pixellm.masks import decode_mask, mask_iou, mask_to_box
 from pixellm.polygons import LEAST_IOU_ON_PIXELS, border_polygons, fill_polygons, pixel_polygons
@@ -203,18 +201,11 @@ def write_export(labels: Labels, folder: Path, format_name: str, find: Find) -> 
     """
     check_export(folder, format_name)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        for left_over in folder.glob(".writing-*"):  # of a run that was killed
-            shutil.rmtree(left_over, ignore_errors=True)
-        aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
-        try:
-            with explained(folder):  # else a copy that fails would name the image
-                for name, content in FORMATS[format_name](labels, find):
-                    (aside / name).parent.mkdir(parents=True, exist_ok=True)
-                    (aside / name).write_bytes(content)
-                merge_folder(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+    # What can't be written is told of the folder: a copy that fails would name the image.
+    with locked(folder), explained(folder), merged_folder(folder) as aside:
+        for name, content in FORMATS[format_name](labels, find):
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            (aside / name).write_bytes(content)
 
 
 # From answers to labels.

@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,6 +44,7 @@ _DISK_WORDS = re.compile(
 """What torch and safetensors say, in errors of their own, when a disk takes no more."""
 
 _LIST_NAME = ".pixellm.json"
+_ASIDE = ".writing-"
 
 LOCK_NAME = ".lock"
 """Lies in a folder that one process at a time writes."""
@@ -310,7 +312,7 @@ def remove_folder(path: Path) -> None:
 
 
 def check_listed(folder: Path, patterns: Iterable[str]) -> None:
-    """Refuse a folder where a file of these names is not one that :func:`merge_folder` put there.
+    """Refuse a folder where a file of these names is not one that :func:`merged_folder` put there.
 
     Raises:
         OSError: there is such a file, or the folder can't be made.
@@ -327,7 +329,7 @@ def check_listed(folder: Path, patterns: Iterable[str]) -> None:
 
 
 def check_merged(folder: Path) -> None:
-    """Refuse a folder that holds something, unless it is of :func:`merge_folder` and unchanged.
+    """Refuse a folder that holds something, unless it is of :func:`merged_folder` and unchanged.
 
     Files that others have put beside those of the last merge stay, and do no harm.
 
@@ -341,27 +343,37 @@ def check_merged(folder: Path) -> None:
     check_listed(folder, map(glob.escape, names))
 
 
-def merge_folder(aside: Path, folder: Path, last: str = "") -> None:
-    """Move the files of ``aside`` into ``folder`` in place of those of the last such merge.
+@contextmanager
+def merged_folder(folder: Path) -> Iterator[Path]:
+    """A folder whose files take the place of those of the last such merge when the block ends well.
 
-    Files of that merge that ``aside`` lacks are removed, unless they changed since; all others
-    stay. After a kill at any moment the same merge can be done again.
-
-    Args:
-        aside: on the same disk.
-        folder: must exist.
-        last: name of the file that is moved last.
+    Files of that merge that are not made again are removed, unless they changed since; all others
+    in ``folder``, which must exist, stay. After a kill at any moment the same can be done again.
 
     Raises:
         OccupiedError: a file that is not ours would be replaced; nothing has been moved then.
     """
+    for left_over in folder.glob(f"{_ASIDE}*"):  # of a process that was killed
+        if left_over.is_dir():
+            shutil.rmtree(left_over, ignore_errors=True)
+        else:
+            left_over.unlink(missing_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=folder))
+    try:
+        yield aside
+        _merge(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _merge(aside: Path, folder: Path) -> None:
     paths = (path.relative_to(aside) for path in aside.rglob("*") if path.is_file())
     new = {path.as_posix(): _digest(aside / path) for path in sorted(paths)}
     listed = _read_list(folder)
     check_listed(folder, [glob.escape(name) for name in new if (folder / name).exists()])
     both = {**listed, **{name: [*listed.get(name, ()), digest] for name, digest in new.items()}}
     _write_list(folder, both)  # a kill from here on leaves old and new files, and all are listed
-    for name in sorted(new, key=lambda name: name == last):
+    for name in new:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (aside / name).replace(folder / name)
     for name in listed.keys() - new.keys():
@@ -549,7 +561,7 @@ def _place_aside(final: Path) -> Path:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if final.exists() and not final.is_file():
         return final
-    return final.with_name(f".writing-{os.getpid()}-{secrets.token_hex(4)}")
+    return final.with_name(f"{_ASIDE}{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _write_synced(path: Path, content: bytes) -> None:

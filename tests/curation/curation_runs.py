@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from pixellm.curation.ledger import Ledger
-from pixellm.curation.photos import Photo, SelectSettings, photo_encoder
+from pixellm.curation.photos import Photo, photo_encoder
 from pixellm.curation.pipeline import Source, select, work_all
 from pixellm.curation.write import WriteSettings, write_set
 from pixellm.llm.client import Client, OpenAIClient
@@ -62,8 +62,7 @@ def make_photos(folder: Path, num: int, **changes: Any) -> tuple[Path, Path]:
 def source_of(folder: Path, **options: Any) -> Source:
     """The source that :func:`make_photos` drew into a folder."""
     values = {"model": "test", "questions": 1, "text_only": True, **options}
-    settings = values.pop("select", SelectSettings(min_side=8))
-    return Source(folder / "instances.json", folder / "images", select=settings, **values)
+    return Source(folder / "instances.json", folder / "images", **values)
 
 
 def run_all(

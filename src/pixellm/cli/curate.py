@@ -65,7 +65,6 @@ def run(
 ) -> None:
     """Generate a set: select, propose, verify, repair, deduplicate, split, write."""
     from pixellm.curation.ledger import Ledger
-    from pixellm.curation.photos import SelectSettings
     from pixellm.curation.pipeline import Source, select
     from pixellm.curation.template import styles_for
     from pixellm.curation.write import WriteSettings, check_set
@@ -75,7 +74,6 @@ def run(
         raise ValueError("--batch goes with a hosted model; templates need no server.")
     if check_model == "template":
         raise ValueError("--check-model takes a vision model; templates see no photo.")
-    chosen = SelectSettings(seed=seed)
     source = Source(
         annotations,
         images,
@@ -84,7 +82,7 @@ def run(
         check_model,
         text_only,
         questions,
-        chosen,
+        seed,
         _shard(shard),
     )
     shares = _numbers(split, "--split")
@@ -238,7 +236,7 @@ def _client(model: str, source: Source, server: dict[str, Any]) -> Client:
     from pixellm.llm.client import OpenAIClient
 
     if model == "template":
-        return TemplateWriter(source.select.seed)
+        return TemplateWriter(source.seed)
     return OpenAIClient(model, encode=photo_encoder(source.images), **server)
 
 

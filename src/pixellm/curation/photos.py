@@ -8,10 +8,8 @@ Frames: boxes are ``(x, y, width, height)`` in pixels of the photo, sizes ``(hei
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import heapq
-import io
 import json
 import math
 import re
@@ -26,7 +24,14 @@ from pixellm.data.json_values import identity
 from pixellm.image_files import load_image, probe_image
 from pixellm.llm.client import ImageEncoder
 from pixellm.masks import segmentation_to_rle
+from pixellm.report.gallery import data_url
 from pixellm.types import RLE
+
+MIN_INSTANCES, MAX_INSTANCES = 2, 34
+"""Usable instances that a photo needs, and the largest so many that a model is shown."""
+
+MIN_AREA, MIN_SIDE = 0.0015, 10
+"""Of a usable instance: its share of the photo, and the shorter side of its box in pixels."""
 
 # Category names go into prompts and sentences, so only plain short names pass.
 _PLAIN_NAME = re.compile(r"[^\W_][\w '()/,&.:-]{0,59}")
@@ -93,25 +98,6 @@ class Photo:
 
 
 @dataclass(frozen=True, slots=True)
-class SelectSettings:
-    """Which photos and instances are fit for a question.
-
-    Attributes:
-        min_instances: usable instances a photo needs, at least 2.
-        max_instances: the largest so many are shown to the model.
-        min_area: smallest share of the photo that an instance covers.
-        min_side: shortest side of an instance's box in pixels.
-        seed: breaks ties in the order of photos.
-    """
-
-    min_instances: int = 2
-    max_instances: int = 34
-    min_area: float = 0.0015
-    min_side: int = 10
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Shard:
     """One of several equal shares of a data set, for runs on several machines.
 
@@ -166,14 +152,11 @@ class AnnotationFile:
         self._captions = read_captions(captions) if captions else {}
         self.categories = tuple(self._names.values())
 
-    def photos(
-        self, images: Path, settings: SelectSettings, shard: Shard = WHOLE
-    ) -> Iterator[tuple[Photo, str]]:
+    def photos(self, images: Path, shard: Shard = WHOLE) -> Iterator[tuple[Photo, str]]:
         """Every photo, with the reason why it can't be used ("" if it can).
 
         Args:
             images: the folder that ``file_name`` (or the tail of ``coco_url``) is below.
-            settings: what makes an instance and a photo usable.
             shard: the share of the entries to look at.
 
         Yields:
@@ -189,13 +172,13 @@ class AnnotationFile:
             if not shard.holds(entry["id"]):
                 continue
             if number in items:
-                photo = self._photo(items[number], entry, settings)
-                yield photo, _why_unusable(photo, images, settings)
+                photo = self._photo(items[number], entry)
+                yield photo, _why_unusable(photo, images)
             else:
                 yield Photo(f"entry {number}", "", (1, 1)), "bad_entry"
 
-    def _photo(self, item: int, entry: Mapping[str, Any], settings: SelectSettings) -> Photo:
-        found, left_out = self._usable_instances(item, size_of(entry), settings)
+    def _photo(self, item: int, entry: Mapping[str, Any]) -> Photo:
+        found, left_out = self._usable_instances(item, size_of(entry))
         captions = self._captions.get(identity(entry["id"]), ())
         terms = self._licenses.get(identity(entry.get("license")), {})
         source = entry.get("flickr_url") or entry.get("coco_url") or ""
@@ -214,7 +197,7 @@ class AnnotationFile:
         )
 
     def _usable_instances(
-        self, item: int, size: tuple[int, int], settings: SelectSettings
+        self, item: int, size: tuple[int, int]
     ) -> tuple[tuple[Instance, ...], tuple[str, ...]]:
         """The instances fit for a question, largest first, and the categories that lost some."""
         height, width = size
@@ -228,8 +211,8 @@ class AnnotationFile:
                 area = float(annotation.get("area") or w * h)
                 fit = (
                     not self._coco.is_crowd[row]
-                    and min(w, h) >= settings.min_side
-                    and area >= settings.min_area * height * width
+                    and min(w, h) >= MIN_SIDE
+                    and area >= MIN_AREA * height * width
                     and _PLAIN_NAME.fullmatch(category) is not None
                     and 0 <= x <= x + w <= width + 1
                     and 0 <= y <= y + h <= height + 1
@@ -242,8 +225,8 @@ class AnnotationFile:
             else:
                 found.append((area, number, category, (x, y, w, h), mask))
         found.sort(key=lambda one: (-one[0], one[3]))
-        left_out.update(one[2] for one in found[settings.max_instances :])
-        kept = enumerate(found[: settings.max_instances], start=1)
+        left_out.update(one[2] for one in found[MAX_INSTANCES:])
+        kept = enumerate(found[:MAX_INSTANCES], start=1)
         instances = tuple(Instance(n, c, name, box, mask) for n, (_, c, name, box, mask) in kept)
         return instances, tuple(sorted(left_out))
 
@@ -308,9 +291,7 @@ def jpeg_data_url(path: Path, max_side: int, box: Sequence[float] | None = None)
         bottom = min(image.height, math.ceil(y + height + margin))
         image = image.crop((left, top, right, bottom))
     image.thumbnail((max_side, max_side))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_url(image, quality=88)
 
 
 def photo_encoder(images: Path) -> ImageEncoder:
@@ -319,8 +300,8 @@ def photo_encoder(images: Path) -> ImageEncoder:
     return lambda part: jpeg_data_url(folder / part.path, part.side, part.box)
 
 
-def _why_unusable(photo: Photo, images: Path, settings: SelectSettings) -> str:
-    if len(photo.instances) < settings.min_instances:
+def _why_unusable(photo: Photo, images: Path) -> str:
+    if len(photo.instances) < MIN_INSTANCES:
         return "too_few_instances"
     path = images / photo.file_name
     if not path.is_file():

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pixellm.curation.ledger import Ledger
 from pixellm.curation.photos import (
+    MAX_INSTANCES,
+    MIN_AREA,
+    MIN_INSTANCES,
+    MIN_SIDE,
     WHOLE,
     AnnotationFile,
     Photo,
-    SelectSettings,
     Shard,
     order_by_balance,
     seeded_fraction,
@@ -42,7 +45,7 @@ class Source:
         check_model: name of a second model that checks descriptions on crops, or "".
         text_only: the writer sees captions instead of the photo.
         questions: questions asked for per photo.
-        select: which photos and instances are fit.
+        seed: breaks ties in the order of photos, and chooses styles.
         shard: the share of the photos that this run is about.
     """
 
@@ -53,7 +56,7 @@ class Source:
     check_model: str = ""
     text_only: bool = False
     questions: int = 2
-    select: SelectSettings = field(default_factory=SelectSettings)
+    seed: int = 0
     shard: Shard = WHOLE
 
     def identity(self) -> dict[str, Any]:
@@ -66,7 +69,11 @@ class Source:
             "text_only": self.text_only,
             "questions": self.questions,
             "prompts": prompts_fingerprint(),
-            **asdict(self.select),
+            "min_instances": MIN_INSTANCES,
+            "max_instances": MAX_INSTANCES,
+            "min_area": MIN_AREA,
+            "min_side": MIN_SIDE,
+            "seed": self.seed,
             **({} if self.shard == WHOLE else {"shard": str(self.shard)}),
         }
 
@@ -90,13 +97,10 @@ def select(
     """
     ledger.bind(source.identity())
     if not ledger.get("selected"):
-        seed = source.select.seed
         file = AnnotationFile(source.annotations, source.captions)
         ledger.put("categories", file.categories)
-        rows = _refuse_wrong_folder(
-            file.photos(source.images, source.select, source.shard), source.images
-        )
-        ledger.add_photos(rows, lambda usable: order_by_balance(usable, seed))
+        rows = _refuse_wrong_folder(file.photos(source.images, source.shard), source.images)
+        ledger.add_photos(rows, lambda usable: order_by_balance(usable, source.seed))
     writing = Writing(
         Vocabulary(ledger.get("categories")), source.text_only, check_fit=bool(source.check_model)
     )
@@ -210,7 +214,7 @@ def _plan(
     says that there is nothing to ask.
     """
     for photo, fitting in photos:
-        start = int(seeded_fraction(source.select.seed, "style", photo) * len(styles))
+        start = int(seeded_fraction(source.seed, "style", photo) * len(styles))
         turn = [styles[(start + number) % len(styles)] for number in range(len(styles))]
         wanted = [style for style in turn if style in fitting] or turn[:1]
         tries = source.questions if len(fitting) == len(styles) else len(wanted)

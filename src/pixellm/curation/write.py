@@ -7,8 +7,6 @@ written to a temporary folder and replace the old ones at the end. Asks no model
 from __future__ import annotations
 
 import csv
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from pixellm.files import (
     check_listed,
     json_bytes,
     locked,
-    merge_folder,
+    merged_folder,
     plain_cell,
     read_json,
     write_files,
@@ -35,6 +33,9 @@ from pixellm.files import (
 from pixellm.report.page import markdown_text
 
 MARKS_NAME = "marks.json"
+
+FEW_TARGETS = 3
+"""Most targets of a question in ``test_less``."""
 
 _PATIENCE = 30.0
 """Seconds to wait while another reviewer's mark is saved."""
@@ -47,18 +48,14 @@ class WriteSettings:
     Attributes:
         train: share of the photos for training.
         val: share for validation; the rest is for testing.
-        few_targets: most targets of a question in ``test_less``.
         shard_photos: photos per file.
-        threshold: similarity from which two questions are near-equal.
         max_repeats: how often near-equal questions may be asked over the set.
         seed: decides which photo goes where.
     """
 
     train: float = 0.97
     val: float = 0.012
-    few_targets: int = 3
     shard_photos: int = 10_000
-    threshold: float = 0.8
     max_repeats: int = 3
     seed: int = 0
 
@@ -88,14 +85,8 @@ def write_set(ledger: FinishedRun, folder: Path, settings: WriteSettings) -> dic
         The summary that the card shows: counts by stage, split and licence.
     """
     check_set(folder)
-    for left_over in folder.glob(".writing-*"):  # of a run that was killed
-        if left_over.is_dir():
-            shutil.rmtree(left_over, ignore_errors=True)
-        else:
-            left_over.unlink(missing_ok=True)
     rows, dropped = _kept_rows(ledger, folder, settings)
-    staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
-    try:
+    with merged_folder(folder) as staging:
         summary: dict[str, Any] = {"dropped": dropped, **ledger.counts()}
         splits, licenses = _write_splits(ledger, rows, staging, settings)
         summary |= {"splits": splits, "licenses": licenses}
@@ -105,9 +96,6 @@ def write_set(ledger: FinishedRun, folder: Path, settings: WriteSettings) -> dic
         lasting = {key: value for key, value in summary.items() if key != "requests"}
         (staging / "summary.json").write_bytes(json_bytes(lasting))
         (staging / "README.md").write_bytes(markdown_text("card.md", card_values(summary)))
-        merge_folder(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return summary
 
 
@@ -154,7 +142,7 @@ def _kept_rows(
             candidates.append((mark != "accept", len(candidates), task, row))
     candidates.sort(key=lambda item: item[:2])  # rows that a reviewer accepted come first
     questions = [(task.photo.id, row.question) for *_, task, row in candidates]
-    repeated = near_duplicates(questions, settings.threshold, settings.max_repeats)
+    repeated = near_duplicates(questions, max_repeats=settings.max_repeats)
     repeated = {n for n in repeated if candidates[n][0]}
     if repeated:
         dropped["near-equal question"] = len(repeated)
@@ -169,7 +157,7 @@ def _split_of(photo: Photo, row: Row, settings: WriteSettings) -> str:
         return "train"
     if place < settings.train + settings.val:
         return "val"
-    return "test_less" if len(row.targets) <= settings.few_targets else "test_many"
+    return "test_less" if len(row.targets) <= FEW_TARGETS else "test_many"
 
 
 def _write_splits(
