@@ -222,10 +222,7 @@ def open_questions(
             raise ValueError(f"--data of {name} is a folder; {data} is a file.")
         path = data.resolve()
         data, chosen["file"] = path.parent, path if name == "muse" else path.name
-    reader = open_reader(name, data, split, **chosen)
-    questions = reader.evaluation_samples()
-    bad_rows = (*reader.bad_rows, *questions.bad_rows)
-    return Lazy(questions.numbers, questions.build, bad_rows)
+    return _questions_of(open_reader(name, data, split, **chosen))
 
 
 def usual_split(name: str) -> str:
@@ -268,10 +265,10 @@ def open_rows(
     folder = root.absolute()  # workers of a cluster may be in another folder
     reader = open_reader(name, folder, split, **chosen)
     own = name in _OWN_DIALOGUES
-    samples = _dialogues(reader) if own else reader.evaluation_samples()
+    samples = _dialogues(reader) if own else _questions_of(reader)
     if not samples:
         raise ValueError(f"{name} {split} in {root} has nothing to ask; see `pixellm data check`.")
-    problems = [str(bad) for bad in (*reader.bad_rows, *samples.bad_rows)]
+    problems = [str(bad) for bad in samples.bad_rows]
     return rows_of_samples(samples, folder, single_turns=not own, problems=problems)
 
 
@@ -302,6 +299,13 @@ def _check_name(name: str) -> None:
         raise ValueError(f"There is no data set {name!r}; known: {', '.join(SET_NAMES)}.")
 
 
+def _questions_of(reader: Dataset) -> Lazy[Sample]:
+    """The evaluation questions, and what the set and they leave out."""
+    questions = reader.evaluation_samples()
+    bad_rows = (*reader.bad_rows, *questions.bad_rows)
+    return Lazy(questions.numbers, questions.build, bad_rows)
+
+
 def _dialogues(reader: Dataset) -> Lazy[Sample]:
     """The dialogues in the order of the file; a reader of such a set leaves nothing to chance."""
 
@@ -309,7 +313,7 @@ def _dialogues(reader: Dataset) -> Lazy[Sample]:
         (dialogue,) = reader.item(item)
         return dialogue
 
-    return Lazy(range(len(reader)), build)
+    return Lazy(range(len(reader)), build, reader.bad_rows)
 
 
 def _open_scenes(split: str, options: Mapping[str, Any]) -> Lazy[Sample]:

@@ -293,6 +293,19 @@ def strict_ratios(score: QuestionScore) -> dict[str, Ratio]:
     }
 
 
+def released_ratios(image: Sequence[QuestionScore]) -> dict[str, Ratio]:
+    """What the questions about one image add to gIoU and cIoU under the released protocol.
+
+    Matches are counted there per image, max(P, G) over all its questions together.
+    """
+    num_predictions = sum(score.num_predictions for score in image)
+    num_truths = sum(score.num_truths for score in image)
+    return {
+        "giou": (math.fsum(score.iou_sum for score in image), max(num_predictions, num_truths)),
+        "ciou": (sum(score.intersection for score in image), sum(score.union for score in image)),
+    }
+
+
 class MuseScorer:
     """Collects the questions of a data set and computes the MUSE scores.
 
@@ -409,10 +422,7 @@ class MuseScorer:
         ratios = add_ratios(zero, *(strict_ratios(score) for score in image))
         if self.protocol == "strict":
             return ratios
-        num_predictions = sum(score.num_predictions for score in image)
-        num_truths = sum(score.num_truths for score in image)
-        iou_sum = math.fsum(score.iou_sum for score in image)
-        ratios["giou"] = (iou_sum, max(num_predictions, num_truths))
+        ratios |= released_ratios(image)
         return {name: r for name, r in ratios.items() if not name.endswith("_targets")}
 
     def _divide(self, name: str, ratios: Sequence[Ratio]) -> float | None:

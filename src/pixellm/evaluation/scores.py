@@ -22,6 +22,7 @@ from pixellm.evaluation.metrics import (
     Protocol,
     Ratio,
     add_ratios,
+    released_ratios,
     strict_ratios,
     sum_matches,
 )
@@ -151,22 +152,14 @@ class Rules:
 
 
 def image_ratios(records: Sequence[AnswerRecord], rules: Rules) -> dict[str, Ratio]:
-    """What the questions about one image add to each of :data:`SCORES`.
-
-    The released protocol counts matches per image, max(P, G) over all its questions together.
-    """
+    """What the questions about one image add to each of :data:`SCORES`."""
     ratios = add_ratios(*(_question_ratios(record, rules) for record in records))
     if rules.protocol == "released" and rules.unit == "slots":
         for name in ("giou", "ciou"):
             ratios[f"strict_{name}"] = ratios[name]
             ratios[f"{name}_targets"] = (0.0, 0.0)  # the release makes no such distinction
         scores = [record.released for record in records if record.released is not None]
-        num_matches = max(sum(s.num_predictions for s in scores), sum(s.num_truths for s in scores))
-        ratios["giou"] = (math.fsum(score.iou_sum for score in scores), num_matches)
-        ratios["ciou"] = (
-            sum(score.intersection for score in scores),
-            sum(score.union for score in scores),
-        )
+        ratios |= released_ratios(scores)
     return ratios
 
 
