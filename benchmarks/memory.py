@@ -17,7 +17,7 @@ import multiprocessing
 import resource
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,11 @@ def most_added(work: Callable[[], object]) -> int:
     return peak * 1024 - before
 
 
-def image_memory(side: int = SIDE) -> dict[str, float]:
+def image_memory(side: int = SIDE, forms: Iterable[str] = FORMS) -> dict[str, float]:
     """Form -> the most that reading an image adds, in its pixels at three bytes."""
     with tempfile.TemporaryDirectory() as folder:
         paths = {}
-        for form in FORMS:
+        for form in forms:
             paths[form] = Path(folder) / form
             _alone(write_image, paths[form], form, side)
         return {form: _alone(_read_one, path) / (3 * side**2) for form, path in paths.items()}

@@ -70,7 +70,7 @@ def variants(tmp_path: Path, start: Path) -> dict[str, RunConfig]:
 
 
 def settings_for(folder: Path, **changes: Any) -> AblationSettings:
-    options = {"num_seeds": 2, "num_scenes": 2, "dialogues_per_image": 1, "device": "cpu"}
+    options = {"num_seeds": 2, "num_scenes": 1, "dialogues_per_image": 1, "device": "cpu"}
     return AblationSettings(folder / "runs", **{**options, **changes})
 
 
@@ -99,7 +99,7 @@ def test_it_trains_scores_tabulates_and_goes_on_where_it_stopped(tmp_path, varia
     assert ablate(variants, settings_for(tmp_path)).read_text(encoding="utf-8") == text
     answers = (tmp_path / "runs/base/seed_0_scores/answers.jsonl").read_text().splitlines()
     assert json.loads(answers[0])["model"] == str(tmp_path / "runs/base/seed_0")
-    with pytest.raises(ValueError, match="a run with num_scenes 2, not 3"):
+    with pytest.raises(ValueError, match="a run with num_scenes 1, not 3"):
         ablate(variants, settings_for(tmp_path, num_scenes=3))
 
 
@@ -145,6 +145,7 @@ def test_minutes_become_one_number_of_steps_that_later_calls_keep(tmp_path, vari
 
 
 def test_the_pace_is_that_of_steps_and_too_little_time_is_refused(tmp_path, variants, monkeypatch):
+    monkeypatch.setattr(ablation, "PACE_STEPS", 10)
     assert 0 < ablation.measure_pace(variants["base"]) < 60
     monkeypatch.setattr(ablation, "measure_pace", lambda config: 10.0)
     with pytest.raises(ValueError, match="4 runs in 1 minutes leave 1 steps each"):

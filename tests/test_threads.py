@@ -16,13 +16,13 @@ SOURCE = str(Path(__file__).parents[1] / "src")
 REPORT = "import json, os; print(json.dumps(dict(os.environ)))"
 
 
-def run_fresh(code: str, **settings: str) -> dict[str, str]:
+def run_fresh(code: str) -> dict[str, str]:
     """What a fresh process finds in its environment after some code."""
     names = (*threads.SPIN_SETTINGS, "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY")
     inherited = {name: value for name, value in os.environ.items() if name not in names}
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\n{REPORT}"],
-        env={**inherited, "PYTHONPATH": SOURCE, **settings},
+        env={**inherited, "PYTHONPATH": SOURCE},
         capture_output=True,
         text=True,
         check=True,
@@ -30,23 +30,10 @@ def run_fresh(code: str, **settings: str) -> dict[str, str]:
     return dict(json.loads(done.stdout))
 
 
-def test_spinning_is_bounded_before_torch_is_loaded() -> None:
-    found = run_fresh("import pixellm")
+def test_a_small_model_takes_one_thread_whose_spinning_is_bounded_before_torch_is_loaded() -> None:
+    code = "import pixellm; pixellm.load(device='cpu'); import torch"
+    found = run_fresh(f"{code}; assert torch.get_num_threads() == 1")
     assert {name: found[name] for name in threads.SPIN_SETTINGS} == threads.SPIN_SETTINGS
-
-
-@pytest.mark.parametrize(
-    ("settings", "left_out"),
-    [
-        ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT"}),
-        ({"KMP_BLOCKTIME": "infinite"}, {"KMP_BLOCKTIME"}),
-        ({"OMP_WAIT_POLICY": "active"}, set(threads.SPIN_SETTINGS)),
-    ],
-)
-def test_a_users_own_setting_of_waiting_stays(settings: dict[str, str], left_out: set[str]) -> None:
-    found = run_fresh("import pixellm", **settings)
-    for name, value in threads.SPIN_SETTINGS.items():
-        assert found.get(name) == (settings.get(name) if name in left_out else value)
 
 
 def test_a_program_that_loaded_torch_first_is_left_alone() -> None:
@@ -55,9 +42,23 @@ def test_a_program_that_loaded_torch_first_is_left_alone() -> None:
     assert not found.keys() & threads.SPIN_SETTINGS.keys()
 
 
-def test_a_loaded_small_model_takes_one_thread() -> None:
-    code = "import pixellm; pixellm.load(device='cpu'); import torch"
-    assert run_fresh(f"{code}; assert torch.get_num_threads() == 1")
+@pytest.mark.parametrize(
+    ("settings", "left_out"),
+    [
+        ({}, set()),
+        ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT"}),
+        ({"KMP_BLOCKTIME": "infinite"}, {"KMP_BLOCKTIME"}),
+        ({"OMP_WAIT_POLICY": "active"}, set(threads.SPIN_SETTINGS)),
+    ],
+)
+def test_a_users_own_setting_of_waiting_stays(
+    settings: dict[str, str], left_out: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    found = dict(settings)
+    threads.bound_spinning(found)
+    added = {n: v for n, v in threads.SPIN_SETTINGS.items() if n not in left_out}
+    assert found == settings | added
 
 
 def test_a_users_own_number_of_threads_stays(monkeypatch: pytest.MonkeyPatch) -> None:

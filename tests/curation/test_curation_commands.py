@@ -73,14 +73,6 @@ def test_shards_together_are_the_whole_set(photos: Path, tmp_path: Path) -> None
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("shard", ["3/2", "0/2", "2", "a/b", "1/0"])
-def test_a_shard_that_is_none_is_refused(photos: Path, tmp_path: Path, shard: str) -> None:
-    result = call("run", *run_options(photos, out=tmp_path / "out", shard=shard))
-    assert result.exit_code == 2
-    assert "hard" in result.stderr
-    assert not (tmp_path / "out").exists()
-
-
 def test_validate_ends_with_one_when_something_is_wrong(photos: Path, tmp_path: Path) -> None:
     call("run", *run_options(photos, questions=6, split="0.5,0.2"))
     entries = json.loads((photos / "out/muse_train.json").read_text())
@@ -113,6 +105,7 @@ def test_a_run_that_stops_early_says_why_and_ends_with_one(tmp_path: Path) -> No
         ({"split": "0.9,0.9"}, "add up to at most 1"),
         ({"model": "m"}, "--price"),
         ({"model": "m", "price": "1,2"}, "OPENAI_API_KEY"),
+        *(({"shard": shard}, "hard") for shard in ("3/2", "0/2", "2", "a/b", "1/0")),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_two(
@@ -127,19 +120,11 @@ def test_bad_input_is_one_sentence_and_exit_code_two(
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ("not json", "is no JSON list or object"),
-        ('{"images": []}', "has no images and no categories"),
-        ("[1, 2]", "a COCO instances file"),
-    ],
-)
-def test_files_that_are_no_annotations_are_named(tmp_path: Path, content: str, says: str) -> None:
+def test_files_that_are_no_annotations_are_named(tmp_path: Path) -> None:
     make_photos(tmp_path, 1)
-    (tmp_path / "instances.json").write_text(content)
+    (tmp_path / "instances.json").write_text('{"images": []}')
     result = call("run", *run_options(tmp_path))
-    assert (result.exit_code, says in result.stderr) == (2, True)
+    assert (result.exit_code, "has no images and no categories" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("command", ["stats", "view", "validate", "write"])
@@ -147,10 +132,3 @@ def test_folders_without_a_set_are_named(tmp_path: Path, command: str) -> None:
     result = call(command, tmp_path)
     assert result.exit_code == 2
     assert str(tmp_path) in result.stderr
-
-
-@pytest.mark.parametrize("command", ["run", "stats", "view", "validate", "write"])
-def test_help_shows_an_example(command: str) -> None:
-    result = call(command, "--help")
-    assert result.exit_code == 0
-    assert f"pixellm curate {command}" in result.stdout

@@ -16,13 +16,13 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
-from chat_server import ChatServer
 from curation_runs import CATEGORIES, make_photos, run_all, source_of
 from PIL import Image
 
+from chat_server import ChatServer
 from pixellm.curation.deduplicate import near_duplicates
 from pixellm.curation.ledger import Ledger
-from pixellm.curation.photos import AnnotationFile, SelectSettings, order_by_balance
+from pixellm.curation.photos import AnnotationFile, order_by_balance
 from pixellm.curation.review import ReviewServer, review_page, write_gallery
 from pixellm.curation.statistics import gather, plot
 from pixellm.curation.template import TemplateWriter
@@ -349,8 +349,7 @@ def test_selection_says_why_a_photo_is_left_out(tmp_path: Path) -> None:
     data["images"][4]["file_name"] = "../secret.jpg"
     data["images"][5]["id"] = 6
     annotations.write_text(json.dumps(data))
-    settings = SelectSettings(min_side=8)
-    reasons = [why for _, why in AnnotationFile(annotations).photos(images, settings)]
+    reasons = [why for _, why in AnnotationFile(annotations).photos(images)]
     assert reasons[:4] == ["missing_file", "unreadable", "size_differs", "too_few_instances"]
     assert reasons[4:] == ["bad_entry", "", "bad_entry"]
 

@@ -15,13 +15,18 @@ from pixellm.report.page import check_report, write_report
 
 
 def run_benchmark(
-    run: BenchmarkRun, folder: Path, load: Callable[[], Any], **options: Any
+    run: BenchmarkRun,
+    folder: Path,
+    load: Callable[[], Any],
+    *,
+    report: bool = False,
+    **options: Any,
 ) -> tuple[Summary, list[AnswerRecord]]:
-    """The scores and the answers."""
-    is_first = options.get("group", ALONE).number == 0
-    if is_first:
+    """The scores and the answers; the report, which takes longest, where it is looked at."""
+    report = report and options.get("group", ALONE).number == 0
+    if report:
         check_report(folder, "report", ("settings", "headline"))
     evaluation = evaluate(run, folder, load, **options)
-    if is_first:
+    if report:
         write_report(folder, "report", report_of(evaluation))
     return evaluation.summary, evaluation.records

@@ -143,17 +143,6 @@ def test_empty_masks_say_nothing_where_masks_are_joined():
     assert values(silent_in_effect, STRICT)["n_acc"] == 0
 
 
-def test_groups_by_targets_size_and_kind():
-    records = [record((0b1,), (0b1,), kind="k"), record((), (0b1111,) * 6, kind="l", image="b")]
-    summary = summarize(records, STRICT)
-    assert {"targets 1", "targets 6+", "kind k", "kind l", "size 4-16 %"} < summary.groups.keys()
-    assert summary.score("giou", "targets 1").value == 1
-    assert summary.score("giou", "targets 6+").value == 0
-    assert summary.groups["size >= 16 %"].count == 6
-    assert summary.score("target_iou", "size 4-16 %").value == 1
-    assert summary.score("giou", "no such group").value is None
-
-
 def test_groups_by_topic_and_collection():
     """Of 12 pixels: a left one found, a right one missed, what can be eaten found by half."""
     records = [
@@ -172,6 +161,7 @@ def test_groups_by_topic_and_collection():
     assert summary.score("union_giou", "source train2017: use and activity").value == 1 / 2
     assert summary.score("target_iou", "source val2017: targets 4-16 %").value == 1 / 2
     assert summary.score("target_iou", "size all >= 1 %").value == pytest.approx(1 / 2)
+    assert summary.score("giou", "no such group").value is None
     titles = [table.title for table in all_tables(summary, ("giou",))]
     assert {"By topic", "By collection of the image"} <= {*titles}
 

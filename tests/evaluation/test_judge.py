@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from dataclasses import replace
 
 import pytest
@@ -22,7 +21,6 @@ from pixellm.evaluation.judge import (
 from pixellm.evaluation.judgement import judge_records
 from pixellm.evaluation.metrics import sum_matches
 from pixellm.llm.prices import Price
-from pixellm.llm.store import RequestStore
 from pixellm.types import Turn
 
 RECORDS = [fruit_record(), fruit_record("the hammer", spurious=True), silent_record()]
@@ -74,18 +72,6 @@ def test_a_mask_whose_words_speak_of_something_else_counts_with_intersection_0()
 
 # --- a language model --------------------------------------------------------------------------
 
-BAD_ANSWERS = {
-    "overloaded": lambda: Answer("slow down", status=429, headers={"retry-after": "0.05"}),
-    "broken": lambda: Answer("oops", status=500),
-    "hangs up": lambda: Answer(reset=True),
-    "no JSON from the server": lambda: Answer(raw=b"<html>", status=200),
-    "words": lambda: Answer("I would say it fits."),
-    "half of the JSON": lambda: Answer('{"ratings": [{"object": 1,'),
-    "an object too few": lambda: Answer('{"ratings": []}'),
-    "off the scale": lambda: Answer('{"ratings": [{"object": 1, "score": 11}]}'),
-    "empty": lambda: Answer(""),
-}
-
 
 def verdict(number, body):
     """A sane judge: a hammer is no pear."""
@@ -127,57 +113,17 @@ def test_it_asks_about_what_matched_and_rejects_what_does_not_fit(server, cache)
     assert "the hammer [2: the pear]. Also a dog" in asked[0]
 
 
-def test_a_second_run_sends_nothing_costs_nothing_and_says_the_same(server, cache):
-    first = judge_records(make_judge(server, cache), RECORDS, QUESTIONS)
-    seen, spent = len(server.bodies), RequestStore(cache).spent()
-    assert spent == pytest.approx(2 * 1100 / 1e6)
-    server.behave = lambda number, body: Answer("down", status=500)
-    again = make_judge(server, cache, max_cost=0.0)
-    assert judge_records(again, RECORDS, QUESTIONS) == first
-    assert (len(server.bodies), again.store.spent()) == (seen, spent)
-
-
-def test_a_complete_cache_needs_no_key(server, cache):
-    judge = make_judge(server, cache)
-    expected = rate(judge)
-    judge._connect = lambda: pytest.fail("No API key")
-    assert rate(judge) == expected
-
-
-@pytest.mark.parametrize("name", BAD_ANSWERS)
-def test_one_bad_answer_is_asked_again_and_leaves_no_trace(server, cache, name):
-    bad = BAD_ANSWERS[name]
-    server.behave = lambda number, body: bad() if number == 0 else verdict(number, body)
+def test_a_bad_reply_is_told_what_was_wrong_and_asked_again(server, cache):
+    server.behave = lambda n, body: verdict(n, body) if n else Answer("I would say it fits.")
     judge = make_judge(server, cache, workers=1)
     assert ratings_of(judge_records(judge, RECORDS[:1], QUESTIONS)) == [[9.0, 10.0]]
-    assert len(server.bodies) == 2
-    if name == "words":
-        said = [message["content"] for message in server.bodies[1]["messages"]]
-        assert said[-2] == "I would say it fits." and "not a JSON object" in said[-1]
+    said = [message["content"] for message in server.bodies[1]["messages"]]
+    assert said[-2] == "I would say it fits." and "not a JSON object" in said[-1]
 
 
-def test_a_late_answer_is_given_up_and_asked_for_again(server, cache):
-    asked_again = threading.Event()
-
-    def behave(number, body):
-        if number == 0:
-            asked_again.wait(60)  # later than the client waits, whatever the machine's pace
-        else:
-            asked_again.set()
-        return verdict(number, body)
-
-    server.behave = behave
-    judge = make_judge(server, cache, timeout=2.0)
-    assert ratings_of(judge_records(judge, RECORDS[:1], QUESTIONS)) == [[9.0, 10.0]]
-    assert len(server.bodies) >= 2
-
-
-@pytest.mark.parametrize("name", ["overloaded", "words"])
-def test_no_verdict_rejects_nothing_is_counted_and_is_asked_for_next_time(server, cache, name):
-    def behave(number, body):
-        return BAD_ANSWERS[name]() if "hammer" in user_text(body) else verdict(number, body)
-
-    server.behave = behave
+@pytest.mark.parametrize("reply", [Answer("slow down", status=429), Answer("It fits.")])
+def test_no_verdict_rejects_nothing_is_counted_and_is_asked_for_next_time(server, cache, reply):
+    server.behave = lambda n, body: reply if "hammer" in user_text(body) else verdict(n, body)
     judgement = judge_records(make_judge(server, cache), RECORDS, QUESTIONS)
     assert ratings_of(judgement) == [[9.0, 10.0], [None, None], []]
     assert judgement.records == tuple(RECORDS)
@@ -204,35 +150,10 @@ def test_a_judge_without_any_reply_ends_in_the_words_of_the_server(
     assert len(server.bodies) == num_asked
 
 
-def test_a_server_that_never_replies_is_given_up(server, cache):
-    items = [JudgeItem(f"{i}?", "the cup", (((0, 7), "a cup"),)) for i in range(8)]
-    server.behave = lambda number, body: Answer("down", status=500)
-    judge = make_judge(server, cache, workers=1)
-    judge.limits = replace(judge.limits, wait=0.001)
-    with pytest.raises(OSError, match=r"3 requests in a row got no reply \(HTTP 500: down\)"):
-        judge.rate(items)
-    assert len(server.bodies) == 3 * judge.limits.attempts
-
-
-def test_the_cost_cap_stops_before_the_request_that_would_pass_it(server, cache):
-    dear = {"price": Price(1000.0, 1000.0)}
-    with pytest.raises(OSError, match=r"cap of 1.5 USD leaves no room .*1\.1000 are spent"):
-        rate(make_judge(server, cache, max_cost=1.5, workers=1, **dear))
-    assert len(server.bodies) == 1
-    rate(make_judge(server, cache, max_cost=5.0, **dear))
-    assert len(server.bodies) == 2, "what was paid for is not asked twice"
-
-
 def test_another_model_or_text_is_another_verdict(server, cache):
     for model in ("m", "n"):
         LLMJudge(model, server.url, cache).rate([item_of(RECORDS[0])])
     assert [body["model"] for body in server.bodies] == ["m", "n"]
-
-
-def test_a_file_that_is_no_cache_is_refused(cache):
-    cache.write_text("not a database, but long enough to be read as one " * 40)
-    with pytest.raises(OSError, match="name another file"):
-        RequestStore(cache)
 
 
 @pytest.mark.parametrize(

@@ -62,15 +62,6 @@ def test_strict_scores_of_a_hand_computed_table():
     assert scores_of(*HAND_IMAGES) == pytest.approx(expected)
 
 
-def test_masks_for_nothing_are_punished():
-    scores = scores_of([(masks_of(0b1, 0b11), NOTHING), (masks_of(0b1), masks_of(0b1))])
-    assert scores["giou"] == pytest.approx(1 / 3)  # two spurious matches, one perfect
-    assert scores["ciou"] == pytest.approx(1 / 4)
-    assert scores["giou_targets"] == scores["ciou_targets"] == 1
-    assert scores["n_acc"] == 0
-    assert scores["precision"] == pytest.approx(1 / 3)
-
-
 def test_logits_are_thresholded_at_zero():
     logits = np.full((1, HEIGHT, WIDTH), -3.0, dtype=np.float16)
     logits[0, 0, :2] = 0.25
@@ -91,19 +82,6 @@ def test_logits_are_thresholded_at_zero():
 def test_empty_masks(predicted, true, iou_sum, num_matches, union):
     score = score_masks(masks_of(*predicted), masks_of(*true))
     assert (score.iou_sum, score.num_matches, score.union) == (iou_sum, num_matches, union)
-
-
-def test_a_hundred_targets_in_another_order():
-    truths = np.zeros((100, 40, 40), dtype=np.bool_)
-    for i in range(100):
-        truths[i, i // 10 * 4 : i // 10 * 4 + 3, i % 10 * 4 : i % 10 * 4 + 3] = True
-    shuffled = truths[np.random.default_rng(0).permutation(100)]
-    assert scores_of([(shuffled, truths)])["giou"] == 1
-    assert scores_of([(shuffled[:60], truths)])["giou"] == pytest.approx(0.6)
-    logits = np.where(shuffled, 4.0, -4.0)
-    released = scores_of([(logits, truths)], protocol="released")
-    assert released["giou"] == pytest.approx(1, abs=1e-6)
-    assert released["set_accuracy"] == 1
 
 
 def test_without_questions_or_targets_there_are_no_such_scores():
