@@ -35,8 +35,8 @@ from fixture_questions import (
     SMALLEST,
     SPLIT,
     Asked,
+    Instance,
     Photo,
-    Thing,
     read_photos,
     reason_about,
     reason_about_several,
@@ -45,7 +45,7 @@ from fixture_questions import (
     spread,
     word_long,
     word_short,
-    word_without_place,
+    word_without_position,
 )
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ def write_refer(root: Path, name: str, asked: list[Asked], categories: list[Any]
 def to_ref(number: int, asked: Asked, several: bool) -> dict[str, Any]:
     """An entry of the refs; of gRefCOCO it lists its annotations, [-1] for none."""
     image = asked.photo.entry["id"]
-    annotations = [one.row["id"] for one in asked.things] or [-1]
-    categories = [one.row["category_id"] for one in asked.things] or [-1]
+    annotations = [one.row["id"] for one in asked.instances] or [-1]
+    categories = [one.row["category_id"] for one in asked.instances] or [-1]
     sentence = {"sent_id": number, "sent": asked.text, "raw": asked.text}
     ref = {
         "ref_id": number,
@@ -111,7 +111,7 @@ def to_ref(number: int, asked: Asked, several: bool) -> dict[str, Any]:
         "ann_id": annotations if several else annotations[0],
         "category_id": categories if several else categories[0],
     }
-    return {**ref, "no_target": not asked.things} if several else ref
+    return {**ref, "no_target": not asked.instances} if several else ref
 
 
 def write_reasonseg(root: Path, asked: list[Asked]) -> None:
@@ -121,9 +121,9 @@ def write_reasonseg(root: Path, asked: list[Asked]) -> None:
         name = one.photo.path.stem
         shapes = [
             {"label": label, "points": list(zip(ring[::2], ring[1::2], strict=True))}
-            for thing in one.things
-            for label in ["target" if thing.share >= SMALLEST else "ignore"]
-            for ring in thing.row["segmentation"]
+            for instance in one.instances
+            for label in ["target" if instance.share >= SMALLEST else "ignore"]
+            for ring in instance.row["segmentation"]
         ]
         is_sentence = number % 2 == 0
         text = f"I am looking for {one.text}. Where is it?" if is_sentence else one.text
@@ -137,9 +137,9 @@ def write_muse(root: Path, asked: list[Asked]) -> None:
     entries = []
     for photo in {one.photo: 0 for one in asked}:
         own = [one for one in asked if one.photo is photo]
-        answers = [[to_instance(photo, thing) for thing in one.things] for one in own]
+        answers = [[to_instance(photo, instance) for instance in one.instances] for one in own]
         entry = {key: photo.entry[key] for key in ("coco_url", "height", "width")}
-        entry["ann_list"] = [to_instance(photo, thing) for thing in photo.things]
+        entry["ann_list"] = [to_instance(photo, instance) for instance in photo.instances]
         entry["questions"] = [one.text for one in own]
         entry["answers"] = answers
         entry["text_answers"] = [
@@ -151,18 +151,18 @@ def write_muse(root: Path, asked: list[Asked]) -> None:
     write_json(root / f"muse/muse_{SPLIT}.json", entries)
 
 
-def to_instance(photo: Photo, thing: Thing) -> dict[str, Any]:
+def to_instance(photo: Photo, instance: Instance) -> dict[str, Any]:
     """An instance of MUSE, called as it would be referred to."""
-    kept = {key: thing.row[key] for key in ("category_id", "bbox", "segmentation")}
-    name = [*word_short(photo, thing), thing.name][0]
-    return {**kept, "category_name": thing.name, "rephrased_name": f"the {name}"}
+    kept = {key: instance.row[key] for key in ("category_id", "bbox", "segmentation")}
+    name = [*word_short(photo, instance), instance.name][0]
+    return {**kept, "category_name": instance.name, "rephrased_name": f"the {name}"}
 
 
 def write_coco(root: Path, photos: list[Photo], num: int, categories: list[Any]) -> None:
     """COCO itself: so many photos that their categories, each a question, come to the number."""
     kept: list[Photo] = []
     for photo in photos:
-        if sum(len({thing.name for thing in one.things}) for one in kept) < num:
+        if sum(len({instance.name for instance in one.instances}) for one in kept) < num:
             kept.append(photo)
             link(photo, root / f"{SPLIT}2017" / photo.path.name)
     content = {
@@ -178,7 +178,7 @@ def write_fixture(
 ) -> None:
     """A benchmark with about so many questions, in its true layout."""
     turns = list(enumerate(photos))
-    words = {"refcoco+": word_without_place, "refcocog": word_long}
+    words = {"refcoco+": word_without_position, "refcocog": word_long}
     if name == "coco":
         write_coco(root, photos, num, categories)
     elif name == "muse":

@@ -1,6 +1,6 @@
 """What the fixtures of the benchmarks ask about COCO photos, composed from annotations by rules.
 
-Reads the photo set and knows which things an expression singles out; knows no data set's layout,
+Reads the photo set and knows which instances an expression singles out; knows no data set's layout,
 and no model. See benchmark_fixtures.py.
 """
 
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 SPLIT = "val"
 SMALLEST = 0.01
-"""Share of its photo that a thing covers at least to be asked for."""
+"""Share of its photo that an instance covers at least to be asked for."""
 GAP = 0.1
-"""Share of the photo's side by which a leftmost thing is apart from the next."""
+"""Share of the photo's side by which a leftmost instance is apart from the next."""
 RATIO = 1.5
-"""How many times larger than the next a largest thing is, or nearer a nearest one."""
+"""How many times larger than the next a largest instance is, or nearer a nearest one."""
 MOST = 6
 """Things that one question asks for, at most."""
 
@@ -63,7 +63,7 @@ PURPOSES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Thing:
+class Instance:
     """An instance; its area as a share of the photo's, its centre in shares of the sides."""
 
     row: dict[str, Any]
@@ -80,30 +80,30 @@ class Photo:
     entry: dict[str, Any]
     rows: list[dict[str, Any]]
     path: Path
-    things: list[Thing]
+    instances: list[Instance]
     crowds: set[str]
     captions: list[str]
 
-    def rivals(self, thing: Thing) -> list[Thing]:
-        """The other instances of a thing's category, however small."""
-        return [one for one in self.things if one.name == thing.name and one is not thing]
+    def rivals(self, instance: Instance) -> list[Instance]:
+        """The other instances of an instance's category, however small."""
+        return [one for one in self.instances if one.name == instance.name and one is not instance]
 
-    def askable(self) -> list[Thing]:
+    def askable(self) -> list[Instance]:
         """Things that are large enough, of categories whose instances are told apart."""
-        return [t for t in self.things if t.share >= SMALLEST and t.name not in self.crowds]
+        return [t for t in self.instances if t.share >= SMALLEST and t.name not in self.crowds]
 
-    def fitting(self, names: set[str]) -> list[Thing]:
+    def fitting(self, names: set[str]) -> list[Instance]:
         """All instances of some categories; none where one of these has a crowd."""
-        return [] if names & self.crowds else [t for t in self.things if t.name in names]
+        return [] if names & self.crowds else [t for t in self.instances if t.name in names]
 
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """What is asked about a photo, and all things that fit it."""
+    """What is asked about a photo, and all instances that fit it."""
 
     photo: Photo
     text: str
-    things: list[Thing]
+    instances: list[Instance]
 
 
 def read_photos(folder: Path) -> tuple[list[Photo], list[dict[str, Any]]]:
@@ -120,97 +120,101 @@ def read_photos(folder: Path) -> tuple[list[Photo], list[dict[str, Any]]]:
     photos = []
     for entry in content["images"]:
         own = rows[entry["id"]]
-        things = [to_thing(row, entry, categories) for row in own if not row["iscrowd"]]
+        instances = [read_instance(row, entry, categories) for row in own if not row["iscrowd"]]
         crowds = {categories[row["category_id"]]["name"] for row in own if row["iscrowd"]}
         path = folder / SPLIT / "images" / entry["file_name"]
-        photos.append(Photo(entry, own, path, things, crowds, captions[entry["id"]]))
+        photos.append(Photo(entry, own, path, instances, crowds, captions[entry["id"]]))
     return photos, content["categories"]
 
 
-def to_thing(row: dict[str, Any], entry: dict[str, Any], categories: dict[int, Any]) -> Thing:
+def read_instance(
+    row: dict[str, Any], entry: dict[str, Any], categories: dict[int, Any]
+) -> Instance:
     """An annotation with what the rules ask of it."""
     (x, y, w, h), width, height = row["bbox"], entry["width"], entry["height"]
     category = categories[row["category_id"]]
     centre = (x + w / 2) / width, (y + h / 2) / height
     share = row["area"] / (width * height)
-    return Thing(row, category["name"], category["supercategory"], share, centre)
+    return Instance(row, category["name"], category["supercategory"], share, centre)
 
 
-def places_of(photo: Photo, thing: Thing) -> list[tuple[str, str]]:
-    """Word and phrase of each end that a thing is at, among those of its category."""
-    rivals = photo.rivals(thing)
+def positions_of(photo: Photo, instance: Instance) -> list[tuple[str, str]]:
+    """Word and phrase of each end that an instance is at, among those of its category."""
+    rivals = photo.rivals(instance)
     suffix = "most" if len(rivals) > 1 else ""
     return [
         (word + suffix, phrase)
         for word, phrase, axis, sign in PLACES
-        if rivals and min(sign * (thing.centre[axis] - r.centre[axis]) for r in rivals) >= GAP
+        if rivals and min(sign * (instance.centre[axis] - r.centre[axis]) for r in rivals) >= GAP
     ]
 
 
-def sizes_of(photo: Photo, thing: Thing) -> list[str]:
-    """Whether a thing is by far the largest or the smallest of its category."""
-    shares = [one.share for one in photo.rivals(thing)]
+def sizes_of(photo: Photo, instance: Instance) -> list[str]:
+    """Whether an instance is by far the largest or the smallest of its category."""
+    shares = [one.share for one in photo.rivals(instance)]
     if not shares:
         return []
     fits = {
-        "largest": thing.share >= RATIO * max(shares),
-        "smallest": thing.share * RATIO <= min(shares),
+        "largest": instance.share >= RATIO * max(shares),
+        "smallest": instance.share * RATIO <= min(shares),
     }
     return [word for word, holds in fits.items() if holds]
 
 
-def neighbours_of(photo: Photo, thing: Thing) -> list[str]:
-    """Categories with a single thing that this one is much nearer to than its rivals are."""
-    rivals, found = photo.rivals(thing), []
+def neighbours_of(photo: Photo, instance: Instance) -> list[str]:
+    """Categories with a single instance that this one is much nearer to than its rivals are."""
+    rivals, found = photo.rivals(instance), []
     for other in photo.askable() if rivals else []:
-        if other.name != thing.name and not photo.rivals(other):
+        if other.name != instance.name and not photo.rivals(other):
             away = min(math.dist(one.centre, other.centre) for one in rivals)
-            if RATIO * math.dist(thing.centre, other.centre) <= away:
+            if RATIO * math.dist(instance.centre, other.centre) <= away:
                 found.append(other.name)
     return found
 
 
-def only(photo: Photo, thing: Thing, form: str) -> list[str]:
-    """The form with the category of a thing that is the only one of it."""
-    return [] if photo.rivals(thing) else [form.format(thing.name)]
+def only(photo: Photo, instance: Instance, form: str) -> list[str]:
+    """The form with the category of an instance that is the only one of it."""
+    return [] if photo.rivals(instance) else [form.format(instance.name)]
 
 
-def word_short(photo: Photo, thing: Thing) -> list[str]:
+def word_short(photo: Photo, instance: Instance) -> list[str]:
     """refCOCO: "left dog", "largest dog", or "dog" where it is the only one."""
-    words = [word for word, _ in places_of(photo, thing)] + sizes_of(photo, thing)
-    return [f"{word} {thing.name}" for word in words] or only(photo, thing, "{}")
+    words = [word for word, _ in positions_of(photo, instance)] + sizes_of(photo, instance)
+    return [f"{word} {instance.name}" for word in words] or only(photo, instance, "{}")
 
 
-def word_without_place(photo: Photo, thing: Thing) -> list[str]:
+def word_without_position(photo: Photo, instance: Instance) -> list[str]:
     """refCOCO+: "largest dog", or "dog" where it is the only one."""
-    return [f"{word} {thing.name}" for word in sizes_of(photo, thing)] or only(photo, thing, "{}")
+    return [f"{word} {instance.name}" for word in sizes_of(photo, instance)] or only(
+        photo, instance, "{}"
+    )
 
 
-def word_long(photo: Photo, thing: Thing) -> list[str]:
-    """refCOCOg: whole phrases, also with what a thing is nearest to."""
-    name = thing.name
-    texts = [f"the {name} that is nearest to the {it}" for it in neighbours_of(photo, thing)]
-    texts += [f"the {name} that is {how} of all" for _, how in places_of(photo, thing)]
-    texts += [f"the {word} {name} of all" for word in sizes_of(photo, thing)]
-    return texts or only(photo, thing, "the only {} to be seen")
+def word_long(photo: Photo, instance: Instance) -> list[str]:
+    """refCOCOg: whole phrases, also with what an instance is nearest to."""
+    name = instance.name
+    texts = [f"the {name} that is nearest to the {it}" for it in neighbours_of(photo, instance)]
+    texts += [f"the {name} that is {how} of all" for _, how in positions_of(photo, instance)]
+    texts += [f"the {word} {name} of all" for word in sizes_of(photo, instance)]
+    return texts or only(photo, instance, "the only {} to be seen")
 
 
-def refer(photo: Photo, turn: int, word: Callable[[Photo, Thing], list[str]]) -> list[Asked]:
-    """One expression for each thing that can be told apart, those with rivals first.
+def refer(photo: Photo, turn: int, word: Callable[[Photo, Instance], list[str]]) -> list[Asked]:
+    """One expression for each instance that can be told apart, those with rivals first.
 
-    Another `turn` takes another of the wordings that fit, and begins with another thing.
+    Another `turn` takes another of the wordings that fit, and begins with another instance.
     """
     asked = []
-    for place, thing in enumerate(photo.askable()):
-        if texts := word(photo, thing):
-            asked.append(Asked(photo, texts[(turn + place) % len(texts)], [thing]))
-    return sorted(rotate(asked, turn), key=lambda one: not photo.rivals(one.things[0]))
+    for index, instance in enumerate(photo.askable()):
+        if texts := word(photo, instance):
+            asked.append(Asked(photo, texts[(turn + index) % len(texts)], [instance]))
+    return sorted(rotate(asked, turn), key=lambda one: not photo.rivals(one.instances[0]))
 
 
 def refer_generally(photo: Photo, turn: int, categories: list[dict[str, Any]]) -> list[Asked]:
-    """gRefCOCO: an expression for several things, for one, and for none."""
+    """gRefCOCO: an expression for several instances, for one, and for none."""
     here = {row["category_id"] for row in photo.rows}
-    kinds = {thing.kind for thing in photo.askable()}
+    kinds = {instance.kind for instance in photo.askable()}
     absent = [c for c in categories if c["supercategory"] in kinds and c["id"] not in here]
     groups = [photo.fitting({name}) for name in sorted({one.name for one in photo.askable()})]
     several = [Asked(photo, f"every {g[0].name}", g) for g in groups if is_several(g)]
@@ -219,45 +223,45 @@ def refer_generally(photo: Photo, turn: int, categories: list[dict[str, Any]]) -
     return several[:1] + list(chain(*rotate([one[:1], none[:1]], turn)))
 
 
-def is_several(things: list[Thing]) -> bool:
-    """Whether things are two to so many, none of them tiny."""
-    return 2 <= len(things) <= MOST and all(one.share >= SMALLEST for one in things)
+def is_several(instances: list[Instance]) -> bool:
+    """Whether instances are two to so many, none of them tiny."""
+    return 2 <= len(instances) <= MOST and all(one.share >= SMALLEST for one in instances)
 
 
 def reason_about(photo: Photo, turn: int) -> list[Asked]:
-    """ReasonSeg: a purpose, and all things that serve it; the tiny ones are to be ignored."""
+    """ReasonSeg: a purpose, and all instances that serve it; the tiny ones are to be ignored."""
     asked = []
     for purpose, names in rotate(list(PURPOSES.items()), turn):
-        things = photo.fitting(names)
-        drawn = all(isinstance(one.row["segmentation"], list) for one in things)
-        if drawn and any(one.share >= SMALLEST for one in things):
-            asked.append(Asked(photo, purpose, things))
+        instances = photo.fitting(names)
+        drawn = all(isinstance(one.row["segmentation"], list) for one in instances)
+        if drawn and any(one.share >= SMALLEST for one in instances):
+            asked.append(Asked(photo, purpose, instances))
     return asked
 
 
 def reason_about_several(photo: Photo, turn: int) -> list[Asked]:
-    """MUSE: what a caption names, two purposes at once, and a purpose that several things serve."""
+    """MUSE: what a caption names, two purposes at once, and a purpose of several instances."""
     asked = [
         Asked(photo, f'A caption says: "{caption}" Show what it names.', named_by(caption, photo))
         for caption in photo.captions
     ]
     serving = {purpose: photo.fitting(names) for purpose, names in PURPOSES.items()}
     pairs = rotate(list(combinations(serving.items(), 2)), turn)
-    for (first, things), (second, others) in pairs:
-        if things and others and not {id(t) for t in things} & {id(t) for t in others}:
+    for (first, instances), (second, others) in pairs:
+        if instances and others and not {id(t) for t in instances} & {id(t) for t in others}:
             text = f"What here is {first}, and what is {second}?"
-            asked.append(Asked(photo, text, things + others))
-    for purpose, things in serving.items():
-        asked.append(Asked(photo, f"What here is {purpose}? There is more than one.", things))
-    return [one for one in asked if is_several(one.things)]
+            asked.append(Asked(photo, text, instances + others))
+    for purpose, instances in serving.items():
+        asked.append(Asked(photo, f"What here is {purpose}? There is more than one.", instances))
+    return [one for one in asked if is_several(one.instances)]
 
 
-def named_by(caption: str, photo: Photo) -> list[Thing]:
-    """The things that a caption names; none where it may mean one of several, or a tiny one."""
-    names = {thing.name for thing in photo.things} | photo.crowds
+def named_by(caption: str, photo: Photo) -> list[Instance]:
+    """The instances that a caption names; none where it may mean one of several, or a tiny one."""
+    names = {instance.name for instance in photo.instances} | photo.crowds
     words = {name: f"{PEOPLE}|{name}" if name == "person" else name for name in names}
     said = {n for n, form in words.items() if re.search(rf"\b({form})(s|es)?\b", caption, re.I)}
-    single = [thing for thing in photo.askable() if not photo.rivals(thing)]
+    single = [instance for instance in photo.askable() if not photo.rivals(instance)]
     return [t for t in single if t.name in said] if said <= {t.name for t in single} else []
 
 

@@ -3,9 +3,9 @@
     pixellm eval scenes --model nano-scenes --split val --num 250 --out val
     python benchmarks/scene_sides.py val
 
-Of the things that answers about a half of the image name, counts those that lie in it; of pairs
+Of the objects that answers about a half of the image name, counts those that lie in it; of pairs
 named one behind the other, those that go from left to right, as all true answers do. A model that
-does not know is right half of the time. What a mask covers does not count, but a thing whose mask
+does not know is right half of the time. What a mask covers does not count, but an object whose mask
 is filtered is passed over. Draws the scenes again; no model is asked.
 """
 
@@ -33,7 +33,7 @@ Centers = dict[str, tuple[float, float]]
 
 @cache
 def centers_of(image: str) -> Centers:
-    """Where the things of an image lie, from -1 to 1; things that are there once."""
+    """Where the objects of an image lie, from -1 to 1; those that are there once."""
     split, seed, index = image.rsplit("-", 2)
     scene = ScenesDataset(split, seed=int(seed), length=int(index) + 1).scene(int(index))
     height, width = scene.image.shape[:2]
@@ -46,7 +46,7 @@ def centers_of(image: str) -> Centers:
 
 
 def named_centers(record: AnswerRecord, knowledge: Knowledge) -> list[tuple[float, float]]:
-    """Where the things that an answer names lie, in its order."""
+    """Where the objects that an answer names lie, in its order."""
     centers = centers_of(record.image)
     names = [concept_of_phrase(mask.label, knowledge) for mask in record.shown]
     return [centers[name] for name in names if name in centers]

@@ -39,14 +39,14 @@ def test_it_scores_on_unseen_scenes_as_its_table_says(
 ) -> None:
     from pixellm.evaluation import BenchmarkRun, evaluate
 
-    run = BenchmarkRun("scenes", "nano-scenes", "test", seed=20251, num_scenes=25)
+    run = BenchmarkRun("scenes", "nano-scenes", "test", seed=20251, num_scenes=12)
     summary = evaluate(run, tmp_path / "run", lambda: nano).summary
     assert summary.score("giou_targets").value > NANO_GIOU_FLOOR
     assert summary.score("n_acc", "kind negative").value > NANO_NEGATIVES_FLOOR
 
 
 NANO_GIOU_FLOOR = 0.38
-"""Well under the measured score, so that 25 scenes cannot fall below it by chance."""
+"""Well under the measured score, so that another machine cannot fall below it."""
 
 NANO_NEGATIVES_FLOOR = 0.2
-"""Likewise, of about ten questions for something that is not there."""
+"""Likewise, of the few questions for something that is not there."""

@@ -208,7 +208,7 @@ def _refuse_wrong_folder(
 def _plan(
     photos: Iterable[tuple[str, Sequence[str]]], styles: tuple[str, ...], source: Source
 ) -> Iterator[tuple[str, int, str]]:
-    """(photo, number, style) of every task: each photo begins at a seeded place in the styles.
+    """(photo, number, style) of every task: each photo begins at a seeded index in the styles.
 
     A photo that the writer has less to ask about has fewer tasks, but at least one, whose verdict
     says that there is nothing to ask.

@@ -152,10 +152,10 @@ def _kept_rows(
 
 def _split_of(photo: Photo, row: Row, settings: WriteSettings) -> str:
     """All questions about a photo go to one part, so that no photo is both seen and tested."""
-    place = seeded_fraction(settings.seed, "split", photo.id)
-    if place < settings.train:
+    share = seeded_fraction(settings.seed, "split", photo.id)
+    if share < settings.train:
         return "train"
-    if place < settings.train + settings.val:
+    if share < settings.train + settings.val:
         return "val"
     return "test_less" if len(row.targets) <= FEW_TARGETS else "test_many"
 
