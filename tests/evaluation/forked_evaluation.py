@@ -40,8 +40,7 @@ def evaluate(folder: Path, number: int, port: int) -> None:
     assert torch.distributed.get_backend() == "gloo"
     run = BenchmarkRun("coco", "oracle", "val", folder / "data")
     predictor = Knowing(run.open())
-    options = {"batch_size": 1, "group": group, "report": True}
-    summary, _ = run_benchmark(run, folder / "run", lambda: predictor, **options)
+    summary, _ = run_benchmark(run, folder / "run", lambda: predictor, batch_size=1, group=group)
     told = {"asked": predictor.num_asked, "scores": summary.to_dict()["groups"]}
     (folder / f"told-{number}.json").write_text(json.dumps(told))
     group.wait()

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pixellm.engine.jobs import ALONE
 from pixellm.evaluation.evaluate import BenchmarkRun, evaluate
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.report import report_of
@@ -23,7 +22,6 @@ def run_benchmark(
     **options: Any,
 ) -> tuple[Summary, list[AnswerRecord]]:
     """The scores and the answers; the report, which takes longest, where it is looked at."""
-    report = report and options.get("group", ALONE).number == 0
     if report:
         check_report(folder, "report", ("settings", "headline"))
     evaluation = evaluate(run, folder, load, **options)

@@ -143,9 +143,6 @@ class AnnotationFile:
     """
 
     def __init__(self, annotations: Path, captions: Path | None = None) -> None:
-        for path in filter(None, (annotations, captions)):
-            if not path.is_file():
-                raise FileNotFoundError(f"There is no annotation file at {path}.")
         self._coco = CocoFile(annotations)
         self._names = {key: category_name(one) for key, one in self._coco.categories.items()}
         self._licenses = {identity(one.get("id")): one for one in self._coco.licenses}
