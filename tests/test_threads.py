@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
-import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import pixellm
 from pixellm import threads
 
-SOURCE = str(Path(__file__).parents[1] / "src")
-REPORT = "import json, os; print(json.dumps(dict(os.environ)))"
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def run_fresh(code: str) -> dict[str, str]:
-    """What a fresh process finds in its environment after some code."""
-    names = (*threads.SPIN_SETTINGS, "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY")
-    inherited = {name: value for name, value in os.environ.items() if name not in names}
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{REPORT}"],
-        env={**inherited, "PYTHONPATH": SOURCE},
-        capture_output=True,
-        text=True,
-        check=True,
+def test_importing_the_package_bounds_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*threads.SPIN_SETTINGS, "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    code = (
+        "import os, sys, pixellm; assert 'torch' not in sys.modules; "
+        f"assert {threads.SPIN_SETTINGS}.items() <= os.environ.items()"
     )
-    return dict(json.loads(done.stdout))
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_small_model_takes_one_thread_whose_spinning_is_bounded_before_torch_is_loaded() -> None:
-    code = "import pixellm; pixellm.load(device='cpu'); import torch"
-    found = run_fresh(f"{code}; assert torch.get_num_threads() == 1")
-    assert {name: found[name] for name in threads.SPIN_SETTINGS} == threads.SPIN_SETTINGS
+def test_a_loaded_small_model_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(threads, "_IS_OWN_PROCESS", True)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    for name in THREAD_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    pixellm.load(device="cpu")
+    assert asked == [1]
 
 
-def test_a_program_that_loaded_torch_first_is_left_alone() -> None:
-    code = "import torch\nfrom pixellm.threads import choose_threads\nassert {} is None"
-    found = run_fresh(code.format("choose_threads(1000)"))
-    assert not found.keys() & threads.SPIN_SETTINGS.keys()
+def test_a_program_that_loaded_torch_first_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in THREAD_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    assert "torch" in sys.modules
+    fresh = runpy.run_path(str(threads.__file__))
+    assert fresh["choose_threads"](1000) is None
+    environment: dict[str, str] = {}
+    fresh["bound_spinning"](environment)
+    assert not environment
 
 
 @pytest.mark.parametrize(
