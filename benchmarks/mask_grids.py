@@ -70,7 +70,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--grids", type=int, nargs="+", default=[24, 48, 96])
     options = parser.parse_args()
-    things = [one for r in read_answers(options.folder) for one in measure(r, options.grids)]
+    things = [
+        one for r in read_answers(options.folder).records for one in measure(r, options.grids)
+    ]
     ceilings = " | ".join(f"ceiling at {cells}" for cells in options.grids)
     print(f"| side on {CANVAS} px | things | found | IoU where found | {ceilings} |")
     print("|---|---|---|---|" + "---|" * len(options.grids))

@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--limits", type=float, nargs="+", default=[0.0, 0.5, 0.75, 0.85, 0.9])
     options = parser.parse_args()
-    run, records = run_of_folder(options.folder), read_answers(options.folder)
+    run, records = run_of_folder(options.folder), read_answers(options.folder).records
     by_kind = run.benchmark.classes_are_kinds
     print("| limit | " + " | ".join(SCORES) + " | naming giou | negatives n_acc | without masks |")
     for limit in options.limits:

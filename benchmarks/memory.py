@@ -34,7 +34,10 @@ FORMS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "PNG RGBA": ("RGBA", "PNG", {}),
     "PNG palette": ("P", "PNG", {"transparency": 0}),
     "PNG 16 bit": ("I;16", "PNG", {}),
+    "JPEG progressive": ("RGB", "JPEG", {"progressive": True, "subsampling": 0}),
     "WebP": ("RGB", "WEBP", {}),
+    "JPEG 2000": ("RGB", "JPEG2000", {}),
+    "AVIF": ("RGB", "AVIF", {"speed": 10}),
     "TIFF": ("RGB", "TIFF", {}),
     "GIF": ("P", "GIF", {}),
 }

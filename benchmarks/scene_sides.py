@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     knowledge = load_knowledge()
     right, asked = Counter[str](), Counter[str]()
-    for record in read_answers(parser.parse_args().folder):
+    for record in read_answers(parser.parse_args().folder).records:
         if record.kind not in _IN_ORDER:
             continue
         named = named_centers(record, knowledge)

@@ -280,7 +280,32 @@ def test_bands_are_the_whole_image(mode, monkeypatch):
 
 def test_a_large_image_takes_at_most_three_times_its_pixels():
     """Each form that needs work of its own, in a process of its own; see benchmarks/memory.py."""
-    forms = ("JPEG", "JPEG turned", "PNG RGBA", "PNG 16 bit", "WebP")
+    forms = ("JPEG turned", "PNG RGBA", "WebP", "JPEG 2000", "AVIF", "JPEG progressive")
     measured = image_memory(3000, forms)
-    assert measured.pop("WebP") <= 6  # its decoder keeps two frames
-    assert max(measured.values()) <= 3, measured
+    heavy = {"WebP": "WEBP", "JPEG 2000": "JPEG2000", "JPEG progressive": "progressive JPEG"}
+    for form, found in measured.items():
+        assert found <= 3 * image_files.HEAVY.get(heavy.get(form, form), 1.0), form
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "allowed"),
+    [
+        ("png", {}, 10_000),
+        ("jpg", {}, 10_000),
+        ("jpg", {"progressive": True}, 8_000),
+        ("webp", {}, 5_000),
+        ("jp2", {}, 4_000),
+        ("avif", {}, 8_000),
+    ],
+)
+def test_formats_whose_decoders_take_more_memory_are_read_up_to_fewer_pixels(
+    tmp_path, monkeypatch, suffix, options, allowed
+):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    path = tmp_path / f"large.{suffix}"
+    Image.new("RGB", (100, allowed // 100)).save(path, **options)
+    assert load_image(path).size == (100, allowed // 100)
+    Image.new("RGB", (100, allowed // 100 + 1)).save(path, **options)
+    for read in (load_image, image_size, probe_image, load_stored):
+        with pytest.raises(ValueError, match=r"large\.\w+ has .*pixels"):
+            read(path)

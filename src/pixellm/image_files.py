@@ -35,6 +35,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF
 DRAWINGS = (".pdf", ".svg", ".svgz", ".eps", ".ps", ".ai")
 """Suffixes of pages and drawings, which are no images."""
 
+HEAVY = {"WEBP": 2.0, "JPEG2000": 2.5, "AVIF": 1.25, "progressive JPEG": 1.25}
+"""Format -> how many times as much memory its decoder takes as three times an image's pixels, which
+is enough for others. WebP's keeps two frames (benchmarks/memory.py)."""
+
 _SIXTEEN_BIT_MAX = 65535
 _BAND_PIXELS = 1 << 18
 _TURNS = {
@@ -92,8 +96,8 @@ def load_image(source: ImageSource) -> Image.Image:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a folder, an empty, damaged or truncated file, no image of a format in
-            :data:`FORMATS`, one of more pixels than Pillow's limit, a URL, or another kind of
-            source.
+            :data:`FORMATS`, one of more pixels than Pillow's limit (fewer for those in
+            :data:`HEAVY`), a URL, or another kind of source.
         OSError: the file can't be opened.
     """
     if isinstance(source, Image.Image):
@@ -294,7 +298,7 @@ def _read_header(stream: Any, name: str) -> Image.Image:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            return Image.open(stream, formats=known)
+            return _within_memory(Image.open(stream, formats=known), name)
         except Image.UnidentifiedImageError:
             stream.seek(0)
             start = stream.read(12)
@@ -310,6 +314,19 @@ def _read_header(stream: Any, name: str) -> Image.Image:
         f"{name} is not an image that is read here (JPEG, PNG, WebP, TIFF, GIF, BMP, ...); "
         "convert it to PNG or JPEG."
     )
+
+
+def _within_memory(image: Image.Image, name: str) -> Image.Image:
+    """Refuse, by its header, an image whose decoding takes more memory than the largest others."""
+    form = "progressive JPEG" if image.info.get("progressive") else image.format or ""
+    weight = HEAVY.get(form, 1.0)
+    limit = int((Image.MAX_IMAGE_PIXELS or 0) / weight)
+    if limit and weight > 1 and image.width * image.height > limit:
+        raise _RefusedError(
+            f"{name} has {image.width} x {image.height} pixels; of {form}, whose decoder "
+            f"takes much memory, at most {limit:,} are read. Save it as JPEG or PNG."
+        )
+    return image
 
 
 @cache

@@ -26,7 +26,8 @@ SETTINGS = {"benchmark": "scenes", "split": "test", "seed": 0}
 def run(folder: Path, predictor: Oracle | None = None, group: ProcessGroup | None = None):
     open_run(folder, SETTINGS)
     answer = answer_freely(predictor or Neighbourly(SCENES))
-    return answer_questions(answer, QUESTIONS, RULES, folder, 4, group=group or ProcessGroup())
+    group = group or ProcessGroup()
+    return answer_questions(answer, QUESTIONS, RULES, folder, 4, group=group).records
 
 
 def timeless(records: list[AnswerRecord]) -> list[AnswerRecord]:
@@ -70,7 +71,7 @@ def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(tmp_path):
     stopping = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         run(stopping, Stopping(SCENES))
-    kept = read_answers(stopping)
+    kept = read_answers(stopping).records
     assert 0 < len(kept) < len(whole)
     predictor = Neighbourly(SCENES)
     assert timeless(run(stopping, predictor)) == whole
@@ -83,10 +84,10 @@ def test_a_torn_line_and_a_dialogue_cut_in_half_are_asked_again(tmp_path):
     path = tmp_path / "run" / "answers.jsonl"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) - 30])
-    assert len(read_answers(tmp_path / "run")) < len(whole)
+    assert len(read_answers(tmp_path / "run").records) < len(whole)
     assert timeless(run(tmp_path / "run")) == whole
     path.with_name(".answers.jsonl.part007").write_bytes(path.read_bytes())
-    assert timeless(read_answers(tmp_path / "run")) == whole, "answered twice counts once"
+    assert timeless(read_answers(tmp_path / "run").records) == whole, "answered twice counts once"
 
 
 @dataclass(frozen=True, slots=True)

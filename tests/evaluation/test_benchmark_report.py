@@ -53,7 +53,7 @@ def answer(folder: Path, kind: type[Oracle], num_scenes: int = 6) -> list[Answer
     questions = ask(num_scenes)
     open_run(folder, SETTINGS)
     scenes = [make_scene(i) for i in range(num_scenes)]
-    return answer_questions(answer_freely(kind(scenes)), questions, RULES, folder, 8)
+    return answer_questions(answer_freely(kind(scenes)), questions, RULES, folder, 8).records
 
 
 def ask(num_scenes: int = 6) -> list[Sample]:

@@ -101,34 +101,11 @@ def test_damaged_masks_are_named_with_their_image(root):
         open_questions("coco", "val", root)[1]
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ("size", "The image is (40, 60), its annotation says (20, 30)"),
-        ("missing", "The image is missing"),
-        ("damaged", "nine.png"),
-        ("no width", "'width' is missing"),
-    ],
-)
-def test_an_image_that_cannot_be_used_is_left_out_and_counted(root, change, says):
-    image, path = root / "val" / "images" / "nine.png", root / "annotations" / "instances_val.json"
-    if change == "size":
-        Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(image)
-    elif change == "missing":
-        image.unlink()
-    elif change == "damaged":
-        image.write_bytes(b"no image")
-    else:
-        values = json.loads(path.read_text())
-        del values["images"][0]["width"]
-        path.write_text(json.dumps(values))
+def test_an_entry_that_cannot_be_used_is_left_out_and_counted(root):
+    path = root / "annotations" / "instances_val.json"
+    values = json.loads(path.read_text())
+    del values["images"][0]["width"]
+    path.write_text(json.dumps(values))
     questions = open_questions("coco", "val", root)
     assert [sample.image.name for sample in questions] == ["four.png"]
-    assert says in str(*questions.bad_rows)
-
-
-def test_images_none_of_which_can_be_used_end_in_a_sentence(root):
-    for image in (root / "val" / "images").iterdir():
-        image.unlink()
-    with pytest.raises(ValueError, match=r"No image of .* can be used"):
-        open_questions("coco", "val", root)
+    assert "'width' is missing" in str(*questions.bad_rows)

@@ -19,7 +19,7 @@ from pixellm.evaluation.records import AnswerRecord, read_answers
 
 
 def timeless(folder: Path) -> list[AnswerRecord]:
-    return [replace(record, seconds=0.0) for record in read_answers(folder)]
+    return [replace(record, seconds=0.0) for record in read_answers(folder).records]
 
 
 def without_seconds(groups: dict[str, Any]) -> dict[str, Any]:

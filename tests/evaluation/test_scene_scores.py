@@ -61,8 +61,8 @@ class Shouter(Oracle):
 
 
 def summary_of(kind: type[Oracle], batch_size: int = 3) -> Summary:
-    records = answer_questions(answer_freely(kind(SCENES)), QUESTIONS, RULES, batch_size=batch_size)
-    return summarize(records, RULES)
+    answers = answer_questions(answer_freely(kind(SCENES)), QUESTIONS, RULES, batch_size=batch_size)
+    return summarize(answers.records, RULES)
 
 
 PERFECT = dict.fromkeys(

@@ -169,7 +169,7 @@ def score(
     from pixellm.engine.run_folder import open_run
     from pixellm.evaluation.evaluate import Evaluation
     from pixellm.evaluation.external import ExternalPredictions, score_predictions, scores_to_dict
-    from pixellm.evaluation.records import write_answers
+    from pixellm.evaluation.records import RunAnswers, write_answers
     from pixellm.files import check_new_folder
 
     check_json(json, ("settings", "num_missing", "headline"))
@@ -189,13 +189,14 @@ def score(
             progress=progress,
         )
     records = scored.records
-    evaluation = Evaluation(run, run.settings(), samples, records, run.summarize(records))
+    scores = run.summarize(records)
+    evaluation = Evaluation(run, run.settings(), samples, records, scores, scored.left_out)
     judged = scored.judged(evaluation)
     _show(evaluation, judged, aside=json == "-", missing=scored.num_missing)
     write_json(scores_to_dict(evaluation, judged, scored.num_missing), json)
     if out is not None:  # a folder as of a run of our own
         open_run(out, evaluation.settings)
-        write_answers(out, records, run.model)
+        write_answers(out, RunAnswers(records, scored.left_out), run.model)
         _write_report(out, evaluation)
         say(f"Wrote {out / 'report.html'}, report.md and report.json", err=json == "-")
 
@@ -210,12 +211,15 @@ def questions(
 ) -> None:
     """Write a benchmark's questions for another system to answer; see `pixellm score`."""
     from pixellm.evaluation.external import write_questions
+    from pixellm.evaluation.left_out import describe_left_out
     from pixellm.files import check_new_folder
 
     check_new_folder(out)
     run = _questions_of(benchmark, split, limit, place, drawn)
-    written = write_questions(run.open(), out)
+    written, left_out = write_questions(run.open(), out)
     say(f"{written} questions: {out / 'questions.jsonl'}")
+    if left_out:
+        say(describe_left_out(left_out), err=True)
 
 
 def compare(
@@ -257,6 +261,7 @@ def _evaluate(
     from pixellm.evaluation.baselines import GUESSES
     from pixellm.evaluation.evaluate import evaluate, with_numbers
     from pixellm.evaluation.judgement import check_judging, judge_evaluation
+    from pixellm.evaluation.left_out import NothingAnsweredError
     from pixellm.report.figures import check_plots
     from pixellm.report.page import check_report
 
@@ -294,6 +299,9 @@ def _evaluate(
             with _judge_bar(judge) as rated:
                 judged = judge_evaluation(evaluation, judge, rated)
             report = _write_report(out, evaluation, judged)
+    except NothingAnsweredError as error:
+        say(str(error), err=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
     if group.number == 0:
@@ -344,7 +352,7 @@ def _show(
     from pixellm.evaluation.tables import all_tables, describe_run
 
     headline = evaluation.run.headline
-    lead = describe_run(evaluation.settings, evaluation.summary)
+    lead = describe_run(evaluation.settings, evaluation.summary, evaluation.left_out)
     if missing:
         lead += f" {missing} questions without a prediction count as no mask."
     tables = all_tables(evaluation.summary, headline)

@@ -33,7 +33,6 @@ from pixellm.data.dataset import (
     Groups,
     UnusableDataError,
     check_at_least_one,
-    check_header,
 )
 from pixellm.data.json_values import whole_number
 from pixellm.data.lazy import Lazy
@@ -458,33 +457,26 @@ def coco_questions(
         images: path of the folder of images below the root; "" for the usual one.
 
     Returns:
-        The questions. Their ``bad_rows`` are images that are missing, damaged or of another size
-        than annotated, about which nothing is asked, and entries of the file that can't be used.
+        The questions. Their ``bad_rows`` are images of the file that can't be used.
     """
     path, folder = _find_files(root, split, annotations, str(images))
     coco = CocoFile(path)
     told_apart = ~coco.is_crowd[coco.sorted_rows]
     items, rows = coco.items_of_sorted_rows[told_apart], coco.sorted_rows[told_apart]
     pairs = np.unique(np.stack((items, coco.category_of[rows]), axis=1), axis=0)
-    bad: dict[int, BadRow] = {}
-    for item in np.unique(pairs[:, 0]).tolist():
-        entry = coco.image(item)
-        bad.update((item, row) for row in check_header(folder / file_of(entry), size_of(entry)))
-    asked = [(item, category) for item, category in pairs.tolist() if item not in bad]
-    unusable = [row for row in coco.bad_rows if row.row.startswith("image ")]
-    bad_rows = (*unusable, *bad.values())
-    if bad_rows and not asked:
+    bad_rows = [row for row in coco.bad_rows if row.row.startswith("image ")]
+    if bad_rows and not len(pairs):
         raise UnusableDataError(f"No image of {path} can be used.", bad_rows)
 
     def build(number: int) -> Sample:
-        item, category = asked[number]
+        item, category = pairs[number].tolist()
         try:
             return _ask_for_category(coco, folder, item, category)
         except (KeyError, ValueError) as error:
             where = f"{path}: image {coco.image(item)['id']}, category {category}"
             raise ValueError(f"{where}: {error}") from error
 
-    return Lazy(range(len(asked)), build, bad_rows)
+    return Lazy(range(len(pairs)), build, bad_rows)
 
 
 def _ask_for_category(coco: CocoFile, folder: Path, item: int, category: int) -> Sample:

@@ -155,7 +155,7 @@ def _common_pairs(first: Path, second: Path) -> tuple[list[tuple[AnswerRecord, A
     """The answers of both runs to each question, and how many questions one run alone has."""
     # The index keeps apart dialogues that a data set calls by one name.
     answers = [
-        {(record.index, record.key): record for record in read_answers(folder)}
+        {(record.index, record.key): record for record in read_answers(folder).records}
         for folder in (first, second)
     ]
     pairs = [(record, answers[1][key]) for key, record in answers[0].items() if key in answers[1]]

@@ -19,13 +19,27 @@ from typing import TYPE_CHECKING, Any
 
 from pixellm.data.lazy import Lazy
 from pixellm.data.rows import name_of_image
+from pixellm.engine.answer_file import Check, find_batches, is_bad
 from pixellm.engine.dialogues import AnsweredDialogue, Predictor, answer_dialogues, answer_given
 from pixellm.engine.jobs import ALONE, BatchAnswers, ProcessGroup, answer_here, run_job
 from pixellm.engine.run_folder import ANSWERS_FILE, open_run, read_settings
 from pixellm.evaluation.baselines import GUESSES, ObjectGuesser
 from pixellm.evaluation.benchmarks import Benchmark, find_benchmark, open_questions
+from pixellm.evaluation.left_out import (
+    NothingAnsweredError,
+    decoding_fault,
+    describe_left_out,
+    forget_mended,
+    open_question,
+)
 from pixellm.evaluation.metrics import Protocol
-from pixellm.evaluation.records import AnswerRecord, build_record, read_answers, record_to_json
+from pixellm.evaluation.records import (
+    AnswerRecord,
+    LeftOut,
+    build_record,
+    read_answers,
+    record_to_json,
+)
 from pixellm.evaluation.scores import Mode, Rules, question_giou
 from pixellm.evaluation.summary import Summary, summarize
 from pixellm.files import locked
@@ -184,6 +198,7 @@ class Evaluation:
         questions: of the benchmark.
         records: all answers, in order.
         summary: their scores.
+        left_out: questions that were not asked, since their data can't be used.
     """
 
     run: BenchmarkRun
@@ -191,6 +206,7 @@ class Evaluation:
     questions: Lazy[Sample]
     records: list[AnswerRecord]
     summary: Summary
+    left_out: Sequence[LeftOut] = ()
 
 
 def evaluate(
@@ -205,6 +221,10 @@ def evaluate(
 ) -> Evaluation:
     """Answer and score a benchmark; go on where an earlier call stopped.
 
+    Questions whose data can't be used (an image that is missing, cut or of another size than its
+    annotation says, a mask that can't be read) are left out and told. A later call asks those whose
+    data are mended by then.
+
     Args:
         run: what to evaluate.
         folder: of the run; holds its settings and answers.
@@ -216,6 +236,7 @@ def evaluate(
         progress: told after every batch.
 
     Raises:
+        NothingAnsweredError: there is no question whose data can be used.
         ValueError: bad settings, damaged files, a folder with another run or with answers of
             other weights, or a model that is not as the run says.
         FileNotFoundError: files of the data set are missing.
@@ -227,20 +248,25 @@ def evaluate(
         open_run(folder, named, {"left_out": len(questions.bad_rows)})
     # The group's first process keeps every other job out, and lets its own processes in.
     with locked(folder) if group.number == 0 else nullcontext():
+        if group.number == 0:
+            forget_mended(folder, questions)
         group.wait()
-        answered = {record.index for record in read_answers(folder)}
-        if answered.issuperset(range(len(questions))):
-            records = read_answers(folder)
+        answers = read_answers(folder)
+        done = {one.index for one in (*answers.records, *answers.left_out)}
+        if done.issuperset(range(len(questions))):
+            find_batches(folder / ANSWERS_FILE, len(questions), batch_size, _lines_of(questions))
         else:
-            guess = GUESSES.get(run.model)
-            engine = load_engine() if guess is None else ObjectGuesser(questions, guess)
-            _check_engine(run, engine)
-            if questions[0].turns[0].takes_suffix:
+            engine = None
+            if first := _first_sound(questions):
+                guess = GUESSES.get(run.model)
+                engine = load_engine() if guess is None else ObjectGuesser(questions, guess)
+                _check_engine(run, engine)
+            if first and first.turns[0].takes_suffix:
                 suffix = _check_suffix(engine, folder)
                 group.wait()  # all must have seen what an earlier call noted
                 if group.number == 0:
                     open_run(folder, named, {"suffix": suffix})
-            records = answer_questions(
+            answers = answer_questions(
                 _how_to_answer(run, engine),
                 questions,
                 run.rules,
@@ -252,7 +278,12 @@ def evaluate(
                 progress=progress,
             )
         settings = read_settings(folder)
-    return Evaluation(run, settings, questions, records, run.summarize(records))
+    if not answers.records:
+        asked = f"{run.benchmark.title} {settings['split']}"
+        why = describe_left_out(answers.left_out) or "It has none that can be asked."
+        raise NothingAnsweredError(f"No question of {asked} could be answered. {why}")
+    scores = run.summarize(answers.records)
+    return Evaluation(run, settings, questions, answers.records, scores, answers.left_out)
 
 
 def answer_questions(
@@ -281,7 +312,7 @@ def answer_questions(
         progress: told after every batch.
 
     Returns:
-        The records of all processes, in the order of the questions.
+        What the questions came to in all processes.
 
     Raises:
         ValueError: answers that don't fit their questions, or a damaged file.
@@ -297,6 +328,7 @@ def answer_questions(
         folder / ANSWERS_FILE,
         answer_here(lambda: worker),
         batch_size,
+        check=_lines_of(questions),
         group=group,
         progress=lambda state: progress and progress(state.done, state.total, worker.giou),
     )
@@ -381,17 +413,65 @@ class _DialogueWorker:
 
     def __call__(self, batch: Sequence[int]) -> BatchAnswers:
         begun = time.monotonic()
-        samples = [self.questions[number] for number in batch]
-        lines: dict[int, str] = {}
-        for answered in self.answer(samples):
-            image = name_of_image(answered.sample, self.root)
-            records = score_dialogue(answered, batch[answered.index], self.rules)
-            self.gious += [question_giou(record, self.rules.unit) for record in records]
-            values = [record_to_json(record, self.model, image) for record in records]
-            lines[answered.index] = "".join(json.dumps(one) + "\n" for one in values)
-        content = "".join(lines[index] for index in sorted(lines)).encode("ascii")
-        images = len({str(s.image) if isinstance(s.image, Path) else id(s.image) for s in samples})
+        opened = {number: open_question(self.questions, number) for number in batch}
+        samples = {n: one for n, one in opened.items() if isinstance(one, Sample)}
+        left_out = [one for one in opened.values() if isinstance(one, LeftOut)]
+        lines = {one.index: _lines_of_left_out(one) for one in left_out} | self._answer(samples)
+        content = "".join(lines[number] for number in batch).encode("ascii")
+        shown = (sample.image for sample in samples.values())
+        images = len({str(one) if isinstance(one, Path) else id(one) for one in shown})
         return BatchAnswers(content, images, time.monotonic() - begun)
+
+    def _answer(self, samples: dict[int, Sample]) -> dict[int, str]:
+        """The lines of dialogues by their numbers; images are decoded only on the way."""
+        if not samples:
+            return {}
+        numbers = list(samples)
+        try:
+            answers = list(self.answer([*samples.values()]))
+        except (OSError, ValueError):
+            faults = {number: decoding_fault(sample) for number, sample in samples.items()}
+            if not any(faults.values()):
+                raise
+            lines = {}
+            for number, sample in samples.items():
+                if fault := faults[number]:
+                    one = LeftOut(number, 0, len(sample.turns), fault, sample.id)
+                    lines[number] = _lines_of_left_out(one)
+            return lines | self._answer({n: s for n, s in samples.items() if n not in lines})
+        return {numbers[one.index]: self._score(one, numbers[one.index]) for one in answers}
+
+    def _score(self, answered: AnsweredDialogue, number: int) -> str:
+        image = name_of_image(answered.sample, self.root)
+        records = score_dialogue(answered, number, self.rules)
+        self.gious += [question_giou(record, self.rules.unit) for record in records]
+        values = [record_to_json(record, self.model, image) for record in records]
+        return "".join(json.dumps(one) + "\n" for one in values)
+
+
+def _lines_of_left_out(dialogue: LeftOut) -> str:
+    return "".join(json.dumps(one.to_json()) + "\n" for one in dialogue.all_turns())
+
+
+def _first_sound(questions: Sequence[Sample]) -> Sample | None:
+    """The first dialogue that can be asked, as far as headers of images show it."""
+    opened = (open_question(questions, index) for index in range(len(questions)))
+    return next((one for one in opened if isinstance(one, Sample)), None)
+
+
+def _lines_of(questions: Sequence[Sample]) -> Check:
+    """Whether a line answers the question of its number; looked up once a batch."""
+
+    def check(values: dict[str, Any], is_first: bool) -> bool:
+        if not is_first or is_bad(values):
+            return True
+        sample, turn = open_question(questions, values["row"]), values["turn"]
+        if isinstance(sample, LeftOut):
+            return True
+        asked = [turn.question for turn in sample.turns[turn : turn + 1]]
+        return values["id"] == f"{sample.id}/{turn}" and [values["question"]] == asked
+
+    return check
 
 
 def score_dialogue(answered: AnsweredDialogue, index: int, rules: Rules) -> list[AnswerRecord]:
@@ -457,7 +537,7 @@ def _check_suffix(engine: Any, folder: Path) -> str:
     """What an engine puts behind questions; "" where nothing, or a predictor does not tell."""
     suffix = str(getattr(getattr(engine, "processor", None), "reasoning_suffix", ""))
     noted = str(read_settings(folder).get("suffix", ""))
-    if suffix != noted and read_answers(folder):
+    if suffix != noted and read_answers(folder).records:
         raise ValueError(
             f"{folder} holds answers to questions with the suffix {noted!r}, but the model now "
             f"asks with {suffix!r}; choose another folder for --out, or remove this one."

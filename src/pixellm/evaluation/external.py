@@ -8,7 +8,7 @@ benchmark scores a model of ours.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -25,8 +25,13 @@ from pixellm.engine.dialogues import AnsweredDialogue
 from pixellm.evaluation.evaluate import Evaluation, score_dialogue
 from pixellm.evaluation.judge import Judge
 from pixellm.evaluation.judgement import JudgedScores, Judgement, judge_records, rejected_of
+from pixellm.evaluation.left_out import (
+    NothingAnsweredError,
+    describe_left_out,
+    open_question,
+)
 from pixellm.evaluation.metrics import score_masks_as_released
-from pixellm.evaluation.records import AnswerRecord, stack_masks
+from pixellm.evaluation.records import AnswerRecord, LeftOut, stack_masks
 from pixellm.evaluation.scores import Rules
 from pixellm.files import STANDARD, new_folder, parse_json, read_input
 from pixellm.llm.run import RequestProgress
@@ -73,11 +78,13 @@ class ExternalScores:
 
     Attributes:
         records: of every question, in order, without a judge.
+        left_out: questions that are not scored, since their data can't be used.
         judgement: the records as judged, with the ratings; None without a judge.
         num_missing: questions without a prediction.
     """
 
     records: list[AnswerRecord]
+    left_out: list[LeftOut]
     judgement: Judgement | None
     num_missing: int
 
@@ -109,22 +116,34 @@ def score_predictions(
         progress: told about the judge's work.
 
     Raises:
+        NothingAnsweredError: there is no question whose data can be used.
         ValueError: predictions that don't fit the questions, or texts without marks for a judge.
         OSError: the judge can't be asked.
     """
-    ids = [question_id(sample, n) for sample in samples for n in range(len(sample.turns))]
-    missing = predictions.check_questions(ids, allow_missing=allow_missing)
+    asked, left_out = {}, []
+    for index in range(len(samples)):
+        found = open_question(samples, index)
+        if isinstance(found, LeftOut):
+            left_out += found.all_turns()
+        else:
+            asked[index] = [question_id(found, number) for number in range(len(found.turns))]
+    if not asked:
+        raise NothingAnsweredError(f"There is no question to score. {describe_left_out(left_out)}")
+    ids = [key for keys in asked.values() for key in keys]
+    unasked = {one.key for one in left_out}
+    missing = predictions.check_questions(ids, unasked, allow_missing=allow_missing)
     records: list[AnswerRecord] = []
-    for index, sample in enumerate(samples):
+    for index in asked:
+        sample = samples[index]
         answers = [*_answers(predictions, sample, needs_phrases=judge is not None)]
         dialogue = AnsweredDialogue(index, sample, answers, [0.0] * len(answers))
         records += score_dialogue(dialogue, index, rules)
     if judge is None:
-        return ExternalScores(records, None, missing)
+        return ExternalScores(records, left_out, None, missing)
     judgement = judge_records(judge, records, samples, progress)
     if rules.protocol == "released":
         judgement = _rejudge_released(judgement, predictions, samples)
-    return ExternalScores(records, judgement, missing)
+    return ExternalScores(records, left_out, judgement, missing)
 
 
 def _answers(
@@ -222,8 +241,15 @@ class ExternalPredictions:
     def __len__(self) -> int:
         return len(self._lines)
 
-    def check_questions(self, ids: Sequence[str], *, allow_missing: bool) -> int:
+    def check_questions(
+        self, ids: Sequence[str], left_out: Set[str] = frozenset(), *, allow_missing: bool
+    ) -> int:
         """Compare the questions answered with those asked.
+
+        Args:
+            ids: of the questions asked.
+            left_out: of those that are not scored, answered or not.
+            allow_missing: let questions be without a prediction.
 
         Returns:
             How many have no prediction.
@@ -233,7 +259,7 @@ class ExternalPredictions:
                 and ``allow_missing`` is off.
         """
         asked = set(ids)
-        stray = next((key for key in self._lines if key not in asked), None)
+        stray = next((key for key in self._lines if key not in asked | left_out), None)
         if stray is not None:
             raise ValueError(
                 f"{self.path}, line {self._lines[stray][0]}: there is no question {stray!r} "
@@ -327,7 +353,7 @@ def _read_logits(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
     return logits.astype(np.float32)
 
 
-def write_questions(samples: Sequence[Sample], out: Path) -> int:
+def write_questions(samples: Sequence[Sample], out: Path) -> tuple[int, list[LeftOut]]:
     """Write ``questions.jsonl``, and ``images/*.png`` of images that were drawn.
 
     Args:
@@ -335,20 +361,29 @@ def write_questions(samples: Sequence[Sample], out: Path) -> int:
         out: folder; made where missing, must be empty.
 
     Returns:
-        How many questions were written.
+        How many questions were written, and those that are left out, as their data can't be used.
 
     Raises:
+        NothingAnsweredError: there is no question whose data can be used.
         FileExistsError: the folder is not empty.
     """
-    count = 0
+    count, left_out = 0, []
     with new_folder(out) as folder, (folder / QUESTIONS_NAME).open("w", encoding="utf-8") as file:
-        for sample in samples:
+        for index in range(len(samples)):
+            sample = open_question(samples, index)
+            if isinstance(sample, LeftOut):
+                left_out += sample.all_turns()
+                continue
             image = _place_image(sample, folder)
             for number in range(len(sample.turns)):
                 line = question_to_json(sample, number, image)
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 count += 1
-    return count
+        if not count:
+            raise NothingAnsweredError(
+                f"There is no question to ask. {describe_left_out(left_out)}"
+            )
+    return count, left_out
 
 
 def _place_image(sample: Sample, folder: Path) -> str:

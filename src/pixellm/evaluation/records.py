@@ -7,14 +7,15 @@ every score is computed from. It knows nothing of models or data sets.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pixellm.answer_files import ShownMask, prediction_to_json, read_answer
+from pixellm.engine.answer_file import is_bad
 from pixellm.engine.run_folder import ANSWERS_FILE, answer_paths
 from pixellm.evaluation.matching import Pairs
 from pixellm.evaluation.metrics import (
@@ -85,6 +86,51 @@ class AnswerRecord:
     def key(self) -> str:
         """Names the question among all of its benchmark."""
         return f"{self.sample}/{self.turn}"
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A question that was not asked, since its data can't be used; it counts for no score.
+
+    Attributes:
+        index: the dialogue's index in the benchmark.
+        turn: the question's index in its dialogue, from 0.
+        num_turns: of the dialogue; 1 where that is not known.
+        reason: one sentence that names the file.
+        sample: id of the dialogue; "" where that is not known.
+    """
+
+    index: int
+    turn: int
+    num_turns: int
+    reason: str
+    sample: str = ""
+
+    def all_turns(self) -> list[LeftOut]:
+        """Each question of the dialogue."""
+        return [replace(self, turn=turn) for turn in range(self.num_turns)]
+
+    @property
+    def key(self) -> str:
+        """Names the question among all of its benchmark; "" where the dialogue is not known."""
+        return f"{self.sample}/{self.turn}" if self.sample else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a line of an answers file has it."""
+        numbers = {"row": self.index, "num_turns": self.num_turns, "turn": self.turn}
+        return {**numbers, "error": self.reason, "id": self.key}
+
+
+class RunAnswers(NamedTuple):
+    """What the questions of a run came to.
+
+    Attributes:
+        records: of those answered, in the order of the benchmark.
+        left_out: the others, likewise.
+    """
+
+    records: list[AnswerRecord]
+    left_out: list[LeftOut]
 
 
 def build_record(
@@ -212,7 +258,7 @@ def record_from_json(values: Mapping[str, Any]) -> AnswerRecord:
         raise ValueError(f"This is no record of an answer ({error}).") from error
 
 
-def read_answers(folder: Path) -> list[AnswerRecord]:
+def read_answers(folder: Path) -> RunAnswers:
     """All complete dialogues of a run, in the order of the benchmark.
 
     A last line that was cut short and a dialogue that lacks a turn are passed over: they will be
@@ -221,29 +267,47 @@ def read_answers(folder: Path) -> list[AnswerRecord]:
     Raises:
         ValueError: a damaged line, or answers in another form.
     """
-    dialogues: dict[int, dict[int, AnswerRecord]] = {}
+    dialogues: dict[int, dict[int, AnswerRecord | LeftOut]] = {}
     for path in answer_paths(folder):
         for number, line in read_lines(path):
             try:
-                record = record_from_json(parse_json(line))
+                record = _from_line(parse_json(line))
             except ValueError as error:
                 raise ValueError(
                     f"Line {number} of {path} is damaged; delete that line, and its question is "
                     "asked again."
                 ) from error
             dialogues.setdefault(record.index, {}).setdefault(record.turn, record)
-    return [
+    complete = [
         turns[turn]
         for index, turns in sorted(dialogues.items())
         if len(turns) == next(iter(turns.values())).num_turns
         for turn in sorted(turns)
     ]
+    return RunAnswers(
+        [one for one in complete if isinstance(one, AnswerRecord)],
+        [one for one in complete if isinstance(one, LeftOut)],
+    )
 
 
-def write_answers(folder: Path, records: Iterable[AnswerRecord], model: str) -> None:
+def _from_line(values: Any) -> AnswerRecord | LeftOut:
+    if not (isinstance(values, dict) and is_bad(values)):
+        return record_from_json(values)
+    try:
+        numbers = values["row"], values["turn"], values["num_turns"]
+        sample = values["id"].rpartition("/")[0]
+        return LeftOut(*numbers, str(values["error"]), sample)
+    except (KeyError, AttributeError) as error:
+        raise ValueError(f"This is no question that was left out ({error}).") from error
+
+
+def write_answers(folder: Path, answers: RunAnswers, model: str) -> None:
     """Write the answers of a whole run at once."""
-    lines = [json.dumps(record_to_json(record, model)) + "\n" for record in records]
-    write_files({folder / ANSWERS_FILE: "".join(lines).encode("ascii")})
+    values = [record_to_json(record, model) for record in answers.records]
+    values += [one.to_json() for one in answers.left_out]
+    values.sort(key=lambda one: (one["row"], one["turn"]))
+    lines = "".join(json.dumps(one) + "\n" for one in values)
+    write_files({folder / ANSWERS_FILE: lines.encode("ascii")})
 
 
 def stack_masks(masks: Sequence[BoolMask], size: tuple[int, int]) -> BoolMask:

@@ -41,7 +41,7 @@ def report_of(evaluation: Evaluation, judged: JudgedScores | None = None) -> Rep
     settings, summary = evaluation.settings, evaluation.summary
     headline = evaluation.run.headline
     tables = all_tables(summary, headline)
-    lead = describe_run(settings, summary)
+    lead = describe_run(settings, summary, evaluation.left_out)
     notes = None
     if judged is not None:
         lead = f"{lead} {describe_judge(judged)}"
@@ -54,6 +54,7 @@ def report_of(evaluation: Evaluation, judged: JudgedScores | None = None) -> Rep
         "versions": installed_versions(),
         "headline": [*headline],
         **summary.to_dict(),
+        "left_out": [one.to_json() for one in evaluation.left_out],
         **({} if judged is None else judged_to_dict(judged)),
         "gallery": gallery_keys(cards),
     }

@@ -10,6 +10,8 @@ from typing import Any
 
 from pixellm.evaluation.curves import calibration_error
 from pixellm.evaluation.intervals import Estimate
+from pixellm.evaluation.left_out import describe_left_out
+from pixellm.evaluation.records import LeftOut
 from pixellm.evaluation.scores import SCORES, SIZE_SCORES
 from pixellm.evaluation.summary import (
     KIND,
@@ -85,8 +87,10 @@ def mask_score_table(summary: Summary) -> Table:
     return Table("The masks' own scores", rows, "mask-scores")
 
 
-def describe_run(settings: dict[str, Any], summary: Summary) -> str:
-    """One sentence that says what was run, never leaving out mode and protocol."""
+def describe_run(
+    settings: dict[str, Any], summary: Summary, left_out: Sequence[LeftOut] = ()
+) -> str:
+    """What was run, never leaving out mode and protocol, and what of it was not asked."""
     mode = {"free": "answers written freely", "forced": "teacher-forced (true texts given)"}
     unit = {"slots": "each mask counts", "union": "all masks of an answer joined"}
     rules = summary.rules
@@ -95,15 +99,14 @@ def describe_run(settings: dict[str, Any], summary: Summary) -> str:
     if "suffix" in settings:
         suffix = f'followed by "{settings["suffix"]}"' if settings["suffix"] else "as they stand"
         asked = f"questions asked {suffix}, "
-    left_out = settings.get("left_out", 0)
-    bad = (
-        f" Unusable rows in the data set: {left_out} (see pixellm data check)." if left_out else ""
-    )
+    rows = settings.get("left_out", 0)
+    bad = f" Unusable rows in the data set: {rows} (see pixellm data check)." if rows else ""
+    not_asked = f" {describe_left_out(left_out)}" if left_out else ""
     return (
         f"{settings['title']} {settings['split']} with {settings['model']}{dtype}: "
         f"{asked}{mode[rules.mode]}, {settings['protocol']} protocol, {unit[rules.unit]}; "
         f"{summary.num_questions} questions about {summary.num_images} images, "
-        f"{summary.num_targets} targets, {summary.num_masks} masks shown.{bad}"
+        f"{summary.num_targets} targets, {summary.num_masks} masks shown.{not_asked}{bad}"
     )
 
 

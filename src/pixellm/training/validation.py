@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from pixellm.processing.processor import PixelLMProcessor
 from pixellm.training.config import DataSource, EvaluationConfig
 from pixellm.training.stream import SampleDataset, build_source
 from pixellm.types import Sample
+
+_LOG = logging.getLogger(__name__)
 
 VALIDATION_SCORES = (
     *("giou", "ciou", "set_accuracy", "giou_targets", "ciou_targets", "set_accuracy_targets"),
@@ -64,6 +67,7 @@ def evaluate_run(
     from pixellm.engine import Engine
     from pixellm.evaluation.benchmarks import SCENES, find_benchmark, open_questions
     from pixellm.evaluation.evaluate import answer_freely, answer_questions
+    from pixellm.evaluation.left_out import describe_left_out
     from pixellm.evaluation.scores import Rules
     from pixellm.evaluation.summary import summarize
 
@@ -77,6 +81,9 @@ def evaluate_run(
         dataset = build_source(settings.data)
         images = range(min(settings.num_scenes, len(dataset)))
         questions = [sample for image in images for sample in dataset[image]]
-    summary = summarize(answer_questions(answer_freely(engine), questions, rules), rules)
+    answers = answer_questions(answer_freely(engine), questions, rules)
+    if answers.left_out:
+        _LOG.warning(describe_left_out(answers.left_out))
+    summary = summarize(answers.records, rules)
     values = {name: summary.score(name).value for name in VALIDATION_SCORES}
     return {name: value for name, value in values.items() if value is not None}

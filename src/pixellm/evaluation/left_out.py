@@ -1,0 +1,84 @@
+"""Questions whose data can't be used: found, told, and asked again once their data are mended.
+
+One rule for every benchmark: such a question is not asked and counts for no score, is noted among
+the answers, and is counted and named in what is shown. Only data are judged here: what a model
+can't answer stays an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pixellm.data.dataset import check_header
+from pixellm.data.rows import describe_error
+from pixellm.engine.run_folder import answer_paths
+from pixellm.evaluation.records import LeftOut
+from pixellm.files import read_lines, write_files
+from pixellm.image_files import load_image
+from pixellm.types import Sample
+
+NUM_NAMED = 3
+"""Reasons that a sentence tells."""
+
+_LINE = re.compile(rb'\{"row": (\d+), "num_turns": \d+, "turn": \d+, "error": ')
+
+
+class NothingAnsweredError(ValueError):
+    """None of a benchmark's questions could be asked."""
+
+
+def open_question(questions: Sequence[Sample], index: int) -> Sample | LeftOut:
+    """A dialogue, or why it can't be asked, as far as its annotation and image's header show it."""
+    try:
+        sample = questions[index]
+    except (OSError, ValueError) as error:
+        return LeftOut(index, 0, 1, describe_error(error))
+    if not isinstance(sample.image, Path):
+        return sample
+    for fault in check_header(sample.image, sample.size):
+        named = fault.reason if str(fault.file) in fault.reason else str(fault)
+        return LeftOut(index, 0, len(sample.turns), named, sample.id)
+    return sample
+
+
+def decoding_fault(sample: Sample) -> str:
+    """Why a sample's image can't be read to its end; "" where it can."""
+    if isinstance(sample.image, Path):
+        try:
+            load_image(sample.image)
+        except (OSError, ValueError) as error:
+            return describe_error(error)
+    return ""
+
+
+def describe_left_out(left_out: Sequence[LeftOut]) -> str:
+    """One sentence with the number and the first reasons; "" where nothing was left out."""
+    if not left_out:
+        return ""
+    reasons = list(dict.fromkeys(one.reason.rstrip(".") for one in left_out))
+    more = f"; and {len(reasons) - NUM_NAMED} more reasons" if len(reasons) > NUM_NAMED else ""
+    named = "; ".join(reasons[:NUM_NAMED])
+    return f"Left out, as their data can't be used: {len(left_out)} questions ({named}{more})."
+
+
+def forget_mended(folder: Path, questions: Sequence[Sample]) -> None:
+    """Take questions out of a run's answers that were left out and can be asked by now."""
+    for path in answer_paths(folder):
+        lines = [line for _, line in read_lines(path)]
+        found = [_LINE.match(line) for line in lines]
+        rows = {int(match[1]) for match in found if match}
+        mended = {row for row in rows if row < len(questions) and _is_sound(questions, row)}
+        if mended:
+            kept = [
+                line
+                for line, match in zip(lines, found, strict=True)
+                if not (match and int(match[1]) in mended)
+            ]
+            write_files({path: b"".join(kept)})
+
+
+def _is_sound(questions: Sequence[Sample], index: int) -> bool:
+    sample = open_question(questions, index)
+    return isinstance(sample, Sample) and not decoding_fault(sample)
