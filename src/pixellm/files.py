@@ -18,6 +18,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +46,13 @@ _DISK_WORDS = re.compile(
 
 _LIST_NAME = ".pixellm.json"
 _ASIDE = ".writing-"
+
+STANDARD_OUTPUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+STANDARD_INPUT = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
+"""Other names of what :data:`STANDARD` stands for; commands take them alike."""
+
+PIPE_PATIENCE = 10.0
+"""Seconds that a pipe's reader may take to come."""
 
 LOCK_NAME = ".lock"
 """Lies in a folder that one process at a time writes."""
@@ -118,6 +126,34 @@ def plain_cell(value: object) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
+def is_stream(path: Path) -> bool:
+    """Whether a name stands for standard output, a pipe or a device: nothing is kept there."""
+    return str(path) == STANDARD or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def open_stream(path: Path, patience: float = PIPE_PATIENCE) -> IO[bytes]:
+    """Open a pipe or device for writing.
+
+    Raises:
+        OSError: it is a disk, or nobody comes to read a pipe.
+    """
+    if path.is_block_device():
+        raise OSError(errno.EINVAL, "it is a disk", str(path))
+    until = time.monotonic() + patience
+    while True:
+        try:
+            number = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() >= until:
+                raise OSError(errno.ENXIO, "nobody reads it", str(path)) from None
+            time.sleep(0.05)
+        else:
+            os.set_blocking(number, True)
+            return os.fdopen(number, "wb")
+
+
 def write_files(files: Mapping[Path, bytes], folder: Path | None = None) -> None:
     """Write all files or none: each is written aside in its folder, then all are renamed.
 
@@ -139,11 +175,14 @@ def write_files(files: Mapping[Path, bytes], folder: Path | None = None) -> None
         if folder is not None:
             _make_folder(folder, made)
         for path, content in files.items():
+            if is_stream(path):
+                with open_stream(path) as stream:
+                    stream.write(content)
+                continue
             final = path.resolve()
             _make_folder(final.parent, made)
             target = _place_aside(final)
-            if target != final:
-                aside[target] = final
+            aside[target] = final
             _write_synced(target, content)
         for target, path in aside.items():
             target.replace(path)
@@ -173,6 +212,10 @@ def check_file(path: Path, keys: Iterable[str] = (), start: bytes = b"") -> None
     Raises:
         OSError: a folder, a folder closed to writing, or a file that pixellm did not write.
     """
+    if is_stream(path):
+        if path.is_block_device():
+            raise OccupiedError(f"{path} cannot be written: it is a disk; name a file.")
+        return
     final = path.resolve()
     if final.is_dir():
         raise IsADirectoryError(f"{path} cannot be written: it is a folder; name a file.")
@@ -199,6 +242,8 @@ def check_folder(path: Path) -> None:
     Raises:
         OSError: it can't.
     """
+    if str(path) == STANDARD:
+        raise OSError("A folder is written, which can't go to standard output; name one.")
     _check_parent(path.resolve() / _LIST_NAME, path)
 
 
@@ -208,9 +253,9 @@ def check_new_folder(path: Path) -> None:
     Raises:
         OSError: it does.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    check_folder(path)
+    if path.exists() and any(path.iterdir()):
         raise OccupiedError(f"{path} exists already and is not empty; name another folder.")
-    _check_parent(path.resolve(), path)
 
 
 def claim_folder(path: Path) -> None:
@@ -556,19 +601,17 @@ def _make_folder(folder: Path, made: list[Path]) -> None:
 
 
 def _place_aside(final: Path) -> Path:
-    """Where a file's content goes before it takes its place; the place itself of a pipe."""
+    """Where a file's content goes before it takes its place."""
     if final.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if final.exists() and not final.is_file():
-        return final
     return final.with_name(f"{_ASIDE}{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _write_synced(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    if path.is_file():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _partial_name(final: Path) -> Path:

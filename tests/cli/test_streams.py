@@ -55,6 +55,50 @@ def test_answers_go_into_a_pipe(tiny_model_dir: Path) -> None:
     assert json.loads(read[0])["id"] == "mine/0"
 
 
+def test_a_pipe_that_nobody_reads_ends_in_a_sentence(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pixellm.files.open_stream.__defaults__", (0.1,))
+    Path("asked.jsonl").write_text(question())
+    os.mkfifo("pipe")
+    for words in (
+        ("predict", "asked.jsonl", "--out", "pipe", "--model", tiny_model_dir),
+        ("segment", "a.png", TINY_QUESTION, "--json", "pipe", "--model", tiny_model_dir),
+        ("data", "check", "asked.jsonl", "--report", "pipe"),
+    ):
+        result = run(*words)
+        assert result.exit_code == 2, result.output
+        assert "nobody reads it" in result.stderr
+        assert Path("pipe").is_fifo()
+
+
+@pytest.mark.parametrize("name", ["/dev/null", "/dev/stdout"])
+def test_devices_are_written_and_stay_what_they_are(tiny_model_dir: Path, name: str) -> None:
+    Path("asked.jsonl").write_text(question() + "\n" + question(image="none.png"))
+    model = ("--model", tiny_model_dir)
+    answered = run("predict", "asked.jsonl", "--out", name, *model)
+    assert answered.exit_code == 0, answered.output
+    assert "1 answers. 1 failed" in answered.output
+    shown = run("segment", "a.png", TINY_QUESTION, f"--json={name}", *model)
+    assert shown.exit_code == 0, shown.output
+    for result in (answered, shown):
+        assert ('"model": ' in result.stdout) == (name == "/dev/stdout")
+    assert Path("/dev/null").is_char_device() and Path("/dev/stdout").exists()
+    assert sorted(path.name for path in Path().iterdir()) == ["a.png", "asked.jsonl"]
+
+
+def test_a_folder_is_no_standard_output() -> None:
+    for words in (
+        ("data", "questions", "--num", "1", "--out", "-"),
+        ("eval", "scenes", "--num", "1", "--model", "all_objects", "--out", "-"),
+        ("data", "questions", "--num", "1", "--out", "/dev/null"),
+    ):
+        result = run(*words)
+        assert result.exit_code == 2, result.output
+        assert "folder" in result.stderr or "/dev/null is a file" in result.stderr
+        assert not Path("-").exists()
+
+
 def test_no_answer_at_all_is_exit_code_1(tiny_model_dir: Path) -> None:
     Path("asked.jsonl").write_text(question(image="none.png"))
     result = run("predict", "asked.jsonl", "--out", "new/a.jsonl", "--model", tiny_model_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from drawn_photos import draw_photo, write_json
 
 from pixellm.data.captions import read_people_words
 from pixellm.data.coco import read_captions
-from pixellm.data.json_values import flag, identity, inner_path, size_fault, whole_number
+from pixellm.data.json_values import (
+    flag,
+    identity,
+    inner_file,
+    inner_path,
+    size_fault,
+    whole_number,
+)
 from pixellm.data.reasonseg import read_annotation
 from pixellm.data.registry import open_reader
 from pixellm.labelling.pseudo_labels import read_proposals
@@ -66,6 +74,13 @@ def test_ids_flags_sizes_and_paths() -> None:
     for name in ("..\\a.jpg", "/a.jpg", "C:\\a.jpg", "", "a\0.jpg"):
         with pytest.raises(ValueError, match="leads out"):
             inner_path(name)
+    root, beside = Path("/data/set"), Path("/data/set/labels")
+    for name in ("a.jpg", "images/../a.jpg", "/data/set/a.jpg", ".\\a.jpg"):
+        assert inner_file(root, name) == root / "a.jpg"
+    assert inner_file(root, "../a.jpg", beside) == root / "a.jpg"
+    for name in ("../a.jpg", "/a.jpg", "/data/set", "/data/set2/a.jpg", "C:\\a.jpg", "", "a\0.jpg"):
+        with pytest.raises(ValueError, match=r"leads out of .*set"):
+            inner_file(root, name)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +124,32 @@ def labelme(root: Path, *shapes: Any, **content: Any) -> Path:
     draw_photo(root / "train/a.jpg", SIZE)
     values = {"imagePath": "a.jpg", "imageHeight": 48, "imageWidth": 64, "shapes": list(shapes)}
     return write_json(root / "train/a.json", values | content)
+
+
+@pytest.mark.parametrize("name", ["jsonl", "llava"])
+def test_dialogues_name_images_of_their_folder_or_of_the_one_that_is_said(
+    tmp_path: Path, name: str
+) -> None:
+    lists, photos = tmp_path / "lists", tmp_path / "photos"
+    photo = draw_photo(photos / "deep/a.jpg", SIZE)
+    turn = {"question": "What is it?", "answer": "A cup."}
+    said = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A cup."}]
+    rows = [
+        {"image": image, **({"turns": [turn]} if name == "jsonl" else {"conversations": said})}
+        for image in ("deep/a.jpg", str(photo), "../photos/deep/a.jpg", "/etc/hostname")
+    ]
+    lists.mkdir()
+    key, text = ("file", "\n".join(map(json.dumps, rows)))
+    if name == "llava":
+        key, text = "conversations", json.dumps(rows)
+    (lists / "my.json").write_text(text)
+    reader = open_reader(name, lists, "train", **{key: "my.json", "images": str(photos)})
+    assert {reader[i][0].image for i in range(3)} == {photo} and len(reader) == 3
+    assert "'/etc/hostname' leads out of" in str(*reader.bad_rows)
+    (lists / "deep").mkdir()
+    inner = draw_photo(lists / "deep/a.jpg", SIZE)
+    reader = open_reader(name, lists, "train", **{key: "my.json", "images": "."})
+    assert [one[0].image for one in reader] == [inner] and len(reader.bad_rows) == 3
 
 
 def shape(label: str, kind: str, *points: Any) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def test_rows_that_can_not_be_used_are_counted_in_the_report(tmp_path):
     assert len(run.open()) < whole
     run_benchmark(run, tmp_path / "run", lambda: Knowing(run.open()), report=True)
     report = (tmp_path / "run" / "report.md").read_text()
-    assert "Unusable rows in the data set: 1 (see pixellm data check)" in report
+    assert "Unusable rows in the data set: 1 (see pixellm data check; " in report
     assert json.loads((tmp_path / "run" / "run.json").read_text())["left_out"] == 1
 
 

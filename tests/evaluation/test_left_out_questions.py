@@ -43,7 +43,7 @@ def damage(path: Path, how: str) -> None:
 
 CASES = [(name, "cut") for name in BENCHMARKS if name != "scenes"]
 CASES += [(name, how) for name in ("photos", "muse") for how in ("missing", "of another size")]
-CASES += [("jsonl", "empty"), ("labelme", "missing"), ("refcoco", "missing")]
+CASES += [("jsonl", "empty"), ("refcoco", "missing")]
 
 
 @pytest.mark.parametrize(("name", "how"), CASES)
@@ -86,6 +86,19 @@ def test_a_mask_that_cannot_be_read_costs_its_own_question_alone(tmp_path):
     assert len(found.records) == len(questions) - 1
     assert [one.index for one in found.left_out] == [0]
     assert "instances_val.json: image 1, category 1" in found.left_out[0].reason
+
+
+def test_rows_that_the_reader_leaves_out_are_named_too(tmp_path):
+    data = write_benchmark("labelme", tmp_path / "data")
+    (data / "val" / "0.png").unlink()
+    run = BenchmarkRun("labelme", "oracle", "val", data)
+    found = evaluate(run, tmp_path / "run", lambda: Reading(run.open()))
+    report = report_of(found)
+    assert "Unusable rows in the data set: 1 (see pixellm data check; " in report.lead
+    assert "There is no image at" in report.lead and "0.png" in report.values["bad_rows"][0]
+    (data / "val" / "1.png").unlink()
+    with pytest.raises(ValueError, match=r"There is no image at"):
+        evaluate(run, tmp_path / "other", lambda: Reading(run.open()))
 
 
 def test_where_nothing_can_be_asked_no_model_is_loaded(tmp_path, tiny_model_dir):

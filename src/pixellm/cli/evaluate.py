@@ -352,7 +352,8 @@ def _show(
     from pixellm.evaluation.tables import all_tables, describe_run
 
     headline = evaluation.run.headline
-    lead = describe_run(evaluation.settings, evaluation.summary, evaluation.left_out)
+    bad_rows = evaluation.questions.bad_rows
+    lead = describe_run(evaluation.settings, evaluation.summary, evaluation.left_out, bad_rows)
     if missing:
         lead += f" {missing} questions without a prediction count as no mask."
     tables = all_tables(evaluation.summary, headline)

@@ -47,6 +47,18 @@ _EXTRAS = {
 class _OneSentence(TyperGroup):
     """Turns errors that a user can mend into one sentence and an exit code."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The words of a command; names of standard input and output become "-"."""
+        from pixellm.files import STANDARD, STANDARD_INPUT, STANDARD_OUTPUT
+
+        streams = (*STANDARD_INPUT, *STANDARD_OUTPUT)
+        parts = (word.partition("=") for word in args)
+        plain = [
+            f"{name}={STANDARD}" if name.startswith("--") and value in streams else word
+            for (name, _, value), word in zip(parts, args, strict=True)
+        ]
+        return super().parse_args(ctx, [STANDARD if one in streams else one for one in plain])
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
         try:

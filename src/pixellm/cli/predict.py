@@ -158,7 +158,7 @@ def _run_and_report(
     from pixellm.cli.display import counted_progress
     from pixellm.engine.questions import answer_ahead, answer_rows
     from pixellm.engine.ray import answer_on_ray
-    from pixellm.files import STANDARD
+    from pixellm.files import STANDARD, is_stream
 
     model, temperature = options.model, options.temperature
     if ray_workers:
@@ -184,7 +184,7 @@ def _run_and_report(
         err=aside,
     )
     if state.bad:
-        first = "" if aside else f" The first: {_first_error(target)}"
+        first = "" if is_stream(target) else f" The first: {_first_error(target)}"
         say(f'Without an answer: {state.bad}; the "error" of a row says why.{first}', err=True)
     if state.bad == state.done:
         raise typer.Exit(1)

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, field_validator, model_validat
 
 from pixellm.data.dataset import GUIDE, BadRow, Dataset, Entry, Row, Text, path_of_split
 from pixellm.data.json_stream import scan_json
-from pixellm.data.json_values import identity, inner_path, size_fault, text_fault, whole_number
+from pixellm.data.json_values import identity, inner_file, size_fault, text_fault, whole_number
 from pixellm.files import parse_json
 from pixellm.image_files import image_size
 from pixellm.masks import areas_of, segmentation_to_rle
@@ -120,7 +120,7 @@ class _Dialogues(Dataset[LineRow]):
 
     def compose(self, row: LineRow, rng: random.Random) -> tuple[Sample, ...]:
         """The dialogue."""
-        path = self.images / row.image.replace("\\", "/")
+        path = inner_file(self.images, row.image)
         size = row.size or image_size(path)
         turns = tuple(
             Turn(
@@ -144,7 +144,8 @@ class JsonlSamples(_Dialogues):
         root: folder that the file is below.
         split: put in place of ``{split}``.
         seed: another seed gives another order.
-        file: the JSONL file, below ``root``; images are found from its folder.
+        file: the JSONL file, below ``root``.
+        images: the folder that images lie in, below ``root``; that of the file where "".
     """
 
     name = "jsonl"
@@ -154,12 +155,18 @@ class JsonlSamples(_Dialogues):
     obtain = f"write one dialogue a line, as {GUIDE} shows"
 
     def __init__(
-        self, root: Path | str, split: str = "train", seed: int = 0, *, file: str = "{split}.jsonl"
+        self,
+        root: Path | str,
+        split: str = "train",
+        seed: int = 0,
+        *,
+        file: str = "{split}.jsonl",
+        images: str = "",
     ) -> None:
         super().__init__(root, split, seed)
         self.file = path_of_split(self.root, file, split)
-        self.images = self.file.parent
-        self.require(self.file)
+        self.images = self.root / images if images else self.file.parent
+        self.require(self.file, self.images)
         self.open_rows(self.file, nothing=f"{self.file} holds no line that can be used.")
 
     @classmethod
@@ -177,6 +184,7 @@ class JsonlSamples(_Dialogues):
                 position = f"line {number}"
                 try:
                     row = _read_line(line)
+                    inner_file(self.images, row.image)
                     if row.id is not None and ids.setdefault(row.id, number) != number:
                         raise ValueError(
                             f"Line {ids[row.id]} has the id {row.id!r} too; give each its own."
@@ -241,6 +249,7 @@ class LlavaInstruct(_Dialogues):
             try:
                 known = values if isinstance(values, dict) else {}
                 row = {"image": _file_name(known.get("image")), "turns": _turns(known)}
+                inner_file(self.images, row["image"])
                 number = index if known.get("id") is None else known["id"]
                 row["id"] = f"{self.name}-{self.split}-{number}"
                 yield Entry(self.conversations, f"entry {index}", row)
@@ -256,7 +265,7 @@ def _file_name(name: Any) -> str:
         name = name[0] if name else None
     if not isinstance(name, str) or not name:
         raise ValueError("It has no image; rows of text alone are not used.")
-    return str(inner_path(name))
+    return name
 
 
 def _turns(values: Mapping[str, Any]) -> list[dict[str, Any]]:

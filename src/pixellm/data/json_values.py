@@ -6,7 +6,8 @@ anything may be null. What is no text is never turned into text.
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath, PureWindowsPath
+import os
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from pixellm.types import SEG_MARK, split_marks, text_damage
@@ -74,8 +75,34 @@ def is_nothing(name: str) -> bool:
     return name.lower() in ("background", "void", "ignore", "unlabeled", "unlabelled")
 
 
+def inner_file(folder: Path, name: str, start: Path | None = None) -> Path:
+    """The file below a folder that an annotation names, backslashes turned.
+
+    The name may be absolute, or take a way through "..", as long as it ends below the folder.
+
+    Args:
+        folder: that the user has named for images.
+        name: as the annotation has it.
+        start: folder that a relative name begins at; ``folder`` where None.
+
+    Raises:
+        ValueError: it is empty or leads out of the folder.
+    """
+    base = Path(os.path.normpath(folder.absolute()))
+    relative = name.replace("\\", "/")
+    path = Path(os.path.normpath((start or folder).absolute() / relative))
+    # Elsewhere than on Windows a drive is a folder's name, and can't be what was meant.
+    is_drive = bool(PureWindowsPath(name).drive) and not Path(name).drive
+    if not path.is_relative_to(base) or path == base or "\0" in name or is_drive:
+        raise ValueError(
+            f"{name!r:.200} leads out of {folder}; write it relative to that folder, or name one "
+            "that holds it (--images, or the data's root)"
+        )
+    return folder / path.relative_to(base)
+
+
 def inner_path(name: str) -> PurePosixPath:
-    """A path below the folder that it is joined to, backslashes turned.
+    """A path below the folder that it is joined to, backslashes turned; see :func:`inner_file`.
 
     Raises:
         ValueError: it is empty or leads out of that folder.

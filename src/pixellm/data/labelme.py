@@ -7,7 +7,6 @@ circles and painted masks have an area; points and lines have none, are reported
 from __future__ import annotations
 
 import base64
-import os
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
@@ -21,7 +20,7 @@ from pixellm.data.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.classes import ClassDataset
 from pixellm.data.dataset import BadRow, UnusableDataError, path_of_split
 from pixellm.data.json_stream import scan_json
-from pixellm.data.json_values import is_nothing, text_fault, whole_number
+from pixellm.data.json_values import inner_file, is_nothing, text_fault, whole_number
 from pixellm.files import parse_json
 from pixellm.image_files import image_size, load_embedded, load_stored, size_mismatch
 from pixellm.masks import (
@@ -244,16 +243,16 @@ def _image_of(
     path: Path, content: Mapping[str, Any], root: Path
 ) -> tuple[Path | NDArray[np.uint8], tuple[int, int]]:
     """The image's file and its (height, width); its pixels where they are only in the JSON."""
-    photo = path.parent / content["imagePath"].replace("\\", "/")
-    below = Path(os.path.normpath(photo.absolute())).is_relative_to(
-        os.path.normpath(root.absolute())
-    )
-    embedded = bool(content.get("imageData"))
-    if not (below or embedded):
-        raise ValueError(f"Its imagePath {content['imagePath']!r:.200} leads out of {root}.")
+    embedded, photo = bool(content.get("imageData")), None
+    try:
+        photo = inner_file(root, content["imagePath"], path.parent)
+    except ValueError as error:
+        if not embedded:
+            raise ValueError(f"Its imagePath {error}.") from None
     try:
         # Some tools name the JSON itself there and keep the image inside.
-        if not embedded or (below and photo.is_file() and photo.suffix.lower() != ".json"):
+        has_file = photo is not None and photo.is_file() and photo.suffix.lower() != ".json"
+        if photo is not None and (has_file or not embedded):
             return photo, image_size(photo)
         embedded_bytes = base64.b64decode(content["imageData"])
         pixels = np.asarray(load_embedded(embedded_bytes, "its imageData"))

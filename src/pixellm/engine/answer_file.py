@@ -17,7 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pixellm.files import STANDARD, LineLog, check_log, locked, parse_json, read_lines, write_files
+from pixellm.files import (
+    STANDARD,
+    LineLog,
+    check_log,
+    is_stream,
+    locked,
+    open_stream,
+    parse_json,
+    read_lines,
+    write_files,
+)
 
 Check = Callable[[dict[str, Any], bool], bool]
 """Whether the values of a line answer what the job asks; told whether it is its batch's first."""
@@ -162,7 +172,7 @@ class AnswerStream:
         self.done: set[int] = set()
         self.num_bad = 0
         self._owns = str(path) != STANDARD
-        self._file = path.open("wb") if self._owns else sys.stdout.buffer
+        self._file = open_stream(path) if self._owns else sys.stdout.buffer
 
     def __enter__(self) -> Self:
         return self
@@ -185,7 +195,7 @@ def open_answers(
     path: Path, num_items: int, batch_size: int, check: Check = accept
 ) -> AnswerFile | AnswerStream:
     """Where answers go: a file that a job goes on with, or a stream for "-" and pipes."""
-    if str(path) == STANDARD or (path.exists() and not path.is_file() and not path.is_dir()):
+    if is_stream(path):
         return AnswerStream(path)
     return AnswerFile(path, num_items, batch_size, check)
 

@@ -28,6 +28,7 @@ from pixellm.evaluation.benchmarks import Benchmark, find_benchmark, open_questi
 from pixellm.evaluation.left_out import (
     NothingAnsweredError,
     decoding_fault,
+    describe_bad_rows,
     describe_left_out,
     forget_mended,
     open_question,
@@ -280,7 +281,8 @@ def evaluate(
         settings = read_settings(folder)
     if not answers.records:
         asked = f"{run.benchmark.title} {settings['split']}"
-        why = describe_left_out(answers.left_out) or "It has none that can be asked."
+        told = describe_left_out(answers.left_out), describe_bad_rows(questions.bad_rows)
+        why = " ".join(filter(None, told)) or "It has none that can be asked."
         raise NothingAnsweredError(f"No question of {asked} could be answered. {why}")
     scores = run.summarize(answers.records)
     return Evaluation(run, settings, questions, answers.records, scores, answers.left_out)

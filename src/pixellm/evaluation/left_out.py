@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pixellm.data.dataset import check_header
 from pixellm.data.rows import describe_error
+from pixellm.data.table import BadRow
 from pixellm.engine.run_folder import answer_paths
 from pixellm.evaluation.records import LeftOut
 from pixellm.files import read_lines, write_files
@@ -57,10 +58,22 @@ def describe_left_out(left_out: Sequence[LeftOut]) -> str:
     """One sentence with the number and the first reasons; "" where nothing was left out."""
     if not left_out:
         return ""
-    reasons = list(dict.fromkeys(one.reason.rstrip(".") for one in left_out))
-    more = f"; and {len(reasons) - NUM_NAMED} more reasons" if len(reasons) > NUM_NAMED else ""
-    named = "; ".join(reasons[:NUM_NAMED])
-    return f"Left out, as their data can't be used: {len(left_out)} questions ({named}{more})."
+    named = _first_of([one.reason for one in left_out])
+    return f"Left out, as their data can't be used: {len(left_out)} questions ({named})."
+
+
+def describe_bad_rows(bad_rows: Sequence[BadRow]) -> str:
+    """Likewise of rows that a data set's reader has left out."""
+    if not bad_rows:
+        return ""
+    named = _first_of([str(one) for one in bad_rows])
+    return f"Unusable rows in the data set: {len(bad_rows)} (see pixellm data check; {named})."
+
+
+def _first_of(sentences: Sequence[str]) -> str:
+    different = list(dict.fromkeys(one.rstrip(".") for one in sentences))
+    more = len(different) - NUM_NAMED
+    return "; ".join(different[:NUM_NAMED]) + (f"; and {more} more reasons" if more > 0 else "")
 
 
 def forget_mended(folder: Path, questions: Sequence[Sample]) -> None:

@@ -41,7 +41,8 @@ def report_of(evaluation: Evaluation, judged: JudgedScores | None = None) -> Rep
     settings, summary = evaluation.settings, evaluation.summary
     headline = evaluation.run.headline
     tables = all_tables(summary, headline)
-    lead = describe_run(settings, summary, evaluation.left_out)
+    bad_rows = evaluation.questions.bad_rows
+    lead = describe_run(settings, summary, evaluation.left_out, bad_rows)
     notes = None
     if judged is not None:
         lead = f"{lead} {describe_judge(judged)}"
@@ -55,6 +56,7 @@ def report_of(evaluation: Evaluation, judged: JudgedScores | None = None) -> Rep
         "headline": [*headline],
         **summary.to_dict(),
         "left_out": [one.to_json() for one in evaluation.left_out],
+        "bad_rows": [*map(str, bad_rows)],
         **({} if judged is None else judged_to_dict(judged)),
         "gallery": gallery_keys(cards),
     }

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pixellm.data.table import BadRow
 from pixellm.evaluation.curves import calibration_error
 from pixellm.evaluation.intervals import Estimate
-from pixellm.evaluation.left_out import describe_left_out
+from pixellm.evaluation.left_out import describe_bad_rows, describe_left_out
 from pixellm.evaluation.records import LeftOut
 from pixellm.evaluation.scores import SCORES, SIZE_SCORES
 from pixellm.evaluation.summary import (
@@ -88,7 +89,10 @@ def mask_score_table(summary: Summary) -> Table:
 
 
 def describe_run(
-    settings: dict[str, Any], summary: Summary, left_out: Sequence[LeftOut] = ()
+    settings: dict[str, Any],
+    summary: Summary,
+    left_out: Sequence[LeftOut] = (),
+    bad_rows: Sequence[BadRow] = (),
 ) -> str:
     """What was run, never leaving out mode and protocol, and what of it was not asked."""
     mode = {"free": "answers written freely", "forced": "teacher-forced (true texts given)"}
@@ -99,9 +103,10 @@ def describe_run(
     if "suffix" in settings:
         suffix = f'followed by "{settings["suffix"]}"' if settings["suffix"] else "as they stand"
         asked = f"questions asked {suffix}, "
-    rows = settings.get("left_out", 0)
-    bad = f" Unusable rows in the data set: {rows} (see pixellm data check)." if rows else ""
-    not_asked = f" {describe_left_out(left_out)}" if left_out else ""
+    not_asked, bad = (
+        f" {told}" if told else ""
+        for told in (describe_left_out(left_out), describe_bad_rows(bad_rows))
+    )
     return (
         f"{settings['title']} {settings['split']} with {settings['model']}{dtype}: "
         f"{asked}{mode[rules.mode]}, {settings['protocol']} protocol, {unit[rules.unit]}; "
