@@ -248,8 +248,9 @@ class LlavaInstruct(_Dialogues):
         for index, (_, values, _) in enumerate(scan_json(self.conversations)):
             try:
                 known = values if isinstance(values, dict) else {}
-                row = {"image": _file_name(known.get("image")), "turns": _turns(known)}
-                inner_file(self.images, row["image"])
+                image = _file_name(known.get("image"))
+                inner_file(self.images, image)
+                row: dict[str, Any] = {"image": image, "turns": _turns(known)}
                 number = index if known.get("id") is None else known["id"]
                 row["id"] = f"{self.name}-{self.split}-{number}"
                 yield Entry(self.conversations, f"entry {index}", row)

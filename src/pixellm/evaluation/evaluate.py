@@ -37,6 +37,7 @@ from pixellm.evaluation.metrics import Protocol
 from pixellm.evaluation.records import (
     AnswerRecord,
     LeftOut,
+    RunAnswers,
     build_record,
     read_answers,
     record_to_json,
@@ -253,7 +254,7 @@ def evaluate(
             forget_mended(folder, questions)
         group.wait()
         answers = read_answers(folder)
-        done = {one.index for one in (*answers.records, *answers.left_out)}
+        done = {one.index for one in answers.records} | {one.index for one in answers.left_out}
         if done.issuperset(range(len(questions))):
             find_batches(folder / ANSWERS_FILE, len(questions), batch_size, _lines_of(questions))
         else:
@@ -299,7 +300,7 @@ def answer_questions(
     root: Path = Path(),
     group: ProcessGroup = ALONE,
     progress: Progress | None = None,
-) -> list[AnswerRecord]:
+) -> RunAnswers:
     """Answer and score what a folder has no answers to, and give back all of its records.
 
     Args:
