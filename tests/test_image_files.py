@@ -278,6 +278,23 @@ def test_bands_are_the_whole_image(mode, monkeypatch):
     assert np.array_equal(np.asarray(load_image(image)), whole)
 
 
+@pytest.mark.parametrize("name", ["cut.png", "sum.png", "deep.tif", "whole.png", "whole.tif"])
+def test_a_check_finds_what_reading_would(name, tmp_path):
+    path = tmp_path / name
+    Image.fromarray(PIXELS).convert("F" if name == "deep.tif" else "RGB").save(path)
+    content = path.read_bytes()
+    if name == "cut.png":
+        path.write_bytes(content[: len(content) // 2])
+    elif name == "sum.png":
+        path.write_bytes(content[:-17] + bytes([content[-17] ^ 255]) + content[-16:])
+    if name.startswith("whole"):
+        assert probe_image(path) == PIXELS.shape[:2] == load_image(path).size[::-1]
+        return
+    for read in (load_image, probe_image):
+        with pytest.raises(ValueError, match=name):
+            read(path)
+
+
 def test_a_large_image_takes_at_most_three_times_its_pixels():
     """Each form that needs work of its own, in a process of its own; see benchmarks/memory.py."""
     forms = ("JPEG turned", "PNG RGBA", "WebP", "JPEG 2000", "AVIF", "JPEG progressive")

@@ -216,14 +216,24 @@ def check_file(path: Path, keys: Iterable[str] = (), start: bytes = b"") -> None
         if path.is_block_device():
             raise OccupiedError(f"{path} cannot be written: it is a disk; name a file.")
         return
+    check_place(path)
     final = path.resolve()
-    if final.is_dir():
-        raise IsADirectoryError(f"{path} cannot be written: it is a folder; name a file.")
-    _check_parent(final, path)
     if final.is_file() and final.stat().st_size and not _is_ours(final, frozenset(keys), start):
         raise OccupiedError(
             f"{path} exists and was not written by {MAKER}; name another file or move it away."
         )
+
+
+def check_place(path: Path) -> None:
+    """Refuse a folder, and a file below a file or in a folder that is closed to writing.
+
+    Raises:
+        OSError: it is one.
+    """
+    final = path.resolve()
+    if final.is_dir():
+        raise IsADirectoryError(f"{path} cannot be written: it is a folder; name a file.")
+    _check_parent(final, path)
 
 
 def is_same_file(path: Path, other: Path) -> bool:

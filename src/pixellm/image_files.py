@@ -227,9 +227,12 @@ def probe_image(path: str | os.PathLike[str]) -> Size:
     """
     with _opened(path, str(path)) as image:
         _check_sums(image)
+        if image.format == "PNG":  # its EXIF is looked for behind the pixels, whatever ails them
+            image.load()
         size = _upright_size(image)
         image.draft("L", (1, 1))
         image.load()
+        _check_depth(image, str(path))
     return size
 
 
@@ -246,8 +249,8 @@ def size_mismatch(found: Size, said: Size) -> str:
     fault = f"The image is {found}, its annotation says {said} (height, width)"
     if found == said[::-1]:
         return (
-            f"{fault}: it was made on the image as stored, before EXIF turned it upright; "
-            "turn one of the two."
+            f"{fault}: height and width are exchanged, or it was made on the image as stored, "
+            "before EXIF turned it upright; turn one of the two."
         )
     return f"{fault}."
 
@@ -437,20 +440,24 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     Made in bands, so that a large image takes little more memory than its pixels twice.
     """
     is_deep = image.mode.startswith("I")
-    extrema: Any = image.getextrema() if image.mode == "I" else (0, 0)
-    if image.mode == "F" or min(extrema) < 0 or max(extrema) > _SIXTEEN_BIT_MAX:
-        raise ValueError(
-            f"{name} has 32-bit pixels, whose black and white are not defined; "
-            "save it with 8 or 16 bits."
-        )
     width, height = image.size
     rows = max(1, _BAND_PIXELS // max(1, width))
     with _told_of(name):
+        _check_depth(image, name)
         upright = Image.new("RGB", image.size)
         for top in range(0, height, rows):
             band = image.crop((0, top, width, min(height, top + rows)))
             upright.paste(_scale_deep_grey(band) if is_deep else _on_white(band), (0, top))
         return upright
+
+
+def _check_depth(image: Image.Image, name: str) -> None:
+    extrema: Any = image.getextrema() if image.mode == "I" else (0, 0)
+    if image.mode == "F" or min(extrema) < 0 or max(extrema) > _SIXTEEN_BIT_MAX:
+        raise _RefusedError(
+            f"{name} has 32-bit pixels, whose black and white are not defined; "
+            "save it with 8 or 16 bits."
+        )
 
 
 def _on_white(image: Image.Image) -> Image.Image:

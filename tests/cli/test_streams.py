@@ -87,6 +87,14 @@ def test_devices_are_written_and_stay_what_they_are(tiny_model_dir: Path, name: 
     assert sorted(path.name for path in Path().iterdir()) == ["a.png", "asked.jsonl"]
 
 
+@pytest.mark.parametrize("out", ["", ".", "a.png/x.jsonl"])
+def test_answers_need_a_place_for_a_file(out: str) -> None:
+    Path("asked.jsonl").write_text(question())
+    result = run("predict", "asked.jsonl", "--out", out, "--model", "no-such-model")
+    assert result.exit_code == 2
+    assert "cannot be written" in result.stderr and result.stderr.count("\n") == 1
+
+
 def test_a_folder_is_no_standard_output() -> None:
     for words in (
         ("data", "questions", "--num", "1", "--out", "-"),

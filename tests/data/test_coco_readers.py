@@ -341,6 +341,8 @@ def test_groups_and_backgrounds_are_never_asked_for_and_never_denied(
     [
         (INSTANCES, "train", "coco train"),
         ("annotations/instances_val2017.json", "val2017", "coco val"),
+        ("annotations/instances_val2017.json", "images/val2017", "coco val"),
+        ("annotations/instances_default.json", "images/default", "coco train"),
         ("train/_annotations.coco.json", "train", "coco train"),
         ("valid/_annotations.coco.json", "valid", "coco val"),
         ("annotations/instances_default.json", "images", "coco train"),

@@ -17,6 +17,7 @@ from pixellm.data.json_values import (
     identity,
     inner_file,
     inner_path,
+    is_nothing,
     size_fault,
     whole_number,
 )
@@ -74,6 +75,8 @@ def test_ids_flags_sizes_and_paths() -> None:
     for name in ("..\\a.jpg", "/a.jpg", "C:\\a.jpg", "", "a\0.jpg"):
         with pytest.raises(ValueError, match="leads out"):
             inner_path(name)
+    assert str(inner_path("./images/../a.jpg")) == "a.jpg"
+    assert all(map(is_nothing, ("None", "null", "NaN", "Background"))) and not is_nothing("nun")
     root, beside = Path("/data/set"), Path("/data/set/labels")
     for name in ("a.jpg", "images/../a.jpg", "/data/set/a.jpg", ".\\a.jpg"):
         assert inner_file(root, name) == root / "a.jpg"

@@ -14,6 +14,8 @@ FILES = {
     "yolo": ({"data.yaml": "names: [cup]", "train/labels/a.txt": "0 0 0 1 1 0 1"}, "YOLO's format"),
     "ultralytics": ({"labels/val/a.txt": "0 0 0 1 1 0 1"}, "YOLO's format"),
     "voc": ({"Annotations/a.xml": "<annotation/>"}, "Pascal VOC's format"),
+    "voc kit": ({"VOCdevkit/VOC2012/Annotations/a.xml": "<a/>"}, "Pascal VOC's format"),
+    "deeper": ({"a/annotations/one.json": COCO}, "--with annotations=a/annotations/one.json"),
     "cvat": ({"annotations.xml": "<annotations/>"}, "export it as COCO 1.0"),
     "label studio": ({"result.json": COCO}, "--with annotations=result.json"),
     "several": (

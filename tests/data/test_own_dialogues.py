@@ -149,11 +149,12 @@ def test_llava_conversations_keep_their_turns_and_lose_the_image_mark(tmp_path: 
     good = [
         talk("1.jpg", "<image>\nWho?", "A man.", "Why?", "Fun", id="7"),
         talk(["1.jpg"], "What?", "This."),
+        talk(None, "What?", "This.", images=["1.jpg"]),
     ]
     rows = good + [row for row, _ in BAD_TALKS]
     write_json(tmp_path / "llava_dataset/llava_instruct_150k.json", rows)
     reader = LlavaInstruct(tmp_path)
-    assert reader.counts() == {"images": 3, "questions": 4, "targets": 0}
+    assert reader.counts() == {"images": 4, "questions": 5, "targets": 0}
     (sample,) = reader.item(0)
     told = [(turn.question, turn.answer) for turn in sample.turns]
     assert told == [("Who?", "A man."), ("Why?", "Fun")]

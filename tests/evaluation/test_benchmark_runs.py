@@ -260,5 +260,8 @@ def test_missing_files_and_files_in_place_of_folders_are_named(name, tmp_path):
 def test_bad_settings_are_refused_before_files_are_read():
     with pytest.raises(ValueError, match="does not score grefcoco"):
         BenchmarkRun("grefcoco", "m", "val", Path("nowhere"), protocol="released")
+    for name in ("coco", "photos"):
+        with pytest.raises(ValueError, match=f"Options of data set '{name}'.*'annotaions'"):
+            BenchmarkRun(name, "m", options={"annotaions": "a.json"}).open()
     with pytest.raises(ValueError, match="no benchmark"):
         BenchmarkRun("refkoko", "m")

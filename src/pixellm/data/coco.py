@@ -259,7 +259,7 @@ def own_files(
     """
     usual = path_of_split(root, annotations, split)
     path = published_or(usual)
-    folder = _image_folder(root, split) if path == usual else root / f"{split}2017"
+    folder = _image_folder(root, split if path == usual else f"{split}2017")
     if annotations == ANNOTATIONS and not path.exists():
         for other, beside in _exported(root, split):
             if other.is_file():
@@ -279,7 +279,9 @@ def _exported(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
     for folder in (root / split, *([root / "valid"] if split == "val" else ())):
         yield folder / ROBOFLOW_FILE, folder
     if split == "train":
-        yield root / "annotations/instances_default.json", _image_folder(root, split)
+        folder = root / "images" / "default"
+        folder = folder if folder.is_dir() else _image_folder(root, split)
+        yield root / "annotations/instances_default.json", folder
 
 
 def _image_folder(root: Path, split: str) -> Path:

@@ -248,7 +248,7 @@ class LlavaInstruct(_Dialogues):
         for index, (_, values, _) in enumerate(scan_json(self.conversations)):
             try:
                 known = values if isinstance(values, dict) else {}
-                image = _file_name(known.get("image"))
+                image = _file_name(known.get("image") or known.get("images"))
                 inner_file(self.images, image)
                 row: dict[str, Any] = {"image": image, "turns": _turns(known)}
                 number = index if known.get("id") is None else known["id"]

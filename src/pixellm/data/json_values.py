@@ -7,6 +7,7 @@ anything may be null. What is no text is never turned into text.
 from __future__ import annotations
 
 import os
+import posixpath
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -15,6 +16,9 @@ from pixellm.types import SEG_MARK, split_marks, text_damage
 _LARGEST_NUMBER = 2**53
 _MOST_PIXELS = 2**31
 
+_NOTHING = frozenset(
+    {"background", "void", "ignore", "unlabeled", "unlabelled", "none", "null", "nan"}
+)
 _FLAGS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True, "": False}
 
 
@@ -71,8 +75,8 @@ def text_fault(value: Any, what: str = "text", *, marks: bool = False) -> str:
 
 
 def is_nothing(name: str) -> bool:
-    """Whether a class stands for what is no object, such as "background"."""
-    return name.lower() in ("background", "void", "ignore", "unlabeled", "unlabelled")
+    """Whether a class stands for what is no object, such as "background", or for no name."""
+    return name.lower() in _NOTHING
 
 
 def inner_file(folder: Path, name: str, start: Path | None = None) -> Path:
@@ -107,7 +111,7 @@ def inner_path(name: str) -> PurePosixPath:
     Raises:
         ValueError: it is empty or leads out of that folder.
     """
-    path = PurePosixPath(name.replace("\\", "/"))
+    path = PurePosixPath(posixpath.normpath(name.replace("\\", "/")) if name else "")
     outside = path.is_absolute() or ".." in path.parts or bool(PureWindowsPath(name).drive)
     if outside or not path.parts or "\0" in name:
         raise ValueError(f"{name!r:.200} leads out of the folder of images")

@@ -20,7 +20,7 @@ def advice_on(root: Path) -> str:
     """What to do with a folder of other annotations, as the end of a sentence; "" where unknown."""
     if _any(root, "labels/*.txt", "labels/*/*.txt", "*/labels/*.txt"):
         return f"{root} is in YOLO's format, and COCO instances JSON is read: export it as that"
-    if _any(root, "[Aa]nnotations/*.xml", "*/[Aa]nnotations/*.xml"):
+    if _any(root, *(f"{'*/' * depth}[Aa]nnotations/*.xml" for depth in range(3))):
         return f"{root} is in Pascal VOC's format, and masks are read from COCO instances JSON"
     if _any(root, "annotations.xml"):
         return f"{root} is in CVAT's own format: export it as COCO 1.0"
@@ -48,7 +48,9 @@ def is_coco(path: Path) -> bool:
 
 
 def _coco_files(root: Path) -> Iterator[Path]:
-    paths = chain.from_iterable(sorted(root.glob(one)) for one in ("*.json", "*/*.json"))
+    paths = chain.from_iterable(
+        sorted(root.glob(one)) for one in ("*.json", "*/*.json", "*/*/*.json")
+    )
     return (path for path in islice(paths, _MOST_FILES) if is_coco(path))
 
 

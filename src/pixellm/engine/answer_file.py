@@ -21,6 +21,7 @@ from pixellm.files import (
     STANDARD,
     LineLog,
     check_log,
+    check_place,
     is_stream,
     locked,
     open_stream,
@@ -94,6 +95,7 @@ class AnswerFile:
         self.num_bad = 0
         self._job = (num_items, batch_size, check)
         self._spans: list[BatchSpan] = []
+        check_place(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.enter_context(locked(path))

@@ -146,7 +146,6 @@ def run_job(
     """
     if batch_size < 1:
         raise ValueError(f"The batch size must be at least 1, not {batch_size}.")
-    part = path.with_name(f".{path.name}.part{group.number:03d}")
     group.wait()  # nobody reads any more what earlier calls left behind
     if group.number == 0:
         with open_answers(path, len(items), batch_size, check) as answers:
@@ -160,6 +159,7 @@ def run_job(
         group.wait()
         done = {one.number for one in find_batches(path, len(items), batch_size, check)}
         group.wait()
+        part = path.with_name(f".{path.name}.part{group.number:03d}")
         with AnswerFile(part, len(items), batch_size, check) as answers:
             state = _answer_batches(items, answers, done, spread, batch_size, group, progress)
         group.wait()

@@ -216,7 +216,10 @@ def open_questions(
     if name == "coco":
         from pixellm.data.coco_sets import coco_questions
 
-        return coco_questions(data, split, **chosen)
+        try:
+            return coco_questions(data, split, **chosen)
+        except TypeError as error:
+            raise ValueError(f"Options of data set 'coco': {error}.") from error
     if data.is_file():
         if name not in ONE_FILE:
             raise ValueError(f"--data of {name} is a folder; {data} is a file.")
