@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from curation_runs import KEY, make_photos
 from test_curation_commands import call, run_options
 
-from chat_server import Answer, Behaviour, ChatServer, good
+from chat_server import Answer, Behaviour, ChatServer, good, proposal
 
 PHOTOS = 2
 
@@ -59,6 +60,24 @@ def test_a_small_run_without_replies_says_why(
     code, output, _ = run(photos, lambda number, body: Answer("out of memory", status=500))
     assert code == 1
     assert "2 questions got no reply (HTTP 500: out of memory)" in " ".join(output.split())
+
+
+def test_a_page_in_place_of_a_reply_is_told(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixellm.llm.run.LONGEST_WAIT", 0.01)
+    page = Answer(raw=b"<html>Log in first</html>", headers={"Content-Type": "text/html"})
+    code, output, _ = run(photos, lambda number, body: page)
+    assert code == 1
+    assert "got no reply" in output and "Log in first" in output
+
+
+def test_half_a_character_in_a_reply_costs_that_reply_alone(photos: Path) -> None:
+    def behave(number: int, body: dict[str, Any]) -> Answer:
+        draft = proposal(body)
+        return Answer(json.dumps({**draft, "question": draft["question"] + " \ud83d?"}))
+
+    code, output, _ = run(photos, behave)
+    assert (code, accepted(photos)) == (0, 0), output
+    assert "foreign_text" in output
 
 
 def test_a_wrong_folder_of_images_is_an_error_and_the_right_one_goes_on(photos: Path) -> None:

@@ -161,6 +161,6 @@ def test_llava_conversations_keep_their_turns_and_lose_the_image_mark(tmp_path: 
     assert sample.size == SIZE
     assert [one.id for one in (sample, *reader.item(1))] == ["llava-train-7", "llava-train-1"]
     found = {bad.row: bad.reason for bad in reader.check()}
-    for number, (_, words) in enumerate(BAD_TALKS, start=2):
+    for number, (_, words) in enumerate(BAD_TALKS, start=3):
         assert words in found.pop(f"entry {number}")
     assert found == {}

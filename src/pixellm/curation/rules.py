@@ -32,7 +32,8 @@ _LEAK = re.compile(
 _FOREIGN = re.compile(
     r"\bapi[ _-]?key|\bsk-\w|\bpasswords?\b|\bsystem prompt|\bas an ai\b|\blanguage model\b"
     r"|\b(?:ignore|disregard|forget)\s+(?:all|any|the|these|those|previous|prior|your)\b"
-    r"|\bjson\b|\bannotat|\bdata ?set\b|\bhttps?:|\bwww\.|<\s*[a-z/!]|```|[{}]|[\x00-\x1f]",
+    r"|\bjson\b|\bannotat|\bdata ?set\b|\bhttps?:|\bwww\.|<\s*[a-z/!]|```|[{}]"
+    r"|[\x00-\x1f\ud800-\udfff]",
     re.IGNORECASE,
 )
 _FUNCTION_WORDS = frozenset(

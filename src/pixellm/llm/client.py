@@ -201,6 +201,8 @@ class OpenAIClient:
                 body = self.body(request)
                 try:
                     completion = self.api.chat.completions.create(**body)
+                    if isinstance(completion, str):  # a page, as of a login
+                        raise NoReplyError(self._shorten(f"The server answers {completion!r}."))
                     return self.read(completion.model_dump(warnings=False), request)
                 except openai.APIStatusError as error:
                     complaint = f"{error} {error.response.text}"
