@@ -190,7 +190,9 @@ def test_a_guess_on_scenes_needs_no_model(tmp_path):
         shown = evaluate(*words, guess, "--out", tmp_path / guess)
         assert shown.exit_code == 0, shown.output
     assert "right names" in shown.output and "text_accuracy" in shown.output
-    one, every = (read_answers(tmp_path / name) for name in ("largest_object", "all_objects"))
+    one, every = (
+        read_answers(tmp_path / name).records for name in ("largest_object", "all_objects")
+    )
     for record, largest in zip(every, one, strict=True):
         areas = [int(decode_mask(mask.mask).sum()) for mask in record.shown]
         assert [mask.label for mask in largest.shown] == [record.shown[np.argmax(areas)].label]

@@ -90,7 +90,7 @@ def test_a_run_goes_back_to_an_older_checkpoint(tmp_path: Path, whole: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["state.json", "trainer.pt"])
-@pytest.mark.parametrize("content", [b"", b"{", b"PK\x03\x04 cut", b"\x80\x04K\x01."])
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"PK\x03\x04 cut", b"\x80\x04K\x01."])
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, name: str, content: bytes) -> None:
     config = tiny_config(tmp_path, stages=[tiny_config(tmp_path).stages[0].model_dump()])
     train(config)

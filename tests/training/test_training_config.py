@@ -68,6 +68,9 @@ def test_bad_overrides_name_the_key(recipe: Path, override: str, message: str) -
 def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="No recipe"):
         load_config(tmp_path / "missing.yaml")
+    for name in ("", ".", tmp_path):
+        with pytest.raises(FileNotFoundError, match="No recipe"):
+            load_config(name)
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ValueError, match="mapping"):
         load_config(tmp_path / "list.yaml")

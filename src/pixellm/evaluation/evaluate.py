@@ -468,11 +468,11 @@ def _lines_of(questions: Sequence[Sample]) -> Check:
     def check(values: dict[str, Any], is_first: bool) -> bool:
         if not is_first or is_bad(values):
             return True
-        sample, turn = open_question(questions, values["row"]), values["turn"]
+        sample, turn = open_question(questions, values["row"]), values.get("turn", 0)
         if isinstance(sample, LeftOut):
             return True
         asked = [turn.question for turn in sample.turns[turn : turn + 1]]
-        return values["id"] == f"{sample.id}/{turn}" and [values["question"]] == asked
+        return values.get("id") == f"{sample.id}/{turn}" and [values.get("question")] == asked
 
     return check
 

@@ -257,7 +257,10 @@ def read_checkpoint(path: Path) -> tuple[TrainState, dict[str, Any]]:
         raise FileNotFoundError(f"{path} is no checkpoint: it has no state.json.")
     name = "state.json"
     try:
-        state = TrainState(**read_json(path / name))
+        values = read_json(path / name)
+        if "step" not in values:
+            raise ValueError("it says no step")
+        state = TrainState(**values)
         name = "trainer.pt"
         trainer = torch.load(path / name, map_location="cpu", weights_only=True)
         if not isinstance(trainer, dict) or not trainer.keys() >= _PARTS:

@@ -357,7 +357,7 @@ def find_recipes(name: Path | str) -> list[Path]:
         return [here]
     bundled = here.relative_to("recipes") if here.parts[:1] == ("recipes",) else here
     places = [here]
-    if not here.is_absolute() and ".." not in bundled.parts:
+    if bundled.name and not here.is_absolute() and ".." not in bundled.parts:
         places += [RECIPES / bundled.with_suffix(".yaml"), RECIPES / bundled]
     for place in places:
         if place.is_file() or place.is_fifo():
@@ -365,7 +365,8 @@ def find_recipes(name: Path | str) -> list[Path]:
         if place.is_dir() and (recipes := sorted(place.glob("*.yaml"))):
             return recipes
     known = [str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml")]
-    near = difflib.get_close_matches(str(bundled.with_suffix("")), known, n=3)
+    wanted = str(bundled).removesuffix(bundled.suffix)
+    near = difflib.get_close_matches(wanted, known, n=3)
     bundled_names = sorted(name for name in known if "/" not in name)
     raise FileNotFoundError(
         f"No recipe at {name}; pass the path of a YAML file, or the name of a bundled recipe: "
