@@ -1,7 +1,6 @@
-"""The commands ``eval BENCHMARK``, ``score``, ``data questions`` and ``compare``.
+"""The commands ``eval BENCHMARK`` and ``compare``: runs of models.
 
 Reads options, shows progress and tables, and calls :mod:`pixellm.evaluation`.
-:func:`add_commands` puts the commands into the command line.
 """
 
 from __future__ import annotations
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from pixellm.llm.run import RequestProgress
     from pixellm.report.page import Report, Table
 
+app = typer.Typer()
+
 _REPORT_KEYS = ("settings", "versions", "headline")
 
 _EXAMPLES = {
@@ -56,27 +57,24 @@ _EXAMPLES = {
 }
 _USUAL_EXAMPLES = ("--model nano --data data", "--model runs/mine --limit 100 --out report")
 
-_Benchmark = Annotated[
-    str, typer.Option(help="scenes, muse, refcoco, reasonseg, coco ...; see `pixellm eval`.")
-]
-_Split = Annotated[str, typer.Option(help="Part of the data set; the benchmark's if not given.")]
-_Protocol = Annotated[
+Split = Annotated[str, typer.Option(help="Part of the data set; the benchmark's if not given.")]
+Protocol = Annotated[
     str, typer.Option(help="strict, or released: as the authors' code scores, defects included.")
 ]
-_Limit = Annotated[int, typer.Option(min=0, help="The first dialogues only; 0 for all.")]
+Limit = Annotated[int, typer.Option(min=0, help="The first dialogues only; 0 for all.")]
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
     """What of a benchmark is answered, how it is scored, and where that goes."""
 
-    split: _Split = ""
+    split: Split = ""
     mode: Annotated[
         str,
         typer.Option(help="free: the model writes its answers; forced: the true texts are given."),
     ] = ""
-    protocol: _Protocol = "strict"
-    limit: _Limit = 0
+    protocol: Protocol = "strict"
+    limit: Limit = 0
     out: Annotated[
         Path | None,
         typer.Option(
@@ -90,38 +88,21 @@ class RunOptions:
     ] = 16
 
 
-def add_commands(app: typer.Typer, data_app: typer.Typer) -> None:
-    """Add ``score`` and ``compare`` to a command line, ``questions`` to its ``data`` group."""
-    app.command(
-        epilog="Examples:\n\n    pixellm score lisa.jsonl --benchmark muse --data data --split val"
-        "\n\n    pixellm score lisa.jsonl --num 100 --protocol released --judge similarity"
-        "\n\n    pixellm score lisa.jsonl --judge llm --judge-model gpt-4o-mini --max-cost 2 "
-        "--base-url https://api.openai.com/v1"
-    )(spread(score))
-    data_app.command(
-        epilog="Example:\n\n    pixellm data questions --benchmark scenes --num 100 --out asked"
-    )(spread(questions))
-    app.command(
-        epilog="Examples:\n\n    pixellm compare report-nano report-mine"
-        "\n\n    pixellm compare report-nano report-mine --out difference"
-    )(compare)
-
-
 def benchmark_commands() -> typer.Typer:
     """The commands ``eval BENCHMARK``, one for each row of the table of benchmarks."""
     from pixellm.evaluation.benchmarks import BENCHMARKS
 
-    app = typer.Typer()
+    commands = typer.Typer()
     for benchmark in BENCHMARKS.values():
         examples = _EXAMPLES.get(benchmark.name, _USUAL_EXAMPLES)
         lines = (f"\n\n    pixellm eval {benchmark.name} {words}" for words in examples)
-        app.command(
+        commands.command(
             benchmark.name,
             help=f"{benchmark.asks} Writes a report with 95 % intervals and images. "
             f"Splits: {', '.join(benchmark.splits)}; {benchmark.split} if not given.",
             epilog=f"Examples:{''.join(lines)}",
         )(_command_of(benchmark))
-    return app
+    return commands
 
 
 def _command_of(benchmark: Benchmark) -> Callable[..., None]:
@@ -143,85 +124,10 @@ def _command_of(benchmark: Benchmark) -> Callable[..., None]:
     return spread(judged if benchmark.name == "muse" else filed)
 
 
-def score(
-    predictions: Annotated[
-        Path,
-        typer.Argument(
-            help="JSONL; its form: https://pixellm.github.io/pixellm/external-predictions/"
-        ),
-    ],
-    drawn: SceneOptions,
-    place: FileOptions,
-    judging: JudgeOptions,
-    benchmark: _Benchmark = "scenes",
-    split: _Split = "",
-    limit: _Limit = 0,
-    protocol: _Protocol = "strict",
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Questions without a line count as no mask.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for a report that `pixellm compare` reads; new.")
-    ] = None,
-    json: Json = "",
-) -> None:
-    """Score any system's predictions, with 95 % intervals, with and without a judge."""
-    from pixellm.engine.run_folder import open_run
-    from pixellm.evaluation.evaluate import Evaluation
-    from pixellm.evaluation.external import ExternalPredictions, score_predictions, scores_to_dict
-    from pixellm.evaluation.records import RunAnswers, write_answers
-    from pixellm.files import check_new_folder
-
-    check_json(json, ("settings", "num_missing", "headline"))
-    if out is not None:
-        check_new_folder(out)
-    judge = judging.open()
-    answers = ExternalPredictions(predictions)
-    run = _questions_of(benchmark, split, limit, place, drawn, predictions.stem, protocol)
-    samples = run.open()
-    with nullcontext() if judge is None else _judge_bar(judge) as progress:
-        scored = score_predictions(
-            answers,
-            samples,
-            run.rules,
-            judge=judge,
-            allow_missing=allow_missing,
-            progress=progress,
-        )
-    records = scored.records
-    scores = run.summarize(records)
-    evaluation = Evaluation(run, run.settings(), samples, records, scores, scored.left_out)
-    judged = scored.judged(evaluation)
-    _show(evaluation, judged, aside=json == "-", missing=scored.num_missing)
-    write_json(scores_to_dict(evaluation, judged, scored.num_missing), json)
-    if out is not None:  # a folder as of a run of our own
-        open_run(out, evaluation.settings)
-        write_answers(out, RunAnswers(records, scored.left_out), run.model)
-        _write_report(out, evaluation)
-        say(f"Wrote {out / 'report.html'}, report.md and report.json", err=json == "-")
-
-
-def questions(
-    out: Annotated[Path, typer.Option(help="Folder for questions.jsonl; new or empty.")],
-    drawn: SceneOptions,
-    place: FileOptions,
-    benchmark: _Benchmark = "scenes",
-    split: _Split = "",
-    limit: _Limit = 0,
-) -> None:
-    """Write a benchmark's questions for another system to answer; see `pixellm score`."""
-    from pixellm.evaluation.external import write_questions
-    from pixellm.evaluation.left_out import describe_left_out
-    from pixellm.files import check_new_folder
-
-    check_new_folder(out)
-    run = _questions_of(benchmark, split, limit, place, drawn)
-    written, left_out = write_questions(run.open(), out)
-    say(f"{written} questions: {out / 'questions.jsonl'}")
-    if left_out:
-        say(describe_left_out(left_out), err=True)
-
-
+@app.command(
+    epilog="Examples:\n\n    pixellm compare report-nano report-mine"
+    "\n\n    pixellm compare report-nano report-mine --out difference"
+)
 def compare(
     run_a: Annotated[Path, typer.Argument(help="Folder of the first run.")],
     run_b: Annotated[Path, typer.Argument(help="Folder of the second run.")],
@@ -294,11 +200,11 @@ def _evaluate(
                 progress=progress,
             )
         if group.number == 0:
-            report = _write_report(out, evaluation)
+            report = write_run_report(out, evaluation)
         if judge is not None:
-            with _judge_bar(judge) as rated:
+            with judge_bar(judge) as rated:
                 judged = judge_evaluation(evaluation, judge, rated)
-            report = _write_report(out, evaluation, judged)
+            report = write_run_report(out, evaluation, judged)
     except NothingAnsweredError as error:
         say(str(error), err=True)
         raise typer.Exit(1) from None
@@ -306,7 +212,7 @@ def _evaluate(
         raise KeyboardInterrupt("Stopped; the same command goes on from here.") from None
     if group.number == 0:
         aside = how.json == "-"
-        _show(evaluation, judged, aside=aside)
+        show(evaluation, judged, aside=aside)
         say(f"Wrote {out / 'report.html'}, report.md and report.json", err=aside)
         write_json(dict(report.values), how.json)
 
@@ -332,7 +238,7 @@ def _describe_run(
     )
 
 
-def _write_report(
+def write_run_report(
     folder: Path, evaluation: Evaluation, judged: JudgedScores | None = None
 ) -> Report:
     """What a run's report says, which lies in its folder then."""
@@ -344,7 +250,7 @@ def _write_report(
     return report
 
 
-def _show(
+def show(
     evaluation: Evaluation, judged: JudgedScores | None, *, aside: bool, missing: int = 0
 ) -> None:
     """One sentence and the tables of a run, the judge's effect first."""
@@ -374,7 +280,7 @@ def _print(lead: str, tables: Iterable[Table], *, aside: bool = False) -> None:
 
 
 @contextmanager
-def _judge_bar(judge: Judge) -> Iterator[RequestProgress]:
+def judge_bar(judge: Judge) -> Iterator[RequestProgress]:
     """A bar over the answers that a judge rates; at its end, what all of its ratings have cost."""
     from pixellm.cli.display import judge_progress
     from pixellm.evaluation.judge import LLMJudge
@@ -384,28 +290,6 @@ def _judge_bar(judge: Judge) -> Iterator[RequestProgress]:
     if isinstance(judge, LLMJudge):
         spent = judge.store.spent()
         say(f"All ratings in {judge.store.path} have cost {spent:.4f} USD.", err=True)
-
-
-def _questions_of(
-    benchmark: str,
-    split: str,
-    limit: int,
-    place: FileOptions,
-    drawn: SceneOptions,
-    system: str = "",
-    protocol: Any = "strict",
-) -> BenchmarkRun:
-    """The questions that the options describe, answered by a system of that name."""
-    from pixellm.evaluation.benchmarks import find_benchmark
-    from pixellm.evaluation.evaluate import BenchmarkRun
-
-    if protocol == "released" and find_benchmark(benchmark).released != "muse":
-        raise ValueError(
-            f"The release has no scorer of its own for {benchmark}; use --protocol strict."
-        )
-    places = {**place.values(), **drawn.values()}
-    how: Any = {"mode": "free", "protocol": protocol, "limit": limit}
-    return BenchmarkRun(benchmark, system, split, **how, **places)
 
 
 def _own_device(device: str, group: ProcessGroup) -> str:

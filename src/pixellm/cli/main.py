@@ -16,9 +16,19 @@ import typer
 from typer.core import TyperGroup
 
 from pixellm import __version__
-from pixellm.cli import convert, data, export, models, predict, segment, serve, train
+from pixellm.cli import (
+    convert,
+    data,
+    evaluate,
+    export,
+    models,
+    predict,
+    score,
+    segment,
+    serve,
+    train,
+)
 from pixellm.cli.console import say
-from pixellm.cli.evaluate import add_commands as add_evaluation_commands
 
 _EXTRAS = {
     "accelerate": "train",
@@ -150,10 +160,9 @@ def version() -> None:
     _show_version(True)
 
 
-for _part in (segment, train, convert, predict, serve, export, models):
+for _part in (segment, train, convert, predict, serve, evaluate, score, export, models):
     app.add_typer(_part.app)
 app.add_typer(data.app, name="data")
-add_evaluation_commands(app, data.app)
 for _name, (_, _help) in _LAZY.items():
     app.add_typer(typer.Typer(cls=_Lazy, no_args_is_help=True), name=_name, help=_help)
 
