@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from pixellm.evaluation.records import AnswerRecord, read_answers
+from pixellm.evaluation.records import AnswerRecord, read_run
 from pixellm.masks import decode_mask, mask_iou
 from pixellm.types import BoolMask
 
@@ -70,9 +70,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--grids", type=int, nargs="+", default=[24, 48, 96])
     options = parser.parse_args()
-    things = [
-        one for r in read_answers(options.folder).records for one in measure(r, options.grids)
-    ]
+    things = [one for r in read_run(options.folder).records for one in measure(r, options.grids)]
     ceilings = " | ".join(f"ceiling at {cells}" for cells in options.grids)
     print(f"| side on {CANVAS} px | things | found | IoU where found | {ceilings} |")
     print("|---|---|---|---|" + "---|" * len(options.grids))

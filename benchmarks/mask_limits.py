@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pixellm.engine.answers import passes_threshold
 from pixellm.evaluation.evaluate import run_of_folder
-from pixellm.evaluation.records import AnswerRecord, build_record, read_answers
+from pixellm.evaluation.records import AnswerRecord, build_record, read_run
 from pixellm.evaluation.summary import Group, summarize
 from pixellm.masks import decode_mask
 from pixellm.types import SEG_MARK, Prediction, Sample, Segment, Turn
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--limits", type=float, nargs="+", default=[0.0, 0.5, 0.75, 0.85, 0.9])
     options = parser.parse_args()
-    run, records = run_of_folder(options.folder), read_answers(options.folder).records
+    run, records = run_of_folder(options.folder), read_run(options.folder).records
     by_kind = run.benchmark.classes_are_kinds
     print("| limit | " + " | ".join(SCORES) + " | naming giou | negatives n_acc | without masks |")
     for limit in options.limits:

@@ -18,7 +18,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from pixellm.evaluation.records import AnswerRecord, read_answers
+from pixellm.evaluation.records import AnswerRecord, read_run
 from pixellm.scenes.dataset import ScenesDataset
 from pixellm.scenes.knowledge import Knowledge, load_knowledge
 from pixellm.scenes.phrasing import concept_of_phrase
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     knowledge = load_knowledge()
     right, asked = Counter[str](), Counter[str]()
-    for record in read_answers(parser.parse_args().folder).records:
+    for record in read_run(parser.parse_args().folder).records:
         if record.kind not in _IN_ORDER:
             continue
         named = named_centers(record, knowledge)

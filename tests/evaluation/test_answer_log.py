@@ -14,7 +14,7 @@ from hand_made_scenes import Oracle, Shuffler, make_scene, with_segments
 from pixellm.engine.jobs import ProcessGroup
 from pixellm.engine.run_folder import open_run, read_settings
 from pixellm.evaluation.evaluate import answer_freely, answer_questions
-from pixellm.evaluation.records import AnswerRecord, read_answers, record_from_json, record_to_json
+from pixellm.evaluation.records import AnswerRecord, read_run, record_from_json, record_to_json
 from pixellm.evaluation.scores import Rules
 
 RULES = Rules("slots", "free", "strict")
@@ -71,7 +71,7 @@ def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(tmp_path):
     stopping = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         run(stopping, Stopping(SCENES))
-    kept = read_answers(stopping).records
+    kept = read_run(stopping).records
     assert 0 < len(kept) < len(whole)
     predictor = Neighbourly(SCENES)
     assert timeless(run(stopping, predictor)) == whole
@@ -84,10 +84,10 @@ def test_a_torn_line_and_a_dialogue_cut_in_half_are_asked_again(tmp_path):
     path = tmp_path / "run" / "answers.jsonl"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) - 30])
-    assert len(read_answers(tmp_path / "run").records) < len(whole)
+    assert len(read_run(tmp_path / "run").records) < len(whole)
     assert timeless(run(tmp_path / "run")) == whole
     path.with_name(".answers.jsonl.part007").write_bytes(path.read_bytes())
-    assert timeless(read_answers(tmp_path / "run").records) == whole, "answered twice counts once"
+    assert timeless(read_run(tmp_path / "run").records) == whole, "answered twice counts once"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,4 +150,4 @@ def test_a_damaged_line_is_named(tmp_path):
     lines[2] = lines[2][:50]
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match=r"Line 3 of .*answers.jsonl is damaged"):
-        read_answers(tmp_path / "run")
+        read_run(tmp_path / "run")

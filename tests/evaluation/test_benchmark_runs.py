@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from pixellm.engine.run_folder import open_run
 from pixellm.evaluation.benchmarks import BENCHMARKS
 from pixellm.evaluation.evaluate import BenchmarkRun, run_of_folder
-from pixellm.evaluation.records import read_answers
+from pixellm.evaluation.records import read_run
 from pixellm.files import locked
 from pixellm.masks import decode_mask
 
@@ -190,9 +190,7 @@ def test_a_guess_on_scenes_needs_no_model(tmp_path):
         shown = evaluate(*words, guess, "--out", tmp_path / guess)
         assert shown.exit_code == 0, shown.output
     assert "right names" in shown.output and "text_accuracy" in shown.output
-    one, every = (
-        read_answers(tmp_path / name).records for name in ("largest_object", "all_objects")
-    )
+    one, every = (read_run(tmp_path / name).records for name in ("largest_object", "all_objects"))
     for record, largest in zip(every, one, strict=True):
         areas = [int(decode_mask(mask.mask).sum()) for mask in record.shown]
         assert [mask.label for mask in largest.shown] == [record.shown[np.argmax(areas)].label]

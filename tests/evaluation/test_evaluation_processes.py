@@ -15,11 +15,11 @@ from known_answers import Knowing
 from reported import run_benchmark
 
 from pixellm.evaluation.evaluate import BenchmarkRun
-from pixellm.evaluation.records import AnswerRecord, read_answers
+from pixellm.evaluation.records import AnswerRecord, read_run
 
 
 def timeless(folder: Path) -> list[AnswerRecord]:
-    return [replace(record, seconds=0.0) for record in read_answers(folder).records]
+    return [replace(record, seconds=0.0) for record in read_run(folder).records]
 
 
 def without_seconds(groups: dict[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def score(
     from pixellm.engine.run_folder import open_run
     from pixellm.evaluation.evaluate import Evaluation
     from pixellm.evaluation.external import ExternalPredictions, score_predictions, scores_to_dict
-    from pixellm.evaluation.records import RunAnswers, write_answers
+    from pixellm.evaluation.records import RunAnswers, write_run
     from pixellm.files import check_new_folder
 
     check_json(json, ("settings", "num_missing", "headline"))
@@ -83,7 +83,7 @@ def score(
     write_json(scores_to_dict(evaluation, judged, scored.num_missing), json)
     if out is not None:  # a folder as of a run of our own
         open_run(out, evaluation.settings)
-        write_answers(out, RunAnswers(records, scored.left_out), run.model)
+        write_run(out, RunAnswers(records, scored.left_out), run.model)
         write_run_report(out, evaluation)
         say(f"Wrote {out / 'report.html'}, report.md and report.json", err=json == "-")
 

@@ -23,7 +23,7 @@ from pixellm.evaluation.cards import (
     true_panel,
 )
 from pixellm.evaluation.intervals import Difference, Estimate, bootstrap
-from pixellm.evaluation.records import AnswerRecord, read_answers
+from pixellm.evaluation.records import AnswerRecord, read_run
 from pixellm.evaluation.scores import Rules, Unit, image_ratios, question_giou
 from pixellm.evaluation.summary import by_image
 from pixellm.evaluation.tables import number
@@ -155,7 +155,7 @@ def _common_pairs(first: Path, second: Path) -> tuple[list[tuple[AnswerRecord, A
     """The answers of both runs to each question, and how many questions one run alone has."""
     # The index keeps apart dialogues that a data set calls by one name.
     answers = [
-        {(record.index, record.key): record for record in read_answers(folder).records}
+        {(record.index, record.key): record for record in read_run(folder).records}
         for folder in (first, second)
     ]
     pairs = [(record, answers[1][key]) for key, record in answers[0].items() if key in answers[1]]

@@ -39,7 +39,7 @@ from pixellm.evaluation.records import (
     LeftOut,
     RunAnswers,
     build_record,
-    read_answers,
+    read_run,
     record_to_json,
 )
 from pixellm.evaluation.scores import Mode, Rules, question_giou
@@ -253,7 +253,7 @@ def evaluate(
         if group.number == 0:
             forget_mended(folder, questions)
         group.wait()
-        answers = read_answers(folder)
+        answers = read_run(folder)
         done = {one.index for one in answers.records} | {one.index for one in answers.left_out}
         if done.issuperset(range(len(questions))):
             find_batches(folder / ANSWERS_FILE, len(questions), batch_size, _lines_of(questions))
@@ -335,7 +335,7 @@ def answer_questions(
         group=group,
         progress=lambda state: progress and progress(state.done, state.total, worker.giou),
     )
-    return read_answers(folder)
+    return read_run(folder)
 
 
 def run_of_folder(folder: Path) -> BenchmarkRun:
@@ -540,7 +540,7 @@ def _check_suffix(engine: Any, folder: Path) -> str:
     """What an engine puts behind questions; "" where nothing, or a predictor does not tell."""
     suffix = str(getattr(getattr(engine, "processor", None), "reasoning_suffix", ""))
     noted = str(read_settings(folder).get("suffix", ""))
-    if suffix != noted and read_answers(folder).records:
+    if suffix != noted and read_run(folder).records:
         raise ValueError(
             f"{folder} holds answers to questions with the suffix {noted!r}, but the model now "
             f"asks with {suffix!r}; choose another folder for --out, or remove this one."

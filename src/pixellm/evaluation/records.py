@@ -258,7 +258,7 @@ def record_from_json(values: Mapping[str, Any]) -> AnswerRecord:
         raise ValueError(f"This is no record of an answer ({error}).") from error
 
 
-def read_answers(folder: Path) -> RunAnswers:
+def read_run(folder: Path) -> RunAnswers:
     """All complete dialogues of a run, in the order of the benchmark.
 
     A last line that was cut short and a dialogue that lacks a turn are passed over: they will be
@@ -301,7 +301,7 @@ def _from_line(values: Any) -> AnswerRecord | LeftOut:
         raise ValueError(f"This is no question that was left out ({error}).") from error
 
 
-def write_answers(folder: Path, answers: RunAnswers, model: str) -> None:
+def write_run(folder: Path, answers: RunAnswers, model: str) -> None:
     """Write the answers of a whole run at once."""
     values = [record_to_json(record, model) for record in answers.records]
     values += [one.to_json() for one in answers.left_out]
