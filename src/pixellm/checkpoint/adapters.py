@@ -104,10 +104,6 @@ def attach_adapters(model: Any, adapters: Adapters) -> None:
     Args:
         model: PixelLM for conditional generation, on any device, "meta" included.
         adapters: what to attach.
-
-    Raises:
-        ImportError: LoRA without the extra ``train``.
-        ValueError: LoRA's target modules are not in the language model.
     """
     if adapters.lora is not None:
         language_model = model.model.language_model
@@ -328,11 +324,7 @@ def _without_repeats(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_adapter_config(directory: Path) -> tuple[Adapters, str]:
-    """What is attached, and the source of the model that it belongs to.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """What is attached, and the source of the model that it belongs to."""
     path = directory / ADAPTER_CONFIG
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

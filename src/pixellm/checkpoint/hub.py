@@ -63,9 +63,6 @@ def fetch_published(model: PublishedModel) -> Path:
     """The directory of a published model, and its vision tower; what is missing is downloaded.
 
     A download that was cut off goes on where it was.
-
-    Raises:
-        FileNotFoundError, PermissionError, OSError: as :func:`fetch_directory`.
     """
     if not (directory := find_downloaded(model)):
         bars_were_off = are_progress_bars_disabled()

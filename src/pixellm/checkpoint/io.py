@@ -161,9 +161,6 @@ def load_config(
         source: as of :func:`load_model_and_processor`; a released PixelLM is converted for it.
         revision: commit, tag or branch on the hub.
         vision_tower: CLIP of a released PixelLM; the one that it names where None.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`load_model_and_processor`.
     """
     found = resolve_source(source)
     if is_adapter_folder(Path(found)):

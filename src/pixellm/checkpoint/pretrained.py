@@ -23,9 +23,6 @@ def told_as(fault: str) -> Iterator[None]:
 
     Args:
         fault: the beginning of the sentence; the error follows in brackets.
-
-    Raises:
-        ValueError: in place of errors that say nothing of files or settings.
     """
     try:
         yield

@@ -46,10 +46,6 @@ def quantization_config(bits: str, device: torch.device, dtype: torch.dtype) -> 
         bits: of :data:`BITS`.
         device: where the model will run.
         dtype: of everything else.
-
-    Raises:
-        ValueError: another name, or 4 bits where this device has no product for them.
-        ImportError: the package of the extra ``quant`` is missing.
     """
     if bits == "nf4":
         return _nf4(device)
@@ -61,11 +57,7 @@ def quantization_config(bits: str, device: torch.device, dtype: torch.dtype) -> 
 
 
 def quantize_model(model: PixelLMForConditionalGeneration, bits: str) -> None:
-    """Round the weights of a model that is in memory, as :func:`quantization_config` would.
-
-    Raises:
-        ValueError: as there, or nf4, which is for weights on their way from a file.
-    """
+    """Round the weights of a model that is in memory, as :func:`quantization_config` would."""
     if bits == "nf4":
         raise ValueError("nf4 goes with whole models; fold the adapters in with `pixellm merge`.")
     with _quiet():

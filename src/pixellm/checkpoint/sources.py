@@ -1,6 +1,6 @@
 """Where models come from: names resolve to the package's own, a directory, a run's, or a hub id.
 
-Used by commands before anything heavy is imported, so it knows no torch.
+Used by commands before anything heavy is imported.
 """
 
 from __future__ import annotations

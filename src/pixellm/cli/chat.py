@@ -1,7 +1,6 @@
 """A dialogue about an image in a terminal: questions in, answers with masks out.
 
-Reads lines, tells commands from questions and shows what the engine answers. It knows no model
-and no format of files. Bad input costs a sentence, never the dialogue.
+Bad input costs a sentence, never the dialogue.
 """
 
 from __future__ import annotations
@@ -37,11 +36,7 @@ def overlay_name(image: Path) -> Path:
 
 
 def open_image(typed: str) -> Image.Image:
-    """The image that a dialogue is to be about.
-
-    Raises:
-        ValueError, OSError: it can't be read.
-    """
+    """The image that a dialogue is to be about."""
     if typed == STANDARD:
         raise ValueError("Questions come from standard input; name the file of an image.")
     return read_image(typed)

@@ -1,7 +1,6 @@
 """What commands have in common: consoles, quiet imports, JSON.
 
-Light to import; rich, torch and transformers are reached only when something is called. It knows
-no command.
+Light to import; rich, torch and transformers are reached only when something is called.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The commands ``pixellm convert``, ``init`` and ``export-lm``: foreign weights in and out.
 
-Reads options, shows a bar and calls :mod:`pixellm.checkpoint`; how weights move is not
-its business.
+Reads options, shows a bar and calls :mod:`pixellm.checkpoint`.
 """
 
 from __future__ import annotations

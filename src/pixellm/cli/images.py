@@ -22,11 +22,7 @@ MOST_BYTES = 64 << 20
 
 
 def read_image(typed: str) -> Image.Image:
-    """The image, upright and in RGB.
-
-    Raises:
-        ValueError, OSError: it can't be read or fetched.
-    """
+    """The image, upright and in RGB."""
     if typed == STANDARD:
         return load_embedded(read_input(Path(typed)), "The image from standard input")
     if Path(typed).is_fifo():  # as a shell makes of <(command)

@@ -1,7 +1,7 @@
 """Options that several commands share, each written once, alone or in groups.
 
 A command takes a group as one argument: :func:`spread` puts the group's options into the command's
-signature and hands it the group. Light to import; knows no command.
+signature and hands it the group. Light to import.
 """
 
 from __future__ import annotations

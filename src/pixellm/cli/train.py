@@ -1,7 +1,6 @@
 """The commands ``pixellm train``, ``merge`` and ``ablate``.
 
-Reads options, shows a run or its plan and calls :mod:`pixellm.training`; how a run works is not
-its business.
+Reads options, shows a run or its plan and calls :mod:`pixellm.training`.
 """
 
 from __future__ import annotations

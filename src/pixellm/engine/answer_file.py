@@ -1,7 +1,7 @@
 """The file that a job writes: JSON lines, a batch of items at a time.
 
 After a kill at any moment the file holds whole batches, perhaps a part of one and a torn end; what
-is no whole batch is dropped when the job goes on. Depends on files alone; knows no model.
+is no whole batch is dropped when the job goes on.
 """
 
 from __future__ import annotations
@@ -83,10 +83,6 @@ class AnswerFile:
     Attributes:
         done: numbers of the batches in the file.
         num_bad: items in the file without an answer.
-
-    Raises:
-        ValueError: the file holds answers of another job, or a damaged line.
-        OSError: it cannot be written, or another process is writing it.
     """
 
     def __init__(self, path: Path, num_items: int, batch_size: int, check: Check = accept) -> None:

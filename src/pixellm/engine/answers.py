@@ -100,11 +100,7 @@ class PromptBuilder:
         self.context = sys.maxsize if limit is None else limit
 
     def encode(self, request: Request) -> EncodedDialogue:
-        """Prompt ids.
-
-        Raises:
-            ValueError: an empty question, or one that leaves no room for an answer.
-        """
+        """Prompt ids."""
         if not request.question.strip():
             raise ValueError("The question is empty; ask something about the image.")
         encoded = self.processor.codec.encode(

@@ -1,9 +1,9 @@
 """Answer generation: rows enter a running batch, are written step by step, and leave it.
 
 When the first token of a codebook group is chosen the rest of the group is no choice any more, so
-the whole group is read in one pass. Rows of a batch may be in different states: a pass reads one
-id of one row and a group of another. Knows ids and tensors only.
-Shape legend: B rows, T tokens, D text width, V vocabulary, G tokens of a group, K targets.
+the whole group is read in one pass. Rows of a batch may be in different states: a pass reads one id
+of one row and a group of another. Shape legend: B rows, T tokens, D text width, V vocabulary, G
+tokens of a group, K targets.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 Each row owns a slot, and its ids stand in the slot from 0 on without holes, so that a key's index
 is its position. Buffers are made once and written in place: nothing is copied as answers grow, and
-shapes can stay fixed for compiled steps. Knows ids and tensors only.
-Shape legend: R slots, C positions of a slot, B rows of a pass, F new ids of a row, D text width,
-h heads, d head width.
+shapes can stay fixed for compiled steps. Shape legend: R slots, C positions of a slot, B rows of a
+pass, F new ids of a row, D text width, h heads, d head width.
 """
 
 from __future__ import annotations

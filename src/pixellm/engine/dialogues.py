@@ -1,7 +1,7 @@
 """Puts the questions of a batch of dialogues to a predictor, turn by turn.
 
-Anything with ``predict_batch`` can be evaluated: the engine, a remote model, a baseline. It knows
-nothing of scores, and shows an answer from the data to no predictor but where it is to be given.
+Anything with ``predict_batch`` can be evaluated: the engine, a remote model, a baseline. None
+is shown an answer from the data but where it is to be given.
 """
 
 from __future__ import annotations
@@ -97,10 +97,6 @@ def answer_dialogues(
         predictor: answers the questions.
         samples: dialogues.
         options: of the answers, see :class:`~pixellm.engine.AnswerOptions`; for engines alone.
-
-    Raises:
-        ValueError: the predictor returns another number of answers than it got requests, or a
-            mask that doesn't fit its image.
     """
     ask: Any = predictor.predict_batch
     if options:

@@ -1,7 +1,4 @@
-"""Images, each encoded once: a bounded cache keyed by content.
-
-Knows the vision half of the model and the geometry of images; nothing of questions.
-"""
+"""Images, each encoded once: a bounded cache keyed by content."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 For servers and streams, which don't know what will be asked next. Several threads may use it, one
 at a time; they wait for each other.
-Knows nothing of networks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""From a name to an engine on its device.
-
-Knows where models come from only through ``checkpoint.io``; decides device and floating type.
-"""
+"""From a name to an engine on its device."""
 
 from __future__ import annotations
 
@@ -109,9 +106,6 @@ def model_dtype(
 
     "auto" is float32 but on a GPU, and there what the model's configuration names: float16 for
     converted released weights, bfloat16 for others. 4 bits have products in bfloat16 alone there.
-
-    Raises:
-        FileNotFoundError, ValueError: no such model, or no such type.
     """
     on_gpu = "bfloat16"
     if dtype == "auto" and device.type == "cuda" and quantize not in ("int4", "nf4"):

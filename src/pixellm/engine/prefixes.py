@@ -2,7 +2,7 @@
 
 Prompts about one image begin alike: the template and the image, and in a dialogue all earlier
 turns. Their keys and values are kept up to a number of bytes, the least recently used go first.
-Knows ids and tensors only. Shape legend: h heads, T ids, d head width.
+Shape legend: h heads, T ids, d head width.
 """
 
 from __future__ import annotations

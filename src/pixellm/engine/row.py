@@ -1,8 +1,8 @@
 """Rows being answered, and how a language model reads their ids, each row on its own.
 
 :class:`SeparateRows` is right for every family of language models; :mod:`pixellm.engine.cache`
-reads many rows together where the family allows it. Knows ids and tensors only.
-Shape legend: B rows, F new ids of a row, D text width, S image tokens.
+reads many rows together where the family allows it. Shape legend: B rows, F new ids of a row, D
+text width, S image tokens.
 """
 
 from __future__ import annotations

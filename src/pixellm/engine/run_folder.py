@@ -1,6 +1,6 @@
 """The folder of a job: its settings beside its answers, so that no two jobs mix in one place.
 
-Answers are written by :mod:`pixellm.engine.jobs`. What the settings mean is the caller's business.
+Answers are written by :mod:`pixellm.engine.jobs`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """How the next token is picked: greedily, or drawn from the most likely ones.
 
-Every row draws from its own random stream, so that an answer depends on its request and seed
-alone and not on the rows that happen to share its batch. Knows logits only.
-Shape legend: B rows, V vocabulary.
+Every row draws from its own random stream, so that an answer depends on its request and seed alone
+and not on the rows that happen to share its batch. Shape legend: B rows, V vocabulary.
 """
 
 from __future__ import annotations

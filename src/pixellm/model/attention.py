@@ -1,7 +1,6 @@
 """Attention masks and position ids of rows with padding, holes and packed dialogues.
 
-Knows (B, T) masks only: no tokens, no images. Shape legend: B rows, T tokens, R dialogues,
-L tokens of the longest, D text width.
+Shape legend: B rows, T tokens, R dialogues, L tokens of the longest, D text width.
 """
 
 from __future__ import annotations

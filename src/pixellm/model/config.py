@@ -1,8 +1,7 @@
 """The shape of a PixelLM model, as a transformers configuration.
 
-One class describes the 5 M-parameter embedded model and the 13 B one; what the released weights
-do differently from the paper is a named value here, never a branch on where weights came from.
-It knows nothing of files, tokenizers or images beyond token ids and sizes.
+One class describes the 5 M-parameter embedded model and the 13 B one; what the released weights do
+differently from the paper is a named value here, never a branch on where weights came from.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The pixel decoder: target embeddings and feature maps in, mask logits out.
 
-Source: PixelLM, section 3 (pixel decoder, ``m^l = Attn^l(h^l, f'^l)``, modulation and the sum
-over scales). It knows neither text nor images. One call serves all M targets of a batch.
-Shape legend: M targets, B rows, L scales, C decoder width, P pixels of a grid, Q query tokens,
-h w a grid; scale 0 is the coarsest.
+Source: PixelLM, section 3 (pixel decoder, ``m^l = Attn^l(h^l, f'^l)``, modulation and the sum over
+scales). One call serves all M targets of a batch. Shape legend: M targets, B rows, L scales, C
+decoder width, P pixels of a grid, Q query tokens, h w a grid; scale 0 is the coarsest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Values made from weights, kept while the weights stay as they are.
 
 A product of two layers' weights, several weights laid side by side: what reads them often is made
-once, and anew where training, loading or a move to another device changed them. Knows tensors only.
+once, and anew where training, loading or a move to another device changed them.
 """
 
 from __future__ import annotations

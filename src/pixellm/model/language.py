@@ -2,8 +2,8 @@
 
 Families differ in more than their layers. Heads have biases, logits are scaled or capped, some
 layers see a window only, some models take no positions or no prepared attention mask. What can be
-asked of the family's own class is asked there, so that nothing of it is lost. Knows modules and
-tensors only. Shape legend: B rows, T tokens, N positions, D text width, V vocabulary.
+asked of the family's own class is asked there, so that nothing of it is lost. Shape legend: B rows,
+T tokens, N positions, D text width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -97,11 +97,7 @@ class LanguageParts:
 
 
 def build_language_parts(config: PreTrainedConfig) -> LanguageParts:
-    """Build a family's own causal language model, fresh, and take it apart.
-
-    Raises:
-        ValueError: a model that answers can't be written with, in one sentence.
-    """
+    """Build a family's own causal language model, fresh, and take it apart."""
     kind = config.model_type
     if config.get_text_config() is not config:
         raise ValueError(

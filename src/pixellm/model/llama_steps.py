@@ -1,9 +1,9 @@
 """Steps of LLaMA's layers in few operations, for a handful of ids on a CPU.
 
-The family's own layers take some forty small operations each, which for a step of one id cost
-a small model more than its products. Here projections of the same states lie side by side, and a
-layer takes about eighteen. Same weights, same numbers within rounding. Knows tensors only.
-Shape legend: B rows, F new ids of a row, D text width, h heads, d head width, N positions seen.
+The family's own layers take some forty small operations each, which for a step of one id cost a
+small model more than its products. Here projections of the same states lie side by side, and a
+layer takes about eighteen. Same weights, same numbers within rounding. Shape legend: B rows, F new
+ids of a row, D text width, h heads, d head width, N positions seen.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """PixelLM as transformers classes: encode images, run the language model, decode masks.
 
-Knows token ids and tensors; it knows no tokenizer, no files and no device. Source: PixelLM,
-section 3. Shape legend: B rows, T tokens, D text width, S image tokens, C decoder width,
-L scales, N tokens per scale, M targets, H W the canvas, h w a grid.
+Source: PixelLM, section 3. Shape legend: B rows, T tokens, D text width, S image tokens, C decoder
+width, L scales, N tokens per scale, M targets, H W the canvas, h w a grid.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Half precision moves a mask's edge. The way from the language model's last states through the
 codebook to the pixel decoder holds about one percent of a full-size model, and its roundings are
-the ones that masks show most; docs/released-weights.md has the shares. Knows modules and floating
-types only.
+the ones that masks show most; docs/released-weights.md has the shares.
 """
 
 from __future__ import annotations

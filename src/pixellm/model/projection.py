@@ -1,7 +1,7 @@
 """The two projections and the neck: encoder features into the language model and the decoder.
 
-Source: PixelLM, section 3 (``p_{V->T}`` and ``p_{V->D}``). Knows feature maps only. Shape legend:
-B rows, S image tokens, D text width, C decoder width, h w a grid.
+Source: PixelLM, section 3 (``p_{V->T}`` and ``p_{V->D}``). Shape legend: B rows, S image tokens, D
+text width, C decoder width, h w a grid.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Linear layers that read their weights faster where they meet a few rows on a CPU.
 
-Decoding multiplies one row or a few with all weights, and its time is that of reading them.
-For 2 to 16 rows the product that ``torch.nn.functional.linear`` asks for, rows by weights, takes
-about twice the time of weights by rows. A single row is multiplied by one thread, however many
-there are, unless each thread is given its share of the weights as a product of its own
-(``benchmarks/small_products.py``). Knows linear layers only.
+Decoding multiplies one row or a few with all weights, and its time is that of reading them. For 2
+to 16 rows the product that ``torch.nn.functional.linear`` asks for, rows by weights, takes about
+twice the time of weights by rows. A single row is multiplied by one thread, however many there are,
+unless each thread is given its share of the weights as a product of its own
+(``benchmarks/small_products.py``).
 """
 
 from __future__ import annotations

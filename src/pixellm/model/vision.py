@@ -1,7 +1,6 @@
 """Images to feature maps: a transformers vision encoder read at several depths.
 
-Knows tensors only: no files, no images, no normalisation. Shape legend: B rows, T tokens,
-C channels, H W the canvas in pixels, h w a feature grid.
+Shape legend: B rows, T tokens, C channels, H W the canvas in pixels, h w a feature grid.
 """
 
 from __future__ import annotations

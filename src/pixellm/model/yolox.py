@@ -1,8 +1,7 @@
 """A YOLOX detector as a transformers vision encoder, its class evidence among its feature maps.
 
 YOLOX (Ge et al., 2021, arXiv:2107.08430) in its depthwise "nano" and "tiny" kin, batch norms folded
-into the convolutions. It knows tensors only: no files, no questions. Shape legend: B rows, C
-channels, H W the canvas in pixels, h w a grid.
+into the convolutions. Shape legend: B rows, C channels, H W the canvas in pixels, h w a grid.
 """
 
 from __future__ import annotations

@@ -55,11 +55,7 @@ class PixelLMImageProcessor(BaseImageProcessor):
         image_std: Sequence[float] = (58.395, 57.12, 57.375),
         **kwargs: Any,
     ) -> None:
-        """Check and keep the settings.
-
-        Raises:
-            ValueError: an unknown setting, or a value out of range.
-        """
+        """Check and keep the settings."""
         for key in ("image_processor_type", "processor_class", "auto_map"):  # file bookkeeping
             kwargs.pop(key, None)
         if kwargs:
@@ -95,9 +91,6 @@ class PixelLMImageProcessor(BaseImageProcessor):
         Returns:
             ``pixel_values`` (B, 3, S, S) float32; ``pixel_mask`` (B, S, S) bool, False in the
             padding; ``original_sizes`` and ``resized_sizes`` (B, 2) int64, (height, width).
-
-        Raises:
-            ValueError: no images, or one that can't be read (also FileNotFoundError, OSError).
         """
         several = images if isinstance(images, list | tuple) else [images]
         batch = cast("list[ImageSource]", list(several))
@@ -146,9 +139,6 @@ def resize_targets(rles: Sequence[RLE], original_size: Size, size: Size) -> list
 
     Returns:
         M masks of the new size.
-
-    Raises:
-        ValueError: a mask of another size than the image.
     """
     rows, columns = (
         np.linspace(0, old, new + 1) for old, new in zip(original_size, size, strict=True)

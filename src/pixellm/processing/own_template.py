@@ -45,9 +45,6 @@ def adopt_chat_template(tokenizer: Any) -> str:
 
     Returns:
         The template, which takes messages with image parts.
-
-    Raises:
-        ValueError: the tokenizer has no chat template, or one that dialogues do not fit.
     """
     own = tokenizer.chat_template
     own = own.get("default") if isinstance(own, dict) else own

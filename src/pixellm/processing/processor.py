@@ -67,9 +67,6 @@ class BatchOptions:
         truncation: False; prompts are never cut.
         add_special_tokens: False; the chat template writes all control tokens.
         return_tensors: "pt"; batches are torch tensors.
-
-    Raises:
-        ValueError: anything else.
     """
 
     padding: bool | str = True
@@ -100,11 +97,7 @@ class BatchOptions:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> BatchOptions:
-        """Options by name; those that are None count as not given.
-
-        Raises:
-            TypeError: an unknown name.
-        """
+        """Options by name; those that are None count as not given."""
         if unknown := values.keys() - {field.name for field in fields(cls)}:
             raise TypeError(f"Unknown arguments: {sorted(unknown)}.")
         return cls(**{name: value for name, value in values.items() if value is not None})

@@ -98,9 +98,6 @@ class PromptCodec:
             image_token: text of the image placeholder.
             codebook_tokens: texts of the codebook's tokens, in order.
             num_image_tokens: ids that one placeholder becomes.
-
-        Raises:
-            ValueError: the tokenizer lacks one of the named control tokens.
         """
         self.tokenizer = tokenizer
         self.chat_template = chat_template

@@ -35,11 +35,7 @@ class Dialogue:
 
 
 def read_dialogue(request: ChatRequest, settings: Settings) -> Dialogue:
-    """The dialogue of a request.
-
-    Raises:
-        RefusedError: no image or several, turns out of order, an empty or too long text.
-    """
+    """The dialogue of a request."""
     urls = {url for message in request.messages for url in _image_urls(message)}
     if len(urls) != 1:
         found = "none" if not urls else "several"
@@ -62,11 +58,7 @@ def read_dialogue(request: ChatRequest, settings: Settings) -> Dialogue:
 
 
 def check_texts(texts: list[str], settings: Settings) -> None:
-    """Refuse texts that are too long together, or damaged.
-
-    Raises:
-        RefusedError: as said.
-    """
+    """Refuse texts that are too long together, or damaged."""
     length = sum(map(len, texts))
     if length > settings.max_question:
         raise invalid(
@@ -80,11 +72,7 @@ def check_texts(texts: list[str], settings: Settings) -> None:
 
 
 def decode_data_url(url: str) -> bytes | None:
-    """The bytes of an image in a data URL; None for a URL that leads elsewhere.
-
-    Raises:
-        RefusedError: a data URL of something else, or damaged.
-    """
+    """The bytes of an image in a data URL; None for a URL that leads elsewhere."""
     if url[:5].lower() != "data:":
         return None
     head = _DATA_URL.match(url)

@@ -74,11 +74,7 @@ def segment_routes(service: Service) -> APIRouter:
 
 
 def choose_form(accept: str) -> str:
-    """The one of :data:`FORMS` that a client likes best.
-
-    Raises:
-        RefusedError: it takes none of them (406).
-    """
+    """The one of :data:`FORMS` that a client likes best."""
     best, liked = "", 0.0
     for form in FORMS:
         weight = _weight(accept, form)

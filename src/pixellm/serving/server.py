@@ -20,11 +20,7 @@ MAX_CONNECTIONS = 512
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket on an address of this machine; nobody can connect before :func:`run`.
-
-    Raises:
-        OSError: the address is taken or not this machine's.
-    """
+    """A socket on an address of this machine; nobody can connect before :func:`run`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -55,9 +51,6 @@ def run(
         bound: where to listen.
         settings: limits.
         on_ready: called once clients can connect.
-
-    Raises:
-        OSError: another process has begun to listen at the address meanwhile.
     """
     try:
         bound.listen()

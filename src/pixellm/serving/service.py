@@ -149,11 +149,7 @@ class Service:
 
     @asynccontextmanager
     async def _holding(self, image: Pixels) -> AsyncIterator[None]:
-        """Count an image's pixels as held.
-
-        Raises:
-            RefusedError: the images of all requests together are too large (503).
-        """
+        """Count an image's pixels as held."""
         size = image.shape[0] * image.shape[1]
         if self._pixels + size > IMAGES_HELD * self.settings.max_pixels:
             sentence = "The server holds too many large images; try again."
@@ -165,11 +161,7 @@ class Service:
             self._pixels -= size
 
     async def read_image(self, source: bytes | str) -> Pixels:
-        """(H, W, 3) pixels of an image, upright.
-
-        Raises:
-            RefusedError: it can't be fetched or read, or has too many pixels.
-        """
+        """(H, W, 3) pixels of an image, upright."""
         if isinstance(source, str):
             data = await self.in_thread(decode_data_url, source)
             if data is None:

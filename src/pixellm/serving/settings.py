@@ -23,9 +23,6 @@ class Settings:
         api_keys: who has none of them is refused; () asks for none. Not shown.
         remote_images: fetch images from public addresses where a request names one.
         page: serve the page at /.
-
-    Raises:
-        ValueError: a limit that lets nothing through.
     """
 
     queue: int = 64

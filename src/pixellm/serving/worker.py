@@ -127,11 +127,7 @@ class Worker:
             self.num_taken -= 1
 
     async def answer(self, request: Request, options: AnswerOptions) -> AsyncGenerator[Piece]:
-        """Pieces of the answer, the Prediction last; to leave early, close the iterator.
-
-        Raises:
-            RefusedError: the request can't be answered, or the engine failed.
-        """
+        """Pieces of the answer, the Prediction last; to leave early, close the iterator."""
         job, started = _Job(request, options), time.monotonic()
         with self._changed:
             if self._stopping:
