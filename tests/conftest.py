@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 import pixellm as pixellm  # before torch, whose waiting threads it bounds
 
 if TYPE_CHECKING:
+    from typer.testing import Result
+
     from pixellm.engine import Engine
     from pixellm.model.config import PixelLMConfig
     from pixellm.types import Sample
@@ -150,6 +152,32 @@ def square_sample(red: tuple[int, int] = (2, 3)) -> Sample:
         Turn(TINY_QUESTION_WITHOUT_MASKS, "No, there is none."),
     )
     return Sample(pixels, pixels.shape[:2], turns, "squares", tuple(objects))
+
+
+def run_command(*arguments: object, text: str | bytes | None = None) -> Result:
+    """What a command says, and how it ends; ``text`` is its standard input."""
+    from typer.testing import CliRunner
+
+    from pixellm.cli.main import app
+
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=text)
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the test's own, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def image(own_folder: Path) -> Path:
+    """squares.png in the current folder, 24 wide and 32 high, which the tiny model knows."""
+    from PIL import Image
+
+    path = Path("squares.png")
+    Image.fromarray(square_image((2, 3))).save(path)
+    return path
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,10 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from conftest import tiny_parts, tiny_texts
 from pixellm.checkpoint.build import build_model
-from pixellm.checkpoint.io import check_files, load_model_and_processor, save_model
-from pixellm.checkpoint.sources import EMBEDDED_DIR, embedded_models, resolve_source
-from pixellm.model.config import PixelLMConfig
-from pixellm.model.modeling import PixelLMForConditionalGeneration
+from pixellm.checkpoint.io import load_model_and_processor, save_model
+from pixellm.checkpoint.sources import resolve_source
 
 
 @pytest.fixture
@@ -200,19 +198,6 @@ def test_running_statistics_that_are_no_numbers_are_refused_too(tmp_path: Path) 
     save_model(tmp_path / "model", model.eval(), processor)
     with pytest.raises(ValueError, match=r"running_var holds NaN or infinity"):
         load_model_and_processor(tmp_path / "model")
-
-
-def test_another_depth_is_not_served_from_the_old_ones_width(tiny_model_dir: Path) -> None:
-    config = PixelLMConfig.from_pretrained(tiny_model_dir)
-    config.vision_depths = [-1, 0]
-    config.vision_channels = {"-1": 16, "-2": 5}
-    PixelLMForConditionalGeneration(config)
-    assert config.vision_channels == {"-1": 16, "0": 16}
-
-
-def test_every_embedded_model_s_settings_are_known() -> None:
-    for name in embedded_models():
-        check_files(EMBEDDED_DIR / name)
 
 
 def test_names_resolve_to_directories_and_hub_ids(tiny_model_dir: Path, tmp_path: Path) -> None:

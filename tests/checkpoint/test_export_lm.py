@@ -60,10 +60,3 @@ def test_an_untied_head_moves_too(tmp_path: Path) -> None:
     )
     assert torch.equal(plain.lm_head.weight, model.lm_head.weight)
     assert not torch.equal(plain.lm_head.weight, plain.get_input_embeddings().weight)
-
-
-def test_a_folder_with_files_is_left_alone(tiny_model_dir: Path, tmp_path: Path) -> None:
-    (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(ValueError, match="exists already"):
-        export_language_model(tiny_model_dir, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]

@@ -65,18 +65,12 @@ def test_words_keep_their_rows_and_codebook_tokens_get_new_ones(tiny_model_dir: 
     assert new.codec.codebook_ids == tuple(model.config.codebook_token_ids)
 
 
-def test_questions_are_worded_as_the_language_model_was_trained_to_read_them(
-    tiny_model_dir: Path, tmp_path: Path
-) -> None:
-    donor, processor = load_model_and_processor(tiny_model_dir)
-    processor.reasoning_suffix = "Answer with masks."
-    save_model(tmp_path / "donor", donor, processor)
-    _, new = build_around(tmp_path / "donor")
-    assert new.reasoning_suffix == "Answer with masks."
-
-
 def test_the_new_model_answers_trains_and_is_saved(tiny_model_dir: Path, tmp_path: Path) -> None:
-    model, processor = build_around(tiny_model_dir, **THREE_SCALES)
+    donor, donor_processor = load_model_and_processor(tiny_model_dir)
+    donor_processor.reasoning_suffix = "Answer with masks."
+    save_model(tmp_path / "donor", donor, donor_processor)
+    model, processor = build_around(tmp_path / "donor", **THREE_SCALES)
+    assert processor.reasoning_suffix == "Answer with masks."
     save_model(tmp_path / "model", model, processor)
     loaded, loaded_processor = load_model_and_processor(tmp_path / "model")
     first = Engine(model, processor, max_new_tokens=30)
@@ -111,8 +105,3 @@ def test_what_does_not_fit_the_pretrained_parts_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=says):
         build_model({"initial_weights": str(tiny_model_dir), **section})
-
-
-def test_a_model_that_is_not_there_is_named() -> None:
-    with pytest.raises(FileNotFoundError, match="no-such-model"):
-        build_model({"initial_weights": "no-such-model"})

@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from typer.testing import CliRunner, Result
 
 from conftest import (
     TINY_QUESTION,
     TINY_QUESTION_WITHOUT_MASKS,
+    run_command,
     square_image,
     square_sample,
     tiny_parts,
 )
 from pixellm.answer_files import mask_files
 from pixellm.cli.display import answer_text, print_answer
-from pixellm.cli.main import app
 from pixellm.engine import Engine
 from pixellm.engine.answers import PromptBuilder
 from pixellm.files import write_files
@@ -34,21 +33,9 @@ from pixellm.visualize import segment_color
 
 pytestmark = pytest.mark.usefixtures("loaded_once")
 
+run = run_command
 KEYS = ["image", "width", "height", "question", "answer", "model", "segments", "withheld"]
 SEGMENT_KEYS = ["label", "score", "bbox", "area", "span", "segmentation"]
-
-
-@pytest.fixture
-def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An image in the current folder, 24 wide and 32 high."""
-    monkeypatch.chdir(tmp_path)
-    path = Path("squares.png")
-    Image.fromarray(square_image((2, 3))).save(path)
-    return path
-
-
-def run(*arguments: object, text: str | None = None) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=text)
 
 
 def squares_answer() -> Prediction:
@@ -61,16 +48,20 @@ def squares_answer() -> Prediction:
     return Prediction(text, segments, TINY_QUESTION, (32, 24))
 
 
-def test_segment_prints_the_answer_with_numbers_and_a_legend(
-    image: Path, tiny_model_dir: Path
+def test_segment_prints_the_answer_with_a_legend_and_writes_an_overlay(
+    image: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     result = run("segment", image, TINY_QUESTION, "--model", tiny_model_dir)
     assert result.exit_code == 0, result.output
-    assert "[1]" in result.stdout.splitlines()[0]
-    assert "[2]" in result.stdout.splitlines()[0]
-    assert "label" in result.stdout
-    assert "px" in result.stdout
-    assert result.stderr == ""
+    first = result.stdout.splitlines()[0]
+    assert "[1]" in first and "[2]" in first and result.stderr == ""
+    assert all(words in result.stdout for words in ("label", "px", "Wrote squares_pixellm.png"))
+    overlay = Image.open("squares_pixellm.png")
+    assert overlay.size == (24, 32)
+    assert not np.array_equal(np.asarray(overlay), np.asarray(Image.open(image)))
+    run("segment", image, TINY_QUESTION, "--model", tiny_model_dir, "--json", "answer.json")
+    names = {"squares.png", "squares_pixellm.png", "answer.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_segment_says_what_it_withholds(image: Path, tiny_model_dir: Path) -> None:
@@ -83,34 +74,18 @@ def test_segment_says_what_it_withholds(image: Path, tiny_model_dir: Path) -> No
     assert refused.exit_code == 2 and "--min-score" in refused.stderr
 
 
-def test_segment_writes_the_overlay_to_the_current_folder_where_nothing_else_is_asked(
-    image: Path, tiny_model_dir: Path, tmp_path: Path
-) -> None:
-    result = run("segment", image, TINY_QUESTION, "--model", tiny_model_dir)
-    assert "Wrote squares_pixellm.png" in result.stdout
-    overlay = Image.open("squares_pixellm.png")
-    assert overlay.size == (24, 32)
-    assert not np.array_equal(np.asarray(overlay), np.asarray(Image.open(image)))
-    run("segment", image, TINY_QUESTION, "--model", tiny_model_dir, "--json", "answer.json")
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "squares.png",
-        "squares_pixellm.png",
-        "answer.json",
-    }
-
-
 def test_json_masks_and_overlay_hold_the_same_answer(image: Path, tiny_model_dir: Path) -> None:
-    files = ["--json", "answer.json", "--masks", "masks", "--out", "seen.jpg"]
+    files = ["--json", "new/answer.json", "--masks", "new/masks", "--out", "seen.jpg"]
     result = run("segment", image, TINY_QUESTION, "--model", tiny_model_dir, *files)
     assert result.exit_code == 0, result.output
-    answer = json.loads(Path("answer.json").read_text())
+    answer = json.loads(Path("new/answer.json").read_text())
     assert list(answer) == KEYS
     assert answer["image"] == "squares.png"
     assert (answer["width"], answer["height"]) == (24, 32)
     assert answer["question"] == TINY_QUESTION
     assert answer["model"] == str(tiny_model_dir)
     assert len(answer["segments"]) == 2
-    masks = sorted(Path("masks").iterdir())
+    masks = sorted(Path("new/masks").iterdir())
     assert len(masks) == 2
     for number, (segment, path) in enumerate(zip(answer["segments"], masks, strict=True), 1):
         assert list(segment) == SEGMENT_KEYS

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +18,21 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from conftest import TINY_QUESTION, square_image
+from conftest import TINY_QUESTION, run_command, square_image
 from pixellm.cli.chat import Chat
 from pixellm.cli.main import app
 from pixellm.engine import Engine
 from pixellm.image_files import load_image
 
-pytestmark = pytest.mark.usefixtures("loaded_once")
+pytestmark = pytest.mark.usefixtures("loaded_once", "own_folder")
 
-
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def image() -> Path:
-    path = Path("squares.png")
-    Image.fromarray(square_image((2, 3))).save(path)
-    return path
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+NO_MODEL = ("--model", "never-looked-at")
 
 
 def segment(image: Path, model: Path | str, *options: object) -> Result:
-    return run("segment", image, TINY_QUESTION, "--model", model, *options)
+    return run_command("segment", image, TINY_QUESTION, "--model", model, *options)
 
 
 def assert_one_sentence(result: Result, *words: str) -> None:
@@ -59,34 +44,7 @@ def assert_one_sentence(result: Result, *words: str) -> None:
         assert word in result.stderr
 
 
-# Images that can't be read.
-
-
-def make_missing(path: Path) -> None:
-    assert not path.exists()
-
-
-def make_empty(path: Path) -> None:
-    path.touch()
-
-
-def make_truncated(path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    Image.fromarray(noise).save(path)
-    path.write_bytes(path.read_bytes()[:2000])
-
-
-def make_text(path: Path) -> None:
-    path.write_text("This is no image.")
-
-
-def make_folder(path: Path) -> None:
-    path.mkdir()
-
-
-def make_closed(path: Path) -> None:
-    Image.new("RGB", (4, 4)).save(path)
-    path.chmod(0)
+# Images.
 
 
 @contextmanager
@@ -108,173 +66,88 @@ def without_roots_rights() -> Iterator[None]:
         assert call.capset(header, had) == 0
 
 
-@pytest.mark.parametrize(
-    "make", [make_missing, make_empty, make_truncated, make_text, make_folder, make_closed]
-)
-@pytest.mark.parametrize("command", ["segment", "chat"])
-def test_an_unreadable_image_is_named(command: str, make: Callable[[Path], None]) -> None:
-    make(Path("photo.png"))
-    questions = [TINY_QUESTION] if command == "segment" else []
-    with without_roots_rights():
-        result = run(command, "photo.png", *questions, "--model", "never-looked-at")
-    assert_one_sentence(result, "photo.png")
-    assert result.stdout == ""
+def png_bytes() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(
+        file, "png"
+    )
+    return file.getvalue()
 
 
-def test_an_image_past_pillows_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.new("L", (50, 50)).save("bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
-    assert_one_sentence(segment(Path("bomb.png"), "never-looked-at"), "bomb.png", "2,000 pixels")
+UNREADABLE = {"empty": b"", "cut": png_bytes()[:2000], "text": b"No image.", "closed": png_bytes()}
 
 
-# Odd images that are read correctly.
+@pytest.mark.parametrize("kind", [*UNREADABLE, "missing", "a folder"])
+def test_an_unreadable_image_is_named(kind: str) -> None:
+    path = Path("photo.png")
+    if kind in UNREADABLE:
+        path.write_bytes(UNREADABLE[kind])
+    if kind == "a folder":
+        path.mkdir()
+    if kind == "closed":
+        path.chmod(0)
+    for command in (("segment", path, TINY_QUESTION), ("chat", path)):
+        with without_roots_rights() if kind == "closed" else nullcontext():
+            result = run_command(*command, *NO_MODEL)
+        assert_one_sentence(result, "photo.png")
+        assert result.stdout == ""
 
 
-def save_exif_rotated(pixels: Image.Image, path: Path) -> None:
+def save_rotated(image: Image.Image, path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown after a quarter turn
-    pixels.rotate(90, expand=True).save(path, exif=exif)
+    image.rotate(90, expand=True).save(path, exif=exif)
 
 
-def save_deep(pixels: Image.Image, path: Path) -> None:
-    grey = np.asarray(pixels.convert("L"), dtype=np.uint16) * 257
-    Image.fromarray(grey).save(path)
-
-
-def save_alpha(pixels: Image.Image, path: Path) -> None:
-    pixels.putalpha(128)
-    pixels.save(path)
-
-
-def save_animated(pixels: Image.Image, path: Path) -> None:
-    pixels.save(path, save_all=True, append_images=[Image.new("RGB", pixels.size)], duration=9)
-
-
-ODD_IMAGES: dict[str, Callable[[Image.Image, Path], None]] = {
-    "deep.png": save_deep,
-    "palette.png": lambda pixels, path: pixels.convert("P").save(path),
-    "cmyk.jpg": lambda pixels, path: pixels.convert("CMYK").save(path),
-    "grey.png": lambda pixels, path: pixels.convert("L").save(path),
-    "one_bit.png": lambda pixels, path: pixels.convert("1").save(path),
-    "alpha.png": save_alpha,
-    "animated.gif": save_animated,
-    "rotated.jpg": save_exif_rotated,
-    "one_pixel.png": lambda pixels, path: pixels.resize((1, 1)).save(path),
-    "wide.png": lambda pixels, path: pixels.resize((4000, 1)).save(path),
-    "tall.png": lambda pixels, path: pixels.resize((1, 4000)).save(path),
+ODD_IMAGES: dict[str, tuple[Callable[[Image.Image, Path], None], tuple[int, int]]] = {
+    "rotated.jpg": (save_rotated, (24, 32)),
+    "one_pixel.png": (lambda image, path: image.resize((1, 1)).save(path), (1, 1)),
+    "wide.png": (lambda image, path: image.resize((4000, 1)).save(path), (4000, 1)),
+    "print.jpg": (lambda image, path: image.convert("CMYK").save(path), (24, 32)),
 }
-UPRIGHT_SIZES = {"one_pixel.png": (1, 1), "wide.png": (4000, 1), "tall.png": (1, 4000)}
 
 
 @pytest.mark.parametrize("name", ODD_IMAGES)
 def test_an_odd_image_is_answered_in_its_own_pixels(name: str, tiny_model_dir: Path) -> None:
-    ODD_IMAGES[name](Image.fromarray(square_image((2, 3))), Path(name))
+    save, size = ODD_IMAGES[name]
+    save(Image.fromarray(square_image((2, 3))), Path(name))
     result = segment(Path(name), tiny_model_dir, "--json", "-", "--out", "seen.png")
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
-    size = UPRIGHT_SIZES.get(name, (24, 32))
     assert (answer["width"], answer["height"]) == size
     assert all(s["segmentation"]["size"] == [size[1], size[0]] for s in answer["segments"])
     assert Image.open("seen.png").size == size
 
 
-# Questions.
+# Questions and models; what a model's folder can lack is in tests/checkpoint.
 
 
-@pytest.mark.parametrize("question", ["", "  \n"])
-def test_an_empty_question_is_refused(image: Path, question: str) -> None:
-    assert_one_sentence(
-        run("segment", image, question, "--model", "never-looked-at"), "and a question"
-    )
-
-
-def test_a_question_longer_than_the_context_is_refused(image: Path, tiny_model_dir: Path) -> None:
-    result = run("segment", image, "long " * 300, "--model", tiny_model_dir)
-    assert_one_sentence(result, "context holds 256")
-    assert list(Path().iterdir()) == [image]
-
-
-# Models.
-
-
-@pytest.fixture
-def model_copy(tiny_model_dir: Path) -> Path:
-    return Path(shutil.copytree(tiny_model_dir, "model"))
-
-
-def use_two_shards(model: Path) -> tuple[Path, Path]:
-    weights = load_file(model / "model.safetensors")
-    (model / "model.safetensors").unlink()
-    shards = tuple(model / f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
-    weight_map = {}
-    for shard, names in zip(shards, (sorted(weights)[::2], sorted(weights)[1::2]), strict=True):
-        save_file({name: weights[name] for name in names}, shard, {"format": "pt"})
-        weight_map |= dict.fromkeys(names, shard.name)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    return shards[0], shards[1]
-
-
-def test_a_model_in_shards_answers_as_the_whole(
-    image: Path, model_copy: Path, tiny_model_dir: Path
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (("  \n", *NO_MODEL), ["and a question"]),
+        (("long " * 300,), ["context holds 256"]),
+        ((TINY_QUESTION, "--model", "no-such-model"), ["no-such-model"]),
+        ((TINY_QUESTION, "--model", "nobody/no-such-model"), ["nobody/no-such-model"]),
+        ((TINY_QUESTION, "--model", "hollow"), ["hollow", "config.json"]),
+        ((TINY_QUESTION, "--model", "cut"), ["cut", "damaged"]),
+        ((TINY_QUESTION, "--device", "gpu"), ["gpu"]),
+        ((TINY_QUESTION, "--device", "cuda:99"), ["cuda:99"]),
+        ((TINY_QUESTION, "--dtype", "x"), ["x"]),
+    ],
+)
+def test_what_cannot_be_asked_or_loaded_is_named(
+    image: Path, tiny_model_dir: Path, changes: tuple[str, ...], words: list[str]
 ) -> None:
-    use_two_shards(model_copy)
-    in_shards = json.loads(segment(image, model_copy, "--json", "-").stdout)
-    whole = json.loads(segment(image, tiny_model_dir, "--json", "-").stdout)
-    assert in_shards["segments"] == whole["segments"]
-
-
-@pytest.mark.parametrize("name", ["no-such-model", "nobody/no-such-model", "./no/such/folder"])
-def test_an_unknown_model_is_named(image: Path, name: str) -> None:
-    assert_one_sentence(segment(image, name), name)
-
-
-def test_a_folder_without_a_model_is_named(image: Path) -> None:
-    Path("hollow").mkdir()
-    assert_one_sentence(segment(image, "hollow"), "hollow", "config.json")
-
-
-def test_a_missing_shard_is_named(image: Path, model_copy: Path) -> None:
-    _, second = use_two_shards(model_copy)
-    second.unlink()
-    assert_one_sentence(segment(image, model_copy), second.name)
-
-
-@pytest.mark.parametrize("length", [0, 5, 5000, -10])
-def test_a_truncated_shard_is_refused(image: Path, model_copy: Path, length: int) -> None:
-    first, _ = use_two_shards(model_copy)
-    first.write_bytes(first.read_bytes()[:length])
-    assert_one_sentence(segment(image, model_copy), "model", "damaged")
-
-
-def test_unknown_settings_of_a_model_are_named(image: Path, model_copy: Path) -> None:
-    config = model_copy / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "num_scale": 3}))
-    assert_one_sentence(segment(image, model_copy), "config.json", "num_scale")
-
-
-def test_a_broken_configuration_is_named(image: Path, model_copy: Path) -> None:
-    (model_copy / "config.json").write_text("{")
-    assert_one_sentence(segment(image, model_copy), "config.json", "JSON")
-
-
-def test_pickled_weights_are_not_opened(image: Path, model_copy: Path) -> None:
-    (model_copy / "model.safetensors").unlink()
-
-    class Trap:
-        def __reduce__(self) -> Any:
-            return Path.touch, (Path("sprung"),)
-
-    torch.save({"weight": Trap()}, model_copy / "pytorch_model.bin")
-    assert_one_sentence(segment(image, model_copy), "pickled")
-    assert not Path("sprung").exists()
-
-
-@pytest.mark.parametrize("option", [("--device", "gpu"), ("--device", "cuda:99"), ("--dtype", "x")])
-def test_an_unknown_device_or_type_is_named(
-    image: Path, tiny_model_dir: Path, option: tuple[str, str]
-) -> None:
-    assert_one_sentence(segment(image, tiny_model_dir, *option), option[1])
+    if "hollow" in changes:
+        Path("hollow").mkdir()
+    if "cut" in changes:
+        weights = Path(shutil.copytree(tiny_model_dir, "cut")) / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-10])
+    model = () if "--model" in changes else ("--model", tiny_model_dir)
+    before = set(Path().iterdir())
+    assert_one_sentence(run_command("segment", image, *changes, *model), *words)
+    assert set(Path().iterdir()) == before
 
 
 # Outputs that can't be written: told before a model is loaded, and where only the writing tells,
@@ -282,23 +155,38 @@ def test_an_unknown_device_or_type_is_named(
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "words"),
     [
-        ["--out", "folder.png"],
-        ["--json", "squares.png/answer.json"],
-        ["--masks", "squares.png"],
-        ["--json", "first.json", "--masks", "masks", "--out", "squares.png/seen.png"],
+        (["--out", "folder.png"], "cannot be written"),
+        (["--json", "squares.png/answer.json"], "cannot be written"),
+        (["--masks", "squares.png"], "cannot be written"),
+        (["--json", "a.json", "--masks", "m", "--out", "squares.png/s.png"], "cannot be written"),
+        (["--out", "./squares.png"], "squares.png"),
+        (["--out", "seen.docx"], "suffix"),
+        (["--out", "seen"], "suffix"),
+        (["--json", "squares.png"], "squares.png"),
+        (["--json", "link.json"], "link.json"),
+        (["--out", "both.png", "--json", "both.png"], "both.png"),
+        (["--out", "both.png", "--json", "./folder.png/../both.png"], "both.png"),
+        (["--out", "masks/01_red.png", "--masks", "masks"], "masks/01_red.png"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_bad_place_is_told_before_a_model_is_looked_for(image: Path, options: list[str]) -> None:
+def test_a_bad_place_is_told_before_a_model_is_looked_for(
+    image: Path, options: list[str], words: str
+) -> None:
     Path("folder.png").mkdir()
+    Path("link.json").symlink_to(image)
     before = image.read_bytes()
-    result = segment(image, "never-looked-at", *options)
-    assert_one_sentence(result, "cannot be written")
-    assert {path.name for path in Path().iterdir()} == {"squares.png", "folder.png"}
-    assert list(Path("folder.png").iterdir()) == []
-    assert image.read_bytes() == before
+    assert_one_sentence(segment(image, "never-looked-at", *options), words)
+    assert {path.name for path in Path().iterdir()} == {"squares.png", "folder.png", "link.json"}
+    assert list(Path("folder.png").iterdir()) == [] and image.read_bytes() == before
+
+
+def test_an_image_among_its_masks_is_kept(image: Path) -> None:
+    image.rename("01_red-square.png")
+    result = segment(Path("01_red-square.png"), "never-looked-at", "--masks", ".")
+    assert_one_sentence(result, "01_red-square.png")
 
 
 @pytest.fixture
@@ -315,6 +203,11 @@ def full_disk(tmp_path: Path) -> Any:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+def assert_full_disk(result: Result) -> None:
+    assert_one_sentence(result, "cannot be written", "No space left")
+    assert "[1]" in result.stdout
+
+
 def test_a_full_disk_is_told_after_the_answer(
     image: Path, tiny_model_dir: Path, full_disk: Path
 ) -> None:
@@ -322,6 +215,9 @@ def test_a_full_disk_is_told_after_the_answer(
     assert_full_disk(segment(image, tiny_model_dir, *outputs))
     assert [path.name for path in full_disk.iterdir()] == ["filler"]
     assert not Path("masks").exists()
+    printed = segment(image, tiny_model_dir, "--json", "-", "--out", full_disk / "seen.png")
+    assert_one_sentence(printed, "seen.png")
+    assert json.loads(printed.stdout)["segments"]
 
 
 def test_a_disk_that_fills_up_half_way_leaves_nothing(
@@ -344,84 +240,23 @@ def test_a_disk_that_fills_up_half_way_leaves_nothing(
     assert list(Path().iterdir()) == [image]
 
 
-def assert_full_disk(result: Result) -> None:
-    assert_one_sentence(result, "cannot be written", "No space left")
-    assert "[1]" in result.stdout
-
-
-def test_json_is_printed_before_another_output_fails(
-    image: Path, tiny_model_dir: Path, full_disk: Path
-) -> None:
-    result = segment(image, tiny_model_dir, "--json", "-", "--out", full_disk / "seen.png")
-    assert_one_sentence(result, "seen.png")
-    assert json.loads(result.stdout)["segments"]
-
-
-def test_folders_of_outputs_are_made(image: Path, tiny_model_dir: Path) -> None:
-    files = ["--out", "new/seen.png", "--json", "other/new/answer.json", "--masks", "new/masks"]
-    result = segment(image, tiny_model_dir, *files)
-    assert result.exit_code == 0, result.output
-    assert Path("new/seen.png").is_file() and Path("other/new/answer.json").is_file()
-    assert len(list(Path("new/masks").iterdir())) == 2
-
-
-@pytest.mark.parametrize("name", ["squares.png", "./squares.png", "seen.docx", "seen"])
-def test_an_overlay_needs_a_name_of_its_own(image: Path, name: str) -> None:
-    result = segment(image, "never-looked-at", "--out", name)
-    assert_one_sentence(result, "squares.png" if "squares" in name else "suffix")
-
-
-@pytest.mark.parametrize(
-    ("options", "lost"),
-    [
-        (["--json", "squares.png"], "squares.png"),
-        (["--json", "link.json"], "link.json"),
-        (["--out", "both.png", "--json", "both.png"], "both.png"),
-        (["--out", "both.png", "--json", "./folder/../both.png"], "both.png"),
-        (["--out", "masks/01_red.png", "--masks", "masks"], "masks/01_red.png"),
-    ],
-    ids=" ".join,
-)
-def test_no_part_of_an_answer_replaces_another_or_the_image(
-    image: Path, options: list[str], lost: str
-) -> None:
-    Path("folder").mkdir()
-    Path("link.json").symlink_to(image)
-    before = image.read_bytes()
-    assert_one_sentence(segment(image, "never-looked-at", *options), lost)
-    assert image.read_bytes() == before
-    assert {path.name for path in Path().iterdir()} == {"squares.png", "folder", "link.json"}
-
-
-def test_an_image_among_its_masks_is_kept() -> None:
-    Image.fromarray(square_image((2, 3))).save("01_red-square.png")
-    options = ["--masks", "."]
-    result = segment(Path("01_red-square.png"), "never-looked-at", *options)
-    assert_one_sentence(result, "01_red-square.png")
-
-
 # Training, evaluation and data.
 
 
-def test_a_missing_or_wrong_recipe_is_named() -> None:
-    assert_one_sentence(run("train", "nowhere.yaml"), "nowhere.yaml")
-    Path("recipe.yaml").write_text("name: trial\nstage: []\n")
-    assert_one_sentence(run("train", "recipe.yaml"), "recipe.yaml")
-    Path("recipe.yaml").write_text("a: [")
-    assert_one_sentence(run("train", "recipe.yaml"), "recipe.yaml", "YAML")
+def test_a_missing_or_wrong_recipe_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_one_sentence(run_command("train", "nowhere.yaml"), "nowhere.yaml")
+    for content, words in {"name: trial\nstage: []\n": "recipe.yaml", "a: [": "YAML"}.items():
+        Path("recipe.yaml").write_text(content)
+        assert_one_sentence(run_command("train", "recipe.yaml"), words)
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert_one_sentence(run_command("train", "recipe.yaml"), "pip install 'pixellm[train]'")
 
 
 def test_an_unknown_split_is_named(tiny_model_dir: Path) -> None:
-    result = run("eval", "scenes", "--model", tiny_model_dir, "--split", "exam")
+    result = run_command("eval", "scenes", "--model", tiny_model_dir, "--split", "exam")
     assert_one_sentence(result, "exam", "test_style")
-    assert_one_sentence(run("data", "scenes", "--split", "exam", "--out", "scenes"), "exam")
+    assert_one_sentence(run_command("data", "scenes", "--split", "exam", "--out", "scenes"), "exam")
     assert not Path("scenes").exists()
-
-
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "yaml", None)
-    Path("recipe.yaml").touch()
-    assert_one_sentence(run("train", "recipe.yaml"), "pip install 'pixellm[train]'")
 
 
 def test_a_model_that_is_to_be_spread_names_the_extra(
@@ -433,7 +268,7 @@ def test_a_model_that_is_to_be_spread_names_the_extra(
     assert list(Path().iterdir()) == [image]
 
 
-# Memory that runs out.
+# Memory that runs out, and what is no bad input.
 
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory."),
@@ -442,46 +277,24 @@ OUT_OF_MEMORY = [
 ]
 
 
-class Exhausted:
-    """An engine without memory for anything."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    def predict(self, *asked: Any, **options: Any) -> Any:
-        raise self.error
-
-
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
-def test_memory_that_runs_out_is_told_in_a_sentence(
-    image: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+def test_memory_that_runs_out_is_told_in_a_sentence_and_ends_no_dialogue(
+    image: Path,
+    tiny_engine: Engine,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
 ) -> None:
-    monkeypatch.setattr("pixellm.cli.options.LoadOptions.load", lambda *_, **__: Exhausted(error))
-    result = run("segment", image, TINY_QUESTION, "--out", "seen.png")
-    assert result.exit_code == 2
-    assert result.stderr.count("\n") == 1
-    assert "not enough memory" in result.stderr
+    def exhausted(*asked: Any, **options: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(Engine, "predict", exhausted)
+    assert_one_sentence(segment(image, tiny_model_dir, "--out", "seen.png"), "not enough memory")
     assert list(Path().iterdir()) == [image]
-
-
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
-def test_a_dialogue_survives_an_image_that_does_not_fit(
-    tiny_engine: Engine, image: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    complaints = io.StringIO()
-    chat = Chat(
-        tiny_engine,
-        str(image),
-        load_image(image),
-        Console(file=io.StringIO()),
-        Console(file=complaints),
-    )
-    monkeypatch.setattr(tiny_engine, "predict", Exhausted(error).predict)
+    quiet, complaints = Console(file=io.StringIO()), io.StringIO()
+    chat = Chat(tiny_engine, str(image), load_image(image), quiet, Console(file=complaints))
     chat.handle(TINY_QUESTION)
     assert "not enough memory" in complaints.getvalue()
-
-
-# What is no bad input.
 
 
 def test_the_unforeseen_is_no_sentence(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -503,15 +316,14 @@ def test_ctrl_c_ends_in_130_and_says_how_to_go_on(
 
     monkeypatch.setattr(Engine, "predict", interrupt)
     result = segment(image, tiny_model_dir)
-    assert result.exit_code == 130
-    assert result.stderr == "Stopped.\n"
+    assert (result.exit_code, result.stderr) == (130, "Stopped.\n")
     monkeypatch.setattr("pixellm.training.trainer.train", interrupt)
     recipe = Path(__file__).parents[2] / "src/pixellm/recipes" / "nano_scenes.yaml"
-    result = run("train", recipe)
+    result = run_command("train", recipe)
     assert result.exit_code == 130
     assert f"pixellm train {recipe} --resume" in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [["segment"], ["segment", "a.png"], ["eval", "sceens"]])
 def test_wrong_usage_ends_in_2(arguments: list[str]) -> None:
-    assert run(*arguments).exit_code == 2
+    assert run_command(*arguments).exit_code == 2

@@ -7,28 +7,22 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from conftest import TINY_QUESTION, square_image
-from pixellm.cli.main import app
+from conftest import run_command as run
 
 pytestmark = pytest.mark.usefixtures("loaded_once")
 
 
 @pytest.fixture
-def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def images(own_folder: Path) -> Path:
     """A folder of two images and one that is none, in the current folder."""
-    monkeypatch.chdir(tmp_path)
     folder = Path("images")
     folder.mkdir()
     for number in range(2):
         Image.fromarray(square_image((2, 3 + number))).save(folder / f"{number}.png")
     (folder / "broken.png").write_text("no image")
     return folder
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_predict_writes_a_line_for_each_image_and_goes_on(

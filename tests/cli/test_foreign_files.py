@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from conftest import RECIPE_WITHOUT_MODEL, TINY_QUESTION, square_image
+from conftest import run_command as run
 from curation.curation_runs import make_photos
-from pixellm.cli.main import app
 
 pytestmark = pytest.mark.usefixtures("loaded_once")
 
@@ -84,18 +83,13 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 def content_of(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    make_photos(tmp_path, 1)
+def _folder(own_folder: Path) -> None:
+    make_photos(own_folder, 1)
     Image.fromarray(square_image((2, 3))).save("a.png")
     asked = json.dumps({"image": "a.png", "question": "What?"})
     Path("asked.jsonl").write_text(asked + "\n")

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from conftest import RECIPE_WITHOUT_MODEL, TINY_QUESTION, square_image
+from conftest import run_command as run
 from pixellm.cli import images
-from pixellm.cli.main import app
 
-pytestmark = pytest.mark.usefixtures("loaded_once")
+pytestmark = pytest.mark.usefixtures("loaded_once", "own_folder")
 
 
 class _Server(BaseHTTPRequestHandler):
@@ -44,11 +43,6 @@ def squares() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture
 def asked() -> list[str]:
     return []
@@ -61,10 +55,6 @@ def address(asked: list[str]) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
-
-
-def run(*arguments: object, text: str | bytes | None = None) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=text)
 
 
 def test_an_image_comes_from_and_goes_to_standard_streams(tiny_model_dir: Path) -> None:

@@ -7,24 +7,18 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from conftest import TINY_QUESTION, square_image
+from conftest import run_command as run
 from pixellm.cli.console import printable
-from pixellm.cli.main import app
 from pixellm.data.check import CSV_HEADER
 from pixellm.files import plain_cell
 
 pytestmark = pytest.mark.usefixtures("loaded_once")
 
 
-def run(*arguments: object, text: str | bytes | None = None) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=text)
-
-
 @pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def _folder(own_folder: Path) -> None:
     Image.fromarray(square_image((2, 3))).save("a.png")
 
 

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from conftest import square_image
 from pixellm.engine import AnswerOptions, Engine
-from pixellm.types import Prediction, Request, Segment
+from pixellm.types import Prediction, Segment
 
 sys.path.insert(0, str(Path(__file__).parent))
 from plain_answers import assert_same, build_talker, mixed_requests
@@ -92,14 +91,3 @@ def test_a_stream_refuses_what_predict_refuses(talker: Any, tmp_path: Path) -> N
         list(engine.stream(tmp_path / "none.png", "What?"))
     with pytest.raises(ValueError, match="top_p"):
         list(engine.stream(square_image((2, 3)), "What?", top_p=0))
-
-
-def test_memory_that_runs_out_for_a_single_mask_is_told(
-    talker: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def decode(*args: Any, **options: Any) -> Any:
-        raise torch.OutOfMemoryError("too much")
-
-    monkeypatch.setattr(talker[0], "decode_masks", decode)
-    with pytest.raises(torch.OutOfMemoryError):
-        Engine(*talker, 40).predict_batch([Request(r.image, r.question) for r in mixed_requests()])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,12 +86,6 @@ def test_a_given_dialogue_beyond_the_context_is_named(tiny_engine: Engine) -> No
         tiny_engine.predict_given([Sample(sample.image, sample.size, (long,), "long")])
 
 
-def test_an_image_that_is_missing_is_named(tiny_engine: Engine) -> None:
-    sample = square_sample()
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        tiny_engine.predict_given([Sample(Path("nowhere.png"), sample.size, sample.turns)])
-
-
 @pytest.mark.parametrize("kept", [2, 1, 0])
 def test_answers_with_logits_are_the_same_answers(tiny_engine: Engine, kept: int) -> None:
     image = square_sample().image
@@ -112,12 +105,3 @@ def test_answers_with_logits_are_the_same_answers(tiny_engine: Engine, kept: int
             np.testing.assert_array_equal(segment.mask, logit > 0)
     alone = engine.predict(image, TINY_QUESTION, keep_logits=True)
     assert alone.info["logits"].shape == (kept, *alone.size)
-
-
-def test_given_answers_keep_no_keys_and_values(tiny_engine: Engine) -> None:
-    language_model = tiny_engine.model.model.language_model
-    outputs = []
-    hook = language_model.register_forward_hook(lambda *called: outputs.append(called[-1]))
-    tiny_engine.predict_given([square_sample()])
-    hook.remove()
-    assert [output.cache for output in outputs] == [None]

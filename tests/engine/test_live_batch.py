@@ -64,16 +64,6 @@ def test_who_leaves_makes_room_and_changes_no_other_answer(talker: Any) -> None:
     assert_same(found[three], engine.predict(third.image, third.question))
 
 
-def test_who_waits_may_leave_too(talker: Any) -> None:
-    engine = Engine(*talker, 10, max_batch=1)
-    first, second = mixed_requests(2)
-    with engine.open_batch() as batch:
-        one, two = batch.add([(first, GREEDY), (second, GREEDY)])
-        batch.step()
-        batch.cancel(two)
-        assert set(drain(batch)) == {one}
-
-
 def test_a_request_that_cannot_be_answered_keeps_nobody_from_it(talker: Any) -> None:
     engine = Engine(*talker, 10)
     (good,) = mixed_requests(1)

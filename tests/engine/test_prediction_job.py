@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,11 +26,11 @@ from prediction_jobs import (
     make_job,
 )
 
-from conftest import TINY_QUESTION, square_image, square_sample
-from pixellm.data.rows import JobRow, read_rows, rows_of_samples
+from conftest import TINY_QUESTION, square_image
+from pixellm.data.rows import read_rows
 from pixellm.engine import Engine
 from pixellm.engine.answer_file import AnswerFile
-from pixellm.engine.jobs import JobState, answer_here, split_batches
+from pixellm.engine.jobs import JobState, answer_here
 from pixellm.engine.questions import RowWorker, answer_ahead, answer_rows
 from pixellm.masks import decode_mask
 from pixellm.types import Prediction, Request
@@ -156,32 +155,6 @@ def test_a_mistake_in_the_model_is_no_row_s_fault(finished: Path, tmp_path: Path
         answer_job(tmp_path, Broken())
 
 
-def test_the_seconds_of_a_job_are_those_of_answering(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copy_job(finished, tmp_path, lines=NUM_ROWS - BATCH_SIZE)
-    now = [0.0]
-    clock = SimpleNamespace(monotonic=lambda: now[0])
-    monkeypatch.setattr("pixellm.engine.jobs.time", clock)
-    monkeypatch.setattr("pixellm.engine.questions.time", clock)
-
-    class Slow(Stub):
-        def predict_batch(self, requests: Sequence[Request]) -> list[Prediction]:
-            now[0] += 2
-            return super().predict_batch(requests)
-
-    def load() -> Stub:
-        now[0] += 1000
-        return Slow()
-
-    rows = read_rows(tmp_path / "questions.jsonl")
-    states: list[JobState] = []
-    spread = answer_here(lambda: RowWorker(load, "stub"))
-    answer_rows(rows, tmp_path / "answers.jsonl", "stub", spread, BATCH_SIZE, states.append)
-    assert [state.seconds for state in states] == [0, *(2.0 * n for n in range(1, len(states)))]
-    assert len(states) > 2
-
-
 def test_a_finished_job_loads_no_engine(finished: Path, tmp_path: Path) -> None:
     copy_job(finished, tmp_path)
     rows = read_rows(tmp_path / "questions.jsonl")
@@ -269,23 +242,6 @@ def test_lines_may_leave_the_question_to_all_and_give_a_history(tmp_path: Path) 
     assert "image" in rows[3].problem
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
         read_rows(tmp_path / "none.jsonl")
-
-
-def test_samples_are_asked_turn_by_turn_with_their_own_history() -> None:
-    sample = square_sample()
-    first, second = rows_of_samples([sample])
-    assert (first.number, first.image, first.history) == (0, "squares", ())
-    assert second.history == ((sample.turns[0].question, sample.turns[0].answer),)
-    assert np.array_equal(np.asarray(second.source), np.asarray(sample.image))
-
-
-def test_borders_of_batches_stay_where_they_are() -> None:
-    rows = [JobRow(n, "", "", None) for n in range(8)]
-    numbers = [
-        [[row.number for row in b] for b in split_batches(rows, 3, some)]
-        for some in ((0, 1, 2), (1, 2), ())
-    ]
-    assert numbers == [[[0, 1, 2], [3, 4, 5], [6, 7]], [[3, 4, 5], [6, 7]], []]
 
 
 def test_ahead_gives_the_same_file_and_reads_no_more_than_one_batch_ahead(

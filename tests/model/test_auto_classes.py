@@ -59,18 +59,6 @@ def test_the_base_model_and_the_tokenizer_have_auto_classes_too(
     assert tokenizer.chat_template == tiny_engine.processor.chat_template
 
 
-def test_the_image_processor_has_an_auto_class_too(
-    tiny_model_dir: Path, tiny_engine: Engine
-) -> None:
-    from transformers import AutoImageProcessor
-
-    try:
-        images = AutoImageProcessor.from_pretrained(tiny_model_dir)
-    except ImportError as error:
-        pytest.skip(f"this transformers' own class needs torchvision: {str(error).strip()[:60]}")
-    assert images.to_dict() == tiny_engine.processor.image_processor.to_dict()
-
-
 def test_the_transformers_way_from_messages_to_text(tiny_engine: Engine) -> None:
     model, processor = tiny_engine.model, tiny_engine.processor
     messages = [

@@ -43,11 +43,6 @@ def test_a_cells_place_is_as_visible_as_its_content_from_the_start() -> None:
     assert plain.positions.std() < 0.05
 
 
-def test_each_cell_of_the_grid_has_its_own_place() -> None:
-    tokens, _ = project(torch.zeros(1, CHANNELS, 4, 4), normalise=True)
-    assert len({tuple(row) for row in tokens[0].tolist()}) == 16
-
-
 @pytest.mark.parametrize("grid", [(8, 8), (4, 12)])
 def test_places_are_the_more_alike_the_nearer_they_lie(grid: tuple[int, int]) -> None:
     torch.manual_seed(0)

@@ -51,24 +51,6 @@ def test_the_refinement_loss_follows_the_formula() -> None:
     assert loss.tolist() == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("answers", "alpha", "factor"),
-    [([0, 0, 0, 0], 2.0, 2.0), ([0, 0, 0, 0], 1.0, 1.0), ([0, 1, 2, 3], 2.0, 1.0)],
-    ids=["contested", "alpha 1", "other answers don't contest"],
-)
-def test_alpha_counts_contested_pixels_again(
-    answers: list[int], alpha: float, factor: float
-) -> None:
-    logits = torch.full((4, 5), 0.1)
-    contested = contested_pixels(logits, torch.tensor(answers))
-    loss = target_refinement_loss(logits, torch.ones(4, 5), contested, alpha)
-    assert loss.tolist() == pytest.approx([factor * math.log1p(math.exp(-0.1))] * 4, rel=1e-6)
-
-
-def test_a_logit_of_exactly_0_claims_nothing() -> None:
-    assert not contested_pixels(torch.zeros(4, 5), torch.zeros(4, dtype=torch.long)).any()
-
-
 def test_dice_against_hand_computed_numbers() -> None:
     truth = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
     # p = 1/2: overlap 2 x 1 / 1000, total (2 + 2) / 1000.

@@ -74,35 +74,6 @@ def test_every_family_trains_generates_and_is_saved_to_the_bit(
     assert first.loss.item() == pytest.approx(second.loss.item(), rel=1e-6)
 
 
-def test_packed_dialogues_equal_separate_rows() -> None:
-    model, processor = build_family("clip", "llama")
-    sample = square_sample()
-    dialogues = [Sample(sample.image, sample.size, (turn,), turn.question) for turn in sample.turns]
-    dialogues.append(sample)
-    collate = Collator(processor, mask_size=16)
-    packed, separate = collate([dialogues]), collate([[dialogue] for dialogue in dialogues])
-    with torch.inference_mode():
-        outputs = []
-        for batch in (packed, separate):
-            del batch["sample_ids"]
-            outputs.append(model(**batch))
-        for name in ("text_loss", "mask_loss", "dice_loss", "loss"):
-            one, other = (getattr(output, name).item() for output in outputs)
-            assert one == pytest.approx(other, rel=1e-5), name
-        torch.testing.assert_close(
-            outputs[0].mask_logits, outputs[1].mask_logits, atol=1e-4, rtol=1e-4
-        )
-        for number in range(len(dialogues)):
-            own = packed["dialogue_ids"][0] == number + 1
-            alone = separate["dialogue_ids"][number] == 1
-            torch.testing.assert_close(
-                outputs[0].hidden_states[0, own],
-                outputs[1].hidden_states[number, alone],
-                atol=1e-4,
-                rtol=1e-4,
-            )
-
-
 def test_losses_of_a_batch_are_sums_over_the_counts_given() -> None:
     model, processor = build_family("clip", "llama")
     batch = training_batch(processor)

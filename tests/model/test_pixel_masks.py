@@ -64,10 +64,6 @@ def test_odd_sizes_are_restored(size):
     assert (restored == 1).all()
 
 
-def test_no_masks_to_restore():
-    assert restore_masks(torch.zeros(0, 8, 8), (6, 8), (30, 40), 8).shape == (0, 30, 40)
-
-
 def test_masks_of_any_sizes_come_out_of_their_bits_as_they_went_in():
     rng = np.random.default_rng(0)
     sizes = [(3, 5), (1, 1), (8, 8), (7, 1)]
@@ -81,8 +77,3 @@ def test_masks_of_any_sizes_come_out_of_their_bits_as_they_went_in():
         again = unpack_masks(packed[None, start:end], size)
         assert np.array_equal(again[0].numpy(), mask)
         start = end
-
-
-def test_no_masks_are_no_bits():
-    packed, sizes = pack_masks([])
-    assert packed.shape == (0,) and sizes.shape == (0, 2)

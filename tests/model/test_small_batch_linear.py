@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -47,22 +46,6 @@ def test_threads_share_the_weights_that_a_single_row_meets(
     torch.testing.assert_close(fast(states), plain(states), rtol=0, atol=1e-5)
 
 
-def test_takes_one_row_without_other_dimensions() -> None:
-    plain, fast = pair_of_layers(True)
-    states = torch.randn(24)
-    with torch.no_grad():
-        torch.testing.assert_close(fast(states), plain(states), rtol=0, atol=1e-5)
-
-
-def test_learns_as_the_plain_layer() -> None:
-    plain, fast = pair_of_layers(True)
-    states = torch.randn(2, 24)
-    for layer in (plain, fast):
-        layer(states).square().sum().backward()
-    assert torch.equal(fast.weight.grad, plain.weight.grad)
-    assert torch.equal(fast.bias.grad, plain.bias.grad)
-
-
 @torch.inference_mode()
 def test_other_floating_types_keep_torchs_product() -> None:
     plain, fast = pair_of_layers(False)
@@ -77,10 +60,3 @@ def test_layers_of_other_classes_are_left_alone() -> None:
     module = nn.ModuleList([Adapted(4, 4), nn.Conv1d(4, 4, 1), nn.Linear(4, 4)])
     use_small_batch_kernels(module)
     assert [type(layer) for layer in module] == [Adapted, nn.Conv1d, SmallBatchLinear]
-
-
-def test_names_weights_and_pickles_stay() -> None:
-    plain, fast = pair_of_layers(True)
-    assert list(fast.state_dict()) == list(plain.state_dict())
-    again = pickle.loads(pickle.dumps(fast))
-    assert torch.equal(again.weight, plain.weight)

@@ -52,11 +52,6 @@ def test_the_released_layout_reads_clips_own_order_off_by_one() -> None:
     assert resized.flatten().tolist() == [(9 + 0 + 1 + 2) / 4, 3]
 
 
-def test_a_table_of_the_right_size_stays_to_the_bit() -> None:
-    table = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(resize_position_table(table, (3, 3)), table)
-
-
 @pytest.mark.parametrize(("rows", "layout"), [(7, "class_first"), (5, "grid_only")])
 def test_a_table_without_a_square_grid_is_refused(rows: int, layout: Any) -> None:
     with pytest.raises(ValueError, match=f"{rows} rows"):
@@ -108,12 +103,6 @@ def test_every_encoder_gives_feature_maps(
     with torch.inference_mode():
         maps = tower(torch.zeros(2, 3, 32, 32), torch.ones(2, 32, 32, dtype=torch.bool))
     assert [tuple(m.shape) for m in maps] == [(2, *shape) for shape in shapes]
-
-
-def test_mobilenet_gives_the_scales_that_the_embedded_model_reads() -> None:
-    config = AutoConfig.for_model("mobilenet_v2", tf_padding=False, output_stride=16)
-    shapes = feature_shapes(config, 192, [15, 4])
-    assert shapes == [(320, 12, 12), (32, 24, 24)]
 
 
 def test_patches_become_map_cells_row_by_row() -> None:

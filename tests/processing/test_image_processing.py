@@ -291,11 +291,6 @@ def test_wrong_settings_are_refused(settings, message):
         PixelLMImageProcessor(**settings)
 
 
-def test_an_empty_batch_is_refused():
-    with pytest.raises(ValueError, match="no images"):
-        PixelLMImageProcessor()([])
-
-
 # --- true masks at the size of training -----------------------------------------------------
 
 
@@ -356,19 +351,6 @@ def test_thin_and_tiny_targets_never_vanish():
     assert areas[0] >= 26 and targets[0].any(axis=1).sum() == 1  # 550 of 640 pixels: 27.5 cells
     assert areas[3] >= 24
     assert targets[2, 23, 31]
-
-
-def test_empty_targets_stay_empty():
-    empty = encode_mask(np.zeros((10, 40), dtype=np.bool_))
-    assert not resize_targets([empty], (10, 40), (4, 16))[0].any()
-    assert resize_targets([], (10, 40), (4, 16)) == []
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1)])
-def test_odd_images_have_targets(size):
-    new = Letterbox.fit(size, 16).resized
-    (target,) = resize_targets([encode_mask(np.ones(size, dtype=np.bool_))], size, new)
-    assert target.shape == new and target.all()
 
 
 def test_targets_of_another_image_are_refused():

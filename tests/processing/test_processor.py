@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from PIL import Image
 
 from conftest import TINY_QUESTION, square_image
 from pixellm.engine import Engine
-from pixellm.processing.processor import PixelLMProcessor, pad_sequences, visible_image_tokens
+from pixellm.processing.processor import PixelLMProcessor, visible_image_tokens
 from pixellm.processing.prompts import dialogue_messages
 
 
@@ -44,11 +43,6 @@ def test_image_tokens_in_the_padding_are_masked(
     pixel_mask[..., : resized[0], : resized[1]] = 1
     nearest = torch.nn.functional.interpolate(pixel_mask, size=grid, mode="nearest")
     assert nearest.flatten().int().tolist() == expected
-
-
-def test_sequences_are_padded_on_either_side() -> None:
-    assert pad_sequences([[1, 2], [3]], 9, "left").tolist() == [[1, 2], [9, 3]]
-    assert pad_sequences([[1, 2], [3]], 9, "right").tolist() == [[1, 2], [3, 9]]
 
 
 def test_the_usual_messages_become_model_inputs(
@@ -114,20 +108,6 @@ def test_rendered_prompts_give_the_same_ids(processor: PixelLMProcessor) -> None
     called = processor(images=image, text=rendered)
     assert called.keys() == whole.keys()
     assert all(torch.equal(value, whole[name]) for name, value in called.items())
-
-
-def test_folders_that_say_where_labels_begin_still_load(
-    processor: PixelLMProcessor, tmp_path: Path
-) -> None:
-    """Earlier versions wrote ``label_lead``."""
-    processor.save_pretrained(tmp_path / "old")
-    path = tmp_path / "old" / "processor_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "label_lead": 1}))
-    loaded = PixelLMProcessor.from_pretrained(tmp_path / "old")
-    messages = [*asking(TINY_QUESTION), {"role": "assistant", "content": "{seg}."}]
-    assert loaded.codec.encode(messages) == processor.codec.encode(messages)
-    loaded.save_pretrained(tmp_path / "new")
-    assert "label_lead" not in (tmp_path / "new" / "processor_config.json").read_text()
 
 
 def test_control_words_that_were_typed_stay_text_in_rendered_prompts(
@@ -240,10 +220,3 @@ def test_a_saved_processor_encodes_and_decodes_alike(
     assert again.image_processor.to_dict() == processor.image_processor.to_dict()
     assert again.llm_grid == processor.llm_grid
     assert again.chat_template == processor.chat_template
-
-
-def test_a_processor_needs_a_template(processor: PixelLMProcessor, tiny_model_dir: Path) -> None:
-    tokenizer = PixelLMProcessor.from_pretrained(tiny_model_dir).tokenizer
-    tokenizer.chat_template = None
-    with pytest.raises(ValueError, match="chat template"):
-        PixelLMProcessor(processor.image_processor, tokenizer)

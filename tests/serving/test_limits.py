@@ -13,7 +13,7 @@ import pytest
 import requests
 from scripted_engine import ScriptedEngine
 
-from .conftest import asked, png, wait_until
+from .conftest import asked, wait_until
 
 
 def post(url: str, question: str = "a", **options: Any) -> requests.Response:
@@ -160,10 +160,3 @@ def test_limits_that_let_nothing_through_are_refused() -> None:
         with pytest.raises(ValueError, match=r"must have|must be|ASCII"):
             Settings(**wrong)
     assert "secret" not in repr(Settings(api_keys=("secret",)))
-
-
-def test_the_same_image_may_be_asked_in_a_form(serve: Callable[..., Any]) -> None:
-    url = serve(ScriptedEngine(), max_pixels=40).url
-    files = {"image": ("a.png", png(), "image/png")}
-    answer = requests.post(f"{url}/v1/segment", files=files, data={"question": "a"}, timeout=30)
-    assert answer.status_code == 400 and "more than the 40" in answer.json()["error"]["message"]
