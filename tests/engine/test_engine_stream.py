@@ -1,18 +1,15 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from plain_answers import assert_same, build_talker, mixed_requests
 
 from conftest import square_image
 from pixellm.engine import AnswerOptions, Engine
 from pixellm.types import Prediction, Segment
-
-sys.path.insert(0, str(Path(__file__).parent))
-from plain_answers import assert_same, build_talker, mixed_requests
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,17 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from scripted_answers import build_family, follow, prompt_batch, recompute_states
 
 from conftest import TINY_QUESTION, TINY_QUESTION_WITHOUT_MASKS, square_image
 from measuring.generation import generate_answers
 from pixellm.engine import Engine, cache
 from pixellm.engine.row import Row
-
-sys.path.insert(0, str(Path(__file__).parent))
-from scripted_answers import build_family, follow, prompt_batch, recompute_states
 
 GROUP = -1
 ANSWERS = [[20, GROUP, 21, 22, GROUP], [GROUP, GROUP, 23], [24, 25, 26]]
@@ -25,8 +21,16 @@ def expanded(answer: list[int], codebook: list[int]) -> list[int]:
     return [i for a in answer for i in (codebook if a == GROUP else [a])]
 
 
-@pytest.mark.parametrize("codebook_states", ["own", "predicting"])
-@pytest.mark.parametrize("reading", ["one pass", "two passes", "each row alone", "no cache"])
+@pytest.mark.parametrize(
+    ("codebook_states", "reading"),
+    [
+        ("own", "one pass"),
+        ("predicting", "two passes"),
+        ("own", "two passes"),
+        ("own", "each row alone"),
+        ("predicting", "no cache"),
+    ],
+)
 def test_every_way_of_reading_gives_the_states_of_one_pass_over_the_answer(
     codebook_states: str, reading: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from plain_answers import assert_same, build_talker, mixed_requests
 
 from pixellm.engine import AnswerOptions, Engine

@@ -1,19 +1,14 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 import torch
 
-from conftest import TINY_QUESTION, square_image
+from conftest import OF_EXTRAS, TINY_QUESTION, python_without, square_image
 from pixellm.engine import Engine
 
 LOAD_WITH_AUTO_CLASSES = """
-import sys
-{imports}
+import pixellm.auto, pixellm.cli.chat, pixellm.cli.display
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 config = AutoConfig.from_pretrained(sys.argv[1])
 model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])
@@ -22,24 +17,10 @@ print(type(config).__name__, type(model).__name__, type(processor).__name__)
 """
 
 
-@pytest.mark.parametrize(
-    "imports",
-    ["import pixellm.auto", "import transformers\nimport pixellm.auto"],
-    ids=["pixellm first", "transformers first"],
-)
-def test_auto_classes_know_pixellm_in_either_import_order(
-    imports: str, tiny_model_dir: Path
-) -> None:
-    source = Path(__file__).parents[2] / "src"
-    finished = subprocess.run(
-        [sys.executable, "-c", LOAD_WITH_AUTO_CLASSES.format(imports=imports), tiny_model_dir],
-        env={**os.environ, "PYTHONPATH": str(source)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.split() == [
+def test_auto_classes_know_pixellm_and_the_core_needs_no_extra(tiny_model_dir: Path) -> None:
+    done = python_without(OF_EXTRAS, LOAD_WITH_AUTO_CLASSES, tiny_model_dir)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
         "PixelLMConfig",
         "PixelLMForConditionalGeneration",
         "PixelLMProcessor",

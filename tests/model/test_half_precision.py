@@ -49,8 +49,11 @@ def batch(exact: tuple[Any, Any]) -> dict[str, Any]:
     return batch
 
 
-@pytest.mark.parametrize("half", HALVES, ids=str)
-@pytest.mark.parametrize("way", ["from_pretrained", "to", "to_and_back_again", "named"])
+@pytest.mark.parametrize(
+    ("way", "half"),
+    zip(["from_pretrained", "to", "to_and_back_again", "named"], 2 * HALVES, strict=True),
+    ids=str,
+)
 def test_the_mask_path_keeps_its_bits_on_every_way_into_half_precision(
     way: str, half: torch.dtype, exact: tuple[Any, Any], tiny_model_dir: Path
 ) -> None:

@@ -1,19 +1,16 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from scripted_answers import build_family, follow, prompt_batch, recompute_states
 
 from conftest import square_image, square_sample
 from pixellm.checkpoint.io import load_model_and_processor, save_model
 from pixellm.data.collate import Collator
 from pixellm.types import Sample
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-from scripted_answers import build_family, follow, prompt_batch, recompute_states
 
 GROUP = -1
 ANSWERS = [[20, GROUP, 21], [GROUP, GROUP], [24, 25]]

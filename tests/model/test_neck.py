@@ -19,10 +19,6 @@ def features(*, top_down: bool, coarse_scale: float = 1.0) -> list[torch.Tensor]
         return neck([coarse, fine])
 
 
-def test_the_coarse_scale_alone_decides_the_coarse_features() -> None:
-    assert torch.equal(features(top_down=True)[0], features(top_down=False)[0])
-
-
 def test_without_top_down_the_fine_scale_knows_nothing_of_the_coarse_one() -> None:
     plain, louder = (features(top_down=False, coarse_scale=scale)[1] for scale in (1.0, 3.0))
     assert torch.equal(plain, louder)

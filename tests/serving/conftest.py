@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import base64
 import io
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +12,6 @@ from PIL import Image
 
 for package in ("fastapi", "uvicorn", "prometheus_client", "multipart"):
     pytest.importorskip(package)
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 def png(size: tuple[int, int] = (8, 6), color: Any = (200, 30, 40)) -> bytes:

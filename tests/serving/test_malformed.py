@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import random
 import re
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import requests
 from scripted_engine import ScriptedEngine
 
-from .conftest import asked
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from malformed_requests import MODEL, malformed_requests, send
+
+from .conftest import asked
 
 INSIDE = re.compile(
     rb'Traceback|File "|\.py\b|site-packages|object at 0x|/(home|work|usr|tmp|root)/'

@@ -23,7 +23,7 @@ def test_answers_are_as_the_document_says(serve: Callable[..., Any]) -> None:
 
         @seed(0)
         @settings(
-            max_examples=25,
+            max_examples=12,
             deadline=None,
             database=None,
             phases=[Phase.explicit, Phase.generate],

@@ -277,8 +277,7 @@ def test_everything_can_be_done_with_the_keyboard(open_page: Callable[..., Any])
     assert "Only the mask of" in page.locator("#status").inner_text()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [375, 1200])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 375), ("dark", 1200)])
 def test_no_serious_finding_and_no_sideways_scrolling(
     open_page: Callable[..., Any], scheme: str, width: int
 ) -> None:
