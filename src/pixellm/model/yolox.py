@@ -1,6 +1,6 @@
 """A YOLOX detector as a transformers vision encoder, its class evidence among its feature maps.
 
-YOLOX (Ge et al., 2021, arXiv:2107.08430) in its depthwise "nano" and "tiny" kin, batch norms folded
+YOLOX (Ge et al., 2021, arXiv:2107.08430) in its depthwise "nano" kin, batch norms folded
 into the convolutions. Shape legend: B rows, C channels, H W the canvas in pixels, h w a grid.
 """
 
@@ -32,10 +32,8 @@ def _convolution(size_in: int, size: int, kernel: int, stride: int = 1, groups: 
     )
 
 
-def _block(config: YoloxConfig, size_in: int, size: int, stride: int = 1) -> nn.Module:
-    """A 3 x 3 convolution, in two steps where the configuration says so."""
-    if not config.depthwise:
-        return nn.Sequential(*_convolution(size_in, size, 3, stride))
+def _block(size_in: int, size: int, stride: int = 1) -> nn.Module:
+    """A 3 x 3 convolution in two steps, depthwise and pointwise."""
     return nn.Sequential(
         *_convolution(size_in, size_in, 3, stride, groups=size_in), *_convolution(size_in, size, 1)
     )
@@ -44,10 +42,10 @@ def _block(config: YoloxConfig, size_in: int, size: int, stride: int = 1) -> nn.
 class Bottleneck(nn.Module):
     """Mixes within and between channels, and adds its input where asked to."""
 
-    def __init__(self, config: YoloxConfig, size: int, *, residual: bool) -> None:
+    def __init__(self, size: int, *, residual: bool) -> None:
         super().__init__()
         self.narrow = _convolution(size, size, 1)
-        self.mix = _block(config, size, size)
+        self.mix = _block(size, size)
         self.residual = residual
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -59,15 +57,13 @@ class Bottleneck(nn.Module):
 class SplitBlock(nn.Module):
     """Half of the channels through bottlenecks, half around them (cross stage partial)."""
 
-    def __init__(
-        self, config: YoloxConfig, size_in: int, size: int, depth: int, *, residual: bool = True
-    ) -> None:
+    def __init__(self, size_in: int, size: int, depth: int, *, residual: bool = True) -> None:
         super().__init__()
         half = size // 2
         self.through = _convolution(size_in, half, 1)
         self.around = _convolution(size_in, half, 1)
         self.bottlenecks = nn.Sequential(
-            *(Bottleneck(config, half, residual=residual) for _ in range(depth))
+            *(Bottleneck(half, residual=residual) for _ in range(depth))
         )
         self.join = _convolution(2 * half, size, 1)
 
@@ -102,13 +98,13 @@ class Pyramid(nn.Module):
         fine, middle, deep = (config.base_channels * f for f in (4, 8, 16))
         depth = config.base_depth
         self.lateral_deep = _convolution(deep, middle, 1)
-        self.down_middle = SplitBlock(config, 2 * middle, middle, depth, residual=False)
+        self.down_middle = SplitBlock(2 * middle, middle, depth, residual=False)
         self.lateral_middle = _convolution(middle, fine, 1)
-        self.down_fine = SplitBlock(config, 2 * fine, fine, depth, residual=False)
-        self.stride_fine = _block(config, fine, fine, 2)
-        self.up_middle = SplitBlock(config, 2 * fine, middle, depth, residual=False)
-        self.stride_middle = _block(config, middle, middle, 2)
-        self.up_deep = SplitBlock(config, 2 * middle, deep, depth, residual=False)
+        self.down_fine = SplitBlock(2 * fine, fine, depth, residual=False)
+        self.stride_fine = _block(fine, fine, 2)
+        self.up_middle = SplitBlock(2 * fine, middle, depth, residual=False)
+        self.stride_middle = _block(middle, middle, 2)
+        self.up_deep = SplitBlock(2 * middle, deep, depth, residual=False)
 
     def forward(self, fine: Tensor, middle: Tensor, deep: Tensor) -> list[Tensor]:
         """Maps of three stages to maps of the same strides, fine first."""
@@ -132,9 +128,9 @@ class YoloxHead(nn.Module):
         super().__init__()
         size = config.head_channels
         self.stem = _convolution(size_in, size, 1)
-        self.class_layers = nn.Sequential(_block(config, size, size), _block(config, size, size))
+        self.class_layers = nn.Sequential(_block(size, size), _block(size, size))
         self.class_reader = nn.Conv2d(size, config.num_classes, 1)
-        self.box_layers = nn.Sequential(_block(config, size, size), _block(config, size, size))
+        self.box_layers = nn.Sequential(_block(size, size), _block(size, size))
         self.box_reader = nn.Conv2d(size, 4, 1)
         self.object_reader = nn.Conv2d(size, 1, 1)
 
@@ -183,14 +179,10 @@ class YoloxModel(PreTrainedModel):
         sizes = [width * factor for factor in (1, 2, 4, 8, 16)]
         self.stages = nn.ModuleList(
             nn.Sequential(
-                _block(config, sizes[i], sizes[i + 1], 2),
+                _block(sizes[i], sizes[i + 1], 2),
                 *([PooledContext(sizes[4])] if i == 3 else []),
                 SplitBlock(
-                    config,
-                    sizes[i + 1],
-                    sizes[i + 1],
-                    depth * (3 if i in (1, 2) else 1),
-                    residual=i < 3,
+                    sizes[i + 1], sizes[i + 1], depth * (3 if i in (1, 2) else 1), residual=i < 3
                 ),
             )
             for i in range(4)

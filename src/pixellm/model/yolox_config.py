@@ -18,7 +18,6 @@ class YoloxConfig(PreTrainedConfig):
         base_depth: bottlenecks of the first stage; the two next have three times as many.
         head_channels: width of the detection head.
         num_classes: classes that the head tells apart.
-        depthwise: build 3 x 3 convolutions as a depthwise and a pointwise one.
         pixel_offset: added to what comes in, so that the padding, 0, becomes the grey that the
             detector was trained with.
         image_size: side of the usual canvas in pixels.
@@ -31,7 +30,6 @@ class YoloxConfig(PreTrainedConfig):
     base_depth: int = 1
     head_channels: int = 64
     num_classes: int = 80
-    depthwise: bool = True
     pixel_offset: float = 114.0
     image_size: int = 416
     class_names: list[str] = field(default_factory=list)
