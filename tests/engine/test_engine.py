@@ -154,7 +154,7 @@ def test_devices_and_types_go_by_name() -> None:
 def test_kept_images_are_no_more_than_their_number_and_bytes(
     tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Engine(tiny_engine.model, tiny_engine.processor, 3)
+    engine = Engine(tiny_engine.model, tiny_engine.processor, cached_images=3)
     (image,) = engine.images.prepare([KNOWN])
     assert not isinstance(image, Exception)
     others = [np.full((32, 24, 3), shade, np.uint8) for shade in range(5)]
