@@ -105,10 +105,18 @@ def test_token_rows_of_their_own_keep_the_familys_scale_and_bias(family: str) ->
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
+SMALL_BERT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "bert", "is_decoder": True}, "weights between"),
+        ({"model_type": "bert", "is_decoder": True, **SMALL_BERT}, "weights between"),
         ({"model_type": "t5"}, "no causal language model"),
         ({"model_type": "opt", **TEXT_FAMILIES["opt"], "word_embed_proj_dim": 16}, "16 wide"),
     ],
