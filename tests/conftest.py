@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
@@ -204,9 +205,8 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
-def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved tiny model that answers TINY_QUESTION with two groups; don't write into it."""
+def _train_tiny_model(directory: Path) -> None:
+    """Teach the tiny model its two images, and save it."""
     import torch
 
     from pixellm.checkpoint.build import build_model
@@ -229,8 +229,21 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model(**batch).loss.backward()
             optimizer.step()
             schedule.step()
-    directory = tmp_path_factory.mktemp("tiny") / "model"
     save_model(directory, model.eval(), processor)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny model that answers TINY_QUESTION with two groups; don't write into it.
+
+    It is trained once, however many processes share the tests.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    directory = shared / "tiny" / "model"
+    with FileLock(shared / "tiny.lock"):
+        if not directory.is_dir():
+            _train_tiny_model(directory)
     return directory
 
 
