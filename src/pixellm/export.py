@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from pixellm.answer_files import SavedAnswer, ShownMask
-from pixellm.files import check_merged, explained, locked, merged_folder
+from pixellm.files import check_merged, claim_folder, explained, locked, merged_folder
 from pixellm.image_files import image_size, is_upright, load_image, size_mismatch
 from pixellm.masks import decode_mask, mask_iou, mask_to_box
 from pixellm.polygons import LEAST_IOU_ON_PIXELS, border_polygons, fill_polygons, pixel_polygons
@@ -200,7 +200,7 @@ def write_export(labels: Labels, folder: Path, format_name: str, find: Find) -> 
         OSError: an image is missing, or the folder can't be written.
     """
     check_export(folder, format_name)
-    folder.mkdir(parents=True, exist_ok=True)
+    claim_folder(folder)  # so that a killed first export can be made again
     # What can't be written is told of the folder: a copy that fails would name the image.
     with locked(folder), explained(folder), merged_folder(folder) as aside:
         for name, content in FORMATS[format_name](labels, find):

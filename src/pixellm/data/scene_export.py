@@ -6,10 +6,8 @@ A question of MUSE stands alone: the second turn of a dialogue goes under ``foll
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pixellm.data.muse import make_entry, make_instance
-from pixellm.files import (
-    LineLog,
-    check_file,
-    json_bytes,
-    locked,
-    parse_json,
-    read_json,
-    read_lines,
-    write_files,
-)
+from pixellm.files import OccupiedError, check_listed, explained, locked, merged_folder
 from pixellm.masks import decode_mask, mask_to_box
 from pixellm.processing.phrases import phrase_before
 from pixellm.scenes.dataset import ScenesDataset
@@ -36,13 +25,6 @@ from pixellm.visualize import draw_contact_sheet, draw_overlay, encode_image
 
 SHEET_TILES = 48
 """The contact sheet shows the first so many questions."""
-
-
-_ASIDE = ".writing"
-_ENTRIES = "entries.jsonl"
-_SETTINGS = "settings.json"
-_FIRST_BYTES = b'[\n {\n  "file_name": "images/'
-"""How the annotations of an export begin, and no foreign file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +39,7 @@ class ExportedScenes:
 def export_scenes(
     dataset: ScenesDataset, out_dir: Path, num: int, *, overwrite: bool = False
 ) -> ExportedScenes:
-    """Write the first ``num`` scenes of a data set.
-
-    Everything is made in a folder aside and moved into place at the end, the annotations last.
-    A call that was killed, stopped or out of room goes on where it was.
+    """Write the first ``num`` scenes of a data set; all of them, or nothing.
 
     Args:
         dataset: what to draw.
@@ -79,32 +58,26 @@ def export_scenes(
     if not 1 <= num <= len(dataset):
         raise ValueError(f"Asked for {num} scenes of {len(dataset)}; give 1 to {len(dataset)}.")
     out_dir = Path(out_dir)
-    aside = out_dir / _ASIDE
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        if not overwrite and any(path != aside for path in out_dir.iterdir()):
-            raise FileExistsError(
-                f"{out_dir} is not empty; choose another folder or allow overwriting."
-            )
-        planned = _planned(dataset, out_dir, num)
-        for path in (*planned.images, planned.contact_sheet):
-            check_file(path)
-        check_file(planned.annotations, start=_FIRST_BYTES)
-        aside.mkdir(exist_ok=True)
-        with locked(aside):
-            return _move(_write(dataset, aside, num), aside, out_dir)
-    except (FileExistsError, KeyboardInterrupt):
-        raise
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(
-            f"Cannot write scenes to {out_dir} ({error.strerror}); choose another folder, or make "
-            "room and run the same again."
-        ) from error
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    names = [f"images/{dataset.split}-{dataset.seed}-{index:06d}.png" for index in range(num)]
+    annotations, sheet = f"muse_{dataset.split}.json", "contact_sheet.png"
+    check_listed(out_dir, [annotations, sheet, *names])
+    found = out_dir.iterdir() if out_dir.exists() else ()
+    if not overwrite and any(not path.name.startswith(".") for path in found):
+        raise OccupiedError(f"{out_dir} is not empty; choose another folder or allow overwriting.")
+    category_ids = {name: number for number, name in enumerate(dataset.class_names, start=1)}
+    entries = []
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with locked(out_dir), explained(out_dir), merged_folder(out_dir) as aside:
+        (aside / "images").mkdir()
+        for index, name in enumerate(names):
+            dialogues = dataset[index]
+            image = Image.fromarray(_pixels(dialogues[0]))
+            (aside / name).write_bytes(encode_image(image, ".png"))
+            entries.append(muse_entry(dialogues, name, category_ids))
+        (aside / annotations).write_text(json.dumps(entries, indent=1), encoding="utf-8")
+        (aside / sheet).write_bytes(_contact_sheet(dataset, num))
+    images = tuple(out_dir / name for name in names)
+    return ExportedScenes(out_dir / annotations, out_dir / sheet, images)
 
 
 def muse_entry(
@@ -158,48 +131,6 @@ def _follow_up(turn: Turn, category_ids: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _planned(dataset: ScenesDataset, folder: Path, num: int) -> ExportedScenes:
-    """The files of an export into ``folder``."""
-    names = (f"{dataset.split}-{dataset.seed}-{index:06d}.png" for index in range(num))
-    return ExportedScenes(
-        folder / f"muse_{dataset.split}.json",
-        folder / "contact_sheet.png",
-        tuple(folder / "images" / name for name in names),
-    )
-
-
-def _write(dataset: ScenesDataset, folder: Path, num: int) -> ExportedScenes:
-    """Draw and write everything into ``folder``, but for what it holds of the same scenes."""
-    category_ids = {name: number for number, name in enumerate(dataset.class_names, start=1)}
-    planned = _planned(dataset, folder, num)
-    entries = _begin(dataset, folder)
-    (folder / "images").mkdir(exist_ok=True)
-    with LineLog(folder / _ENTRIES) as log:
-        for index in range(len(entries), num):
-            dialogues = dataset[index]
-            image = planned.images[index]
-            image.write_bytes(encode_image(Image.fromarray(_pixels(dialogues[0])), ".png"))
-            name = image.relative_to(folder).as_posix()
-            entries.append(muse_entry(dialogues, name, category_ids))
-            log.append((json.dumps(entries[-1]) + "\n").encode("ascii"))
-    planned.annotations.write_text(json.dumps(entries[:num], indent=1), encoding="utf-8")
-    planned.contact_sheet.write_bytes(_contact_sheet(dataset, num))
-    return planned
-
-
-def _begin(dataset: ScenesDataset, folder: Path) -> list[dict[str, Any]]:
-    """The entries that a call before has finished; begins anew where it drew other scenes."""
-    settings = {"split": dataset.split, "seed": dataset.seed, "version": version("pixellm")}
-    path = folder / _SETTINGS
-    if path.is_file() and read_json(path) != settings:
-        for old in (folder / _ENTRIES, path):
-            old.unlink(missing_ok=True)
-        shutil.rmtree(folder / "images", ignore_errors=True)
-    write_files({path: json_bytes(settings)})
-    log = folder / _ENTRIES
-    return [parse_json(line) for _, line in read_lines(log)] if log.is_file() else []
-
-
 def _contact_sheet(dataset: ScenesDataset, num: int) -> bytes:
     """The first questions, with the masks of their answers."""
     tiles: list[Image.Image] = []
@@ -223,18 +154,3 @@ def _pixels(sample: Sample) -> NDArray[np.uint8]:
 def _tile(sample: Sample, turn: Turn) -> Image.Image:
     """The image with the masks of one answer, numbered in order of mention."""
     return draw_overlay(_pixels(sample), [decode_mask(target.mask) for target in turn.targets])
-
-
-def _move(written: ExportedScenes, source: Path, target: Path) -> ExportedScenes:
-    """Rename every file into ``target``, the annotations last, and remove ``source``."""
-
-    def move(path: Path) -> Path:
-        final = target / path.relative_to(source)
-        return path.replace(final) if path.exists() else final  # a call before has moved it
-
-    (target / "images").mkdir(exist_ok=True)
-    images = tuple(move(image) for image in written.images)
-    sheet = move(written.contact_sheet)
-    annotations = move(written.annotations)
-    shutil.rmtree(source)
-    return ExportedScenes(annotations, sheet, images)
