@@ -7,7 +7,6 @@ block share some photos, so that few have to be decoded. This module chooses wha
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -27,12 +26,14 @@ from pixellm.image_files import load_annotated
 from pixellm.masks import decode_mask
 from pixellm.scenes.backgrounds import draw_background
 from pixellm.scenes.cutouts import Background, Cutout, cut_out, paste_scene
+from pixellm.scenes.dataset import EndlessScenes
 from pixellm.scenes.draw import choose_size
+from pixellm.scenes.knowledge import Knowledge
 from pixellm.scenes.photo_view import PhotoView
 from pixellm.scenes.questions import check_weights
 from pixellm.scenes.questions_photos import PHOTO_WEIGHTS, compose_photo_dialogues
 from pixellm.scenes.scene import Scene
-from pixellm.types import RLE, BoolMask, Sample, Target, Turn
+from pixellm.types import RLE, BoolMask, Turn
 
 BLOCK = 1024
 """So many images in a row share photos."""
@@ -60,7 +61,6 @@ _GROUND_SHARES = (0.5, 0.15, 0.25, 0.1)
 _CELLS = 12
 _LEAST_EMPTY = 0.12
 _TRIES = 6
-_ATTEMPTS = 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,11 +84,8 @@ class _Photo:
     empty: tuple[int, int, int, int] | None
 
 
-class PhotoScenes:
-    """Cut-outs of photos on backgrounds with dialogues, a map-style data set.
-
-    Everything follows from ``(split, seed, index)``, the files and the arguments below. About a
-    hundred decoded photos are kept once per process, some 100 MB.
+class PhotoScenes(EndlessScenes):
+    """Cut-outs of photos on backgrounds; about a hundred decoded photos are kept, some 100 MB.
 
     Args:
         root, split: see :class:`~pixellm.data.coco_sets.OwnCoco`; no photos of other splits are
@@ -102,6 +99,9 @@ class PhotoScenes:
         max_targets: no question has more.
         together: see :class:`~pixellm.data.photos.Photos`.
     """
+
+    stream = "photo scenes/"
+    attempts = 20
 
     def __init__(
         self,
@@ -142,37 +142,27 @@ class PhotoScenes:
         self._kept: OrderedDict[int, _Photo] = OrderedDict()
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of all objects that the file annotates, as targets carry them."""
-        return self.source.class_names
-
-    def __len__(self) -> int:
-        return self.length
+    def knowledge(self) -> Knowledge:
+        """What is known of the objects that the file annotates."""
+        return self.source.knowledge
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the decoded photos, which another process decodes for itself."""
         return {**self.__dict__, "_kept": OrderedDict(), "_block": (-1, {})}
 
-    def __getitem__(self, index: int) -> tuple[Sample, ...]:
-        """The dialogues about image ``index``; they share one image array."""
-        if not 0 <= index < self.length:
-            raise IndexError(f"Photo scene {index} of {self.length}.")
-        for attempt in range(_ATTEMPTS):
-            scene = self.scene(index, attempt)
-            view = PhotoView(scene, self.source.knowledge, self.max_targets, together=self.together)
-            dialogues = compose_photo_dialogues(
-                view,
-                random.Random(self._entropy(index, attempt)),
-                self.dialogues_per_image,
-                kinds=self.kinds if attempt < _ATTEMPTS - 1 else None,
-            )
-            if dialogues:
-                return self._to_samples(index, scene, dialogues)
-        raise ValueError(f"No kind of question fits image {index} of the photo scenes.")
+    def compose(self, scene: Scene, index: int, attempt: int) -> list[tuple[Turn, ...]]:
+        """The dialogues about a scene; of any kind at the last attempt."""
+        view = PhotoView(scene, self.knowledge, self.max_targets, together=self.together)
+        return compose_photo_dialogues(
+            view,
+            random.Random(self.entropy(index, attempt)),
+            self.dialogues_per_image,
+            kinds=self.kinds if attempt < self.attempts - 1 else None,
+        )
 
     def scene(self, index: int, attempt: int = 0) -> Scene:
-        """Image ``index``; a later attempt replaces one that allows no question."""
-        rng = np.random.default_rng(self._entropy(index, attempt))
+        """Image ``index``."""
+        rng = np.random.default_rng(self.entropy(index, attempt))
         concepts = self._concepts_of_block(index // BLOCK)
         size = choose_size(rng, self.long_side)
         background = self._background(rng, size, concepts)
@@ -197,7 +187,7 @@ class PhotoScenes:
     def _concepts_of_block(self, block: int) -> dict[str, list[int]]:
         """Concept to the photos of a block that show it; rare ones are as common as others."""
         if self._block[0] != block:
-            rng = np.random.default_rng(self._entropy(-1 - block, 0))
+            rng = np.random.default_rng(self.entropy(-1 - block, 0))
             keys = list(self._photos_with)
             chosen: dict[str, list[int]] = {}
             for _ in range(PHOTOS_PER_BLOCK):
@@ -279,23 +269,6 @@ class PhotoScenes:
             tuple(crowds),
             self.source.uncertain(shown),
             _largest_empty_part(covered),
-        )
-
-    def _entropy(self, index: int, attempt: int) -> int:
-        key = f"photo scenes/{self.split}/{self.seed}/{index}/{attempt}"
-        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "big")
-
-    def _to_samples(
-        self, index: int, scene: Scene, dialogues: list[tuple[Turn, ...]]
-    ) -> tuple[Sample, ...]:
-        concepts = self.source.knowledge.concepts
-        # Crowds count among what is annotated, as in photos: their cells are no background.
-        shown = (*scene.crowds, *((one.concept, one.mask) for one in scene.objects))
-        objects = tuple(Target(concepts[concept].name, mask) for concept, mask in shown)
-        name = f"photo-scenes-{self.split}-{self.seed}-{index:06d}"
-        return tuple(
-            Sample(scene.image, scene.size, turns, id=f"{name}-{number}", objects=objects)
-            for number, turns in enumerate(dialogues)
         )
 
 

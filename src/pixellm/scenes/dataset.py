@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 
@@ -46,7 +48,6 @@ _NEVER_HELD_OUT = frozenset(
 """Of "many", whose turns are "several", pairs are held out under that name."""
 _THEMES = ("any", "category", "use")
 _THEME_SHARES = (0.5, 0.2, 0.3)
-_ATTEMPTS = 100
 _SPARE = 3
 """Of scenes for single targets so many times more dialogues are composed than kept."""
 
@@ -67,12 +68,86 @@ def _is_trained(concept: str, kind: str) -> bool:
     return not is_held_out(concept, kind)
 
 
-class ScenesDataset:
-    """Drawn scenes with dialogues, a map-style data set.
+class EndlessScenes(ABC):
+    """Images made anew from their numbers, with dialogues about them: a map-style data set.
 
-    Everything follows from ``(split, seed, index)`` and the arguments below: not from the order
-    of access, the process or the worker. Cheap to build and to pickle; stickers are kept once
-    per process.
+    Everything follows from ``(split, seed, index)`` and the arguments of the set: not from the
+    order of access, the process or the worker.
+    """
+
+    stream: ClassVar[str] = ""
+    """What the random stream of a set of this kind begins with."""
+    attempts: ClassVar[int] = 100
+    """So many scenes are tried before none is found that allows a question."""
+
+    split: str
+    seed: int
+    length: int
+    kinds: Mapping[str, float] | None
+
+    @property
+    @abstractmethod
+    def knowledge(self) -> Knowledge:
+        """What is true of the objects."""
+
+    @abstractmethod
+    def scene(self, index: int, attempt: int = 0) -> Scene:
+        """Image ``index``; a later attempt replaces one that allows no question."""
+
+    @abstractmethod
+    def compose(self, scene: Scene, index: int, attempt: int) -> list[tuple[Turn, ...]]:
+        """The dialogues about a scene; none where it allows no question."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of all objects, as targets carry them, in the order of their table."""
+        return tuple(concept.name for concept in self.knowledge.concepts.values())
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Sample, ...]:
+        """The dialogues about image ``index``; they share one image array.
+
+        Raises:
+            IndexError: past the length, so that plain iteration ends.
+            ValueError: no question of the kinds asked for fits any of many scenes.
+            ImportError: the packages of the extra ``scenes`` are missing.
+            FileNotFoundError: the artwork of the style has to be fetched first.
+        """
+        if not 0 <= index < self.length:
+            raise IndexError(f"Scene {index} of {self.length}.")
+        for attempt in range(self.attempts):
+            scene = self.scene(index, attempt)
+            if dialogues := self.compose(scene, index, attempt):
+                return self._to_samples(index, scene, dialogues)
+        raise ValueError(
+            f"No question of the kinds {', '.join(self.kinds or DEFAULT_WEIGHTS)} fits the scenes "
+            f"of {self.split}; allow more kinds or more objects."
+        )
+
+    def entropy(self, index: int, attempt: int) -> int:
+        """What seeds everything about an image."""
+        key = f"{self.stream}{self.split}/{self.seed}/{index}/{attempt}"
+        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "big")
+
+    def _to_samples(
+        self, index: int, scene: Scene, dialogues: list[tuple[Turn, ...]]
+    ) -> tuple[Sample, ...]:
+        concepts = self.knowledge.concepts
+        # Crowds count among what is annotated, as in photos: their cells are no background.
+        shown = (*scene.crowds, *((one.concept, one.mask) for one in scene.objects))
+        objects = tuple(Target(concepts[concept].name, mask) for concept, mask in shown)
+        prefix = self.stream.replace(" ", "-").replace("/", "-")
+        name = f"{prefix}{self.split}-{self.seed}-{index:06d}"
+        return tuple(
+            Sample(scene.image, scene.size, turns, id=f"{name}-{number}", objects=objects)
+            for number, turns in enumerate(dialogues)
+        )
+
+
+class ScenesDataset(EndlessScenes):
+    """Drawn scenes. Cheap to build and to pickle; stickers are kept once per process.
 
     Args:
         split: one of :data:`SPLITS`.
@@ -121,37 +196,13 @@ class ScenesDataset:
         self.single_target = single_target
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of all concepts, in the order of their table."""
-        return tuple(concept.name for concept in load_knowledge().concepts.values())
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> tuple[Sample, ...]:
-        """The dialogues about image ``index``; they share one image array.
-
-        Raises:
-            IndexError: past the length, so that plain iteration ends.
-            ValueError: no question of the kinds asked for fits any of many scenes.
-            ImportError: the packages of the extra ``scenes`` are missing.
-            FileNotFoundError: the artwork of the style has to be fetched first.
-        """
-        if not 0 <= index < self.length:
-            raise IndexError(f"Scene {index} of {self.length}.")
-        for attempt in range(_ATTEMPTS):
-            scene = self.scene(index, attempt)
-            dialogues = self._compose(index, attempt, scene)
-            if dialogues:
-                return self._to_samples(index, scene, dialogues)
-        raise ValueError(
-            f"No question of the kinds {', '.join(self.kinds or DEFAULT_WEIGHTS)} fits the scenes "
-            f"of {self.split}; allow more kinds or more objects."
-        )
+    def knowledge(self) -> Knowledge:
+        """What is true of the objects as the style draws them."""
+        return knowledge_of_style(self.style)
 
     def scene(self, index: int, attempt: int = 0) -> Scene:
-        """The drawing of image ``index``; a later attempt replaces one that allows no question."""
-        rng = np.random.default_rng(self._entropy(index, attempt))
+        """The drawing of image ``index``."""
+        rng = np.random.default_rng(self.entropy(index, attempt))
         style = load_style(self.style)
         known = drawable_concepts(self.style)
         count = self.num_objects or choose_object_count(rng)
@@ -169,12 +220,13 @@ class ScenesDataset:
                 continue
         raise ValueError(f"An image of {self.long_side} pixels is too small for a scene.")
 
-    def _compose(self, index: int, attempt: int, scene: Scene) -> list[tuple[Turn, ...]]:
+    def compose(self, scene: Scene, index: int, attempt: int) -> list[tuple[Turn, ...]]:
+        """The dialogues about a scene, with pairs of concept and kind that the split allows."""
         combination = self.split == "test_combination"
         dialogues = compose_dialogues(
             scene,
-            knowledge_of_style(self.style),
-            random.Random(self._entropy(index, attempt)),
+            self.knowledge,
+            random.Random(self.entropy(index, attempt)),
             self.dialogues_per_image * (_SPARE if self.single_target else 1),
             kinds={self._kind_of_attempt(index, attempt): 1.0} if combination else self.kinds,
             allowed=is_held_out if combination else _is_trained,
@@ -186,23 +238,8 @@ class ScenesDataset:
     def _kind_of_attempt(self, index: int, attempt: int) -> str:
         """The kind that a scene of ``test_combination`` is drawn for."""
         weights = self.kinds or {}
-        draw = random.Random(self._entropy(index, attempt) + 1)
+        draw = random.Random(self.entropy(index, attempt) + 1)
         return draw.choices(list(weights), list(weights.values()))[0]
-
-    def _entropy(self, index: int, attempt: int) -> int:
-        key = f"{self.split}/{self.seed}/{index}/{attempt}"
-        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "big")
-
-    def _to_samples(
-        self, index: int, scene: Scene, dialogues: list[tuple[Turn, ...]]
-    ) -> tuple[Sample, ...]:
-        concepts = load_knowledge().concepts
-        objects = tuple(Target(concepts[one.concept].name, one.mask) for one in scene.objects)
-        name = f"{self.split}-{self.seed}-{index:06d}"
-        return tuple(
-            Sample(scene.image, scene.size, turns, id=f"{name}-{number}", objects=objects)
-            for number, turns in enumerate(dialogues)
-        )
 
 
 @cache
