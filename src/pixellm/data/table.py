@@ -63,24 +63,16 @@ class Table(Sequence[Any]):
     """
 
     def __init__(self, source: Any) -> None:
-        self._source = source
-        self._open()
-
-    def _open(self) -> None:
         import pyarrow
 
-        is_file = isinstance(self._source, Path)
-        stored = pyarrow.memory_map(str(self._source)) if is_file else self._source
+        self._source = source
+        stored = pyarrow.memory_map(str(source)) if isinstance(source, Path) else source
         self._table = pyarrow.ipc.open_file(stored).read_all()
         self._records = self._table.column(_RECORD)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Where the file is, or its content; another process maps it for itself."""
-        return {"_source": self._source}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._source = state["_source"]
-        self._open()
+        return Table, (self._source,)
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -103,17 +95,19 @@ class TableWriter:
     """Writes a table batch by batch; holds one batch.
 
     Args:
-        sink: where to, as pyarrow takes it.
+        path: the file; None writes into memory.
         columns: names of the columns of numbers.
     """
 
-    def __init__(self, sink: Any, columns: Sequence[str]) -> None:
+    def __init__(self, path: Path | None, columns: Sequence[str]) -> None:
         import pyarrow
 
         self._arrow = pyarrow
         fields = [(_RECORD, pyarrow.binary()), *((name, pyarrow.int64()) for name in columns)]
         self._schema = pyarrow.schema(fields)
-        self._writer = pyarrow.ipc.new_file(sink, self._schema)
+        self._path = path
+        self._sink = pyarrow.OSFile(str(path), "wb") if path else pyarrow.BufferOutputStream()
+        self._writer = pyarrow.ipc.new_file(self._sink, self._schema)
         self._records: list[bytes] = []
         self._columns = [array("q") for _ in columns]
         self._num_bytes = self._num_rows = 0
@@ -140,10 +134,11 @@ class TableWriter:
         """Add rows of numbers alone, at once."""
         self._write([b""] * len(columns[0]), columns)
 
-    def close(self) -> None:
-        """Write what is left."""
+    def close(self) -> Any:
+        """Write what is left; returns the content where it went into memory."""
         self._flush()
         self._writer.close()
+        return self._sink.close() if self._path else self._sink.getvalue()
 
     def _flush(self) -> None:
         if self._records:
@@ -152,10 +147,8 @@ class TableWriter:
         self._columns = [array("q") for _ in self._columns]
 
     def _write(self, records: list[bytes], columns: Sequence[Integers]) -> None:
-        arrays = [
-            self._arrow.array(records, self._arrow.binary()),
-            *map(self._arrow.array, columns),
-        ]
+        arrays = [self._arrow.array(records, self._arrow.binary())]
+        arrays += map(self._arrow.array, columns)
         self._writer.write_batch(self._arrow.record_batch(arrays, schema=self._schema))
         self._num_rows += len(records)
 
@@ -171,20 +164,14 @@ class TablesWriter:
     def __init__(self, sources: Sequence[Path], folder: Path | None) -> None:
         self._sources = sources
         self._folder = folder
-        self._sinks: dict[str, Any] = {}
         self._writers: dict[str, TableWriter] = {}
         self._bad = self.table(_BAD)
 
     def table(self, name: str, *columns: str) -> TableWriter:
         """Begin a table with these columns of numbers."""
-        import pyarrow
-
-        sink = pyarrow.BufferOutputStream()
-        if self._folder is not None:
-            sink = pyarrow.OSFile(str(self._folder / name), "wb")
-        self._sinks[name] = sink
-        self._writers[name] = TableWriter(sink, columns)
-        return self._writers[name]
+        path = self._folder / name if self._folder else None
+        writer = self._writers[name] = TableWriter(path, columns)
+        return writer
 
     def refuse(self, bad: BadRow) -> None:
         """Keep a bad row with its reason."""
@@ -194,18 +181,9 @@ class TablesWriter:
         """What stands for a file in a record: a source's number, as paths may be relative."""
         return self._sources.index(file) if file in self._sources else str(file)
 
-    def close(self) -> None:
-        """Write what is left of all tables."""
-        for writer in self._writers.values():
-            writer.close()
-        if self._folder is not None:
-            for sink in self._sinks.values():
-                sink.close()
-
-    def tables(self) -> Tables:
-        """What was written into memory."""
-        found = {name: Table(sink.getvalue()) for name, sink in self._sinks.items()}
-        return Tables(self._sources, found)
+    def close(self) -> dict[str, Any]:
+        """Write what is left of all tables; returns what :meth:`TableWriter.close` does of each."""
+        return {name: writer.close() for name, writer in self._writers.items()}
 
 
 @dataclass(frozen=True)
@@ -245,8 +223,7 @@ def open_tables(sources: Sequence[Path], key: str, fill: Callable[[TablesWriter]
             return found
     writer = TablesWriter(sources, None)
     fill(writer)
-    writer.close()
-    return writer.tables()
+    return Tables(sources, {name: Table(content) for name, content in writer.close().items()})
 
 
 def _open_folder(sources: Sequence[Path], folder: Path) -> Tables | None:
