@@ -138,7 +138,7 @@ def test_a_copy_of_a_checkpoint_is_not_the_run_s(tmp_path: Path) -> None:
         train(config, resume=999)
 
 
-@pytest.mark.parametrize("line", ["?", "3", '{"event": []}'])
+@pytest.mark.parametrize("line", ["?", "3", '{"path": []}'])
 def test_a_damaged_log_is_told_with_its_place(tmp_path: Path, line: str) -> None:
     config = tiny_config(tmp_path)
     config.run_folder.mkdir(parents=True)

@@ -233,14 +233,13 @@ def _check_results(run_folder: Path) -> None:
     log = run_folder / "train_log.jsonl"
     for number, line in read_lines(log):
         try:
-            entry = parse_json(line)
-            told |= {entry.get("event"), entry.get("path")}
+            told.add(parse_json(line).get("path"))
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"Line {number} of {log} is damaged ({error}); delete that line."
             ) from error
-    for name, event in (("model", "end"), ("best", "evaluation")):  # older logs lack the path
-        if (run_folder / name).exists() and not {name, event} & told:
+    for name in ("model", "best"):
+        if (run_folder / name).exists() and name not in told:
             raise ValueError(
                 f"{run_folder / name} was not written by this run; move it away, or choose another "
                 "name for the run."

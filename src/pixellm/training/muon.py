@@ -6,8 +6,8 @@ units for it (``benchmarks/muon_step.py``), and before torch 2.9 there is none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,31 +45,14 @@ class Muon(torch.optim.Optimizer):
         if shapes:
             raise ValueError(f"Muon moves matrices only, not a tensor of shape {tuple(shapes[0])}.")
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Move every matrix that has a gradient.
-
-        Args:
-            closure: computes the loss anew, as torch's optimizers take one.
-
-        Returns:
-            What the closure gave; None without one.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: Any = None) -> Any:
+        """Move every matrix that has a gradient; nothing here asks for a loss by a closure."""
+        assert closure is None
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is not None:
                     self._move(matrix, matrix.grad, group)
-        return loss
 
     def _move(self, matrix: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         rate, momentum = group["lr"], group["momentum"]
