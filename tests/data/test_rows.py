@@ -33,13 +33,13 @@ def test_paths_of_windows_are_turned(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"image": None}, 'no "image"'),
+        ({"image": None}, "lacks 'image'"),
         ({"image": "https://example.org/a.jpg"}, "is a URL"),
-        ({"question": " "}, 'no "question"'),
-        ({"question": 5}, 'no "question"'),
-        ({"id": ["a"]}, '"id" is neither'),
-        ({"history": "text"}, '"history" is no list'),
-        ({"history": [["q", None]]}, '"history" is no list'),
+        ({"question": " "}, "The question is empty"),
+        ({"question": 5}, "no text but 5"),
+        ({"id": ["a"]}, "Its id is a number or a text"),
+        ({"history": "text"}, "Its history should be a valid list"),
+        ({"history": [["q", None]]}, "Its history.0.1 should be a valid string"),
     ],
 )
 def test_what_can_not_be_asked_is_told(tmp_path: Path, values: Any, problem: str) -> None:

@@ -95,11 +95,6 @@ class CocoFile:
         """Usable images."""
         return len(self.image_indices)
 
-    @property
-    def num_annotations(self) -> int:
-        """Annotations, usable or not."""
-        return len(self._annotations)
-
     def image(self, item: int) -> dict[str, Any]:
         """The entry of a usable image, by its number."""
         entry: dict[str, Any] = self._images[item]

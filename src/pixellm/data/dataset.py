@@ -383,16 +383,16 @@ class Dataset(ABC, Generic[R]):
         """
         yield from self.bad_rows
         seen: set[Path] = set()
-        for item in range(len(self)):
+        samples = self.evaluation_samples()
+        for number in range(len(samples)):
             try:
-                samples = self.item(item)
+                sample = samples[number]
             except BadRowError as error:
                 yield error.bad
                 continue
-            for sample in samples:
-                if isinstance(sample.image, Path) and sample.image not in seen:
-                    seen.add(sample.image)
-                    yield from self.check_image(sample.image, sample.size)
+            if isinstance(sample.image, Path) and sample.image not in seen:
+                seen.add(sample.image)
+                yield from self.check_image(sample.image, sample.size)
 
     def check_image(self, path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
         """What the header of an image shows to be wrong; a sound one joins ``sound_headers``."""

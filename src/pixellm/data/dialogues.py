@@ -14,8 +14,14 @@ from pydantic import BeforeValidator, ConfigDict, field_validator, model_validat
 
 from pixellm.data.dataset import GUIDE, BadRow, Dataset, Entry, Row, Text, path_of_split
 from pixellm.data.json_stream import scan_json
-from pixellm.data.json_values import identity, inner_file, size_fault, text_fault, whole_number
-from pixellm.files import parse_json
+from pixellm.data.json_values import (
+    identity,
+    inner_file,
+    parse_line,
+    size_fault,
+    text_fault,
+    whole_number,
+)
 from pixellm.image_files import image_size
 from pixellm.masks import areas_of, segmentation_to_rle
 from pixellm.types import SEG_MARK, Sample, Target, Turn, split_marks
@@ -183,7 +189,7 @@ class JsonlSamples(_Dialogues):
                     continue
                 position = f"line {number}"
                 try:
-                    row = _read_line(line)
+                    row = LineRow.read(parse_line(line))
                     inner_file(self.images, row.image)
                     if row.id is not None and ids.setdefault(row.id, number) != number:
                         raise ValueError(
@@ -194,14 +200,6 @@ class JsonlSamples(_Dialogues):
                     continue
                 name = f"{self.name}-{self.split}-{number}" if row.id is None else row.id
                 yield Entry(self.file, position, row.model_copy(update={"id": name}))
-
-
-def _read_line(line: bytes) -> LineRow:
-    try:
-        values = parse_json(line)
-    except ValueError as error:
-        raise ValueError(f"It is no JSON ({error}).") from None
-    return LineRow.read(values)
 
 
 class LlavaInstruct(_Dialogues):

@@ -11,6 +11,7 @@ import posixpath
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from pixellm.files import parse_json
 from pixellm.types import SEG_MARK, split_marks, text_damage
 
 _LARGEST_NUMBER = 2**53
@@ -20,6 +21,18 @@ _NOTHING = frozenset(
     {"background", "void", "ignore", "unlabeled", "unlabelled", "none", "null", "nan"}
 )
 _FLAGS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True, "": False}
+
+
+def parse_line(line: bytes) -> Any:
+    """The values of a line of JSON.
+
+    Raises:
+        ValueError: it is none; one sentence.
+    """
+    try:
+        return parse_json(line)
+    except ValueError as error:
+        raise ValueError(f"It is no JSON ({error}).") from None
 
 
 def whole_number(value: Any) -> int | None:

@@ -171,13 +171,10 @@ def read_entries(path: Path) -> Iterator[Any]:
     Raises:
         ValueError: the file is no JSON list, or ends early.
     """
-    if not _holds_list(path):
-        raise ValueError(f"{path.name} is no JSON list; a MUSE file is one.")
-    try:
-        for _, entry, _ in scan_json(path):
-            yield entry
-    except ValueError as error:
-        raise ValueError(f"{path.name} ends in the middle or is damaged; copy it again.") from error
+    for key, entry, _ in scan_json(path):
+        if key:
+            raise ValueError(f"{path} is no JSON list; a MUSE file is one.")
+        yield entry
 
 
 def rows_of(entry: Any) -> Iterator[MuseRow]:
@@ -249,14 +246,6 @@ def row_fault(entry: Mapping[str, Any], number: int) -> Fault | None:
     if marks != len(instances):
         return "seg_count", f"{marks} {SEG_MARK} for {len(instances)} instances."
     return None
-
-
-def _holds_list(path: Path) -> bool:
-    """Whether a JSON file holds a list, as its first character tells."""
-    with path.open("rb") as file:
-        while (character := file.read(1)).isspace():
-            pass
-    return character == b"["
 
 
 def _text_of(entry: Mapping[str, Any], number: int) -> Any:
@@ -508,7 +497,7 @@ class Muse(Dataset[Sequence[MuseRow]]):
 
     def rows(self) -> Iterator[Entry | BadRow]:
         """The questions of all entries."""
-        for index, (_, entry, _) in enumerate(scan_json(self.path)):
+        for index, entry in enumerate(read_entries(self.path)):
             if fault := entry_fault(entry):
                 yield BadRow(self.path, f"entry {index}", fault[1])
                 continue
@@ -542,22 +531,6 @@ class Muse(Dataset[Sequence[MuseRow]]):
     def counts(self) -> dict[str, int]:
         """Images, questions, targets and items of an epoch."""
         return {**super().counts(), "images": self._num_images, "items": len(self)}
-
-    def check(self) -> Iterator[BadRow]:
-        """Every bad row; each question on its own."""
-        yield from self.bad_rows
-        seen: set[Path] = set()
-        samples = self.evaluation_samples()
-        for number in range(len(samples)):
-            try:
-                sample = samples[number]
-            except BadRowError as error:
-                yield error.bad
-                continue
-            assert isinstance(sample.image, Path)
-            if sample.image not in seen:
-                seen.add(sample.image)
-                yield from self.check_image(sample.image, sample.size)
 
     def _sample(self, row: MuseRow, form: str) -> Sample:
         """The dialogue of a question, its answer composed by a template where it has none."""

@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationInfo, field_validator
 
-from pixellm.data.json_values import whole_number
+from pixellm.data.dataset import Row
+from pixellm.data.json_values import parse_line, text_fault, whole_number
 from pixellm.data.lazy import Lazy
-from pixellm.files import STANDARD, parse_json, read_input
+from pixellm.files import STANDARD, read_input
 from pixellm.image_files import DRAWINGS, has_image_name, image_size, is_url
 from pixellm.types import Sample
 
@@ -49,6 +51,33 @@ class JobRow:
     problem: str = ""
     id: str = ""
     takes_suffix: bool = False
+
+
+class _Line(Row):
+    """A line of a file of questions."""
+
+    noun = "line"
+    image: str
+    question: str
+    history: tuple[tuple[str, str], ...] = ()
+    id: str = ""
+
+    @field_validator("id", mode="before")
+    @classmethod
+    def _check_id(cls, value: Any) -> str:
+        name = value if isinstance(value, str) else whole_number(value)
+        if name is None:
+            raise ValueError(f"Its id is a number or a text, not {value!r:.40}.")
+        return str(name)
+
+    @field_validator("image", "question", mode="before")
+    @classmethod
+    def _check_text(cls, value: Any, info: ValidationInfo) -> Any:
+        if fault := text_fault(value, str(info.field_name), marks=True):
+            raise ValueError(fault)
+        if info.field_name == "image" and is_url(value):
+            raise ValueError("Its image is a URL, and lists name files: download it first.")
+        return value
 
 
 def read_rows(path: Path, question: str = "") -> list[JobRow]:
@@ -208,39 +237,16 @@ def _rows_of_lines(path: Path, question: str) -> list[JobRow]:
 
 
 def _row_of_line(number: int, line: bytes, folder: Path, default: str) -> JobRow:
+    image = question = ""
     try:
-        values = parse_json(line)
+        values = parse_line(line)
+        if isinstance(values, dict):
+            if values.get("question") is None:
+                values["question"] = default or None
+            given = (values.get("image"), values["question"])
+            image, question = (value if isinstance(value, str) else "" for value in given)
+        row = _Line.read(values)
     except ValueError as error:
-        return JobRow(number, "", "", None, problem=f"The line is not valid JSON ({error}).")
-    if not isinstance(values, dict):
-        return JobRow(number, "", "", None, problem="The line is no JSON object.")
-    values = {key: value for key, value in values.items() if value is not None}
-    image, question = values.get("image"), values.get("question", default)
-    shown = (image if isinstance(image, str) else "", question if isinstance(question, str) else "")
-    history, name = _read_history(values.get("history", [])), values.get("id", "")
-    if not isinstance(name, str):
-        name = whole_number(name)
-    problem = ""
-    if not shown[0]:
-        problem = 'The line has no "image" with the path of an image.'
-    elif is_url(shown[0]):
-        problem = "Its image is a URL, and lists name files: download it first."
-    elif not shown[1].strip():
-        problem = 'The line has no "question", and none is given for all.'
-    elif name is None:
-        problem = '"id" is neither text nor a number.'
-    elif history is None:
-        problem = '"history" is no list of [question, answer] pairs.'
-    if problem:
-        return JobRow(number, *shown, None, problem=problem)
-    source = Path(os.path.normpath(folder / shown[0].replace("\\", "/")))
-    return JobRow(number, *shown, source, history or (), id=str(name))
-
-
-def _read_history(value: Any) -> tuple[tuple[str, str], ...] | None:
-    """Pairs of a question and an answer; None where a value is no list of them."""
-    is_list = isinstance(value, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
-        for pair in value
-    )
-    return tuple((question, answer) for question, answer in value) if is_list else None
+        return JobRow(number, image, question, None, problem=str(error))
+    source = Path(os.path.normpath(folder / row.image.replace("\\", "/")))
+    return JobRow(number, image, question, source, row.history, id=row.id)

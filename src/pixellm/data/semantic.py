@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pixellm.data.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.classes import ClassDataset
@@ -202,7 +201,7 @@ def read_label_map(path: Path) -> NDArray[Any]:
     Returns:
         (H, W) of an integer type.
     """
-    image = _load(path)
+    image = load_stored(path)
     if image.mode not in _LABEL_MODES:
         raise ValueError(
             f"{path} can't be read as a label image: its mode is {image.mode}, but class numbers "
@@ -219,10 +218,10 @@ def read_mask(path: Path, size: tuple[int, int]) -> RLE:
         size: (height, width) that it must have.
 
     Raises:
-        ValueError: there is no such image, it is damaged, of another size or transparent, or no
-            pixel of it is the object.
+        OSError, ValueError: there is no such image, it is damaged, of another size or transparent,
+            or no pixel of it is the object.
     """
-    image = _load(path)
+    image = load_stored(path)
     if image.mode not in _MASK_MODES:
         raise ValueError(f"{path} can't be read as a mask: its mode is {image.mode}; use grey.")
     pixels = np.asarray(image)
@@ -232,13 +231,6 @@ def read_mask(path: Path, size: tuple[int, int]) -> RLE:
     if not mask.any():
         raise ValueError(f"{path} is a mask without a pixel that is not 0.")
     return encode_mask(mask)
-
-
-def _load(path: Path) -> Image.Image:
-    try:
-        return load_stored(path)
-    except OSError as error:
-        raise ValueError(str(error)) from None
 
 
 @cache
