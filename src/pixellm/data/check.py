@@ -26,13 +26,9 @@ CSV_HEADER = b"set,file,row,reason\r\n"
 
 @dataclass(frozen=True, slots=True)
 class FoundSplit:
-    """A split of a data set whose annotations are there.
+    """A split of a data set whose annotations are there, and how it is opened.
 
     Attributes:
-        name: of the data set.
-        split: of the data set.
-        root: the folder to open it with.
-        options: further arguments of the reader.
         missing: files and folders that it needs too and that are not there.
         label: what reports call it.
     """
@@ -51,13 +47,7 @@ class FoundSplit:
 
 @dataclass(frozen=True, slots=True)
 class SplitReport:
-    """What a check found.
-
-    Attributes:
-        found: the split.
-        counts: images, questions, targets and more; empty where it can't be opened.
-        bad_rows: every row, file and image that can't be used.
-    """
+    """What a check found; no counts where the split can't be opened."""
 
     found: FoundSplit
     counts: Mapping[str, int]

@@ -43,15 +43,7 @@ Progress = Callable[["LabelState"], None]
 
 @dataclass(frozen=True, slots=True)
 class LabelState:
-    """How far a run is.
-
-    Attributes:
-        done: photos on disk, bad ones included.
-        total: photos of the run.
-        masks: labels that are sure.
-        doubts: regions that are not.
-        bad: photos that can't be read.
-    """
+    """How far a run is: photos done, of all; sure labels, doubts and bad photos among them."""
 
     done: int
     total: int

@@ -48,9 +48,8 @@ class ParameterGroup:
 
     Attributes:
         optimizer: "adamw", "muon", or "" where the parameters stay frozen.
-        learning_rate: peak learning rate; 0 where frozen.
-        weight_decay: decoupled weight decay.
-        names: parameter names, in the model's order.
+        learning_rate: at its peak; 0 where frozen.
+        names: in the model's order.
         sizes: how many numbers each of them holds.
     """
 

@@ -37,13 +37,7 @@ _NO_MODEL_RULES = ("patch_class_head", "patch_box_head", "feature_class_head")
 
 @dataclass(frozen=True, slots=True)
 class SourcePlan:
-    """A data set of the mixture.
-
-    Attributes:
-        name: as the recipe names it.
-        share: of the samples, 0 to 1.
-        length: its items; None where it cannot be read.
-    """
+    """A data set of the mixture: its share of the samples, its items (None if it can't be read)."""
 
     name: str
     share: float
@@ -52,13 +46,7 @@ class SourcePlan:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPlan:
-    """Evaluations during the run.
-
-    Attributes:
-        name: of the data set, as the recipe names it.
-        every_steps: steps between them; one also ends every stage.
-        num_images: looked at each time; None where the data cannot be read.
-    """
+    """Evaluations during the run; ``num_images`` is None where the data set can't be read."""
 
     name: str
     every_steps: int
@@ -70,8 +58,6 @@ class StagePlan:
     """A stage of the run.
 
     Attributes:
-        name: of the stage.
-        steps: optimizer steps.
         samples_per_step: images, over all GPUs.
         steps_per_epoch: until every item of the slowest data set was seen once; None where the
             data cannot be read.
@@ -92,10 +78,7 @@ class RunPlan:
     """What a recipe would do.
 
     Attributes:
-        name: of the run.
         num_parameters: of the model without adapters.
-        sources: the mixture.
-        evaluation: what the run is evaluated on; None for no evaluations.
         stages: in their order; () where the model's sizes are not known.
         problems: one sentence for each thing that is not there yet.
     """
