@@ -110,5 +110,5 @@ def test_impossible_wishes_are_one_sentence(data, tmp_path):
     with pytest.raises(ValueError, match="51 scenes of 50"):
         export_scenes(data, tmp_path / "a", 51)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="below cannot be written: .* is a file"):
+    with pytest.raises(OSError, match=r"below cannot be written: .* is a file"):
         export_scenes(data, tmp_path / "file" / "below", 1)
