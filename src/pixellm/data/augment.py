@@ -40,10 +40,6 @@ def augment_image(annotated: AnnotatedImage, rng: random.Random) -> AnnotatedIma
     Half of the time it is mirrored. A class that lies outside of the cut is gone; one of which too
     little is left, or that could not be asked for before, stays known, but can't be asked for.
 
-    Args:
-        annotated: its file is read.
-        rng: decides everything.
-
     Returns:
         An image in memory, its size that of the cut.
     """

@@ -167,11 +167,7 @@ def category_name(category: Mapping[str, Any]) -> str:
 
 
 def size_of(image: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) of an entry of ``images``.
-
-    Raises:
-        KeyError, ValueError: they are missing, or no size.
-    """
+    """(height, width) of an entry of ``images``; KeyError or ValueError without one."""
     fault = size_fault(image["height"], image["width"])
     if fault:
         raise ValueError(fault)
@@ -182,11 +178,7 @@ def photo_name(entry: Mapping[str, Any]) -> str:
     """What a COCO-style file calls an image: a path below the folder of images.
 
     Without ``file_name``, as in LVIS, it is the tail of ``coco_url``: "train2017/000000000009.jpg".
-    Backslashes are turned.
-
-    Raises:
-        KeyError: neither is given.
-        ValueError: what is given is no text.
+    Backslashes are turned. KeyError where neither is given, ValueError where it is no text.
     """
     key = "file_name" if entry.get("file_name") else "coco_url"
     name = entry[key]
@@ -197,12 +189,7 @@ def photo_name(entry: Mapping[str, Any]) -> str:
 
 
 def file_of(image: Mapping[str, Any]) -> PurePosixPath:
-    """The image's file of an entry of ``images``, below the folder of images.
-
-    Raises:
-        KeyError: neither file_name nor coco_url is given.
-        ValueError: the name is no text, or leads out of its folder.
-    """
+    """The image's file of an entry of ``images``, below the folder; raises as its name does."""
     return inner_path(photo_name(image))
 
 

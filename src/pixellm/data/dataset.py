@@ -439,12 +439,7 @@ def path_of_split(root: Path, pattern: str, split: str) -> Path:
 
 
 def check_header(path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
-    """What is wrong with an image of an annotated (height, width), seen from its header.
-
-    Args:
-        path: the image.
-        size: as its annotation says.
-    """
+    """What is wrong with an image of an annotated (height, width), seen from its header."""
     try:
         found = image_size(path)
     except FileNotFoundError:
@@ -461,9 +456,7 @@ def decode_images(
 ) -> Iterator[BadRow]:
     """The images that can't be read to their last byte, though their headers are sound.
 
-    Args:
-        paths: the images; read in threads.
-        progress: told how many are read, and of how many.
+    They are read in threads; ``progress`` is told how many are, and of how many.
     """
     with ThreadPoolExecutor(usable_cores()) as pool:
         for done, fault in enumerate(pool.map(_decoding_fault, paths), start=1):

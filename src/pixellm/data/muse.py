@@ -108,11 +108,7 @@ class MuseRow(Row):
         return row_key(self.photo, self.question, self.answer)
 
     def answer_as(self, form: str) -> str:
-        """The text; composed where there is none: what it refers to, each with its mark.
-
-        Args:
-            form: template with ``{marked}`` or ``{Marked}``.
-        """
+        """The text; composed where there is none: what it refers to, each with its mark."""
         if self.text is not None:
             return self.text
         marked = join_phrases([f"{_phrase(one)} {SEG_MARK}" for one in self.targets])
@@ -289,12 +285,7 @@ class Problem:
 def validate(path: Path, images: Path | None = None) -> Iterator[Problem]:
     """Every problem of the MUSE files at a path: what can't be used, and what MUSE asks for beside.
 
-    Args:
-        path: a file, or a folder of them.
-        images: folder of the images, to check that they are there; None to skip that.
-
-    Yields:
-        Problems in the order of the files.
+    Given a folder of ``images``, those that it lacks are among them; in the order of the files.
     """
     for file in muse_files(path):
         seen: Counter[str] = Counter()

@@ -22,10 +22,6 @@ _LONG_SIDE = 1024
 def gather_preview(reader: Dataset, num: int) -> tuple[list[PreviewEntry], list[str]]:
     """The first dialogues of a reader's first epoch, one of each item.
 
-    Args:
-        reader: the data set.
-        num: how many dialogues, at most.
-
     Returns:
         Them, and why others can't be shown.
     """
@@ -63,12 +59,7 @@ def _turns(sample: Sample) -> Iterator[PreviewTurn]:
 
 
 def _parts(turn: Turn, first: int) -> Iterator[Part]:
-    """The answer, the number of each mask behind its phrase.
-
-    Args:
-        turn: the turn.
-        first: number of the dialogue's masks before this turn.
-    """
+    """The answer, the number of each mask behind its phrase."""
     text, spans = split_marks(turn.answer)
     for number, (begin, stop) in enumerate(spans, start=first):
         start, end = phrase_before(text, stop, begin)

@@ -76,13 +76,7 @@ def load_phrases(bank: str) -> Mapping[str, Mapping[str, Any]]:
 
 
 def ask_for_regions(rng: random.Random, asked: Sequence[NamedMasks], kind: str = "class") -> Turn:
-    """A question for one or more names with one mask each.
-
-    Args:
-        rng: decides the wording.
-        asked: what is asked for, in the order of the question; each has exactly one target.
-        kind: label of the turn.
-    """
+    """A question for one or more names with one mask each."""
     if not asked or any(len(one.targets) != 1 for one in asked):
         raise ValueError("Each name of a question for regions needs exactly one mask.")
     section = "one" if len(asked) == 1 else "several"
@@ -94,13 +88,7 @@ def ask_for_regions(rng: random.Random, asked: Sequence[NamedMasks], kind: str =
 def ask_for_instances(
     rng: random.Random, asked: Sequence[NamedMasks], kind: str = "instances"
 ) -> Turn:
-    """A question for every instance of one or more classes, each with its own mask.
-
-    Args:
-        rng: decides the wording.
-        asked: the classes; the targets of each lie in the order of the answer.
-        kind: label of the turn.
-    """
+    """A question for every instance of one or more classes, each with its own mask, in order."""
     if not asked or any(not one.targets for one in asked):
         raise ValueError("Each class of a question for instances needs at least one mask.")
     form = rng.choice(load_phrases("classes")["instance_names"]["forms"])
@@ -153,11 +141,7 @@ def compose_dialogues(
 
 
 def benchmark_turn(asked: Sequence[NamedMasks]) -> Turn:
-    """The fixed question of the published evaluations; its answer is masks alone.
-
-    Args:
-        asked: expressions, asked together word for word.
-    """
+    """The fixed question of the published evaluations; its answer is masks alone."""
     phrases = load_phrases("referring")["benchmark"]
     targets = tuple(target for one in asked for target in one.targets)
     expressions = join_phrases([one.name for one in asked])

@@ -85,11 +85,6 @@ def muse_entry(
 ) -> dict[str, Any]:
     """The dialogues about one image as an entry of a MUSE file.
 
-    Args:
-        dialogues: samples that share an image.
-        file_name: what the entry calls the image.
-        category_ids: number of every object's name.
-
     Returns:
         The entry, ready for JSON. Each text answer has one ``{seg}`` per instance.
     """

@@ -116,12 +116,7 @@ class TableWriter:
         return self._num_rows + len(self._records)
 
     def append(self, record: Any, *numbers: int) -> None:
-        """Add a row.
-
-        Args:
-            record: what JSON can hold, or JSON as bytes.
-            numbers: one for each column.
-        """
+        """Add a row: what JSON can hold, or JSON as bytes, and a number for each column."""
         content = record if isinstance(record, bytes) else json.dumps(record).encode("ascii")
         self._records.append(content)
         for column, number in zip(self._columns, numbers, strict=True):

@@ -122,12 +122,7 @@ class PseudoLabeler:
         self._batch_size = batch_size
 
     def label_all(self, image: NDArray[np.uint8], names: Sequence[str]) -> list[PseudoLabel]:
-        """Labels of a photo for which nothing is proposed.
-
-        Args:
-            image: (H, W, 3) RGB.
-            names: every category to look for.
-        """
+        """Labels of a photo for which nothing is proposed."""
         found = self._ask([(image, name) for name in names])
         masks = [one for per_name in found for one in per_name]
         return self._judge([(one, one.score) for one in masks])

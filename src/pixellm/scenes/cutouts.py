@@ -78,13 +78,7 @@ class Background:
 
 
 def cut_out(concept: str, pixels: NDArray[np.uint8], mask: BoolMask) -> Cutout:
-    """Cut an object out of its photo; the edge fades over about two pixels.
-
-    Args:
-        concept: what it is.
-        pixels: the photo.
-        mask: (H, W), with at least one pixel.
-    """
+    """Cut an object, of a pixel at least, out of its photo; its edge fades over two pixels."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     window = (
         slice(max(rows[0] - _MARGIN, 0), rows[-1] + 1 + _MARGIN),
@@ -144,12 +138,7 @@ def _prepare(rng: np.random.Generator, cutout: Cutout, long_side: float) -> Stic
 
 
 def _left_of(background: Background, bare: BoolMask) -> tuple[list[SceneObject], frozenset[str]]:
-    """Objects of the background that are still clear, and concepts of those that are not.
-
-    Args:
-        background: with the objects.
-        bare: (H, W), where nothing was pasted.
-    """
+    """Objects of the background still clear where it is bare, concepts of those that are not."""
     kept, hidden = [], set()
     for concept, mask in background.objects:
         visible = mask & bare

@@ -158,12 +158,7 @@ class PhotoView(SceneView):
         return self._sure(super().extreme_size(among, largest=largest), among)
 
     def index_in_row(self, item: ViewedObject, group: Sequence[ViewedObject]) -> int | None:
-        """How many of a group lie left of one of them; None where a neighbour is too close.
-
-        Args:
-            item: one of the group.
-            group: in any order.
-        """
+        """How many of a group lie left of one of them; None where a neighbour is too close."""
         if any(not self.is_clear(one) for one in group):
             return None
         offsets = [one.center[0] - item.center[0] for one in group if one is not item]

@@ -135,10 +135,6 @@ def concept_of_phrase(label: str, knowledge: Knowledge) -> str | None:
     Names, synonyms and plurals are compared word by word and without case. Where a phrase holds
     several, the last one counts, and of those that end there the longest: "the hot dog" is no dog.
 
-    Args:
-        label: the phrase, as an answer holds it.
-        knowledge: the tables to read it with.
-
     Returns:
         The concept's key, or None where the phrase names nothing in the table.
     """

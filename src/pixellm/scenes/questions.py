@@ -226,10 +226,6 @@ def check_weights(
 ) -> None:
     """Refuses weights of kinds that can't be asked by.
 
-    Args:
-        weights: how often each kind is tried.
-        known: the kinds that there are.
-
     Raises:
         ValueError: no table of weights, an unknown kind, a negative weight, or nothing to ask.
     """

@@ -57,13 +57,7 @@ class Scene:
 
 
 def measure_object(concept: str, mask: BoolMask, encoded: RLE) -> SceneObject:
-    """An object from its mask.
-
-    Args:
-        concept: what it is.
-        mask: (H, W), with at least one pixel.
-        encoded: the same mask.
-    """
+    """An object from its (H, W) mask, of a pixel at least, and the same encoded."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, left = int(rows[0]), int(columns[0])
     inside = mask[top : rows[-1] + 1, left : columns[-1] + 1]

@@ -177,12 +177,7 @@ class SceneView:
         return [item for item in self.objects if use in item.concept.uses]
 
     def surely_lacks(self, kind: str, key: str) -> bool:
-        """Whether nothing at all is of a category, or serves a use.
-
-        Args:
-            kind: "category" or "use".
-            key: its row.
-        """
+        """Whether nothing at all is of the category, or serves the use, that ``key`` names."""
         present = self.in_category(key) if kind == "category" else self.serving(key)
         return not present and f"{kind}:{key}" not in self.ambiguous
 

@@ -115,16 +115,7 @@ def write_checkpoint(
     save_model: Callable[[Path], None],
     keep_last: int,
 ) -> Path:
-    """Write one checkpoint into the run's `checkpoints`, and remove those that are too old.
-
-    Args:
-        folder: the run's `checkpoints`.
-        state: position in the run.
-        trainer: weights, optimizer, average and random states.
-        config_yaml: resolved recipe.
-        save_model: writes the model in the standard format into a folder.
-        keep_last: how many checkpoints stay.
-    """
+    """Write one checkpoint into the run's `checkpoints`, and remove those that are too old."""
     final = folder / _name_of(state)
 
     def write(partial: Path) -> None:

@@ -158,13 +158,7 @@ def choice_loss_sum(
 
 
 def _one_loss_sum(logits: Tensor, number: Tensor, has_rivals: Tensor) -> Tensor:
-    """Cross-entropy of whether a target is one of several; the only one of its kind tells nothing.
-
-    Args:
-        logits: (M,) that it is one instance.
-        number: (M,) objects that belong to it.
-        has_rivals: (M,) whether there are others of its kind.
-    """
+    """Cross-entropy of (M,) logits that a target is one; the only one of its kind tells nothing."""
     is_one = (number == 1) & has_rivals
     decided = is_one | ((number > 1) & ~has_rivals)
     entropy = F.binary_cross_entropy_with_logits(logits, is_one.float(), reduction="none")

@@ -88,12 +88,6 @@ def _part_of(name: str) -> str:
 def learning_rate_factor(step: int, steps: int, warmup_steps: int, decay_fraction: float) -> float:
     """Trapezoid: linear rise, constant, linear fall to 0 at the end of the stage.
 
-    Args:
-        step: steps done so far in the stage, from 0.
-        steps: length of the stage.
-        warmup_steps: length of the rise.
-        decay_fraction: share of `steps` over which the rate falls.
-
     Returns:
         Factor in (0, 1] for the step about to be made.
     """

@@ -55,13 +55,8 @@ def set_up_model(
 ) -> RunModel:
     """Build or load the model of a run.
 
-    Weights that a checkpoint holds in full precision are filled in by the caller.
-
-    Args:
-        config: the recipe.
-        checkpoint: folder of the checkpoint that the run goes on from.
-        texts: what a new tokenizer is trained on; read only where there is none yet.
-        is_main: whether this process writes.
+    Weights that a checkpoint holds in full precision are filled in by the caller. ``texts`` train
+    a new tokenizer; they are read only where there is none yet.
     """
     if config.has_adapters:
         run_model = _set_up_with_adapters(config, texts, is_main=is_main)
