@@ -116,6 +116,7 @@ def test_what_is_wrong_is_listed_and_its_class_is_not_asked_for(tmp_path: Path) 
         shape("dog", [[1, 1]], "point"),
         shape("", CUP),
         shape("__ignore__", CUP),
+        shape("Background", CUP),
         shape("far", rectangle(90, 90, 95, 95)),
         shape("nose", [[3, 3]], "point"),
         shape("wire", [[3, 3], [9, 9]], "linestrip"),
@@ -125,9 +126,9 @@ def test_what_is_wrong_is_listed_and_its_class_is_not_asked_for(tmp_path: Path) 
     reader = LabelMe(tmp_path)
     assert reader.class_names == ("cup", "dog", "far", "cat"), "points and lines make no class"
     found = {(bad.file.name, bad.row): bad.reason for bad in reader.check()}
-    assert found.keys() == {("2.json", "")} | {("a.json", f"shape {n}") for n in range(2, 9)}
-    assert "has no area" in found["a.json", "shape 6"]
-    assert "far outside" in found["a.json", "shape 8"]
+    assert found.keys() == {("2.json", "")} | {("a.json", f"shape {n}") for n in range(2, 10)}
+    assert "has no area" in found["a.json", "shape 7"]
+    assert "far outside" in found["a.json", "shape 9"]
     assert masks_of(tmp_path).keys() == {"cup"}
 
 

@@ -25,9 +25,21 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("name", FILES)
+COMMANDS = {
+    "data check": ("data", "check", "set"),
+    "data preview": ("data", "preview", "coco", "--data", "set", "--out", "look"),
+    "eval": ("eval", "coco", "--data", "set", "--model", "no-such-model"),
+    "predict": ("predict", "coco", "--data", "set", "--model", "no-such-model"),
+    "data questions": ("data", "questions", "--benchmark", "photos", "--data", "set", "--out", "a"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [*((name, "data check") for name in FILES), *(("label studio", one) for one in COMMANDS)],
+)
 def test_each_command_says_what_a_folder_is(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     files, sentence = FILES[name]
@@ -36,20 +48,9 @@ def test_each_command_says_what_a_folder_is(
         (tmp_path / "set" / path).write_text(content)
     (tmp_path / "set/images").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "set/images/a.jpg")
-    model = ("--model", "no-such-model")
-    for command in (
-        ("data", "check", "set"),
-        ("data", "preview", "coco", "--data", "set", "--out", "look"),
-        ("eval", "coco", "--data", "set", *model),
-        ("predict", "coco", "--data", "set", *model),
-        ("data", "questions", "--benchmark", "photos", "--data", "set", "--out", "asked"),
-    ):
-        result = CliRunner().invoke(app, list(command))
-        assert result.exit_code == 2, (command, result.output)
-        assert sentence in result.stderr and result.stderr.count("\n") == 1, (
-            command,
-            result.stderr,
-        )
+    result = CliRunner().invoke(app, list(COMMANDS[command]))
+    assert result.exit_code == 2, result.output
+    assert sentence in result.stderr and result.stderr.count("\n") == 1, result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 

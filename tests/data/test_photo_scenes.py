@@ -51,7 +51,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_crowds_are_among_the_objects_and_never_asked_for(root: Path) -> None:
     data = PhotoScenes(root, long_side=96)
-    samples = [sample for index in range(60) for sample in data[index]]
+    samples = [sample for index in range(40) for sample in data[index]]
     crowds = [s for s in samples if "person" in {one.name for one in s.objects}]
     assert crowds, "some whole photo shows the crowd"
     for sample in samples:
@@ -78,7 +78,7 @@ def is_colour(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 def test_masks_cover_what_is_seen_of_each_object(root: Path) -> None:
     data = PhotoScenes(root, long_side=256)
     checked = 0
-    for index in range(40):
+    for index in range(25):
         scene = data.scene(index)
         for one in scene.objects:
             mask = decode_mask(one.mask)
@@ -92,7 +92,7 @@ def test_masks_cover_what_is_seen_of_each_object(root: Path) -> None:
             assert one.center == pytest.approx((columns.mean(), rows.mean()))
             assert one.box[:2] == (columns.min(), rows.min())
         assert not any(one.concept == "person" for one in scene.objects)
-    assert checked > 50
+    assert checked > 30
 
 
 def test_a_pasted_object_hides_what_lies_below_and_no_pixel_is_claimed_twice() -> None:
@@ -116,15 +116,6 @@ def test_a_pasted_object_hides_what_lies_below_and_no_pixel_is_claimed_twice() -
     assert hidden > 5
 
 
-def test_the_edge_of_a_cutout_is_soft() -> None:
-    dog = cut_out("dog", np.full((*SIZE, 3), RED, np.uint8), mask_of(20, 30, 60))
-    alpha = np.asarray(dog.levels[0])[..., 3]
-    row = alpha[alpha.shape[0] // 2]
-    assert row.max() == 255 and row[0] == 0
-    assert 2 <= np.count_nonzero((row > 0) & (row < 255)) <= 8
-    assert len(dog.levels) > 1
-
-
 def test_a_number_gives_the_same_image_in_any_order_and_process(root: Path) -> None:
     first, second = PhotoScenes(root, seed=5), PhotoScenes(root, seed=5)
     for index in (7, 2000, 3):
@@ -142,13 +133,13 @@ def test_a_number_gives_the_same_image_in_any_order_and_process(root: Path) -> N
 def test_a_crowd_below_is_never_denied(root: Path) -> None:
     data = PhotoScenes(root, kinds={"negative": 1.0, "counting": 1.0}, dialogues_per_image=6)
     seen = 0
-    for index in range(100):
+    for index in range(50):
         if "person" in data.scene(index).uncertain:
             seen += 1
             answers = [turn.answer for one in data[index] for turn in one.turns]
             assert not any("person" in answer for answer in answers)
             assert not any("people" in turn.question for one in data[index] for turn in one.turns)
-    assert seen > 5
+    assert seen > 2
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from pixellm.masks import decode_mask
 from pixellm.types import SEG_MARK, Turn
 
 SIZE = (200, 300)
-CATEGORIES = (
+CATEGORIES = [
     "person",
     "dog",
     "cat",
@@ -36,7 +37,7 @@ CATEGORIES = (
     "knife",
     "tv",
     "bus",
-)
+]
 PICKED = ("left", "right", "top", "bottom", "middle", "largest", "smallest", "nth")
 INSTANCES = "annotations/instances_train.json"
 
@@ -69,9 +70,9 @@ def ask_kind(
 ) -> list[Turn]:
     """All last turns of a kind about the first photo, over many seeds, that ask about something."""
     turns = []
+    data = Photos(root, kinds={kind: 1.0}, dialogues_per_image=4, **options)
     for seed in range(seeds):
-        data = Photos(root, seed=seed, kinds={kind: 1.0}, dialogues_per_image=4, **options)
-        turns += [sample.turns[-1] for sample in data[0]]
+        turns += [sample.turns[-1] for sample in data.item(0, random.Random(seed))]
     kinds = {*PICKED} if kind == "pick" else {kind}
     return [t for t in turns if t.kind in kinds and re.search(about, t.question.lower())]
 
@@ -172,7 +173,7 @@ def test_of_two_that_touch_an_object_none_is_nearest(photos_root: WriteFile) -> 
 
 
 def test_a_category_of_one_letter_can_be_asked_for(photos_root: WriteFile) -> None:
-    turns = ask_kind(photos_root([("x", 10, 10, 90, 90)], names=("x",)), "every")
+    turns = ask_kind(photos_root([("x", 10, 10, 90, 90)], names=("x",)), "every", seeds=120)
     assert any(turn.question.lower() == "x" for turn in turns)
 
 
@@ -181,7 +182,7 @@ def test_a_crowd_is_neither_denied_nor_counted_nor_asked_for(photos_root: WriteF
     root = photos_root(people, crowds=[1])
     for kind in ("every", "pick", "counting", "negative", "plain", "several", "choice"):
         for turn in ask_kind(root, kind, seeds=15):
-            assert not re.search(r"\bperson|people|human", turn.answer), (kind, turn)
+            assert not re.search(r"\bperson|(?<!lot of )people|human", turn.answer), (kind, turn)
     assert not ask_kind(root, "half")
 
 
@@ -254,8 +255,9 @@ def test_names_that_no_table_holds_are_asked_for_and_nothing_is_claimed_of_them(
 def test_a_mirrored_view_says_left_of_what_is_left_there(photos_root: WriteFile) -> None:
     root = photos_root([("dog", 10, 80, 60, 120), ("dog", 230, 60, 290, 140)])
     seen = set()
+    data = Photos(root, kinds={"pick": 1.0}, augment=True)
     for seed in range(30):
-        for sample in Photos(root, seed=seed, kinds={"pick": 1.0}, augment=True)[0]:
+        for sample in data.item(0, random.Random(seed)):
             middles = [np.nonzero(decode_mask(one.mask))[1].mean() for one in sample.objects]
             for turn in sample.turns:
                 if turn.kind in ("left", "right"):
@@ -283,23 +285,15 @@ def test_exchanged_names_are_used_for_all_and_told_with_the_sample(
     (plain, *_) = Photos(root, kinds={"naming": 1.0, "every": 1.0})[0]
     assert plain.renamed is None
     named = set()
+    data = Photos(root, kinds={"naming": 1.0, "every": 1.0}, exchange=1.0)
     for seed in range(20):
-        data = Photos(root, seed=seed, kinds={"naming": 1.0, "every": 1.0}, exchange=1.0)
-        for sample in data[0]:
+        for sample in data.item(0, random.Random(seed)):
             assert sample.renamed is not None
             assert sorted(sample.renamed) == sorted(sample.renamed.values())
             shown = {sample.renamed["dog"], sample.renamed["car"]}
             assert {target.name.lower() for target in sample.objects} <= shown
             named |= {target.name for turn in sample.turns for target in turn.targets}
     assert len(named) > 2  # dogs and cars go by other names
-
-
-def test_cocos_own_layout_is_found(photos_root: WriteFile) -> None:
-    root = photos_root(DOGS)
-    (root / "train").rename(root / "train2017")
-    (root / INSTANCES).rename(root / "annotations/instances_train2017.json")
-    (sample, *_) = Photos(root)[0]
-    assert sample.image == root / "train2017" / "0.png"
 
 
 def test_people_are_called_as_captions_agree(photos_root: WriteFile) -> None:
@@ -317,10 +311,10 @@ def test_people_are_called_as_captions_agree(photos_root: WriteFile) -> None:
     captions = [{"image_id": n, "caption": text} for n, all_of in texts.items() for text in all_of]
     write_json(root / "annotations" / "captions_train.json", {"annotations": captions})
     asked: dict[int, set[str]] = {number: set() for number in texts}
+    data = Photos(root, kinds={"every": 1.0, "pick": 1.0})
     for seed in range(60):
-        data = Photos(root, seed=seed, kinds={"every": 1.0, "pick": 1.0})
         for item in range(4):
-            for sample in data.item(item):
+            for sample in data.item(item, random.Random(seed)):
                 words = re.findall(r"[a-z]+", sample.turns[0].question.lower())
                 asked[item] |= {"man", "men", "guy", "guys", "woman", "women", "lady"} & {*words}
                 assert "person" in sample.turns[0].answer or sample.turns[0].kind != "every"
@@ -346,7 +340,7 @@ def test_evaluation_asks_each_photo_everything_the_same_for_every_seed(
     assert {"every", "left", "right", "largest", "use", "absent", "unknown", "open"} <= {*kinds}
     assert kinds["every"] == 3 and kinds["left"] == 1
     assert {one.source for one in first} == {"", "val2017"}
-    trained = {t.question for seed in range(30) for t in ask_kind(root, "unknown", seeds=1)}
+    trained = {turn.question for turn in ask_kind(root, "unknown", seeds=30)}
     tested = {one.turns[0].question for one in first if one.turns[0].kind == "unknown"}
     assert not trained & tested
 

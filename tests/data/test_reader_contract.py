@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from refer_layouts import all_turns, coco_set, refs_of, write_refer
 
-from pixellm.data.dataset import BadRow, Dataset
+from pixellm.data.dataset import Dataset
 from pixellm.data.lazy import Lazy
 from pixellm.data.registry import READERS, open_reader, reader_class
-from pixellm.training.config import DataSource, Stage, load_config
-from pixellm.training.stream import DATASETS, Mixture, batch_stream, build_sources
+from pixellm.training.config import load_config
+from pixellm.training.stream import Mixture, build_sources
 from pixellm.types import Sample, Turn
 
 
@@ -43,11 +43,6 @@ def test_lazy_samples_build_only_what_is_asked_for() -> None:
         samples[5]
 
 
-def test_a_bad_row_reads_as_a_line() -> None:
-    assert str(BadRow(Path("a.json"), "entry 3", "No.")) == "a.json, entry 3: No."
-    assert str(BadRow(Path("a.jpg"), "", "Gone.")) == "a.jpg: Gone."
-
-
 @pytest.mark.parametrize("name", list(READERS))
 def test_every_registered_reader_keeps_its_word(name: str, tmp_path: Path) -> None:
     reader = reader_class(name)
@@ -60,15 +55,6 @@ def test_every_registered_reader_keeps_its_word(name: str, tmp_path: Path) -> No
         with pytest.raises(FileNotFoundError, match="which is missing; ") as caught:
             open_reader(name, tmp_path, split)
         assert reader.obtain in str(caught.value)
-
-
-def test_recipes_name_readers(root: Path) -> None:
-    assert READERS.items() <= DATASETS.items()
-    source = DataSource(name="refcoco", args={"root": str(root), "split": "train", "per_item": 1})
-    stage = Stage(name="joint", steps=1, batch_size=1)
-    (reader,) = build_sources([source], stage)
-    assert isinstance(reader, Dataset)
-    assert len(reader) == 16
 
 
 @pytest.mark.parametrize("recipe", ["pixellm_7b.yaml", "pixellm_13b.yaml"])
@@ -104,21 +90,3 @@ def test_a_mixture_takes_a_readers_epochs_one_after_the_other(root: Path) -> Non
         found = [mixture[epoch * count + i] for i in range(count)]
         assert found == [reader.dialogues(i, epoch) for i in range(count)]
     assert all_turns(reader, 1) != all_turns(reader, 2)
-
-
-def test_workers_and_ranks_share_an_epoch_without_repeats(root: Path) -> None:
-    reader = open_reader("refcoco", root, "train", per_item=1)
-    seen = []
-    for rank in (0, 1):
-        batches = batch_stream(
-            Mixture([reader], [1.0]),
-            lambda rows: {"ids": [sample.id for row in rows for sample in row]},
-            start=0,
-            batch_size=2,
-            num_batches=4,
-            rank=rank,
-            num_processes=2,
-            num_workers=2,
-        )
-        seen += [identity for batch in batches for identity in batch["ids"]]
-    assert len(seen) == len(set(seen)) == len(reader) == 16

@@ -173,7 +173,7 @@ def test_known_reasons_are_told_when_asked_for_and_only_then(root: Path) -> None
         ({"shapes": [_shape("target", (0, 1e9))]}, "far outside"),
         ({"shapes": [_shape("target")]}, "no list of points"),
         ({"text": []}, "no text"),
-        ({"text": {}}, "no text"),
+        *(({"text": text}, "no text") for text in ({}, {"a": 1}, 5, True, None, [["x"]])),
         ({"text": [None]}, "no text but None"),
         ({"text": ["a\ud83d"]}, "half a character"),
         ({"text": [f"x {SEG_MARK}"]}, "holds {seg}"),

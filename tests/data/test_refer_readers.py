@@ -302,12 +302,6 @@ def test_splits_of_refclef_share_entries(marked: str, belongs: set[str]) -> None
     assert {split for split in splits if is_in_split(split, marked)} == belongs
 
 
-def test_missing_expressions_are_named(refcoco: Path) -> None:
-    (refcoco / "refer_seg/refcoco/refs(unc).p").unlink()
-    with pytest.raises(FileNotFoundError, match=r"refs\(unc\).p"):
-        open_reader("refcoco", refcoco, "val")
-
-
 @pytest.mark.parametrize(
     ("name", "split", "options", "words"),
     [

@@ -94,22 +94,22 @@ def test_seeds_and_splits_share_no_image_and_no_dialogue():
     count = 0
     for split in DRAWN_SPLITS:
         for seed in (0, 1):
-            for samples in ScenesDataset(split, seed, 6):
+            for samples in ScenesDataset(split, seed, 2, long_side=128):
                 images.add(samples[0].image.tobytes())
                 count += 1
     assert len(images) == count
 
 
-@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("split", ["train", "test"])
 def test_held_out_pairs_are_never_asked_outside_their_split(split):
-    pairs = asked_pairs(split, 30, dialogues_per_image=8)
-    assert len(pairs) > 150
+    pairs = asked_pairs(split, 25, dialogues_per_image=8)
+    assert len(pairs) > 120
     assert not {pair for pair in pairs if is_held_out(*pair)}
 
 
 def test_the_combination_split_asks_held_out_pairs_only():
-    pairs = asked_pairs("test_combination", 40)
-    assert len(pairs) > 30
+    pairs = asked_pairs("test_combination", 25)
+    assert len(pairs) > 18
     assert {pair for pair in pairs if not is_held_out(*pair)} == set()
     assert len({kind for _, kind in pairs}) >= 6
 
@@ -145,25 +145,16 @@ def test_numbers_kinds_and_sizes_are_as_asked():
         assert kinds <= {"naming", "counting"}
 
 
-def test_the_scene_of_an_item_is_its_image():
-    data = ScenesDataset("train", length=5)
-    for index, samples in enumerate(data):
-        assert np.array_equal(data.scene(index).image, samples[0].image)
-
-
 def test_a_style_draws_only_what_it_has_and_asks_no_colours_of_it(few_stickers):
-    data = ScenesDataset("test_style", length=40, dialogues_per_image=6, kinds={"plain": 1.0})
+    data = ScenesDataset("test_style", length=20, dialogues_per_image=6, kinds={"plain": 1.0})
     questions = []
     for samples in data:
         assert {KEY_OF_NAME[target.name] for target in samples[0].objects} <= few_stickers
         questions += [turn.question for sample in samples for turn in sample.turns]
-    assert len(questions) > 60
+    assert len(questions) > 30
     assert not [question for question in questions if "color" in question.lower()]
-
-
-def test_training_does_ask_for_colours():
-    data = ScenesDataset("train", length=40, dialogues_per_image=6, kinds={"plain": 1.0})
-    turns = (turn for samples in data for one in samples for turn in one.turns)
+    drawn = ScenesDataset("train", length=20, dialogues_per_image=6, kinds={"plain": 1.0})
+    turns = [turn for samples in drawn for one in samples for turn in one.turns]
     assert any("color" in turn.question.lower() for turn in turns)
 
 

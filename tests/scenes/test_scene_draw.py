@@ -84,7 +84,7 @@ def compose(background, laid):
     return image, [top_of == number for number in range(len(laid))], full
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(5))
 def test_image_and_masks_equal_an_independent_composition(seed, laid, monkeypatch):
     backgrounds = []
 
@@ -120,8 +120,9 @@ def test_the_mask_of_a_lone_sticker_is_where_it_hides_half_of_the_background(cod
 def test_masks_are_disjoint_and_measures_agree_with_them():
     rng = np.random.default_rng(0)
     style = artwork.load_style("openmoji")
-    for _ in range(25):
+    for _ in range(10):
         size = choose_size(rng, 192)
+        assert max(size) == 192 and min(size) >= 108
         scene = draw_scene(rng, choose_concepts(rng, CONCEPTS, 5), style, size=size)
         assert scene.size == size
         masks = np.stack([decode_mask(one.mask) for one in scene.objects])
@@ -132,26 +133,6 @@ def test_masks_are_disjoint_and_measures_agree_with_them():
             assert one.box == mask_to_box(mask)
             assert one.area == len(rows)
             assert one.center == pytest.approx((columns.mean(), rows.mean()))
-
-
-def test_sticker_sizes_follow_the_short_side(laid):
-    rng = np.random.default_rng(1)
-    for _ in range(60):
-        draw_scene(rng, [shape("disc"), shape("disc")], Shapes(), size=(200, 300))
-    sides = [max(alpha.shape) / 200 for _, alpha, _, _ in laid]
-    assert 0.17 <= min(sides) < 0.22
-    assert 0.37 < max(sides) <= 0.44
-
-
-def test_the_same_generator_draws_the_same_scene_and_another_does_not():
-    style = artwork.load_style("openmoji")
-    scenes = [
-        draw_scene(np.random.default_rng(seed), CONCEPTS[:4], style, size=(96, 96))
-        for seed in (5, 5, 6)
-    ]
-    assert np.array_equal(scenes[0].image, scenes[1].image)
-    assert scenes[0].objects == scenes[1].objects
-    assert not np.array_equal(scenes[0].image, scenes[2].image)
 
 
 def test_too_many_stickers_are_refused_in_one_sentence():
@@ -182,13 +163,6 @@ def test_included_concepts_are_drawn_and_are_the_ones_repeated():
         assert {key for key in keys if keys.count(key) > 1} <= {wanted[0].key}
 
 
-def test_sizes_are_mostly_square_and_never_longer_than_asked():
-    rng = np.random.default_rng(0)
-    sizes = [choose_size(rng, 256) for _ in range(500)]
-    assert all(max(size) == 256 and min(size) >= 144 for size in sizes)
-    assert sum(size == (256, 256) for size in sizes) / 500 == pytest.approx(0.7, abs=0.07)
-
-
 @pytest.mark.parametrize("size", [(256, 256), (40, 600), (600, 40), (1, 1)])
 def test_backgrounds_fill_any_size_and_vary(size):
     rng = np.random.default_rng(2)
@@ -217,23 +191,14 @@ def test_codes_are_found_with_or_without_the_variation_selector(tmp_path):
         style.render("1F34F")
 
 
-def test_a_wholly_transparent_sticker_is_refused():
+def test_artwork_that_can_not_be_had_is_told_in_one_sentence(tmp_path, monkeypatch, fresh_styles):
     with pytest.raises(ValueError, match="wholly transparent"):
         artwork.trim_sticker(Image.new("RGBA", (10, 10)))
-
-
-def test_an_unknown_style_is_named_with_the_known_ones(fresh_styles):
     with pytest.raises(ValueError, match=r"'crayon'; choose one of openmoji, fluent3d"):
         artwork.load_style("crayon")
-
-
-def test_a_style_not_fetched_says_how_to_get_it(tmp_path, monkeypatch, fresh_styles):
     monkeypatch.setenv(artwork.STICKERS_DIR_VARIABLE, str(tmp_path))
     with pytest.raises(FileNotFoundError, match="npm pack @lobehub/fluent-emoji-3d"):
         artwork.load_style("fluent3d")
-
-
-def test_the_missing_extra_is_named(monkeypatch, fresh_styles):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     with pytest.raises(ImportError, match=r"pip install 'pixellm\[scenes\]'"):
         artwork.load_style("openmoji")

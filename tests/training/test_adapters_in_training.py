@@ -202,7 +202,7 @@ def test_a_run_writes_adapters_that_load_merge_and_resume_to_the_bit(
     stages = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
     rows = {row["module"]: row for row in stages[0]["groups"]}
     assert rows["model.language_model"]["optimizer"] == "frozen"
-    assert rows["model.language_model (LoRA)"]["parameters"] == 2 * 2 * 2 * 16
+    assert rows["model.language_model (LoRA)"]["parameters"] == 2 * 2 * 2 * 64
     assert rows["model.language_model (added token rows)"]["optimizer"] == "adamw"
 
     loaded, processor = load_model_and_processor(run)

@@ -46,23 +46,6 @@ def test_features_and_embeddings_are_read_with_the_same_weights() -> None:
     assert head.read_targets(embeddings, torch.tensor([1, 3, -100])).item() > 1
 
 
-def test_features_of_every_scale_count_the_same() -> None:
-    torch.manual_seed(0)
-    head = FeatureClassHead(num_scales=2, size=4, num_classes=3)
-    features = [torch.randn(1, 4, 1, 1), torch.randn(1, 4, 2, 2)]
-    classes = torch.tensor([[[0, 1], [2, -100]]])
-    alone = [one([maps], classes) for one, maps in zip(_halves(head), features, strict=True)]
-    torch.testing.assert_close(head(features, classes), torch.stack(alone).mean())
-
-
-def _halves(head: FeatureClassHead) -> list[FeatureClassHead]:
-    """One head for each scale of a head, with its weights."""
-    halves = [FeatureClassHead(1, 4, 3) for _ in head.patch_heads]
-    for half, patch_head in zip(halves, head.patch_heads, strict=True):
-        half.patch_heads[0].load_state_dict(patch_head.state_dict())
-    return halves
-
-
 def test_reaches_are_counted_in_cells_from_the_centre_of_each_pixels_cell() -> None:
     head = PatchBoxHead(2)
     torch.nn.init.zeros_(head.reader.weight)
@@ -73,18 +56,3 @@ def test_reaches_are_counted_in_cells_from_the_centre_of_each_pixels_cell() -> N
     # In its left cell all is as read; the right one reaches 1.5 to the left and 0.5 to the right.
     assert head(features, boxes).item() == 4 * (1.0 + 1.0) / 4
     assert head(features, torch.full_like(boxes, -1.0)).item() == 0
-
-
-def test_the_place_of_a_thing_can_be_read_off_cells_that_hold_it() -> None:
-    torch.manual_seed(0)
-    head = PatchBoxHead(4)
-    boxes = torch.zeros(1, 6, 6, 4) + torch.tensor([0.0, 1 / 3, 2 / 3, 1.0])
-    centres = (torch.arange(3) + 0.5).expand(3, 3)
-    features = torch.stack([centres, centres.T, torch.ones(3, 3), torch.zeros(3, 3)])[None]
-    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
-    for _ in range(400):
-        optimizer.zero_grad()
-        loss = head(features, boxes) / 36
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.05

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 import pixellm
 from pixellm.checkpoint.build import build_model
 from pixellm.cli.main import app
-from pixellm.training import plan as planning
 from pixellm.training import stream
 from pixellm.training.config import load_config, parse_config
 from pixellm.training.memory import kept_bytes
 from pixellm.training.plan import plan_run
+from pixellm.training.trainer import train
 
 RECIPES = Path(pixellm.__file__).parent / "recipes"
 
@@ -139,53 +139,22 @@ def test_activations_are_counted_once_and_without_weights() -> None:
     assert kept_bytes(lambda: module(inputs), module) == 4 * (3 * 8 + 3 * 16)
 
 
-def test_a_tracker_that_is_not_installed_is_refused_by_name(
+def test_what_a_run_lacks_is_found_before_its_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pixellm.training.distribution import build_accelerator
-
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    config = parse_config({**real_config(tmp_path).model_dump(), "trackers": ["wandb"]})
-    with pytest.raises(ValueError, match="'wandb' is not installed; run: pip install wandb"):
-        build_accelerator(config)
-
-
-def test_a_mistake_in_the_data_of_a_later_stage_is_found_before_the_first(tmp_path: Path) -> None:
-    from pixellm.training.trainer import train
-
     raw = real_config(tmp_path).model_dump(mode="json")
-    raw["stages"].append({**raw["stages"][-1], "name": "late", "data_args": {"dialogues": 2}})
-    config = parse_config(raw)
+    late = {**raw["stages"][-1], "name": "late", "data_args": {"dialogues": 2}}
+    config = parse_config(raw | {"stages": [*raw["stages"], late]})
     for begin in (plan_run, train):
         with pytest.raises(ValueError, match="unexpected keyword argument 'dialogues'"):
             begin(config)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="'wandb' is not installed; run: pip install wandb"):
+        train(parse_config(raw | {"trackers": ["wandb"]}))
     assert not list(tmp_path.rglob("checkpoints"))
 
 
-def test_stages_with_the_same_data_open_them_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened = []
-    build = planning.build_source
-
-    def count(source: Any, changes: Any = None) -> Any:
-        opened.append(changes)
-        return build(source, changes)
-
-    monkeypatch.setattr(planning, "build_source", count)
-    stage = real_config(tmp_path).stages[-1].model_dump() | {
-        "data_args": {"dialogues_per_image": 1}
-    }
-    changed(tmp_path, stages=[{**stage, "name": name} for name in ("one", "two", "three")])
-    assert opened == [{}, {"dialogues_per_image": 1}]
-
-
-@pytest.mark.parametrize("recipe", sorted((RECIPES / "ablation").glob("*.yaml")), ids=str)
-def test_recipes_of_ablations_can_be_planned(recipe: Path) -> None:
-    plan = plan_run(load_config(recipe))
+@pytest.mark.parametrize("name", ["base", "scales_3", "single_token"])
+def test_recipes_whose_models_differ_can_be_planned(name: str) -> None:
+    plan = plan_run(load_config(f"ablation/{name}"))
     assert plan.num_parameters and plan.stages and not plan.problems
-
-
-def test_the_embedded_models_recipe_can_be_planned() -> None:
-    plan = plan_run(load_config("nano_scenes"))
-    assert plan.num_parameters and len(plan.stages) > 1

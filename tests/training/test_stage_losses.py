@@ -95,28 +95,15 @@ def test_a_loss_whose_head_is_missing_is_refused_by_name(
         objective(batch, weights, COUNTS)
 
 
-def test_a_stage_of_words_alone_touches_nothing_of_targets(
-    objective_and_batch: tuple[Objective, dict[str, Any]],
-) -> None:
-    objective, batch = objective_and_batch
-    losses = objective(batch, LossWeights(text=1, mask=0, dice=0), COUNTS)
-    losses["total"].backward()
-    assert "target_class" not in losses
-    assert objective.model.model.codebook.text_projection[0].weight.grad is None
-
-
 def test_targets_are_looked_for_in_the_next_image_unless_it_shows_their_class() -> None:
     patch_classes = torch.tensor([[[0, 1], [2, 2]], [[0, 1], [0, -100]], [[3, 0], [0, 0]]])
     rows = torch.tensor([0, 0, 1, 2, 2, 2])
     classes = torch.tensor([1, 2, 1, 3, 1, -100])
-    places, others = find_absent(rows, classes, patch_classes)
-    assert places.tolist() == [1, 2, 3]  # image 1 shows a 1, as image 0 does
+    indices, others = find_absent(rows, classes, patch_classes)
+    assert indices.tolist() == [1, 2, 3]  # image 1 shows a 1, as image 0 does
     assert others.tolist() == [1, 2, 0]
-
-
-def test_an_image_alone_lacks_nothing_not_even_what_its_map_is_too_coarse_for() -> None:
-    places, _ = find_absent(torch.tensor([0, 0]), torch.tensor([2, 3]), torch.tensor([[[0, 2]]]))
-    assert places.tolist() == []
+    alone, _ = find_absent(torch.tensor([0, 0]), torch.tensor([2, 3]), torch.tensor([[[0, 2]]]))
+    assert alone.tolist() == []  # not even what the map is too coarse for
 
 
 def test_the_loss_of_an_empty_mask_is_the_mean_over_known_pixels() -> None:
@@ -165,16 +152,12 @@ def test_losses_come_in_one_order_and_those_without_targets_are_zero(
     assert full["absent"] == 0  # one image lacks nothing
     sample = square_sample()
     words = replace(sample, turns=(Turn("Why?", "No."),))
-    silent = Collator(objective_processor(), 16, ("red square", "blue square"))([[words]])
+    processor = build_model(tiny_parts(), texts=tiny_texts())[1]
+    silent = Collator(processor, 16, ("red square", "blue square"))([[words]])
     del silent["sample_ids"]
     empty = objective(silent, weights, COUNTS)
     assert list(empty) == list(full) == [*(n for n in LOSS_NAMES if getattr(weights, n)), "total"]
     assert empty["target_class"] == empty["absent"] == 0
-
-
-def objective_processor() -> Any:
-    """The processor of the tiny model."""
-    return build_model(tiny_parts(), texts=tiny_texts())[1]
 
 
 def test_absence_needs_another_image() -> None:

@@ -66,6 +66,8 @@ def test_bad_overrides_name_the_key(recipe: Path, override: str, message: str) -
 
 
 def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="key 'model' is missing"):
+        parse_config({key: value for key, value in MINIMAL.items() if key != "model"})
     with pytest.raises(FileNotFoundError, match="No recipe"):
         load_config(tmp_path / "missing.yaml")
     for name in ("", ".", tmp_path):
@@ -91,18 +93,13 @@ def test_bad_files(tmp_path: Path) -> None:
         ({"model": {"checkpoint": "a", "min_mask_score": None}}, "it must lie in 0 to 1"),
         ({"model": {"checkpoint": "a", "target_refinement_alpha": 0.5}}, "must be at least 1"),
         ({"model": {"checkpoint": "a", "vision_weights": ""}}, "names a directory"),
+        ({"stages": MINIMAL["stages"] * 2}, "different names"),
+        *(({"name": name}, "name") for name in ("..", ".", "a/b", ".hidden", "")),
     ],
 )
-def test_what_stands_beside_a_checkpoint(changes: dict[str, object], message: str) -> None:
+def test_settings_that_do_not_fit_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_config({**MINIMAL, **changes})
-
-
-def test_missing_key_and_equal_stage_names() -> None:
-    with pytest.raises(ValueError, match="key 'model' is missing"):
-        parse_config({key: value for key, value in MINIMAL.items() if key != "model"})
-    with pytest.raises(ValueError, match="different names"):
-        parse_config({**MINIMAL, "stages": MINIMAL["stages"] * 2})
 
 
 RECIPES = Path(__file__).parents[2] / "src/pixellm/recipes"
@@ -117,14 +114,8 @@ def test_bundled_recipes_are_found_by_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_config(name).name == Path(name).stem
-
-
-def test_a_file_goes_before_a_bundled_recipe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
     Path("nano").write_text(yaml.safe_dump({**MINIMAL, "name": "mine"}))
-    assert load_config("nano").name == "mine"
+    assert load_config("nano").name == "mine", "a file goes before a bundled recipe"
 
 
 def test_folders_and_names_of_several_recipes(

@@ -24,10 +24,7 @@ def stage(**changes: Any) -> Stage:
 )
 def test_trapezoid_schedule(step: int, expected: float) -> None:
     assert learning_rate_factor(step, 100, 4, 0.4) == pytest.approx(expected)
-
-
-def test_schedule_without_warmup_or_decay_is_constant() -> None:
-    assert {learning_rate_factor(step, 10, 0, 0.0) for step in range(10)} == {1.0}
+    assert learning_rate_factor(step, 100, 0, 0.0) == 1
 
 
 def tiny_parameters() -> dict[str, nn.Parameter]:

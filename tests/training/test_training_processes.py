@@ -23,7 +23,12 @@ HERE = Path(__file__).parent
 def run_script(what: str, folder: Path) -> Path:
     finished = subprocess.run(
         [sys.executable, str(HERE / "forked_runs.py"), what, str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path]),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -54,14 +59,13 @@ def steps_of(run: Path) -> list[dict[str, float]]:
         ("two_long", "one_long"),
         ("sharded", "one"),
         ("sharded_lora", "one_lora"),
-        ("sharded_long", "one_long"),
     ],
 )
 def test_two_processes_give_the_losses_and_gradients_of_one(
     runs: Path, name: str, like: str
 ) -> None:
     ours, expected = steps_of(runs / name / "run"), steps_of(runs / like / "run")
-    assert [step["step"] for step in ours] == [1, 2, 3, 4, 5]
+    assert [step["step"] for step in ours] == [1, 2, 3]
     for step, other in zip(ours, expected, strict=True):
         for value in ("text", "mask", "dice", "patch_class", "total"):
             assert step[value] == pytest.approx(other[value], abs=1e-5), (step["step"], value)
@@ -69,15 +73,15 @@ def test_two_processes_give_the_losses_and_gradients_of_one(
 
 
 def test_samples_that_do_not_fit_are_counted_over_all_processes(runs: Path) -> None:
-    for name in ("one_long", "two_long"):  # twenty images
+    for name in ("one_long", "two_long"):  # twelve images
         steps = steps_of(runs / name / "run")
-        assert sum(step["dropped_rows"] for step in steps) == 4
-        assert sum(step["dropped_turns"] for step in steps) == 8
+        assert sum(step["dropped_rows"] for step in steps) == 2
+        assert sum(step["dropped_turns"] for step in steps) == 4
 
 
 def test_sharded_bf16_gives_about_the_losses_of_one_process(runs: Path) -> None:
     ours, expected = steps_of(runs / "sharded_bf16" / "run"), steps_of(runs / "one_bf16" / "run")
-    assert [step["step"] for step in ours] == [1, 2, 3, 4, 5]
+    assert [step["step"] for step in ours] == [1, 2, 3]
     for step, other in zip(ours, expected, strict=True):
         for value in ("text", "mask", "dice", "patch_class", "total"):
             assert step[value] == pytest.approx(other[value], rel=0.05), (step["step"], value)
@@ -110,7 +114,7 @@ def assert_same_model(model: Any, expected: Any) -> None:
 def test_what_two_processes_save_loads_whole_and_equals_one(runs: Path, name: str) -> None:
     ours, _ = load_model_and_processor(runs / name / "run")
     assert_same_model(ours, load_model_and_processor(runs / "one" / "run")[0])
-    load_model_and_processor(runs / name / "run" / "checkpoints" / "step_00000003")
+    load_model_and_processor(runs / name / "run" / "checkpoints" / "step_00000002")
 
 
 def test_a_sharded_run_keeps_the_best_and_resumes(runs: Path) -> None:

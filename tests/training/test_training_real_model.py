@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import tiny_parts
 from pixellm.checkpoint.io import load_model_and_processor
 from pixellm.masks import encode_mask
 from pixellm.training import stream
@@ -57,40 +58,6 @@ def squares(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def real_config(folder: Path, **changes: Any) -> RunConfig:
-    vision = {
-        "model_type": "clip_vision_model",
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "patch_size": 8,
-        "image_size": 32,
-    }
-    text = {
-        "model_type": "llama",
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-    }
-    settings = {
-        "image_size": 32,
-        "tokens_per_scale": 2,
-        "vision_depths": [-1, -2],
-        "llm_grid": [2, 2],
-        "llm_projector_size": 0,
-        "decoder_size": 16,
-        "decoder_heads": 2,
-        "decoder_mlp_size": 32,
-    }
-    model = {
-        "vision": {"config": vision},
-        "text": {"config": text},
-        "tokenizer": {"vocab_size": 320},
-        "template": "compact",
-        "settings": settings,
-    }
     stages = [
         {
             "name": "encoder",
@@ -112,7 +79,7 @@ def real_config(folder: Path, **changes: Any) -> RunConfig:
     raw = {
         "name": "run",
         "output_dir": str(folder),
-        "model": model,
+        "model": tiny_parts(),
         "data": [{"name": "squares"}],
         "collate": {"mask_size": 16, "max_length": 128},
         "stages": stages,
@@ -150,7 +117,7 @@ def joint(folder: Path, name: str, **changes: Any) -> list[dict[str, Any]]:
 
 def test_joint_training_lowers_every_loss(tmp_path: Path) -> None:
     sizes = {"data_args": {"length": 4}, "batch_size": 4, "accumulation": 1}
-    steps = joint(tmp_path, "run", steps=60, **sizes)
+    steps = joint(tmp_path, "run", steps=30, **sizes)
     for name in ("text", "mask", "dice", "patch_class"):
         assert steps[-1][name] < steps[0][name], name
 
