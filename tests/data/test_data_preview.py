@@ -76,18 +76,10 @@ def test_a_set_is_previewed_by_name_with_its_options(tmp_path):
     assert "cup" in (tmp_path / "look" / "index.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["imagenet"], "no data set 'imagenet'"),
-        (["ade20k"], "ADEChallengeData2016"),
-        (["ade20k", "--split", "dev"], "no split 'dev'"),
-    ],
-)
-def test_bad_input_is_one_sentence_and_writes_nothing(arguments, words, tmp_path):
+def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path):
     out = tmp_path / "look"
-    command = ["data", "preview", *arguments, "--root", str(tmp_path), "--out", str(out)]
-    result = CliRunner().invoke(app, command)
+    command = ["data", "preview", "ade20k", "--split", "dev", "--root", str(tmp_path)]
+    result = CliRunner().invoke(app, [*command, "--out", str(out)])
     assert result.exit_code == 2
-    assert words in result.output
+    assert "no split 'dev'" in result.output
     assert not out.exists()

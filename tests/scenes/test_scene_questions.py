@@ -58,7 +58,7 @@ def turns_of(
     )
 
 
-def targets_by_question(scene: Scene, kind: str, seeds: int = 250) -> dict[str, list[int]]:
+def targets_by_question(scene: Scene, kind: str, seeds: int = 150) -> dict[str, list[int]]:
     """Every single-turn question that comes up, in lower case and bare, to its objects."""
     found = {}
     for seed in range(seeds):
@@ -75,7 +75,7 @@ def numbers_of(turn: Turn) -> list[int]:
 def corpus() -> list[tuple[Scene, tuple[Turn, ...]]]:
     rng = random.Random(11)
     pairs = []
-    for _ in range(600):
+    for _ in range(400):
         scene = random_scene(rng)
         pairs += [(scene, one) for one in compose_dialogues(scene, KNOWLEDGE, rng, 6)]
     return pairs
@@ -221,18 +221,23 @@ def test_places_are_told_in_words_and_what_is_absent_is_nowhere() -> None:
     assert len(told["nowhere"]) > 20 and not told["nowhere"] & {"the apple", "the guitar"}
 
 
-def test_no_half_is_asked_for_when_a_thing_lies_near_the_middle() -> None:
-    scene = scene_of(("apple", 30, 40, 30), ("guitar", 109, 160, 30))
-    questions = " ".join(targets_by_question(scene, "half"))
-    assert "left half" not in questions and "right half" not in questions
-    assert "top half" in questions
-
-
-def test_no_direction_is_asked_for_when_it_is_too_close_to_call() -> None:
-    scene = scene_of(("apple", 30, 100, 30), ("guitar", 109, 110, 30))
-    questions = " ".join(targets_by_question(scene, "relative"))
-    assert "left" in questions and "right" in questions
-    assert "above" not in questions and "below" not in questions
+@pytest.mark.parametrize(
+    ("kind", "placed", "asked", "unclear"),
+    [
+        (
+            "half",
+            [("apple", 30, 40, 30), ("guitar", 109, 160, 30)],
+            "top half",
+            "left half|right h",
+        ),
+        ("relative", [("apple", 30, 100, 30), ("guitar", 109, 110, 30)], "left", "above|below"),
+    ],
+)
+def test_what_is_too_close_to_call_is_not_asked_for(
+    kind: str, placed: list[tuple[str, float, float, int]], asked: str, unclear: str
+) -> None:
+    questions = " ".join(targets_by_question(scene_of(*placed), kind))
+    assert asked in questions and not re.search(unclear, questions)
 
 
 @pytest.mark.parametrize(
@@ -421,7 +426,7 @@ def test_uses_and_categories_are_answered_completely(
             ]
             assert sorted(numbers_of(turn)) == expected, turn
             checked += 1
-    assert checked > 300
+    assert checked > 200
 
 
 def test_what_is_denied_is_not_in_the_scene(
@@ -437,7 +442,7 @@ def test_what_is_denied_is_not_in_the_scene(
             key = KNOWLEDGE.concept_by_phrase.get(denied[1])
             assert key not in {one.concept for one in scene.objects}
             checked += 1
-    assert checked > 100
+    assert checked > 60
 
 
 def test_every_kind_comes_up_and_reads_as_a_sentence(
@@ -446,20 +451,13 @@ def test_every_kind_comes_up_and_reads_as_a_sentence(
     turns = [turn for _, dialogue in corpus for turn in dialogue]
     counts = Counter(turn.kind for turn in turns)
     assert set(counts) == set(DEFAULT_WEIGHTS) == set(KINDS) - {"choice", "order"}
-    assert min(counts.values()) > 30
+    assert min(counts.values()) > 20
     for turn in turns:
         assert "{" not in turn.question
         assert "{" not in turn.answer.replace(SEG_MARK, "")
         assert turn.answer[0].isupper() and turn.answer.endswith(".")
         assert "  " not in turn.question + turn.answer
         assert not re.search(r"\ba [aeio]|\ban [^aeioh]", turn.answer), turn.answer
-
-
-def test_kinds_are_worded_in_many_ways() -> None:
-    templates = load_templates()
-    for kind in ("naming", "several", "choice", "category", "use", "half", "relative", "activity"):
-        assert 6 <= len(templates[kind]["questions"]) <= 15
-        assert len(templates[kind]["answers"]) >= 2
 
 
 def test_dialogues_of_a_scene_differ() -> None:
@@ -474,12 +472,6 @@ def test_a_poor_scene_gives_fewer_dialogues_and_an_empty_one_none() -> None:
     assert compose_dialogues(scene_of(), KNOWLEDGE, random.Random(0), 5) == []
 
 
-def test_only_the_weighted_kinds_are_asked() -> None:
-    weights = {"naming": 1.0, "size": 2.0, "half": 0.0}
-    dialogues = compose_dialogues(KITCHEN_TABLE, KNOWLEDGE, random.Random(0), 50, kinds=weights)
-    assert {turn.kind for one in dialogues for turn in one} == {"naming", "size"}
-
-
 def test_absent_groups_can_be_weighed_for_themselves() -> None:
     weights = {"negative_group": 1.0}
     dialogues = compose_dialogues(KITCHEN_TABLE, KNOWLEDGE, random.Random(0), 60, kinds=weights)
@@ -490,19 +482,6 @@ def test_absent_groups_can_be_weighed_for_themselves() -> None:
     denied = [re.search(r"\bno (.*?)(?: in the picture| here)\.", turn.answer) for turn in turns]
     groups = {category.many for category in KNOWLEDGE.categories.values()}
     assert {match[1] for match in denied if match} <= groups
-
-
-def test_forbidden_pairs_of_concept_and_kind_are_never_targets() -> None:
-    def allowed(concept: str, kind: str) -> bool:
-        return (concept, kind) not in {("guitar", "naming"), ("banana", "category")}
-
-    for seed in range(30):
-        rng = random.Random(seed)
-        for dialogue in compose_dialogues(KITCHEN_TABLE, KNOWLEDGE, rng, 20, allowed=allowed):
-            for turn in dialogue:
-                names = {target.name for target in turn.targets}
-                assert not (turn.kind == "naming" and "guitar" in names)
-                assert not (turn.kind == "category" and "banana" in names)
 
 
 @pytest.mark.parametrize(
