@@ -27,7 +27,8 @@ from pixellm.curation.review import ReviewServer, review_page, write_gallery
 from pixellm.curation.statistics import gather, plot
 from pixellm.curation.template import TemplateWriter
 from pixellm.curation.write import WriteSettings, change_marks, read_marks, write_set
-from pixellm.data.muse import read_entries, rows_of, validate
+from pixellm.data.json_stream import scan_list
+from pixellm.data.muse import rows_of, validate
 from pixellm.masks import decode_mask, mask_to_box
 from pixellm.types import SEG_MARK, Sample, Target, Turn
 
@@ -203,9 +204,9 @@ def test_the_validator_finds_all_of_twelve_planted_faults(muse: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "no JSON list"),
+        ("", "ends in the middle"),
         ('{"images": []}', "no JSON list"),
-        ("[{}, {", "ends in the middle"),
+        ("[{}, {", "damaged or ends"),
         ('[{"a": 1}', "ends in the middle"),
         ("[3]", "no JSON object"),
         ("\udcff".encode("utf-8", "surrogateescape").decode("latin-1"), "no JSON list"),
@@ -224,7 +225,7 @@ def test_files_are_read_as_a_stream_whatever_the_size_of_an_entry(tmp_path: Path
     ]
     path = tmp_path / "muse_big.json"
     path.write_text(json.dumps(entries, ensure_ascii=False, indent=1))
-    assert list(read_entries(path)) == entries
+    assert list(scan_list(path)) == entries
 
 
 def test_released_rows_without_text_are_composed_from_names() -> None:

@@ -17,7 +17,8 @@ from typing import Any
 from pixellm.curation.ledger import LEDGER_NAME, Ledger
 from pixellm.curation.photos import jpeg_data_url, seeded_fraction
 from pixellm.curation.write import change_marks, read_marks
-from pixellm.data.muse import MuseRow, muse_files, read_entries, rows_of
+from pixellm.data.json_stream import scan_list
+from pixellm.data.muse import MuseRow, muse_files, rows_of
 from pixellm.files import check_file, write_files
 from pixellm.masks import decode_mask, segmentation_to_rle
 from pixellm.report.gallery import Part, mask_layer
@@ -32,7 +33,7 @@ def review_rows(folder: Path) -> Iterator[MuseRow]:
     """The rows to look at: all accepted ones of a ledger, else those of the MUSE files."""
     if not (folder / LEDGER_NAME).is_file():
         for file in muse_files(folder):
-            for entry in read_entries(file):
+            for entry in scan_list(file):
                 yield from rows_of(entry)
         return
     with closing(Ledger(folder, writing=False)) as ledger:

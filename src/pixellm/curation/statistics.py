@@ -9,7 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pixellm.data.muse import MuseRow, muse_files, read_entries, rows_of
+from pixellm.data.json_stream import scan_list
+from pixellm.data.muse import MuseRow, muse_files, rows_of
 from pixellm.files import check_file, check_folder, write_files
 from pixellm.report import figures
 
@@ -61,7 +62,7 @@ def gather(path: Path) -> Statistics:
     statistics = Statistics()
     for file in muse_files(path):
         try:
-            for entry in read_entries(file):
+            for entry in scan_list(file):
                 rows = list(rows_of(entry))
                 statistics.photos += bool(rows)
                 for row in rows:

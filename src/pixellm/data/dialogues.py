@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, ConfigDict, field_validator, model_validator
 
 from pixellm.data.dataset import GUIDE, BadRow, Dataset, Entry, Row, Text, path_of_split
-from pixellm.data.json_stream import scan_json
+from pixellm.data.json_stream import scan_list
 from pixellm.data.json_values import (
     identity,
     inner_file,
@@ -243,7 +243,7 @@ class LlavaInstruct(_Dialogues):
 
     def rows(self) -> Iterator[Entry | BadRow]:
         """The entries; one without an id goes by its index."""
-        for index, (_, values, _) in enumerate(scan_json(self.conversations)):
+        for index, values in enumerate(scan_list(self.conversations)):
             try:
                 known = values if isinstance(values, dict) else {}
                 image = _file_name(known.get("image") or known.get("images"))

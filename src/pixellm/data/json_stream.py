@@ -32,6 +32,21 @@ def scan_json(path: Path, keys: set[str] | None = None) -> Iterator[tuple[str, A
         yield from _Scanner(file, path, set() if keys is None else keys).walk()
 
 
+def scan_list(path: Path) -> Iterator[Any]:
+    """The entries of a JSON file whose root is a list.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no such JSON, is damaged or ends early.
+    """
+    with path.open("rb") as file:
+        scanner = _Scanner(file, path, set())
+        if scanner.opening() != "[":
+            raise ValueError(f"{path} is no JSON list.")
+        for _, entry, _ in scanner.entries(""):
+            yield entry
+
+
 class _Scanner:
     """Reads JSON values one after the other and counts bytes."""
 
@@ -46,10 +61,14 @@ class _Scanner:
         self.decode_bytes = codecs.getincrementaldecoder("utf-8")()
         self.decoder = json.JSONDecoder()
 
-    def walk(self) -> Iterator[tuple[str, Any, str]]:
+    def opening(self) -> str:
+        """The first character, behind a byte order mark; it stays."""
         if self.peek() == "\ufeff":
             self.position += 1
-        opening = self.peek()
+        return self.peek()
+
+    def walk(self) -> Iterator[tuple[str, Any, str]]:
+        opening = self.opening()
         if opening == "[":
             yield from self.entries("")
         elif opening == "{":

@@ -31,7 +31,7 @@ from pixellm.data.dataset import (
     Row,
     check_at_least_one,
 )
-from pixellm.data.json_stream import scan_json
+from pixellm.data.json_stream import scan_list
 from pixellm.data.json_values import size_fault, text_fault
 from pixellm.data.lazy import Lazy
 from pixellm.data.questions import load_phrases
@@ -161,18 +161,6 @@ def muse_files(path: Path) -> list[Path]:
     return files
 
 
-def read_entries(path: Path) -> Iterator[Any]:
-    """The entries of a JSON list one by one, in memory of one entry.
-
-    Raises:
-        ValueError: the file is no JSON list, or ends early.
-    """
-    for key, entry, _ in scan_json(path):
-        if key:
-            raise ValueError(f"{path} is no JSON list; a MUSE file is one.")
-        yield entry
-
-
 def rows_of(entry: Any) -> Iterator[MuseRow]:
     """The rows of an entry that can be used; :func:`validate` names the others."""
     if not entry_fault(entry):
@@ -292,7 +280,7 @@ def validate(path: Path, images: Path | None = None) -> Iterator[Problem]:
         names: dict[Any, str] = {}
         number = -1
         try:
-            for number, entry in enumerate(read_entries(file)):
+            for number, entry in enumerate(scan_list(file)):
                 where = f"{file.name}, entry {number}"
                 yield from _check_entry(entry, where, images, seen, names)
         except (ValueError, RecursionError) as error:
@@ -488,7 +476,7 @@ class Muse(Dataset[Sequence[MuseRow]]):
 
     def rows(self) -> Iterator[Entry | BadRow]:
         """The questions of all entries."""
-        for index, entry in enumerate(read_entries(self.path)):
+        for index, entry in enumerate(scan_list(self.path)):
             if fault := entry_fault(entry):
                 yield BadRow(self.path, f"entry {index}", fault[1])
                 continue

@@ -25,7 +25,7 @@ from pixellm.data.dataset import (
     UnusableDataError,
     check_at_least_one,
 )
-from pixellm.data.json_stream import scan_json
+from pixellm.data.json_stream import scan_list
 from pixellm.data.json_values import text_fault, whole_number
 from pixellm.data.lazy import Lazy
 from pixellm.data.questions import (
@@ -460,8 +460,7 @@ class GRefCoco(ReferDataset):
 
     def read_refs(self) -> Iterator[Any]:
         """The entries of the file, one at a time."""
-        for _, ref, _ in scan_json(self.expressions_path):
-            yield ref
+        return scan_list(self.expressions_path)
 
     def annotations_of(self, ref: Mapping[str, Any]) -> tuple[int, ...]:
         """Ids of the objects that fit an entry; () where nothing does."""
