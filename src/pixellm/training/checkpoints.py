@@ -205,8 +205,9 @@ def own_run_folder(run_folder: Path) -> Iterator[None]:
         with locked(run_folder):
             yield
     finally:
-        if [path.name for path in run_folder.iterdir()] == [LOCK_NAME]:
-            (run_folder / LOCK_NAME).unlink()
+        # Some versions of filelock take the lock's file away themselves.
+        if {path.name for path in run_folder.iterdir()} <= {LOCK_NAME}:
+            (run_folder / LOCK_NAME).unlink(missing_ok=True)
             run_folder.rmdir()
 
 
