@@ -7,6 +7,7 @@ shape of their own, so that variants of these can be compared.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -57,6 +58,9 @@ _SETTINGS = inspect.signature(PixelLMConfig.__init__).parameters.keys() - {
 }
 """What a recipe may set of a new model's configuration."""
 
+_NEARLY_THE_SAME = 0.9
+"""Likeness of two names from which one is taken for the other misspelt."""
+
 _CONTROL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 BAD_SETTINGS = "No model can be built from the settings under model"
@@ -85,7 +89,7 @@ def build_model(
         raise ValueError(f"model.{where}: {first['msg']}.") from error
     if parts.initial_weights is not None:
         return _build_around(parts)
-    settings = _known_settings(parts.settings)
+    settings = known_settings(parts.settings)
     names = codebook_token_names(PixelLMConfig(**settings).group_size)
     tokenizer = _build_tokenizer(parts, names, texts)
     own = parts.template == "own"
@@ -208,7 +212,9 @@ def part_config(
     if values:
         values = dict(values)
         try:
-            return AutoConfig.for_model(values.pop("model_type"), **values)
+            family = values.pop("model_type")
+            _check_spelling(AutoConfig.for_model(family), values, f"model.{part}.config")
+            return AutoConfig.for_model(family, **values)
         except KeyError:
             raise ValueError(f"model.{part}.config needs a model_type.") from None
     if source is None:
@@ -216,6 +222,17 @@ def part_config(
     config = from_pretrained(AutoConfig, place_of(source), local_files_only=not is_fetched)
     wanted = part == "vision" or isinstance(config, PixelLMConfig)
     return getattr(config, f"{part}_config", config) if wanted else config
+
+
+def _check_spelling(defaults: Any, values: Mapping[str, Any], section: str) -> None:
+    """Refuse what nearly is a name of a configuration; transformers keeps it and never reads it."""
+    known = [*defaults.to_dict(), *defaults.attribute_map]
+    for key in values:
+        near = difflib.get_close_matches(key, known, 1, _NEARLY_THE_SAME)
+        if near and near[0] != key and not hasattr(defaults, key):
+            raise ValueError(
+                f"{section} has {key}, which no {defaults.model_type} reads; is it {near[0]}?"
+            )
 
 
 def place_of(source: str) -> str:
@@ -310,14 +327,15 @@ def derive_config(donor: PixelLMConfig, settings: Mapping[str, Any]) -> PixelLMC
     values = donor.to_dict()
     kept = {name: values[name] for name in (*_SETTINGS, *PixelLMConfig.sub_configs)}
     config = PixelLMConfig(
-        **{**kept, **_known_settings(settings)}, image_token_id=donor.image_token_id
+        **{**kept, **known_settings(settings)}, image_token_id=donor.image_token_id
     )
     for name in _CONTROL_IDS:
         setattr(config, name, getattr(donor, name, None))
     return config
 
 
-def _known_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def known_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's ``model.settings``; ValueError where a key is none of PixelLMConfig's."""
     if unknown := sorted(settings.keys() - _SETTINGS):
         raise ValueError(f"model.settings has no {', '.join(unknown)}; see PixelLMConfig.")
     return dict(settings)

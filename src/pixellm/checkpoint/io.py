@@ -104,6 +104,7 @@ def load_model_and_processor(
         raise FileNotFoundError(f"The model {str(source)!r} cannot be loaded: {first}") from error
     _check_report(source, report)
     _check_finite(source, model)
+    _check_agreement(source, model, processor)
     model.eval()
     return (model if placement else model.to(device)), processor
 
@@ -150,6 +151,31 @@ def _check_finite(source: str | Path, model: torch.nn.Module) -> None:
                 f"The weights of {source} are damaged: {name} holds NaN or infinity; train again "
                 "from an earlier checkpoint, or copy the model again."
             )
+
+
+def _check_agreement(source: str | Path, model: Any, processor: PixelLMProcessor) -> None:
+    """Refuse files that mean different tokens or images by the same settings.
+
+    Such a model would answer, with masks of no object or without an end.
+    """
+    config, ids = model.config, processor.tokenizer.convert_tokens_to_ids
+    settings = {
+        "codebook_token_ids": ids(processor.codebook_tokens),
+        "image_token_id": ids(processor.image_token),
+        "llm_grid": processor.llm_grid,
+        "evidence_tokens": processor.evidence_tokens,
+        "image_size": processor.image_processor.image_size,
+    }
+    for name, value in settings.items():
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"The files of {source} do not belong together: {name} is "
+                f"{getattr(config, name)} in config.json, {value} by its processor and tokenizer."
+            )
+    end = model.generation_config.eos_token_id
+    ends, count = end if isinstance(end, list) else [end], config.text_config.vocab_size
+    if not all(one is None or (type(one) is int and 0 <= one < count) for one in ends):
+        raise ValueError(f"{source}: eos_token_id of generation_config.json, {end!r}, is no token.")
 
 
 def load_config(

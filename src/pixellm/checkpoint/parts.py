@@ -5,9 +5,9 @@ Read before anything heavy is imported, so without torch. Used by: recipes, buil
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 
 class Section(BaseModel):
@@ -16,6 +16,19 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false as numbers, where pydantic takes them for 1 and 0."""
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and not _may_be_truth_value(field.annotation):
+            raise ValueError(f"{value} is no value of it")
+        return value
+
+
+def _may_be_truth_value(annotation: Any) -> bool:
+    return annotation in (Any, bool) or any(map(_may_be_truth_value, get_args(annotation)))
 
 
 class VisionPart(Section):

@@ -18,6 +18,27 @@ TokenFusion = Literal["linear", "mean", "first", "fixed"]
 CodebookStates = Literal["own", "predicting"]
 HalfPrecision = Literal["bfloat16", "float16"]
 
+_LEAST = {
+    "image_size": 1,
+    "image_token_id": 0,
+    "num_scales": 1,
+    "tokens_per_scale": 1,
+    "evidence_tokens": 0,
+    "llm_projector_size": 0,
+    "decoder_size": 1,
+    "decoder_layers": 0,
+    "decoder_heads": 1,
+    "decoder_mlp_size": 1,
+    "decoder_context_tokens": 0,
+    "decoder_mask_size": 1,
+    "decoder_output_upsampling": 1,
+    "decoder_region_cells": 1,
+    "decoder_region_size": 1,
+    "decoder_region_attention": 0,
+    "decoder_detail_size": 1,
+}
+"""The least value of each size."""
+
 
 def _as_config(value: PreTrainedConfig | dict[str, Any] | None, default: str) -> Any:
     # By name, not by class: transformers may be in the middle of importing that very class when
@@ -193,6 +214,9 @@ class PixelLMConfig(PreTrainedConfig):
 
     def _check(self) -> None:
         """Refuse shapes that cannot work, one sentence a rule."""
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         rules = {
             f"codebook_token_ids holds {len(self.codebook_token_ids)} ids, but num_scales x "
             f"tokens_per_scale is {self.group_size}.": len(self.codebook_token_ids)

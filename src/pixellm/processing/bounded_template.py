@@ -29,6 +29,17 @@ MAX_TEXT = 64 * 1024
 MAX_NUMBER = 10_000
 """Largest number written in a template: nothing in a dialogue is counted to more."""
 
+TEMPLATE_FAULTS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What a template raises that is damaged, or does not fit a dialogue; it may be any program."""
+
 _LONG_NUMBER = re.compile(r"\d{7,}")
 
 

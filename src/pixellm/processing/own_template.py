@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from jinja2 import TemplateError
-
-from pixellm.processing.bounded_template import TemplateBoundsError, render_template
+from pixellm.processing.bounded_template import (
+    TEMPLATE_FAULTS,
+    TemplateBoundsError,
+    render_template,
+)
 
 IMAGE_TOKEN = "<image>"
 _PLAIN_MESSAGES = (
@@ -60,7 +62,7 @@ def adopt_chat_template(tokenizer: Any) -> str:
         )
     except TemplateBoundsError as error:
         raise _unfit(str(error)) from error
-    except (TemplateError, TypeError) as error:
+    except TEMPLATE_FAULTS as error:
         raise _unfit(f"fails ({error})") from error
     if not whole.startswith(prompt) or whole.count(IMAGE_TOKEN) != 1:
         raise _unfit("writes a dialogue that does not begin with its prompt")

@@ -17,7 +17,11 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from pixellm.processing.bounded_template import TemplateBoundsError, render_template
+from pixellm.processing.bounded_template import (
+    TEMPLATE_FAULTS,
+    TemplateBoundsError,
+    render_template,
+)
 from pixellm.processing.protection import (
     answer_pieces,
     control_words,
@@ -256,6 +260,8 @@ class PromptCodec:
             return render_template(self.tokenizer, messages, chat_template, add_generation_prompt)
         except TemplateBoundsError as error:
             raise ValueError(f"The model's chat template {error}; it is not run.") from error
+        except TEMPLATE_FAULTS as error:
+            raise ValueError(f"The model's chat template fails: {error}") from error
 
     def _prompt_ending(self, messages: Sequence[Message], chat_template: str) -> str:
         """The whitespace that the prompt of an answer ends with; "" where nothing is answered.

@@ -15,7 +15,12 @@ from typing import Any
 import torch
 
 from pixellm.checkpoint.adapters import Adapters, attach_adapters, read_adapter_config
-from pixellm.checkpoint.build import BAD_SETTINGS, derive_config, part_config
+from pixellm.checkpoint.build import (
+    BAD_SETTINGS,
+    derive_config,
+    known_settings,
+    part_config,
+)
 from pixellm.checkpoint.encoder_weights import missing_vision_weights
 from pixellm.checkpoint.parts import ModelParts
 from pixellm.checkpoint.pretrained import from_pretrained, told_as
@@ -213,7 +218,7 @@ def model_shape_from_parts(section: Mapping[str, Any]) -> tuple[Any | None, str]
         except OSError:
             where = f"{part.source!r} is not here and the recipe gives no sizes."
             return None, f"model.{name}: {where}"
-    settings, text = dict(parts.settings), found["text"]
+    settings, text = known_settings(parts.settings), found["text"]
     group = settings.get("num_scales", 2) * settings.get("tokens_per_scale", 3)
     if parts.text.config and "vocab_size" not in parts.text.config:
         is_new = parts.text.source is None and parts.tokenizer.source is None
