@@ -100,8 +100,8 @@ def _is_called(shape: Shape, name: str) -> bool:
 
 def _check_target(turn: Turn, target: Target, shapes: list[Shape]) -> None:
     mask = coco_mask.decode(target.mask).astype(bool)
-    own = [shape for shape in shapes if _is_same(mask, shape.mask)]
-    together = shapes and _is_same(mask, np.any([shape.mask for shape in shapes], axis=0))
+    own = [shape for shape in shapes if is_same(mask, shape.mask)]
+    together = shapes and is_same(mask, np.any([shape.mask for shape in shapes], axis=0))
     if not own and not together:
         raise AcceptedError(f"{target.name!r} of {turn.question!r} has a mask that no file has")
     said = [words_of(text) for shape in own for text in shape.said]
@@ -110,7 +110,7 @@ def _check_target(turn: Turn, target: Target, shapes: list[Shape]) -> None:
         raise AcceptedError(f"{turn.question!r} asks for what means none of {said}")
 
 
-def _is_same(one: Mask, other: Mask) -> bool:
+def is_same(one: Mask, other: Mask) -> bool:
     """Whether two masks differ at most along their outline, where every way of drawing differs."""
     if one.shape != other.shape or not one.any():
         return False
@@ -159,11 +159,32 @@ def _polygons(value: Any) -> Iterator[list[list[Any]]]:
 
 
 def _runs(value: dict[str, Any]) -> Mask | None:
-    if list(value.get("size", ())) != list(SIDE) or not isinstance(value.get("counts"), list):
-        return None
-    marks = np.arange(len(value["counts"])) % 2 == 1
-    pixels = np.repeat(marks, value["counts"])
-    return pixels.reshape(SIDE[::-1]).T if pixels.size == SIDE[0] * SIDE[1] else None
+    counts = value.get("counts")
+    try:
+        counts = _unpack(counts) if isinstance(counts, str) else counts
+        marks = np.arange(len(counts)) % 2 == 1
+        if list(value["size"]) == list(SIDE) and sum(counts) == SIDE[0] * SIDE[1]:
+            return np.repeat(marks, counts).reshape(SIDE[::-1]).T
+    except (IndexError, KeyError, TypeError, ValueError):
+        pass
+    return None
+
+
+def _unpack(text: str) -> list[int]:
+    """COCO's compressed run lengths: five bits a letter, from the third on as differences."""
+    counts: list[int] = []
+    letters = iter(text)
+    for letter in letters:
+        bits, number, place = ord(letter) - 48, 0, 0
+        while True:
+            number |= (bits & 31) << place
+            place += 5
+            if not bits & 32:
+                break
+            bits = ord(next(letters, "0")) - 48
+        number -= (bits & 16 > 0) << place
+        counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+    return counts
 
 
 def json_of(path: Path) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import stated
+import yaml
 from benchmark_layouts import write_benchmark
 from damaged_files import SIDE, check, coco_values, command, draw
+from damaged_jobs import TINY_RECIPE, answer_of
 from PIL import Image
+from typer.testing import CliRunner
 
+from pixellm.cli.main import app
 from pixellm.data.reasonseg import read_annotation
 from pixellm.image_files import load_image, load_stored, probe_image
 
@@ -119,3 +124,54 @@ def test_a_line_is_no_region_of_reasonseg(tmp_path: Path) -> None:
         path.write_text(json.dumps(values), "utf-8")
         with pytest.raises(ValueError, match="no shape labelled target"):
             read_annotation(path)
+
+
+def damage_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **values}), "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("config.json", {"decoder_heads": -2}, "decoder_heads is -2; it must be at least 1"),
+        ("config.json", {"decoder_heads": 0}, "decoder_heads is 0; it must be at least 1"),
+        ("config.json", {"codebook_token_ids": [9, 8, 7, 6]}, "do not belong together"),
+        ("config.json", {"codebook_token_ids": [6, 7000, 8, 9]}, "do not belong together"),
+        ("generation_config.json", {"eos_token_id": "2"}, "is no token"),
+        ("generation_config.json", {"eos_token_id": [2, 10**6]}, "is no token"),
+    ],
+)
+def test_a_model_whose_files_disagree_does_not_answer(
+    file: str, values: dict[str, object], message: str, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    model = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    damage_json(model / file, **values)
+    with pytest.raises(ValueError, match=message):
+        answer_of(model)
+
+
+@pytest.mark.parametrize("template", ["{{ messages", "{{ messages[7].role.x }}", "{{ 1 // 0 }}"])
+def test_a_damaged_chat_template_is_told(
+    template: str, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    model = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    (model / "chat_template.jinja").write_text(template, "utf-8")
+    with pytest.raises(ValueError, match="chat template fails"):
+        answer_of(model)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("stages.0.steps", "true", "True is no value of it"),
+        ("model.settings.decoder_sizes", "16", "model.settings has no decoder_sizes"),
+        ("model.text.config.num_hidden_layerss", "2", "is it num_hidden_layers"),
+    ],
+)
+def test_a_recipe_that_says_what_nobody_reads_is_refused(
+    key: str, value: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(TINY_RECIPE), "utf-8")
+    result = CliRunner().invoke(app, ["train", str(path), "--dry-run", "--set", f"{key}={value}"])
+    assert result.exit_code == 2 and message in " ".join(result.stderr.split())
