@@ -226,7 +226,7 @@ def probe_image(path: str | os.PathLike[str]) -> Size:
         OSError: the file can't be opened.
     """
     with _opened(path, str(path)) as image:
-        _check_sums(image)
+        _check_whole(image)
         if image.format == "PNG":  # its EXIF is looked for behind the pixels, whatever ails them
             image.load()
         size = _upright_size(image)
@@ -343,15 +343,24 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _check_sums(image: Image.Image) -> None:
+def _check_whole(image: Image.Image) -> None:
+    """Refuse what Pillow would fill up or misread in silence, before anything is decoded."""
+    stream: Any = getattr(image, "fp", None)
+    if image.format == "PNG" and stream is not None:
+        _check_sums(stream)
+    if image.format == "TIFF":
+        boxes = [tile[1] for tile in getattr(image, "tile", ()) if tile[1] is not None]
+        ends = {(max(box[2] for box in boxes), max(box[3] for box in boxes))} if boxes else set()
+        if ends - {image.size, image.size[::-1]}:  # its size is that of the upright image
+            raise ValueError(f"its strips end before its {image.size} pixels do")
+
+
+def _check_sums(stream: Any) -> None:
     """Refuse a PNG whose pixels are not those that were saved; Pillow ignores their check sums.
 
     A single exchanged byte can leave a label image of other classes that decodes without an error.
     A chunk that is cut off is left to the decoder.
     """
-    stream: Any = getattr(image, "fp", None)
-    if image.format != "PNG" or stream is None:
-        return
     start = stream.tell()
     stream.seek(len(_PNG_MAGIC))
     while len(head := stream.read(8)) == 8:
@@ -366,7 +375,7 @@ def _check_sums(image: Image.Image) -> None:
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
-    _check_sums(image)
+    _check_whole(image)
     if image.format in _OF_ONE_FRAME:
         with suppress(Exception):  # damaged later frames are nobody's loss
             if getattr(image, "is_animated", False):

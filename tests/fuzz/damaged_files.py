@@ -241,7 +241,10 @@ def compare_pixels(found: Pixels, path: Path, drawn: Pixels, form: str) -> None:
             raise AcceptedError("a damaged PNG with other pixels than it was saved with")
         return
     plain = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    other = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), plain)
+    try:
+        other = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), plain)
+    except cv2.error as error:
+        raise AcceptedError(f"a damaged {form} that is too large for OpenCV") from error
     if other is None:
         return
     COMPARED["images"] += 1

@@ -163,7 +163,9 @@ def _runs(value: dict[str, Any]) -> Mask | None:
     try:
         counts = _unpack(counts) if isinstance(counts, str) else counts
         marks = np.arange(len(counts)) % 2 == 1
-        if list(value["size"]) == list(SIDE) and sum(counts) == SIDE[0] * SIDE[1]:
+        if [_id(one) for one in value["size"]] == [*map(str, SIDE)] and sum(counts) == SIDE[
+            0
+        ] * SIDE[1]:
             return np.repeat(marks, counts).reshape(SIDE[::-1]).T
     except (IndexError, KeyError, TypeError, ValueError):
         pass

@@ -58,6 +58,19 @@ def test_a_byte_of_a_label_image_makes_no_other_class(tmp_path: Path) -> None:
     assert np.array_equal(np.array(load_stored(path)), labels)
 
 
+def test_a_tiff_has_strips_for_all_of_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "photo.tif"
+    Image.new("RGB", SIDE[::-1], "red").save(path)
+    assert load_image(path).size == SIDE[::-1]
+    data = bytearray(path.read_bytes())
+    height = data.index((257).to_bytes(2, "little") + (4).to_bytes(2, "little")) + 8
+    data[height + 2] = 1  # 65,536 rows more, which Pillow takes for black
+    path.write_bytes(data)
+    for read in (load_image, probe_image, load_stored):
+        with pytest.raises(ValueError, match="strips end before its"):
+            read(path)
+
+
 def test_truth_values_are_no_coordinates(tmp_path: Path) -> None:
     values = coco_values()
     assert coco_of(tmp_path, values) == "used"
