@@ -114,6 +114,18 @@ def test_an_id_of_the_refer_family_is_a_whole_number(number: object, tmp_path: P
     assert check(tmp_path, *options, reading=reading) == "bad rows"
 
 
+def test_an_expression_of_no_pixel_is_not_asked(tmp_path: Path) -> None:
+    write_benchmark("refcoco", tmp_path)
+    folder = tmp_path / "refer_seg/refcoco"
+    path = folder / "instances.json"
+    values = json.loads(path.read_text("utf-8"))
+    values["annotations"][0]["segmentation"] = [[]]
+    path.write_text(json.dumps(values), "utf-8")
+    reading = partial(stated.refer, path, folder / "refs(unc).p")
+    options = ("--set", "refcoco", "--split", "val")
+    assert check(tmp_path, *options, reading=reading) == "bad rows"
+
+
 def test_ids_as_a_text_are_no_list_of_ids(tmp_path: Path) -> None:
     write_benchmark("grefcoco", tmp_path)
     folder = tmp_path / "refer_seg/grefcoco"

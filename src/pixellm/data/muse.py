@@ -35,7 +35,7 @@ from pixellm.data.json_stream import scan_list
 from pixellm.data.json_values import size_fault, text_fault
 from pixellm.data.lazy import Lazy
 from pixellm.data.questions import load_phrases
-from pixellm.masks import Size, decode_mask, mask_to_box, segmentation_to_rle
+from pixellm.masks import Size, areas_of, decode_mask, mask_to_box, segmentation_to_rle
 from pixellm.scenes.phrasing import join_phrases
 from pixellm.types import RLE, SEG_MARK, Sample, Target, Turn, split_marks
 
@@ -518,7 +518,10 @@ class Muse(Dataset[Sequence[MuseRow]]):
             name = one.get("category_name")
             called = name.replace("_", " ") if isinstance(name, str) and name else _phrase(one)
             try:
-                targets.append(Target(called, segmentation_to_rle(one["segmentation"], row.size)))
+                mask = segmentation_to_rle(one["segmentation"], row.size)
+                if not areas_of([mask])[0]:
+                    raise ValueError("Its mask covers no pixel.")
+                targets.append(Target(called, mask))
             except (TypeError, ValueError) as error:
                 where = f"entry {row.entry}, question {row.number}, target {number}"
                 raise BadRowError(BadRow(self.path, where, str(error))) from None

@@ -302,13 +302,9 @@ class ReferDataset(Dataset[Group]):
             for annotation in set(self.expressions[expression][1]) - checked:
                 checked.add(annotation)
                 try:
-                    _, mask = self._name_and_mask(annotation, size)
+                    self._name_and_mask(annotation, size)
                 except BadRowError as error:
                     yield error.bad
-                    continue
-                if not areas_of([mask])[0]:
-                    reason = "Its mask covers no pixel."
-                    yield BadRow(self.instances_path, f"annotation {annotation}", reason)
         for members in self.expressions.by_image:
             entry = self._image(members[0])
             yield from self.check_image(self.images / file_of(entry), size_of(entry))
@@ -360,6 +356,8 @@ class ReferDataset(Dataset[Group]):
         entry = self.coco.annotation(self.coco.find_annotation(identity))
         try:
             mask = segmentation_to_rle(entry["segmentation"], size)
+            if not areas_of([mask])[0]:
+                raise ValueError("Its mask covers no pixel.")
         except (TypeError, ValueError) as error:
             bad = BadRow(self.instances_path, f"annotation {identity}", str(error))
             raise BadRowError(bad) from None
