@@ -241,7 +241,7 @@ def answered(path: Path) -> list[Mask]:
         values = json.loads(line) if line.strip() else {}
         own = values.get("masks") or [one["segmentation"] for one in values.get("segments") or ()]
         for runs in own:
-            mask = segmentation(runs)
+            mask = np.zeros(SIDE, bool) if runs == [] else segmentation(runs)
             if mask is None:
                 raise AcceptedError(f"{runs!r:.80} is no mask")
             masks.append(mask)

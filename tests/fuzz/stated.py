@@ -144,8 +144,8 @@ def segmentation(value: Any) -> Mask | None:
     """The pixels of COCO's polygons, however they are nested, or of its run lengths."""
     if isinstance(value, dict):
         return _runs(value)
-    outlines = [outline(points) for points in _polygons(value)]
-    masks = [mask for mask in outlines if mask is not None]
+    found = [*map(outline, _polygons(value)), *map(_runs, _dicts(value))]
+    masks = [mask for mask in found if mask is not None]
     return np.any(masks, axis=0) if masks else None
 
 
