@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import GenerationConfig
+from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
-from pixellm.checkpoint.adapters import fold_adapters, load_adapters, read_adapter_config
 from pixellm.checkpoint.model_files import check_config, check_files, check_sizes, read_json
 from pixellm.checkpoint.pretrained import from_pretrained, told_as
 from pixellm.checkpoint.sources import EMBEDDED_DIR, is_adapter_folder, resolve_source
@@ -119,8 +119,9 @@ def _load_embedded(
     """
     config: PixelLMConfig = from_pretrained(PixelLMConfig, directory)
     config.name_or_path = str(directory)
-    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and replaced
+    with no_init_weights(), torch.random.fork_rng(devices=[]):  # weights are replaced
         model = PixelLMForConditionalGeneration(config)
+    model.tie_weights()
     tied = set() if not config.tie_word_embeddings else set(model._tied_weights_keys)
     report = model.load_state_dict(load_file(directory / "model.safetensors"), strict=False)
     missing = sorted(set(report.missing_keys) - tied)
@@ -255,6 +256,8 @@ def _load_with_adapters(
         model, processor = load_model_and_processor(
             base, dtype=dtype, revision=revision, vision_tower=vision_tower
         )
+    from pixellm.checkpoint.adapters import fold_adapters, load_adapters  # needed by few
+
     load_adapters(model, directory)
     fold_adapters(model)
     return model, processor
@@ -263,6 +266,8 @@ def _load_with_adapters(
 @contextmanager
 def _base_model(directory: Path) -> Iterator[str]:
     """The source of the model that adapters belong to; a missing one is told as theirs."""
+    from pixellm.checkpoint.adapters import read_adapter_config  # needed by few
+
     _, base = read_adapter_config(directory)
     try:
         yield base

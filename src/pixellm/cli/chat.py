@@ -14,7 +14,7 @@ from rich.console import Console
 
 from pixellm.answer_files import check_image_name, overlay_bytes
 from pixellm.cli.display import print_answer
-from pixellm.cli.images import file_of, name_of, read_image
+from pixellm.cli.images import file_of, name_of, overlay_name, read_image
 from pixellm.files import STANDARD, check_file, write_files
 from pixellm.image_files import is_url
 
@@ -28,11 +28,6 @@ HELP = """Type a question about the image. Earlier turns are kept in mind. Comma
   /image PATH    talk about another image, or begin anew about the same one
   /help          show this
   /quit          leave (or Ctrl-D)"""
-
-
-def overlay_name(image: Path) -> Path:
-    """Where an overlay goes if nothing is said: the current folder, named after the image."""
-    return Path(f"{image.stem}_pixellm.png")
 
 
 def open_image(typed: str) -> Image.Image:

@@ -5,10 +5,12 @@ Light to import; rich, torch and transformers are reached only when something is
 
 from __future__ import annotations
 
+import gc
 import importlib
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,13 +59,29 @@ def import_quietly(name: str) -> Any:
 
     So are warnings that its names and torch's will change: whoever types a command can't mend that.
     """
-    module = importlib.import_module(name)
+    with _uncollected() if name not in sys.modules else nullcontext():
+        module = importlib.import_module(name)
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=_LIBRARIES)
     notes = importlib.import_module("transformers.utils.logging")
     notes.disable_progress_bar()
     notes.set_verbosity_error()
     return module
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Look for no garbage while libraries are imported, nor later among what they brought.
+
+    Hundreds of thousands of objects that live as long as the process would be walked over again
+    and again.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def check_json(target: str, keys: Sequence[str]) -> None:

@@ -186,7 +186,7 @@ def _evaluate(
     questions = run.open()  # missing files are told before a model takes its seconds
     try:
         if run.model not in GUESSES:
-            import_quietly("pixellm.engine")
+            import_quietly("pixellm.engine.loading")
         run = with_numbers(run, model.device, model.dtype, model.max_new_tokens)
         bar = scored_progress(open_console(stderr=True), "dialogues")
         with bar if group.number == 0 else nullcontext() as progress:

@@ -111,12 +111,14 @@ def ask_classes(rows: Iterable[JobRow], classes: str) -> list[JobRow]:
 
 def plan_exports(formats: Sequence[str] | None, answers: Path) -> dict[str, Path]:
     """Where the answers of a file are exported to, by format; checked before anything is asked."""
+    if not formats:
+        return {}
     from pixellm.export import check_export
     from pixellm.files import is_stream
 
-    if formats and is_stream(answers):
+    if is_stream(answers):
         raise ValueError("--export reads the answers again; let them go to a file.")
-    folders = {name: answers.with_name(f"{answers.stem}_{name}") for name in formats or ()}
+    folders = {name: answers.with_name(f"{answers.stem}_{name}") for name in formats}
     for name, folder in folders.items():
         check_export(folder, name)
     return folders

@@ -44,6 +44,11 @@ def name_of(typed: str) -> Path:
     return file_of(typed) or Path(name or "image")
 
 
+def overlay_name(image: Path) -> Path:
+    """Where an overlay goes if nothing is said: the current folder, named after the image."""
+    return Path(f"{image.stem}_pixellm.png")
+
+
 def _fetch(url: str) -> bytes:
     import asyncio
 

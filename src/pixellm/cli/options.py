@@ -75,7 +75,7 @@ class LoadOptions:
         from pixellm.checkpoint.sources import resolve_source
 
         resolve_source(self.model)  # a wrong name is told at once
-        library = import_quietly("pixellm.engine")
+        library = import_quietly("pixellm.engine.loading")
         with open_console(stderr=True).status(escape(printable(f"Loading {self.model}"))):
             _check_device(library.pick_device(self.device))
             engine: Engine = library.load(
