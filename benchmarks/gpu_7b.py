@@ -3,11 +3,13 @@
     python benchmarks/gpu_7b.py --json benchmarks/results/gpu_7b.json
     python benchmarks/gpu_7b.py --photos coco --detector yolox_nano.onnx --minutes 2
     python benchmarks/gpu_7b.py --size tiny --repeats 1        # to its end on a CPU
+    python benchmarks/gpu_7b.py --size 110m --answers --precisions float32 "float32, int8" bfloat16
 
 Answering, in 16 bits (eager, and compiled with CUDA graphs), 8 and 4 bits: time to the first
 token, tokens/s at batch 1 and their share of the memory's bandwidth, images/s at batch 1, 4, 16 and
-32, the time of a further target, peak memory, how far masks are those of 16 bits, and the stand-in
-for the released procedure. Training: samples/s of the 7B LoRA recipe beside a plain loop, its peak
+32, the time of a further target, peak memory, what rounding or compiling takes until the first
+answer is there, how far masks and chosen tokens are those of the first row, and the stand-in for
+the released procedure. Training: samples/s of the 7B LoRA recipe beside a plain loop, its peak
 memory and what `pixellm train --dry-run` says of it; the embedded model's recipe on photos, where
 these and the detector are named. What no time is left for reads "no time left", and what fails
 says why; the file of ``--json`` is written after every row, so that a call that is cut short keeps
@@ -30,7 +32,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,13 +57,23 @@ from pixellm.files import json_bytes, write_files
 from pixellm.types import Prediction
 
 PRECISIONS = ("bfloat16", "bfloat16, compiled", "int8", "int4")
+OTHER_PRECISIONS = ("float16", "float32", "float32, compiled", "float32, int8", "float32, int4")
+"""By request, as on a CPU; rounded weights stand in a model of bfloat16 unless told otherwise."""
 LENGTH, TARGETS = 64, 3
 BATCHES = (1, 4, 16, 32)
 MANY_TARGETS = 65
 TRAIN_ROWS = {"7b": 4}
 TRAIN_LENGTH = {"7b": 832}
+DRY_RUN_MARGIN = 0.2
 
 Masks = list[NDArray[np.bool_]]
+
+
+class Told(NamedTuple):
+    """What one precision answers: the masks of a told answer, and the tokens it would have said."""
+
+    masks: Masks
+    chosen: list[int]
 
 
 def measure(
@@ -71,27 +83,32 @@ def measure(
     device: torch.device,
     *,
     batches: Sequence[int] = BATCHES,
-    reference: Masks | None = None,
-) -> tuple[dict[str, Any], Masks]:
-    """All figures of answering in one precision, and the masks of the answer.
+    reference: Told | None = None,
+    released: bool = True,
+) -> tuple[dict[str, Any], Told]:
+    """All figures of answering in one precision, and what it answers.
 
     Args:
-        precision: one of :data:`PRECISIONS`.
+        precision: one of :data:`PRECISIONS` or :data:`OTHER_PRECISIONS`.
         size: of the random model.
         repeats: runs that a median is taken of.
         device: where.
         batches: images answered together.
-        reference: masks of the same answer in 16 bits; the released procedure is run where None.
+        reference: what another precision answers.
+        released: run the released procedure too, where there is no reference.
     """
     forget_earlier_rows(device)
-    model, processor = random_model(size, device, torch.bfloat16)
-    if precision in ("int8", "int4"):
-        quantize_model(model, precision)
+    kinds = precision.split(", ")
+    floating = getattr(torch, kinds[0] if "float" in kinds[0] else "bfloat16")
+    model, processor = random_model(size, device, floating)
+    begun = time.perf_counter()
+    if kinds[-1] in ("int8", "int4"):
+        quantize_model(model, kinds[-1])
     # Here, for the peak is that of answering: in few bits the bf16 model is gone by now.
     start_counting_memory(device)
     bench = Bench(model, processor, repeats)
     script = scripted_answer(model, processor, LENGTH, TARGETS)
-    compiled = precision.endswith("compiled")
+    compiled = kinds[-1] == "compiled"
     options = {"cached_images": 0, "prefix_bytes": 0, "max_batch": max(batches)}
     engine = ScriptedEngine(model, processor, LENGTH, compile=compiled, **options)
     requests = requests_about(random_images(max(batches)))
@@ -103,6 +120,8 @@ def measure(
         return engine.predict_batch(requests[:count])
 
     figures: dict[str, Any] = {"precision": precision}
+    answer(1, script)
+    figures["until_first_answer_s"] = time.perf_counter() - begun
     figures["first_token_s"] = bench.seconds(lambda: answer(1, script[-1:]))
     taken = {count: bench.seconds(lambda n=count: answer(n, script)) for count in batches}
     figures["answer_s"] = taken[1]
@@ -111,21 +130,24 @@ def measure(
     step = (bench.seconds(lambda: answer(1, words)) - figures["first_token_s"]) / (LENGTH - 1)
     figures["tokens_per_s"] = 1 / step
     read = weight_bytes(model.model.language_model.layers) + weight_bytes(model.lm_head)
-    limits = measure_limits(device, torch.bfloat16)
+    limits = measure_limits(device, floating)
     figures["bandwidth_gb_per_s"] = limits["bandwidth"] / 1e9
     figures["bandwidth_share"] = read / step / limits["bandwidth"]
     figures |= {f"images_per_s_batch_{count}": count / each for count, each in taken.items()}
     figures["us_per_further_target"] = time_further_target(bench) * 1e6
     figures["peak_memory_gb"] = peak_memory(device)
-    masks: Masks = [segment.mask for segment in answer(1, script)[0].segments]
-    if reference is None:
-        released = median_seconds(
+    engine.chosen = []
+    told = Told([segment.mask for segment in answer(1, script)[0].segments], engine.chosen)
+    if reference is not None:
+        figures["masks_iou_with_first_row"] = mean_iou(told.masks, reference.masks)
+        same = [one == other for one, other in zip(told.chosen, reference.chosen, strict=True)]
+        figures["tokens_as_in_first_row"] = statistics.mean(same)
+    elif released:
+        seconds = median_seconds(
             lambda: answer_as_released(model, processor, requests[0], script), device, 1, 0
         )
-        figures |= {"released_s": released, "ratio": released / taken[1]}
-    else:
-        figures["masks_iou_with_16_bits"] = mean_iou(masks, reference)
-    return figures, masks
+        figures |= {"released_s": seconds, "ratio": seconds / taken[1]}
+    return figures, told
 
 
 def forget_earlier_rows(device: torch.device) -> None:
@@ -205,11 +227,23 @@ def measure_training(size: str, device: torch.device, steps: int) -> list[dict[s
         }
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             row = pool.apply(training_throughput.measure, (job,))
-        if loop == "pixellm" and size == "7b":
-            told = training_throughput.estimate_7b(job["rows"], job["length"])
-            row |= {"dry_run_gb": told, "dry_run_over_peak": told / row["peak_memory_gb"]}
+        if loop == "pixellm":
+            row |= compare_dry_run(row, TRAIN_ROWS["7b"], TRAIN_LENGTH["7b"])
         rows.append(row)
     return rows
+
+
+def compare_dry_run(row: dict[str, Any], rows: int, length: int) -> dict[str, Any]:
+    """What `pixellm train --dry-run` says of the 7B recipe; beside the peak where that was run."""
+    told = training_throughput.estimate_7b(rows, length)
+    if row["model"] != "7b":
+        return {"dry_run_of_7b_gb": told}
+    share = told / row["peak_memory_gb"]
+    return {
+        "dry_run_of_7b_gb": told,
+        "dry_run_over_peak": share,
+        "within_20_percent": abs(share - 1) <= DRY_RUN_MARGIN,
+    }
 
 
 def measure_photos(
@@ -275,7 +309,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=560, help="of the whole call")
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    known = PRECISIONS + OTHER_PRECISIONS
+    parser.add_argument("--precisions", nargs="+", choices=known, default=list(PRECISIONS))
+    parser.add_argument(
+        "--answers", action="store_true", help="neither the released procedure nor training"
+    )
     parser.add_argument(
         "--steps", type=int, default=6, help="of training, after two that don't count"
     )
@@ -291,11 +329,12 @@ def main() -> None:
     clock, reference = Clock(options.seconds), None
     answering: list[dict[str, Any]] = []
     tables = {"answering": answering}
+    settled = {"batches": options.batches, "released": not options.answers}
     for precision in options.precisions:
         row = clock.run(
             60.0 if found else 0.0,
             lambda p=precision, r=reference: measure(
-                p, options.size, options.repeats, device, batches=options.batches, reference=r
+                p, options.size, options.repeats, device, reference=r, **settled
             ),
         )
         if isinstance(row, str):
@@ -304,6 +343,21 @@ def main() -> None:
             answering.append(row[0])
             reference = row[1] if reference is None else reference
         keep(options, device, tables)
+    if not options.answers:
+        add_training(options, device, clock, tables)
+    shown = {name: turn(rows) for name, rows in tables.items()}
+    for table in make_tables({**keep(options, device, tables), "tables": shown}):
+        Console(width=120).print(table)
+
+
+def add_training(
+    options: argparse.Namespace,
+    device: torch.device,
+    clock: Clock,
+    tables: dict[str, list[dict[str, Any]]],
+) -> None:
+    """Tables of training, and of the embedded model's recipe on photos."""
+    found = device.type == "cuda"
     forget_earlier_rows(device)
     training = clock.run(
         90.0 if found else 0.0, lambda: measure_training(options.size, device, options.steps)
@@ -318,10 +372,6 @@ def main() -> None:
     tables["the embedded model's recipe"] = [
         {"photos": photos} if isinstance(photos, str) else photos
     ]
-    report = keep(options, device, tables)
-    shown = {name: turn(rows) for name, rows in tables.items()}
-    for table in make_tables({**report, "tables": shown}):
-        Console(width=120).print(table)
 
 
 def keep(

@@ -162,12 +162,21 @@ def grow_targets(bench: Bench, counts: Sequence[int], words: int = 32) -> list[R
         row = {"targets": count, "engine_s": bench.seconds(work), **phases_of(bench, work)}
         if rows:
             first = rows[0]
-            further = (row["engine_s"] - first["engine_s"]) / (count - first["targets"])
-            step = first["decode_s"] / first["steps"]
-            row["further_target_s"] = further
-            row["beyond_a_step_over_encode"] = (further - step) / first["encode_s"]
+            row |= _further_target(first, row)
         rows.append(row)
     return rows
+
+
+def _further_target(first: Row, row: Row) -> dict[str, float]:
+    """What each target beyond the first takes: reading its ids, which any answer pays, and ours."""
+    more = row["targets"] - first["targets"]
+    grown = {name: (row[name] - first[name]) / more for name in ("decode_s", "masks_s", "rest_s")}
+    return {
+        "further_target_s": (row["engine_s"] - first["engine_s"]) / more,
+        "of_it_reading_its_ids_s": grown["decode_s"],
+        "masks_over_encode": grown["masks_s"] / first["encode_s"],
+        "masks_and_rest_over_encode": (grown["masks_s"] + grown["rest_s"]) / first["encode_s"],
+    }
 
 
 def grow_questions(bench: Bench, counts: Sequence[int], length: int, targets: int) -> list[Row]:

@@ -143,14 +143,20 @@ def scripted_answer(
 
 
 class ScriptedEngine(Engine):
-    """An engine whose every answer is the one in :attr:`script`, at the full cost of a choice."""
+    """An engine whose every answer is the one in :attr:`script`, at the full cost of a choice.
+
+    Attributes:
+        script: ids of the answer.
+        chosen: what it would have said in their place, of all answers one after the other.
+    """
 
     script: Sequence[int] = ()
+    chosen: Sequence[int] = ()
 
     @contextmanager
     def _loop(self, choose: Chooser = choose_by_options) -> Iterator[AnswerLoop]:
         def write_script(logits: Tensor, rows: Sequence[Row]) -> list[int]:
-            choose(logits, rows)
+            self.chosen = [*self.chosen, *choose(logits, rows)]
             return [self.script[len(row.ids) - len(row.prompt.ids)] for row in rows]
 
         with super()._loop(write_script) as loop:

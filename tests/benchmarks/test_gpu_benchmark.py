@@ -76,9 +76,11 @@ def test_it_runs_to_its_end_without_a_gpu(tmp_path: Path) -> None:
     tables = run_script(*options, "--json", str(tmp_path / "report.json"))
     whole, rounded = tables["answering"]
     assert whole["released_s"] > 0 and whole["images_per_s_batch_2"] > 0
-    assert rounded["precision"] == "int8" and 0 <= rounded["masks_iou_with_16_bits"] <= 1
+    assert rounded["precision"] == "int8" and 0 <= rounded["masks_iou_with_first_row"] <= 1
     assert [row["loop"] for row in tables["training"]] == ["plain", "pixellm"]
     assert all(row["pictures_per_second"] > 0 for row in tables["training"])
+    assert 0 <= rounded["tokens_as_in_first_row"] <= 1 and whole["until_first_answer_s"] > 0
+    assert 20 < tables["training"][1]["dry_run_of_7b_gb"] < 80
     assert "not measured" in tables["the embedded model's recipe"][0]["photos"]
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import LlamaConfig
 from transformers.cache_utils import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from pixellm.model import llama_steps
+from pixellm.model import llama_steps, rounded_product
 from pixellm.model.llama_steps import LlamaSteps, can_step
 
 
@@ -54,6 +56,25 @@ def test_steps_give_the_familys_own_states(
             ids[:, start:end], positions, mask, lambda layer, k, v: cache.update(k, v, layer)
         )
         torch.testing.assert_close(states, whole[:, start:end], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("together", [True, False])
+@torch.no_grad()
+def test_steps_of_a_model_in_8_bits_multiply_its_integers(
+    together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounded_product, "_multiplies_integers", lambda: True)
+    if not together:
+        monkeypatch.setattr(llama_steps, "_LAID_TOGETHER_UP_TO", 0)
+    model = tiny_llama(attention_bias=True)
+    exact = copy.deepcopy(model)
+    quantize_(model, Int8WeightOnlyConfig())
+    assert can_step(model)
+    ids = torch.tensor([[3], [7]])
+    inputs = ids, torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 1, 1, 1)
+    states = LlamaSteps(model)(*inputs, lambda layer, k, v: (k, v))
+    wanted = exact(ids).last_hidden_state
+    assert 0 < float((states - wanted).norm() / wanted.norm()) < 0.03
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ def _destinations(
 ) -> Destinations:
     """What to write; the overlay alone, in the current folder, where nothing is asked for."""
     from pixellm.answer_files import Destinations, check_destinations
-    from pixellm.cli.chat import overlay_name
+    from pixellm.cli.images import overlay_name
     from pixellm.files import STANDARD
 
     overlay = overlay_name(name) if not (out or json or masks) else out

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaModel, LlamaRMSNorm
 
 from pixellm.model.derived import Derived
+from pixellm.model.rounded_product import Rounded, join_rounded, rounded_of, rounded_product
 from pixellm.model.small_batch_linear import (
     MAX_ROWS,
     SmallBatchLinear,
@@ -38,14 +39,12 @@ _PRODUCTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "do
 class _Joined:
     """Linear layers of the same input: one weight where they were laid together."""
 
-    weights: tuple[Tensor, ...]
+    weights: tuple[Tensor | Rounded, ...]
     biases: tuple[Tensor | None, ...]
     sizes: tuple[int, ...]
 
     def __call__(self, states: Tensor) -> Sequence[Tensor]:
-        made = [
-            small_batch_product(states, *one) for one in zip(self.weights, self.biases, strict=True)
-        ]
+        made = [_multiply(states, *one) for one in zip(self.weights, self.biases, strict=True)]
         return made[0].split(self.sizes, -1) if len(made) == 1 else made
 
 
@@ -118,14 +117,16 @@ class LlamaSteps(nn.Module):
 
 
 def can_step(language_model: Any) -> bool:
-    """Whether the layers are LLaMA's own, whole, and in float32 in main memory."""
+    """Whether the layers are LLaMA's own, whole, in main memory, in float32 or in 8 bits."""
     if type(language_model) is not LlamaModel or language_model.config.hidden_act != "silu":
         return False
     for layer in language_model.layers:
         for name in _PRODUCTS:
             part = layer.self_attn if hasattr(layer.self_attn, name) else layer.mlp
             product = getattr(part, name)
-            if type(product) not in (nn.Linear, SmallBatchLinear) or not is_plain(product.weight):
+            if type(product) not in (nn.Linear, SmallBatchLinear):
+                return False
+            if not is_plain(product.weight) and rounded_of(product.weight) is None:
                 return False
         norms = (layer.input_layernorm, layer.post_attention_layernorm)
         if any(type(norm) is not LlamaRMSNorm for norm in norms):
@@ -134,17 +135,24 @@ def can_step(language_model: Any) -> bool:
 
 
 def _join(layers: Sequence[nn.Linear], together: bool) -> _Joined:
-    weights = tuple(layer.weight for layer in layers)
+    weights = tuple(rounded_of(layer.weight) or layer.weight for layer in layers)
     biases: tuple[Tensor | None, ...] = tuple(layer.bias for layer in layers)
     sizes = tuple(layer.out_features for layer in layers)
-    if not together:
+    rounded = [weight for weight in weights if isinstance(weight, Rounded)]
+    if not together or 0 < len(rounded) < len(weights):
         return _Joined(weights, biases, sizes)
     given = [bias for bias in biases if bias is not None]
-    return _Joined((torch.cat(weights),), (torch.cat(given) if given else None,), sizes)
+    whole = join_rounded(rounded) if rounded else torch.cat([layer.weight for layer in layers])
+    return _Joined((whole,), (torch.cat(given) if given else None,), sizes)
 
 
 def _apply(layer: nn.Linear, states: Tensor) -> Tensor:
-    return small_batch_product(states, layer.weight, layer.bias)
+    return _multiply(states, rounded_of(layer.weight) or layer.weight, layer.bias)
+
+
+def _multiply(states: Tensor, weight: Tensor | Rounded, bias: Tensor | None) -> Tensor:
+    product = rounded_product if isinstance(weight, Rounded) else small_batch_product
+    return product(states, weight, bias)  # type: ignore[arg-type]
 
 
 __all__ = ["MAX_ROWS", "LlamaSteps", "Remember", "can_step"]

@@ -4,7 +4,7 @@ Decoding multiplies one row or a few with all weights, and its time is that of r
 to 16 rows the product that ``torch.nn.functional.linear`` asks for, rows by weights, takes about
 twice the time of weights by rows. A single row is multiplied by one thread, however many there are,
 unless each thread is given its share of the weights as a product of its own
-(``benchmarks/small_products.py``).
+(``benchmarks/small_products.py``). Weights in 8 bits are multiplied as integers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pixellm.model.rounded_product import rounded_of, rounded_product
 
 MAX_ROWS = 16
 """Rows up to which the other order was measured to be faster."""
@@ -25,9 +27,14 @@ class SmallBatchLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """``input`` (..., in_features) to (..., out_features)."""
-        if torch.is_grad_enabled() or not is_plain(self.weight):
+        if torch.is_grad_enabled():
             return super().forward(input)
-        return small_batch_product(input, self.weight, self.bias)
+        if is_plain(self.weight):
+            return small_batch_product(input, self.weight, self.bias)
+        rounded = rounded_of(self.weight)
+        if rounded is None:
+            return super().forward(input)
+        return rounded_product(input, rounded, self.bias)
 
 
 def small_batch_product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -70,7 +77,7 @@ def is_plain(weight: Tensor) -> bool:
 def use_small_batch_kernels(module: nn.Module) -> None:
     """Let a module's plain linear layers do so, in place; names and weights stay.
 
-    Layers of other classes, such as those of adapters and of quantised models, are left alone.
+    Layers of other classes, such as those of adapters, are left alone.
     """
     for layer in module.modules():
         if type(layer) is nn.Linear:
