@@ -80,7 +80,7 @@ def test_it_runs_to_its_end_without_a_gpu(tmp_path: Path) -> None:
     assert [row["loop"] for row in tables["training"]] == ["plain", "pixellm"]
     assert all(row["pictures_per_second"] > 0 for row in tables["training"])
     assert 0 <= rounded["tokens_as_in_first_row"] <= 1 and whole["until_first_answer_s"] > 0
-    assert 20 < tables["training"][1]["dry_run_of_7b_gb"] < 80
+    assert 10 < tables["training"][1]["dry_run_of_7b_gb"] < 80
     assert "not measured" in tables["the embedded model's recipe"][0]["photos"]
 
 
