@@ -191,6 +191,7 @@ def test_a_damaged_chat_template_is_told(
         ("stages.0.steps", "true", "True is no value of it"),
         ("model.settings.decoder_sizes", "16", "model.settings has no decoder_sizes"),
         ("model.text.config.num_hidden_layerss", "2", "is it num_hidden_layers"),
+        ("model.text.config.num_key_value_heads", "2000", "No model can be built from"),
     ],
 )
 def test_a_recipe_that_says_what_nobody_reads_is_refused(

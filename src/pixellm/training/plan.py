@@ -118,7 +118,8 @@ def plan_run(config: RunConfig, num_gpus: int = 1) -> RunPlan:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         attach_adapters(model, _adapters(config, model))
         plain = _without_heads(config)
-        stages = tuple(_plan_stage(plain, s, model, sources, num_gpus) for s in plain.stages)
+        with told_as(BAD_SETTINGS):  # that it can be built does not say that it runs
+            stages = tuple(_plan_stage(plain, s, model, sources, num_gpus) for s in plain.stages)
     return RunPlan(config.name, num_parameters, sources, evaluation, stages, tuple(problems))
 
 
