@@ -6,6 +6,7 @@ words with the rectangles, not with the code that chose them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import random
@@ -22,6 +23,7 @@ from drawn_photos import PHOTOS, coco_values, draw_photo, rectangle, write_json
 from pixellm.data.photos import Photos
 from pixellm.data.registry import open_reader
 from pixellm.masks import decode_mask
+from pixellm.scenes.questions_photos import compose_photo_dialogues
 from pixellm.types import SEG_MARK, Turn
 
 SIZE = (200, 300)
@@ -371,3 +373,50 @@ def test_real_photos_read_as_english() -> None:
         assert turn.answer[0].isupper() and turn.answer.endswith(".")
         assert not re.search(r"\ba [aeio]|\ban [^aeiouh]", turn.answer), turn.answer
         assert not re.search(r"\b[a-z][A-Z]", turn.question), turn.question
+
+
+HOME = [("dog", 10, 100, 60, 150), ("dog", 100, 90, 200, 190), ("couch", 210, 20, 290, 90)]
+SAID = {"dog": "dog", "puppy": "dog", "pup": "dog", "couch": "couch", "sofa": "couch"}
+"""What each word of an answer or a question about HOME stands for."""
+
+
+def talk(root: Path, kind: str) -> list[tuple[Turn, ...]]:
+    """Dialogues of a kind about the first photo."""
+    data, rng = Photos(root), random.Random(0)
+    view = data.view(data.row(0), together=True)
+    drawn = (compose_photo_dialogues(view, rng, 3, kinds={kind: 1.0}) for _ in range(40))
+    found = list(itertools.chain.from_iterable(drawn))
+    assert len(found) > 20, kind
+    return found
+
+
+def test_what_is_said_in_a_hurry_is_true(photos_root: WriteFile) -> None:
+    root = photos_root(HOME)
+    firsts = {"left": 10, "dog": 10, "couch": 210}
+    for kind in ("another", "pair", "either", "part"):
+        for turns in talk(root, kind):
+            assert len(turns) == (2 if kind == "another" else 1)
+            for turn in turns:
+                assert turn.answer.count(SEG_MARK) == len(turn.targets)
+                assert "{" not in turn.question + turn.answer.replace(SEG_MARK, "")
+                shown = re.findall(r"(\w+) \{seg\}", turn.answer)
+                named = [SAID.get(word.removesuffix("s"), SAID.get(word)) for word in shown]
+                assert named == [target.name for target in turn.targets]
+                assert lefts(turn) == [
+                    firsts[one] if "right" not in turn.answer else 100 for one in named
+                ]
+
+
+def test_of_two_kinds_the_one_that_is_missing_is_denied(photos_root: WriteFile) -> None:
+    answers = [turns[0].answer for turns in talk(photos_root(HOME), "pair")]
+    denied = [one for one in answers if " no " in one]
+    assert 0.2 < len(denied) / len(answers) < 0.8
+    assert not [one for one in denied if re.search(r"no (dog|couch)\b", one)]
+
+
+def test_what_was_told_can_be_asked_to_be_shown(photos_root: WriteFile) -> None:
+    told = [turns for turns in talk(photos_root(HOME), "another") if turns[0].kind == "plain"]
+    assert told
+    for first, second in told:
+        assert first.answer.startswith("Yes, there is")
+        assert second.targets and second.targets[0].name in first.answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -166,3 +167,18 @@ def test_a_target_of_one_object_competes_for_the_likeliest_entry() -> None:
         return float(choice_loss_sum(decoder, torch.zeros(1, 2, 4), entries, batch) - plain)
 
     assert loss(3, -3) < 0.1 < loss(0, 0) < loss(-3, 3)
+
+
+def test_the_class_of_a_target_is_the_one_that_its_name_tells() -> None:
+    entries, batch = a_batch()
+    scores = torch.zeros(1, 4, 3)
+    scores[0, 0, 1] = 0.9  # the encoder takes the target for another class
+
+    def of_its_name(kind: int) -> float:
+        named = batch | {"target_kinds": torch.tensor([kind])}
+        return float(choice_loss(torch.zeros(1, 1, 4), entries, named, scores))
+
+    unnamed = float(choice_loss(torch.zeros(1, 1, 4), entries, batch, scores))
+    told = int(scores[0, 0].argmax())  # GivenChoice tells the class of its likeliest entry
+    assert of_its_name(told) == of_its_name(-100) == unnamed
+    assert of_its_name(2) == pytest.approx(unnamed + 20, abs=1e-3)

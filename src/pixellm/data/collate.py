@@ -23,6 +23,7 @@ from pixellm.model.pixel_masks import pack_masks
 from pixellm.processing.image import resize_targets
 from pixellm.processing.processor import PixelLMProcessor, pad_sequences
 from pixellm.processing.prompts import EncodedDialogue, dialogue_messages
+from pixellm.scenes.photo_knowledge import knowledge_of_categories
 from pixellm.types import RLE, BoolMask, Sample, Turn
 
 IGNORED = -100
@@ -43,6 +44,8 @@ class Collator:
             image not; turns that do not fit are left out. None for no limit but the row's.
         with_objects: add the masks of everything annotated, asked for or not, and the targets' on
             the same grid as the class map.
+        encoder_classes: names of what the encoder finds, for the names that an image's dialogue
+            gives them and for the class of each target.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Collator:
         self.max_length = max_length
         self.with_objects = with_objects
         self.encoder_classes = tuple(encoder_classes)
+        self.encoder_index = _index_of_phrases(self.encoder_classes)
         encoded = processor.codec.encode(dialogue_messages((), "?"))
         self.prefix = encoded.ids[: encoded.prefix]
         text_before = encoded.prefix - processor.codec.num_image_tokens
@@ -94,9 +98,10 @@ class Collator:
             target_rows, target_answers (M,); with class names given patch_classes (B, g, g),
             patch_boxes (B, g, g, 4) and target_classes (M,); where asked for, object_shapes
             (N, g, g) uint8 and object_rows (N,) of everything annotated and target_shapes
-            (M, g, g), over the canvas; sample_ids, a list of strings, of all rows; where something
-            was left out, the whole numbers num_dropped_turns and num_dropped_rows, turns of
-            dropped rows counted too.
+            (M, g, g), over the canvas; with encoder classes class_order (B, c) and target_kinds
+            (M,), -100 where a target is of no class of the encoder; sample_ids, a list of strings,
+            of all rows; where something was left out, the whole numbers num_dropped_turns and
+            num_dropped_rows, turns of dropped rows counted too.
 
         Raises:
             ValueError: an image that can't be read or is of another size than its samples say.
@@ -125,6 +130,10 @@ class Collator:
         if self.with_objects:
             batch |= self._objects([rows[index][0] for index in used])
         if self.encoder_classes:
+            names = [t.name for asked in turns for turn in asked for t in turn.targets]
+            batch["target_kinds"] = torch.tensor(
+                [self.encoder_index.get(name, IGNORED) for name in names], dtype=torch.long
+            )
             batch["class_order"] = torch.stack(
                 [self._class_order(rows[index][0]) for index in used]
             )
@@ -283,6 +292,14 @@ class Collator:
         picked = np.where(inside, picked, 0)
         ids = np.where(inside, classes[picked], IGNORED)
         return torch.from_numpy(ids), torch.from_numpy(boxes[picked])
+
+
+def _index_of_phrases(classes: Sequence[str]) -> dict[str, int]:
+    """The index of each class of an encoder, by what targets of it are called."""
+    if not classes:
+        return {}
+    knowledge, keys = knowledge_of_categories(tuple(classes))
+    return {knowledge.concepts[keys[name]].name: index for index, name in enumerate(classes)}
 
 
 def _check_size(row: Sequence[Sample], size: tuple[int, int]) -> None:

@@ -171,16 +171,20 @@ class Photos(PhotoSet):
         scene = Scene(blank, objects, self.uncertain(image))
         return PhotoView(scene, self.knowledge, self.max_targets, image.people, together)
 
+    def sayable(self, image: AnnotatedImage) -> AnnotatedImage:
+        """What training may ask about an image, as it is shown."""
+        return image
+
     def compose(self, row: AnnotatedImage, rng: random.Random) -> tuple[Sample, ...]:
         """The dialogues about an image."""
         image = augment_image(row, rng) if self.augment else row
+        asked = self.sayable(image)
         renamed = None
         if self.exchange and rng.random() < self.exchange:
             names = list(self.categories)
             renamed = dict(zip(names, rng.sample(names, len(names)), strict=True))
-            classes = tuple(replace(one, name=renamed[one.name]) for one in image.classes)
-            image = replace(image, classes=classes, people=())
-        view = self.view(image, together=self.together)
+            image, asked = (_rename(one, renamed) for one in (image, asked))
+        view = self.view(asked, together=self.together)
         for kinds in (self.kinds, None):
             turns = compose_photo_dialogues(view, rng, self.dialogues_per_image, kinds=kinds)
             if turns:
@@ -241,6 +245,12 @@ class Photos(PhotoSet):
             Sample(image.image, image.size, turns, f"{image.id}-{number}", objects, image.source)
             for number, turns in enumerate(dialogues)
         )
+
+
+def _rename(image: AnnotatedImage, renamed: Mapping[str, str]) -> AnnotatedImage:
+    """An image whose classes go by other names, of which nothing else is known."""
+    classes = tuple(replace(one, name=renamed[one.name]) for one in image.classes)
+    return replace(image, classes=classes, people=())
 
 
 EVALUATED = {

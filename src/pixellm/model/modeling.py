@@ -22,7 +22,7 @@ from pixellm.model.attention import positions_from_mask, unpack_dialogues
 from pixellm.model.codebook import SegmentationCodebook
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.decoder import PixelDecoder
-from pixellm.model.evidence import familiarity, find_evidence, pack, rename
+from pixellm.model.evidence import Evidence, familiarity, find_evidence, pack, rename
 from pixellm.model.language import build_language_parts, reading_rules
 from pixellm.model.losses import text_loss_sum
 from pixellm.model.outputs import EncodedImages, PixelLMOutput
@@ -151,13 +151,17 @@ class PixelLMModel(PixelLMPreTrainedModel):
         config = self.config
         features: list[Tensor] = self.feature_projector(maps[: config.num_scales])
         if config.evidence_tokens:
-            first, count = config.num_scales, len(config.evidence_depths)
-            cells = maps[first : first + count]
-            features += maps[first + count :]
-            num_classes = config.vision_config.num_classes
-            found = find_evidence(cells, num_classes, config.evidence_tokens)
+            features += maps[config.num_scales + len(config.evidence_depths) :]
+            found = self.find_evidence(maps)
             features.append(pack(found if class_order is None else rename(found, class_order)))
         return features
+
+    def find_evidence(self, maps: list[Tensor]) -> Evidence:
+        """What the encoder found, of its raw maps; for models with ``evidence_depths``."""
+        config = self.config
+        first = config.num_scales
+        cells = maps[first : first + len(config.evidence_depths)]
+        return find_evidence(cells, config.vision_config.num_classes, config.evidence_tokens)
 
     def familiarity(self, encoded: EncodedImages) -> Tensor | None:
         """(B,) how likely images show anything known; None where the encoder can't tell."""

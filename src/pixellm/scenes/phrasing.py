@@ -56,9 +56,9 @@ def pick_words(rng: random.Random, section: str, key: str) -> str:
     return rng.choice(load_templates()[section][key])
 
 
-def ask(rng: random.Random, section: str, **words: str) -> str:
+def ask(rng: random.Random, section: str, key: str = "questions", **words: str) -> str:
     """A question of a section, filled in, sometimes typed carelessly."""
-    question = pick_words(rng, section, "questions").format(**words)
+    question = pick_words(rng, section, key).format(**words)
     question = question[0].upper() + question[1:]
     keeps_case = question.startswith("I ") or question[1:2].isupper()  # "I need", "TVs"
     if rng.random() < LOWER_CASE_SHARE and not keeps_case:

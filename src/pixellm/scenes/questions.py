@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 View = TypeVar("View", bound=SceneView)
-Ask = Callable[[View, random.Random], Draft | None]
+Ask = Callable[[View, random.Random], Draft | tuple[Draft, ...] | None]
 Allowed = Callable[[str, str], bool]
 
 _PLAIN: tuple[Ask[SceneView], ...] = (
@@ -187,10 +187,10 @@ def _draft_dialogue(
 ) -> tuple[Draft, ...]:
     """One dialogue of a kind; () where it did not work out this time."""
     if kind != "follow_up":
-        draft = asks[kind](view, rng)
-        return (draft,) if draft else ()
+        drafts = asks[kind](view, rng)
+        return drafts if isinstance(drafts, tuple) else (drafts,) if drafts else ()
     first = asks[rng.choice(_FOLLOWED)](view, rng)
-    if first is None or not first.objects:
+    if not isinstance(first, Draft) or not first.objects:
         return ()
     second = positions.follow_up(view, rng, replace(first, objects=members_of(first.objects)))
     return (first, second) if second else ()

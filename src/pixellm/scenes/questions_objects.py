@@ -259,12 +259,12 @@ def answer_with(
     section: str,
     objects: Sequence[ViewedObject],
     conjunction: str = "and",
+    key: str = "answers",
     **words: str,
 ) -> str:
     """An answer of a section that lists objects with their marks."""
-    return say(
-        rng, section, **words, objects=mark_phrases([one.phrase for one in objects], conjunction)
-    )
+    marked = mark_phrases([one.phrase for one in objects], conjunction)
+    return say(rng, section, key, **words, objects=marked)
 
 
 def _purpose(view: SceneView, rng: random.Random, use: str, slot: str = "use") -> dict[str, str]:

@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from pixellm.scenes import questions_objects as objects
 from pixellm.scenes import questions_positions as positions
+from pixellm.scenes import questions_talk as talk
 from pixellm.scenes import questions_words as words
 from pixellm.scenes.knowledge import Concept, load_knowledge
 from pixellm.scenes.photo_view import PERSON, PhotoView
@@ -276,6 +277,10 @@ _ASKS: Mapping[str, Ask[PhotoView]] = {
     "describe": ask_to_describe,
     "open": ask_open,
     "foreign": ask_in_another_language,
+    "another": talk.ask_another,
+    "either": talk.ask_either,
+    "pair": talk.ask_pair,
+    "part": talk.ask_part,
 }
 _WITHOUT_OBJECTS = ("negative", "unknown", "describe", "open", "foreign")
 
@@ -303,6 +308,10 @@ PHOTO_WEIGHTS: Mapping[str, float] = MappingProxyType(
         "open": 0.6,
         "foreign": 0.05,
         "follow_up": 0.9,
+        "another": 0.6,
+        "either": 0.3,
+        "pair": 0.4,
+        "part": 0.2,
     }
 )
 """How often each kind is tried when the caller gives no weights."""

@@ -99,6 +99,9 @@ def choice_loss_sum(
     Where the decoder tells one instance from all of its kind (``masks_per_thing``), that is learnt
     of targets that differ in it, and a target of one object competes for the likeliest entry.
 
+    The class of a target is the one that its name tells (``target_kinds``), or where that is
+    unknown the likeliest one of the surest entry that belongs to it.
+
     Entries of the batch's other images are no part of a target either, as long as they are of
     another class; among those of its own image alone, a target that names what is not there would
     never be taught to choose nothing.
@@ -107,7 +110,8 @@ def choice_loss_sum(
         decoder: a :class:`~pixellm.model.regions.RegionDecoder`.
         target_embeddings: (M, L, C).
         entries: (B, K, 5 + D).
-        batch: with ``target_shapes``, ``target_rows``, ``object_shapes`` and ``object_rows``.
+        batch: with ``target_shapes``, ``target_rows``, ``object_shapes`` and ``object_rows``, and
+            where the encoder names its classes ``target_kinds``.
     """
     rows = batch["target_rows"]
     total = target_embeddings.new_zeros((), dtype=torch.float32)
@@ -133,9 +137,11 @@ def choice_loss_sum(
         total = total + (entropy * known).sum()
         chosen = wanted.any(1)
         if chosen.any():
-            # The class of a target is that of the surest entry that belongs to it.
             surest = (scores[row].amax(-1) * wanted[chosen]).argmax(1)
             kind = scores[row, surest].argmax(-1)
+            if "target_kinds" in batch:
+                named = batch["target_kinds"][asked][chosen]
+                kind = torch.where(named >= 0, named, kind)
             told = kinds[asked][chosen]
             total = total + F.cross_entropy(told, kind, reduction="sum")
             if ones is not None:

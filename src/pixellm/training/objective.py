@@ -115,7 +115,7 @@ class Objective(nn.Module):
             Scalars by name: those of LOSS_NAMES that are computed, unweighted, and "total", the
             weighted sum to go backward from.
         """
-        unused = {"patch_classes", "patch_boxes", "target_classes"}
+        unused = {"patch_classes", "patch_boxes", "target_classes", "target_kinds"}
         unused |= {"object_shapes", "object_rows", "target_shapes"}
         if weights.mask == weights.dice == 0:
             unused |= {"target_masks", "target_sizes"}

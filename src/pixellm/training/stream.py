@@ -22,6 +22,7 @@ from pixellm.types import Sample
 DATASETS: dict[str, str] = {
     "scenes": "pixellm.scenes.dataset:ScenesDataset",
     "photo_scenes": "pixellm.data.photo_scenes:PhotoScenes",
+    "seen_photos": "pixellm.labelling.seen_photos:SeenPhotos",
     **READERS,
 }
 """Name in a recipe -> `module:class`."""

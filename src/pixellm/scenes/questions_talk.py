@@ -1,0 +1,157 @@
+"""Questions as people go on talking about a photo, or type them in a hurry.
+
+A second turn that only makes sense after the first ("And the spoon?", "Show me."), two kinds of
+objects in one breath of which the photo may lack one, one of two, and parts of objects, which no
+mask is known of. They are for training; no benchmark asks them.
+"""
+
+from __future__ import annotations
+
+import random
+
+from pixellm.scenes.knowledge import Concept
+from pixellm.scenes.photo_view import PERSON, PhotoView
+from pixellm.scenes.phrasing import agreeing_words, ask, grammar_words, load_templates, say
+from pixellm.scenes.questions_objects import Draft, absent_concept, answer_with, definite_name
+from pixellm.scenes.scene_view import ViewedObject, members_of
+
+Talk = tuple[Draft, ...]
+"""The drafts of one dialogue."""
+
+SHOWN_SHARE = 0.3
+"""Share of the second turns that ask to see what the first only told."""
+
+MISSING_SHARE = 0.5
+"""Share of the pairs of which the photo lacks one."""
+
+_ANIMALS = frozenset({"animals", "pets", "farm_animals", "wild_animals"})
+
+
+def ask_another(view: PhotoView, rng: random.Random) -> Talk | None:
+    """A kind of object, there or not, and then another one, there or not."""
+    if rng.random() < SHOWN_SHARE:
+        return _ask_to_be_shown(view, rng)
+    first, second = (_some_concept(view, rng) for _ in range(2))
+    if first is None or second is None or first.key == second.key:
+        return None
+    drafts = _by_name(view, rng, first, "every_one"), _by_name(view, rng, second, "another")
+    return None if None in drafts else drafts  # type: ignore[return-value]
+
+
+def ask_either(view: PhotoView, rng: random.Random) -> Draft | None:
+    """One of two kinds of which the photo shows one, or neither."""
+    shown = _some_present(view, rng) if rng.random() < 0.8 else absent_concept(view, rng)
+    missing = absent_concept(view, rng)
+    if shown is None or missing is None or shown.key == missing.key:
+        return None
+    group = view.told(view.group(shown.key))
+    if len(members_of(group)) > view.max_targets:
+        return None
+    a, b = rng.sample([shown.indefinite, missing.indefinite], 2)
+    question = ask(rng, "either", a=a, b=b)
+    if not group:
+        return Draft("choice", question, say(rng, "either", "nothing"))
+    return Draft("choice", question, answer_with(rng, "either", group), tuple(group))
+
+
+def ask_pair(view: PhotoView, rng: random.Random) -> Draft | None:
+    """Two kinds in one breath; of what the photo lacks the answer says so."""
+    first = _some_present(view, rng)
+    is_missing = rng.random() < MISSING_SHARE
+    second = absent_concept(view, rng) if is_missing else _some_present(view, rng)
+    if first is None or second is None or first.key == second.key:
+        return None
+    named = [first, second]
+    rng.shuffle(named)
+    found = [one for concept in named for one in view.told(view.group(concept.key))]
+    if not found or len(members_of(found)) > view.max_targets:
+        return None
+    words = {"name": named[0].name, "other": named[1].name}
+    words |= {"a": named[0].indefinite, "b": named[1].indefinite}
+    question = ask(rng, "pair", **words)
+    if not is_missing:
+        return Draft("several", question, answer_with(rng, "pair", found), tuple(found))
+    objects = answer_with_one(view, rng, found, second)
+    return Draft("several", question, objects, tuple(found))
+
+
+def answer_with_one(
+    view: PhotoView, rng: random.Random, found: list[ViewedObject], missing: Concept
+) -> str:
+    """What is there, and that the other is not."""
+    is_plural = len(members_of(found)) > 1 or found[0].concept.is_plural
+    words = {"is": "are" if is_plural else "is", "missing": missing.name}
+    return answer_with(rng, "pair", found, key="one", **words)
+
+
+def ask_part(view: PhotoView, rng: random.Random) -> Draft | None:
+    """A part of an object, which is no target; the object is shown in its place."""
+    named = [one for one in view.unambiguous if not one.concept.is_plural]
+    if not named:
+        return None
+    item = rng.choice(named)
+    concept = item.concept
+    kinds = set(concept.categories)
+    kind = "others"
+    if concept.key == PERSON:
+        kind = "people"
+    elif kinds & _ANIMALS:
+        kind = "animals"
+    elif "vehicles" in kinds:
+        kind = "vehicles"
+    part = rng.choice(load_templates()["parts"][kind])
+    words = grammar_words(concept, definite_name(concept, rng))
+    question = ask(rng, "part", **words, name=concept.name, part=part)
+    answer = answer_with(rng, "part", [item], **words)
+    return Draft("open", question, answer, (item,))
+
+
+def _ask_to_be_shown(view: PhotoView, rng: random.Random) -> Talk | None:
+    """Whether a kind is there, and if so, where."""
+    concept = _some_present(view, rng)
+    if concept is None:
+        return None
+    group = view.told(view.group(concept.key))
+    if len(members_of(group)) > view.max_targets or concept.key in view.uncountable:
+        return None
+    is_plural = len(members_of(group)) > 1 or concept.is_plural
+    words = agreeing_words(f"the {concept.name}", is_plural=is_plural)
+    indefinite = concept.indefinite
+    any_one = f"any {concept.name}" if indefinite.startswith("some ") else indefinite
+    first = grammar_words(concept, concept.name)
+    first |= {"name": concept.name, "indefinite": indefinite, "any_one": any_one}
+    told = Draft(
+        "plain", ask(rng, "plain_exists", **first), say(rng, "plain_exists", "yes", **first)
+    )
+    answer = answer_with(rng, "every", group, **words)
+    return told, Draft("follow_up", ask(rng, "show_it", **words), answer, tuple(group))
+
+
+def _by_name(view: PhotoView, rng: random.Random, concept: Concept, section: str) -> Draft | None:
+    """A kind by its name, in a section of its own wording; shown or denied."""
+    kind = "follow_up" if section == "another" else "every"
+    words = grammar_words(concept, definite_name(concept, rng))
+    words |= {"name": concept.name, "a_name": concept.indefinite, "plural": concept.plural}
+    key = "every" if section == "another" and rng.random() < 0.3 else "questions"
+    question = ask(rng, section, key, **words)
+    group = view.told(view.group(concept.key))
+    if not group:
+        denied = {**words, "is": "are" if concept.is_plural else "is"}
+        return Draft(kind, question, say(rng, "negative_name", **denied))
+    if len(members_of(group)) > view.max_targets:
+        return None
+    is_plural = len(members_of(group)) > 1 or concept.is_plural
+    words = agreeing_words(f"the {concept.name}", is_plural=is_plural)
+    return Draft(kind, question, answer_with(rng, "every", group, **words), tuple(group))
+
+
+def _some_concept(view: PhotoView, rng: random.Random) -> Concept | None:
+    """A kind of object that is there, or one that is surely not."""
+    return _some_present(view, rng) if rng.random() < 0.5 else absent_concept(view, rng)
+
+
+def _some_present(view: PhotoView, rng: random.Random) -> Concept | None:
+    keys = [
+        key for key, count in view.counts.items() if count and f"name:{key}" not in view.ambiguous
+    ]
+    return view.knowledge.concepts[rng.choice(keys)] if keys else None
