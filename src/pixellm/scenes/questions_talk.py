@@ -24,6 +24,9 @@ SHOWN_SHARE = 0.3
 MISSING_SHARE = 0.5
 """Share of the pairs of which the photo lacks one."""
 
+MOST_LISTED = 5
+"""A list has so many kinds that are there, and as many that are not, at most."""
+
 _ANIMALS = frozenset({"animals", "pets", "farm_animals", "wild_animals"})
 
 
@@ -82,6 +85,25 @@ def answer_with_one(
     is_plural = len(members_of(found)) > 1 or found[0].concept.is_plural
     words = {"is": "are" if is_plural else "is", "missing": missing.name}
     return answer_with(rng, "pair", found, key="one", **words)
+
+
+def ask_roll(view: PhotoView, rng: random.Random) -> Draft | None:
+    """A list of kinds, each there or not; every word of the answer depends on the photo.
+
+    Nothing teaches so much at once to compare a name with what is seen.
+    """
+    named = {
+        concept.key: (concept, "yes" if is_shown else "no")
+        for is_shown in (True, False) * rng.randint(1, MOST_LISTED)
+        if (concept := (_some_present if is_shown else absent_concept)(view, rng)) is not None
+    }
+    listed = list(named.values())
+    if len(listed) < 2:
+        return None
+    rng.shuffle(listed)
+    question = ask(rng, "roll", list=", ".join(concept.name for concept, _ in listed))
+    answer = say(rng, "roll", list=", ".join(f"{one.name} {said}" for one, said in listed))
+    return Draft("plain", question, answer)
 
 
 def ask_part(view: PhotoView, rng: random.Random) -> Draft | None:
