@@ -223,17 +223,16 @@ def test_a_full_disk_is_told_after_the_answer(
 def test_a_disk_that_fills_up_half_way_leaves_nothing(
     image: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written: list[Path] = []
-    write = Path.write_bytes
+    written: list[int] = []
+    sync = os.fsync
 
-    def write_once(self: Path, content: bytes) -> int:
-        written.append(self)
-        if len(written) == 1:
-            return write(self, content)
-        write(self, content[:10])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+    def sync_once(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
 
-    monkeypatch.setattr(Path, "write_bytes", write_once)
+    monkeypatch.setattr(os, "fsync", sync_once)
     outputs = ["--json", "answer.json", "--masks", "masks"]
     assert_full_disk(segment(image, tiny_model_dir, *outputs))
     assert len(written) == 2
