@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pixellm.cli.main import app
+from pixellm.data.coco_sets import OwnCoco, coco_questions
 
 SIZE = (30, 40)
 SHAPE = [rectangle(2, 3, 12, 20)]
@@ -133,6 +134,15 @@ def test_own_files_in_other_places_are_found_with_options(root):
     refused = run(root, "--set", "coco", "--with", "colour=red")
     assert refused.exit_code == 1
     assert "colour" in refused.output
+
+
+def test_coco_below_the_folder_of_all_sets_is_found_as_a_benchmark_finds_it(tmp_path):
+    draw_photo(tmp_path / "coco" / "val2017" / "1.jpg", SIZE)
+    coco(tmp_path / "coco" / "annotations" / "instances_val2017.json")
+    checked = run(tmp_path)
+    assert checked.exit_code == 0, checked.output
+    assert "coco val: 1 images" in checked.output
+    assert len(coco_questions(tmp_path, "val")) == len(OwnCoco(tmp_path, "val")) == 1
 
 
 @pytest.mark.parametrize(

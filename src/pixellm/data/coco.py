@@ -12,6 +12,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -233,12 +234,20 @@ def own_files(
     "annotations/instances_default.json".
 
     Args:
-        root: folder that both are below.
+        root: folder that both are below, or the folder of all data sets, with both below "coco".
         split: put in place of ``{split}`` in both.
         annotations: path of the file.
         images: path of the folder; "" for the first of ``{split}/images``, ``{split}``,
             ``images/{split}`` and ``images`` that is there.
     """
+    found = [_files_below(one, split, annotations, images) for one in (root, root / "coco")]
+    complete = (one for one in found if one[0].is_file() and one[1].is_dir())
+    begun = (one for one in found if one[0].is_file())
+    return next(chain(complete, begun), found[0])
+
+
+def _files_below(root: Path, split: str, annotations: str, images: str) -> tuple[Path, Path]:
+    """The same for one folder."""
     usual = path_of_split(root, annotations, split)
     path = published_or(usual)
     folder = _image_folder(root, split if path == usual else f"{split}2017")

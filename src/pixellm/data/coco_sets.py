@@ -451,7 +451,7 @@ def coco_questions(
     crowd is not asked for.
 
     Args:
-        root: a layout of :func:`~pixellm.data.coco.own_files`, or its folder "coco".
+        root: a layout of :func:`~pixellm.data.coco.own_files`.
         split: such as "val".
         annotations: path of the file below the root, ``{split}`` for the split.
         images: path of the folder of images below the root; "" for the usual one.
@@ -498,14 +498,13 @@ def _ask_for_category(coco: CocoFile, folder: Path, item: int, category: int) ->
 
 
 def _find_files(root: Path, split: str, annotations: str, images: str) -> tuple[Path, Path]:
-    """The annotation file and the folder of images, below the root or its folder "coco"."""
-    found = [own_files(folder, split, annotations, images) for folder in (root, root / "coco")]
-    for path, folder in found:
-        if path.is_file() and folder.is_dir():
-            return path, folder
-    lacking = next((f for p, f in found if p.is_file()), None)
-    wanted = f"its images, {lacking}, are" if lacking else f"{found[0][0]} is"
-    advice = advice_on_coco(root, lacking or found[0][0]) or (
+    """The annotation file and the folder of images, or what is missing of them."""
+    path, folder = own_files(root, split, annotations, images)
+    if path.is_file() and folder.is_dir():
+        return path, folder
+    missing = folder if path.is_file() else path
+    wanted = f"its images, {folder}, are" if path.is_file() else f"{path} is"
+    advice = advice_on_coco(root, missing) or (
         "give another --data or --split, or name the file with --with annotations=FILE and its "
         "images with --images"
     )
