@@ -144,7 +144,8 @@ def test_states_embeddings_and_small_masks_are_the_released_ones(golden, note_di
 def answered(golden):
     """Every case as ``pixellm eval --mode forced`` answers it, in batches of three."""
     samples = [golden.sample(case) for case in golden.cases]
-    return [*answer_given(golden.engine, samples, 3)]
+    batches = (samples[i : i + 3] for i in range(0, len(samples), 3))
+    return [one for batch in batches for one in answer_given(golden.engine, batch)]
 
 
 def test_masks_and_scores_of_forced_evaluation_are_the_released_ones(

@@ -11,6 +11,7 @@ import pytest
 from hand_made_scenes import Oracle, Silent, make_scene, with_segments
 from PIL import Image
 
+from pixellm.data.lazy import Lazy
 from pixellm.engine.run_folder import open_run
 from pixellm.evaluation.benchmarks import find_benchmark
 from pixellm.evaluation.cards import EACH, choose_records
@@ -66,7 +67,9 @@ def image(record: AnswerRecord) -> Image.Image:
 
 def write(folder: Path, records: list[AnswerRecord]) -> list[Path]:
     run = BenchmarkRun("scenes", "mine")
-    evaluation = Evaluation(run, SETTINGS, ask(), records, summarize(records, RULES))
+    asked = ask()
+    questions = Lazy(range(len(asked)), asked.__getitem__)
+    evaluation = Evaluation(run, SETTINGS, questions, records, summarize(records, RULES))
     return write_report(folder, "report", report_of(evaluation))
 
 
