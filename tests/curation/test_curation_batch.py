@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_server import Answer, ChatServer, fingerprint, good
 from curation_runs import client_of, files_of, make_photos, run_all, source_of
 
+from chat_server import Answer, ChatServer, fingerprint, good
 from pixellm.curation.ledger import Ledger
 from pixellm.curation.pipeline import select, work_in_batches
 from pixellm.curation.write import WriteSettings, write_set
