@@ -25,8 +25,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from filelock import FileLock, Timeout
-
 MAKER = "pixellm"
 """Who wrote a file: ``generator`` in pages, ``Software`` or a comment in images."""
 
@@ -455,6 +453,8 @@ def locked(path: Path, patience: float = 0.0) -> Iterator[None]:
     """
     is_folder = path.is_dir()
     place = path / LOCK_NAME if is_folder else path.with_name(f".{path.name}.lock")
+    from filelock import FileLock, Timeout  # older versions bring asyncio along
+
     lock = FileLock(place, timeout=patience, thread_local=False)
     try:
         lock.acquire()

@@ -53,7 +53,7 @@ def test_a_wrong_image_is_told_with_neither_models_nor_tables_nor_the_network(
         "import sys; from pixellm.cli.main import app\n"
         f"try: app({['segment', *arguments]!r})\n"
         "except SystemExit as left: print(left.code)\n"
-        "print(sorted({'torch', 'transformers', 'rich.console', 'ssl'} & set(sys.modules)))"
+        "print(sorted({'torch', 'transformers', 'rich.console', 'http.client'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["2", "[]"], done.stderr
