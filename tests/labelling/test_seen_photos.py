@@ -56,7 +56,7 @@ def test_what_the_encoder_shows_is_asked_for_and_what_shows_no_sign_is_denied(
     coffee: Any,
 ) -> None:
     data = coffee(cup=CUP, airplane=NOWHERE)
-    kept = {one.name: one.askable for one in data.sayable(data.row(0)).classes}
+    kept = {one.name: one.askable for one in data.teachable(data.row(0)).classes}
     assert kept == {"cup": True}
     answers = [
         (turn.question.lower(), turn.answer)
@@ -71,7 +71,7 @@ def test_what_the_encoder_shows_is_asked_for_and_what_shows_no_sign_is_denied(
 
 def test_what_is_there_but_not_where_it_was_annotated_is_left_open(coffee: Any) -> None:
     data = coffee(cup=NOWHERE)
-    assert [(one.name, one.askable) for one in data.sayable(data.row(0)).classes] == [
+    assert [(one.name, one.askable) for one in data.teachable(data.row(0)).classes] == [
         ("cup", False)
     ]
 
@@ -79,14 +79,14 @@ def test_what_is_there_but_not_where_it_was_annotated_is_left_open(coffee: Any) 
 def test_what_nobody_annotated_and_is_surely_there_is_never_denied(coffee: Any) -> None:
     data = coffee(cup=CUP, chair=NOWHERE)
     seen = data.row(0)
-    without = data.sayable(type(seen)(seen.image, seen.size, seen.id, ()))
+    without = data.teachable(type(seen)(seen.image, seen.size, seen.id, ()))
     assert ("cup", False) in [(one.name, one.askable) for one in without.classes]
     assert "cup" in data.uncertain(without)
 
 
 def test_kinds_that_the_encoder_does_not_know_stay_as_they_are(coffee: Any) -> None:
     data = coffee(saucer=NOWHERE)
-    assert data.sayable(data.row(0)).classes == data.row(0).classes
+    assert data.teachable(data.row(0)).classes == data.row(0).classes
 
 
 def test_an_encoder_without_evidence_is_refused(coffee: Any) -> None:

@@ -171,14 +171,14 @@ class Photos(PhotoSet):
         scene = Scene(blank, objects, self.uncertain(image))
         return PhotoView(scene, self.knowledge, self.max_targets, image.people, together)
 
-    def sayable(self, image: AnnotatedImage) -> AnnotatedImage:
+    def teachable(self, image: AnnotatedImage) -> AnnotatedImage:
         """What training may ask about an image, as it is shown."""
         return image
 
     def compose(self, row: AnnotatedImage, rng: random.Random) -> tuple[Sample, ...]:
         """The dialogues about an image."""
         image = augment_image(row, rng) if self.augment else row
-        asked = self.sayable(image)
+        asked = self.teachable(image)
         renamed = None
         if self.exchange and rng.random() < self.exchange:
             names = list(self.categories)

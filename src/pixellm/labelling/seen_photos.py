@@ -20,13 +20,10 @@ from pixellm.checkpoint.io import load_model_and_processor
 from pixellm.data.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.photos import Photos
 from pixellm.masks import decode_mask, mask_to_box
-from pixellm.model.evidence import Evidence, box_overlap
+from pixellm.model.evidence import SAME_INSTANCE, Evidence, box_overlap
 
 FOUND = 0.1
 """Least probability, of the right class, of a finding that shows an object."""
-
-SAME_INSTANCE = 0.5
-"""Least intersection over union of the boxes of both."""
 
 NO_SIGN = 0.05
 """A kind of which every finding is less likely than this can't be seen at all."""
@@ -74,7 +71,7 @@ class SeenPhotos(Photos):
             )
         return model, processor
 
-    def sayable(self, image: AnnotatedImage) -> AnnotatedImage:
+    def teachable(self, image: AnnotatedImage) -> AnnotatedImage:
         """An image with the kinds that the encoder shows, in the size that it is shown in."""
         evidence, scale = self._find(image)
         index = {name: number for number, name in enumerate(self._classes)}

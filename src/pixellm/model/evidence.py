@@ -22,6 +22,9 @@ LEAST_STRENGTH = 0.03
 SAME_CLASS_OVERLAP = 0.6
 """Two boxes of one class that overlap more (intersection over union) are one instance."""
 
+SAME_INSTANCE = 0.5
+"""An entry shows an object when their boxes overlap at least so much (intersection over union)."""
+
 ANY_CLASS_OVERLAP = 0.9
 """Two boxes that overlap more are one instance, whatever their classes."""
 

@@ -281,7 +281,7 @@ _ASKS: Mapping[str, Ask[PhotoView]] = {
     "either": talk.ask_either,
     "pair": talk.ask_pair,
     "part": talk.ask_part,
-    "roll": talk.ask_roll,
+    "checklist": talk.ask_checklist,
 }
 _WITHOUT_OBJECTS = ("negative", "unknown", "describe", "open", "foreign")
 
@@ -313,7 +313,7 @@ PHOTO_WEIGHTS: Mapping[str, float] = MappingProxyType(
         "either": 0.3,
         "pair": 0.4,
         "part": 0.2,
-        "roll": 0.4,
+        "checklist": 0.4,
     }
 )
 """How often each kind is tried when the caller gives no weights."""

@@ -13,6 +13,7 @@ from pixellm.scenes.knowledge import Concept
 from pixellm.scenes.photo_view import PERSON, PhotoView
 from pixellm.scenes.phrasing import agreeing_words, ask, grammar_words, load_templates, say
 from pixellm.scenes.questions_objects import Draft, absent_concept, answer_with, definite_name
+from pixellm.scenes.questions_words import tell_if_there
 from pixellm.scenes.scene_view import ViewedObject, members_of
 
 Talk = tuple[Draft, ...]
@@ -37,8 +38,9 @@ def ask_another(view: PhotoView, rng: random.Random) -> Talk | None:
     first, second = (_some_concept(view, rng) for _ in range(2))
     if first is None or second is None or first.key == second.key:
         return None
-    drafts = _by_name(view, rng, first, "every_one"), _by_name(view, rng, second, "another")
-    return None if None in drafts else drafts  # type: ignore[return-value]
+    asked = _by_name(view, rng, first, "every_one")
+    other = _by_name(view, rng, second, "another")
+    return (asked, other) if asked and other else None
 
 
 def ask_either(view: PhotoView, rng: random.Random) -> Draft | None:
@@ -74,20 +76,18 @@ def ask_pair(view: PhotoView, rng: random.Random) -> Draft | None:
     question = ask(rng, "pair", **words)
     if not is_missing:
         return Draft("several", question, answer_with(rng, "pair", found), tuple(found))
-    objects = answer_with_one(view, rng, found, second)
-    return Draft("several", question, objects, tuple(found))
+    answer = _answer_without(rng, found, second)
+    return Draft("several", question, answer, tuple(found))
 
 
-def answer_with_one(
-    view: PhotoView, rng: random.Random, found: list[ViewedObject], missing: Concept
-) -> str:
-    """What is there, and that the other is not."""
+def _answer_without(rng: random.Random, found: list[ViewedObject], missing: Concept) -> str:
+    """What is there, and that the other kind is not."""
     is_plural = len(members_of(found)) > 1 or found[0].concept.is_plural
     words = {"is": "are" if is_plural else "is", "missing": missing.name}
     return answer_with(rng, "pair", found, key="one", **words)
 
 
-def ask_roll(view: PhotoView, rng: random.Random) -> Draft | None:
+def ask_checklist(view: PhotoView, rng: random.Random) -> Draft | None:
     """A list of kinds, each there or not; every word of the answer depends on the photo.
 
     Nothing teaches so much at once to compare a name with what is seen.
@@ -101,8 +101,8 @@ def ask_roll(view: PhotoView, rng: random.Random) -> Draft | None:
     if len(listed) < 2:
         return None
     rng.shuffle(listed)
-    question = ask(rng, "roll", list=", ".join(concept.name for concept, _ in listed))
-    answer = say(rng, "roll", list=", ".join(f"{one.name} {said}" for one, said in listed))
+    question = ask(rng, "checklist", list=", ".join(concept.name for concept, _ in listed))
+    answer = say(rng, "checklist", list=", ".join(f"{one.name} {said}" for one, said in listed))
     return Draft("plain", question, answer)
 
 
@@ -138,13 +138,7 @@ def _ask_to_be_shown(view: PhotoView, rng: random.Random) -> Talk | None:
         return None
     is_plural = len(members_of(group)) > 1 or concept.is_plural
     words = agreeing_words(f"the {concept.name}", is_plural=is_plural)
-    indefinite = concept.indefinite
-    any_one = f"any {concept.name}" if indefinite.startswith("some ") else indefinite
-    first = grammar_words(concept, concept.name)
-    first |= {"name": concept.name, "indefinite": indefinite, "any_one": any_one}
-    told = Draft(
-        "plain", ask(rng, "plain_exists", **first), say(rng, "plain_exists", "yes", **first)
-    )
+    told = tell_if_there(concept, rng, "yes")
     answer = answer_with(rng, "every", group, **words)
     return told, Draft("follow_up", ask(rng, "show_it", **words), answer, tuple(group))
 

@@ -72,11 +72,16 @@ def ask_if_there(view: SceneView, rng: random.Random) -> Draft | None:
         concept = absent_concept(view, rng)
     if concept is None or f"name:{concept.key}" in view.ambiguous:
         return None
+    return tell_if_there(concept, rng, "yes" if present else "no")
+
+
+def tell_if_there(concept: Concept, rng: random.Random, said: str) -> Draft:
+    """Whether there is an object of a concept, answered with "yes" or "no"."""
     words = grammar_words(concept, concept.name)
     indefinite = concept.indefinite
     any_one = f"any {concept.name}" if indefinite.startswith("some ") else indefinite
     words |= {"name": concept.name, "indefinite": indefinite, "any_one": any_one}
-    answer = say(rng, "plain_exists", "yes" if present else "no", **words)
+    answer = say(rng, "plain_exists", said, **words)
     return Draft("plain", ask(rng, "plain_exists", **words), answer)
 
 

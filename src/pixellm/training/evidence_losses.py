@@ -13,11 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixellm.model.evidence import BOX_CHANNELS, box_overlap
+from pixellm.model.evidence import BOX_CHANNELS, SAME_INSTANCE, box_overlap
 from pixellm.model.regions import cut_windows
-
-SAME_INSTANCE = 0.5
-"""An entry shows an object when their boxes overlap at least so much (intersection over union)."""
 
 NO_INSTANCE = 0.3
 """It shows none when it overlaps none more than so much; what lies between teaches no choice."""
