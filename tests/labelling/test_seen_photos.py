@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,9 @@ def test_kinds_that_the_encoder_does_not_know_stay_as_they_are(coffee: Any) -> N
     assert data.teachable(data.row(0)).classes == data.row(0).classes
 
 
-def test_an_encoder_without_evidence_is_refused(coffee: Any) -> None:
-    data = SeenPhotos(coffee(cup=CUP).root, encoder="nano-scenes")
+def test_an_encoder_is_looked_at_before_anything_is_asked(coffee: Any) -> None:
+    root = coffee(cup=CUP).root
     with pytest.raises(ValueError, match="tells no evidence"):
-        data.compose(data.row(0), random.Random(0))
+        SeenPhotos(root, encoder="nano-scenes")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        SeenPhotos(root, encoder="nowhere")

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from pixellm.checkpoint.io import load_model_and_processor
+from pixellm.checkpoint.sources import resolve_source
 from pixellm.data.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.photos import Photos
 from pixellm.masks import decode_mask, mask_to_box
+from pixellm.model.config import PixelLMConfig
 from pixellm.model.evidence import SAME_INSTANCE, Evidence, box_overlap
 
 FOUND = 0.1
@@ -42,6 +44,7 @@ class SeenPhotos(Photos):
         encoder: a model whose encoder gives evidence: a name, a folder or a hub id.
 
     Raises:
+        FileNotFoundError: there is no such model.
         ValueError: the model has no such encoder.
     """
 
@@ -58,18 +61,17 @@ class SeenPhotos(Photos):
         **options: Any,
     ) -> None:
         super().__init__(root, split, seed, **options)
-        self.encoder = encoder
+        self.encoder = resolve_source(encoder)
+        if not PixelLMConfig.from_pretrained(self.encoder).evidence_tokens:
+            raise ValueError(
+                f"The encoder of {encoder} tells no evidence; {self.name} needs one that does, as "
+                "nano's."
+            )
 
     @cached_property
     def _model(self) -> tuple[Any, Any]:
         """The model and its processor, loaded once in each process."""
-        model, processor = load_model_and_processor(self.encoder)
-        if not model.config.evidence_tokens:
-            raise ValueError(
-                f"The encoder of {self.encoder} tells no evidence; {self.name} needs one that "
-                "does, as nano's."
-            )
-        return model, processor
+        return load_model_and_processor(self.encoder)
 
     def teachable(self, image: AnnotatedImage) -> AnnotatedImage:
         """An image with the kinds that the encoder shows, in the size that it is shown in."""
