@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixellm.checkpoint.io import load_model_and_processor
+from pixellm.checkpoint.io import load_config, load_model_and_processor
 from pixellm.checkpoint.sources import resolve_source
 from pixellm.data.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.photos import Photos
 from pixellm.masks import decode_mask, mask_to_box
-from pixellm.model.config import PixelLMConfig
 from pixellm.model.evidence import SAME_INSTANCE, Evidence, box_overlap
 
 FOUND = 0.1
@@ -62,7 +61,7 @@ class SeenPhotos(Photos):
     ) -> None:
         super().__init__(root, split, seed, **options)
         self.encoder = resolve_source(encoder)
-        if not PixelLMConfig.from_pretrained(self.encoder).evidence_tokens:
+        if not load_config(self.encoder).evidence_tokens:
             raise ValueError(
                 f"The encoder of {encoder} tells no evidence; {self.name} needs one that does, as "
                 "nano's."
