@@ -17,9 +17,9 @@ def test_annotations_are_found_by_image_and_by_id_and_stay_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    polygon = [[round(0.37 * k, 2) for k in range(60)]]
+    points = [round(0.37 * k, 2) for k in range(58)]
     cups = [
-        {"id": 3 * i, "image_id": i % 500, "name": "cup", "segmentation": polygon}
+        {"id": 3 * i, "image_id": i % 500, "name": "cup", "segmentation": [[i, i, *points]]}
         for i in range(6_000)
     ]
     values = coco_values((9, 9), ("cup",), *cups, images=range(500))

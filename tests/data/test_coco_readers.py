@@ -101,6 +101,39 @@ def test_a_region_is_the_union_of_its_instances_and_crowds(root: Path) -> None:
     assert found["person"][0].sum() == 400
 
 
+def test_an_annotation_that_repeats_another_is_one_target_and_named(root: Path) -> None:
+    def repeat(data: Any) -> None:
+        dog, bird, crowd = (data["annotations"][number] for number in (0, 2, 4))
+        data["annotations"] += [{**dog, "id": 90}, bird, crowd, {**dog, "category_id": 1}]
+
+    edit(root, repeat)
+    places = {"annotation 5": 0, "annotation 6": 2, "annotation 7": 4}
+    for found in (OwnCoco(root, targets="regions"), coco_questions(root, "train")):
+        told = {bad.row: bad.reason for bad in found.bad_rows}
+        assert told.keys() == places.keys()
+        assert all(f"repeats annotation {first}," in told[row] for row, first in places.items())
+    assert {name: len(masks) for name, masks in masks_of(OwnCoco(root)).items()} == {
+        "dog": 2,
+        "small bird": 1,
+        "cat": 2,
+    }
+    asked = {question.id: question.turns[0].targets for question in coco_questions(root, "train")}
+    assert (len(asked["1-dog"]), len(asked["1-small_bird"]), len(asked["1-cat"])) == (2, 1, 1)
+    assert OwnCoco(root).coco.find_annotation(90) == 5, "expressions may name it by its id"
+
+
+def test_expressions_of_one_mask_count_each_and_the_same_twice_counts_once(root: Path) -> None:
+    def describe(data: Any) -> None:
+        dog = {**data["annotations"][0], "expression": "the left dog"}
+        data["annotations"] += [dog, {**dog, "expression": "a small dog"}, dog]
+
+    edit(root, describe)
+    reader = OwnExpressions(root)
+    assert reader.counts()["questions"] == 2
+    (bad,) = reader.bad_rows
+    assert bad.row == "annotation 7" and "repeats annotation 5, with its image" in bad.reason
+
+
 def test_seed_and_epoch_decide_the_dialogues(root: Path) -> None:
     def words(seed: int, epoch: int) -> str:
         return str(turns_of(OwnCoco(root, seed=seed), epoch))
@@ -316,9 +349,13 @@ def test_every_bad_row_has_its_reason_where_all_are_bad(
 def test_a_class_with_too_many_targets_everywhere_is_told(tmp_path: Path) -> None:
     path = one_cup(tmp_path)
     assert report(path, max_instances=1).bad_rows == ()
-    edit(
-        tmp_path, lambda values: values["annotations"].extend(values["annotations"] * 2), path.name
-    )
+
+    def add_cups(values: Any) -> None:
+        (cup,) = values["annotations"]
+        shapes = [[rectangle(x, 0, x + 4, 4)] for x in (0, 8)]
+        values["annotations"] += [{**cup, "segmentation": one} for one in shapes]
+
+    edit(tmp_path, add_cups, path.name)
     (bad, _) = report(path, max_instances=2).bad_rows
     assert bad.row == "category 'cup'" and "3 targets, max_instances is 2" in bad.reason
 

@@ -141,6 +141,14 @@ def test_images_with_too_many_of_everything_are_left_out(tmp_path: Path) -> None
     assert sizes == [1, 2, 2]
 
 
+def test_a_shape_that_repeats_another_is_one_instance_and_named(tmp_path: Path) -> None:
+    dog = shape("dog", SPOON, group_id=1)
+    labelme(tmp_path, shape("cup", CUP), shape("cup", CUP), shape("cup", SPOON), dog, dog)
+    assert [len(masks) for masks in masks_of(tmp_path).values()] == [2, 1]
+    told = {bad.row: bad.reason for bad in LabelMe(tmp_path).check()}
+    assert told.keys() == {"shape 1", "shape 4"} and "repeats shape 0" in told["shape 1"]
+
+
 def test_files_made_for_another_size_are_bad_rows(tmp_path: Path) -> None:
     labelme(tmp_path, shape("cup", CUP), imageHeight=96)
     with pytest.raises(UnusableDataError) as caught:

@@ -108,4 +108,6 @@ def test_an_entry_that_cannot_be_used_is_left_out_and_counted(root):
     path.write_text(json.dumps(values))
     questions = open_questions("coco", "val", root)
     assert [sample.image.name for sample in questions] == ["four.png"]
-    assert "'width' is missing" in str(*questions.bad_rows)
+    image, *annotations = map(str, questions.bad_rows)
+    assert "'width' is missing" in image
+    assert len(annotations) == 4 and all("image is left out" in one for one in annotations)

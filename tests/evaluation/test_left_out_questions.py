@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 from benchmark_layouts import write_benchmark
+from hand_made_scenes import make_scene
 from known_answers import Knowing
 from PIL import Image
 from typer.testing import CliRunner
 
+from pixellm.engine.dialogues import TooLongError
 from pixellm.evaluation.benchmarks import BENCHMARKS
 from pixellm.evaluation.compare import compare_runs
-from pixellm.evaluation.evaluate import BenchmarkRun, evaluate
+from pixellm.evaluation.evaluate import BenchmarkRun, answer_freely, answer_questions, evaluate
 from pixellm.evaluation.external import ExternalPredictions, score_predictions, write_questions
 from pixellm.evaluation.left_out import NothingAnsweredError
+from pixellm.evaluation.records import read_run
 from pixellm.evaluation.report import report_of
 from pixellm.image_files import load_image
 
@@ -150,3 +153,49 @@ def test_other_systems_are_asked_and_scored_without_what_cannot_be_used(tmp_path
     with pytest.raises(NothingAnsweredError, match="There is no question to ask"):
         write_questions(run.open(), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+ENDLESS = "segment the cup " * 700
+
+
+@pytest.mark.parametrize("mode", ["free", "forced"])
+def test_a_dialogue_longer_than_the_context_is_left_out_and_named(mode, tmp_path, tiny_engine):
+    data = write_benchmark("jsonl", tmp_path / "data")
+    path = data / "val.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    endless = [{**lines[0], "id": f"endless {n}"} for n in range(2)]
+    for line in endless:
+        line["turns"] = [{**line["turns"][0], "question": ENDLESS}]
+    path.write_text("".join(json.dumps(one) + "\n" for one in [*lines, *endless]))
+    run = BenchmarkRun("jsonl", "tiny", "val", data, mode=mode)
+    for load in (lambda: tiny_engine, None):  # nothing is asked again
+        found = evaluate(run, tmp_path / "run", load)
+        assert len(found.records) == len(lines)
+        assert [(one.key, one.too_long) for one in found.left_out] == [
+            ("endless 0/0", True),
+            ("endless 1/0", True),
+        ]
+    lead = report_of(found).lead
+    assert "Left out, as their length exceeds the context: 2 questions (endless 0/0: " in lead
+    assert "data can't be used" not in lead
+    path.write_text("".join(json.dumps(one) + "\n" for one in endless))
+    with pytest.raises(NothingAnsweredError, match="length exceeds the context: 2 questions"):
+        evaluate(run, tmp_path / "other", lambda: tiny_engine)
+
+
+def test_of_a_dialogue_that_grows_too_long_the_turns_before_count(tmp_path):
+    class Forgetful(Knowing):
+        def predict_batch(self, requests):
+            if any(request.history and "1" in request.question for request in requests):
+                raise TooLongError("The question takes 9 tokens; the context holds 8.")
+            return super().predict_batch(requests)
+
+    run = BenchmarkRun("scenes", "forgetful", "test", num_scenes=3, mode="free")
+    samples = [scene[1] for scene in map(make_scene, range(3))]
+    predictor = Forgetful(samples)
+    answers = answer_questions(answer_freely(predictor), samples, run.rules, tmp_path)
+    asked = [(one.index, one.turn) for one in answers.records]
+    assert asked == [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)]
+    (left,) = answers.left_out
+    assert (left.index, left.turn, left.num_turns) == (1, 1, 2)
+    assert read_run(tmp_path) == answers

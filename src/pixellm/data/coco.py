@@ -55,8 +55,12 @@ _NO_NUMBER = -1 << 62
 class CocoFile:
     """A COCO-style file by image, and by the ids of images and annotations.
 
+    An annotation that repeats an earlier one, its image, category, crowd and mask as written, is
+    among the bad rows and belongs to no image; its id is known all the same.
+
     Args:
         path: the JSON file, an object with ``images``, ``annotations`` and ``categories``.
+        by_texts: two annotations with different expressions don't repeat each other.
 
     Attributes:
         categories: category id -> its entry, in the order of the file; names are texts.
@@ -75,9 +79,10 @@ class CocoFile:
         ValueError: it is damaged, or no COCO-style file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, by_texts: bool = False) -> None:
         self.path = path
-        tables = open_tables([path], "coco", lambda tables: _Scan(path, tables).run())
+        key = "coco by texts" if by_texts else "coco"
+        tables = open_tables([path], key, lambda tables: _Scan(path, tables, by_texts).run())
         self.bad_rows = tables.bad_rows
         self.bad_texts = tuple(BadRow(path, *one) for one in tables["bad texts"])
         self.categories: dict[int, dict[str, Any]] = dict(tables["categories"])
@@ -287,8 +292,8 @@ def _image_folder(root: Path, split: str) -> Path:
 class _Scan:
     """One pass over a file; thrown away when its tables are written."""
 
-    def __init__(self, path: Path, tables: TablesWriter) -> None:
-        self.path, self.tables = path, tables
+    def __init__(self, path: Path, tables: TablesWriter, by_texts: bool) -> None:
+        self.path, self.tables, self.by_texts = path, tables, by_texts
         self.images = tables.table("images", "index", "id")
         self.annotations = tables.table("annotations", "category", "crowd", "fault", "texts", "id")
         self.categories, self.licenses = tables.table("categories"), tables.table("licenses")
@@ -300,6 +305,7 @@ class _Scan:
         self.nameless: set[int] = set()
         self.image_ids: list[int | str | None] = []
         self.category_ids = array("q")
+        self.contents = array("q")
 
     def run(self) -> None:
         """Read the file and write its tables."""
@@ -395,12 +401,18 @@ class _Scan:
             self.bad_texts.append([f"annotation {index}", reason])
         self.image_ids.append(image)
         self.category_ids.append(category)
+        shown = (image, category, crowd, repr(entry.get("segmentation")))
+        said = repr(texts) if self.by_texts else ""
+        self.contents.append(hash((index,) if fault else (*shown, said)))
         number = _number_or_none(whole_number(entry.get("id")))
         self.annotations.append(text.encode(), category, bool(crowd), fault, usable, number)
 
     def _items_of_annotations(self) -> Integers:
         """(num annotations,) number of each annotation's image among the usable; -1 for none."""
         items = np.full(len(self.image_ids), -1, dtype=np.int64)
+        contents = np.array(self.contents, dtype=np.int64)
+        _, first, of_content = np.unique(contents, return_index=True, return_inverse=True)
+        earliest = first[of_content.reshape(-1)].tolist()
         for row, image in enumerate(self.image_ids):
             if image is None:  # listed when it was read
                 continue
@@ -409,6 +421,9 @@ class _Scan:
                 reason = f"Its category {category} has no name."
             elif category not in self.named:
                 reason = f"There is no category {category} in the file."
+            elif image in self.item_of and earliest[row] != row:
+                same = ", mask and expressions" if self.by_texts else " and mask"
+                reason = f"It repeats annotation {earliest[row]}, with its image, category{same}."
             elif image in self.item_of:
                 items[row] = self.item_of[image]
                 continue

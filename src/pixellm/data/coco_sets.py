@@ -357,7 +357,7 @@ class OwnExpressions(_OwnFiles, Dataset[Group]):
         check_at_least_one(self.name, expressions_per_item=expressions_per_item)
         self.annotations, self.images = own_files(self.root, split, annotations, images)
         self.require(self.annotations, self.images)
-        self.coco = CocoFile(self.annotations)
+        self.coco = CocoFile(self.annotations, by_texts=True)
         self.bad_rows = (*self.coco.bad_rows, *self.coco.bad_texts)
         self._expressions = _expressions_by_image(self.coco)
         if not len(self._expressions):
@@ -457,16 +457,15 @@ def coco_questions(
         images: path of the folder of images below the root; "" for the usual one.
 
     Returns:
-        The questions. Their ``bad_rows`` are images of the file that can't be used.
+        The questions. Their ``bad_rows`` are what of the file can't be used.
     """
     path, folder = _find_files(root, split, annotations, str(images))
     coco = CocoFile(path)
     told_apart = ~coco.is_crowd[coco.sorted_rows]
     items, rows = coco.items_of_sorted_rows[told_apart], coco.sorted_rows[told_apart]
     pairs = np.unique(np.stack((items, coco.category_of[rows]), axis=1), axis=0)
-    bad_rows = [row for row in coco.bad_rows if row.row.startswith("image ")]
-    if bad_rows and not len(pairs):
-        raise UnusableDataError(f"No image of {path} can be used.", bad_rows)
+    if coco.bad_rows and not len(pairs):
+        raise UnusableDataError(f"No annotation of {path} can be used.", coco.bad_rows)
 
     def build(number: int) -> Sample:
         item, category = pairs[number].tolist()
@@ -476,7 +475,7 @@ def coco_questions(
             where = f"{path}: image {coco.image(item)['id']}, category {category}"
             raise ValueError(f"{where}: {error}") from error
 
-    return Lazy(range(len(pairs)), build, bad_rows)
+    return Lazy(range(len(pairs)), build, coco.bad_rows)
 
 
 def _ask_for_category(coco: CocoFile, folder: Path, item: int, category: int) -> Sample:

@@ -213,11 +213,18 @@ class _NamedShape(NamedTuple):
 
 
 def _named_shapes(path: Path, content: Mapping[str, Any]) -> tuple[list[_NamedShape], list[BadRow]]:
-    """The shapes of a file whose labels can be asked for, and why the others' can't."""
+    """The shapes of a file whose labels can be asked for, and why the others' can't.
+
+    One that repeats an earlier one is no second instance.
+    """
     named, bad_rows = [], []
+    drawn: dict[str, str] = {}
     for number, shape in enumerate(content["shapes"]):
         row = f"shape {number}"
-        if fault := _label_fault(shape):
+        fault = _label_fault(shape)
+        if not fault and (first := drawn.setdefault(_content_of(shape), row)) != row:
+            fault = f"It repeats {first}: label, group and points are the same."
+        if fault:
             bad_rows.append(BadRow(path, row, fault))
             continue
         name = " ".join(shape["label"].replace("_", " ").split())
@@ -225,6 +232,11 @@ def _named_shapes(path: Path, content: Mapping[str, Any]) -> tuple[list[_NamedSh
         instance = row if group is None else f"group {group}"
         named.append(_NamedShape(row, name, instance, shape.get("shape_type"), shape))
     return named, bad_rows
+
+
+def _content_of(shape: Mapping[str, Any]) -> str:
+    """What makes a shape the same as another one."""
+    return repr([shape.get(key) for key in ("label", "group_id", "shape_type", "points", "mask")])
 
 
 def _label_fault(shape: Any) -> str:

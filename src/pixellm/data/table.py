@@ -28,7 +28,7 @@ Integers = NDArray[np.int64]
 SMALLEST_CACHED = 1 << 20
 """Sources of fewer bytes in all are read anew each time, into memory."""
 
-_VERSION = 3
+_VERSION = 4
 """Rises when what a data set keeps of its files changes."""
 
 _RECORD = "record"

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pixellm.answer import Answer
 from pixellm.engine.batch import GeneratedAnswer, Step
+from pixellm.engine.dialogues import TooLongError
 from pixellm.engine.images import PreparedImage
 from pixellm.engine.memory import run_in_portions
 from pixellm.engine.row import Prompt, read_groups
@@ -108,7 +109,7 @@ class PromptBuilder:
             add_generation_prompt=True,
         )
         if self.context - len(encoded.ids) < 1 + self.group_size:
-            raise ValueError(
+            raise TooLongError(
                 f"The question takes {len(encoded.ids)} tokens with its image and history; the "
                 f"model's context holds {self.context}. Ask something shorter."
             )
@@ -119,7 +120,7 @@ class PromptBuilder:
         turns = [(self.processor.word_question(turn), turn.answer) for turn in sample.turns]
         encoded = self.processor.codec.encode(dialogue_messages(turns))
         if len(encoded.ids) > self.context:
-            raise ValueError(
+            raise TooLongError(
                 f"Dialogue {sample.id!r} takes {len(encoded.ids)} tokens with its image and "
                 f"answers; the model's context holds {self.context}. Ask it without its answers."
             )

@@ -7,15 +7,25 @@ is shown an answer from the data but where it is to be given.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pixellm.types import Prediction, Request, Sample, join_marks
 
 if TYPE_CHECKING:
     from pixellm.engine import Engine
+
+Asked = TypeVar("Asked")
+Answered = TypeVar("Answered")
+
+Ask = Callable[[Sequence[Request]], list[Prediction]]
+"""Answers requests as ``predict_batch`` does."""
+
+
+class TooLongError(ValueError):
+    """A question, or a dialogue with its answers, takes more tokens than the context holds."""
 
 
 class Predictor(Protocol):
@@ -25,6 +35,9 @@ class Predictor(Protocol):
         """Answer every request, in order, each on its own.
 
         Masks are (H, W) bool in pixels of the request's image.
+
+        Raises:
+            TooLongError: one is too long; all are asked again in parts, to find it.
         """
         ...
 
@@ -38,12 +51,14 @@ class AnsweredDialogue:
         sample: the dialogue.
         predictions: one per turn, as far as it is answered.
         seconds: per turn, its share of the batch it was answered in.
+        problem: why the next turn is too long to be asked; "" where it is not.
     """
 
     index: int
     sample: Sample
     predictions: list[Prediction] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    problem: str = ""
 
     def next_request(self) -> Request:
         """The next question; the history is what the predictor itself answered before."""
@@ -57,8 +72,16 @@ class AnsweredDialogue:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every turn is answered."""
-        return len(self.predictions) == len(self.sample.turns)
+        """Whether every turn is answered that can be."""
+        return bool(self.problem) or len(self.predictions) == len(self.sample.turns)
+
+    def add(self, predictions: Sequence[Prediction] | Exception, seconds: float) -> None:
+        """Take the answers to the next turns, each in so many seconds, or why there is none."""
+        if isinstance(predictions, Exception):
+            self.problem = str(predictions)
+        else:
+            self.predictions += predictions
+            self.seconds += [seconds] * len(predictions)
 
 
 def mark_answer(prediction: Prediction) -> str:
@@ -77,12 +100,12 @@ def answer_given(engine: Engine, samples: Sequence[Sample]) -> list[AnsweredDial
     The masks of a turn come in the order of its targets, one each; the texts are the true ones.
     """
     start = time.perf_counter()
-    drawn = engine.predict_given(samples, keep_logits=True)
-    seconds = (time.perf_counter() - start) / sum(map(len, drawn))
-    return [
-        AnsweredDialogue(index, sample, [*predictions], [seconds] * len(predictions))
-        for index, (sample, predictions) in enumerate(zip(samples, drawn, strict=True))
-    ]
+    drawn = answer_each(partial(engine.predict_given, keep_logits=True), samples, _is_too_long)
+    seconds = (time.perf_counter() - start) / sum(len(sample.turns) for sample in samples)
+    dialogues = [AnsweredDialogue(index, sample) for index, sample in enumerate(samples)]
+    for dialogue, predictions in zip(dialogues, drawn, strict=True):
+        dialogue.add(predictions, seconds)
+    return dialogues
 
 
 def answer_dialogues(
@@ -98,34 +121,69 @@ def answer_dialogues(
         samples: dialogues.
         options: of the answers, see :class:`~pixellm.engine.AnswerOptions`; for engines alone.
     """
-    ask: Any = predictor.predict_batch
-    if options:
-        from pixellm.engine import AnswerOptions
-
-        ask = partial(ask, options=AnswerOptions(**options))
+    ask = ask_with(predictor, **options)
     dialogues = [AnsweredDialogue(index, sample) for index, sample in enumerate(samples)]
     while waiting := [dialogue for dialogue in dialogues if not dialogue.is_complete]:
         _ask(ask, waiting)
     return dialogues
 
 
-def _ask(
-    ask: Callable[[Sequence[Request]], list[Prediction]], batch: Sequence[AnsweredDialogue]
-) -> None:
+def ask_with(predictor: Predictor, **options: Any) -> Ask:
+    """A predictor's ``predict_batch``; options of the answers are for engines alone."""
+    if not options:
+        return predictor.predict_batch
+    from pixellm.engine import AnswerOptions
+
+    engine: Any = predictor
+    return partial(engine.predict_batch, options=AnswerOptions(**options))
+
+
+def answer_each(
+    answer: Callable[[Sequence[Asked]], Iterable[Answered]],
+    asked: Sequence[Asked],
+    is_about_one: Callable[[Exception], bool],
+) -> list[Answered | Exception]:
+    """Answers in order, of all together; the reason in place of one that there is no answer to.
+
+    Args:
+        answer: may raise for one that it can't answer; the others are then answered half by half.
+        asked: what is to be answered.
+        is_about_one: whether an error is about one of them; others pass.
+    """
+    try:
+        answers = list(answer(asked))
+    except Exception as error:
+        if not is_about_one(error):
+            raise
+        if len(asked) == 1:
+            return [error]
+        half = len(asked) // 2
+        parts = asked[:half], asked[half:]
+        return [one for part in parts for one in answer_each(answer, part, is_about_one)]
+    if len(answers) != len(asked):
+        raise ValueError(
+            f"The predictor gave {len(answers)} answers to {len(asked)} requests; predict_batch "
+            "must answer each one, in order."
+        )
+    return [*answers]
+
+
+def _is_too_long(error: Exception) -> bool:
+    return isinstance(error, TooLongError)
+
+
+def _ask(ask: Ask, batch: Sequence[AnsweredDialogue]) -> None:
     """Answer the next turn of every dialogue of a batch."""
     requests = [dialogue.next_request() for dialogue in batch]
     start = time.perf_counter()
-    predictions = ask(requests)
+    predictions = answer_each(ask, requests, _is_too_long)
     seconds = (time.perf_counter() - start) / len(batch)
-    if len(predictions) != len(requests):
-        raise ValueError(
-            f"The predictor gave {len(predictions)} answers to {len(requests)} requests; "
-            "predict_batch must answer each one, in order."
-        )
     for dialogue, prediction in zip(batch, predictions, strict=True):
-        _check_masks(prediction, dialogue.sample)
-        dialogue.predictions.append(prediction)
-        dialogue.seconds.append(seconds)
+        if isinstance(prediction, Exception):
+            dialogue.add(prediction, seconds)
+        else:
+            _check_masks(prediction, dialogue.sample)
+            dialogue.add([prediction], seconds)
 
 
 def _check_masks(prediction: Prediction, sample: Sample) -> None:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from pixellm.answer_files import prediction_to_json
 from pixellm.data.lazy import Lazy
 from pixellm.data.rows import JobRow, describe_error
 from pixellm.engine.answer_file import Check
-from pixellm.engine.dialogues import Predictor
+from pixellm.engine.dialogues import Predictor, answer_each, ask_with
 from pixellm.engine.jobs import BatchAnswers, JobState, Progress, Spread, run_job
 from pixellm.engine.memory import is_out_of_memory
 from pixellm.image_files import load_image
@@ -37,7 +36,6 @@ MAX_BYTES_AHEAD = 1 << 30
 """Bytes of a batch's encoded images up to which the next batch is read beside it."""
 
 _BAD_INPUT = (ValueError, OSError)
-_MAYBE_BAD_INPUT = (*_BAD_INPUT, RuntimeError, MemoryError)
 
 
 def answer_rows(
@@ -114,11 +112,8 @@ class RowWorker:
 
     def __init__(self, load: Callable[[], Predictor], model: str, temperature: float = 0.0) -> None:
         predictor: Any = load()
-        self._ask = predictor.predict_batch
-        if temperature:
-            from pixellm.engine import AnswerOptions
-
-            self._ask = partial(self._ask, options=AnswerOptions(temperature=temperature))
+        options = {"temperature": temperature} if temperature else {}
+        self._ask = ask_with(predictor, **options)
         self._model = model
         # Others than engines, such as baselines, read pixels.
         self._engine: Any = predictor if hasattr(predictor, "image_reader") else None
@@ -141,8 +136,9 @@ class RowWorker:
                 if isinstance(image, Exception):
                     raise image
                 requests[row.number] = Request(image, row.question, row.history, row.takes_suffix)
-            except _MAYBE_BAD_INPUT as error:
-                _check_is_bad_input(error)
+            except Exception as error:
+                if not _is_bad_input(error):
+                    raise
                 problems[row.number] = _one_line(error)
         return OpenedBatch(rows, requests, problems, begun)
 
@@ -173,33 +169,27 @@ class RowWorker:
             return dict(zip(names, chain.from_iterable(found), strict=True))
 
     def _encode(self, sources: Sequence[Any]) -> list[Any]:
-        """Encoded images, or errors; one by one where memory is short for all."""
-        try:
-            return list(self._engine.image_reader().prepare(sources))
-        except _MAYBE_BAD_INPUT as error:
-            _check_is_bad_input(error)
-            if len(sources) == 1:
-                return [error]
-        return [found for source in sources for found in self._encode([source])]
+        """Encoded images, or errors; fewer together where memory is short for all."""
+
+        def encode(some: Sequence[Any]) -> list[Any]:
+            return self._engine.image_reader().prepare(some)
+
+        return answer_each(encode, sources, _is_bad_input)
 
     def _answer(
         self, requests: dict[int, Request], problems: dict[int, str]
     ) -> dict[int, Prediction]:
-        """All together; one by one where that fails, to find the rows that can't be answered."""
+        """The answers there are, by the number of their row; reasons join the problems."""
         if not requests:
             return {}
-        try:
-            predictions = self._ask(list(requests.values()))
-        except _MAYBE_BAD_INPUT as error:
-            _check_is_bad_input(error)
-            if len(requests) == 1:
-                problems[next(iter(requests))] = _one_line(error)
-                return {}
-            answers: dict[int, Prediction] = {}
-            for number, request in requests.items():
-                answers |= self._answer({number: request}, problems)
-            return answers
-        return dict(zip(requests, predictions, strict=True))
+        answers: dict[int, Prediction] = {}
+        found = answer_each(self._ask, list(requests.values()), _is_bad_input)
+        for number, answer in zip(requests, found, strict=True):
+            if isinstance(answer, Exception):
+                problems[number] = _one_line(answer)
+            else:
+                answers[number] = answer
+        return answers
 
     def _line(self, row: JobRow, prediction: Prediction | None, problems: dict[int, str]) -> str:
         values: dict[str, Any] = {"row": row.number} | ({"id": row.id} if row.id else {})
@@ -251,14 +241,13 @@ def _read(source: Any) -> Any:
         return source
     try:
         return np.asarray(load_image(source))
-    except _MAYBE_BAD_INPUT as error:
+    except (*_BAD_INPUT, RuntimeError, MemoryError) as error:
         return error
 
 
-def _check_is_bad_input(error: Exception) -> None:
-    """Let errors pass that no row is to blame for."""
-    if not (isinstance(error, _BAD_INPUT) or is_out_of_memory(error)):
-        raise error
+def _is_bad_input(error: Exception) -> bool:
+    """Whether a row is to blame for an error."""
+    return isinstance(error, _BAD_INPUT) or is_out_of_memory(error)
 
 
 def _one_line(error: Exception) -> str:

@@ -200,7 +200,7 @@ class Evaluation:
         questions: of the benchmark.
         records: all answers, in order.
         summary: their scores.
-        left_out: questions that were not asked, since their data can't be used.
+        left_out: questions that were not answered: their data can't be used, or they are too long.
     """
 
     run: BenchmarkRun
@@ -225,7 +225,7 @@ def evaluate(
 
     Questions whose data can't be used (an image that is missing, cut or of another size than its
     annotation says, a mask that can't be read) are left out and told. A later call asks those whose
-    data are mended by then.
+    data are mended by then. So are questions longer than the model's context.
 
     Args:
         run: what to evaluate.
@@ -449,7 +449,17 @@ class _DialogueWorker:
         records = score_dialogue(answered, number, self.rules)
         self.gious += [question_giou(record, self.rules.unit) for record in records]
         values = [record_to_json(record, self.model, image) for record in records]
-        return "".join(json.dumps(one) + "\n" for one in values)
+        lines = "".join(json.dumps(one) + "\n" for one in values)
+        return (
+            lines + _lines_of_left_out(_too_long(answered, number)) if answered.problem else lines
+        )
+
+
+def _too_long(answered: AnsweredDialogue, number: int) -> LeftOut:
+    """The first turn that is too long; nor can those behind it be asked."""
+    sample, turn = answered.sample, len(answered.predictions)
+    reason = f"{sample.id}/{turn}: {answered.problem}"
+    return LeftOut(number, turn, len(sample.turns), reason, sample.id, too_long=True)
 
 
 def _lines_of_left_out(dialogue: LeftOut) -> str:
@@ -478,7 +488,7 @@ def _lines_of(questions: Sequence[Sample]) -> Check:
 
 
 def score_dialogue(answered: AnsweredDialogue, index: int, rules: Rules) -> list[AnswerRecord]:
-    """One record for each turn of a dialogue.
+    """One record for each turn of a dialogue that is answered.
 
     Given answers name their targets in order, so their masks are paired by position; free ones are
     matched.
@@ -489,7 +499,8 @@ def score_dialogue(answered: AnsweredDialogue, index: int, rules: Rules) -> list
         rules: how to score.
     """
     records = []
-    for number, turn in enumerate(answered.sample.turns):
+    for number in range(len(answered.predictions)):
+        turn = answered.sample.turns[number]
         pairs = [(i, i) for i in range(len(turn.targets))] if rules.mode == "forced" else None
         records.append(
             build_record(

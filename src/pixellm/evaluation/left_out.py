@@ -1,8 +1,8 @@
 """Questions whose data can't be used: found, told, and asked again once their data are mended.
 
 One rule for every benchmark: such a question is not asked and counts for no score, is noted among
-the answers, and is counted and named in what is shown. Only data are judged here: what a model
-can't answer stays an error.
+the answers, and is counted and named in what is shown. So is one that is too long for the model's
+context; whatever else a model can't answer stays an error.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pixellm.types import Sample
 NUM_NAMED = 3
 """Reasons that a sentence tells."""
 
+# A question that is too long for the model stays so, whatever becomes of its data.
 _LINE = re.compile(rb'\{"row": (\d+), "num_turns": \d+, "turn": \d+, "error": ')
 
 
@@ -55,11 +56,13 @@ def decoding_fault(sample: Sample) -> str:
 
 
 def describe_left_out(left_out: Sequence[LeftOut]) -> str:
-    """One sentence with the number and the first reasons; "" where nothing was left out."""
-    if not left_out:
-        return ""
-    named = _first_of([one.reason for one in left_out])
-    return f"Left out, as their data can't be used: {len(left_out)} questions ({named})."
+    """The numbers, each with the first reasons, in a sentence; "" where nothing was left out."""
+    told = []
+    for too_long, why in ((False, "data can't be used"), (True, "length exceeds the context")):
+        if reasons := [one.reason for one in left_out if one.too_long == too_long]:
+            named = _first_of(reasons)
+            told.append(f"Left out, as their {why}: {len(reasons)} questions ({named}).")
+    return " ".join(told)
 
 
 def describe_bad_rows(bad_rows: Sequence[BadRow]) -> str:

@@ -90,7 +90,9 @@ class AnswerRecord:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A question that was not asked, since its data can't be used; it counts for no score.
+    """A question that was not answered; it counts for no score.
+
+    Its data can't be used, or it is too long for the model.
 
     Attributes:
         index: the dialogue's index in the benchmark.
@@ -98,6 +100,7 @@ class LeftOut:
         num_turns: of the dialogue; 1 where that is not known.
         reason: one sentence that names the file.
         sample: id of the dialogue; "" where that is not known.
+        too_long: whether the model's context does not hold it; its data are sound then.
     """
 
     index: int
@@ -105,10 +108,11 @@ class LeftOut:
     num_turns: int
     reason: str
     sample: str = ""
+    too_long: bool = False
 
     def all_turns(self) -> list[LeftOut]:
-        """Each question of the dialogue."""
-        return [replace(self, turn=turn) for turn in range(self.num_turns)]
+        """This question and those behind it in the dialogue."""
+        return [replace(self, turn=turn) for turn in range(self.turn, self.num_turns)]
 
     @property
     def key(self) -> str:
@@ -118,7 +122,8 @@ class LeftOut:
     def to_json(self) -> dict[str, Any]:
         """As a line of an answers file has it."""
         numbers = {"row": self.index, "num_turns": self.num_turns, "turn": self.turn}
-        return {**numbers, "error": self.reason, "id": self.key}
+        why = {"too_long": True} if self.too_long else {}
+        return {**numbers, **why, "error": self.reason, "id": self.key}
 
 
 class RunAnswers(NamedTuple):
@@ -296,7 +301,8 @@ def _from_line(values: Any) -> AnswerRecord | LeftOut:
     try:
         numbers = values["row"], values["turn"], values["num_turns"]
         sample = values["id"].rpartition("/")[0]
-        return LeftOut(*numbers, str(values["error"]), sample)
+        too_long = values.get("too_long") is True
+        return LeftOut(*numbers, str(values["error"]), sample, too_long)
     except (KeyError, AttributeError) as error:
         raise ValueError(f"This is no question that was left out ({error}).") from error
 
