@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -204,19 +205,38 @@ def test_the_validator_finds_all_of_twelve_planted_faults(muse: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "ends in the middle"),
-        ('{"images": []}', "no JSON list"),
-        ("[{}, {", "damaged or ends"),
+        ("[{}, {", "muse_x.json, after entry 0: file: .* damaged or ends"),
         ('[{"a": 1}', "ends in the middle"),
+        ("[3] [4]", "goes on behind its end"),
         ("[3]", "no JSON object"),
+        (
+            '[{"questions": [], "answers": [], "file_name": "a.jpg", "height": 1, "width": 1}]',
+            "no q",
+        ),
+    ],
+)
+def test_the_validator_names_what_is_damaged(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "muse_x.json").write_text(content)
+    assert any(re.search(says, str(problem)) for problem in validate(tmp_path))
+    (tmp_path / "muse_x.json").write_text("")
+    (tmp_path / "muse_y.json").write_text(content)
+    assert next(validate(tmp_path)).where == "muse_x.json", "the other file is checked all the same"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "is empty"),
+        ("[]", "holds no entry"),
+        ('{"images": []}', "no JSON list"),
         ("\udcff".encode("utf-8", "surrogateescape").decode("latin-1"), "no JSON list"),
     ],
 )
-def test_the_validator_names_files_that_are_no_muse_files(
-    tmp_path: Path, content: str, says: str
-) -> None:
+def test_the_validator_refuses_what_holds_no_entry(tmp_path: Path, content: str, says: str) -> None:
     (tmp_path / "muse_x.json").write_text(content)
-    assert any(says in str(problem) for problem in validate(tmp_path))
+    for path in (tmp_path, tmp_path / "muse_x.json"):
+        with pytest.raises(ValueError, match=says):
+            list(validate(path))
 
 
 def test_files_are_read_as_a_stream_whatever_the_size_of_an_entry(tmp_path: Path) -> None:

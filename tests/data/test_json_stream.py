@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixellm.data import json_stream
-from pixellm.data.json_stream import scan_json
+from pixellm.data.json_stream import scan_json, scan_list
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
@@ -68,7 +68,9 @@ def test_values_that_span_many_reads_are_whole(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "ends in the middle"),
+        (b"", "is empty"),
+        (b"[", "ends in the middle"),
+        (b"[1] [2]", "goes on behind its end, at byte 4"),
         (b"17", "no JSON list or object"),
         (b'[{"a": 1}, {"a"', "damaged or ends"),
         (b'[{"a": 1} {"a": 2}]', "damaged at byte 10"),
@@ -82,3 +84,6 @@ def test_damaged_files_say_where(path: Path, content: bytes, reason: str) -> Non
     with pytest.raises(ValueError, match=reason) as caught:
         list(scan_json(path))
     assert str(path) in str(caught.value)
+    if content.startswith(b"["):
+        with pytest.raises(ValueError, match=reason):
+            list(scan_list(path))

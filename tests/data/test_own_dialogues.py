@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from drawn_photos import draw_photo, expand_runs, fill_polygon, rectangle, write_json
 
+from pixellm.data.dataset import Dataset
 from pixellm.data.dialogues import JsonlSamples, LlavaInstruct
+from pixellm.evaluation.benchmarks import open_rows
 from pixellm.masks import decode_mask, encode_mask
 
 SIZE = (30, 40)
@@ -91,7 +93,6 @@ def test_null_in_an_optional_key_is_as_if_it_were_not_there(tmp_path: Path) -> N
         (line(size=[-1, 5]), "[height, width]"),
         (line(size=[1e30, 5]), "[height, width]"),
         (line(id=[]), "Its id is"),
-        (line(id="7"), "Line 1 has the id 7 too"),
         (line(objects={}), "list"),
         (line(turns=[]), "no turns"),
         (line(None), "JSON object"),
@@ -115,6 +116,25 @@ def test_a_bad_line_is_listed_with_its_number_and_reason(
     assert words in found.reason
     assert found.row == "line 2" or found.file.name == "3.jpg"
     assert reader.item(0)[0].id == "7"
+
+
+@pytest.mark.parametrize("name", ["jsonl", "llava"])
+def test_dialogues_of_one_id_are_all_asked_and_told_apart(tmp_path: Path, name: str) -> None:
+    ids = (7, "7", 8, 7)
+    if name == "jsonl":
+        reader: Dataset = read(tmp_path, *(line(id=one) for one in ids))
+        names = ["7", "7 (line 2)", "8", "7 (line 4)"]
+    else:
+        draw_photo(tmp_path / "coco/train2017/a.jpg", SIZE)
+        rows = [talk("a.jpg", "What?", "A cup.", id=one) for one in ids]
+        write_json(tmp_path / "llava_dataset/llava_instruct_150k.json", rows)
+        reader = LlavaInstruct(tmp_path)
+        names = ["llava-train-7", "llava-train-7 (entry 1)", "llava-train-8"]
+        names.append("llava-train-7 (entry 3)")
+    assert [one.id for one in reader.evaluation_samples()] == names
+    assert not list(reader.check())
+    asked = open_rows(name, tmp_path, "train")
+    assert len({row.id for row in asked}) == len(asked)
 
 
 def test_a_file_without_a_good_line_says_what_is_wrong(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_strict_scores_of_a_hand_computed_table():
         "set_accuracy_targets": 0 / 3,
         "n_acc": 1.0,
         "t_acc": 2 / 3,
-        "num_pictures": 2,
+        "num_images": 2,
         "num_questions": 4,
         "num_predictions": 4,
         "num_targets": 5,

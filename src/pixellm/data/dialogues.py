@@ -119,10 +119,40 @@ class LineRow(_Known):
 
 
 class _Dialogues(Dataset[LineRow]):
-    """Dialogues of rows that say everything, with images below one folder."""
+    """Dialogues of rows that say everything, with images below one folder.
+
+    Ids name dialogues in answers and reports; one that comes again is told apart by its place.
+    """
 
     row_type = LineRow
+    place: ClassVar[str]
+    """What the file's rows are called."""
+    file: Path
     images: Path
+
+    def numbered(self) -> Iterator[tuple[int, Any]]:
+        """What the file holds, each with its number."""
+        raise NotImplementedError
+
+    def read(self, found: Any) -> LineRow:
+        """A row of what the file holds; ValueError where it is none."""
+        raise NotImplementedError
+
+    def rows(self) -> Iterator[Entry | BadRow]:
+        """The rows, each with an id of its own; one without goes by its number."""
+        named: set[str] = set()
+        for number, found in self.numbered():
+            place = f"{self.place} {number}"
+            try:
+                row = self.read(found)
+                inner_file(self.images, row.image)
+            except ValueError as error:
+                yield BadRow(self.file, place, str(error))
+                continue
+            name = f"{self.name}-{self.split}-{number}" if row.id is None else str(row.id)
+            name = f"{name} ({place})" if name in named else name
+            named.add(name)
+            yield Entry(self.file, place, row.model_copy(update={"id": name}))
 
     def compose(self, row: LineRow, rng: random.Random) -> tuple[Sample, ...]:
         """The dialogue."""
@@ -154,7 +184,7 @@ class JsonlSamples(_Dialogues):
         images: the folder that images lie in, below ``root``; that of the file where "".
     """
 
-    name = "jsonl"
+    name, place = "jsonl", "line"
     title = "Your own dialogues: a JSONL file of samples"
     splits = ("train", "val", "test")
     is_public = False
@@ -180,26 +210,14 @@ class JsonlSamples(_Dialogues):
         """The file under its default name."""
         return (root / f"{split}.jsonl",)
 
-    def rows(self) -> Iterator[Entry | BadRow]:
-        """The lines that are not empty; the second one of an id is bad, as answers bear it."""
-        ids: dict[int | str, int] = {}
+    def numbered(self) -> Iterator[tuple[int, bytes]]:
+        """The lines that are not empty."""
         with self.file.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                position = f"line {number}"
-                try:
-                    row = LineRow.read(parse_line(line))
-                    inner_file(self.images, row.image)
-                    if row.id is not None and ids.setdefault(row.id, number) != number:
-                        raise ValueError(
-                            f"Line {ids[row.id]} has the id {row.id!r} too; give each its own."
-                        )
-                except ValueError as error:
-                    yield BadRow(self.file, position, str(error))
-                    continue
-                name = f"{self.name}-{self.split}-{number}" if row.id is None else row.id
-                yield Entry(self.file, position, row.model_copy(update={"id": name}))
+            yield from ((n, line) for n, line in enumerate(file, start=1) if line.strip())
+
+    def read(self, found: bytes) -> LineRow:
+        """A line's dialogue."""
+        return LineRow.read(parse_line(found))
 
 
 class LlavaInstruct(_Dialogues):
@@ -213,7 +231,7 @@ class LlavaInstruct(_Dialogues):
         images: the folder that ``image`` of a row is below, below ``root``.
     """
 
-    name = "llava"
+    name, place = "llava", "entry"
     title = "LLaVA-Instruct-150k: conversations without masks"
     splits: ClassVar = ("train",)
     obtain = (
@@ -231,29 +249,27 @@ class LlavaInstruct(_Dialogues):
         images: str = "coco/train2017",
     ) -> None:
         super().__init__(root, split, seed)
-        self.conversations, self.images = self.root / conversations, self.root / images
-        self.require(self.conversations, self.images)
-        nothing = f"{self.conversations} holds no conversation that can be used."
-        self.open_rows(self.conversations, nothing=nothing)
+        self.file, self.images = self.root / conversations, self.root / images
+        self.require(self.file, self.images)
+        self.open_rows(self.file, nothing=f"{self.file} holds no conversation that can be used.")
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
         """The conversations, and the folder of photos."""
         return root / "llava_dataset" / "llava_instruct_150k.json", root / "coco" / "train2017"
 
-    def rows(self) -> Iterator[Entry | BadRow]:
-        """The entries; one without an id goes by its index."""
-        for index, values in enumerate(scan_list(self.conversations)):
-            try:
-                known = values if isinstance(values, dict) else {}
-                image = _file_name(known.get("image") or known.get("images"))
-                inner_file(self.images, image)
-                row: dict[str, Any] = {"image": image, "turns": _turns(known)}
-                number = index if known.get("id") is None else known["id"]
-                row["id"] = f"{self.name}-{self.split}-{number}"
-                yield Entry(self.conversations, f"entry {index}", row)
-            except ValueError as error:
-                yield BadRow(self.conversations, f"entry {index}", str(error))
+    def numbered(self) -> Iterator[tuple[int, Any]]:
+        """The entries; several of the published file are about one image, and have its id."""
+        return enumerate(scan_list(self.file))
+
+    def read(self, found: Any) -> LineRow:
+        """An entry's conversation."""
+        values = found if isinstance(found, dict) else {}
+        image = _file_name(values.get("image") or values.get("images"))
+        row: dict[str, Any] = {"image": image, "turns": _turns(values)}
+        if values.get("id") is not None:
+            row["id"] = f"{self.name}-{self.split}-{values['id']}"
+        return LineRow.read(row)
 
 
 def _file_name(name: Any) -> str:

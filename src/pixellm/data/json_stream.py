@@ -43,7 +43,7 @@ def scan_list(path: Path) -> Iterator[Any]:
         scanner = _Scanner(file, path, set())
         if scanner.opening() != "[":
             raise ValueError(f"{path} is no JSON list.")
-        for _, entry, _ in scanner.entries(""):
+        for _, entry, _ in scanner.walk():
             yield entry
 
 
@@ -102,6 +102,8 @@ class _Scanner:
 
     def peek(self) -> str:
         """The next character that is no space, which stays."""
+        if not self.has_more() and not self.passed():
+            raise ValueError(f"{self.path} is empty.")
         if not self.has_more():
             raise ValueError(f"{self.path} ends in the middle; copy it again.")
         return self.text[self.position]

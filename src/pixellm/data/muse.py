@@ -274,17 +274,29 @@ def validate(path: Path, images: Path | None = None) -> Iterator[Problem]:
     """Every problem of the MUSE files at a path: what can't be used, and what MUSE asks for beside.
 
     Given a folder of ``images``, those that it lacks are among them; in the order of the files.
+
+    Raises:
+        ValueError: there is no entry at all.
     """
-    for file in muse_files(path):
+    files = muse_files(path)
+    damaged = ""
+    num_entries = 0
+    for file in files:
         seen: Counter[str] = Counter()
         names: dict[Any, str] = {}
         number = -1
         try:
             for number, entry in enumerate(scan_list(file)):
+                num_entries += 1
                 where = f"{file.name}, entry {number}"
                 yield from _check_entry(entry, where, images, seen, names)
         except (ValueError, RecursionError) as error:
-            yield Problem(f"{file.name}, after entry {number}", "file", str(error))
+            damaged = str(error)
+            if num_entries or len(files) > 1:
+                where = f"{file.name}, after entry {number}" if number >= 0 else file.name
+                yield Problem(where, "file", damaged)
+    if not num_entries:
+        raise ValueError(damaged or f"{path} holds no entry; a MUSE file with questions is needed.")
 
 
 def _check_entry(
@@ -303,6 +315,8 @@ def _check_entry(
         yield Problem(where, "missing_photo", f"There is no {name} below the folder of images.")
     if not isinstance(entry.get("ann_list"), list) or not entry["ann_list"]:
         yield Problem(where, "ann_list", "The list of instances is missing or empty.")
+    if not entry["questions"]:
+        yield Problem(where, "questions", "It has no question.")
     questions = Counter(q for q in entry["questions"] if isinstance(q, str))
     for repeated, times in questions.items():
         if times > 1:

@@ -140,7 +140,7 @@ def comparison_report(comparison: Comparison, fetch_image: FetchImage) -> Report
             for name, settings in zip(comparison.names, comparison.settings, strict=True)
         ],
         "num_questions": len(comparison.pairs),
-        "num_pictures": comparison.num_images,
+        "num_images": comparison.num_images,
         "num_left_out": comparison.num_left_out,
         "scores": {
             name: {"a": asdict(a), "b": asdict(b), "difference": asdict(change)}

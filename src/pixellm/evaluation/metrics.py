@@ -377,7 +377,7 @@ class MuseScorer:
             IoU 0.5; ``set_accuracy``, the share of questions with every truth found and nothing
             else shown; ``n_acc`` and ``t_acc``. The strict protocol adds ``giou_targets``,
             ``ciou_targets`` and ``set_accuracy_targets``, over questions with targets only.
-            ``num_pictures``, ``num_questions``, ``num_predictions`` and ``num_targets`` count.
+            ``num_images``, ``num_questions``, ``num_predictions`` and ``num_targets`` count.
         """
         columns: dict[str, list[Ratio]] = {}
         for image in self._images:
@@ -437,7 +437,7 @@ class MuseScorer:
     def _counts(self) -> dict[str, float]:
         scores = [score for image in self._images for score in image]
         return {
-            "num_pictures": len(self._images),
+            "num_images": len(self._images),
             "num_questions": len(scores),
             "num_predictions": sum(score.num_predictions for score in scores),
             "num_targets": sum(score.num_truths for score in scores),

@@ -115,7 +115,7 @@ class Summary:
         return {
             **self.rules.to_dict(),
             "num_questions": self.num_questions,
-            "num_pictures": self.num_images,
+            "num_images": self.num_images,
             "num_targets": self.num_targets,
             "num_masks": self.num_masks,
             "interval": "95 %, bootstrap over images",

@@ -31,7 +31,7 @@ from pixellm.scenes.phrasing import (
 )
 from pixellm.scenes.questions import ASKS, Ask, ask_about, one_of
 from pixellm.scenes.questions_objects import SYNONYM_SHARE, Draft, answer_with
-from pixellm.scenes.scene_view import ORDINALS, ViewedObject, members_of
+from pixellm.scenes.scene_view import ORDINALS, ViewedObject, is_plural
 from pixellm.types import Turn
 
 MAX_DESCRIBED = 5
@@ -254,8 +254,7 @@ def _pick_by_number(
 
 
 def _is_or_are(found: Sequence[ViewedObject], *, plural: bool = False) -> dict[str, str]:
-    plural = plural or len(members_of(found)) > 1 or any(one.concept.is_plural for one in found)
-    return {"is": "are" if plural else "is"}
+    return {"is": "are" if plural or is_plural(found) else "is"}
 
 
 _PLAIN: tuple[Ask[PhotoView], ...] = (

@@ -8,13 +8,14 @@ mask is known of. They are for training; no benchmark asks them.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from pixellm.scenes.knowledge import Concept
 from pixellm.scenes.photo_view import PERSON, PhotoView
 from pixellm.scenes.phrasing import agreeing_words, ask, grammar_words, load_templates, say
 from pixellm.scenes.questions_objects import Draft, absent_concept, answer_with, definite_name
 from pixellm.scenes.questions_words import tell_if_there
-from pixellm.scenes.scene_view import ViewedObject, members_of
+from pixellm.scenes.scene_view import ViewedObject, is_plural, members_of
 
 Talk = tuple[Draft, ...]
 """The drafts of one dialogue."""
@@ -49,8 +50,8 @@ def ask_either(view: PhotoView, rng: random.Random) -> Draft | None:
     missing = absent_concept(view, rng)
     if shown is None or missing is None or shown.key == missing.key:
         return None
-    group = view.told(view.group(shown.key))
-    if len(members_of(group)) > view.max_targets:
+    group = _told(view, shown)
+    if group is None:
         return None
     a, b = rng.sample([shown.indefinite, missing.indefinite], 2)
     question = ask(rng, "either", a=a, b=b)
@@ -68,8 +69,8 @@ def ask_pair(view: PhotoView, rng: random.Random) -> Draft | None:
         return None
     named = [first, second]
     rng.shuffle(named)
-    found = [one for concept in named for one in view.told(view.group(concept.key))]
-    if not found or len(members_of(found)) > view.max_targets:
+    found = _told(view, *named)
+    if not found:
         return None
     words = {"name": named[0].name, "other": named[1].name}
     words |= {"a": named[0].indefinite, "b": named[1].indefinite}
@@ -80,10 +81,9 @@ def ask_pair(view: PhotoView, rng: random.Random) -> Draft | None:
     return Draft("several", question, answer, tuple(found))
 
 
-def _answer_without(rng: random.Random, found: list[ViewedObject], missing: Concept) -> str:
+def _answer_without(rng: random.Random, found: Sequence[ViewedObject], missing: Concept) -> str:
     """What is there, and that the other kind is not."""
-    is_plural = len(members_of(found)) > 1 or found[0].concept.is_plural
-    words = {"is": "are" if is_plural else "is", "missing": missing.name}
+    words = {"is": "are" if is_plural(found) else "is", "missing": missing.name}
     return answer_with(rng, "pair", found, key="one", **words)
 
 
@@ -133,11 +133,10 @@ def _ask_to_be_shown(view: PhotoView, rng: random.Random) -> Talk | None:
     concept = _some_present(view, rng)
     if concept is None:
         return None
-    group = view.told(view.group(concept.key))
-    if len(members_of(group)) > view.max_targets or concept.key in view.uncountable:
+    group = _told(view, concept)
+    if not group or concept.key in view.uncountable:
         return None
-    is_plural = len(members_of(group)) > 1 or concept.is_plural
-    words = agreeing_words(f"the {concept.name}", is_plural=is_plural)
+    words = agreeing_words(f"the {concept.name}", is_plural=is_plural(group))
     told = tell_if_there(concept, rng, "yes")
     answer = answer_with(rng, "every", group, **words)
     return told, Draft("follow_up", ask(rng, "show_it", **words), answer, tuple(group))
@@ -150,15 +149,20 @@ def _by_name(view: PhotoView, rng: random.Random, concept: Concept, section: str
     words |= {"name": concept.name, "a_name": concept.indefinite, "plural": concept.plural}
     key = "every" if section == "another" and rng.random() < 0.3 else "questions"
     question = ask(rng, section, key, **words)
-    group = view.told(view.group(concept.key))
+    group = _told(view, concept)
+    if group is None:
+        return None
     if not group:
         denied = {**words, "is": "are" if concept.is_plural else "is"}
         return Draft(kind, question, say(rng, "negative_name", **denied))
-    if len(members_of(group)) > view.max_targets:
-        return None
-    is_plural = len(members_of(group)) > 1 or concept.is_plural
-    words = agreeing_words(f"the {concept.name}", is_plural=is_plural)
+    words = agreeing_words(f"the {concept.name}", is_plural=is_plural(group))
     return Draft(kind, question, answer_with(rng, "every", group, **words), tuple(group))
+
+
+def _told(view: PhotoView, *concepts: Concept) -> Sequence[ViewedObject] | None:
+    """What an answer names of some kinds; None where these are more targets than it may have."""
+    found = [one for concept in concepts for one in view.told(view.group(concept.key))]
+    return found if len(members_of(found)) <= view.max_targets else None
 
 
 def _some_concept(view: PhotoView, rng: random.Random) -> Concept | None:

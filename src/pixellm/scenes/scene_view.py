@@ -114,6 +114,11 @@ def members_of(told: Iterable[ViewedObject]) -> tuple[ViewedObject, ...]:
     )
 
 
+def is_plural(told: Sequence[ViewedObject]) -> bool:
+    """Whether an answer says "are" of what it names."""
+    return len(members_of(told)) > 1 or any(one.concept.is_plural for one in told)
+
+
 class SceneView:
     """The objects of one scene, left to right by centre, and what may truly be said of them.
 
