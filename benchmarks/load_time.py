@@ -1,6 +1,7 @@
 """How long a model takes to load in a fresh interpreter, what of that is not ours, and commands.
 
     python benchmarks/load_time.py [--model nano-scenes] [--repeats 5] [--before TREE] [--json FILE]
+    python benchmarks/load_time.py --only "pixellm segment" --before TREE
 
 Every run is a process of its own. "import torch" and "import transformers" (its model base
 class) are a floor that any program on top of them stands on; "load" is everything from the first
@@ -20,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -78,20 +79,24 @@ def environment(tree: Path) -> dict[str, str]:
 
 
 def measure(
-    model: str, repeats: int, trees: dict[str, Path]
+    model: str, repeats: int, trees: dict[str, Path], only: Sequence[str]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Median and range of every step; the steps take turns, so that all meet the same machine."""
     runs: dict[str, list[dict[str, float]]] = {}
     for _, (when, tree) in product(range(repeats), trees.items()):
-        for name, step in STEPS.items():
+        for name, step in _chosen(STEPS, only):
             runs.setdefault(name + when, []).append(time_step(step.format(model=model), tree))
-        for name, words in COMMANDS.items():
+        for name, words in _chosen(COMMANDS, only):
             arguments = [word.format(model=model) for word in words]
             runs.setdefault(name + when, []).append(time_command(arguments, tree))
     return {
         name: {clock: _summary([one[clock] for one in found]) for clock in CLOCKS}
         for name, found in runs.items()
     }
+
+
+def _chosen(named: Mapping[str, Any], only: Sequence[str]) -> list[tuple[str, Any]]:
+    return [(name, one) for name, one in named.items() if not only or name in only]
 
 
 def _summary(values: list[float]) -> dict[str, float]:
@@ -106,6 +111,8 @@ def main() -> None:
     parser.add_argument("--model", default="nano-scenes", help="embedded name or directory")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--before", type=Path, help="an earlier source tree")
+    known = (*STEPS, *COMMANDS)
+    parser.add_argument("--only", nargs="+", choices=known, default=(), help="of what it times")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     trees = {"": Path(__file__).parents[1]}
@@ -118,7 +125,7 @@ def main() -> None:
         "python": platform.python_version(),
         "torch": version("torch"),
         "transformers": version("transformers"),
-        "seconds": measure(options.model, options.repeats, trees),
+        "seconds": measure(options.model, options.repeats, trees, options.only),
     }
     for name, found in report["seconds"].items():
         columns = [

@@ -72,6 +72,35 @@ def engine(
     _finish(bench, settings, tables, json)
 
 
+@app.command(epilog="Example:\n\n    python benchmarks/speed.py ways --model nano --way compiled")
+def ways(
+    model: _Model = "110m",
+    device: _Device = "auto",
+    dtype: _Dtype = "auto",
+    repeats: _Repeats = 5,
+    tokens: Annotated[int, typer.Option(min=2, help="Length of the answer.")] = 64,
+    targets: Annotated[int, typer.Option(min=0, help="Masks in it.")] = 3,
+    way: Annotated[
+        list[str] | None,
+        typer.Option(help="int8, compiled steps or compiled; may be repeated; all if none."),
+    ] = None,
+    json: _Json = None,
+) -> None:
+    """Compare 8 bits and torch.compile with the engine as it is, in turn.
+
+    TORCHINDUCTOR_CACHE_DIR names where compiled code is kept for the next process.
+    """
+    from measuring.speed import WAYS, compare_ways
+
+    chosen = WAYS if way is None else (WAYS[0], *way)
+    if unknown := set(chosen) - set(WAYS):
+        raise typer.BadParameter(f"no way {', '.join(unknown)}; there are {', '.join(WAYS)}")
+    bench = _prepare(model, None, device, dtype, repeats)
+    rows = compare_ways(bench, chosen, tokens, targets)
+    settings = {"model": model, "repeats": repeats, "tokens": tokens, "targets": targets}
+    _finish(bench, settings, {"ways of answering": rows}, json)
+
+
 @app.command(epilog="Example:\n\n    python benchmarks/speed.py growth --model 110m")
 def growth(
     model: _Model = "110m",

@@ -1,4 +1,4 @@
-"""Seconds of the engine: against the released procedure, and as requests grow.
+"""Seconds of the engine: against the released procedure, in other ways, and as requests grow.
 
 Every answer is scripted (:mod:`measuring.workload`), so that length and targets are chosen and
 both sides write the same. Images are new to the engine in every run: nothing is kept from one
@@ -7,10 +7,13 @@ to the next. Seconds are medians of repeated runs.
 
 from __future__ import annotations
 
+import copy
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 from measuring.flops import pixellm_flops
@@ -24,6 +27,7 @@ from measuring.workload import (
     requests_about,
     scripted_answer,
 )
+from pixellm.checkpoint.quantize import quantize_model
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.processor import PixelLMProcessor
 from pixellm.processing.prompts import dialogue_messages
@@ -99,6 +103,75 @@ def compare_with_released(
                 }
             )
     return rows
+
+
+WAYS = ("as it is", "int8", "compiled steps", "compiled")
+"""Of answering: rounded weights of the language model, its steps compiled for fixed shapes, and
+the vision tower, the projections and the pixel decoder beside these."""
+
+
+def compare_ways(bench: Bench, ways: Sequence[str], length: int, targets: int) -> list[Row]:
+    """The engine as it is and otherwise, which take turns, so that all meet the same machine.
+
+    Returns:
+        Rows with the seconds until the first answer is there, rounding and compiling included;
+        medians of a later answer, of one word alone and of a step between; and how many answers
+        pay for what the first one takes longer.
+    """
+    scripts = {
+        "answer": bench.write_script(length, targets),
+        "words": bench.write_script(length, 0),
+        "word": bench.write_script(1, 0),
+    }
+    requests = requests_about(random_images(1))
+    engines, firsts = dict[str, ScriptedEngine](), dict[str, float]()
+
+    def answer(way: str, kind: str) -> float:
+        engines[way].script = scripts[kind]
+        predict = partial(engines[way].predict_batch, requests)
+        return median_seconds(predict, bench.model.device, 1, warm_ups=0)
+
+    for way in ways:
+        bench.report(way)
+        begun = time.perf_counter()
+        engines[way] = _engine_of(bench, way, length)
+        answer(way, "answer")
+        firsts[way] = time.perf_counter() - begun
+    taken = dict[tuple[str, str], list[float]]()
+    for _, kind, way in product(range(bench.repeats + 1), scripts, ways):
+        taken.setdefault((way, kind), []).append(answer(way, kind))
+    # The first round doesn't count: shapes that the first answer had not are compiled in it.
+    medians = {key: statistics.median(runs[1:]) for key, runs in taken.items()}
+    rows = []
+    for way in ways:
+        seconds, plain = medians[way, "answer"], medians[ways[0], "answer"]
+        cost = firsts[way] - firsts[ways[0]]
+        rows.append(
+            {
+                "way": way,
+                "first_answer_s": firsts[way],
+                "answer_s": seconds,
+                "of_the_first_way": seconds / plain,
+                "word_s": medians[way, "word"],
+                "step_ms": (medians[way, "words"] - medians[way, "word"]) / (length - 1) * 1e3,
+                "answers_that_pay": cost / (plain - seconds) if seconds < plain else None,
+            }
+        )
+    return rows
+
+
+def _engine_of(bench: Bench, way: str, length: int) -> ScriptedEngine:
+    """An engine of its own model, which knows no image and no beginning of a prompt."""
+    model = copy.deepcopy(bench.model)
+    if way == "int8":
+        quantize_model(model, "int8")
+    if way == "compiled":
+        parts = model.model
+        for part in (parts.vision_tower, parts.image_projector, parts.feature_projector):
+            part.compile(dynamic=False)
+        parts.pixel_decoder.compile(dynamic=False)
+    options = {"cached_images": 0, "prefix_bytes": 0, "compile": "compiled" in way}
+    return ScriptedEngine(model, bench.processor, length, **options)
 
 
 def phases_of(bench: Bench, work: Callable[[], object]) -> dict[str, float]:

@@ -79,6 +79,13 @@ def test_every_table_has_its_rows_and_times_above_zero(bench: Bench) -> None:
     assert [table.row_count for table in make_tables(report)] == [2, 2, 1, 2, 2]
 
 
+def test_ways_of_answering_take_turns_and_have_their_rows(bench: Bench) -> None:
+    plain, rounded = speed.compare_ways(bench, speed.WAYS[:2], 20, 2)
+    assert (plain["way"], rounded["way"]) == ("as it is", "int8")
+    assert plain["of_the_first_way"] == 1
+    assert min(plain["word_s"], rounded["word_s"], rounded["answer_s"]) > 0
+
+
 def test_flops_are_those_of_the_products(bench: Bench) -> None:
     layer = torch.nn.Linear(8, 4, device="meta")
     assert count_flops(lambda: layer(torch.empty(3, 8, device="meta"))) == 2 * 3 * 8 * 4

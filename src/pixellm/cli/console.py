@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
+import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +63,7 @@ def import_quietly(name: str) -> Any:
     So are warnings that its names and torch's will change: whoever types a command can't mend that.
     """
     with _uncollected() if name not in sys.modules else nullcontext():
+        _import_libraries()
         module = importlib.import_module(name)
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=_LIBRARIES)
@@ -67,6 +71,31 @@ def import_quietly(name: str) -> Any:
     notes.disable_progress_bar()
     notes.set_verbosity_error()
     return module
+
+
+def _import_libraries() -> None:
+    """Import transformers' index of its models while the system loads torch's library.
+
+    The one is Python's work alone, hundreds of files that are read, and the other is none of it.
+    """
+    if "torch" in sys.modules:
+        return
+    importlib.import_module("transformers")  # has no need of torch yet
+    threading.Thread(target=_load_torch_library, daemon=True).start()
+    importlib.import_module("transformers.models")
+
+
+def _load_torch_library() -> None:
+    """What importing torch begins with; left to it on other systems, and in builds for GPUs."""
+    import ctypes
+
+    torch = importlib.util.find_spec("torch")
+    for folder in (torch and torch.submodule_search_locations) or ():
+        library = Path(folder, "lib", "libtorch_cpu.so")
+        others = (library.with_name(f"libtorch_{name}.so") for name in ("cuda", "hip", "xpu"))
+        if library.is_file() and not any(map(Path.exists, others)):
+            # A function of C, during which Python goes on; CDLL(library) would hold it up.
+            ctypes.CDLL(None).dlopen(os.fsencode(library), os.RTLD_NOW)
 
 
 @contextmanager
@@ -82,6 +111,26 @@ def _uncollected() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+_over = threading.Event()
+
+
+def tell_over() -> None:
+    """Say that a command has succeeded, with all written and closed; see :func:`end_at_once`."""
+    _over.set()
+
+
+def end_at_once() -> None:
+    """End the process, once a command is over, without taking apart all that it had loaded.
+
+    To be called last of all that is done at the exit.
+    """
+    if _over.is_set():
+        with suppress(OSError):  # a reader that has gone is told of as ever
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()
+            os._exit(0)
 
 
 def check_json(target: str, keys: Sequence[str]) -> None:

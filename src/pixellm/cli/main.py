@@ -7,6 +7,7 @@ error and exit code 2, Ctrl-C in 130; what nobody foresaw keeps its traceback an
 
 from __future__ import annotations
 
+import atexit
 import errno
 import gc
 import importlib
@@ -28,7 +29,7 @@ from pixellm.cli import (
     serve,
     train,
 )
-from pixellm.cli.console import say
+from pixellm.cli.console import end_at_once, say
 
 _EXTRAS = {
     "accelerate": "train",
@@ -131,6 +132,7 @@ def main() -> None:
     """Entry point of the ``pixellm`` command."""
     # A process of its own, mostly imports, which leave little garbage: look for it seldom.
     gc.set_threshold(100_000, 50, 50)
+    atexit.register(end_at_once)  # the first, and so the last to be called
     try:
         app()
     finally:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pixellm.cli.console import open_console, say
+from pixellm.cli.console import open_console, say, tell_over
 from pixellm.cli.export import Classes, ExportTo, export_answer, plan_exports
 from pixellm.cli.options import Json, MinScore, ModelOptions, spread
 from pixellm.cli.predict import predict
@@ -78,7 +78,8 @@ def segment(
         typer.echo(overlay_bytes(loaded, prediction, ".png"), nl=False)
     for path in write_answer(prediction, loaded, values, destinations):
         say(f"Wrote {path}", err=aside)
-    return export_answer(values, name, folders, quiet=aside)
+    export_answer(values, name, folders, quiet=aside)
+    return tell_over()
 
 
 @app.command(epilog="Example:\n\n    pixellm chat photo.jpg")
@@ -127,10 +128,11 @@ def _destinations(
 def _show_answer(
     prediction: Prediction, values: dict[str, Any], *, as_json: bool, aside: bool
 ) -> None:
-    from pixellm.cli.display import print_answer
-    from pixellm.files import json_bytes
-
     if as_json:
+        from pixellm.files import json_bytes
+
         typer.echo(json_bytes(values), nl=False)
     else:
+        from pixellm.cli.display import print_answer
+
         print_answer(open_console(stderr=aside), prediction)
