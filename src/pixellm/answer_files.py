@@ -92,20 +92,23 @@ def read_answers(path: Path) -> Iterator[SavedAnswer | None]:
     Raises:
         ValueError: a line is no answer, or the file holds none.
     """
-    number = 0
+    found = False
     with open_input(path) as file:
         for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             try:
                 answer = read_answer(parse_json(line))
             except ValueError as error:
-                if number == 1:  # one answer, over several lines
+                if not found:  # one answer, over several lines
                     yield _only_answer(path, line + file.read(), error)
                     return
                 if not line.endswith(b"\n"):  # of a job that was killed
                     return
                 raise ValueError(f"Line {number} of {path} is no answer ({error}).") from error
+            found = True
             yield answer
-    if not number:
+    if not found:
         raise ValueError(f"{path} holds no answers.")
 
 

@@ -439,6 +439,14 @@ def _merge(aside: Path, folder: Path) -> None:
 # Locks.
 
 
+def remove_unused(folder: Path) -> None:
+    """Remove a folder that holds nothing, or its lock alone."""
+    # Some versions of filelock take the lock's file away themselves.
+    if {path.name for path in folder.iterdir()} <= {LOCK_NAME}:
+        (folder / LOCK_NAME).unlink(missing_ok=True)
+        folder.rmdir()
+
+
 @contextmanager
 def locked(path: Path, patience: float = 0.0) -> Iterator[None]:
     """Be the only process and thread inside for a file or folder; gives up the lock at the end.

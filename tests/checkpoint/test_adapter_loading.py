@@ -65,6 +65,20 @@ def test_the_precision_on_a_gpu_is_that_of_the_model_under_the_adapters(
     assert model_dtype(adapters, gpu) is torch.float16
 
 
+@pytest.mark.parametrize("names", [(".",), ("../other", "../adapters")])
+def test_adapters_that_lead_back_to_themselves_are_refused(
+    adapters: Path, names: tuple[str, ...]
+) -> None:
+    shutil.copytree(adapters, adapters.with_name("other"))
+    for folder, name in zip((adapters, adapters.with_name("other")), names, strict=False):
+        path = folder / "adapter_config.json"
+        values = json.loads(path.read_text()) | {"base_model_name_or_path": name}
+        path.write_text(json.dumps(values))
+    for read in (read_adapter_config, load_model_and_processor):
+        with pytest.raises(ValueError, match="leads back to it"):
+            read(adapters)
+
+
 @pytest.mark.parametrize("option", ["quantization_config", "offload_folder"])
 def test_what_needs_weights_as_they_are_read_is_refused_with_a_way_out(
     adapters: Path, tmp_path: Path, option: str

@@ -204,17 +204,22 @@ def test_chat_survives_bad_input(image: Path, tiny_model_dir: Path) -> None:
         "/sing",
         "long " * 300,
         TINY_QUESTION,
+        "\udcff is no text",
+        "long " * 300,
         "/save squares.png",
         "/save squares.png/at-all.png",
     ]
-    result = run("chat", image, "--model", tiny_model_dir, text="\n".join(lines))
+    typed = "\n".join(lines).encode("utf-8", "surrogateescape")
+    result = run("chat", image, "--model", tiny_model_dir, text=typed)
     assert result.exit_code == 0, result.output
     complaints = result.stderr.splitlines()
     expected = ["ask something first", "missing.png", "/image PATH", "/sing", "context holds 256"]
+    expected += ["half a character", "something shorter. /image PATH begins anew."]
     expected += ["the image itself", "cannot be written"]
     assert len(complaints) == len(expected)
     for complaint, words in zip(complaints, expected, strict=True):
         assert words in complaint
+    assert not complaints[4].endswith("begins anew.")
     assert "[1]" in result.stdout
 
 

@@ -323,6 +323,50 @@ def test_ctrl_c_ends_in_130_and_says_how_to_go_on(
     assert f"pixellm train {recipe} --resume" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("train nano_scenes --gpus 4", "torchrun --nproc-per-node 4 -m pixellm train nano_scenes"),
+        ("train nano_scenes --dry-run --resume", "leave out --resume"),
+        ("convert a --to released --out b --vision-tower c", "--vision-tower and --revision"),
+        ("init --llm a --vision b --out c --revision d", "--vision-tower and --revision"),
+        ("init --llava a --out c --image-size 64", "--template and --image-size"),
+        ("data questions --out a --benchmark coco --seed 1", "are for scenes, not coco"),
+        ("data questions --out a --data b", "leave out --data"),
+        ("data preview squares.png --out a --split val", "leave out --data and --split"),
+        ("data check squares.png --split val", "leave out the split"),
+        ("curate view a --serve --out b", "leave out --out"),
+        ("data pseudo-label . --out a --class cup{seg}", "holds {seg}"),
+        ("serve --api-keys squares.png", "no UTF-8 text"),
+    ],
+)
+def test_what_would_count_for_nothing_is_refused(image: Path, arguments: str, words: str) -> None:
+    before = set(Path().iterdir())
+    assert_one_sentence(run_command(*arguments.split()), words)
+    assert set(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "segment --min-score",
+        "predict --temperature",
+        "eval scenes --temperature",
+        "score --judge-threshold",
+        "export --min-score",
+        "data pseudo-label --doubt",
+        "ablate --minutes",
+        "curate run --max-cost",
+        "curate run --timeout",
+        *(f"serve --{name}" for name in ("timeout", "max-megabytes", "max-megapixels")),
+    ],
+)
+def test_no_option_takes_nan_or_infinity_for_a_number(arguments: str) -> None:
+    result = run_command(*arguments.split(), "nan")
+    assert result.exit_code == 2 and "nan is no finite number" in result.output
+    assert run_command(*arguments.split(), "inf").exit_code == 2
+
+
 @pytest.mark.parametrize("arguments", [["segment"], ["segment", "a.png"], ["eval", "sceens"]])
 def test_wrong_usage_ends_in_2(arguments: list[str]) -> None:
     assert run_command(*arguments).exit_code == 2

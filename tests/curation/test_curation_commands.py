@@ -118,6 +118,8 @@ def test_bad_input_is_one_sentence_and_exit_code_two(
     assert says in result.stderr
     assert "Traceback" not in result.output
     assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    assert call("run", *run_options(tmp_path)).exit_code == 0, "the same folder, nothing mistyped"
 
 
 def test_files_that_are_no_annotations_are_named(tmp_path: Path) -> None:
@@ -125,6 +127,13 @@ def test_files_that_are_no_annotations_are_named(tmp_path: Path) -> None:
     (tmp_path / "instances.json").write_text('{"images": []}')
     result = call("run", *run_options(tmp_path))
     assert (result.exit_code, "has no images and no categories" in result.stderr) == (2, True)
+
+
+def test_a_set_without_a_question_has_no_figures(tmp_path: Path) -> None:
+    (tmp_path / "muse_train.json").write_text("[]")
+    result = call("stats", tmp_path)
+    assert (result.exit_code, "holds no question" in result.stderr) == (2, True)
+    assert not (tmp_path / "plots").exists()
 
 
 @pytest.mark.parametrize("command", ["stats", "view", "validate", "write"])

@@ -111,6 +111,22 @@ def test_what_curate_writes_is_checked_with_its_photos(root, tmp_path, name):
     assert "entry 0, question 1" in bad.output
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.json", "", "a.json is empty"),
+        ("a.json", "[]", "neither JSONL dialogues nor"),
+        ("a.jsonl", " \n\n", "a.jsonl is empty"),
+        ("a.json", '{"images": [], "annotations": [], "categories": []}', "no images and no cat"),
+    ],
+)
+def test_a_file_without_anything_is_named(tmp_path, name, content, says):
+    (tmp_path / name).write_text(content)
+    result = run(tmp_path / name)
+    assert result.exit_code in (1, 2) and says in result.output
+    assert result.exit_code == 2 or "1 bad row" in result.output
+
+
 def test_single_files_are_told_by_their_content(root):
     mine = coco(root / "mine.json")
     assert run(mine, "--images", root / "train").exit_code == 0

@@ -95,7 +95,7 @@ def test_a_run_goes_back_to_an_older_checkpoint(finished: RunConfig, whole: Path
     assert left == [f"abandoned_step_{step:08d}" for step in (9, 12, 14)]
 
 
-@pytest.mark.parametrize("name", ["state.json", "trainer.pt"])
+@pytest.mark.parametrize("name", ["state.json", "config.yaml", "trainer.pt"])
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"PK\x03\x04 cut", b"\x80\x04K\x01."])
 def test_a_damaged_checkpoint_is_one_sentence(
     finished: RunConfig, name: str, content: bytes
@@ -104,6 +104,21 @@ def test_a_damaged_checkpoint_is_one_sentence(
     (newest / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"damaged \({name} can't be read\); .* --resume 12\."):
         train(finished, resume=True)
+
+
+def test_a_state_that_no_run_was_in_is_refused(finished: RunConfig) -> None:
+    path = list_checkpoints(finished.run_folder / "checkpoints")[-1] / "state.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"samples": "many"}))
+    with pytest.raises(ValueError, match=r"state\.json can't be read"):
+        train(finished, resume=True)
+    path.write_text(json.dumps(values))
+    fewer = finished.model_copy(update={"stages": finished.stages[:1]})
+    with pytest.raises(
+        ValueError, match=r"lies in stage 2, and the recipe has 1; resume with the f"
+    ):
+        train(fewer, resume=True)
+    assert steps_of(finished) == [3, 6, 9, 12, 14]
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:

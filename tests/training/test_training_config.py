@@ -94,6 +94,7 @@ def test_bad_files(tmp_path: Path) -> None:
         ({"model": {"checkpoint": "a", "target_refinement_alpha": 0.5}}, "must be at least 1"),
         ({"model": {"checkpoint": "a", "vision_weights": ""}}, "names a directory"),
         ({"stages": MINIMAL["stages"] * 2}, "different names"),
+        ({"evaluation": {"best_by": "gIoU"}}, r"evaluation\.best_by: .*'giou', 'ciou'"),
         *(({"name": name}, "name") for name in ("..", ".", "a/b", ".hidden", "")),
     ],
 )

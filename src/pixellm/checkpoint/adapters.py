@@ -23,10 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixellm.checkpoint.parts import LoraShape
-from pixellm.checkpoint.sources import ADAPTER_CONFIG
+from pixellm.checkpoint.sources import ADAPTER_CONFIG, is_adapter_folder
+from pixellm.files import parse_json, read_json
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
+_BASE = "base_model_name_or_path"
 _LANGUAGE_MODEL = "model.language_model."
 _PREFIX, _THEIR_ROWS, _ROWS = "base_model.model.", ".token_adapter.trainable_tokens_delta", ".rows"
 
@@ -281,7 +283,7 @@ def save_adapters(
     tables = sorted(n.removesuffix(_ROWS) for n in state if n.endswith(_ROWS))
     values = {
         "peft_type": "LORA",
-        "base_model_name_or_path": base,
+        _BASE: base,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
@@ -324,22 +326,37 @@ def _without_repeats(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_adapter_config(directory: Path) -> tuple[Adapters, str]:
-    """What is attached, and the source of the model that it belongs to."""
+    """What is attached, and the source of the model that it belongs to.
+
+    Raises:
+        ValueError: the file is damaged, or the adapters belong to themselves in the end.
+    """
     path = directory / ADAPTER_CONFIG
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_bytes())
         targets = tuple(str(n).removeprefix(_LANGUAGE_MODEL) for n in values["target_modules"])
         names = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
         sizes = {own: values[theirs] for own, theirs in names.items()}
         rows = [*(values.get("trainable_token_indices") or {}).values(), []]
         lora = LoraShape(**sizes, target_modules=targets) if targets else None
         adapters = Adapters(lora, tuple(map(int, rows[0])))
-        base = str(values["base_model_name_or_path"])
+        base = str(values[_BASE])
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy the adapters again.") from error
-    if base.startswith("."):
-        base = os.path.normpath(directory / base)
+    base = _from_here(directory, base)
+    below, seen = Path(base), {directory.resolve()}
+    while is_adapter_folder(below):
+        if below.resolve() in seen:
+            raise ValueError(f"{path} names {base} as its model, which leads back to it.")
+        seen.add(below.resolve())
+        below = Path(_from_here(below, read_json(below / ADAPTER_CONFIG).get(_BASE)))
     return adapters, base
+
+
+def _from_here(directory: Path, base: Any) -> str:
+    """A source that adapters name; relative ones begin at their folder."""
+    name = str(base)
+    return os.path.normpath(directory / name) if name.startswith(".") else name
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ all of those bytes alone: training never does that, an editor of single weights 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +20,7 @@ from typing import BinaryIO
 from pixellm.checkpoint.adapters import read_adapter_config
 from pixellm.checkpoint.hub import MODEL_FILES, fetch_directory
 from pixellm.checkpoint.sources import is_adapter_folder, resolve_source
+from pixellm.files import parse_json
 
 WHOLE_BYTES = 64 << 20
 """Files up to this size are read from end to end."""
@@ -101,7 +101,7 @@ def _tensor_starts(header: bytes, size: int) -> Iterator[int]:
     try:
         spans = [
             (int(begin), int(end))
-            for name, tensor in json.loads(header).items()
+            for name, tensor in parse_json(header).items()
             if name != "__metadata__"
             for begin, end in [tensor["data_offsets"]]
         ]

@@ -5,6 +5,7 @@ Bad input costs a sentence, never the dialogue.
 
 from __future__ import annotations
 
+import io
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -72,6 +73,8 @@ class Chat:
 
     def run(self) -> None:
         """Read lines until /quit or the end of the input."""
+        if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no text cost their line alone
+            sys.stdin.reconfigure(errors="surrogateescape")
         with suppress(ImportError):  # line editing and history, where the system has them
             import readline  # noqa: F401
         prompt = "> " if sys.stdin.isatty() else ""
@@ -94,7 +97,10 @@ class Chat:
             else:
                 print_answer(self.console, self.session.ask(line, **self.options))
         except (ValueError, OSError) as error:
-            self._complain(str(error))
+            from pixellm.engine.dialogues import TooLongError
+
+            ends = isinstance(error, TooLongError) and self.session.history
+            self._complain(f"{error} /image PATH begins anew." if ends else str(error))
         except (RuntimeError, MemoryError) as error:
             from pixellm.engine.memory import is_out_of_memory
 

@@ -39,6 +39,10 @@ def convert(
 
     if to not in ("pixellm", "released"):
         raise ValueError(f"--to is pixellm or released, not {to!r}.")
+    if to == "released" and (vision_tower or revision):
+        raise ValueError(
+            "--vision-tower and --revision are for released weights, not --to released."
+        )
     check_new_folder(out)
     from pixellm.cli.display import counted_progress
 
@@ -79,26 +83,36 @@ def init(
         ),
     ] = None,
     image_size: Annotated[
-        int, typer.Option(min=32, help="Side of the canvas in pixels, with --llm.")
-    ] = 448,
+        int | None,
+        typer.Option(min=32, help="Side of the canvas in pixels, with --llm; 448 if not given."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the fresh parts.")] = 0,
 ) -> None:
     """Make an untrained PixelLM from a LLaVA, or from a language model and a vision encoder."""
     if (llava is None) == (llm is None) or (llm is None) != (vision is None):
         raise ValueError("Pass either --llava, or --llm together with --vision.")
+    if llava is None and (vision_tower or revision):
+        raise ValueError("--vision-tower and --revision go with --llava; leave them out.")
+    if llava is not None and (template or image_size):
+        raise ValueError("--template and --image-size go with --llm; a LLaVA brings its own.")
     if template not in (None, "own", "vicuna", "compact"):
         raise ValueError(f"--template is own, vicuna or compact, not {template!r}.")
     from pixellm.files import check_new_folder
 
     check_new_folder(out)
     from pixellm.checkpoint.convert_llava import init_from_llava
-    from pixellm.checkpoint.init_parts import init_from_parts
+    from pixellm.checkpoint.init_parts import CANVAS, init_from_parts
 
     if llava is not None:
         init_from_llava(llava, out, vision_tower, revision=revision, seed=seed)
     else:
         init_from_parts(
-            str(llm), str(vision), out, template=template, image_size=image_size, seed=seed
+            str(llm),
+            str(vision),
+            out,
+            template=template,
+            image_size=image_size or CANVAS,
+            seed=seed,
         )
     say(f"Wrote {out}")
 

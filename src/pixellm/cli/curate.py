@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixellm.cli.console import open_console, resumable, say
+from pixellm.cli.options import finite
 
 if TYPE_CHECKING:
     from pixellm.curation.ledger import FinishedRun, Ledger
@@ -54,9 +55,13 @@ def run(
     questions: Annotated[int, typer.Option(min=1, max=6, help="Asked for per photo.")] = 2,
     max_images: Annotated[int | None, typer.Option(min=1, help="Best so many photos.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 16,
-    max_cost: Annotated[float, typer.Option(min=0, help="Hard stop, in USD.")] = 25.0,
+    max_cost: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Hard stop, in USD.")
+    ] = 25.0,
     price: Annotated[str, typer.Option(help="INPUT,OUTPUT in USD per million tokens.")] = "",
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds per attempt.")] = 120.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, callback=finite, help="Seconds per attempt.")
+    ] = 120.0,
     batch: Annotated[bool, typer.Option(help="Use the Batch API, at half the price.")] = False,
     shard: Annotated[str, typer.Option(help="K/N: only the K-th of N shares of the photos.")] = "",
     split: Annotated[str, typer.Option(help="Shares TRAIN,VAL; the rest is test.")] = "0.97,0.012",
@@ -172,6 +177,8 @@ def view(
     """Make a gallery with masks, search, and marks to accept or reject rows."""
     from pixellm.curation.review import ReviewServer, write_gallery
 
+    if serve and out is not None:
+        raise ValueError("--serve writes no page; leave out --out, or --serve.")
     photos = images or _images_of(folder)
     if not serve:
         page = out or folder / "gallery.html"

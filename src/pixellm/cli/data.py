@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixellm.cli.console import open_console, printable, resumable, say
-from pixellm.cli.options import Images, LoadOptions, With, image_options, spread
+from pixellm.cli.options import Images, LoadOptions, With, finite, image_options, spread
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,7 +93,9 @@ def check(
 def preview(
     data: Annotated[str, typer.Argument(metavar="SET", help="A data set's name, or one file.")],
     out: Annotated[Path, typer.Option(help="Folder for the page and the sheet.")],
-    root: Annotated[Path, typer.Option("--data", "--root", help="Folder of data sets.")] = Path(),
+    root: Annotated[
+        Path | None, typer.Option("--data", "--root", help="Folder of data sets; this one.")
+    ] = None,
     split: Annotated[str, typer.Option(help="The set's training split where not given.")] = "",
     num: Annotated[int, typer.Option(min=1, help="Dialogues to show.")] = 12,
     seed: Annotated[int, typer.Option(help="Another seed shows others.")] = 0,
@@ -109,10 +111,12 @@ def preview(
     check_preview(out)
     chosen = {**image_options(images, options), "seed": seed}
     if data not in READERS and Path(data).is_file():
+        if root is not None or split:
+            raise ValueError(f"{data} is one file; leave out --data and --split.")
         (found,) = find_sets(Path(data), options=chosen)
         reader = found.open()
     else:
-        reader = open_reader(data, root, split or reader_class(data).splits[0], **chosen)
+        reader = open_reader(data, root or Path(), split or reader_class(data).splits[0], **chosen)
     entries, problems = gather_preview(reader, num)
     page, sheet = write_preview(out, f"{data} {reader.split}", entries)
     for problem in problems:
@@ -143,14 +147,23 @@ def pseudo_label(
         typer.Option("--class", help="Look for this; may be repeated. COCO's 80 if not given."),
     ] = None,
     min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="Keep masks that are as sure as this.")
+        float,
+        typer.Option(min=0, max=1, callback=finite, help="Keep masks that are as sure as this."),
     ] = 0.6,
     doubt: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Mark what is as sure as this as a crowd, not as absent."),
+        typer.Option(
+            min=0,
+            max=1,
+            callback=finite,
+            help="Mark what is as sure as this as a crowd, not as absent.",
+        ),
     ] = 0.3,
     overlap: Annotated[
-        float, typer.Option(min=0, max=1, help="Least IoU of a mask's box with a proposed one.")
+        float,
+        typer.Option(
+            min=0, max=1, callback=finite, help="Least IoU of a mask's box with a proposed one."
+        ),
     ] = 0.5,
     limit: Annotated[int, typer.Option(min=0, help="The first photos only; 0 for all.")] = 0,
     shown: Annotated[int, typer.Option(min=0, help="Photos on the sheet to look at.")] = 24,

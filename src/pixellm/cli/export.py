@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixellm.cli.console import say
+from pixellm.cli.options import finite
 
 if TYPE_CHECKING:
     from pixellm.data.rows import JobRow
@@ -61,7 +62,8 @@ def export(
         ),
     ] = "",
     min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="Leave out masks of a lower score.")
+        float,
+        typer.Option(min=0, max=1, callback=finite, help="Leave out masks of a lower score."),
     ] = 0.0,
 ) -> None:
     """Write answers as annotations for other programs."""

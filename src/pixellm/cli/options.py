@@ -6,7 +6,7 @@ signature and hands it the group. Light to import.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
@@ -21,6 +21,14 @@ from pixellm.cli.console import import_quietly, open_console, printable
 if TYPE_CHECKING:
     from pixellm.engine import Engine
     from pixellm.evaluation.judge import Judge
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse what is no size at all: as a limit, nan and inf would limit nothing."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number.")
+    return value
+
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
@@ -41,6 +49,7 @@ MinScore = Annotated[
     typer.Option(
         min=0,
         max=1,
+        callback=finite,
         help="Withhold masks of a lower score; the model's own limit if not given.",
     ),
 ]
@@ -99,7 +108,11 @@ class ModelOptions(LoadOptions):
     ] = None
     temperature: Annotated[
         float,
-        typer.Option(min=0, help="0 takes the likeliest word each time; above, words are drawn."),
+        typer.Option(
+            min=0,
+            callback=finite,
+            help="0 takes the likeliest word each time; above, words are drawn.",
+        ),
     ] = 0.0
 
     def of_answer(self) -> dict[str, Any]:
@@ -132,7 +145,10 @@ class JudgeOptions:
         ),
     ] = ""
     judge_threshold: Annotated[
-        float, typer.Option(help="Masks rated below it, 1 to 10, count with intersection 0.")
+        float,
+        typer.Option(
+            callback=finite, help="Masks rated below it, 1 to 10, count with intersection 0."
+        ),
     ] = 3.0
     judge_cache: Annotated[
         Path, typer.Option(help="SQLite file of the llm judge's ratings; none is paid for twice.")
@@ -140,8 +156,9 @@ class JudgeOptions:
     max_cost: Annotated[
         float | None,
         typer.Option(
+            callback=finite,
             help="USD that all ratings in the cache may cost; 0 takes what the cache holds. No "
-            "cap where not given."
+            "cap where not given.",
         ),
     ] = None
     price: Annotated[
@@ -214,13 +231,15 @@ def reader_options(options: Sequence[str] | None) -> dict[str, Any]:
 
     Values are JSON where they can be, and text elsewhere.
     """
+    from pixellm.files import parse_json
+
     chosen: dict[str, Any] = {}
     for option in options or ():
         name, equals, value = option.partition("=")
         if not equals or not name:
             raise ValueError(f"--with takes NAME=VALUE, not {option!r}.")
         try:
-            chosen[name] = json.loads(value)
+            chosen[name] = parse_json(value)
         except ValueError:
             chosen[name] = value
     return chosen

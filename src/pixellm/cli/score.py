@@ -130,6 +130,10 @@ def _questions_of(
         raise ValueError(
             f"The release has no scorer of its own for {benchmark}; use --protocol strict."
         )
+    if benchmark == "scenes" and place != FileOptions():
+        raise ValueError("Scenes are drawn; leave out --data, --images and --with.")
+    if benchmark != "scenes" and drawn != SceneOptions():
+        raise ValueError(f"--num, --dialogues and --seed are for scenes, not {benchmark}.")
     places = {**place.values(), **drawn.values()}
     how: Any = {"mode": "free", "protocol": protocol, "limit": limit}
     return BenchmarkRun(benchmark, system, split, **how, **places)

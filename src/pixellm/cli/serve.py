@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pixellm.cli.console import say
-from pixellm.cli.options import LoadOptions, MinScore, spread
+from pixellm.cli.options import LoadOptions, MinScore, finite, spread
 
 KEYS_VARIABLE = "PIXELLM_API_KEYS"
 
@@ -38,9 +38,15 @@ def serve(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered side by side.")] = 16,
     queue: Annotated[int, typer.Option(min=0, help="More that may wait; others get 429.")] = 64,
-    timeout: Annotated[float, typer.Option(help="Seconds for an answer, waiting included.")] = 120,
-    max_megabytes: Annotated[float, typer.Option(help="Largest request.")] = 16,
-    max_megapixels: Annotated[float, typer.Option(help="Largest image.")] = 25,
+    timeout: Annotated[
+        float, typer.Option(callback=finite, help="Seconds for an answer, waiting included.")
+    ] = 120,
+    max_megabytes: Annotated[
+        float, typer.Option(max=1e6, callback=finite, help="Largest request.")
+    ] = 16,
+    max_megapixels: Annotated[
+        float, typer.Option(max=1e6, callback=finite, help="Largest image.")
+    ] = 25,
     max_question: Annotated[int, typer.Option(help="Characters of all texts of a request.")] = 8000,
     max_answer: Annotated[int, typer.Option(help="Tokens of an answer.")] = 512,
     remote_images: Annotated[
@@ -86,7 +92,10 @@ def _read_keys(file: Path | None) -> tuple[str, ...]:
     from pixellm.files import read_input
 
     named = os.environ.get(KEYS_VARIABLE, "").split(",")
-    lines = read_input(file).decode("utf-8").splitlines() if file is not None else []
+    try:
+        lines = read_input(file).decode("utf-8").splitlines() if file is not None else []
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is no UTF-8 text; write one key a line.") from None
     keys = tuple(key.strip() for key in (*lines, *named) if key.strip())
     if file is not None and not keys:
         raise ValueError(f"{file} holds no key; write one a line.")

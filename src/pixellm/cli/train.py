@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixellm.cli.console import import_quietly, open_console, printable, resumable, say
-from pixellm.cli.options import Device, Dtype
+from pixellm.cli.options import Device, Dtype, finite
 
 if TYPE_CHECKING:
     from pixellm.report.page import Table
@@ -54,16 +54,25 @@ def train(
         bool,
         typer.Option("--dry-run", help="Show what would train, memory and steps; no training."),
     ] = False,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs that a dry run plans for.")] = 1,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs that a dry run plans for; 1 if not given.")
+    ] = None,
 ) -> None:
     """Train a model as a recipe says."""
     from pixellm.training.config import load_config
 
     if step is not None and not resume:
         raise ValueError(f"Step {step} is for --resume; leave it out, or add --resume.")
+    if gpus is not None and not dry_run:
+        raise ValueError(
+            "--gpus is for --dry-run; train on several with accelerate launch or torchrun, such as "
+            f"torchrun --nproc-per-node {gpus} -m pixellm train {recipe}."
+        )
+    if dry_run and resume:
+        raise ValueError("--dry-run shows a run from its beginning; leave out --resume.")
     config = load_config(recipe, overrides or ())
     if dry_run:
-        return _show_plan(config, gpus)
+        return _show_plan(config, gpus or 1)
     from pixellm.cli.display import TrainDisplay
     from pixellm.training.checkpoints import list_checkpoints
 
@@ -134,7 +143,11 @@ def ablate(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe.")] = 3,
     minutes: Annotated[
         float,
-        typer.Option(min=0, help="What all runs may take together; 0 leaves the recipes' steps."),
+        typer.Option(
+            min=0,
+            callback=finite,
+            help="What all runs may take together; 0 leaves the recipes' steps.",
+        ),
     ] = 0.0,
     split: Annotated[str, typer.Option(help="Of the scenes that are scored.")] = "test",
     num: Annotated[int, typer.Option(min=1, help="Images that are scored.")] = 200,

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from pixellm.curation.photos import Photo
 from pixellm.curation.proposal import KINDS, Task, Verdict, request_key
 from pixellm.curation.rules import Row
-from pixellm.files import locked
+from pixellm.files import locked, remove_unused
 from pixellm.llm.client import Reply
 from pixellm.llm.store import RequestStore
 
@@ -54,6 +54,7 @@ class Ledger(RequestStore):
             raise FileNotFoundError(
                 f"There is no {LEDGER_NAME} in {folder}; `pixellm curate run --out` makes one."
             )
+        self._is_new, self._made_folder = not path.is_file(), not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as guard:
             if writing:
@@ -62,9 +63,17 @@ class Ledger(RequestStore):
             self._guard = guard.pop_all()
 
     def close(self) -> None:
-        """Close the file and give up the right to write."""
+        """Close the file and give up the right to write; one that holds no photo yet goes."""
+        is_void = False
+        with suppress(OSError):  # a full disk has been told
+            is_void = self._is_new and not self.get("selected")
         super().close()
+        if is_void:
+            for end in ("", "-wal", "-shm"):
+                Path(f"{self.path}{end}").unlink(missing_ok=True)
         self._guard.close()
+        if is_void and self._made_folder:
+            remove_unused(self.path.parent)
 
     # -- the run -----------------------------------------------------------------------------
 

@@ -58,7 +58,7 @@ class Statistics:
 
 
 def gather(path: Path) -> Statistics:
-    """The statistics of the MUSE files at a path."""
+    """The statistics of the MUSE files at a path; ValueError where they hold no question."""
     statistics = Statistics()
     for file in muse_files(path):
         try:
@@ -71,6 +71,10 @@ def gather(path: Path) -> Statistics:
             raise ValueError(
                 f"{file} is no MUSE file ({error!r}); `pixellm curate validate` says where."
             ) from None
+    if not statistics.photos:
+        raise ValueError(
+            f"{path} holds no question that can be used; `pixellm curate validate` says why."
+        )
     return statistics
 
 

@@ -81,6 +81,10 @@ def find_sets(
     if str(root) == STANDARD:
         raise ValueError("Annotations are read more than once; save standard input as a file.")
     if root.is_file():
+        if splits or len(names) > 1:
+            raise ValueError(
+                f"{root} is one file, read as one set; leave out the split, and others."
+            )
         return [_found_file(root, names, given)]
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder or file at {root}.")
@@ -187,14 +191,20 @@ def _found_file(path: Path, names: Sequence[str], options: dict[str, Any]) -> Fo
 def _form_of(path: Path) -> str:
     """The data set whose form a file has."""
     if path.suffix == ".jsonl":
+        with path.open("rb") as lines:
+            if not any(map(bytes.strip, lines)):
+                raise ValueError(f"{path} is empty.")
         return "jsonl"
-    for key, value, _ in islice(scan_json(path), 3):
+    keys = set[str]()
+    for key, value, _ in islice(scan_json(path, keys), 3):
         if key in KEYS_OF_COCO:
             return "coco"
         if isinstance(value, Mapping) and "questions" in value:
             return "muse"
         if isinstance(value, Mapping) and "conversations" in value:
             return "llava"
+    if keys & KEYS_OF_COCO:
+        return "coco"
     raise ValueError(
         f"{path} is neither JSONL dialogues nor a COCO, MUSE or LLaVA file; see {GUIDE}"
     )

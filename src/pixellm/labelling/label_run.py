@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pixellm.data.json_values import text_fault
 from pixellm.data.rows import read_rows
 from pixellm.engine.run_folder import open_run
 from pixellm.files import LineLog, check_file, locked, parse_json, read_lines, write_files
@@ -65,7 +66,8 @@ class LabelRun:
         limit: the first photos only; all where 0.
 
     Raises:
-        ValueError: the file of boxes is damaged, or proposes nothing of a name.
+        ValueError: the file of boxes is damaged, or proposes nothing of a name; or a name that
+            can't be asked for.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class LabelRun:
     ) -> None:
         self.images, self.out, self.model, self.rules = images, out, model, rules
         self.limit = limit
+        for fault in filter(None, (text_fault(name, "class") for name in names)):
+            raise ValueError(fault)
         self.boxes: Mapping[str, Sequence[Proposal]] | None = None
         self.boxes_name = "" if boxes is None else str(boxes.resolve())
         if boxes is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 MEBIBYTE = 1 << 20
@@ -50,7 +51,9 @@ class Settings:
             "max_answer",
         )
         for name in positive:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be above 0, and finite."
+                )
         if any(not key or not key.isascii() or key.split() != [key] for key in self.api_keys):
             raise ValueError("An API key is ASCII text without spaces, and not empty.")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
 from pixellm.files import (
     LOCK_NAME,
@@ -28,6 +29,7 @@ from pixellm.files import (
     read_json,
     read_lines,
     remove_folder,
+    remove_unused,
     replace_folder,
     write_files,
 )
@@ -205,10 +207,7 @@ def own_run_folder(run_folder: Path) -> Iterator[None]:
         with locked(run_folder):
             yield
     finally:
-        # Some versions of filelock take the lock's file away themselves.
-        if {path.name for path in run_folder.iterdir()} <= {LOCK_NAME}:
-            (run_folder / LOCK_NAME).unlink(missing_ok=True)
-            run_folder.rmdir()
+        remove_unused(run_folder)
 
 
 def _check_new_run(run_folder: Path) -> None:
@@ -242,8 +241,10 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def read_checkpoint(path: Path) -> tuple[TrainState, dict[str, Any]]:
-    """Read what :func:`write_checkpoint` wrote, save the model folder."""
+def read_checkpoint(path: Path) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
+    """Read what :func:`write_checkpoint` wrote, save the model folder: state, tensors, settings."""
+    import yaml
+
     if not (path / "state.json").is_file():
         raise FileNotFoundError(f"{path} is no checkpoint: it has no state.json.")
     name = "state.json"
@@ -251,14 +252,18 @@ def read_checkpoint(path: Path) -> tuple[TrainState, dict[str, Any]]:
         values = read_json(path / name)
         if "step" not in values:
             raise ValueError("it says no step")
-        state = TrainState(**values)
+        state = TypeAdapter(TrainState).validate_python(values)
+        name = "config.yaml"
+        settings = yaml.safe_load((path / name).read_text(encoding="utf-8"))
+        if not isinstance(settings, dict) or not settings:
+            raise ValueError("it holds no settings")
         name = "trainer.pt"
         trainer = torch.load(path / name, map_location="cpu", weights_only=True)
         if not isinstance(trainer, dict) or not trainer.keys() >= _PARTS:
             raise ValueError("parts are missing")
-    except _DAMAGE as error:
+    except (*_DAMAGE, yaml.YAMLError) as error:
         older = [other.name for other in list_checkpoints(path.parent) if other.name < path.name]
         number = _step_of(path.with_name(older[-1])) if older else 0
         way = f"resume from an older one: --resume {number}" if older else "start the run anew"
         raise ValueError(f"Checkpoint {path} is damaged ({name} can't be read); {way}.") from error
-    return state, trainer
+    return state, trainer, settings

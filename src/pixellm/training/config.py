@@ -187,6 +187,23 @@ class CheckpointConfig(Section):
     with the name of the model that they belong to."""
 
 
+ValidationScore = Literal[
+    "giou",
+    "ciou",
+    "set_accuracy",
+    "giou_targets",
+    "ciou_targets",
+    "set_accuracy_targets",
+    "named_set_accuracy",
+    "precision",
+    "recall",
+    "n_acc",
+    "t_acc",
+    "text_accuracy",
+]
+"""What an evaluation during a run reports, by the names of every benchmark's report."""
+
+
 class EvaluationConfig(Section):
     """Evaluation during the run, by free generation; the best weights are kept in `best`."""
 
@@ -200,7 +217,7 @@ class EvaluationConfig(Section):
     """Split of the scenes, where `data` is none."""
     max_new_tokens: int = Field(default=96, gt=0)
     """Longest answer; early in a run answers may not end by themselves."""
-    best_by: str = "giou"
+    best_by: ValidationScore = "giou"
     """The score whose highest value so far marks the best weights."""
 
 

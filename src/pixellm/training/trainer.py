@@ -227,8 +227,14 @@ class Run:
         if self.config.evaluation.every_steps:
             open_evaluation_data(self.config.evaluation)
         self.restored: dict[str, Any] | None = None
+        saved: dict[str, Any] = {}
         if checkpoint is not None:
-            self.state, self.restored = checkpoints.read_checkpoint(checkpoint)
+            self.state, self.restored, saved = checkpoints.read_checkpoint(checkpoint)
+            if self.state.stage >= len(self.config.stages):
+                raise ValueError(
+                    f"{_MISFIT}: it lies in stage {self.state.stage + 1}, and the recipe has "
+                    f"{len(self.config.stages)}; resume with the former settings."
+                )
         self.run_model = self._set_up_model(checkpoint, sources)
         self.model, self.processor = self.run_model.model, self.run_model.processor
         size = sum(weight.numel() for weight in self.model.parameters())
@@ -246,7 +252,7 @@ class Run:
         if self.restored is not None:
             self._restore_weights(self.restored["weights"])
         self._set_up_average()
-        self._open_run_folder(checkpoint)
+        self._open_run_folder(checkpoint, saved)
 
     def _set_up_model(self, checkpoint: Path | None, sources: Sequence[SampleDataset]) -> RunModel:
         texts = question_texts(sources, self.config.vocabulary_samples)
@@ -279,11 +285,10 @@ class Run:
         with _fitting("its average is of other weights", KeyError, RuntimeError):
             self.average.load_state_dict(self.restored["average"])
 
-    def _open_run_folder(self, checkpoint: Path | None) -> None:
+    def _open_run_folder(self, checkpoint: Path | None, saved: Mapping[str, Any]) -> None:
         """Write the resolved recipe; a resume records what differs from the saved one."""
         resolved = self.config.to_yaml()
         if checkpoint is not None:
-            saved = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))
             changes = differences(saved, yaml.safe_load(resolved))
             fixed = [key for key in changes if key.split(".")[0] in ("model", "seed")]
             if fixed:

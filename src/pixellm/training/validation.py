@@ -5,20 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from pixellm.model.modeling import PixelLMForConditionalGeneration
 from pixellm.processing.processor import PixelLMProcessor
-from pixellm.training.config import DataSource, EvaluationConfig
+from pixellm.training.config import DataSource, EvaluationConfig, ValidationScore
 from pixellm.training.stream import SampleDataset, build_source
 from pixellm.types import Sample
 
 _LOG = logging.getLogger(__name__)
-
-VALIDATION_SCORES = (
-    *("giou", "ciou", "set_accuracy", "giou_targets", "ciou_targets", "set_accuracy_targets"),
-    *("named_set_accuracy", "precision", "recall", "n_acc", "t_acc", "text_accuracy"),
-)
-"""What an evaluation during a run reports, by the names of every benchmark's report."""
 
 
 def open_evaluation_data(settings: EvaluationConfig) -> SampleDataset:
@@ -58,7 +53,8 @@ def evaluate_run(
         settings: what to ask about, how much of it, and the length of answers.
 
     Returns:
-        :data:`VALIDATION_SCORES` by name; those that no image counts towards are left out.
+        The scores of :data:`~pixellm.training.config.ValidationScore` by name; those that no
+        image counts towards are left out.
 
     Raises:
         ImportError: scenes without the extra `scenes`.
@@ -85,5 +81,5 @@ def evaluate_run(
     if answers.left_out:
         _LOG.warning(describe_left_out(answers.left_out))
     summary = summarize(answers.records, rules)
-    values = {name: summary.score(name).value for name in VALIDATION_SCORES}
+    values = {name: summary.score(name).value for name in get_args(ValidationScore)}
     return {name: value for name, value in values.items() if value is not None}
