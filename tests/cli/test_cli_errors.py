@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -362,9 +363,11 @@ def test_what_would_count_for_nothing_is_refused(image: Path, arguments: str, wo
     ],
 )
 def test_no_option_takes_nan_or_infinity_for_a_number(arguments: str) -> None:
-    result = run_command(*arguments.split(), "nan")
-    assert result.exit_code == 2 and "nan is no finite number" in result.output
-    assert run_command(*arguments.split(), "inf").exit_code == 2
+    for value in ("nan", "inf"):
+        result = run_command(*arguments.split(), value)
+        assert result.exit_code == 2
+        # Where an option has a range, some versions of typer refuse what lies in none.
+        assert re.search("is no finite number|Input should be|not in the range", result.output)
 
 
 @pytest.mark.parametrize("arguments", [["segment"], ["segment", "a.png"], ["eval", "sceens"]])

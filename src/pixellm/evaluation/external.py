@@ -184,6 +184,7 @@ def scores_to_dict(
     return {
         "settings": evaluation.run.settings(),
         "num_missing": num_missing,
+        "left_out": [one.to_json() for one in evaluation.left_out],
         "headline": [*evaluation.run.benchmark.headline],
         "without_judge": evaluation.summary.to_dict(),
         "with_judge": None if judged is None else judged.judged.to_dict(),
