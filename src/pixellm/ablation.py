@@ -124,6 +124,11 @@ def load_variants(recipes: Sequence[Path], overrides: Iterable[str] = ()) -> dic
         if path.stem in variants or path.stem in GUESSES:
             raise ValueError(f"Two variants are called {path.stem!r}; rename one of the recipes.")
         variants[path.stem] = load_config(path, overrides)
+    for name, config in variants.items():
+        for source in config.data:
+            if not isinstance(source.args.get("seed", 0), int):
+                given = source.args["seed"]
+                raise ValueError(f"The seed of {source.name} in {name} is {given!r}, no number.")
     budgets = {name: _budget(config) for name, config in variants.items()}
     first = next(iter(budgets), "")
     for name, budget in budgets.items():

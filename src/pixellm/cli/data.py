@@ -187,9 +187,11 @@ def pseudo_label(
         f"{state.doubts:,} regions in doubt."
     )
     if state.bad:
-        typer.echo(f"{state.bad} photos can't be read; they are left out.", err=True)
+        say(f"Without labels, and left out: {state.bad}. The first: {state.reason}", err=True)
     if shown and state.masks + state.doubts:
         typer.echo(f"To look at: {out / SHEET_FILE}")
+    if state.bad == state.done:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example:\n\n    pixellm data scenes --split test --num 20 --out scenes")

@@ -137,9 +137,9 @@ class RowWorker:
                     raise image
                 requests[row.number] = Request(image, row.question, row.history, row.takes_suffix)
             except Exception as error:
-                if not _is_bad_input(error):
+                if not is_bad_input(error):
                     raise
-                problems[row.number] = _one_line(error)
+                problems[row.number] = describe_bad_input(error)
         return OpenedBatch(rows, requests, problems, begun)
 
     def answer(self, opened: OpenedBatch) -> BatchAnswers:
@@ -174,7 +174,7 @@ class RowWorker:
         def encode(some: Sequence[Any]) -> list[Any]:
             return self._engine.image_reader().prepare(some)
 
-        return answer_each(encode, sources, _is_bad_input)
+        return answer_each(encode, sources, is_bad_input)
 
     def _answer(
         self, requests: dict[int, Request], problems: dict[int, str]
@@ -183,10 +183,10 @@ class RowWorker:
         if not requests:
             return {}
         answers: dict[int, Prediction] = {}
-        found = answer_each(self._ask, list(requests.values()), _is_bad_input)
+        found = answer_each(self._ask, list(requests.values()), is_bad_input)
         for number, answer in zip(requests, found, strict=True):
             if isinstance(answer, Exception):
-                problems[number] = _one_line(answer)
+                problems[number] = describe_bad_input(answer)
             else:
                 answers[number] = answer
         return answers
@@ -245,12 +245,13 @@ def _read(source: Any) -> Any:
         return error
 
 
-def _is_bad_input(error: Exception) -> bool:
-    """Whether a row is to blame for an error."""
+def is_bad_input(error: Exception) -> bool:
+    """Whether what was asked is to blame for an error, and not the program."""
     return isinstance(error, _BAD_INPUT) or is_out_of_memory(error)
 
 
-def _one_line(error: Exception) -> str:
+def describe_bad_input(error: Exception) -> str:
+    """Such an error in one line."""
     if is_out_of_memory(error):
         return "There is not enough memory for this row alone."
     return describe_error(error)

@@ -36,6 +36,7 @@ LOG_FILE = "labels.jsonl"
 COCO_FILE = "instances.json"
 SHEET_FILE = "look.jpg"
 _MADE = ("images", "annotations", "categories", "pseudo_labels")
+_OF_LABEL = ("name", "score", "iscrowd", "segmentation")
 _SHEET_SIDE = 320
 
 
@@ -44,13 +45,17 @@ Progress = Callable[["LabelState"], None]
 
 @dataclass(frozen=True, slots=True)
 class LabelState:
-    """How far a run is: photos done, of all; sure labels, doubts and bad photos among them."""
+    """How far a run is: photos done, of all; sure labels, doubts and bad photos among them.
+
+    ``reason`` is why the first of the bad ones has no labels.
+    """
 
     done: int
     total: int
     masks: int
     doubts: int
     bad: int
+    reason: str = ""
 
 
 class LabelRun:
@@ -168,14 +173,18 @@ def run_labels(
 
 def _label_photo(run: LabelRun, labeler: PseudoLabeler, name: str) -> dict[str, Any]:
     """A photo's line: its labels, or why it has none."""
+    from pixellm.engine.questions import describe_bad_input, is_bad_input
+
     try:
         image = np.asarray(load_image(run.images / name))
-    except (OSError, ValueError) as error:
-        return {"image": name, "error": " ".join(str(error).split())}
-    if run.boxes is None:
-        labels = labeler.label_all(image, list(run.categories))
-    else:
-        labels = labeler.label_boxes(image, run.boxes[name])
+        if run.boxes is None:
+            labels = labeler.label_all(image, list(run.categories))
+        else:
+            labels = labeler.label_boxes(image, run.boxes[name])
+    except Exception as error:
+        if not is_bad_input(error):
+            raise
+        return {"image": name, "error": describe_bad_input(error)}
     size = [int(side) for side in image.shape[:2]]
     return {"image": name, "size": size, "labels": labels}
 
@@ -186,6 +195,9 @@ def _read_log(path: Path) -> dict[str, dict[str, Any]]:
     for number, line in read_lines(path):
         try:
             values = parse_json(line)
+            if "error" not in values:
+                _height, _width = values["size"]
+                _ = [[label[key] for key in _OF_LABEL] for label in values["labels"]]
             lines.setdefault(str(values["image"]), values)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -199,8 +211,9 @@ def _state(lines: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Labe
     done = [lines[name] for name in names if name in lines]
     labels = [label for line in done for label in line.get("labels", ())]
     doubts = sum(label["iscrowd"] for label in labels)
-    bad = sum("error" in line for line in done)
-    return LabelState(len(done), len(names), len(labels) - doubts, doubts, bad)
+    reasons = [str(line["error"]) for line in done if "error" in line]
+    counts = (len(done), len(names), len(labels) - doubts, doubts, len(reasons))
+    return LabelState(*counts, next(iter(reasons), ""))
 
 
 def _to_coco(run: LabelRun, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

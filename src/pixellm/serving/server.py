@@ -26,14 +26,15 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a name that can't be one
         bound.close()
         raise _refused((host, port), error) from None
     return bound
 
 
-def _refused(address: tuple[str, int], error: OSError) -> OSError:
-    return OSError(f"Can't serve at {address[0]}:{address[1]}: {error.strerror or error}.")
+def _refused(address: tuple[str, int], error: OSError | UnicodeError) -> OSError:
+    reason = getattr(error, "strerror", None) or error
+    return OSError(f"Can't serve at {address[0]}:{address[1]}: {reason}.")
 
 
 def run(
