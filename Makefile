@@ -42,7 +42,7 @@ lint: $(VENV)/.dev
 
 # One thread a worker, and waiting threads that do not spin: else the workers hold each other up.
 test: lint
-	HF_HUB_OFFLINE=1 GOMP_SPINCOUNT=1000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	HF_HUB_OFFLINE=1 GOMP_SPINCOUNT=1000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Damaged files of every kind; some of them are part of `make test`.
 CASES ?= 1000
@@ -82,7 +82,7 @@ lowest:
 	$(OUT)/lowest/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint $(OUT)/lowest.txt --editable ".[dev]"
 	HF_HUB_OFFLINE=1 GOMP_SPINCOUNT=1000 OMP_NUM_THREADS=1 \
-	  $(OUT)/lowest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	  $(OUT)/lowest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf dist $(OUT) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -11,6 +11,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -49,6 +50,12 @@ OF_EXTRAS = (
     *("fastapi", "openai", "ray", "matplotlib"),
 )
 """Packages that the core does without."""
+LONG_FILES = (
+    *("test_training_processes.py", "test_gpu_benchmark.py", "test_ray.py", "test_stop.py"),
+    *("test_published_models.py", "test_documented_commands.py", "test_page.py"),
+    *("test_tutorial.py", "test_pinned_answers.py", "test_nano_scenes.py"),
+)
+"""Files that take longest for their number of tests, the longest first."""
 TINY_QUESTION = "Which squares are there?"
 TINY_QUESTION_WITHOUT_MASKS = "Is there a green one?"
 
@@ -180,6 +187,24 @@ def python_without(
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+def pytest_sessionstart() -> None:
+    """What tests import stays: no garbage is looked for until it is all there."""
+    gc.disable()
+
+
+@pytest.hookimpl(tryfirst=True)  # before the loop of pytest-xdist
+def pytest_runtestloop() -> None:
+    """Look for garbage from now on, but not in what the imports have made."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files, so that no core waits at the end for one of them."""
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.fixture
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of the test's own, which is the current one."""
@@ -264,15 +289,15 @@ def _engines() -> dict[str, Engine]:
 def loaded_once(
     tiny_model_dir: Path, _engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Commands load the tiny model once for each set of options, not once for each test."""
+    """Commands load the tiny and the embedded models once for each set of options."""
     from pixellm.engine import loading
 
-    load = loading.load
+    load, known = loading.load, (str(tiny_model_dir), "nano", "nano-scenes")
 
     def load_once(source: str | Path, **options: Any) -> Engine:
-        if str(source) != str(tiny_model_dir) or options.get("offload_folder"):
+        if str(source) not in known or options.get("offload_folder"):
             return load(source, **options)
-        key = repr(sorted(options.items()))
+        key = repr((str(source), sorted(options.items())))
         if key not in _engines:
             _engines[key] = load(source, **options)
         _engines[key].forget()

@@ -7,6 +7,7 @@ Until then a child that has ended keeps its number, so that a kill can't hit any
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -41,6 +42,7 @@ def run(folder: Path, url: str) -> None:
 
 
 def main() -> None:
+    gc.freeze()  # what was imported is no garbage, in no child
     while line := sys.stdin.readline():
         folder, url = line.split()
         child = os.fork()

@@ -1,10 +1,11 @@
 """Training runs in processes forked from one that has imported everything: one, two, killed ones.
 
-Run as a script: `forked_runs.py distributed FOLDER` or `forked_runs.py killed FOLDER`.
+Run as a script: `forked_runs.py FOLDER` writes FOLDER/distributed and FOLDER/killed.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -254,4 +255,6 @@ def run_killed(folder: Path) -> None:
 if __name__ == "__main__":
     sys.modules["forked_runs"] = sys.modules["__main__"]
     torch.set_num_threads(1)
-    {"distributed": run_distributed, "killed": run_killed}[sys.argv[1]](Path(sys.argv[2]))
+    gc.freeze()  # runs look for garbage; what was imported is none
+    run_distributed(Path(sys.argv[1]) / "distributed")
+    run_killed(Path(sys.argv[1]) / "killed")

@@ -20,9 +20,12 @@ from pixellm.training import distribution
 HERE = Path(__file__).parent
 
 
-def run_script(what: str, folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all that a process and those that it forks have trained."""
+    folder = tmp_path_factory.mktemp("forked")
     finished = subprocess.run(
-        [sys.executable, str(HERE / "forked_runs.py"), what, str(folder)],
+        [sys.executable, str(HERE / "forked_runs.py"), str(folder)],
         env={
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -38,13 +41,13 @@ def run_script(what: str, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_script("distributed", tmp_path_factory.mktemp("distributed"))
+def runs(both: Path) -> Path:
+    return both / "distributed"
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_script("killed", tmp_path_factory.mktemp("killed"))
+def killed(both: Path) -> Path:
+    return both / "killed"
 
 
 def steps_of(run: Path) -> list[dict[str, float]]:
