@@ -130,7 +130,7 @@ def measure(
     step = (bench.seconds(lambda: answer(1, words)) - figures["first_token_s"]) / (LENGTH - 1)
     figures["tokens_per_s"] = 1 / step
     read = weight_bytes(model.model.language_model.layers) + weight_bytes(model.lm_head)
-    limits = measure_limits(device, floating)
+    limits = measure_limits(device, floating, repeats)
     figures["bandwidth_gb_per_s"] = limits["bandwidth"] / 1e9
     figures["bandwidth_share"] = read / step / limits["bandwidth"]
     figures |= {f"images_per_s_batch_{count}": count / each for count, each in taken.items()}

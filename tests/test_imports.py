@@ -12,9 +12,8 @@ MODULES = sorted(
 )
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_every_module_can_be_imported_and_says_what_it_is(name: str) -> None:
-    assert importlib.import_module(name).__doc__
+def test_every_module_can_be_imported_and_says_what_it_is() -> None:
+    assert [name for name in MODULES if not importlib.import_module(name).__doc__] == []
 
 
 def test_public_names_are_there_and_listed() -> None:

@@ -16,7 +16,7 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     notebook = nbformat.read(ROOT / "examples/tutorial.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "outputs are not kept"
-    NotebookClient(notebook, timeout=280, resources={"metadata": {"path": tmp_path}}).execute()
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": tmp_path}}).execute()
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", ())]
     shown = [out["data"] for out in outputs if "data" in out]
     assert "<svg" in shown[0]["text/html"] and "image/png" in shown[1]

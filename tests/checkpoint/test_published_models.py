@@ -136,7 +136,6 @@ def pixellm(home: Path, *arguments: object, hub: Hub | None) -> subprocess.Compl
         text=True,
         env=environment,
         cwd=home,
-        timeout=240,
     )
 
 

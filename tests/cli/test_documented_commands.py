@@ -19,6 +19,8 @@ from pixellm.cli.main import app
 from pixellm.image_files import example_image, image_size
 from pixellm.masks import encode_mask
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OF_THE_PROGRAM = ("--help", "--version", "--install-completion", "--show-completion")

@@ -93,7 +93,6 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.mark.timeout(900)  # Ray's processes start slowly on a busy machine
 @pytest.mark.parametrize("kind", ["rows of a file", "a set, built by the workers"])
 def test_a_cluster_gives_the_same_file(cluster: None, kind: str, tmp_path: Path) -> None:
     make_job(tmp_path)

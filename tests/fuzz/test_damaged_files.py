@@ -23,7 +23,7 @@ from damaged_jobs import KINDS as JOBS
 from damaged_layouts import LAYOUTS
 
 KINDS = {**FILES, **JOBS, **LAYOUTS}
-CASES = int(os.environ.get("PIXELLM_FUZZ_CASES", "30"))
+CASES = int(os.environ.get("PIXELLM_FUZZ_CASES", "12"))
 SEED = int(os.environ.get("PIXELLM_FUZZ_SEED", "0"))
 COUNTS = os.environ.get("PIXELLM_FUZZ_COUNTS", "")
 

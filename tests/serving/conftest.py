@@ -74,7 +74,7 @@ serve = pytest.fixture(_servers, name="serve")
 serve_module = pytest.fixture(_servers, scope="module", name="serve_module")
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "it did not happen in time"

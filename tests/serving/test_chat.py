@@ -159,12 +159,14 @@ def test_many_clients_get_their_own_answers(serve: Callable[..., Any]) -> None:
 def test_a_client_that_leaves_frees_its_row(serve: Callable[..., Any], stream: bool) -> None:
     engine = ScriptedEngine(0.01, max_batch=1)
     running = serve(engine, queue=2)
-    left = client(running.url).with_options(timeout=0.4)
     if stream:
-        chunks = left.chat.completions.create(model="scripted", messages=asked("long"), stream=True)
+        chunks = client(running.url).chat.completions.create(
+            model="scripted", messages=asked("long"), stream=True
+        )
         next(iter(chunks))
         chunks.close()
     else:
+        left = client(running.url).with_options(timeout=0.4)
         with pytest.raises(APIError):
             left.chat.completions.create(model="scripted", messages=asked("long"))
     wait_until(lambda: engine.cancelled == 1)

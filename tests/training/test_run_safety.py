@@ -1,11 +1,8 @@
 """A run loses nothing: interrupts, older checkpoints, damage, full disks, foreign files, locks."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,22 +16,9 @@ from pixellm.files import locked
 from pixellm.training import trainer
 from pixellm.training.checkpoints import list_checkpoints
 from pixellm.training.config import RunConfig
-from pixellm.training.trainer import train
+from pixellm.training.trainer import TrainEvent, train
 
 KEEP_ALL = {"every_steps": 3, "keep_last": 9}
-
-FULL_DISK = """
-import resource, sys
-from pathlib import Path
-import tiny_training
-from pixellm.training.trainer import train
-tiny_training.use_tiny_parts()
-resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-try:
-    train(tiny_training.tiny_config(Path(sys.argv[1])))
-except OSError as error:
-    print(error)
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,17 +48,15 @@ def steps_of(config: RunConfig) -> list[int]:
 
 
 def test_an_interrupt_saves_the_step_first(tmp_path: Path, whole: Path) -> None:
-    script = [sys.executable, tiny_training.__file__, str(tmp_path)]
-    process = subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if int(line) >= 7:
-            break
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode != 0
-    stopped = int(errors.split("KeyboardInterrupt: Stopped after step ")[1].split(",")[0])
-    assert steps_of(tiny_config(tmp_path))[-1] == stopped
+    def interrupt(event: TrainEvent) -> None:
+        if event.kind == "step" and event.step == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="Stopped after step 7, which is saved"):
+        train(tiny_config(tmp_path), interrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert steps_of(tiny_config(tmp_path))[-1] == 7
     train(tiny_config(tmp_path), resume=True)
     assert_same_weights(tmp_path / "tiny", whole)
 
@@ -122,15 +104,15 @@ def test_a_state_that_no_run_was_in_is_refused(finished: RunConfig) -> None:
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
-    folder = str(Path(tiny_training.__file__).parent)
-    path = os.pathsep.join([folder, *sys.path])
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
-    assert done.returncode == 0, done.stderr
-    assert "cannot be written" in done.stdout and "make room" in done.stdout
-    assert done.stdout.count("\n") == 1
+    resource = pytest.importorskip("resource", reason="needs limits on the size of files")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot be written.*make room") as told:
+            train(tiny_config(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(told.value)
     assert not list((tmp_path / "tiny" / "checkpoints").glob(".step*"))
 
 

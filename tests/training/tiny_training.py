@@ -1,11 +1,7 @@
-"""A ten-line model and data set with the real interfaces, and a process to kill.
-
-Run as a script: `tiny_training.py FOLDER STEPS` trains (or resumes) a run in FOLDER.
-"""
+"""A ten-line model and data set with the real interfaces."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -177,11 +173,3 @@ def assert_same_weights(one: Path, other: Path, folder: str = "model") -> None:
     """Two runs ended alike, to the bit."""
     for name, value in final_weights(one, folder).items():
         assert torch.equal(value, final_weights(other, folder)[name]), name
-
-
-if __name__ == "__main__":
-    sys.modules["tiny_training"] = sys.modules["__main__"]
-    use_tiny_parts()
-    trainer.train(
-        tiny_config(Path(sys.argv[1])), resume=True, on_event=lambda e: print(e.step, flush=True)
-    )
