@@ -1,10 +1,12 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pixellm.data.registry import open_reader
 from pixellm.training.config import DataSource, Stage
-from pixellm.training.stream import Mixture, batch_stream, build_sources
+from pixellm.training.stream import Mixture, batch_stream, build_source, build_sources
 from pixellm.types import Sample, Turn
 
 
@@ -89,6 +91,31 @@ def test_mixture_keeps_shares_and_visits_each_source_in_order() -> None:
         assert len(ours) == pytest.approx(2400 * share, abs=4)
     finite = [name for name in drawn if name[0] == "c"]
     assert finite[:6] == ["c0", "c1", "c2", "c3", "c4", "c0"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"seed": "first"}, "seed 'first' should be a valid integer"),
+        ({"length": 10.5}, "length 10.5 should be a valid integer"),
+        ({"single_target": "no"}, "single_target 'no' should be a valid boolean"),
+        ({"num_objects": "2"}, "num_objects '2' should be a valid integer"),
+        ({"dialogs": 2}, "'dialogs'"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(args: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"Options of data set 'scenes': .*{message}"):
+        build_source(DataSource(name="scenes", args=args))
+
+
+def test_options_of_classes_below_are_known_too(tmp_path: Path) -> None:
+    for options, message in (
+        ({"max_instances": "many"}, "max_instances 'many' should be a valid integer"),
+        ({"targets": "masks"}, "targets 'masks' should be 'instances' or 'regions'"),
+        ({"min_area": True}, "min_area True should be a valid number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_reader("labelme", tmp_path, "train", **options)
 
 
 def test_unknown_data_set_is_named() -> None:

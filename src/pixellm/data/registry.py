@@ -5,9 +5,13 @@ A table of names and where their classes are, which are imported when one is ope
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePath
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 if TYPE_CHECKING:
     from pixellm.data.dataset import Dataset
@@ -57,8 +61,42 @@ def open_reader(name: str, root: Path | str, split: str, **options: Any) -> Data
         split: one of the reader's splits.
         options: further arguments of the reader, by name.
     """
-    reader = reader_class(name)
+    reader: Dataset = construct(reader_class(name), name, (root, split), options)
+    return reader
+
+
+def construct(kind: type, name: str, places: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    """An object of a class from values that a user wrote.
+
+    Args:
+        kind: the class.
+        name: what the user calls it.
+        places: arguments by position.
+        options: arguments by name; values of plain types are checked against the signature.
+
+    Raises:
+        ValueError: an unknown or missing argument, or one of another type.
+    """
+    hints: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):  # a class hands on what it does not know
+        hints |= get_type_hints(vars(base).get("__init__", object))
+    for key in options.keys() & hints.keys():
+        value = options[key]
+        if isinstance(value, PurePath) or not _is_plain(hints[key]):
+            continue
+        try:
+            TypeAdapter(hints[key]).validate_python(value, strict=True)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].replace("Input", f"{key} {value!r:.40}", 1)
+            raise ValueError(f"Options of data set {name!r}: {reason}.") from None
     try:
-        return reader(root, split, **options)
+        return kind(*places, **options)
     except TypeError as error:
         raise ValueError(f"Options of data set {name!r}: {error}.") from error
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether a type is a number, a text, a truth value, a path, or one of several of these."""
+    if get_origin(hint) in (Union, UnionType):
+        return all(map(_is_plain, get_args(hint)))
+    return get_origin(hint) is Literal or hint in (bool, int, float, str, Path, NoneType)

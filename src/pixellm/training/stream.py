@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from pixellm.data.dataset import Dataset
-from pixellm.data.registry import READERS
+from pixellm.data.registry import READERS, construct
 from pixellm.training.config import DataSource, Stage
 from pixellm.types import Sample
 
@@ -78,10 +78,8 @@ def build_source(source: DataSource, changes: Mapping[str, Any] | None = None) -
         )
     module, _, name = DATASETS[source.name].partition(":")
     constructor = getattr(import_module(module), name)
-    try:
-        built: SampleDataset = constructor(**{**source.args, **(changes or {})})
-    except TypeError as error:
-        raise ValueError(f"Arguments of data set {source.name!r}: {error}.") from error
+    args = {**source.args, **(changes or {})}
+    built: SampleDataset = construct(constructor, source.name, (), args)
     return built
 
 
