@@ -21,7 +21,7 @@ def load_script() -> Any:
     return module
 
 
-@pytest.mark.parametrize("family", ["gemma2", "granite", "gptj", "bloom", "olmo"])
+@pytest.mark.parametrize("family", ["gemma2", "gptj", "bloom"])
 def test_a_family_of_language_models_keeps_what_is_its_own(family: str, tmp_path: Path) -> None:
     outcome = try_family(check_text_family, family, tmp_path)
     assert not (outcome.failure or outcome.refusal)
@@ -30,12 +30,12 @@ def test_a_family_of_language_models_keeps_what_is_its_own(family: str, tmp_path
     assert all(isinstance(v, bool) or float(v) < 1e-3 for v in outcome.findings.values())
 
 
-@pytest.mark.parametrize("family", ["swin", "siglip2_vision_model", "deit", "segformer"])
+@pytest.mark.parametrize("family", ["swin", "siglip2_vision_model"])
 def test_a_family_of_encoders_is_read_as_its_own_class_does(family: str, tmp_path: Path) -> None:
     outcome = try_family(check_vision_family, family, tmp_path)
     assert not (outcome.failure or outcome.refusal)
     assert load_script().holds(outcome)
-    assert ("padding" in outcome.findings) == (family in ("siglip2_vision_model", "deit"))
+    assert ("padding" in outcome.findings) == (family == "siglip2_vision_model")
 
 
 def test_lora_is_refused_in_layers_that_read_past_it(tmp_path: Path) -> None:

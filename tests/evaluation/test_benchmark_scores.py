@@ -11,7 +11,7 @@ from bit_masks import mask_bits, masks_of, untimed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pixellm.evaluation.benchmarks import BENCHMARKS, find_benchmark, open_questions
+from pixellm.evaluation.benchmarks import BENCHMARKS, find_benchmark
 from pixellm.evaluation.curves import (
     calibration_error,
     compute_calibration,
@@ -383,8 +383,3 @@ def test_the_usual_mode_of_a_benchmark():
         find_benchmark("refcoco").rules("forced", p) for p in ("strict", "released")
     )
     assert strict == released
-
-
-def test_unknown_benchmarks_are_named(tmp_path):
-    with pytest.raises(ValueError, match="no benchmark 'refcok'"):
-        open_questions("refcok", "val", tmp_path)

@@ -40,24 +40,6 @@ def test_benchmarks_and_their_comparison_from_the_command_line(tiny_model_dir, t
     assert (out / "compare.html").is_file()
 
 
-@pytest.mark.parametrize(
-    "words, sentence",
-    [
-        (("eval", "grefcoco", "--protocol", "released"), "does not score grefcoco"),
-        (("eval", "coco", "--mode", "given"), "free or forced"),
-        (("eval", "muse", "--data", "nowhere"), "muse"),
-        (("compare", "nowhere", "nowhere"), "holds no evaluation"),
-    ],
-)
-def test_bad_options_end_in_one_sentence(words, sentence):
-    from pixellm.cli.main import app
-
-    result = CliRunner().invoke(app, list(words))
-    assert result.exit_code == 2
-    assert sentence in result.output
-    assert len(result.output.strip().splitlines()) == 1
-
-
 def test_missing_files_are_told_before_a_model_takes_its_seconds(tmp_path, monkeypatch):
     from pixellm.cli import evaluate
     from pixellm.cli.main import app
