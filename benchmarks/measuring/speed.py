@@ -8,16 +8,17 @@ to the next. Seconds are medians of repeated runs.
 from __future__ import annotations
 
 import copy
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from measuring.flops import pixellm_flops
-from measuring.machine import measure_limits, median_seconds
+from measuring.machine import measure_limits, median_seconds, wait_for
 from measuring.phases import PHASES, PhaseClock
 from measuring.released import answer_as_released
 from measuring.workload import (
@@ -115,8 +116,9 @@ def compare_ways(bench: Bench, ways: Sequence[str], length: int, targets: int) -
 
     Returns:
         Rows with the seconds until the first answer is there, rounding and compiling included;
-        medians of a later answer, of one word alone and of a step between; and how many answers
-        pay for what the first one takes longer.
+        medians of a later answer, of one word alone and of a step between, by the clock and, as
+        ``cpu``, of the process and its compilers; and how many answers, in processor
+        seconds, pay for what the first one takes longer.
     """
     scripts = {
         "answer": bench.write_script(length, targets),
@@ -124,40 +126,62 @@ def compare_ways(bench: Bench, ways: Sequence[str], length: int, targets: int) -
         "word": bench.write_script(1, 0),
     }
     requests = requests_about(random_images(1))
-    engines, firsts = dict[str, ScriptedEngine](), dict[str, float]()
+    engines, taken = dict[str, ScriptedEngine](), dict[tuple[str, str], list[_Times]]()
 
-    def answer(way: str, kind: str) -> float:
+    def answer(way: str, kind: str) -> None:
         engines[way].script = scripts[kind]
-        predict = partial(engines[way].predict_batch, requests)
-        return median_seconds(predict, bench.model.device, 1, warm_ups=0)
+        engines[way].predict_batch(requests)
 
     for way in ways:
         bench.report(way)
-        begun = time.perf_counter()
+        begun = _now(bench)
         engines[way] = _engine_of(bench, way, length)
         answer(way, "answer")
-        firsts[way] = time.perf_counter() - begun
-    taken = dict[tuple[str, str], list[float]]()
-    for _, kind, way in product(range(bench.repeats + 1), scripts, ways):
-        taken.setdefault((way, kind), []).append(answer(way, kind))
-    # The first round doesn't count: shapes that the first answer had not are compiled in it.
-    medians = {key: statistics.median(runs[1:]) for key, runs in taken.items()}
-    rows = []
-    for way in ways:
-        seconds, plain = medians[way, "answer"], medians[ways[0], "answer"]
-        cost = firsts[way] - firsts[ways[0]]
-        rows.append(
-            {
-                "way": way,
-                "first_answer_s": firsts[way],
-                "answer_s": seconds,
-                "of_the_first_way": seconds / plain,
-                "word_s": medians[way, "word"],
-                "step_ms": (medians[way, "words"] - medians[way, "word"]) / (length - 1) * 1e3,
-                "answers_that_pay": cost / (plain - seconds) if seconds < plain else None,
-            }
-        )
-    return rows
+        taken[way, "first"] = [_since(begun, bench)]
+    for turn, kind, way in product(range(bench.repeats + 1), scripts, ways):
+        begun = _now(bench)
+        answer(way, kind)
+        if turn:  # shapes that the first answer had not are compiled in the first turn
+            taken.setdefault((way, kind), []).append(_since(begun, bench))
+    medians = {
+        key: _Times(*map(statistics.median, zip(*runs, strict=True))) for key, runs in taken.items()
+    }
+    return [_row_of(way, medians, ways[0], length) for way in ways]
+
+
+class _Times(NamedTuple):
+    """By the clock, and of the processor, both in seconds."""
+
+    clock: float
+    processor: float
+
+
+def _now(bench: Bench) -> _Times:
+    wait_for(bench.model.device)
+    compilers = os.times()
+    used = time.process_time() + compilers.children_user + compilers.children_system
+    return _Times(time.perf_counter(), used)
+
+
+def _since(begun: _Times, bench: Bench) -> _Times:
+    now = _now(bench)
+    return _Times(now.clock - begun.clock, now.processor - begun.processor)
+
+
+def _row_of(way: str, medians: dict[tuple[str, str], _Times], plain: str, length: int) -> Row:
+    row: Row = {"way": way}
+    for clock, prefix in (("clock", ""), ("processor", "cpu_")):
+        seconds = {
+            kind: getattr(times, clock) for (one, kind), times in medians.items() if one == way
+        }
+        row[f"{prefix}first_s"] = seconds["first"]
+        row[f"{prefix}answer_s"] = seconds["answer"]
+        row[f"{prefix}word_s"] = seconds["word"]
+        row[f"{prefix}step_ms"] = (seconds["words"] - seconds["word"]) / (length - 1) * 1e3
+        row[f"{prefix}ratio"] = seconds["answer"] / getattr(medians[plain, "answer"], clock)
+    gain = medians[plain, "answer"].processor - medians[way, "answer"].processor
+    cost = medians[way, "first"].processor - medians[plain, "first"].processor
+    return row | {"pays_after": cost / gain if gain > 0 else None}
 
 
 def _engine_of(bench: Bench, way: str, length: int) -> ScriptedEngine:

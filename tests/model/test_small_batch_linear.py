@@ -47,6 +47,15 @@ def test_threads_share_the_weights_that_a_single_row_meets(
 
 
 @torch.inference_mode()
+def test_a_single_row_is_compiled_as_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, fast = pair_of_layers(False)
+    monkeypatch.setattr("pixellm.model.small_batch_linear._SHARED_FROM", 1)
+    states = torch.randn(1, 1, 24)
+    whole = torch.compile(fast, backend="eager", fullgraph=True)
+    torch.testing.assert_close(whole(states), plain(states), rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
 def test_other_floating_types_keep_torchs_product() -> None:
     plain, fast = pair_of_layers(False)
     states = torch.randn(2, 24, dtype=torch.bfloat16)

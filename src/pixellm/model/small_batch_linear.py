@@ -41,7 +41,9 @@ def small_batch_product(input: Tensor, weight: Tensor, bias: Tensor | None = Non
     """``torch.nn.functional.linear``, weights by rows where that is faster; no gradient."""
     size_out, size_in = weight.shape
     rows = input.numel() // size_in
-    if rows == 1 and weight.numel() >= _SHARED_FROM and weight.is_contiguous():
+    # A compiled step can't ask how many threads there are, and would be cut there.
+    shares = weight.numel() >= _SHARED_FROM and not torch.compiler.is_compiling()
+    if rows == 1 and shares and weight.is_contiguous():
         return _shared_product(input, weight, bias)
     if not 1 < rows <= MAX_ROWS:
         return F.linear(input, weight, bias)
