@@ -105,6 +105,8 @@ def test_what_is_not_there_is_reported_and_what_is_wrong_refused(
     assert plan.stages[0].steps_per_epoch is None
     with pytest.raises(ValueError, match="Unknown data set 'cocoa'"):
         changed(tmp_path, data=[{"name": "cocoa"}])
+    with pytest.raises(ValueError, match="initial_weights brings its own text"):
+        changed(tmp_path, model={"initial_weights": str(tiny_model_dir), "text": {"source": "a"}})
     encoder = tmp_path / "encoder"
     section = {"checkpoint": str(tiny_model_dir), "vision_weights": str(encoder)}
     assert changed(tmp_path, model=section).problems == (f"There is no encoder at {encoder}.",)

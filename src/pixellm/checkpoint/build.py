@@ -67,6 +67,22 @@ BAD_SETTINGS = "No model can be built from the settings under model"
 """How a fault of a recipe's model begins."""
 
 
+def read_parts(section: Mapping[str, Any]) -> ModelParts:
+    """The parts that a recipe's section names; ValueError where it can't mean them."""
+    try:
+        parts = ModelParts.model_validate(dict(section))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"model.{where}: {first['msg']}.") from error
+    extra = sorted(parts.model_fields_set - {"initial_weights", "settings"})
+    if parts.initial_weights is not None and extra:
+        raise ValueError(
+            f"model.initial_weights brings its own {', '.join(extra)}; give one or the other."
+        )
+    return parts
+
+
 @told_as(BAD_SETTINGS)
 def build_model(
     section: Mapping[str, Any], texts: Iterable[str] = ()
@@ -81,12 +97,7 @@ def build_model(
         ValueError: an unknown setting, or parts that do not fit together.
         FileNotFoundError: a source that is not there.
     """
-    try:
-        parts = ModelParts.model_validate(section)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"model.{where}: {first['msg']}.") from error
+    parts = read_parts(section)
     if parts.initial_weights is not None:
         return _build_around(parts)
     settings = known_settings(parts.settings)
@@ -300,10 +311,6 @@ def _build_around(
     codebook tokens start fresh, whether the source had them or not, so that no shape of the
     codebook has an advantage.
     """
-    if extra := sorted(parts.model_fields_set - {"initial_weights", "settings"}):
-        raise ValueError(
-            f"model.initial_weights brings its own {', '.join(extra)}; give one or the other."
-        )
     donor, processor = load_model_and_processor(str(parts.initial_weights))
     config = derive_config(donor.config, parts.settings)
     tokenizer, own = processor.tokenizer, processor.codebook_tokens

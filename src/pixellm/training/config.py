@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -101,12 +101,15 @@ class ParameterRule(Section):
     """Leave these parameters as they are."""
 
 
+AveragingFactor = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Section):
     """The optimizer; defaults are the paper's (PAPER.md 3)."""
 
     kind: Literal["adamw", "muon"] = "adamw"
     """`muon` moves the matrices named by `muon_patterns` with Muon and all else with AdamW."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[AveragingFactor, AveragingFactor] = (0.9, 0.95)
     """AdamW's averaging factors."""
     eps: float = Field(default=1e-8, gt=0)
     """AdamW's denominator term."""
@@ -226,7 +229,7 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^\w[\w.-]*$")
     """Name of the run folder inside `output_dir`."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seeds initial weights and dropout; data sources take theirs from `args`."""
     output_dir: Path = Path("runs")
     """Where run folders live."""
@@ -266,10 +269,10 @@ class RunConfig(Section):
     precision: Literal["no", "bf16"] = "no"
     """Autocast type. Weights that train are float32; with `lora`, bf16 also holds those that never
     train in 16 bits."""
-    threads: int | None = Field(default=None, gt=0)
+    threads: int | None = Field(default=None, gt=0, le=1024)
     """CPU threads of the main process; None takes as many as pay for the model's size, of the
     cores that the process may use and the workers leave."""
-    num_workers: int = Field(default=0, ge=0)
+    num_workers: int = Field(default=0, ge=0, le=1024)
     """Processes that prepare data, per training process."""
     log_every: int = Field(default=10, gt=0)
     """Steps that one line of the log averages over."""

@@ -20,9 +20,9 @@ from pixellm.checkpoint.build import (
     derive_config,
     known_settings,
     part_config,
+    read_parts,
 )
 from pixellm.checkpoint.encoder_weights import missing_vision_weights
-from pixellm.checkpoint.parts import ModelParts
 from pixellm.checkpoint.pretrained import from_pretrained, told_as
 from pixellm.checkpoint.sources import is_adapter_folder, resolve_source
 from pixellm.model.config import PixelLMConfig
@@ -171,7 +171,7 @@ def model_on_meta(config: RunConfig) -> tuple[Any | None, str]:
 def _shape_of(section: Mapping[str, Any]) -> tuple[Any | None, str]:
     """The model's configuration, from its folder or from the recipe."""
     if section.get("initial_weights") is not None:
-        return _shape_around(str(section["initial_weights"]), section.get("settings") or {})
+        return _shape_around(str(section["initial_weights"]), read_parts(section).settings)
     if "checkpoint" not in section:
         return model_shape_from_parts(section)
     source = str(section["checkpoint"])
@@ -211,7 +211,7 @@ def _checkpoint_shape(source: str) -> Any | None:
 
 def model_shape_from_parts(section: Mapping[str, Any]) -> tuple[Any | None, str]:
     """The configuration that parts would give; parts without sizes are looked for on disk."""
-    parts = ModelParts.model_validate(dict(section))
+    parts = read_parts(section)
     found = {}
     for name, part in (("vision", parts.vision), ("text", parts.text)):
         try:
