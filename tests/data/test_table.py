@@ -101,7 +101,7 @@ def test_a_data_set_from_the_cache_is_the_same(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turn = {"question": "What?", "answer": "This."}
-    lines = [{"image": "a.jpg", "turns": [turn], "size": [4, 5], "id": n} for n in (1, 2, 2)]
+    lines = [{"image": "a.jpg", "turns": [turn], "size": [4, 5], "id": n} for n in (1, 2, [])]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
     first, second = JsonlSamples(tmp_path), JsonlSamples(tmp_path)
     assert len(list(cache.iterdir())) == 1

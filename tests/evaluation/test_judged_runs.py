@@ -202,7 +202,6 @@ LOCAL = [*LLM, "http://127.0.0.1:9/v1"]
         (["--judge", "llm"], "needs --judge-model NAME and --base-url ADDRESS"),
         ([*LLM, "localhost:8000"], "an address such as http://"),
         ([*LOCAL, "--max-cost", "-1"], "0 USD or more, not -1"),
-        ([*LOCAL, "--max-cost", "nan"], "0 USD or more, not nan"),
         ([*LOCAL, "--price", "-1,2"], "0 USD or more per million tokens"),
         ([*LOCAL, "--price", "cheap"], "--price is INPUT,OUTPUT"),
         ([*LOCAL, "--judge-cache", "no/such/folder/cache"], "name another file"),
