@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from pixellm.checkpoint.comparing import insert_comparing_layer
 from pixellm.checkpoint.encoder_weights import load_vision_weights
 from pixellm.checkpoint.io import load_model_and_processor
 from pixellm.checkpoint.parts import ModelParts
@@ -63,6 +64,9 @@ _NEARLY_THE_SAME = 0.9
 
 _CONTROL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
+_AROUND = {"initial_weights", "comparing_layer", "settings"}
+"""What a recipe may say of a model around another one."""
+
 BAD_SETTINGS = "No model can be built from the settings under model"
 """How a fault of a recipe's model begins."""
 
@@ -75,7 +79,7 @@ def read_parts(section: Mapping[str, Any]) -> ModelParts:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"model.{where}: {first['msg']}.") from error
-    extra = sorted(parts.model_fields_set - {"initial_weights", "settings"})
+    extra = sorted(parts.model_fields_set - _AROUND)
     if parts.initial_weights is not None and extra:
         raise ValueError(
             f"model.initial_weights brings its own {', '.join(extra)}; give one or the other."
@@ -98,8 +102,17 @@ def build_model(
         FileNotFoundError: a source that is not there.
     """
     parts = read_parts(section)
-    if parts.initial_weights is not None:
-        return _build_around(parts)
+    around = parts.initial_weights is not None
+    model, processor = _build_around(parts) if around else _build_from_parts(parts, texts)
+    if parts.comparing_layer:
+        insert_comparing_layer(model, processor.tokenizer)
+    return model, processor
+
+
+def _build_from_parts(
+    parts: ModelParts, texts: Iterable[str]
+) -> tuple[PixelLMForConditionalGeneration, PixelLMProcessor]:
+    """A model of fresh and pretrained parts, and its processor."""
     settings = known_settings(parts.settings)
     names = codebook_token_names(PixelLMConfig(**settings).group_size)
     tokenizer = _build_tokenizer(parts, names, texts)

@@ -82,8 +82,8 @@ class ModelParts(Section):
     initial_weights: str | None = None
     """A model (embedded name, directory, run's folder or hub id) that gives its encoder, language
     model and image projection with their weights, its tokenizer, template and settings; only
-    `settings` may stand beside it, and the codebook, the decoder and its projections start fresh
-    in the shape that these ask for."""
+    `settings` and `comparing_layer` may stand beside it, and the codebook, the decoder and its
+    projections start fresh in the shape that these ask for."""
     vision: VisionPart = VisionPart()
     """The encoder."""
     text: TextPart = TextPart()
@@ -94,6 +94,9 @@ class ModelParts(Section):
     """Pixel normalisation."""
     template: Literal["vicuna", "compact", "own"] = "vicuna"
     """The dialogue template; "own" is the chat template of the tokenizer's source."""
+    comparing_layer: bool = False
+    """Whether a layer that compares names with what the encoder found is put in front of the
+    language model's; for small models with evidence."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Arguments of PixelLMConfig, all but the configurations and token ids."""
 

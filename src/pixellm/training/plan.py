@@ -171,7 +171,7 @@ def model_on_meta(config: RunConfig) -> tuple[Any | None, str]:
 def _shape_of(section: Mapping[str, Any]) -> tuple[Any | None, str]:
     """The model's configuration, from its folder or from the recipe."""
     if section.get("initial_weights") is not None:
-        return _shape_around(str(section["initial_weights"]), read_parts(section).settings)
+        return _shape_around(read_parts(section))
     if "checkpoint" not in section:
         return model_shape_from_parts(section)
     source = str(section["checkpoint"])
@@ -185,12 +185,14 @@ def _shape_of(section: Mapping[str, Any]) -> tuple[Any | None, str]:
     return shape, f"{problem} Sizes are the recipe's. {missing}".strip()
 
 
-def _shape_around(source: str, settings: Mapping[str, Any]) -> tuple[Any | None, str]:
+def _shape_around(parts: ModelParts) -> tuple[Any | None, str]:
     """The configuration of a fresh model around the encoder and language model of another one."""
+    source = str(parts.initial_weights)
     donor = _checkpoint_shape(source)
     if donor is None:
         return None, f"The model {source!r} is not here."
-    shape = derive_config(donor, settings)
+    shape = derive_config(donor, parts.settings)
+    shape.text_config.num_hidden_layers += parts.comparing_layer
     added = max(0, shape.group_size - len(donor.codebook_token_ids))
     vocabulary = donor.text_config.vocab_size + added
     shape.text_config.vocab_size = vocabulary
@@ -220,6 +222,7 @@ def model_shape_from_parts(section: Mapping[str, Any]) -> tuple[Any | None, str]
             where = f"{part.source!r} is not here and the recipe gives no sizes."
             return None, f"model.{name}: {where}"
     settings, text = known_settings(parts.settings), found["text"]
+    text.num_hidden_layers += parts.comparing_layer
     group = settings.get("num_scales", 2) * settings.get("tokens_per_scale", 3)
     if parts.text.config and "vocab_size" not in parts.text.config:
         is_new = parts.text.source is None and parts.tokenizer.source is None
