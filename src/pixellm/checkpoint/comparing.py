@@ -28,6 +28,9 @@ _PAIRS = 10
 _CODE_LENGTH = 12.0
 """Length of a sure class's code in a head, where the rest of a finding's token is about as long."""
 
+_UNSURE = 0.4
+"""So much longer is any finding's code of its likeliest class, however unsure it is."""
+
 _SHARE = 2 / 3
 """Of the code that is left when the norm in front of the layer has scaled a finding's token."""
 
@@ -138,7 +141,10 @@ def _carry(projector: ImageProjector, codes: Tensor, quiet: Tensor) -> None:
     for values in written:
         values -= values @ quiet.T @ quiet
     whole = codes.transpose(0, 1).reshape(classes, heads * size)
-    projector.evidence_projection.weight[:, :classes] += _CODE_LENGTH * quiet.T @ whole.T
+    sure = _CODE_LENGTH * quiet.T @ whole.T
+    likely, shares = projector.evidence_projection.weight[:, : 2 * classes].chunk(2, 1)
+    likely += sure
+    shares += _UNSURE * sure
 
 
 def _randomise(layer: nn.Module, spread: float, generator: torch.Generator) -> None:
