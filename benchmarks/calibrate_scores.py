@@ -1,12 +1,12 @@
-"""Let a model know the classes of its targets and the worth of its masks, on its training photos.
+"""Let a model know what its targets are and what its masks are worth, on its training photos.
 
     python benchmarks/calibrate_scores.py runs/nano/model --data coco --out runs/nano/calibrated
 
 For models with `masks_per_thing`. Asks the questions of `eval coco` and `eval photos` about photos
 of the training split, without a limit. First `kind`, which reads the class of a target from its
 embedding, is fitted anew to the nouns of the phrases that the model wrote, whatever the photo
-shows: in training it learns of what the encoder finds, mistakes included. Then it fits `worth`, by
-logistic regression, to the intersection over union that each mask turns out to have. The limit,
+shows: in training it learns of what the encoder finds, mistakes included. So is `lone`, which tells
+one of several from all of a kind, to what was asked. Then it fits `worth`, by logistic regression, to the intersection over union that each mask turns out to have. The limit,
 `min_mask_score`, is the lowest with which nine of ten objects that are not there have no mask.
 Texts do not change.
 """
@@ -42,8 +42,13 @@ STRIDE = 512
 """Questions answered together."""
 
 
+ONE_OF_SEVERAL = frozenset(
+    ("left", "right", "top", "bottom", "middle", "largest", "smallest", "nth", "nearest", "size")
+)
+"""Kinds of the questions that mean one object of its kind; the others mean all that they name."""
+
 EPOCHS, BATCH = 60, 256
-"""Of the fit of classes."""
+"""Of the fits of what targets tell."""
 
 
 @dataclass
@@ -90,11 +95,12 @@ def nouns_of(class_names: Sequence[str]) -> list[tuple[re.Pattern[str], int]]:
     return [(re.compile(rf"\b{re.escape(phrase)}\b"), index) for phrase, index in names]
 
 
-def read_targets(engine: Engine, samples: Iterable[Sample]) -> tuple[Tensor, Tensor]:
+def read_targets(engine: Engine, samples: Iterable[Sample]) -> tuple[Tensor, Tensor, Tensor]:
     """Answer questions freely, one by one.
 
     Returns:
-        The whole embedding (N, L * C) of every target whose phrase names a class, and the class.
+        The whole embedding (N, L * C) of every target whose phrase names a class, the class, and
+        whether one of several was asked for.
     """
     decoder = engine.model.model.pixel_decoder
     nouns = nouns_of(engine.model.config.vision_config.class_names)
@@ -106,7 +112,7 @@ def read_targets(engine: Engine, samples: Iterable[Sample]) -> tuple[Tensor, Ten
         return instances(targets, *others)
 
     decoder.instances = note
-    embeddings, classes = list[Tensor](), list[int]()
+    embeddings, classes, is_one = list[Tensor](), list[int](), list[bool]()
     for sample in samples:
         seen.clear()
         (answer,) = engine.predict_batch([Request(sample.image, sample.turns[0].question)])
@@ -118,24 +124,35 @@ def read_targets(engine: Engine, samples: Iterable[Sample]) -> tuple[Tensor, Ten
             if named is not None:
                 embeddings.append(embedding.clone())
                 classes.append(named)
+                is_one.append(sample.turns[0].kind in ONE_OF_SEVERAL)
     del decoder.instances  # the method of the class is back
-    return torch.stack(embeddings), torch.tensor(classes)
+    return torch.stack(embeddings), torch.tensor(classes), torch.tensor(is_one)
 
 
-def fit_kinds(kind: nn.Sequential, embeddings: Tensor, classes: Tensor) -> None:
-    """Fit the layers that read a target's class, from random weights."""
+def fit_readout(readout: nn.Sequential, embeddings: Tensor, truth: Tensor) -> None:
+    """Fit the layers that read something from a target's embedding, from random weights.
+
+    Args:
+        readout: of the decoder; one output tells yes or no, several tell classes.
+        embeddings: (N, L * C).
+        truth: (N,) classes, or bools.
+    """
     torch.manual_seed(0)
-    for layer in kind:
+    for layer in readout:
         if isinstance(layer, nn.Linear | nn.LayerNorm):
             layer.reset_parameters()
-    *inner, last = kind
+    *inner, last = readout
     layers = nn.Sequential(*inner, nn.Dropout(0.1), last).train()
     optimizer = torch.optim.AdamW(layers.parameters(), weight_decay=1e-3)
-    steps = EPOCHS * max(1, len(classes) // BATCH)
+    steps = EPOCHS * max(1, len(truth) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
     for _ in range(steps):
-        picked = torch.randint(len(classes), (BATCH,))
-        loss = F.cross_entropy(layers(embeddings[picked]), classes[picked])
+        picked = torch.randint(len(truth), (BATCH,))
+        told, meant = layers(embeddings[picked]), truth[picked]
+        if truth.dtype == torch.bool:
+            loss = F.binary_cross_entropy_with_logits(told[:, 0], meant.float())
+        else:
+            loss = F.cross_entropy(told, meant)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -249,12 +266,16 @@ def main() -> None:
     options = parser.parse_args()
     engine = pixellm.load(options.model, min_mask_score=0)
     if options.kinds:
-        kind = engine.model.model.pixel_decoder.kind
-        targets, classes = read_targets(engine, choose_questions(options.data, options.kinds))
-        fit_kinds(kind, targets, classes)
+        decoder = engine.model.model.pixel_decoder
+        samples = choose_questions(options.data, options.kinds)
+        targets, classes, is_one = read_targets(engine, samples)
+        fit_readout(decoder.kind, targets, classes)
+        fit_readout(decoder.lone, targets, is_one)
         with torch.no_grad():
-            right = (kind(targets).argmax(1) == classes).float().mean()
+            right = (decoder.kind(targets).argmax(1) == classes).float().mean()
+            alone = ((decoder.lone(targets)[:, 0] > 0) == is_one).float().mean()
         print(f"classes: {right:.3f} of {len(classes)} targets, with which they were fitted")
+        print(f"one of several: {alone:.3f}")
     measured = measure(engine, choose_questions(options.data, options.questions))
     absent = choose_absent(options.data, options.absent)
     denials = measure(engine, absent)

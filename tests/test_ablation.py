@@ -84,12 +84,6 @@ def test_a_seed_that_cannot_be_counted_up_is_refused(tmp_path, start):
         load_variants([path], ["data.0.args.seed=first"])
 
 
-def test_a_seed_that_cannot_be_counted_up_is_refused(tmp_path, start):
-    path = write_recipe(tmp_path, "base", start)
-    with pytest.raises(ValueError, match="The seed of scenes in base is 'first', no number"):
-        load_variants([path], ["data.0.args.seed=first"])
-
-
 def test_it_trains_scores_tabulates_and_goes_on_where_it_stopped(tmp_path, variants, monkeypatch):
     monkeypatch.setattr(ablation, "MAX_NEW_TOKENS", 6)
     events: list[TrainEvent] = []

@@ -217,33 +217,6 @@ def test_a_photo_that_the_model_cannot_take_ends_no_run(photos, tmp_path, monkey
     assert CliRunner().invoke(app, [*asked[:4], str(tmp_path / "new"), *asked[5:]]).exit_code == 1
 
 
-def test_a_photo_that_the_model_cannot_take_ends_no_run(photos, tmp_path, monkeypatch):
-    class Choosy(ColourModel):
-        def answer(self, request: Request) -> Prediction:
-            if not (np.asarray(request.image) == COLOURS["cat"]).all(axis=-1).any():
-                raise MemoryError
-            return super().answer(request)
-
-    paint(photos / "a.png", ("dog", DOG))
-    paint(photos / "below/b.png", ("cat", CAT))
-    monkeypatch.setattr(
-        "pixellm.cli.options.LoadOptions.load", lambda self: Choosy({"dog": 0.9, "cat": 0.9})
-    )
-    out = tmp_path / "out"
-    asked = ["data", "pseudo-label", str(photos), "--out", str(out), "--class", "cat"]
-    result = CliRunner().invoke(app, asked)
-    assert result.exit_code == 0, result.output
-    assert "left out: 1. The first: There is not enough memory" in result.stderr
-    (image,) = json.loads((out / "instances.json").read_text())["images"]
-    assert image["file_name"] == "below/b.png"
-    log = out / "labels.jsonl"
-    log.write_text(log.read_text() + json.dumps({"image": "c.png", "size": [1, 1]}) + "\n")
-    result = CliRunner().invoke(app, asked)
-    assert result.exit_code == 2 and "Line 3 of" in result.stderr
-    (photos / "below/b.png").unlink()
-    assert CliRunner().invoke(app, [*asked[:4], str(tmp_path / "new"), *asked[5:]]).exit_code == 1
-
-
 def test_the_command_says_what_it_wrote_and_refuses_in_one_sentence(photos, tmp_path, monkeypatch):
     model = ColourModel({"dog": 0.9, "cat": 0.4})
     monkeypatch.setattr("pixellm.cli.options.LoadOptions.load", lambda self: model)

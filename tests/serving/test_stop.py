@@ -128,7 +128,6 @@ def test_what_cannot_be_served_is_said_before_a_model_is_loaded(tmp_path: Path) 
             (("--port", str(taken.getsockname()[1])), "Can't serve at 127.0.0.1"),
             (("--host", "203.0.113.7"), "Can't serve at 203.0.113.7"),
             (("--host", "a" * 70), "Can't serve at aaa"),
-            (("--host", "a" * 70), "Can't serve at aaa"),
             (("--timeout", "0"), "must be above 0"),
             (("--api-keys", str(empty)), "holds no key"),
             (("--api-keys", str(tmp_path / "none")), "No such file"),

@@ -23,6 +23,7 @@ from pixellm.checkpoint.build import (
     read_parts,
 )
 from pixellm.checkpoint.encoder_weights import missing_vision_weights
+from pixellm.checkpoint.parts import ModelParts
 from pixellm.checkpoint.pretrained import from_pretrained, told_as
 from pixellm.checkpoint.sources import is_adapter_folder, resolve_source
 from pixellm.model.config import PixelLMConfig
