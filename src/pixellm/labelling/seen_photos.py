@@ -21,11 +21,13 @@ from pixellm.checkpoint.sources import resolve_source
 from pixellm.data.annotated import AnnotatedClass, AnnotatedImage
 from pixellm.data.photos import Photos
 from pixellm.masks import decode_mask, mask_to_box
-from pixellm.model.evidence import LEAST_STRENGTH, SAME_INSTANCE, Evidence, box_overlap
+from pixellm.model.evidence import SAME_INSTANCE, Evidence, box_overlap
 
-SIGN = LEAST_STRENGTH
-"""Least probability of its class with which a finding shows an object. A kind of which all are less
-likely can't be seen at all. How sure of it an answer is, its masks' scores tell."""
+FOUND = 0.1
+"""Least probability, of the right class, of a finding that shows an object."""
+
+NO_SIGN = 0.05
+"""A kind of which every finding is less likely than this can't be seen at all."""
 
 CLAIMED = 0.5
 """A kind that was not annotated, and that a finding shows with this probability, is left open."""
@@ -80,7 +82,7 @@ class SeenPhotos(Photos):
             is_open = one.name not in index or bool(one.crowds) or not one.askable
             if is_open or _is_found(one, evidence, index[one.name], scale):
                 kept.append(one)
-            elif likeliest[index[one.name]] >= SIGN:
+            elif likeliest[index[one.name]] >= NO_SIGN:
                 kept.append(replace(one, askable=False))
         annotated = {one.name for one in image.classes}
         claimed = [
@@ -113,5 +115,5 @@ def _is_found(one: AnnotatedClass, evidence: Evidence, number: int, scale: Tenso
     boxes = torch.tensor(sides, dtype=torch.float32)
     boxes[:, 2:] += boxes[:, :2]
     overlap = box_overlap(evidence.boxes[0], boxes * scale.repeat(2))
-    likely = evidence.scores[0, :, number] >= SIGN
+    likely = evidence.scores[0, :, number] >= FOUND
     return bool(((overlap > SAME_INSTANCE) & likely[:, None]).any())
