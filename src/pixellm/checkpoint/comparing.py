@@ -132,9 +132,10 @@ def _quiet_directions(words: Tensor, count: int) -> Tensor:
 def _carry(projector: ImageProjector, codes: Tensor, quiet: Tensor) -> None:
     """Let tokens of findings carry the codes of their classes, and no image token anything else."""
     heads, classes, size = codes.shape
-    projection: Any = projector.projection
-    last = projection[-1] if isinstance(projection, nn.Sequential) else projection
-    written = [layer.weight.T for layer in (last, projector.evidence_projection)]
+    last: Any = projector.projection
+    if isinstance(last, nn.Sequential):
+        last = last[-1]
+    written: list[Any] = [layer.weight.T for layer in (last, projector.evidence_projection)]
     written += [last.bias, projector.evidence_projection.bias, projector.nothing]
     if hasattr(projector, "positions"):
         written.append(projector.positions)
@@ -147,7 +148,7 @@ def _carry(projector: ImageProjector, codes: Tensor, quiet: Tensor) -> None:
     shares += _UNSURE * sure
 
 
-def _randomise(layer: nn.Module, spread: float, generator: torch.Generator) -> None:
+def _randomise(layer: Any, spread: float, generator: torch.Generator) -> None:
     """A fresh layer that passes its input on."""
     for weight in layer.parameters():
         if weight.ndim > 1:
@@ -158,7 +159,7 @@ def _randomise(layer: nn.Module, spread: float, generator: torch.Generator) -> N
 
 
 def _compare(
-    attention: nn.Module,
+    attention: Any,
     codes: Tensor,
     quiet: Tensor,
     *,
