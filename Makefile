@@ -69,7 +69,7 @@ package: $(VENV)/.torch
 	rm -rf $(OUT)/package && $(PYTHON) -m venv $(OUT)/package
 	$(OUT)/package/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(OUT)/package/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
-	cd $(OUT)/package && bin/python -m pixellm segment "$(CURDIR)/src/pixellm/examples/coffee.jpg" "Where are the cup and the table?" --out answer.png
+	cd $(OUT)/package && bin/python -m pixellm segment "$(CURDIR)/src/pixellm/examples/coffee.jpg" "Where are the table and the cup?" --out answer.png
 	cd $(OUT)/package && echo '{"image": "answer.png", "turns": [{"question": "What?", "answer": "A cup."}]}' > \
 	  dialogue.jsonl && bin/python -m pixellm data preview dialogue.jsonl --out preview
 

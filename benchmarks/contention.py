@@ -44,7 +44,7 @@ def prepare(kind: str, way: str, model: str = "nano") -> Callable[[], int]:
     cached = 0 if kind == KINDS[1] else 32
     engine = pixellm.Engine(engine.model, engine.processor, cached_images=cached)
     image = Path(pixellm.__file__).parent / "examples" / "coffee.jpg"
-    question = "Where are the cup and the table?"
+    question = "Where are the table and the cup?"
 
     def answer() -> int:
         engine.predict(image, question)

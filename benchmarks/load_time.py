@@ -36,7 +36,7 @@ STEPS = {
     "load": "from pixellm import load; load({model!r}, device='cpu')",
 }
 IMAGE = str(Path(pixellm.__file__).parent / "examples" / "coffee.jpg")
-QUESTION = "Where are the cup and the table?"
+QUESTION = "Where are the table and the cup?"
 COMMANDS = {
     "pixellm segment": ("segment", IMAGE, QUESTION, "--model", "{model}", "--json", "-"),
     "pixellm --help": ("--help",),

@@ -37,7 +37,7 @@ from pixellm.image_files import example_image, load_image
 from pixellm.masks import decode_mask, mask_iou
 
 QUESTIONS = (
-    "Where are the cup and the table?",
+    "Where are the table and the cup?",
     "Is there a cat?",
     "Where is the person?",
     "What can I drink from?",

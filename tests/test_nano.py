@@ -23,7 +23,7 @@ def test_the_embedded_models_take_at_most_30_megabytes() -> None:
 def test_it_answers_the_demo_question_with_a_mask_for_each_thing(nano: "pixellm.Engine") -> None:
     question = (EXAMPLES / "question.txt").read_text(encoding="utf-8").strip()
     answer = nano.predict(EXAMPLES / "coffee.jpg", question)
-    cup, table = (segment.mask for segment in answer.segments)
+    table, cup = (segment.mask for segment in answer.segments)
     assert cup[150, 250]  # in the cup's middle
     assert table[350, 200]  # on the saucer's side of the table
     assert not cup[380, 580]

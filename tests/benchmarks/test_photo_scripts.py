@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import calibrate_scores
 import photo_baselines
+from pixellm.checkpoint.io import load_model_and_processor
 
 
 @pytest.mark.parametrize(
@@ -26,15 +27,33 @@ def test_the_longest_noun_of_a_phrase_names_its_class(phrase: str, name: str | N
     assert found == name
 
 
-def test_classes_are_read_from_embeddings_of_their_phrases() -> None:
+def test_classes_and_numbers_are_read_from_embeddings() -> None:
     torch.manual_seed(1)
     middles = torch.randn(5, 12)
     classes = torch.arange(5).repeat(600)
     embeddings = middles[classes] + 0.2 * torch.randn(3000, 12)
-    kind = nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 12), nn.GELU(), nn.Linear(12, 5))
-    calibrate_scores.fit_kinds(kind, embeddings, classes)
-    probabilities = kind(middles).softmax(1).diagonal()
-    assert probabilities.min() > 0.9
+
+    def fitted(outputs: int, truth: Tensor) -> Tensor:
+        inner, last = nn.Linear(12, 12), nn.Linear(12, outputs)
+        readout = nn.Sequential(nn.LayerNorm(12), inner, nn.GELU(), last)
+        calibrate_scores.fit_readout(readout, embeddings, truth)
+        return readout(middles)
+
+    assert fitted(5, classes).softmax(1).diagonal().min() > 0.9
+    is_one = fitted(1, classes > 2)[:, 0].sigmoid()  # one of several, not all of a kind
+    assert is_one[:3].max() < 0.1
+    assert is_one[3:].min() > 0.9
+
+
+def test_words_can_be_lifted_without_another_change() -> None:
+    model, _ = load_model_and_processor("nano")
+    projector = model.model.image_projector
+    before = projector.evidence_projection.weight.clone()
+    calibrate_scores.lift(projector, 0.5)
+    changed = projector.evidence_projection.weight - before
+    count = projector.num_classes
+    assert torch.allclose(changed[:, count : 2 * count], 0.5 * before[:, :count], atol=1e-6)
+    assert not changed[:, :count].any() and not changed[:, 2 * count :].any()
 
 
 def test_worth_follows_the_shares_that_signs_tell() -> None:

@@ -189,7 +189,7 @@ def test_examples_paste_drop_and_camera(open_page: Callable[..., Any]) -> None:
     page.locator("#examples button").first.click()
     page.locator('#stage[data-state="filled"]').wait_for()
     holds(page, "document.getElementById('question').value")
-    assert page.input_value("#question") == "Where are the cup and the table?"
+    assert page.input_value("#question") == "Where are the table and the cup?"
     page.click("#ask")
     masks_shown(page, 1)
     assert engine.seen[-1][0].image.shape == (400, 600, 3)

@@ -158,7 +158,7 @@ def segment(port: int) -> Any:
         return requests.post(
             f"http://127.0.0.1:{port}/v1/segment",
             files={"image": photo},
-            data={"question": "Where are the cup and the table?"},
+            data={"question": "Where are the table and the cup?"},
             timeout=120,
         ).json()
 

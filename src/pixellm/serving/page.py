@@ -20,7 +20,7 @@ FILES = {
     "server.js": "text/javascript",
 }
 _EXAMPLES = {
-    "coffee": ("Where are the cup and the table?", "A cup of coffee on a wooden table"),
+    "coffee": ("Where are the table and the cup?", "A cup of coffee on a wooden table"),
     "chelsea": ("Where is the cat?", "The face of a ginger cat"),
     "astronaut": ("Where is the person?", "An astronaut in an orange suit, in front of a flag"),
 }
@@ -34,7 +34,7 @@ _ABOUT = {
         "It is weak at counting, at many of a kind, at left and right, and has no words for "
         "colours or reasons.",
         "It may name what is not there; then, mostly, no mask follows. English only.",
-        "It is small on purpose (12 MB); full-size models know much more.",
+        "It is small on purpose (13 MB); full-size models know much more.",
     ),
     "nano-scenes": (
         "It knows scenes that the project draws itself, of 289 everyday things, and nothing else: "
