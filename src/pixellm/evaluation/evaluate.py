@@ -450,9 +450,9 @@ class _DialogueWorker:
         self.gious += [question_giou(record, self.rules.unit) for record in records]
         values = [record_to_json(record, self.model, image) for record in records]
         lines = "".join(json.dumps(one) + "\n" for one in values)
-        return (
-            lines + _lines_of_left_out(_too_long(answered, number)) if answered.problem else lines
-        )
+        if answered.problem:
+            lines += _lines_of_left_out(_too_long(answered, number))
+        return lines
 
 
 def _too_long(answered: AnsweredDialogue, number: int) -> LeftOut:
