@@ -41,6 +41,25 @@ def test_a_command_that_is_over_takes_nothing_apart_once_all_handlers_are_done(o
     assert done.stdout.splitlines() == ["said, handler", *(["taken apart"] * (not over))]
 
 
+@pytest.mark.parametrize(
+    ("run", "code"),
+    [
+        ("from pixellm.__main__ import run; run()", 0),
+        ("import runpy; runpy.run_module('pixellm', run_name='__main__')", 3),
+    ],
+)
+def test_only_a_process_of_its_own_ends_with_the_command(run: str, code: int) -> None:
+    program = (
+        "import sys; from pixellm.cli.console import tell_over\n"
+        "sys.argv = ['pixellm', 'version']; tell_over()\n"
+        f"try: {run}\n"
+        "except SystemExit: sys.exit(3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.startswith("pixellm ")
+
+
 def test_torchs_library_is_loaded_before_torch_and_torch_works_with_it() -> None:
     torch = find_spec("torch")
     assert torch is not None and torch.origin is not None

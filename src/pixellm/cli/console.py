@@ -81,8 +81,12 @@ def _import_libraries() -> None:
     if "torch" in sys.modules:
         return
     importlib.import_module("transformers")  # has no need of torch yet
-    threading.Thread(target=_load_torch_library, daemon=True).start()
-    importlib.import_module("transformers.models")
+    loading = threading.Thread(target=_load_torch_library)
+    loading.start()
+    try:
+        importlib.import_module("transformers.models")
+    finally:
+        loading.join()
 
 
 def _load_torch_library() -> None:
@@ -94,8 +98,10 @@ def _load_torch_library() -> None:
         library = Path(folder, "lib", "libtorch_cpu.so")
         others = (library.with_name(f"libtorch_{name}.so") for name in ("cuda", "hip", "xpu"))
         if library.is_file() and not any(map(Path.exists, others)):
-            # A function of C, during which Python goes on; CDLL(library) would hold it up.
-            ctypes.CDLL(None).dlopen(os.fsencode(library), os.RTLD_NOW)
+            # A function of C, during which Python goes on; CDLL(library) would hold it up. Where
+            # Python itself can't be asked for it, nothing is lost: importing torch loads the same.
+            with suppress(OSError, AttributeError):
+                ctypes.CDLL(None).dlopen(os.fsencode(library), os.RTLD_NOW)
 
 
 @contextmanager
@@ -105,12 +111,14 @@ def _uncollected() -> Iterator[None]:
     Hundreds of thousands of objects that live as long as the process would be walked over again
     and again.
     """
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 _over = threading.Event()
@@ -124,10 +132,11 @@ def tell_over() -> None:
 def end_at_once() -> None:
     """End the process, once a command is over, without taking apart all that it had loaded.
 
-    To be called last of all that is done at the exit.
+    To be called last of all that is done at the exit, in a process that is the command's alone: it
+    would hide what becomes of a program that goes on after the command.
     """
     if _over.is_set():
-        with suppress(OSError):  # a reader that has gone is told of as ever
+        with suppress(OSError, ValueError):  # a reader that has gone is told of as ever
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()
             os._exit(0)

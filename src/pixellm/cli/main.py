@@ -7,7 +7,6 @@ error and exit code 2, Ctrl-C in 130; what nobody foresaw keeps its traceback an
 
 from __future__ import annotations
 
-import atexit
 import errno
 import gc
 import importlib
@@ -29,7 +28,7 @@ from pixellm.cli import (
     serve,
     train,
 )
-from pixellm.cli.console import end_at_once, say
+from pixellm.cli.console import say
 
 _EXTRAS = {
     "accelerate": "train",
@@ -129,10 +128,9 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point of the ``pixellm`` command."""
+    """Run the command that ``sys.argv`` holds; raises SystemExit with its exit code."""
     # A process of its own, mostly imports, which leave little garbage: look for it seldom.
     gc.set_threshold(100_000, 50, 50)
-    atexit.register(end_at_once)  # the first, and so the last to be called
     try:
         app()
     finally:
