@@ -38,6 +38,7 @@ _LOGIT = 30.0
 """Attention logit of a name and a finding that surely is of its class."""
 
 _RIDGE = 0.01
+"""Weight of the ridge with which queries are fitted: more names than one end in the same token."""
 
 _SPREAD = 12.0
 """How much more the nearest two codes count than others, while codes are moved apart."""
