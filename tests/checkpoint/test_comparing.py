@@ -16,27 +16,30 @@ from pixellm.scenes.photo_knowledge import knowledge_of_categories
 from pixellm.training.plan import model_shape_from_parts
 
 
-@pytest.fixture(scope="module")
-def comparing() -> tuple[Any, Any]:
-    """nano-scenes' words before nano's encoder, with random weights, as the recipe begins."""
-    torch.manual_seed(0)
+def parts_of_nano(text: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's parts around nano's encoder, with random weights there."""
     nano, _ = load_model_and_processor("nano")
-    vision = nano.config.vision_config.to_dict()
     settings = {"image_size": 640, "num_scales": 2, "tokens_per_scale": 2, "vision_depths": [5, 1]}
     evidence = {"evidence_depths": [8, 9, 10], "evidence_tokens": 40, "llm_grid": [4, 4]}
     decoder = {"decoder_region_cells": 28, "decoder_region_size": 48, "masks_per_thing": True}
     form = {"llm_projector_size": 0, "llm_positions": True, "llm_normalise": True}
-    scenes = {"source": "nano-scenes"}
-    section = {
-        "vision": {"config": vision},
-        "text": scenes,
-        "tokenizer": scenes,
+    return {
+        "vision": {"config": nano.config.vision_config.to_dict()},
+        "text": text,
+        "tokenizer": {"source": "nano-scenes"},
         "template": "compact",
         "comparing_layer": True,
         "settings": {**settings, **evidence, **decoder, **form, "decoder_size": 48},
     }
-    shape, _ = model_shape_from_parts(section)
-    model, processor = build_model(section)
+
+
+@pytest.fixture(scope="module")
+def comparing() -> tuple[Any, Any]:
+    """The language model of nano-scenes behind a comparing layer, as nano's recipe begins."""
+    torch.manual_seed(0)
+    parts = parts_of_nano({"source": "nano-scenes"})
+    shape, _ = model_shape_from_parts(parts)
+    model, processor = build_model(parts)
     assert shape is not None
     assert shape.text_config.num_hidden_layers == model.config.text_config.num_hidden_layers
     return model, processor
@@ -92,6 +95,17 @@ def test_the_layers_behind_keep_their_weights(comparing: tuple[Any, Any]) -> Non
     for own, given in zip(layers[1:], scenes.model.language_model.layers, strict=True):
         values = given.state_dict()
         assert all(torch.equal(one, values[name]) for name, one in own.state_dict().items())
+
+
+def test_biases_begin_at_zero() -> None:
+    scenes, _ = load_model_and_processor("nano-scenes")
+    values = scenes.config.text_config.to_dict()
+    text = {**values, "num_hidden_layers": 1, "attention_bias": True, "mlp_bias": True}
+    model, _ = build_model(parts_of_nano({"config": text}))
+    layer = model.model.language_model.layers[0]
+    biases = [one for name, one in layer.named_parameters() if name.endswith("bias")]
+    assert len(biases) == 7
+    assert not any(one.any() for one in biases)
 
 
 def test_codes_lie_apart() -> None:

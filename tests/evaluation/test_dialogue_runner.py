@@ -10,7 +10,7 @@ from hand_made_scenes import Oracle, Silent, make_scene, true_prediction, with_s
 
 from conftest import TINY_QUESTION, square_sample
 from pixellm.engine import load
-from pixellm.engine.dialogues import AnsweredDialogue, answer_dialogues, mark_answer
+from pixellm.engine.dialogues import AnsweredDialogue, answer_dialogues, answer_each, mark_answer
 from pixellm.types import Prediction, Request, Segment
 
 
@@ -82,3 +82,21 @@ def test_masks_of_another_size_are_refused():
 
     with pytest.raises(ValueError, match=r"scene-0-0.*\(8, 8\)"):
         run(Small)
+
+
+def test_one_that_has_no_answer_costs_no_other_and_an_error_without_any_ends_all():
+    def answer(asked: Sequence[int]) -> list[int]:
+        if 3 in asked or not asked:
+            raise ValueError("Not this one.")
+        return [2 * one for one in asked]
+
+    found = answer_each(answer, [1, 2, 3, 4, 5], lambda error: True)
+    assert [one if isinstance(one, int) else str(one) for one in found] == [
+        2,
+        4,
+        "Not this one.",
+        8,
+        10,
+    ]
+    with pytest.raises(ValueError, match="Not this one"):
+        answer_each(answer, [], lambda error: True)

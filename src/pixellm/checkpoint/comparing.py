@@ -2,9 +2,10 @@
 
 "No, there is no zebra" takes a comparison of the name with the classes of up to 40 findings.
 Training alone does not find it in a small model: it learns which kinds are mostly there. Here the
-layer has it before anything is learnt. Every class has a code; the token of a finding carries the
-codes of its classes in directions that text hardly uses, the more of each the likelier the class;
-queries turn a name into its class's code, keys and values are the codes as they are carried.
+layer has it before anything is learnt. Every class has a code. The token of a finding holds the
+codes of its classes, each as long as the class is likely, in directions that the embeddings of text
+hardly use. Queries turn a name into the code of its class; keys and values read the codes of
+findings.
 Shape legend: D text width, H heads, E width of a head, k numbers of a code in each head, c classes.
 """
 
@@ -26,16 +27,17 @@ _PAIRS = 10
 """Rotary pairs of each head that hold codes: the slowest, so that places matter least."""
 
 _CODE_LENGTH = 12.0
-"""Length of a sure class's code in a head, where the rest of a finding's token is about as long."""
+"""Length of the code, in each head, of a class that is certain; the other numbers of a finding's
+token are about as long."""
 
 _UNSURE = 0.4
-"""So much longer is any finding's code of its likeliest class, however unsure it is."""
+"""Of a code's full length, what a finding holds of its likeliest class, however unlikely."""
 
-_SHARE = 2 / 3
-"""Of the code that is left when the norm in front of the layer has scaled a finding's token."""
+_NORM_SCALE = 2 / 3
+"""How much shorter the layer's own norm makes a finding's token, and its codes with it."""
 
 _LOGIT = 30.0
-"""Attention logit of a name and a finding that surely is of its class."""
+"""Attention logit of a name and a finding that is certainly of its class."""
 
 _RIDGE = 0.01
 """Weight of the ridge with which queries are fitted: more names than one end in the same token."""
@@ -50,7 +52,7 @@ def insert_comparing_layer(
 ) -> None:
     """Set up a layer in front of a model's language model that compares names with findings.
 
-    The other layers keep their weights. It is the same each time.
+    The other layers keep their weights. Nothing is drawn from torch's own random numbers.
 
     Args:
         model: with evidence and classes that have names; its configuration gains the layer.
@@ -69,20 +71,20 @@ def insert_comparing_layer(
         raise ValueError("A comparing layer needs an encoder that tells classes by name.")
     if text.model_type != "llama" or text.num_key_value_heads != heads:
         raise ValueError("A comparing layer needs LLaMA's architecture, each query with its key.")
-    if language.layers[0].self_attn.head_dim < 2 * size or width < 2 * heads * size:
+    if language.layers[0].self_attn.head_dim < size or width < 2 * heads * size:
         raise ValueError(f"A language model {width} wide is too narrow for a comparing layer.")
     generator = torch.Generator().manual_seed(0)
     codes = spread_codes(len(class_names), heads, size, generator)
     table = model.get_input_embeddings().get_parameter("weight").float()
     names, classes = _last_tokens(tokenizer, class_names)
-    quiet = _quiet_directions(_normed(table), heads * size)
-    _carry(model.model.image_projector, codes, quiet)
+    unused = _unused_directions(_normed(table), heads * size)
+    _write_codes(model.model.image_projector, codes, unused)
     layer = copy.deepcopy(language.layers[0])
     _randomise(layer, text.initializer_range, generator)
-    _compare(
+    _set_attention(
         layer.self_attn,
         codes,
-        quiet,
+        unused,
         names=_normed(table[names]),
         classes=classes,
         generator=generator,
@@ -125,13 +127,13 @@ def _normed(states: Tensor) -> Tensor:
     return F.rms_norm(states, states.shape[-1:], eps=1e-5)
 
 
-def _quiet_directions(words: Tensor, count: int) -> Tensor:
+def _unused_directions(words: Tensor, count: int) -> Tensor:
     """Orthonormal directions (count, D) that (N, D) words use least."""
     return torch.linalg.svd(words, full_matrices=False).Vh[-count:]
 
 
-def _carry(projector: ImageProjector, codes: Tensor, quiet: Tensor) -> None:
-    """Let tokens of findings carry the codes of their classes, and no image token anything else."""
+def _write_codes(projector: ImageProjector, codes: Tensor, unused: Tensor) -> None:
+    """Let tokens of findings hold the codes of their classes, in directions left free for them."""
     heads, classes, size = codes.shape
     last: Any = projector.projection
     if isinstance(last, nn.Sequential):
@@ -141,9 +143,9 @@ def _carry(projector: ImageProjector, codes: Tensor, quiet: Tensor) -> None:
     if hasattr(projector, "positions"):
         written.append(projector.positions)
     for values in written:
-        values -= values @ quiet.T @ quiet
+        values -= values @ unused.T @ unused
     whole = codes.transpose(0, 1).reshape(classes, heads * size)
-    sure = _CODE_LENGTH * quiet.T @ whole.T
+    sure = _CODE_LENGTH * unused.T @ whole.T
     likely, shares = projector.evidence_projection.weight[:, : 2 * classes].chunk(2, 1)
     likely += sure
     shares += _UNSURE * sure
@@ -151,36 +153,36 @@ def _carry(projector: ImageProjector, codes: Tensor, quiet: Tensor) -> None:
 
 def _randomise(layer: Any, spread: float, generator: torch.Generator) -> None:
     """A fresh layer that passes its input on."""
-    for weight in layer.parameters():
+    for name, weight in layer.named_parameters():
         if weight.ndim > 1:
             weight.normal_(std=spread, generator=generator)
         else:
-            weight.fill_(1)
+            weight.fill_(0 if name.endswith("bias") else 1)  # scales of norms
     layer.mlp.down_proj.weight.zero_()
 
 
-def _compare(
+def _set_attention(
     attention: Any,
     codes: Tensor,
-    quiet: Tensor,
+    unused: Tensor,
     *,
     names: Tensor,
     classes: Tensor,
     generator: torch.Generator,
 ) -> None:
-    """Set the products of an attention.
+    """Let queries of names match keys of findings, and values hand on the codes that matched.
 
     Args:
         attention: LLaMA's.
         codes: (H, c, k).
-        quiet: (H * k, D).
+        unused: (H * k, D).
         names: (N, D) normed embeddings that queries are fitted to.
         classes: (N,) of the names.
         generator: of the directions that what is read is written to.
     """
     heads, _, size = codes.shape
-    width, inner = attention.head_dim, quiet.shape[1]
-    held = _slow_dimensions(width)
+    width, inner = attention.head_dim, unused.shape[1]
+    slow = _slow_dimensions(width)
     gram = names.T @ names + _RIDGE * torch.eye(inner)
     for product in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
         product.weight.zero_()
@@ -189,9 +191,9 @@ def _compare(
         wanted = codes[head][classes]
         query = torch.linalg.solve(gram, names.T @ wanted)
         reached = (names @ query * wanted).sum(1).mean()
-        scale = (_LOGIT * width**0.5 / (reached * _SHARE * _CODE_LENGTH)).sqrt()
-        own = quiet[head * size : (head + 1) * size]
-        for index, place in enumerate(held):
+        scale = (_LOGIT * width**0.5 / (reached * _NORM_SCALE * _CODE_LENGTH)).sqrt()
+        own = unused[head * size : (head + 1) * size]
+        for index, place in enumerate(slow):
             attention.q_proj.weight[start + place] = query[:, index] * scale
             attention.k_proj.weight[start + place] = own[index] * scale
         attention.v_proj.weight[start : start + size] = own / 2

@@ -153,7 +153,7 @@ def answer_each(
     try:
         answers = list(answer(asked))
     except Exception as error:
-        if not is_about_one(error):
+        if not asked or not is_about_one(error):
             raise
         if len(asked) == 1:
             return [error]

@@ -3,7 +3,7 @@
 A small encoder misses much of what people annotate. A model that is taught to name what its encoder
 does not show learns to guess, and that it may not deny what it can't see. Here an annotated kind of
 object is asked for where the encoder finds one of it, denied where there is no sign of it, and left
-open where the encoder is in two minds.
+out of all questions where the encoder is unsure.
 """
 
 from __future__ import annotations
