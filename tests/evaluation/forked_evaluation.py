@@ -1,7 +1,4 @@
-"""An evaluation by two processes that talk over gloo, forked from one that has imported all.
-
-Run as a script: `forked_evaluation.py FOLDER`; the folder holds the data and gets the run.
-"""
+"""An evaluation by two processes that talk over gloo, forked from one that has imported all."""
 
 from __future__ import annotations
 
@@ -11,8 +8,6 @@ import socket
 import sys
 import traceback
 from pathlib import Path
-
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # two processes can't share one GPU
 
 import torch.distributed
 from accelerate import PartialState
@@ -29,6 +24,7 @@ LOADED = (PartialState, fingerprint_model)  # what processes import later; once 
 
 def evaluate(folder: Path, number: int, port: int) -> None:
     os.environ |= {
+        "CUDA_VISIBLE_DEVICES": "",  # two processes can't share one GPU
         "WORLD_SIZE": str(NUM_PROCESSES),
         "RANK": str(number),
         "LOCAL_RANK": str(number),
@@ -48,6 +44,7 @@ def evaluate(folder: Path, number: int, port: int) -> None:
 
 
 def main(folder: Path) -> int:
+    """Evaluate in a folder, which holds the data and gets the run; the worse exit code."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -67,7 +64,3 @@ def main(folder: Path) -> int:
             sys.stderr.flush()
             os._exit(status)
     return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

@@ -1,6 +1,7 @@
 """Training runs in processes forked from one that has imported everything: one, two, killed ones.
 
-Run as a script: `forked_runs.py FOLDER` writes FOLDER/distributed and FOLDER/killed.
+Run as a script: `forked_runs.py FOLDER` writes FOLDER/distributed and FOLDER/killed; two more
+processes evaluate, in FOLDER/evaluated.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forked_evaluation
+import peft as peft  # in every child otherwise
 import torch
 from test_training_real_model import Squares, real_config
 from tiny_training import TinyRun, tiny_config
@@ -74,8 +77,12 @@ def wait_for(children: list[int]) -> list[int]:
 
 
 def joint_config(folder: Path, batch_size: int, accumulation: int, **changes: Any) -> RunConfig:
-    """Three joint steps over four images each, the encoder frozen as in the large recipes."""
+    """Three joint steps over four images each, the encoder frozen as in the large recipes.
+
+    One decoder layer a scale: to place a list of sharded weights takes the square of its length.
+    """
     raw = real_config(folder).model_dump(mode="json")
+    raw["model"]["settings"]["decoder_layers"] = 1
     joint = raw["stages"][1] | {
         "steps": 3,
         "batch_size": batch_size,
@@ -122,8 +129,10 @@ def two_processes(work: Callable[[], None]) -> None:
 def shard_on_cpu(precision: str = "no") -> None:
     """Lets accelerate shard with FSDP2 on CPUs, which its launcher offers for accelerators only."""
     from accelerate import Accelerator, PartialState
+    from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
+    AcceleratorState._reset_state()  # the precision may differ from that of a run before
     state = Accelerator(cpu=True, mixed_precision=precision).state
     PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
     state.fsdp_plugin = FullyShardedDataParallelPlugin(
@@ -154,21 +163,17 @@ def run_distributed(folder: Path) -> None:
     lora = {"lora": {"rank": 2, "dropout": 0.0}}
 
     def sharded() -> None:
+        """One after the other in the same processes, which learn once where shards go."""
         shard_on_cpu()
         train("sharded", 1, 2, evaluation={"every_steps": 3})
         train("sharded_lora", 2, 1, **lora)
-
-    def in_bf16() -> None:
-        shard_on_cpu("bf16")
-        train("sharded_bf16", 1, 2, precision="bf16")
-
-    def resumed() -> None:
-        shard_on_cpu()
         copy = folder / "resumed" / "run"
         if os.environ["RANK"] == "0":
             shutil.copytree(folder / "sharded" / "run", copy)
         torch.distributed.barrier()
         train("resumed", 1, 2, resume=copy / "checkpoints" / "step_00000002")
+        shard_on_cpu("bf16")
+        train("sharded_bf16", 1, 2, precision="bf16")
 
     def one() -> None:
         train("one", 4, 1)
@@ -186,8 +191,6 @@ def run_distributed(folder: Path) -> None:
     two_processes(two)
     two_processes(sharded)
     assert wait_for([fork(lambda: train("one_bf16", 4, 1, precision="bf16"))]) == [0]
-    two_processes(in_bf16)
-    two_processes(resumed)
 
 
 class Mortal(TinyRun):
@@ -258,3 +261,4 @@ if __name__ == "__main__":
     gc.freeze()  # runs look for garbage; what was imported is none
     run_distributed(Path(sys.argv[1]) / "distributed")
     run_killed(Path(sys.argv[1]) / "killed")
+    sys.exit(forked_evaluation.main(Path(sys.argv[1]) / "evaluated"))

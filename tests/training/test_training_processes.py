@@ -1,20 +1,29 @@
-"""Several processes against one, sharded against whole, killed against uninterrupted."""
+"""Several processes against one, sharded against whole, killed against uninterrupted.
+
+Two that evaluate are forked from the same one, which takes seconds to import everything.
+"""
 
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from benchmark_layouts import write_benchmark
 from forked_runs import KILLS
+from known_answers import Knowing
+from reported import run_benchmark
 from safetensors.torch import load_file
 from tiny_training import assert_same_weights
 
 from pixellm.checkpoint.io import load_model_and_processor
+from pixellm.evaluation.evaluate import BenchmarkRun
+from pixellm.evaluation.records import AnswerRecord, read_run
 from pixellm.training import distribution
 
 HERE = Path(__file__).parent
@@ -24,6 +33,7 @@ HERE = Path(__file__).parent
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all that a process and those that it forks have trained."""
     folder = tmp_path_factory.mktemp("forked")
+    write_benchmark("coco", folder / "evaluated" / "data")
     finished = subprocess.run(
         [sys.executable, str(HERE / "forked_runs.py"), str(folder)],
         env={
@@ -146,3 +156,26 @@ def test_ten_kills_change_neither_weights_nor_losses_nor_data(killed: Path) -> N
     assert len(made) > len(expected) == 14
     assert all(entry == by_step[entry["step"]] for entry in made)
     assert {entry["step"] for entry in made} == set(by_step)
+
+
+def timeless(folder: Path) -> list[AnswerRecord]:
+    return [replace(record, seconds=0.0) for record in read_run(folder).records]
+
+
+def without_seconds(groups: dict[str, Any]) -> dict[str, Any]:
+    for group in groups.values():
+        group["scores"].pop("seconds", None)
+    return groups
+
+
+def test_two_processes_report_what_one_alone_reports(both: Path) -> None:
+    folder = both / "evaluated"
+    run = BenchmarkRun("coco", "oracle", "val", folder / "data")
+    alone = Knowing(run.open())
+    summary, _ = run_benchmark(run, folder / "alone", lambda: alone, batch_size=1)
+    told = [json.loads((folder / f"told-{number}.json").read_text()) for number in (0, 1)]
+    assert [one["asked"] for one in told] == [alone.num_asked // 2] * 2
+    assert timeless(folder / "run") == timeless(folder / "alone")
+    assert not list((folder / "run").glob(".answers*"))
+    expected = without_seconds(json.loads(json.dumps(summary.to_dict()["groups"])))
+    assert [without_seconds(one["scores"]) for one in told] == [expected, expected]
