@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
 from pixellm.model.yolox import STAGE_NAMES, YoloxConfig, YoloxHead, YoloxModel
@@ -22,6 +23,18 @@ def test_every_stage_gives_a_map_of_its_stride() -> None:
     assert sizes[1] == (16, 16, 24)
     assert sizes[5:8] == [(32, 8, 12), (64, 4, 6), (128, 2, 3)]
     assert sizes[8:] == [(3 + 5 + 16, 8, 12), (24, 4, 6), (24, 2, 3)]
+
+
+def test_extra_sizes_add_readings_of_the_resized_canvas() -> None:
+    model = YoloxModel(small_config()).eval()
+    pixels = torch.rand(1, 3, 128, 160) * 255 - 114
+    once = model(pixels).hidden_states
+    model.config.extra_sizes = [0.5, 0.41]
+    more = model(pixels).hidden_states
+    assert [tuple(one.shape[2:]) for one in more[11:]] == [(8, 8), (4, 4), (2, 2)] * 2
+    torch.testing.assert_close(more[:11], once)
+    small = F.interpolate(pixels, size=(64, 64), mode="bilinear", antialias=True)
+    torch.testing.assert_close(more[11:14], model(small).hidden_states[8:11])
 
 
 def test_a_cell_without_offset_places_its_box_at_its_own_corner() -> None:

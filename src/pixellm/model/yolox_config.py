@@ -21,6 +21,9 @@ class YoloxConfig(PreTrainedConfig):
         pixel_offset: added to what comes in, so that the padding, 0, becomes the grey that the
             detector was trained with.
         image_size: side of the usual canvas in pixels.
+        extra_sizes: sizes, as shares of the canvas, at which the detector reads it
+            once more: instances that fill a large canvas are found better on a
+            smaller one, of the size that the detector was trained at.
         class_names: what the classes are called, where that is known.
     """
 
@@ -32,6 +35,7 @@ class YoloxConfig(PreTrainedConfig):
     num_classes: int = 80
     pixel_offset: float = 114.0
     image_size: int = 416
+    extra_sizes: list[float] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
 
     @property
