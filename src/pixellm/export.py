@@ -26,7 +26,7 @@ from pixellm.image_files import image_size, is_upright, load_image, size_mismatc
 from pixellm.masks import decode_mask, mask_iou, mask_to_box
 from pixellm.polygons import LEAST_IOU_ON_PIXELS, border_polygons, fill_polygons, pixel_polygons
 from pixellm.types import RLE, BoolMask
-from pixellm.visualize import draw_overlay, encode_image, segment_color
+from pixellm.visualize import css_color, draw_overlay, encode_image, segment_color
 
 _ARTICLE = re.compile(r"^(?:the|an|a)\s+")
 _PORTABLE = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -412,10 +412,9 @@ def _label_studio_files(labels: Labels, find: Find) -> Files:
 
 def label_studio_config(categories: Sequence[str]) -> str:
     """A labelling configuration with a brush for each class."""
-    colors = ["#{:02x}{:02x}{:02x}".format(*segment_color(n)) for n in range(len(categories))]
     brushes = "".join(
-        f"    <Label value={quoteattr(name)} background={quoteattr(color)}/>\n"
-        for name, color in zip(categories, colors, strict=True)
+        f"    <Label value={quoteattr(name)} background={quoteattr(css_color(n))}/>\n"
+        for n, name in enumerate(categories)
     )
     return (
         '<View>\n  <Image name="image" value="$image" zoom="true"/>\n'

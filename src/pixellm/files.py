@@ -3,7 +3,7 @@
 Files and folders are written under another name and renamed; logs of JSON lines grow at their end
 and survive a kill. A file that pixellm wrote can be told by the name of its maker, which images
 and pages carry, by the keys of its JSON, or by its folder's list of files; nothing else is ever
-replaced.
+replaced. What can't be written is refused with an OSError.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 MAKER = "pixellm"
@@ -223,11 +222,7 @@ def check_file(path: Path, keys: Iterable[str] = (), start: bytes = b"") -> None
 
 
 def check_place(path: Path) -> None:
-    """Refuse a folder, and a file below a file or in a folder that is closed to writing.
-
-    Raises:
-        OSError: it is one.
-    """
+    """Refuse a folder, and a file below a file or in a folder that is closed to writing."""
     final = path.resolve()
     if final.is_dir():
         raise IsADirectoryError(f"{path} cannot be written: it is a folder; name a file.")
@@ -245,22 +240,14 @@ def is_same_file(path: Path, other: Path) -> bool:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder that can't be made or written in.
-
-    Raises:
-        OSError: it can't.
-    """
+    """Refuse a folder that can't be made or written in."""
     if str(path) == STANDARD:
         raise OSError("A folder is written, which can't go to standard output; name one.")
     _check_parent(path.resolve() / _LIST_NAME, path)
 
 
 def check_new_folder(path: Path) -> None:
-    """Refuse a folder that can't be made, or that holds something.
-
-    Raises:
-        OSError: it does.
-    """
+    """Refuse a folder that can't be made, or that holds something."""
     check_folder(path)
     if path.exists() and any(path.iterdir()):
         raise OccupiedError(f"{path} exists already and is not empty; name another folder.")
@@ -280,11 +267,7 @@ def claim_folder(path: Path) -> None:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Tell a full or lost disk in one sentence, whichever library has met it inside.
-
-    Raises:
-        OSError: ``path`` could not be written.
-    """
+    """Tell a full or lost disk in one sentence, whichever library has met it inside."""
     try:
         yield
     except Exception as error:
@@ -299,11 +282,7 @@ def explained(path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that becomes ``out`` when the block ends well, else vanishes.
-
-    Raises:
-        OSError: as :func:`check_new_folder`.
-    """
+    """A folder beside ``out``, new or empty, that becomes ``out`` when the block ends well."""
     out = out.absolute()
     check_new_folder(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -365,11 +344,7 @@ def remove_folder(path: Path) -> None:
 
 
 def check_listed(folder: Path, patterns: Iterable[str]) -> None:
-    """Refuse a folder where a file of these names is not one that :func:`merged_folder` put there.
-
-    Raises:
-        OSError: there is such a file, or the folder can't be made.
-    """
+    """Refuse a folder with a file of these names that :func:`merged_folder` did not put there."""
     check_folder(folder)
     listed = _read_list(folder)
     for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
@@ -385,9 +360,6 @@ def check_merged(folder: Path) -> None:
     """Refuse a folder that holds something, unless it is of :func:`merged_folder` and unchanged.
 
     Files that others have put beside those of the last merge stay, and do no harm.
-
-    Raises:
-        OSError: it does, or a file of the last merge was changed, or the folder can't be made.
     """
     if not (folder / _LIST_NAME).is_file():
         check_new_folder(folder)
@@ -509,12 +481,7 @@ class LineLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -551,11 +518,7 @@ class LineLog:
 
 
 def check_log(path: Path, start: str = "{") -> int:
-    """The byte behind the last whole line of a log; the file is left as it is.
-
-    Raises:
-        ValueError: see :class:`LineLog`.
-    """
+    """The byte behind the last whole line of a log; it is refused as by :class:`LineLog`."""
     begin = start.encode()
     with path.open("rb") as file:
         head = file.read(len(begin))

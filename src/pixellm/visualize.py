@@ -55,6 +55,11 @@ def segment_color(index: int) -> Color:
     return red, green, blue
 
 
+def css_color(index: int) -> str:
+    """The same as ``#rrggbb``."""
+    return "#{:02x}{:02x}{:02x}".format(*segment_color(index))
+
+
 def draw_overlay(
     image: ImageLike,
     masks: Sequence[BoolMask],

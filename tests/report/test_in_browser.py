@@ -14,7 +14,7 @@ from PIL import Image
 
 from pixellm.report.figures import score_bars, to_svg
 from pixellm.report.gallery import data_url, mask_layer
-from pixellm.report.page import Card, Report, Table, html_page, write_report
+from pixellm.report.page import Card, Report, Table, render_page, write_report
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -58,7 +58,7 @@ def visit(chromium, tmp_path):
 def preview(folder: Path) -> bytes:
     turn = {"question": LONG, "parts": (("The ", None), ("cup", 0), (f" is {LONG}", None))}
     entry = {"name": LONG, "image": data_url(Image.new("RGB", (900, 60))), "turns": [turn]}
-    return html_page("preview.html", {"title": LONG, "entries": 3 * [entry]})
+    return render_page("preview.html", {"title": LONG, "entries": 3 * [entry]})
 
 
 def review(folder: Path) -> bytes:
@@ -77,7 +77,7 @@ def review(folder: Path) -> bytes:
         for number in range(3)
     ]
     values = {"title": "MUSE gallery", "cards": cards, "marks": {"key2": "accept"}, "save_at": ""}
-    return html_page("review.html", values)
+    return render_page("review.html", values)
 
 
 def report(folder: Path) -> bytes:

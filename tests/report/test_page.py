@@ -16,8 +16,8 @@ from pixellm.report.page import (
     Report,
     Table,
     check_report,
-    markdown_text,
     plain_markdown,
+    render_page,
     write_report,
 )
 
@@ -88,7 +88,7 @@ def test_a_data_card_shows_licences_and_names_as_text():
         "models": [(HOSTILE, "propose", 3, 10, 20, 0.25)],
         "run": {"model": HOSTILE, "annotations": "secret/path", "seed": HOSTILE},
     }
-    text = markdown_text("card.md", card_values(summary)).decode()
+    text = render_page("card.md", card_values(summary)).decode()
     assert "<script" not in text and "secret" not in text
     assert "| train | 2 | 3 | 9 | 3.00 |" in text and "Cost of the replies: 0.2500 USD." in text
     rows = text.partition("## Licences")[2].partition("##")[0].splitlines()

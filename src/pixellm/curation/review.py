@@ -22,7 +22,7 @@ from pixellm.data.muse import MuseRow, muse_files, rows_of
 from pixellm.files import check_file, write_files
 from pixellm.masks import decode_mask, segmentation_to_rle
 from pixellm.report.gallery import Part, mask_layer
-from pixellm.report.page import html_page
+from pixellm.report.page import render_page
 from pixellm.types import split_marks
 
 SIDE = 480
@@ -76,7 +76,7 @@ def write_gallery(folder: Path, images: Path, path: Path, num: int, seed: int = 
 def review_page(cards: list[dict[str, Any]], marks: Mapping[str, str], save_at: str = "") -> bytes:
     """The HTML of a gallery; ``save_at`` is where a click is posted, "" for a plain file."""
     values = {"title": "MUSE gallery", "cards": cards, "marks": marks, "save_at": save_at}
-    return html_page("review.html", values)
+    return render_page("review.html", values)
 
 
 class ReviewServer(ThreadingHTTPServer):

@@ -30,7 +30,7 @@ from pixellm.files import (
     read_json,
     write_files,
 )
-from pixellm.report.page import markdown_text
+from pixellm.report.page import render_page
 
 MARKS_NAME = "marks.json"
 
@@ -95,7 +95,7 @@ def write_set(ledger: FinishedRun, folder: Path, settings: WriteSettings) -> dic
         # How often the network failed is no property of the set: the same rows, the same files.
         lasting = {key: value for key, value in summary.items() if key != "requests"}
         (staging / "summary.json").write_bytes(json_bytes(lasting))
-        (staging / "README.md").write_bytes(markdown_text("card.md", card_values(summary)))
+        (staging / "README.md").write_bytes(render_page("card.md", card_values(summary)))
     return summary
 
 

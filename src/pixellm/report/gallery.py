@@ -14,7 +14,7 @@ from PIL import Image
 
 from pixellm.files import check_file, check_folder, write_files
 from pixellm.masks import decode_mask, resize_mask
-from pixellm.report.page import html_page
+from pixellm.report.page import render_page
 from pixellm.types import RLE, BoolMask
 from pixellm.visualize import draw_contact_sheet, draw_overlay, encode_image, segment_color
 
@@ -116,7 +116,7 @@ def write_preview(out: Path, title: str, entries: Sequence[PreviewEntry]) -> tup
     ]
     drawn = draw_contact_sheet([entry.image for entry in entries], captions)
     files = {
-        page: html_page("preview.html", {"title": title, "entries": shown}),
+        page: render_page("preview.html", {"title": title, "entries": shown}),
         sheet: encode_image(drawn, ".png"),
     }
     write_files(files, folder=out)

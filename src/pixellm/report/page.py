@@ -26,7 +26,7 @@ from pixellm.files import (
     locked,
     write_files,
 )
-from pixellm.visualize import segment_color
+from pixellm.visualize import css_color
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -137,8 +137,8 @@ def write_report(folder: Path, name: str, report: Report) -> list[Path]:
     }
     content = {
         folder / f"{name}.json": json_bytes(report.values),
-        folder / f"{name}.md": markdown_text("report.md", shown),
-        folder / f"{name}.html": html_page("report.html", shown),
+        folder / f"{name}.md": render_page("report.md", shown),
+        folder / f"{name}.html": render_page("report.html", shown),
     }
     # A run's folder is locked by whoever answers there; a folder of a report alone is not.
     with locked(folder) if (folder / LOCK_NAME).is_file() else nullcontext():
@@ -146,19 +146,10 @@ def write_report(folder: Path, name: str, report: Report) -> list[Path]:
     return [*content]
 
 
-def html_page(template: str, values: Mapping[str, Any]) -> bytes:
-    """A page in UTF-8.
-
-    Args:
-        template: name of a file below ``templates/``.
-        values: what the template prints.
-    """
-    return _environment(template).get_template(template).render(values).encode("utf-8")
-
-
-def markdown_text(template: str, values: Mapping[str, Any]) -> bytes:
-    """A Markdown document in UTF-8; see :func:`html_page`."""
-    return html_page(template, values)
+def render_page(template: str, values: Mapping[str, Any]) -> bytes:
+    """A page or Markdown document in UTF-8, by a file below ``templates/``."""
+    environment = _environment(Path(template).suffix)
+    return environment.get_template(template).render(values).encode("utf-8")
 
 
 def plain_markdown(value: object) -> str:
@@ -168,11 +159,11 @@ def plain_markdown(value: object) -> str:
 
 
 @cache
-def _environment_of(suffix: str) -> Environment:
+def _environment(suffix: str) -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     # Markdown is escaped when a value is printed; what has gone through a macro is Markup by then.
-    finalize = None if suffix == "html" else _finalize_markdown
+    finalize = None if suffix == ".html" else _finalize_markdown
     environment = Environment(
         loader=PackageLoader("pixellm.report"),
         autoescape=True,
@@ -182,18 +173,10 @@ def _environment_of(suffix: str) -> Environment:
         keep_trailing_newline=True,
         finalize=finalize,
     )
-    environment.globals["marked"] = Markup(MARKED_PAGE if suffix == "html" else MARKED_TEXT)
-    environment.filters["color"] = _css_color
+    environment.globals["marked"] = Markup(MARKED_PAGE if suffix == ".html" else MARKED_TEXT)
+    environment.filters["color"] = css_color
     return environment
-
-
-def _environment(template: str) -> Environment:
-    return _environment_of(template.rpartition(".")[2])
 
 
 def _finalize_markdown(value: object) -> Markup:
     return value if isinstance(value, Markup) else Markup(plain_markdown(value))
-
-
-def _css_color(index: int) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*segment_color(index))

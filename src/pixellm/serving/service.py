@@ -26,7 +26,7 @@ from pixellm.serving.remote import fetch_image
 from pixellm.serving.settings import Settings
 from pixellm.serving.worker import Piece, Worker
 from pixellm.types import Prediction, Request, Segment
-from pixellm.visualize import segment_color
+from pixellm.visualize import css_color
 
 Pixels = NDArray[np.uint8]
 Result = TypeVar("Result")
@@ -197,8 +197,7 @@ async def _until(deadline: float, pieces: AsyncGenerator[Piece]) -> AsyncGenerat
 
 def segment_values(segment: Segment, index: int) -> dict[str, Any]:
     """A segment as it goes over the wire."""
-    color = "#{:02x}{:02x}{:02x}".format(*segment_color(index))
-    return {"index": index, **segment_to_json(segment), "color": color}
+    return {"index": index, **segment_to_json(segment), "color": css_color(index)}
 
 
 def extension(prediction: Prediction) -> dict[str, Any]:
