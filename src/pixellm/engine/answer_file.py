@@ -42,14 +42,7 @@ def accept(values: dict[str, Any], is_first: bool) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class BatchSpan:
-    """A whole batch in a file.
-
-    Attributes:
-        number: of the batch.
-        start: byte where it begins.
-        end: byte behind it.
-        bad: items without an answer.
-    """
+    """A whole batch in a file, [start, end) in bytes, and how many of its items have no answer."""
 
     number: int
     start: int
@@ -73,11 +66,7 @@ class AnswerFile:
     dropped, and so are lines of a batch that is there in part, since an answer may depend, in the
     last bit of a score, on what it was batched with.
 
-    Args:
-        path: the file; made where missing, with its folder.
-        num_items: of the whole job.
-        batch_size: items that are answered together.
-        check: see :data:`Check`.
+    The file is made where missing, with its folder.
 
     Attributes:
         done: numbers of the batches in the file.
@@ -154,11 +143,7 @@ class AnswerFile:
 
 
 class AnswerStream:
-    """Answers to standard output or a pipe, which keep nothing to go on from; a context manager.
-
-    Args:
-        path: "-", or a pipe.
-    """
+    """Answers to standard output or a pipe, which keep nothing to go on from; a context manager."""
 
     def __init__(self, path: Path) -> None:
         self.done: set[int] = set()

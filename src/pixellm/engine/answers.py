@@ -68,15 +68,7 @@ GroupMasks = tuple[DecodedMask, ...]
 
 @dataclass(eq=False)
 class PendingAnswer:
-    """A request on its way.
-
-    Attributes:
-        request: as asked.
-        image: its image, encoded.
-        prompt: what the language model reads.
-        answer: as far as it is written.
-        started: when work on it began, by ``time.perf_counter``.
-    """
+    """A request on its way: its image, its prompt, and the answer as far as it is written."""
 
     request: Request
     image: PreparedImage
@@ -86,12 +78,7 @@ class PendingAnswer:
 
 
 class PromptBuilder:
-    """Builds prompts for one model.
-
-    Args:
-        config: the model's.
-        processor: the model's own.
-    """
+    """Builds prompts for one model."""
 
     def __init__(self, config: PixelLMConfig, processor: PixelLMProcessor) -> None:
         self.processor = processor
@@ -337,12 +324,7 @@ class AnswerDecoder:
 
 
 class GrowingAnswer:
-    """An answer told piece by piece, as its ids come.
-
-    Args:
-        decoder: turns ids into text.
-        pending: the answer, as far as it is written.
-    """
+    """An answer told piece by piece, as its ids come."""
 
     def __init__(self, decoder: AnswerDecoder, pending: PendingAnswer) -> None:
         self.pending = pending
@@ -355,9 +337,7 @@ class GrowingAnswer:
     ) -> Iterator[str | Segment | Prediction]:
         """What a step adds to text and segments; behind the last one the Prediction.
 
-        Args:
-            step: of this answer.
-            masks: those of the group that the step completes, if any.
+        The masks are those of the group that the step completes, if any.
         """
         self.pending.answer.extend(step)
         text, ends = self._decoder.text_of(self.pending.answer.ids)

@@ -28,13 +28,10 @@ Chooser = Callable[[Tensor, Sequence[Row]], Sequence[int]]
 
 @dataclass(frozen=True)
 class Step:
-    """What one row gained in one step.
+    """What the row of that number gained in one step: one id, or those of a codebook group.
 
     Attributes:
-        row: number of the prompt, in the order in which prompts were added.
-        ids: the new ids; several for a codebook group.
         group_states: (G, D) hidden states that the group's mask is read from; None otherwise.
-        finished: nothing follows for this row.
     """
 
     row: int

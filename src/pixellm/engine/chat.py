@@ -18,11 +18,7 @@ class ChatSession:
     """Several turns about one image.
 
     Attributes:
-        engine: answers, as :class:`pixellm.engine.Engine` does.
-        image: the image.
-        prepared: the same, encoded.
         history: (question, answer with ``{seg}`` marks) pairs so far.
-        last: the last prediction.
     """
 
     engine: Any
@@ -32,12 +28,7 @@ class ChatSession:
     last: Prediction | None = None
 
     def ask(self, question: str, **options: Any) -> Prediction:
-        """Answer the next question; earlier turns are kept in mind.
-
-        Args:
-            question: as typed.
-            **options: as :meth:`pixellm.engine.Engine.predict` takes them.
-        """
+        """Answer the next question, earlier turns kept in mind; options as ``Engine.predict``."""
         prediction: Prediction = self.engine.predict(
             self.prepared, question, self.history, **options
         )

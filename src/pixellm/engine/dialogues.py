@@ -47,8 +47,6 @@ class AnsweredDialogue:
     """A dialogue with the answers it got.
 
     Attributes:
-        index: its place in the input.
-        sample: the dialogue.
         predictions: one per turn, as far as it is answered.
         seconds: per turn, its share of the batch it was answered in.
         problem: why the next turn is too long to be asked; "" where it is not.
@@ -114,12 +112,8 @@ def answer_dialogues(
     """Run a batch of dialogues by free generation: all first turns together, then all second ones.
 
     A later turn is asked with the predictor's own earlier answers as its history, never with the
-    true ones: an early mistake may cost a later answer, as it does in use.
-
-    Args:
-        predictor: answers the questions.
-        samples: dialogues.
-        options: of the answers, see :class:`~pixellm.engine.AnswerOptions`; for engines alone.
+    true ones: an early mistake may cost a later answer, as it does in use. Options of the
+    answers, see :class:`~pixellm.engine.AnswerOptions`, are for engines alone.
     """
     ask = ask_with(predictor, **options)
     dialogues = [AnsweredDialogue(index, sample) for index, sample in enumerate(samples)]
@@ -145,10 +139,8 @@ def answer_each(
 ) -> list[Answered | Exception]:
     """Answers in order, of all together; the reason in place of one that there is no answer to.
 
-    Args:
-        answer: may raise for one that it can't answer; the others are then answered half by half.
-        asked: what is to be answered.
-        is_about_one: whether an error is about one of them; others pass.
+    Where ``answer`` raises an error that ``is_about_one`` of them, all are answered half by half;
+    other errors pass.
     """
     try:
         answers = list(answer(asked))

@@ -63,12 +63,9 @@ class JobState:
 
 @dataclass(frozen=True, slots=True)
 class BatchAnswers:
-    """What came of a batch.
+    """What came of a batch: the lines of each item in order, as JSON.
 
-    Attributes:
-        lines: JSON, the lines of each item in order.
-        images: different images that were asked about.
-        seconds: what the batch took its worker.
+    Counted are the different images that were asked about, and the seconds that it took its worker.
     """
 
     lines: bytes
@@ -78,12 +75,9 @@ class BatchAnswers:
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroup:
-    """The processes that share a job.
+    """The processes that share a job, counted from 0.
 
-    Attributes:
-        number: of this one, from 0.
-        count: all.
-        local: number among those on this machine, which chooses the GPU.
+    ``local`` is the number among those on this machine, which chooses the GPU.
     """
 
     number: int = 0

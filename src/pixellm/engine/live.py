@@ -19,14 +19,7 @@ Begin = Callable[[Sequence[Asked]], list[PendingAnswer | ValueError | OSError]]
 
 
 class LiveBatch:
-    """Answers that grow side by side; made by :meth:`pixellm.engine.Engine.open_batch`.
-
-    Args:
-        loop: writes the answers.
-        decoder: turns them into text and masks.
-        begin: encodes requests.
-        turn: entered for each piece of work on the model.
-    """
+    """Answers that grow side by side; made by :meth:`pixellm.engine.Engine.open_batch`."""
 
     def __init__(
         self,

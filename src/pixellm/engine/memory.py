@@ -29,9 +29,6 @@ def run_in_portions(
     """Work on ``items`` by portions of at most ``largest``; results in order.
 
     A portion that does not fit into memory is halved, and so are those behind it.
-
-    Raises:
-        RuntimeError, MemoryError: a single item does not fit, or ``work`` failed otherwise.
     """
     done: list[Result] = []
     while len(done) < len(items):

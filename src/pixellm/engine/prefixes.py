@@ -29,11 +29,7 @@ class _Entry:
 
 
 class PrefixStore:
-    """Keeps keys and values of prompts' beginnings.
-
-    Args:
-        max_bytes: most bytes of keys and values; 0 keeps nothing.
-    """
+    """Keeps keys and values of prompts' beginnings, up to ``max_bytes``; 0 keeps nothing."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes

@@ -46,16 +46,7 @@ def answer_rows(
     batch_size: int,
     progress: Progress = lambda state: None,
 ) -> JobState:
-    """Run a job over rows, see :func:`~pixellm.engine.jobs.run_job`.
-
-    Args:
-        rows: of the whole job.
-        path: JSONL file of answers, or "-".
-        model: what the model is called in the answers.
-        spread: answers batches.
-        batch_size: rows answered together.
-        progress: called before the first and after every batch.
-    """
+    """Run a job over rows, see :func:`~pixellm.engine.jobs.run_job`."""
     check = lines_of(rows, model)
     return run_job(rows, path, spread, batch_size, check=check, progress=progress)
 
@@ -79,7 +70,6 @@ class OpenedBatch:
     """Rows whose images are read, and encoded where the engine does that apart.
 
     Attributes:
-        rows: all of the batch.
         requests: by the number of their row.
         problems: reasons, by the number of the rows that make no request.
         begun: when the batch was begun, of a clock that never goes back.
@@ -102,12 +92,8 @@ class RowWorker:
     """Answers batches of rows with one engine.
 
     Nothing is kept from batch to batch, so that answers depend on their batch alone, to the last
-    digit, wherever a job was stopped.
-
-    Args:
-        load: makes the engine, in the process that uses it.
-        model: what the model is called in the answers.
-        temperature: of the answers, see :class:`~pixellm.engine.AnswerOptions`.
+    digit, wherever a job was stopped. ``load`` makes the engine, in the process that
+    uses it; ``model`` is what the answers call it.
     """
 
     def __init__(self, load: Callable[[], Predictor], model: str, temperature: float = 0.0) -> None:
@@ -206,10 +192,7 @@ def answer_ahead(
 ) -> Spread[JobRow]:
     """Answer batches in this process; the next one's images are read and encoded meanwhile.
 
-    Args:
-        load: makes the engine, where a batch is left.
-        model: what the model is called in the answers.
-        temperature: of the answers.
+    The engine is made where a batch is left. See :class:`RowWorker`.
     """
 
     def spread(batches: Sequence[Sequence[JobRow]]) -> Iterator[BatchAnswers]:

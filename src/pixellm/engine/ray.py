@@ -30,12 +30,8 @@ def answer_on_ray(
 ) -> Spread[JobRow]:
     """Answer batches on a Ray cluster, started here where none runs (or at ``RAY_ADDRESS``).
 
-    Args:
-        load: makes a worker's engine; pickled.
-        model: what the model is called in the answers.
-        workers: engines over the whole cluster.
-        gpus_per_worker: what each of them reserves.
-        temperature: of the answers.
+    ``load`` is pickled; ``workers`` counts the engines over the whole cluster, each of which
+    reserves ``gpus_per_worker``. See :class:`~pixellm.engine.questions.RowWorker`.
     """
 
     def spread(batches: Sequence[Sequence[JobRow]]) -> Iterator[BatchAnswers]:
@@ -73,10 +69,7 @@ def _light(batch: Sequence[JobRow]) -> list[JobRow] | range:
 class _RayWorker:
     """A worker inside one of Ray's processes.
 
-    Args:
-        load: makes the engine.
-        model: what the model is called in the answers.
-        build: reference to what makes a row of its number; None where the rows are sent.
+    ``build`` refers to what makes a row of its number; None where the rows are sent.
     """
 
     def __init__(

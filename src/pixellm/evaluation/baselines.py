@@ -36,9 +36,7 @@ GUESSES: dict[str, Guess] = {"largest_object": guess_largest, "all_objects": gue
 class ObjectGuesser:
     """Answers every question about a drawn scene with the same guess; offers ``predict_batch``.
 
-    Args:
-        samples: whose images will be asked about; their ``objects`` are what is guessed from.
-        guess: chooses the objects to show.
+    Its guesses are chosen among the ``objects`` of the samples whose images will be asked about.
     """
 
     def __init__(self, samples: Iterable[Sample], guess: Guess) -> None:

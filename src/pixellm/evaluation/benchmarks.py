@@ -40,15 +40,10 @@ class Benchmark:
     """One benchmark.
 
     Attributes:
-        name: as the command line calls it.
-        title: for reports.
-        asks: what it asks, one sentence.
         unit: what counts as one IoU.
         modes: how it may be answered, the usual one first.
         released: whether the release scores it: "muse" by its MUSE scorer; "same" where one mask
             answers one expression and the release's numbers equal the strict ones; "" not at all.
-        headline: scores that it is judged by.
-        split: the usual one.
         classes_are_kinds: average precision is the mean over kinds of question.
         names: how phrases name targets, see :class:`~pixellm.evaluation.scores.Rules`.
     """
@@ -74,11 +69,7 @@ class Benchmark:
         return reader_class(self.name).splits
 
     def rules(self, mode: Mode | None = None, protocol: Protocol = "strict") -> Rules:
-        """The rules of a run.
-
-        Raises:
-            ValueError: the benchmark knows no such mode or protocol.
-        """
+        """The rules of a run."""
         chosen = self.modes[0] if mode is None else mode
         if chosen not in self.modes:
             raise ValueError(f"{self.name} is answered {' or '.join(self.modes)}, not {chosen!r}.")
@@ -229,11 +220,7 @@ def open_questions(
 
 
 def usual_split(name: str) -> str:
-    """The split that is asked where none is named: the benchmark's, ``val``, or the first.
-
-    Raises:
-        ValueError: no data set is called so.
-    """
+    """The split that is asked where none is named: the benchmark's, ``val``, or the first."""
     _check_name(name)
     if name in BENCHMARKS:
         return BENCHMARKS[name].split
@@ -247,19 +234,9 @@ def open_rows(
     """The questions of a data set's split, and behind them a bad row for each that was left out.
 
     Asked are the reader's evaluation questions, which depend on no seed. Sets of dialogues are
-    asked turn by turn instead, each with the data's own earlier turns as its history.
-
-    Args:
-        name: one of :data:`SET_NAMES`.
-        root: folder that holds the data sets; images are called by their path from there. Not
-            used by scenes.
-        split: one of the set's.
-        options: further arguments of the reader, by name; of scenes ``num`` images (500), with
-            ``dialogues`` about each (4), and ``seed`` (0).
-
-    Raises:
-        ValueError: an unknown name, split or option, a damaged file, or nothing to ask.
-        FileNotFoundError: a file is missing; says where to get it.
+    asked turn by turn instead, each with the data's own earlier turns as its history. Images are
+    called by their path from ``root``, which scenes don't use. Options and errors are those of
+    :func:`open_questions`; nothing to ask is an error too.
     """
     _check_name(name)
     chosen = dict(options or {})

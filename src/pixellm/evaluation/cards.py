@@ -56,11 +56,7 @@ def build_cards(
 ) -> list[Card]:
     """The gallery of a report: predicted masks on the left, true ones on the right.
 
-    Args:
-        records: all answers.
-        unit: what counts as one IoU.
-        fetch_image: gives the images.
-        notes: (dialogue, turn) -> what a judge said of the answer.
+    ``notes`` hold what a judge said of an answer, by (dialogue, turn).
     """
     said = notes or {}
     cards = []
@@ -77,15 +73,7 @@ def build_cards(
 def build_card(
     sort: str, title: str, record: AnswerRecord, panels: tuple[Panel, ...], note: str = ""
 ) -> Card:
-    """An answer as a report shows it.
-
-    Args:
-        sort: why it is shown.
-        title: its score, in words.
-        record: the answer.
-        panels: images side by side.
-        note: what a judge said of it; "" without one.
-    """
+    """An answer as a report shows it."""
     fields = {
         "question": record.question,
         "answer": record.answer or "(nothing)",

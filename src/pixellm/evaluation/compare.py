@@ -40,12 +40,8 @@ class Comparison:
     """Two runs over the questions that both answered.
 
     Attributes:
-        names: what the runs are called.
-        settings: of each run.
-        unit: what counts as one IoU.
         scores: name -> the score of each run and the difference, second minus first.
         pairs: the answers of both runs to each question, those that moved most first.
-        num_images: that the questions are about.
         num_left_out: questions that only one run answered.
     """
 
@@ -91,11 +87,7 @@ class Comparison:
 
 
 def compare_runs(first: Path, second: Path) -> Comparison:
-    """Compare the answers of two runs.
-
-    Args:
-        first: folder of run A.
-        second: folder of run B.
+    """Compare the answers in the folders of two runs, A and B.
 
     Raises:
         FileNotFoundError: a folder holds no run.
@@ -125,12 +117,7 @@ def compare_runs(first: Path, second: Path) -> Comparison:
 
 
 def comparison_report(comparison: Comparison, fetch_image: FetchImage) -> Report:
-    """The report of a comparison.
-
-    Args:
-        comparison: what it is about.
-        fetch_image: gives the images of the answers that moved most.
-    """
+    """The report of a comparison, with the images of the answers that moved most."""
     title = f"{comparison.names[0]} and {comparison.names[1]}"
     tables = [comparison.table(), comparison.moved()]
     cards = _cards(comparison, fetch_image)

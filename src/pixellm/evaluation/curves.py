@@ -34,8 +34,6 @@ class PrecisionCurve:
 
     Attributes:
         ap: mean over IoU thresholds 0.50, 0.55 .. 0.95; None without targets.
-        ap50: at IoU 0.50.
-        ap75: at IoU 0.75.
         recalls: 101 recalls, 0 to 1.
         precisions: IoU threshold ("0.50", "0.75") -> best precision at each recall or above.
     """
@@ -49,13 +47,9 @@ class PrecisionCurve:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationBin:
-    """Masks whose scores lie in [low, high).
+    """Masks whose own scores lie in [low, high); 1 in the last bin.
 
     Attributes:
-        low: lower end.
-        high: upper end; the last bin holds 1 too.
-        count: masks.
-        mean_score: of the model's own scores.
         mean_iou: with what they were matched to; 0 for spurious masks.
     """
 

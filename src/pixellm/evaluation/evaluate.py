@@ -67,20 +67,14 @@ class BenchmarkRun:
     """What is to be evaluated, checked as far as it can be without files.
 
     Attributes:
-        name: of the benchmark.
         model: as the user called it; on drawn scenes also a guess that needs no model, one of
             :data:`~pixellm.evaluation.baselines.GUESSES`.
         split: of the data set; the benchmark's usual one where "".
         data: folder that holds the data sets, or a file, see
             :func:`~pixellm.evaluation.benchmarks.open_questions`; not used by drawn scenes.
         images: folder of the images, where they do not lie as usual or beside the file.
-        options: further options of the data set's reader, by name.
         mode: "free" or "forced"; the benchmark's usual one where None.
-        protocol: "strict" or "released".
         limit: the first dialogues only; all where 0.
-        seed: of drawn scenes.
-        num_scenes: of drawn scenes.
-        dialogues_per_image: of drawn scenes.
         dtype: floating type of the model in memory, such as "float32"; "" where it is not said.
         quantize: "int8", "int4" or "nf4" where the language model's weights are rounded.
         max_new_tokens: longest answer in tokens; None where it is not said.
@@ -195,11 +189,7 @@ class Evaluation:
     """A benchmark answered and scored.
 
     Attributes:
-        run: what was evaluated.
         settings: of the run, and what is known since it was answered.
-        questions: of the benchmark.
-        records: all answers, in order.
-        summary: their scores.
         left_out: questions that were not answered: their data can't be used, or they are too long.
     """
 
@@ -303,19 +293,9 @@ def answer_questions(
 ) -> RunAnswers:
     """Answer and score what a folder has no answers to, and give back all of its records.
 
-    Args:
-        answer: how, see :func:`answer_freely`.
-        questions: dialogues.
-        rules: how to score.
-        folder: of the job; where None nothing is kept.
-        batch_size: dialogues answered together.
-        model: what the answers call the model.
-        root: images are called by their path from there.
-        group: each process answers its part; all must call this.
-        progress: told after every batch.
-
-    Returns:
-        What the questions came to in all processes.
+    Nothing is kept where ``folder`` is None. The answers call the model ``model`` and images by
+    their path from ``root``. Each process of ``group`` answers its part, and all get what the
+    questions came to in all of them.
 
     Raises:
         ValueError: answers that don't fit their questions, or a damaged file.
@@ -362,11 +342,8 @@ def with_numbers(
 ) -> BenchmarkRun:
     """The run with what decides its model's numbers: floating type and longest answer.
 
-    Args:
-        run: a guess has neither.
-        device: where the model is to run; "auto" as in :func:`pixellm.engine.load`.
-        dtype: its floating type by name, likewise.
-        max_new_tokens: the engine's limit where None.
+    Device and type are named as for :func:`pixellm.engine.load`; ``max_new_tokens`` is the engine's
+    limit where None. A guess has neither.
     """
     if run.model in GUESSES:
         return run
@@ -391,16 +368,7 @@ def _how_to_answer(run: BenchmarkRun, engine: Any) -> Answer:
 
 @dataclass(slots=True)
 class _DialogueWorker:
-    """Answers and scores the dialogues of a batch of numbers.
-
-    Attributes:
-        answer: how they are answered.
-        questions: all dialogues.
-        rules: how they are scored.
-        model: what the answers call it.
-        root: images are called by their path from there.
-        gious: of the questions so far.
-    """
+    """Answers and scores the dialogues of a batch of numbers."""
 
     answer: Answer
     questions: Sequence[Sample]
@@ -492,11 +460,6 @@ def score_dialogue(answered: AnsweredDialogue, index: int, rules: Rules) -> list
 
     Given answers name their targets in order, so their masks are paired by position; free ones are
     matched.
-
-    Args:
-        answered: the dialogue with its answers.
-        index: its index in the benchmark.
-        rules: how to score.
     """
     records = []
     for number in range(len(answered.predictions)):

@@ -80,7 +80,6 @@ class ExternalScores:
         records: of every question, in order, without a judge.
         left_out: questions that are not scored, since their data can't be used.
         judgement: the records as judged, with the ratings; None without a judge.
-        num_missing: questions without a prediction.
     """
 
     records: list[AnswerRecord]
@@ -105,15 +104,10 @@ def score_predictions(
     allow_missing: bool = False,
     progress: RequestProgress | None = None,
 ) -> ExternalScores:
-    """Score another system's predictions.
+    """Score another system's predictions of a benchmark's dialogues, in the mode "free".
 
-    Args:
-        predictions: one for each question.
-        samples: the benchmark's dialogues.
-        rules: of the benchmark; the mode is "free".
-        judge: rates the answers.
-        allow_missing: count questions without a prediction as answered without masks.
-        progress: told about the judge's work.
+    Questions without a prediction count as answered without masks where ``allow_missing`` is on,
+    and are an error otherwise.
 
     Raises:
         NothingAnsweredError: there is no question whose data can be used.
@@ -200,11 +194,6 @@ def question_id(sample: Sample, number: int) -> str:
 def question_to_json(sample: Sample, number: int, image: str) -> dict[str, Any]:
     """What another system is told about a question; nothing of its answer.
 
-    Args:
-        sample: the dialogue.
-        number: of the turn in it.
-        image: path of the image.
-
     Returns:
         ``id``, ``image``, ``width``, ``height``, ``question`` and ``history``, the true earlier
         turns as [question, answer] pairs.
@@ -245,15 +234,9 @@ class ExternalPredictions:
     def check_questions(
         self, ids: Sequence[str], left_out: Set[str] = frozenset(), *, allow_missing: bool
     ) -> int:
-        """Compare the questions answered with those asked.
+        """Compare the questions answered with those asked; gives how many have no prediction.
 
-        Args:
-            ids: of the questions asked.
-            left_out: of those that are not scored, answered or not.
-            allow_missing: let questions be without a prediction.
-
-        Returns:
-            How many have no prediction.
+        Those in ``left_out`` are not scored, answered or not.
 
         Raises:
             ValueError: a prediction for a question that was not asked, or none for one that was
@@ -276,12 +259,7 @@ class ExternalPredictions:
         return len(missing)
 
     def predict(self, key: str, question: str, size: tuple[int, int]) -> Prediction:
-        """The answer to a question; an empty one where there is none.
-
-        Args:
-            key: id of the question.
-            question: its text.
-            size: (height, width) of its image.
+        """The answer to the question of an id, about an image of (height, width); empty without one.
 
         Returns:
             The prediction, mask logits in its ``info``. Where the text has no marks, segments
@@ -355,11 +333,9 @@ def _read_logits(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def write_questions(samples: Sequence[Sample], out: Path) -> tuple[int, list[LeftOut]]:
-    """Write ``questions.jsonl``, and ``images/*.png`` of images that were drawn.
+    """Write ``questions.jsonl``, and ``images/*.png`` of images that were drawn, into a new folder.
 
-    Args:
-        samples: the benchmark's dialogues; images with files stay where they are.
-        out: folder; made where missing, must be empty.
+    Images with files stay where they are.
 
     Returns:
         How many questions were written, and those that are left out, as their data can't be used.

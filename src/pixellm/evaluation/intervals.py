@@ -22,12 +22,10 @@ _RESAMPLES_AT_ONCE = 100
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A score with its interval.
+    """A score with the ends of its interval, None where it has no value.
 
     Attributes:
         value: the score; None where nothing counts towards it.
-        low: lower end of the interval, None where there is no value.
-        high: upper end, likewise.
         count: the sum that the score was divided by: questions, matches or pixels.
     """
 
@@ -44,12 +42,10 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much a score changes from a first run to a second one.
+    """How much a score changes from a first run to a second one, with the ends of the interval.
 
     Attributes:
         value: second minus first; None where either has no score.
-        low: lower end of the interval, None where there is no value.
-        high: upper end, likewise.
         share_not_above: resamples in which the second run is not better; near 0 where it is
             better beyond chance, near 1 where it is worse.
     """
@@ -144,20 +140,10 @@ def bootstrap(
 def estimate_ratios(
     table: ArrayLike, *, num_resamples: int = 2000, seed: int = 0
 ) -> list[Estimate]:
-    """Scores with percentile bootstrap intervals, all on the same resamples.
+    """Scores with percentile bootstrap intervals, all on the same resamples, in order.
 
     A share of exactly 0 or 1 gets an interval of no width: the bootstrap knows only what it saw.
-
-    Args:
-        table: (U, M, 2) of one model, see :func:`bootstrap`.
-        num_resamples: how often U units are drawn with replacement.
-        seed: the same seed and input give the same intervals.
-
-    Returns:
-        One estimate per score, in order.
-
-    Raises:
-        ValueError: another shape, or no resamples are asked.
+    The table is (U, M, 2) of one model; it, the seed and the errors are those of :func:`bootstrap`.
     """
     (resampled,) = bootstrap([table], num_resamples=num_resamples, seed=seed)
     return [resampled.estimate(score) for score in range(len(resampled.tops))]

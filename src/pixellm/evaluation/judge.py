@@ -65,8 +65,6 @@ class JudgeItem:
     """One answer to be judged.
 
     Attributes:
-        question: as asked.
-        answer: the predicted text.
         masks: per mask, [start, end) of the phrase in the answer that it grounds, and the
             description of the true object that it was matched to; None for a mask that matched
             nothing, which is not judged.
@@ -128,17 +126,7 @@ def describe_targets(turn: Turn) -> tuple[str, ...]:
 
 
 class Judge(ABC):
-    """Anything that rates answers.
-
-    Args:
-        threshold: ratings below it reject a mask.
-
-    Attributes:
-        name: for reports.
-
-    Raises:
-        ValueError: a threshold off the scale.
-    """
+    """Anything that rates answers; ratings below ``threshold``, 1 to 10, reject a mask."""
 
     kind: str
     name: str
@@ -358,11 +346,9 @@ def load_rules() -> str:
 
 
 def read_ratings(text: str, numbers: Sequence[int]) -> Verdict:
-    """Rating by number of object, from a model's reply.
+    """Rating by number of object, from a model's reply, each object of ``numbers`` once.
 
-    Args:
-        text: the reply; words and a code fence around the JSON object are passed over.
-        numbers: the objects that must be rated, each once.
+    Words and a code fence around the JSON object are passed over.
 
     Raises:
         ValueError: says to the model what is wrong.

@@ -24,11 +24,7 @@ class RatedMask:
     """A mask that matched an object, as a judge saw it.
 
     Attributes:
-        index: of the mask in its answer.
-        phrase: in the answer that it grounds.
-        description: of the object.
         rating: 1 to 10; None where no verdict came.
-        rejected: whether it is rated below the threshold.
     """
 
     index: int
@@ -43,8 +39,6 @@ class Judgement:
     """What a judge did to an evaluation.
 
     Attributes:
-        judge: its name.
-        settings: of the judge, see :meth:`~pixellm.evaluation.judge.Judge.describe`.
         records: all answers; matches of rejected masks have intersection 0.
         masks: of every answer, in order, those that matched an object.
     """
@@ -71,13 +65,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class JudgedScores:
-    """The scores of a run without and with a judge.
-
-    Attributes:
-        judgement: what it said.
-        plain: scores without the judge.
-        judged: scores with rejected masks at intersection 0.
-    """
+    """The scores of a run without and with a judge, whose rejected masks have intersection 0."""
 
     judgement: Judgement
     plain: Summary
@@ -109,11 +97,6 @@ def judge_evaluation(
     Scores of the released protocol come from logits, which a run does not keep: the judge's
     effect is always counted strictly.
 
-    Args:
-        evaluation: the answers.
-        judge: rates.
-        progress: told about the judge's work.
-
     Raises:
         ValueError: nothing to judge, see :func:`check_judging`.
         OSError: the judge can't be asked, or its money is spent.
@@ -139,11 +122,7 @@ def judge_records(
     Where no verdict came, nothing is rejected. Scores of the released protocol are computed from
     logits, which records do not hold, and stay unjudged.
 
-    Args:
-        judge: rates.
-        records: of free generation; given texts have nothing to be judged.
-        questions: of the benchmark; a record's ``index`` and ``turn`` say which one it answers.
-        progress: told about the judge's work.
+    The records are of free generation; ``index`` and ``turn`` tell which question one answers.
     """
     items = [judge_item(record, questions[record.index].turns[record.turn]) for record in records]
     masks = tuple(

@@ -205,12 +205,9 @@ def sum_matches(matches: Sequence[MaskMatch]) -> QuestionScore:
 def score_masks(
     predictions: BoolMask, truths: BoolMask, rejected: Iterable[int] = ()
 ) -> QuestionScore:
-    """Score one question under the strict protocol.
+    """Score one question under the strict protocol: (P, H, W) and (G, H, W) bool; P and G may be 0.
 
-    Args:
-        predictions: (P, H, W) bool; P may be 0.
-        truths: (G, H, W) bool; G may be 0.
-        rejected: predictions that a judge found not to fit; their IoU is 0, after matching.
+    Predictions in ``rejected``, which a judge found not to fit, have IoU 0, after matching.
     """
     matches = match_masks(predictions, truths, boundaries=False)
     return sum_matches(reject_matches(matches, frozenset(rejected)))

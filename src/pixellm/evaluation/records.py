@@ -41,16 +41,10 @@ class AnswerRecord:
     Attributes:
         index: the dialogue's index in the benchmark.
         turn: the question's index in its dialogue, from 0.
-        num_turns: of the dialogue.
-        sample: id of the dialogue.
         image: names the image; questions about one image are resampled together.
-        kind: of the question.
-        question: as asked.
         expected: the true answer, without marks.
         answer: the predicted one; the true one where it was given.
         size: (height, width) of the image in pixels.
-        targets: true objects.
-        shown: predicted masks.
         matches: of the strict protocol, see :func:`~pixellm.evaluation.metrics.match_masks`.
         union: likewise for all masks joined, none or one.
         released: score under the released protocol; None where that was not asked for.
@@ -95,8 +89,6 @@ class LeftOut:
     Its data can't be used, or it is too long for the model.
 
     Attributes:
-        index: the dialogue's index in the benchmark.
-        turn: the question's index in its dialogue, from 0.
         num_turns: of the dialogue; 1 where that is not known.
         reason: one sentence that names the file.
         sample: id of the dialogue; "" where that is not known.
@@ -127,12 +119,7 @@ class LeftOut:
 
 
 class RunAnswers(NamedTuple):
-    """What the questions of a run came to.
-
-    Attributes:
-        records: of those answered, in the order of the benchmark.
-        left_out: the others, likewise.
-    """
+    """Questions of a run that were answered, and those left out, in the benchmark's order."""
 
     records: list[AnswerRecord]
     left_out: list[LeftOut]
@@ -148,19 +135,12 @@ def build_record(
     protocol: Protocol = "strict",
     pairs: Pairs | None = None,
 ) -> AnswerRecord:
-    """Score an answer to a turn of a dialogue.
+    """Score an answer, masks (H, W) bool in pixels of the image, to a turn of a dialogue.
 
     Pixels that the targets mark as ignored (ReasonSeg, crowds) are taken out of all masks first; a
-    mask that lies there by half or more and touches no target is no spurious one.
-
-    Args:
-        sample: the dialogue.
-        index: of the dialogue in the benchmark.
-        number: of the turn.
-        prediction: the answer, masks (H, W) bool in pixels of the image.
-        seconds: the answer took.
-        protocol: "released" also scores the logits that the prediction carries.
-        pairs: which mask answers which target, where the answer was given; matched where None.
+    mask that lies there by half or more and touches no target is no spurious one. The protocol
+    "released" also scores the logits that the prediction carries. ``pairs`` say which mask answers
+    which target, where the answer was given; they are matched where None.
 
     Raises:
         ValueError: logits are needed but missing, or masks differ in size.
@@ -203,10 +183,7 @@ def build_record(
 def record_to_json(record: AnswerRecord, model: str = "", image: str = "") -> dict[str, Any]:
     """The record as a line of an answers file: the answer, and beside it what it was scored on.
 
-    Args:
-        record: an answered question.
-        model: what the model is called.
-        image: what the image is called; its path, or the sample where that is drawn, where "".
+    Without a name the image is called by its path, or by the sample where it was drawn.
 
     Returns:
         ``row`` (the dialogue's index), ``num_turns``, ``turn``, ``id``, then what
@@ -232,11 +209,7 @@ def record_to_json(record: AnswerRecord, model: str = "", image: str = "") -> di
 
 
 def record_from_json(values: Mapping[str, Any]) -> AnswerRecord:
-    """The way back from :func:`record_to_json`.
-
-    Raises:
-        ValueError: these are no values of a record.
-    """
+    """The way back from :func:`record_to_json`; a ValueError where these are no such values."""
     try:
         answer, beside = read_answer(values), values["evaluation"]
         if answer is None:
@@ -322,15 +295,7 @@ def stack_masks(masks: Sequence[BoolMask], size: tuple[int, int]) -> BoolMask:
 
 
 def ignored_pixels(targets: Sequence[Target], size: tuple[int, int]) -> BoolMask:
-    """Pixels that a question's scores leave out; what a target claims always counts.
-
-    Args:
-        targets: of the question.
-        size: (height, width) of the image.
-
-    Returns:
-        (H, W) bool.
-    """
+    """(H, W) bool pixels that a question's scores leave out; what a target claims always counts."""
     regions = [decode_mask(target.ignore) for target in targets if target.ignore is not None]
     if not regions:
         return np.zeros(size, dtype=np.bool_)

@@ -31,13 +31,7 @@ _PACKAGES = ("pixellm", "torch", "transformers", "numpy", "scipy", "pycocotools"
 
 
 def report_of(evaluation: Evaluation, judged: JudgedScores | None = None) -> Report:
-    """The report of a run.
-
-    Args:
-        evaluation: its answers and scores.
-        judged: the scores without and with a judge, where there was one; the evaluation's stay
-            without.
-    """
+    """The report of a run; what ``judged`` holds is shown beside the scores without the judge."""
     settings, summary = evaluation.settings, evaluation.summary
     headline = evaluation.run.headline
     tables = all_tables(summary, headline)

@@ -307,10 +307,8 @@ def _is_called(name: str, phrase: str) -> bool:
 def is_text_right(kind: str, expected: str, answer: str) -> bool:
     """Whether an answer in words alone holds the expected number, or is the expected text.
 
-    Args:
-        kind: of the question, one of :data:`TEXT_KINDS`.
-        expected: the true answer, without marks.
-        answer: the predicted one; case and punctuation don't matter.
+    The kind is one of :data:`TEXT_KINDS`; the texts have no marks, and their case and punctuation
+    don't matter.
     """
     if kind != COUNTING_KIND:
         return re.findall(r"\w+", expected.casefold()) == re.findall(r"\w+", answer.casefold())

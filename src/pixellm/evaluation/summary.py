@@ -63,7 +63,6 @@ class Group:
     """Scores of a group: of questions, or of targets by size.
 
     Attributes:
-        count: questions, or targets.
         scores: name -> score with its 95 % interval; scores that nothing counts for are left out.
     """
 
@@ -76,15 +75,8 @@ class Summary:
     """All numbers of an evaluation.
 
     Attributes:
-        rules: how they were counted.
-        num_questions: answered.
-        num_images: that the questions are about.
-        num_targets: true masks.
-        num_masks: predicted masks.
         groups: by name: "overall", "targets N", "overlap O", "kind K", "size S", "topic T", and
             "source C" with "source C: T" and "source C: targets S" for topics and sizes in it.
-        precision: average precision of the masks' scores.
-        calibration: bins of the masks' scores.
     """
 
     rules: Rules
@@ -130,13 +122,10 @@ class Summary:
 def summarize(
     records: Sequence[AnswerRecord], rules: Rules, *, classes_are_kinds: bool = False
 ) -> Summary:
-    """Compute every score of a benchmark.
+    """Compute every score of answered questions, in any order.
 
-    Args:
-        records: answered questions, in any order.
-        rules: how to count.
-        classes_are_kinds: average precision is the mean over kinds of question, as over COCO's
-            categories.
+    Where classes are kinds of question, average precision is the mean over them, as over COCO's
+    categories.
     """
     class_of = (lambda record: record.kind) if classes_are_kinds else None
     return Summary(
@@ -185,12 +174,9 @@ def tabulate(rows: Sequence[dict[Cell, Ratio]], cells: Sequence[Cell]) -> NDArra
 def image_cells(
     records: Sequence[AnswerRecord], rules: Rules, counts: Counter[str]
 ) -> dict[Cell, Ratio]:
-    """What the questions about one image add to each score of each group.
+    """What the questions about one image, of one source, add to each score of each group.
 
-    Args:
-        records: about one image; they have one source.
-        rules: how to count.
-        counts: of the members of every group, added to.
+    The members of every group are added to ``counts``.
     """
     cells: dict[Cell, Ratio] = {}
     members: dict[str, list[AnswerRecord]] = {}

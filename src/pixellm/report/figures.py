@@ -56,11 +56,7 @@ _LONGEST_LABEL = 40
 
 
 def check_plots() -> None:
-    """Make sure that plots can be drawn, before the work that they are to show.
-
-    Raises:
-        ImportError: matplotlib is missing.
-    """
+    """Make sure that plots can be drawn, before the work that they are to show."""
     if find_spec("matplotlib") is None:
         raise ImportError("Plots need matplotlib; install it with `pip install 'pixellm[eval]'`.")
 
@@ -135,12 +131,7 @@ def ranking(title: str, counts: Sequence[tuple[str, int]], unit: str) -> Figure:
 
 
 def to_svg(figure: Figure, title: str) -> Markup:
-    """The figure for an HTML page: its text is text, its colours are the page's.
-
-    Args:
-        figure: drawn by this module.
-        title: read out by screen readers.
-    """
+    """The figure for an HTML page: text as text, the page's colours, a title for screen readers."""
     drawn = _save(figure, "svg", {"Date": None, "Creator": None}).decode("utf-8")
     drawn = drawn[drawn.index("<svg") :]
     drawn = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", drawn, flags=re.S)

@@ -24,13 +24,7 @@ Part = tuple[str, int | None]
 
 @dataclass(frozen=True, slots=True)
 class PreviewTurn:
-    """A question and its answer.
-
-    Attributes:
-        question: as asked.
-        answer: with its marks.
-        parts: the answer as it is shown.
-    """
+    """A question, its answer with marks, and the parts in which that is shown."""
 
     question: str
     answer: str
@@ -39,13 +33,7 @@ class PreviewTurn:
 
 @dataclass(frozen=True, slots=True)
 class PreviewEntry:
-    """A dialogue to look at.
-
-    Attributes:
-        name: of the dialogue.
-        image: with its masks drawn.
-        turns: of the dialogue.
-    """
+    """A dialogue to look at, and its image with the masks drawn."""
 
     name: str
     image: Image.Image
@@ -69,12 +57,9 @@ def data_url(image: Image.Image, suffix: str = ".jpg", **options: object) -> str
 
 
 def mask_layer(mask: BoolMask, index: int, side: int) -> str:
-    """A mask in the colour of its index as a transparent PNG to lie over its image.
+    """An (H, W) mask as a transparent PNG to lie over its image, in the colour of its index.
 
-    Args:
-        mask: (H, W) bool.
-        index: of the mask, for its colour.
-        side: longest side in pixels, of the image in the page.
+    The longest side is that of the image in the page, in pixels.
     """
     layer = Image.fromarray(mask.astype("uint8") * 255)
     layer.thumbnail((side, side), Image.Resampling.NEAREST)
@@ -84,29 +69,16 @@ def mask_layer(mask: BoolMask, index: int, side: int) -> str:
 
 
 def check_preview(out: Path) -> None:
-    """Refuse a folder where a preview would replace files that are not of a preview.
-
-    Raises:
-        OSError: it can't be written, or holds such a file.
-    """
+    """Refuse a folder where a preview would replace files that are not of a preview."""
     check_folder(out)
     for path in _preview_files(out):
         check_file(path)
 
 
 def write_preview(out: Path, title: str, entries: Sequence[PreviewEntry]) -> tuple[Path, Path]:
-    """Write ``index.html``, which holds its images, and ``contact_sheet.png``.
+    """Write ``index.html``, which holds its images, and ``contact_sheet.png``; gives both paths.
 
-    Args:
-        out: folder; made where missing.
-        title: of the page.
-        entries: at least one.
-
-    Returns:
-        The page and the sheet.
-
-    Raises:
-        OSError: the folder can't be written, or holds files of these names that are not ours.
+    The folder is made where missing; at least one entry is needed. See :func:`check_preview`.
     """
     check_preview(out)
     page, sheet = _preview_files(out)

@@ -45,7 +45,6 @@ class Table:
     """A table of text, for a terminal, Markdown and HTML alike.
 
     Attributes:
-        title: of the table.
         rows: of cells, the header first; all of one length.
         name: short and fixed, for anchors.
     """
@@ -100,13 +99,7 @@ class Report:
 def check_report(folder: Path, name: str, keys: Iterable[str]) -> None:
     """Refuse a folder whose files a report would replace though they are not of a report.
 
-    Args:
-        folder: of the report.
-        name: of its files, without their ending.
-        keys: that the JSON of such a report has.
-
-    Raises:
-        OSError: it can't be written, or holds such a file.
+    The files are called ``name`` with an ending each; the JSON of such a report has ``keys``.
     """
     check_folder(folder)
     for suffix, wanted in ((".json", keys), (".md", ()), (".html", ())):
@@ -116,16 +109,8 @@ def check_report(folder: Path, name: str, keys: Iterable[str]) -> None:
 def write_report(folder: Path, name: str, report: Report) -> list[Path]:
     """Write a report as JSON, Markdown and one HTML page that loads nothing: all or none.
 
-    Args:
-        folder: made where missing, but not the folders above it.
-        name: of the files, without their ending.
-        report: what they say.
-
-    Returns:
-        The files written.
-
-    Raises:
-        OSError: the folder can't be written to, or another process writes there.
+    The folder is made where missing, but not those above it. The files are called ``name`` with an
+    ending each; their paths come back.
     """
     shown = {
         "title": report.title,
