@@ -74,13 +74,8 @@ class AblationSettings:
     """How variants are trained and scored.
 
     Attributes:
-        out: folder for runs, results and table.
         num_seeds: runs of each variant, with seeds from 0.
         minutes: what all runs may take together, about; None leaves the recipes' steps.
-        split: of the scenes that variants are scored on.
-        num_scenes: images, the same for all.
-        dialogues_per_image: likewise.
-        batch_size: dialogues answered together.
         device: for scoring; "auto" takes a GPU where there is one, as training does.
         dtype: for scoring, by name; "auto" is as in :func:`pixellm.engine.load`.
     """
@@ -109,10 +104,8 @@ class Claim:
 def load_variants(recipes: Sequence[Path], overrides: Iterable[str] = ()) -> dict[str, RunConfig]:
     """Reads recipes that differ in what is compared and in nothing else of the budget.
 
-    Args:
-        recipes: YAML files, folders of them or bundled recipes; the name of a file is the
-            name of the variant.
-        overrides: `a.b=value`, for all of them.
+    They are YAML files, folders of them or bundled recipes, each variant called as its file.
+    Overrides, `a.b=value`, are for all of them.
 
     Raises:
         ValueError: a bad recipe, two of one name, or budgets that differ.
@@ -141,11 +134,7 @@ def load_variants(recipes: Sequence[Path], overrides: Iterable[str] = ()) -> dic
 
 
 def load_claims(recipes: Iterable[Path]) -> list[Claim]:
-    """What the files :data:`CLAIMS_FILE` beside recipes claim.
-
-    Raises:
-        ValueError: a file that holds something else.
-    """
+    """What the files :data:`CLAIMS_FILE` beside recipes claim."""
     claims: list[Claim] = []
     found = [path.parent for recipe in recipes for path in find_recipes(recipe)]
     for path in dict.fromkeys(folder / CLAIMS_FILE for folder in found):
@@ -168,17 +157,10 @@ def ablate(
     on_event: EventCallback | None = None,
     on_run: OnRun | None = None,
 ) -> Path:
-    """Train and score what is still missing, and write the table.
+    """Train and score what is still missing, and write the table, `ablation.md`; gives its path.
 
-    Args:
-        variants: recipes by name.
-        settings: seeds, scoring, folder.
-        claims: looked at wherever both variants were run.
-        on_event: events of every training run.
-        on_run: told before each run, finished ones included.
-
-    Returns:
-        The table, `ablation.md`; `ablation.json` and `ablation.html` lie beside it.
+    `ablation.json` and `ablation.html` lie beside it. Claims are looked at wherever both variants
+    were run; ``on_run`` is told before each run, finished ones included.
 
     Raises:
         ValueError: no variants, the folder holds runs of other settings, or too little time.
@@ -372,14 +354,9 @@ class VariantComparison:
     """Variants over the same images, with all their resamples.
 
     Intervals are percentile bootstraps on two levels: seeds and images are both drawn with
-    replacement, and all variants share the draws of images, so that differences are paired.
-
-    Args:
-        tables: variant -> of each seed, see :func:`tabulate_images`; all over the same images.
-        claims: looked at wherever both variants are there.
-
-    Raises:
-        ValueError: tables over different images.
+    replacement, and all variants share the draws of images, so that differences are paired. The
+    tables are those of :func:`tabulate_images`, one for each seed. Claims are looked at wherever
+    both variants are there.
     """
 
     def __init__(

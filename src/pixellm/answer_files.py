@@ -84,10 +84,7 @@ def read_answer(values: Any) -> SavedAnswer | None:
 
 
 def read_answers(path: Path) -> Iterator[SavedAnswer | None]:
-    """The answers in a file: one as ``segment --json`` writes it, or a line each.
-
-    Args:
-        path: the file; "-" for standard input.
+    """The answers in a file, or standard input for "-": one of ``segment --json``, or a line each.
 
     Raises:
         ValueError: a line is no answer, or the file holds none.
@@ -133,19 +130,9 @@ def write_answer(
     values: Mapping[str, Any],
     destinations: Destinations,
 ) -> list[Path]:
-    """Write the wanted parts of an answer, all or none.
+    """Write the wanted parts of an answer, all or none; gives the files as overlay, JSON, masks.
 
-    Args:
-        prediction: the answer.
-        image: what it is about, upright, in RGB.
-        values: the answer as :func:`prediction_to_json` gives it.
-        destinations: what goes where.
-
-    Returns:
-        The files, in the order overlay, JSON, masks.
-
-    Raises:
-        OSError: as :func:`write_files`.
+    The image is upright, in RGB; the values are those of :func:`prediction_to_json`.
     """
     files: dict[Path, bytes] = {}
     if destinations.overlay is not None:
@@ -160,12 +147,7 @@ def write_answer(
 
 
 def prediction_to_json(prediction: Prediction, image: str, model: str) -> dict[str, Any]:
-    """An answer as values that JSON knows.
-
-    Args:
-        prediction: masks (H, W) bool in pixels of the original image.
-        image: what the image is called.
-        model: what the model is called.
+    """An answer, masks in pixels of the original image, as values that JSON knows.
 
     Returns:
         ``image``, ``width``, ``height``, ``question``, ``answer``, ``model``, and ``segments``,
@@ -200,11 +182,7 @@ def segment_to_json(segment: Segment) -> dict[str, Any]:
 
 
 def overlay_bytes(image: Image.Image, prediction: Prediction, suffix: str) -> bytes:
-    """The image with the masks drawn over it, encoded as the suffix says (".png", ".jpg").
-
-    Raises:
-        ValueError: Pillow writes no such format; see :func:`check_image_name`.
-    """
+    """The image with the masks drawn over it, encoded as the suffix says (".png", ".jpg")."""
     masks = [segment.mask for segment in prediction.segments]
     labels = [segment.label for segment in prediction.segments]
     return encode_image(draw_overlay(image, masks, labels), suffix)
@@ -227,15 +205,7 @@ def mask_files(prediction: Prediction, folder: Path) -> dict[Path, bytes]:
 
 
 def check_image_name(path: Path, original: Path | None = None) -> None:
-    """Refuse a name that no image can be written to.
-
-    Args:
-        path: where the image is to go.
-        original: a file that must not be overwritten.
-
-    Raises:
-        ValueError: the suffix names no format that Pillow writes, or the file is the original.
-    """
+    """Refuse a name of no format that Pillow writes, and the original, which must stay."""
     format_name = Image.registered_extensions().get(path.suffix.lower())
     if format_name not in Image.SAVE:
         raise ValueError(f"{path} has no suffix of an image; name it {path.stem or 'answer'}.png.")
@@ -246,13 +216,7 @@ def check_image_name(path: Path, original: Path | None = None) -> None:
 def check_destinations(destinations: Destinations, original: Path | None) -> None:
     """Refuse places where a part of an answer would replace another, the image, or foreign files.
 
-    Args:
-        destinations: what goes where.
-        original: the file of the image that is asked about; None where it has none.
-
-    Raises:
-        ValueError: a part would be lost, or the overlay's suffix names no image format.
-        OSError: a place can't be written, or holds a file that is not ours.
+    ``original`` is the file of the image that is asked about; None where it has none.
     """
     overlay, json_file, folder = destinations.overlay, destinations.json, destinations.masks
     if overlay is not None:

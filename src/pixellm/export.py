@@ -40,14 +40,7 @@ and readers which round both find the pixel."""
 
 @dataclass(frozen=True, slots=True)
 class LabelledObject:
-    """One mask of an image.
-
-    Attributes:
-        category: index of its class.
-        label: the phrase that it grounds.
-        score: as in the answer.
-        rle: the mask over the image.
-    """
+    """One mask of an image; ``label`` is the phrase that it grounds."""
 
     category: int
     label: str
@@ -62,14 +55,7 @@ class LabelledObject:
 
 @dataclass(slots=True)
 class LabelledImage:
-    """An image and what its answers show.
-
-    Attributes:
-        name: as the answers call it.
-        size: (height, width) in pixels.
-        model: who answered.
-        objects: in the order of the answers.
-    """
+    """An image of (height, width), called as its answers call it, and what these show in order."""
 
     name: str
     size: tuple[int, int]
@@ -109,8 +95,6 @@ class Labels:
     """What answers say, image by image.
 
     Attributes:
-        images: in the order of the answers.
-        categories: classes of their objects.
         failed: rows that have no answer.
         unclassed: masks of none of the classes given.
     """
@@ -144,10 +128,7 @@ def gather_labels(
 ) -> Labels:
     """What answers say, image by image; several answers about an image come together.
 
-    Args:
-        answers: as :func:`~pixellm.answer_files.read_answers` gives them.
-        categories: may grow.
-        min_score: masks of a lower score are left out.
+    Categories may grow; masks of a score below ``min_score`` are left out.
 
     Raises:
         ValueError: an image has two sizes, or a mask is damaged.
@@ -174,11 +155,7 @@ def gather_labels(
 
 
 def check_export(folder: Path, format_name: str) -> None:
-    """Refuse a folder that an export can't go to, or a format that is not known.
-
-    Raises:
-        ValueError: no such format, or the folder holds what an export did not write.
-    """
+    """Refuse a folder that an export can't go to, or a format that is not known."""
     if format_name not in FORMATS:
         raise ValueError(f"There is no format {format_name!r}; known: {', '.join(FORMATS)}.")
     check_merged(folder)
@@ -187,13 +164,8 @@ def check_export(folder: Path, format_name: str) -> None:
 def write_export(labels: Labels, folder: Path, format_name: str, find: Find) -> None:
     """Write labels into a folder, in place of the export that lies there; all or nothing.
 
-    After a kill at any moment the same call can be made again.
-
-    Args:
-        labels: what to write.
-        folder: new, empty, or of an earlier export.
-        format_name: of :data:`FORMATS`.
-        find: where the image of a name lies.
+    The folder is new, empty, or of an earlier export. After a kill at any moment the same call can
+    be made again. ``find`` tells where the image of a name lies.
 
     Raises:
         ValueError: an image is damaged or not the one answered about.

@@ -129,11 +129,7 @@ def is_stream(path: Path) -> bool:
 
 
 def open_stream(path: Path, patience: float = PIPE_PATIENCE) -> IO[bytes]:
-    """Open a pipe or device for writing.
-
-    Raises:
-        OSError: it is a disk, or nobody comes to read a pipe.
-    """
+    """Open a pipe or device for writing, no disk; somebody has to come and read a pipe."""
     if path.is_block_device():
         raise OSError(errno.EINVAL, "it is a disk", str(path))
     until = time.monotonic() + patience
@@ -154,16 +150,9 @@ def open_stream(path: Path, patience: float = PIPE_PATIENCE) -> IO[bytes]:
 def write_files(files: Mapping[Path, bytes], folder: Path | None = None) -> None:
     """Write all files or none: each is written aside in its folder, then all are renamed.
 
-    Existing files are replaced (see :func:`check_file`); a link's target is, not the link. What
-    is no regular file, such as a pipe, is written to directly. Folders are made where missing,
-    and removed again on failure.
-
-    Args:
-        files: path -> content.
-        folder: made too, where no file lies in it.
-
-    Raises:
-        OSError: a folder is closed to writing, or the disk is full.
+    Existing files are replaced (see :func:`check_file`); a link's target is, not the link. What is
+    no regular file, such as a pipe, is written to directly. Folders are made where missing, also
+    ``folder`` where no file lies in it, and removed again on failure.
     """
     aside: dict[Path, Path] = {}
     made: list[Path] = []
@@ -199,15 +188,8 @@ def check_file(path: Path, keys: Iterable[str] = (), start: bytes = b"") -> None
     """Refuse a place where no file can be written, or where one lies that is not ours.
 
     Called before the work whose result is to be written; makes nothing. An empty file may be
-    replaced, and one that names its maker.
-
-    Args:
-        path: where the file is to go.
-        keys: a JSON document with all of these is ours too.
-        start: a file that begins so is ours too; "" for none.
-
-    Raises:
-        OSError: a folder, a folder closed to writing, or a file that pixellm did not write.
+    replaced, one that names its maker, a JSON document with all of ``keys``, and one that begins
+    with ``start``.
     """
     if is_stream(path):
         if path.is_block_device():
@@ -254,12 +236,7 @@ def check_new_folder(path: Path) -> None:
 
 
 def claim_folder(path: Path) -> None:
-    """Make a folder ours, to write there what we like; made where missing.
-
-    Raises:
-        OccupiedError: it holds something, and was not claimed before.
-        OSError: it can't be made or written.
-    """
+    """Make a new or empty folder ours, to write there what we like; one claimed before stays so."""
     if not (path / _LIST_NAME).is_file():
         check_new_folder(path)
         _write_list(path, {})
@@ -458,15 +435,8 @@ class LineLog:
     """A file of JSON lines that only grows; a context manager. See :func:`locked`.
 
     After a kill at any moment the file holds whole lines and perhaps a torn end, which is cut off
-    when it is opened again; what can't be the beginning of our own line is refused instead.
-
-    Args:
-        path: the file; made where missing, with its folder.
-        start: what every line begins with.
-
-    Raises:
-        ValueError: the file holds something else than such lines.
-        OSError: it can't be written.
+    when it is opened again; what can't be the beginning of our own line is refused instead. The
+    file is made where missing, with its folder; every line begins with ``start``.
     """
 
     def __init__(self, path: Path, start: str = "{") -> None:
@@ -491,11 +461,7 @@ class LineLog:
             self.path.unlink(missing_ok=True)
 
     def append(self, lines: bytes) -> None:
-        """Put lines on disk, all or none.
-
-        Raises:
-            OSError: the disk is full or gone.
-        """
+        """Put lines on disk, all or none."""
         try:
             left = memoryview(lines)
             while left:

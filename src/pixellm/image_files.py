@@ -67,11 +67,7 @@ EXAMPLES = Path(__file__).parent / "examples"
 
 
 def example_image(name: str) -> Path:
-    """Path of a bundled photo: "astronaut", "chelsea" or "coffee".
-
-    Raises:
-        FileNotFoundError: no bundled photo is called so.
-    """
+    """Path of a bundled photo: "astronaut", "chelsea" or "coffee"."""
     path = EXAMPLES / f"{name}.jpg"
     known = sorted(photo.stem for photo in EXAMPLES.glob("*.jpg"))
     if name not in known:
@@ -140,12 +136,7 @@ def has_image_name(path: Path) -> bool:
 
 
 def load_annotated(source: ImageSource, size: Size, name: str) -> Image.Image:
-    """Read an image whose annotation says its (height, width).
-
-    Raises:
-        FileNotFoundError, ValueError, OSError: as by :func:`load_image`, or it has another size;
-            the error begins with ``name``.
-    """
+    """Read an image whose annotation says its (height, width); errors begin with ``name``."""
     image = load_image(source)
     if fault := size_mismatch((image.height, image.width), size):
         raise ValueError(f"{name}: {fault}")
@@ -155,13 +146,7 @@ def load_annotated(source: ImageSource, size: Size, name: str) -> Image.Image:
 def load_embedded(data: bytes, name: str, max_pixels: int | None = None) -> Image.Image:
     """An image that lies inside another file, read as :func:`load_image` reads one.
 
-    Args:
-        data: the bytes of an image file.
-        name: what an error calls it.
-        max_pixels: one with more is refused before it is decoded.
-
-    Raises:
-        ValueError: as by :func:`load_image`, or too many pixels.
+    Errors call it ``name``. One with more than ``max_pixels`` is refused before it is decoded.
     """
     with _opened(io.BytesIO(data), name) as image:
         if max_pixels is not None and image.width * image.height > max_pixels:
@@ -177,14 +162,7 @@ def load_embedded(data: bytes, name: str, max_pixels: int | None = None) -> Imag
 def load_stored(source: str | os.PathLike[str] | bytes, name: str = "") -> Image.Image:
     """An image as it is stored: neither turned nor brought to RGB, for files whose pixels count.
 
-    Args:
-        source: a file, or the bytes of one.
-        name: what an error calls it; the path if not given.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: as by :func:`load_image`.
-        OSError: the file can't be opened.
+    Errors are those of :func:`load_image`, and call it ``name``, or by its path.
     """
     if isinstance(source, bytes):
         with _opened(io.BytesIO(source), name) as image:
@@ -196,21 +174,14 @@ def load_stored(source: str | os.PathLike[str] | bytes, name: str = "") -> Image
 def image_size(path: str | os.PathLike[str]) -> Size:
     """(height, width) of an image as people see it, from its header.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: as by :func:`load_image`, as far as the header shows it.
-        OSError: the file can't be opened.
+    Errors are those of :func:`load_image`, as far as the header shows them.
     """
     with _opened(path, str(path)) as image:
         return _upright_size(image)
 
 
 def is_upright(path: str | os.PathLike[str]) -> bool:
-    """Whether an image's pixels are stored as people see them, from its header.
-
-    Raises:
-        FileNotFoundError, ValueError, OSError: as by :func:`image_size`.
-    """
+    """Whether an image's pixels are stored as people see them, from its header."""
     with _opened(path, str(path)) as image:
         return _orientation(image) == 1
 
@@ -218,12 +189,8 @@ def is_upright(path: str | os.PathLike[str]) -> bool:
 def probe_image(path: str | os.PathLike[str]) -> Size:
     """(height, width) as :func:`image_size` gives it, of a file whose every byte was read.
 
-    Cheaper than loading: of a JPEG an eighth of its sides is decoded.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: as by :func:`load_image`.
-        OSError: the file can't be opened.
+    Cheaper than loading: of a JPEG an eighth of its sides is decoded. Errors are those of
+    :func:`load_image`.
     """
     with _opened(path, str(path)) as image:
         _check_whole(image)
@@ -237,12 +204,7 @@ def probe_image(path: str | os.PathLike[str]) -> Size:
 
 
 def size_mismatch(found: Size, said: Size) -> str:
-    """Why an annotation does not fit its image; "" where it does.
-
-    Args:
-        found: size of the image as people see it.
-        said: what the annotation says.
-    """
+    """Why the size that an annotation says is not the one found; "" where it is."""
     found, said = (found[0], found[1]), (said[0], said[1])
     if found == said:
         return ""

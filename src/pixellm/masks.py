@@ -99,11 +99,7 @@ def segmentation_to_rle(segmentation: Sequence[Any] | Mapping[str, Any], size: S
 def list_polygons(shape: Sequence[Any]) -> list[list[Any]]:
     """The polygons of a COCO ``segmentation``, each flat: [x0, y0, x1, y1, ...].
 
-    Args:
-        shape: polygons at any depth; their points may be lists of their own.
-
-    Raises:
-        ValueError: it is no such list, or nested too deep.
+    They may lie at any depth, and their points may be lists of their own.
     """
     return _list_polygons(shape, _DEEPEST_POLYGON)
 
@@ -196,14 +192,9 @@ def pairwise_iou(predictions: BoolMask, truths: BoolMask) -> NDArray[np.float64]
 
 
 def label_map_to_rles(labels: NDArray[Any]) -> dict[int, RLE]:
-    """One mask per number that a label map holds.
+    """One mask per number of a label map, (H, W) of an integer type, in ascending order.
 
-    Args:
-        labels: (H, W) of an integer type, not empty.
-
-    Returns:
-        Number -> mask of its pixels, in ascending order of the numbers. Together the masks cover
-        every pixel once.
+    Together the masks cover every pixel once.
     """
     size = (labels.shape[0], labels.shape[1])
     flat = labels.ravel(order="F")  # run lengths go down the columns
@@ -234,15 +225,7 @@ def boxes_of(masks: Sequence[RLE]) -> list[tuple[float, float, float, float]]:
 
 
 def resize_mask(mask: BoolMask, size: Size) -> BoolMask:
-    """Resize a mask by the nearest pixel centre.
-
-    Args:
-        mask: (H, W) bool.
-        size: the new (height, width), both at least 1.
-
-    Returns:
-        (height, width) bool.
-    """
+    """Resize an (H, W) bool mask to (height, width) by the nearest pixel centre."""
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(np.intp)
         for new, old in zip(size, mask.shape, strict=True)
@@ -268,11 +251,7 @@ class Letterbox:
 
     @classmethod
     def fit(cls, original: Size, canvas_side: int) -> Letterbox:
-        """Scale the long side of an image to the side of the canvas.
-
-        Raises:
-            ValueError: a side is below 1.
-        """
+        """Scale the long side of an image to the side of the canvas."""
         if min(*original, canvas_side) < 1:
             raise ValueError(f"An image of {original} can't lie in a canvas of {canvas_side}.")
         scale = canvas_side / max(original)

@@ -23,14 +23,9 @@ class PublishedModel:
     """A model that goes by a name.
 
     Attributes:
-        name: as ``--model`` takes it.
-        parameters: all weights, vision tower included.
         linear: those in the language model's linear layers, which 8 and 4 bits round.
         always_float32: those that keep 32 bits beside 16-bit ones.
-        licence: of the weights.
-        knows: what it answers about, in a line.
         hub_id: where it is published; "" inside the package.
-        folder: of the repository that holds it.
         tower: hub id of a vision tower that it needs beside its own files.
     """
 

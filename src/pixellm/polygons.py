@@ -258,9 +258,8 @@ def _distances(points: Polygon, start: Polygon, end: Polygon) -> NDArray[np.floa
 def _sew(polygons: Sequence[Polygon], worths: Sequence[float] | None = None) -> Polygon:
     """Join polygons to the first by seams between their nearest corners, the nearest first.
 
-    Args:
-        polygons: at least one.
-        worths: pixels that each adds; one that adds less than its seam covers is left out.
+    Of polygons that are worth so many pixels each, one that adds less than its seam covers is left
+    out.
     """
     joined = polygons[0]
     seams = {n: _nearest(joined, polygons[n]) for n in range(1, len(polygons))}

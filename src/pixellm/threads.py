@@ -39,11 +39,7 @@ def bound_spinning(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use: those it is bound to, within its control group's quota.
-
-    Args:
-        root: where ``proc`` and ``sys`` lie.
-    """
+    """Cores that this process may use: those it is bound to, within its control group's quota."""
     if hasattr(os, "sched_getaffinity"):
         bound = len(os.sched_getaffinity(0))
     else:
@@ -58,14 +54,10 @@ def threads_that_pay(parameters: int, workers: int = 0) -> int:
 
 
 def choose_threads(parameters: int, wanted: int | None = None, workers: int = 0) -> int | None:
-    """Threads of a CPU that torch is to be set to for a model; None leaves torch's own.
+    """Threads of a CPU that torch is to be set to for a model; None leaves torch's own, as 0 does.
 
-    Args:
-        parameters: of the model.
-        wanted: a number of threads; 0 leaves torch's own. None takes as many as pay, unless
-            OMP_NUM_THREADS or MKL_NUM_THREADS is set or the program had loaded torch before
-            this package.
-        workers: processes that work beside this one.
+    Where no number is wanted they are as many as pay beside ``workers`` busy processes, unless
+    OMP_NUM_THREADS or MKL_NUM_THREADS is set or the program had loaded torch before this package.
     """
     if wanted is not None:
         return wanted or None

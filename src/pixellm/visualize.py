@@ -111,19 +111,10 @@ def draw_contact_sheet(
     columns: int = 4,
     tile_width: int = 320,
 ) -> Image.Image:
-    """Lay images out in rows, a caption under each.
+    """Lay images of any size out in rows, a caption under each, as an RGB image on white.
 
-    Args:
-        tiles: images of any size; each is scaled to lie in a square of ``tile_width``.
-        captions: a text per tile, wrapped to its width; line breaks are kept.
-        columns: tiles in a row.
-        tile_width: in pixels.
-
-    Returns:
-        An RGB image on white; a row is as high as its highest tile.
-
-    Raises:
-        ValueError: no tiles, captions that differ in number, or sizes below 1.
+    Each is scaled to lie in a square of ``tile_width`` pixels, a row is as high as its highest
+    tile. Captions are wrapped to that width; their line breaks are kept.
     """
     captions = [""] * len(tiles) if captions is None else captions
     if not tiles or len(captions) != len(tiles) or min(columns, tile_width) < 1:
@@ -152,13 +143,7 @@ def draw_contact_sheet(
 def encode_image(image: Image.Image, suffix: str, **options: Any) -> bytes:
     """An image as a file that names its maker, where its format has room for that.
 
-    Args:
-        image: the image.
-        suffix: chooses the format (".png", ".jpg").
-        **options: of Pillow's writer.
-
-    Raises:
-        ValueError: Pillow writes no such format.
+    The suffix chooses the format (".png", ".jpg"); options are those of Pillow's writer.
     """
     name = Image.registered_extensions().get(suffix.lower(), "")
     note = f"generator: {MAKER}"

@@ -33,7 +33,6 @@ class Prompt:
         key: names the image; prompts of one key share what was read of their common beginning.
             None shares nothing.
         keep: keep what was read of prompt and answer, for the next turn of a dialogue.
-        options: how the answer is written.
     """
 
     ids: tuple[int, ...]
@@ -57,9 +56,6 @@ class Row:
 
     Attributes:
         index: number of the prompt, in the order in which prompts came.
-        prompt: what is answered.
-        sampler: the row's own random stream.
-        ids: prompt and answer so far.
         read: leading ids that the language model has read and still remembers.
         used: leading ids whose states were made use of; more than ``read`` only for a row that
             gave up its memory and has to be read again.

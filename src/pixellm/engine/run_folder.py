@@ -31,10 +31,8 @@ def open_run(
 ) -> None:
     """Start a run's folder, or make sure that the one there holds the same run.
 
-    Args:
-        folder: made where missing.
-        settings: what decides the answers and their scores; values that JSON knows.
-        facts: values by names of :data:`FACTS`.
+    The settings, values that JSON knows, decide the answers and their scores; facts are called as
+    in :data:`FACTS`.
     """
     path = folder / SETTINGS_FILE
     if path.exists():

@@ -259,7 +259,7 @@ class ExternalPredictions:
         return len(missing)
 
     def predict(self, key: str, question: str, size: tuple[int, int]) -> Prediction:
-        """The answer to the question of an id, about an image of (height, width); empty without one.
+        """The answer to a question by its id, about an image of (height, width); empty without one.
 
         Returns:
             The prediction, mask logits in its ``info``. Where the text has no marks, segments

@@ -33,13 +33,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def create_app(engine: Engine, name: str, settings: Settings | None = None) -> ASGIApp:
-    """A server around an engine, as an ASGI application.
-
-    Args:
-        engine: answers; the application's alone while it runs.
-        name: what the model is called.
-        settings: limits.
-    """
+    """A server around an engine, its alone while it runs, as an ASGI application."""
     settings = settings or Settings()
     worker = Worker(engine, settings.queue)
     metrics = Metrics(worker)

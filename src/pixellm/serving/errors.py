@@ -10,10 +10,8 @@ class RefusedError(Exception):
     """A request that gets no answer.
 
     Attributes:
-        status: of HTTP.
         message: one sentence for a person; names no file and no address of this machine.
         code: a short name for programs.
-        headers: to be sent with it.
     """
 
     def __init__(

@@ -39,13 +39,7 @@ _GUARDED = ("/v1/", "/metrics")
 
 
 class Guard:
-    """Wraps a server's routes.
-
-    Args:
-        app: the routes.
-        settings: limits and keys.
-        metrics: counts.
-    """
+    """Wraps a server's routes."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self.app = app

@@ -12,11 +12,7 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class Metrics:
-    """Counts what a server does; a registry of its own, so that two servers don't mix.
-
-    Args:
-        worker: whose queue is shown.
-    """
+    """Counts what a server does; a registry of its own, so that two servers don't mix."""
 
     def __init__(self, worker: Worker) -> None:
         registry = self._registry = CollectorRegistry()

@@ -45,11 +45,9 @@ async def _left(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events; their source is closed when the client leaves.
+    """Server-sent events, whole ones as text; their source is closed when the client leaves.
 
-    Args:
-        events: whole events, as text.
-        seconds: after which a client that reads too slowly is left.
+    A client that reads too slowly is left after ``seconds``.
     """
 
     media_type = "text/event-stream"

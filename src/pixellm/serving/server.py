@@ -46,12 +46,7 @@ def run(
     """Serve until SIGTERM or Ctrl-C; what was taken by then is finished, a second Ctrl-C stops all.
 
     For the main thread alone. SIGTERM ends in SystemExit with code 0, Ctrl-C in KeyboardInterrupt.
-
-    Args:
-        app: answers.
-        bound: where to listen.
-        settings: limits.
-        on_ready: called once clients can connect.
+    ``on_ready`` is called once clients can connect.
     """
     try:
         bound.listen()

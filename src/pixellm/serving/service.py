@@ -41,14 +41,7 @@ THREADS = 4
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question, its image still to be read.
-
-    Attributes:
-        image: the bytes of an image file, or its URL.
-        text: as typed.
-        history: earlier (question, answer) pairs.
-        options: how it is answered.
-    """
+    """One question, its image still to be read: the bytes of a file, or a URL."""
 
     image: bytes | str
     text: str
@@ -57,15 +50,7 @@ class Question:
 
 
 class Service:
-    """Answers questions.
-
-    Args:
-        worker: the engine's thread.
-        name: what the model is called.
-        settings: limits.
-        metrics: counts.
-        fetch: gets the bytes of an image at a URL.
-    """
+    """Answers questions; ``fetch`` gets the bytes of an image at a URL, of so many at most."""
 
     def __init__(
         self,

@@ -47,11 +47,7 @@ class _Job:
 
 
 class Worker:
-    """Runs an engine for many clients.
-
-    Args:
-        engine: used by nobody else, though that would be safe.
-        queue: requests that may wait beyond those in the batch.
+    """Runs an engine for many clients; ``queue`` of them may wait beyond those in the batch.
 
     Attributes:
         failures: of the engine, since its last answer.

@@ -74,9 +74,6 @@ class PatchClassHead(nn.Module):
         Args:
             features: (B, C, h', w') deepest feature map.
             patch_classes: (B, h, w) int64 dense classes, 0 background, -100 ignored.
-
-        Returns:
-            Scalar float32 sum.
         """
         grid = (features.shape[2], features.shape[3])
         counts = count_cell_classes(patch_classes, grid, self.num_classes)
@@ -106,9 +103,6 @@ class PatchBoxHead(nn.Module):
             features: (B, C, h', w') deepest feature map.
             patch_boxes: (B, h, w, 4) left, top, right and bottom of the box of what each pixel
                 shows, as shares of the canvas; below 0 where it shows nothing.
-
-        Returns:
-            Scalar float32 sum.
         """
         rows, columns = features.shape[2:]
         row_of, column_of = _cells_of_pixels(patch_boxes, (rows, columns))
@@ -145,9 +139,6 @@ class FeatureClassHead(nn.Module):
         Args:
             features: per scale (B, C, h_l, w_l) inputs of the decoder.
             patch_classes: (B, h, w) int64, see :class:`PatchClassHead`.
-
-        Returns:
-            Scalar float32 sum.
         """
         sums = [
             head(maps, patch_classes) for head, maps in zip(self.patch_heads, features, strict=True)
@@ -160,9 +151,6 @@ class FeatureClassHead(nn.Module):
         Args:
             target_embeddings: (M, L, C).
             target_classes: (M,) int64, -100 where unknown.
-
-        Returns:
-            Scalar float32 sum.
         """
         sums = [
             F.cross_entropy(
@@ -202,9 +190,6 @@ def empty_mask_loss_sum(mask_logits: Tensor, valid: Tensor) -> Tensor:
     Args:
         mask_logits: (K, h, w).
         valid: (K, h', w') 0/1 float, 0 where nothing is known; of any size.
-
-    Returns:
-        Scalar float32.
     """
     valid = F.interpolate(valid[:, None], size=mask_logits.shape[-2:], mode="nearest")[:, 0]
     area = valid.flatten(1).sum(1).clamp_min(1)
@@ -214,10 +199,7 @@ def empty_mask_loss_sum(mask_logits: Tensor, valid: Tensor) -> Tensor:
 def build_heads(config: Any, stages: Iterable[Stage], num_names: int) -> dict[str, nn.Module]:
     """Heads of the auxiliary losses that any stage has, by name; none without class names.
 
-    Args:
-        config: the model's.
-        stages: of the run.
-        num_names: classes of its data, the background not counted.
+    The background is not among the ``num_names`` classes of the data.
     """
     if not num_names:
         return {}

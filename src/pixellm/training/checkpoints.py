@@ -48,16 +48,10 @@ class TrainState:
     """Where a run is; together with the recipe this decides all that follows.
 
     Attributes:
-        step: optimizer steps done in the run.
         samples: images seen in the run, over all processes; position in the data.
         dropped_turns: turns left out because they do not fit into a row.
         dropped_rows: of the samples, those of which no turn fits.
-        stage: index of the current stage.
-        stage_step: optimizer steps done in it.
         stage_end: its last step where `max_minutes` has brought the end forward.
-        stage_seconds: time spent in it.
-        best_score: the highest score of an evaluation; None before the first.
-        evaluated_step: the step of the last evaluation.
     """
 
     step: int = 0
@@ -159,10 +153,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def checkpoint_to_resume(run_folder: Path, resume: bool | int | Path) -> Path | None:
     """The checkpoint that a run starts from; None where it starts anew.
 
-    Args:
-        run_folder: the run's folder, there or not.
-        resume: True for the newest checkpoint, if there is one; a number for the one of that
-            step; a path for that one.
+    Resumed is from the newest one, if there is one, where ``resume`` is True, from the one of a
+    step, or from that of a path.
     """
     if resume is False and (run_folder / "train_log.jsonl").exists():
         raise ValueError(f"{run_folder} already holds a run; resume it, or choose another name.")

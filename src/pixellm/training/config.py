@@ -364,13 +364,9 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 def find_recipes(name: Path | str) -> list[Path]:
     """The recipes that a name stands for: a file, the files of a folder, or bundled ones.
 
-    Args:
-        name: path of a file or folder; ``nano``, ``ablation`` or ``ablation/base`` are bundled
-            where no file or folder is called so, with ``recipes/`` before and ``.yaml`` behind or
-            without.
-
-    Raises:
-        FileNotFoundError: nothing is called so; names what is near.
+    Where no file or folder is called so, ``nano``, ``ablation`` or ``ablation/base`` are bundled,
+    with ``recipes/`` before and ``.yaml`` behind or without. A FileNotFoundError names what is
+    near.
     """
     here = Path(name)
     if str(here) == STANDARD:

@@ -118,9 +118,7 @@ def whole(value: Tensor) -> Tensor:
 def gather(values: Any, *, keep: bool) -> Any:
     """Nested dicts, lists and tuples with every sharded tensor made whole, on the CPU.
 
-    Args:
-        values: as a state dict holds them; every process must ask for the same.
-        keep: whether this process needs the result; others return no sharded tensor.
+    Every process must ask for the same; those that don't keep the result return no sharded tensor.
     """
     from torch.distributed.tensor import DTensor
 

@@ -38,9 +38,7 @@ class MemoryEstimate:
 
     Attributes:
         strategy: how the processes share the work; on one GPU, "DDP" is plain training.
-        num_gpus: over how many.
         weights: of the model, gathered layers and float32 copies included.
-        gradients: of what trains.
         optimizer: moments, and the average where the recipe keeps one.
         activations: at the peak, for rows of the greatest length.
     """
@@ -182,11 +180,8 @@ def _vision_bytes(model: Any, rows: int) -> float:
 def kept_bytes(run: Callable[[], Any], module: nn.Module, square: int = 0) -> float:
     """Bytes of the tensors that autograd keeps while ``run`` runs, each storage once.
 
-    Args:
-        run: makes the forward pass.
-        module: its parameters and buffers are not counted.
-        square: tensors of ``square`` x ``square`` entries are left out: fused attention keeps no
-            probabilities, while on meta tensors they would be made.
+    Parameters and buffers of the module are not counted, nor are tensors of ``square`` x ``square``
+    entries: fused attention keeps no probabilities, while on meta tensors they would be made.
     """
     own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
     kept: dict[int, Tensor] = {}

@@ -23,14 +23,8 @@ MATCHED_SIZE = 0.2
 class Muon(torch.optim.Optimizer):
     """Momentum whose updates are near-orthogonal matrices (Jordan et al., "Muon", 2024).
 
-    Args:
-        groups: parameter groups of matrices; each may set `lr` and `weight_decay`.
-        lr: learning rate on AdamW's scale.
-        weight_decay: decoupled, times the rate.
-        momentum: of the gradient's running mean, in the manner of Nesterov.
-
-    Raises:
-        ValueError: a tensor that is no matrix.
+    The learning rate is on AdamW's scale, the weight decay decoupled, and the momentum that of the
+    gradient's running mean, in the manner of Nesterov.
     """
 
     def __init__(

@@ -33,7 +33,6 @@ class Normalisers:
 
     Attributes:
         label_tokens: tokens whose prediction is scored.
-        targets: masks.
         pixels: pixels with a known patch class.
         shown: pixels that show an object whose box is known.
     """
@@ -104,12 +103,9 @@ class Objective(nn.Module):
     def forward(
         self, batch: Mapping[str, Tensor], weights: LossWeights, counts: Normalisers
     ) -> dict[str, Tensor]:
-        """Losses of one micro-batch.
+        """Losses of one micro-batch of the collator, on the model's device.
 
-        Args:
-            batch: what the collator gave, on the model's device.
-            weights: of the stage.
-            counts: of the whole optimizer step.
+        ``counts`` are those of the whole optimizer step.
 
         Returns:
             Scalars by name: those of LOSS_NAMES that are computed, unweighted, and "total", the

@@ -44,13 +44,11 @@ FROZEN = ("", 0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class ParameterGroup:
-    """Parameters that share an optimizer, a learning rate and a weight decay.
+    """Parameters, in the model's order, that share optimizer, learning rate and weight decay.
 
     Attributes:
         optimizer: "adamw", "muon", or "" where the parameters stay frozen.
         learning_rate: at its peak; 0 where frozen.
-        names: in the model's order.
-        sizes: how many numbers each of them holds.
     """
 
     optimizer: str
@@ -110,14 +108,8 @@ def group_parameters(
 ) -> list[ParameterGroup]:
     """Sort all parameters into groups and freeze those that don't train in this stage.
 
-    Args:
-        parameters: everything that could train, by name; their `requires_grad` is set.
-        stage: gives learning rate, frozen names and whether only the encoder runs.
-        optimizer: gives rules, weight decay and what Muon takes.
-        fixed: names of parameters that lie under adapters and never train.
-
-    Returns:
-        Groups in order of first appearance; this is the table to show before training.
+    ``fixed`` names those that lie under adapters and never train. ``requires_grad`` of all is set.
+    Groups come in order of first appearance, as the table that is shown before training.
     """
     patterns = [*stage.freeze, *(rule.pattern for rule in optimizer.rules)]
     for pattern in patterns:
@@ -174,10 +166,7 @@ def _matches_any(name: str, patterns: Iterable[str]) -> bool:
 class StageOptimizer:
     """One or two optimizers over the groups of a stage, driven by one schedule.
 
-    Args:
-        parameters: by name, as the groups name them.
-        groups: from :func:`group_parameters`; frozen ones are left out.
-        config: betas, momentum and clipping.
+    Frozen groups are left out.
     """
 
     def __init__(

@@ -68,7 +68,6 @@ class StagePlan:
         steps_per_epoch: until every item of the slowest data set was seen once; None where the
             data cannot be read.
         rows: what trains, as the run itself will show it.
-        memory: an estimate for each strategy.
     """
 
     name: str
@@ -98,14 +97,9 @@ class RunPlan:
 
 
 def plan_run(config: RunConfig, num_gpus: int = 1) -> RunPlan:
-    """Plan a run.
+    """Plan a run that is launched with so many processes.
 
-    Args:
-        config: the recipe.
-        num_gpus: processes that it would be launched with.
-
-    Raises:
-        ValueError: settings that don't fit each other; what is not there is reported instead.
+    Settings that don't fit each other are a ValueError; what is not there is reported instead.
     """
     problems: list[str] = []
     sources = _plan_sources(config, problems)
@@ -156,10 +150,9 @@ def _one_line(error: Exception) -> str:
 
 
 def model_on_meta(config: RunConfig) -> tuple[Any | None, str]:
-    """The model of a recipe on meta tensors, and what is not at hand.
+    """The model of a recipe on meta tensors, and what is not at hand, in a sentence or "".
 
-    Returns:
-        The model, None where nothing tells its sizes; and a sentence, "" where all is there.
+    It is None where nothing tells its sizes.
     """
     with told_as(BAD_SETTINGS):
         shape, problem = _shape_of(config.model)

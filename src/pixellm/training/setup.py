@@ -35,12 +35,9 @@ BASE_FOLDER = "base"
 
 @dataclass(frozen=True, slots=True)
 class RunModel:
-    """The model of a run.
+    """The model of a run, its adapters attached.
 
     Attributes:
-        model: PixelLM for conditional generation, adapters attached.
-        processor: the model's own.
-        adapters: what is attached; false where nothing is.
         base: source of the model under the adapters; a path inside the run is absolute.
     """
 
@@ -193,14 +190,10 @@ def save_run_model(
     *,
     merged: bool,
 ) -> None:
-    """Write the model of a run as it is used afterwards.
+    """Write the model of a run as it is used afterwards; the caller writes aside and renames.
 
-    Args:
-        directory: created where needed; the caller writes aside and renames.
-        run_model: the model, adapters attached.
-        state: whole tensors by the names of the adapted model.
-        trained: names of the parameters that may have moved.
-        merged: write a whole model where adapters are attached.
+    ``state`` holds whole tensors by the names of the adapted model, ``trained`` the names of those
+    that may have moved. Merged, the model is written whole where adapters are attached.
     """
     model, adapters = run_model.model, run_model.adapters
     if adapters and not merged:

@@ -88,10 +88,6 @@ class Mixture:
 
     Sources take turns by largest deficit, so that every stretch holds them in their shares. A
     finite source starts over at its end, a reader in another order and wording.
-
-    Args:
-        sources: data sets.
-        weights: shares, any positive scale.
     """
 
     def __init__(self, sources: Sequence[SampleDataset], weights: Sequence[float]) -> None:
@@ -173,17 +169,10 @@ def batch_stream(
     num_processes: int = 1,
     num_workers: int = 0,
 ) -> Iterator[Batch]:
-    """Micro-batches of one process, in order.
+    """Micro-batches of one process, in order; processes never see the same sample.
 
-    Args:
-        mixture: the data.
-        collate: samples to tensors; runs in the workers.
-        start: number of the first sample, over all processes.
-        batch_size: images per micro-batch and process.
-        num_batches: how many to prepare.
-        rank: this process.
-        num_processes: all processes; they never see the same sample.
-        num_workers: processes that prepare data.
+    They begin at sample number ``start``, over all processes, and hold ``batch_size`` images each.
+    Samples become tensors in the workers.
     """
     options: dict[str, Any] = {"prefetch_factor": 4} if num_workers else {}
     first, stride = start + rank * batch_size, batch_size * num_processes

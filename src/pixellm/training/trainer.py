@@ -85,10 +85,8 @@ class TrainEvent:
         kind: "resume", "stage" (values: its steps and minutes at most, `groups`, what trains),
             "step" (losses, rates, time left in the stage), "time_limit", "evaluation",
             "checkpoint" or "end".
-        step: optimizer steps done in the run.
         total_steps: of the whole run, as now planned; where stages are limited by time, what the
             pace so far makes likely.
-        stage: name of the stage.
         values: figures of the event; losses are means over the steps since the last one.
     """
 
@@ -186,13 +184,7 @@ class Meter:
 
 
 class Run:
-    """All state of a run, and what is done with it.
-
-    Args:
-        config: the recipe.
-        on_event: called on the main process.
-        evaluate: scores a model during the run.
-    """
+    """All state of a run, and what is done with it."""
 
     def __init__(self, config: RunConfig, on_event: EventCallback, evaluate: Evaluate) -> None:
         self.config = config
@@ -400,8 +392,7 @@ class Run:
     def _count(self, batches: list[Batch]) -> Normalisers:
         """What the step holds over all processes; what was left out goes into the log.
 
-        Raises:
-            ValueError: no sample fits; on every process, so that none waits for the others.
+        Where no sample fits it fails on every process, so that none waits for the others.
         """
         local = torch.stack([count_batch(batch) for batch in batches]).sum(0)
         total = self.accelerator.reduce(local.to(self.accelerator.device), "sum")

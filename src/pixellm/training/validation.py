@@ -45,20 +45,11 @@ def evaluate_run(
     """Scores of free generation, by the strict protocol.
 
     Asked is every dialogue about the first images of the data set; of drawn scenes the benchmark's
-    questions.
-
-    Args:
-        model: left in evaluation mode.
-        processor: the model's own.
-        settings: what to ask about, how much of it, and the length of answers.
+    questions. The model is left in evaluation mode.
 
     Returns:
         The scores of :data:`~pixellm.training.config.ValidationScore` by name; those that no
         image counts towards are left out.
-
-    Raises:
-        ImportError: scenes without the extra `scenes`.
-        ValueError: a data set that is unknown or cannot be read.
     """
     from pixellm.engine import Engine
     from pixellm.evaluation.benchmarks import SCENES, find_benchmark, open_questions
