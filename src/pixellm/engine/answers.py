@@ -8,6 +8,7 @@ Shape legend: K targets of an answer, M of all, G tokens of a group, D text widt
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,6 @@ from pixellm.engine.row import Prompt, read_groups
 from pixellm.engine.sampling import AnswerOptions
 from pixellm.model.config import PixelLMConfig
 from pixellm.model.modeling import PixelLMForConditionalGeneration
-from pixellm.model.outputs import EncodedImages
 from pixellm.model.pixel_masks import restore_masks
 from pixellm.processing.phrases import phrase_before
 from pixellm.processing.processor import PixelLMProcessor
@@ -142,27 +142,19 @@ def visible_ids(encoded: EncodedDialogue, image: PreparedImage) -> tuple[bool, .
     return (True,) * (encoded.prefix - len(image.visible)) + image.visible
 
 
+@dataclass(eq=False)
 class AnswerDecoder:
     """Turns answers into Predictions.
 
-    Args:
-        model: on its device.
-        processor: the model's own.
+    Attributes:
         eos_ids: ids that end an answer and are no part of its text.
         min_score: masks of a lower score are no segments.
     """
 
-    def __init__(
-        self,
-        model: PixelLMForConditionalGeneration,
-        processor: PixelLMProcessor,
-        eos_ids: frozenset[int],
-        min_score: float = 0.0,
-    ) -> None:
-        self.model = model
-        self.processor = processor
-        self.eos_ids = eos_ids
-        self.min_score = min_score
+    model: PixelLMForConditionalGeneration
+    processor: PixelLMProcessor
+    eos_ids: frozenset[int]
+    min_score: float = 0.0
 
     def text_of(self, ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
         """The text of ids written so far, and where the phrase of each group ends in it."""
@@ -190,11 +182,11 @@ class AnswerDecoder:
         Where the encoder can tell, ``info["familiarity"]`` is how likely it knows anything in the
         image.
         """
-        codec, ids, size = self.processor.codec, pending.answer.ids, pending.image.original
-        decoded = codec.decode_answer([i for i in ids if i not in self.eos_ids])
-        starts = (0, *decoded.ends)
-        groups = zip(starts, decoded.ends, self.once(masks), strict=False)
-        found = [(start, end, mask) for start, end, own in groups for mask in own]
+        ids, size = pending.answer.ids, pending.image.original
+        text, ends = self.text_of(ids)
+        spans = [*zip((0, *ends), ends, strict=False)]
+        groups = zip(spans, self.once(masks), strict=False)
+        found = [(*span, mask) for span, own in groups for mask in own]
         shown = [one for one in found if passes_threshold(one[2].score, self.min_score)]
         info: dict[str, Any] = {
             "num_tokens": len(ids),
@@ -202,15 +194,15 @@ class AnswerDecoder:
             "is_cut": not ids or ids[-1] not in self.eos_ids,
             "num_filtered": len(found) - len(shown),
             "seconds": time.perf_counter() - pending.started,
-            "marked_text": join_marks(decoded.text, zip(starts, decoded.ends, strict=False)),
+            "marked_text": join_marks(text, spans),
         }
         if pending.prompt.options.keep_logits:
             info["logits"] = _stack_logits([mask for _, _, mask in shown], size)
-        segments = tuple(segment(decoded.text, *one) for one in shown)
+        segments = tuple(segment(text, *one) for one in shown)
         known = self.model.model.familiarity(pending.image.encoded)
         if known is not None:
             info["familiarity"] = float(known[0])
-        answer = Prediction(decoded.text, segments, pending.request.question, size, info)
+        answer = Prediction(text, segments, pending.request.question, size, info)
         return Answer.of(answer, pending.request.image)
 
     def given_predictions(
@@ -248,10 +240,6 @@ class AnswerDecoder:
             left.append(own)
         return left
 
-    def passes_threshold(self, found: Segment) -> bool:
-        """Whether a segment's mask is sure enough to be shown."""
-        return passes_threshold(found.score, self.min_score)
-
     def group_masks(
         self, targets: Sequence[tuple[Tensor, PreparedImage]], *, keep_logits: bool = False
     ) -> list[GroupMasks]:
@@ -281,7 +269,8 @@ class AnswerDecoder:
         images = {image.key: image for _, image in targets}
         position = {key: row for row, key in enumerate(images)}
         rows = torch.tensor([position[p.key] for _, p in targets], device=self.model.device)
-        features = _join_features([image.encoded for image in images.values()])
+        maps = zip(*(image.encoded.features for image in images.values()), strict=True)
+        features = [torch.cat(scale) for scale in maps]
         embeddings = self.model.model.codebook(torch.stack([state for state, _ in targets]))
         if not per_thing:
             low = self.model.decode_masks(embeddings, features, rows)
@@ -301,10 +290,13 @@ class AnswerDecoder:
     ) -> list[DecodedMask]:
         """Masks over the original images of (P, h, w) logits."""
         masks, scores, logits, done = list[Tensor](), list[Tensor](), list[Tensor](), 0
+        canvas = self.processor.image_processor.image_size
         for _, group in groupby(images, key=lambda image: image.key):
             same = list(group)
-            for piece in low[done : done + len(same)].split(_portion(same[0])):
-                restored = self._restore(piece, same[0])
+            resized, original = same[0].resized, same[0].original
+            at_once = max(1, PIXELS_AT_ONCE // math.prod(original))
+            for piece in low[done : done + len(same)].split(at_once):
+                restored = restore_masks(piece.float(), resized, original, canvas)
                 masks += [*(restored > 0)]
                 scores.append(score_masks(restored))
                 logits += [*restored.cpu()] if keep_logits else []
@@ -316,11 +308,6 @@ class AnswerDecoder:
             return [DecodedMask(*one) for one in found]
         kept = zip(found, logits, strict=True)
         return [DecodedMask(*one, piece.numpy()) for one, piece in kept]
-
-    def _restore(self, logits: Tensor, image: PreparedImage) -> Tensor:
-        """Logits (K, H, W) in original pixels, on the device."""
-        canvas = self.processor.image_processor.image_size
-        return restore_masks(logits.float(), image.resized, image.original, canvas)
 
 
 class GrowingAnswer:
@@ -349,10 +336,8 @@ class GrowingAnswer:
         self._masks += masks
         new = self._decoder.once(self._masks)[len(self._masks) - len(masks) :]
         for mask in chain(*new):
-            start = ends[-2] if len(ends) > 1 else 0
-            found = segment(text, start, ends[-1], mask)
-            if self._decoder.passes_threshold(found):
-                yield found
+            if passes_threshold(mask.score, self._decoder.min_score):
+                yield segment(text, ends[-2] if len(ends) > 1 else 0, ends[-1], mask)
         if step.finished:
             yield self._decoder.prediction(self.pending, self._masks)
 
@@ -385,11 +370,6 @@ def _stack_logits(masks: Sequence[DecodedMask], size: tuple[int, int]) -> NDArra
     return np.stack(kept) if kept else np.zeros((0, *size), dtype=np.float32)
 
 
-def _portion(image: PreparedImage) -> int:
-    """How many logits of an image's size are held at once."""
-    return max(1, PIXELS_AT_ONCE // (image.original[0] * image.original[1]))
-
-
 def passes_threshold(score: float, limit: float) -> bool:
     """Whether a mask of that score is shown; 0 shows all, those without a score too."""
     return not score < limit
@@ -407,8 +387,3 @@ def _to_host(masks: Sequence[Tensor]) -> list[NDArray[np.bool_]]:
     ends = np.cumsum([mask.numel() for mask in masks])
     pieces = np.split(flat, ends[:-1])
     return [piece.reshape(tuple(mask.shape)) for piece, mask in zip(pieces, masks, strict=True)]
-
-
-def _join_features(images: Sequence[EncodedImages]) -> list[Tensor]:
-    """Decoder features of images of one row each, stacked per scale."""
-    return [torch.cat(maps) for maps in zip(*(image.features for image in images), strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,29 +44,21 @@ class PreparedImage:
     visible: tuple[bool, ...]
 
 
+@dataclass(eq=False)
 class ImageCache:
     """Encodes images and keeps the last ones.
 
-    Args:
-        model: on its device.
-        processor: the model's own.
+    Attributes:
         capacity: encoded images to keep, fewer where they would take more than
             :data:`MAX_CACHED_BYTES`; one is always kept.
         max_batch: most images encoded together.
     """
 
-    def __init__(
-        self,
-        model: PixelLMForConditionalGeneration,
-        processor: PixelLMProcessor,
-        capacity: int,
-        max_batch: int,
-    ) -> None:
-        self.model = model
-        self.processor = processor
-        self.capacity = capacity
-        self.max_batch = max_batch
-        self._kept: OrderedDict[bytes, PreparedImage] = OrderedDict()
+    model: PixelLMForConditionalGeneration
+    processor: PixelLMProcessor
+    capacity: int
+    max_batch: int
+    _kept: OrderedDict[bytes, PreparedImage] = field(default_factory=OrderedDict, init=False)
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 from pixellm.engine.answers import AnswerDecoder, GrowingAnswer, PendingAnswer
 from pixellm.engine.batch import AnswerLoop
@@ -18,21 +19,15 @@ Asked = tuple[Request, AnswerOptions]
 Begin = Callable[[Sequence[Asked]], list[PendingAnswer | ValueError | OSError]]
 
 
+@dataclass(eq=False)
 class LiveBatch:
     """Answers that grow side by side; made by :meth:`pixellm.engine.Engine.open_batch`."""
 
-    def __init__(
-        self,
-        loop: AnswerLoop,
-        decoder: AnswerDecoder,
-        begin: Begin,
-        turn: AbstractContextManager[object],
-    ) -> None:
-        self._loop = loop
-        self._decoder = decoder
-        self._begin = begin
-        self._turn = turn
-        self._growing: dict[int, GrowingAnswer] = {}
+    _loop: AnswerLoop
+    _decoder: AnswerDecoder
+    _begin: Begin
+    _turn: AbstractContextManager[object]
+    _growing: dict[int, GrowingAnswer] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         return len(self._growing)

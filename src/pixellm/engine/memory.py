@@ -1,7 +1,4 @@
-"""Lack of memory: whether an error says so, and work in portions that shrink where it runs out.
-
-Used by: the engine, prediction jobs and the command line.
-"""
+"""Lack of memory: whether an error says so, and work in portions that shrink where it runs out."""
 
 from __future__ import annotations
 

@@ -266,7 +266,8 @@ class LLMJudge(Judge):
         self._connect: Callable[[], Client] = functools.cache(
             lambda: OpenAIClient(model, base_url, timeout)
         )
-        self._system = load_rules()
+        rules = resources.files("pixellm.evaluation").joinpath("prompts", "judge.txt")
+        self._system = rules.read_text(encoding="utf-8").strip()
         self.store = RequestStore(cache)
         if self.store.is_empty():
             self._connect()
@@ -337,12 +338,6 @@ class LLMJudge(Judge):
     def _key(self, text: str) -> str:
         content = json.dumps([self.name, self._server, self._system, text], ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()
-
-
-def load_rules() -> str:
-    """What the model is told before every answer."""
-    path = resources.files("pixellm.evaluation").joinpath("prompts", "judge.txt")
-    return path.read_text(encoding="utf-8").strip()
 
 
 def read_ratings(text: str, numbers: Sequence[int]) -> Verdict:

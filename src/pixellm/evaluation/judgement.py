@@ -1,8 +1,4 @@
-"""What a judge did to an evaluation: from ratings to rejected masks and scores.
-
-Depends on: ``judge`` for the ratings and ``records`` for the scored answers; used by: runs of
-benchmarks and predictions of other systems.
-"""
+"""What a judge did to an evaluation: from ratings to rejected masks and scores."""
 
 from __future__ import annotations
 

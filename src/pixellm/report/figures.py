@@ -1,7 +1,4 @@
-"""Plots of plain numbers, by matplotlib: SVG that takes a page's colours, or PNG.
-
-Depends on: ``files``; matplotlib is imported when something is drawn.
-"""
+"""Plots of plain numbers, by matplotlib: SVG that takes a page's colours, or PNG."""
 
 from __future__ import annotations
 

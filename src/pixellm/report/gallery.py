@@ -1,7 +1,4 @@
-"""Images for a page: scaled down, with masks, as ``data:`` URLs; and the preview of a data set.
-
-Depends on: ``visualize``, ``masks``, ``files``.
-"""
+"""Images for a page: scaled down, with masks, as ``data:`` URLs; and the preview of a data set."""
 
 from __future__ import annotations
 

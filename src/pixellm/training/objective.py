@@ -20,11 +20,7 @@ from pixellm.training.auxiliary import IGNORED, empty_mask_loss_sum, find_absent
 from pixellm.training.config import LossWeights
 from pixellm.training.evidence_losses import choice_loss_sum, region_loss
 
-LOSS_NAMES = (
-    *("text", "mask", "dice"),
-    *("patch_class", "patch_box", "feature_class", "target_class", "absent"),
-    *("region", "choice"),
-)
+LOSS_NAMES = tuple(LossWeights.model_fields)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -124,6 +125,7 @@ def _interleave(weights: Sequence[float]) -> list[int]:
     return pattern
 
 
+@dataclass
 class _Preparation:
     """Data and collator as one, for a loader that asks for a whole batch at once.
 
@@ -131,9 +133,8 @@ class _Preparation:
     with data is therefore handed over as a result, to be raised where the run is.
     """
 
-    def __init__(self, mixture: Mixture, collate: CollateFn) -> None:
-        self.mixture = mixture
-        self.collate = collate
+    mixture: Mixture
+    collate: CollateFn
 
     def __getitem__(self, indices: Sequence[int]) -> Batch | Exception:
         try:
