@@ -224,7 +224,7 @@ def _result_of(
             _train(config, on_event)
         except NonFiniteLossError as error:
             found = {**identity, "diverged": str(error)}
-        _write_result(path, found)
+        write_files({path: json_bytes(found)})
         shutil.rmtree(config.run_folder / "checkpoints", ignore_errors=True)
     if "diverged" in found:
         return None
@@ -284,11 +284,6 @@ def _read_result(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | No
     return values
 
 
-def _write_result(path: Path, values: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_files({path: json_bytes(values)})
-
-
 def _train(config: RunConfig, on_event: EventCallback | None) -> None:
     """Trains a run to its end, from its last checkpoint where there is one."""
     saved = config.run_folder / "config.yaml"
@@ -319,7 +314,7 @@ def _plan_steps(
                 "a step; give more minutes, or fewer recipes or seeds."
             )
         found = {**wanted, "seconds_per_step": pace, "steps": steps}
-        _write_result(path, found)
+        write_files({path: json_bytes(found)})
     return int(found["steps"])
 
 

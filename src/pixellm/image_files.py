@@ -59,6 +59,7 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 _HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 _WARNINGS = threading.Lock()
 """Filters of warnings belong to the whole process, and images are read in threads."""
+_said_first_frame = threading.Event()
 _LOG = logging.getLogger(__name__)
 
 
@@ -164,10 +165,8 @@ def load_stored(source: str | os.PathLike[str] | bytes, name: str = "") -> Image
 
     Errors are those of :func:`load_image`, and call it ``name``, or by its path.
     """
-    if isinstance(source, bytes):
-        with _opened(io.BytesIO(source), name) as image:
-            return _decode(image, name)
-    with _opened(source, name or str(source)) as image:
+    opened = io.BytesIO(source) if isinstance(source, bytes) else source
+    with _opened(opened, name or str(source)) as image:
         return _decode(image, name or str(source))
 
 
@@ -340,21 +339,12 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     _check_whole(image)
     if image.format in _OF_ONE_FRAME:
         with suppress(Exception):  # damaged later frames are nobody's loss
-            if getattr(image, "is_animated", False):
-                _say_first_frame(name)
+            if getattr(image, "is_animated", False) and not _said_first_frame.is_set():
+                _said_first_frame.set()  # once in a process is enough
+                _LOG.warning("%s has several frames; of such images the first one is used.", name)
             image.seek(0)
     image.load()
     return image
-
-
-_said_first_frame = threading.Event()
-
-
-def _say_first_frame(name: str) -> None:
-    """Say once in a process that frames are left out."""
-    if not _said_first_frame.is_set():
-        _said_first_frame.set()
-        _LOG.warning("%s has several frames; of such images the first one is used.", name)
 
 
 def _orientation(image: Image.Image) -> int:

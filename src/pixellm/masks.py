@@ -96,15 +96,11 @@ def segmentation_to_rle(segmentation: Sequence[Any] | Mapping[str, Any], size: S
     return _polygons_to_rle(list_polygons(segmentation), size)
 
 
-def list_polygons(shape: Sequence[Any]) -> list[list[Any]]:
+def list_polygons(shape: Sequence[Any], depth: int = _DEEPEST_POLYGON) -> list[list[Any]]:
     """The polygons of a COCO ``segmentation``, each flat: [x0, y0, x1, y1, ...].
 
     They may lie at any depth, and their points may be lists of their own.
     """
-    return _list_polygons(shape, _DEEPEST_POLYGON)
-
-
-def _list_polygons(shape: Sequence[Any], depth: int) -> list[list[Any]]:
     if not depth:
         raise ValueError("A mask's polygons are nested too deep.")
     parts = [part.tolist() if isinstance(part, np.ndarray) else part for part in shape]
@@ -117,7 +113,7 @@ def _list_polygons(shape: Sequence[Any], depth: int) -> list[list[Any]]:
         values = [value for point in parts for value in point]
         if not any(isinstance(value, list | tuple) for value in values):
             return [values]  # points [x, y] of one polygon
-    return [polygon for part in parts for polygon in _list_polygons(part, depth - 1)]
+    return [polygon for part in parts for polygon in list_polygons(part, depth - 1)]
 
 
 def read_points(values: Any) -> NDArray[np.float64]:
@@ -209,8 +205,7 @@ def label_map_to_rles(labels: NDArray[Any]) -> dict[int, RLE]:
 
 def union_of(masks: Sequence[RLE]) -> RLE:
     """The pixels of any of the masks, which have one size; at least one mask."""
-    merged = coco_mask.merge([_as_bytes(mask) for mask in masks])
-    return {"size": list(masks[0]["size"]), "counts": merged["counts"].decode("ascii")}
+    return _to_text(coco_mask.merge([_as_bytes(mask) for mask in masks]))
 
 
 def areas_of(masks: Sequence[RLE]) -> list[int]:

@@ -19,7 +19,7 @@ from pixellm.cli.options import ModelOptions
 from pixellm.data.registry import READERS, open_reader, reader_class
 from pixellm.data.rows import JobRow, rows_of_samples
 from pixellm.engine.answer_file import AnswerFile
-from pixellm.engine.jobs import JobState, answer_here, split_batches
+from pixellm.engine.jobs import JobState, answer_here
 from pixellm.engine.questions import RowWorker, answer_rows, lines_of
 from pixellm.evaluation.benchmarks import SET_NAMES, open_rows, usual_split
 from pixellm.scenes.dataset import ScenesDataset
@@ -205,7 +205,7 @@ def test_a_large_set_is_never_built_as_a_whole(tmp_path: Path) -> None:
     samples = Counted()
     rows = rows_of_samples(samples, single_turns=True)
     assert (len(rows), samples.built) == (10**9, 0)
-    batches = split_batches(rows[:650], 100, range(1, 7))
+    batches = [rows[:650][n * 100 : (n + 1) * 100] for n in range(1, 7)]
     assert [len(batch) for batch in batches] == [*[100] * 5, 50]
     assert samples.built == 0
     assert [row.number for row in batches[0][:50]] == list(range(100, 150))

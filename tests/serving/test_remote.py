@@ -189,7 +189,9 @@ def test_a_slow_server_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         net.fetch("https://good.example/a")
 
 
-def test_the_server_fetches_only_where_it_is_told_to(serve: Callable[..., Any]) -> None:
+def test_the_server_fetches_only_where_it_is_told_to(
+    serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     running = serve(ScriptedEngine(), remote_images=True)
 
     def ask(url: str) -> requests.Response:
@@ -208,6 +210,6 @@ def test_the_server_fetches_only_where_it_is_told_to(serve: Callable[..., Any]) 
     async def fetch(url: str, most: int) -> bytes:
         return await fetch_image(url, most, look_up=net.look_up, connect=net.connect)
 
-    running.service._fetch = fetch
+    monkeypatch.setattr("pixellm.serving.service.fetch_image", fetch)
     answer = ask("https://good.example/a").json()
     assert answer["choices"][0]["message"]["image_size"] == [5, 9]

@@ -170,13 +170,6 @@ def answer_here(load: Callable[[], Worker[Item]]) -> Spread[Item]:
     return spread
 
 
-def split_batches(
-    items: Sequence[Item], batch_size: int, numbers: Sequence[int]
-) -> list[Sequence[Item]]:
-    """The items of the batches of these numbers; the last batch may be shorter."""
-    return [items[number * batch_size : (number + 1) * batch_size] for number in numbers]
-
-
 def _answer_batches(
     items: Sequence[Item],
     answers: AnswerFile | AnswerStream,
@@ -188,7 +181,7 @@ def _answer_batches(
 ) -> JobState:
     """Answer this process's part of the batches that are not done."""
     todo = group.share([n for n in range(-(-len(items) // batch_size)) if n not in done])
-    batches = split_batches(items, batch_size, todo)
+    batches = [items[n * batch_size : (n + 1) * batch_size] for n in todo]
     skipped = sum(min(batch_size, len(items) - n * batch_size) for n in done)
     total = skipped + sum(len(batch) for batch in batches)
     state = JobState(skipped, answers.num_bad, total, skipped=skipped)

@@ -44,7 +44,6 @@ def open_run(
         return
     if (folder / ANSWERS_FILE).exists():
         raise ValueError(f"{folder} holds answers without their {SETTINGS_FILE}; choose another.")
-    folder.mkdir(parents=True, exist_ok=True)
     write_files({path: json_bytes({**settings, **facts})})
 
 

@@ -82,11 +82,11 @@ def _question(service: Service, body: ChatRequest) -> Question:
     field = unsupported(body)
     if field:
         raise invalid(f"{field} is not supported here; leave it out.", "unsupported")
-    dialogue = read_dialogue(body, service.settings)
+    asked = read_dialogue(body, service.settings)
     options = service.options(
         body.max_completion_tokens or body.max_tokens, body.temperature, body.top_p, body.seed
     )
-    return Question(dialogue.image_url, dialogue.question, dialogue.history, options)
+    return Question(*asked, options)
 
 
 def _answer(model: str, prediction: Prediction) -> ChatAnswer:

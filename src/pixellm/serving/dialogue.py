@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from dataclasses import dataclass
 
 from pixellm.serving.errors import RefusedError, invalid
 from pixellm.serving.schemas import ChatRequest, ImagePart, Message
@@ -19,23 +18,13 @@ from pixellm.types import join_marks, text_damage
 _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class Dialogue:
-    """What is asked.
+def read_dialogue(
+    request: ChatRequest, settings: Settings
+) -> tuple[str, str, tuple[tuple[str, str], ...]]:
+    """The URL of a dialogue's one image, its last question, and the turns before that.
 
-    Attributes:
-        image_url: of the one image.
-        question: the last one.
-        history: earlier (question, answer) pairs, answers with ``{seg}`` marks.
+    Turns are (question, answer) pairs, answers with ``{seg}`` marks.
     """
-
-    image_url: str
-    question: str
-    history: tuple[tuple[str, str], ...]
-
-
-def read_dialogue(request: ChatRequest, settings: Settings) -> Dialogue:
-    """The dialogue of a request."""
     urls = {url for message in request.messages for url in _image_urls(message)}
     if len(urls) != 1:
         found = "none" if not urls else "several"
@@ -54,7 +43,7 @@ def read_dialogue(request: ChatRequest, settings: Settings) -> Dialogue:
         raise invalid("The last message is by the user.", "turn_order")
     question = _question(asked)
     check_texts([question, *(text for turn in turns for text in turn)], settings)
-    return Dialogue(urls.pop(), question, tuple(turns))
+    return urls.pop(), question, tuple(turns)
 
 
 def check_texts(texts: list[str], settings: Settings) -> None:

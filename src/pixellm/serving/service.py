@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, TypeVarTuple
@@ -50,16 +50,9 @@ class Question:
 
 
 class Service:
-    """Answers questions; ``fetch`` gets the bytes of an image at a URL, of so many at most."""
+    """Answers questions as a model of that name."""
 
-    def __init__(
-        self,
-        worker: Worker,
-        name: str,
-        settings: Settings,
-        metrics: Metrics,
-        fetch: Callable[[str, int], Awaitable[bytes]] = fetch_image,
-    ) -> None:
+    def __init__(self, worker: Worker, name: str, settings: Settings, metrics: Metrics) -> None:
         self.worker = worker
         self.name = name
         self.settings = settings
@@ -67,7 +60,6 @@ class Service:
         self._threads = anyio.CapacityLimiter(THREADS)
         self.started = int(time.time())
         self._pixels = 0
-        self._fetch = fetch
 
     def options(
         self,
@@ -153,7 +145,7 @@ class Service:
                 if not self.settings.remote_images:
                     sentence = "This server fetches no images; send yours as a data URL."
                     raise invalid(sentence, "image_url")
-                data = await self._fetch(source, self.settings.max_body)
+                data = await fetch_image(source, self.settings.max_body)
         else:
             data = source
         return await self.in_thread(self._decode, data)

@@ -294,7 +294,6 @@ class Run:
             plain = {k: v if isinstance(v, int | float) else str(v) for k, v in settings}
             self.accelerator.init_trackers(self.config.name, plain)
         if self.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_files({self.folder / "config.yaml": resolved.encode("utf-8")})
 
     # Once per stage: what trains, a fresh optimizer, the stage's data.
