@@ -209,31 +209,28 @@ def record_to_json(record: AnswerRecord, model: str = "", image: str = "") -> di
 
 
 def record_from_json(values: Mapping[str, Any]) -> AnswerRecord:
-    """The way back from :func:`record_to_json`; a ValueError where these are no such values."""
-    try:
-        answer, beside = read_answer(values), values["evaluation"]
-        if answer is None:
-            raise KeyError("answer")
-        released = beside["released"]
-        if released is not None:
-            released = QuestionScore(**{**released, "pair_ious": tuple(released["pair_ious"])})
-        return AnswerRecord(
-            index=values["row"],
-            turn=values["turn"],
-            num_turns=values["num_turns"],
-            question=answer.question,
-            answer=answer.answer,
-            size=answer.size,
-            targets=tuple(Target(**target) for target in beside["targets"]),
-            shown=answer.segments,
-            matches=tuple(MaskMatch(*match) for match in beside["slots"]),
-            union=tuple(MaskMatch(*match) for match in beside["union"]),
-            released=released,
-            num_filtered=answer.withheld,
-            **{name: beside[name] for name in _BESIDE},
-        )
-    except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"This is no record of an answer ({error}).") from error
+    """The way back from :func:`record_to_json`."""
+    answer, beside = read_answer(values), values["evaluation"]
+    if answer is None:
+        raise ValueError("it tells a problem instead of an answer")
+    released = beside["released"]
+    if released is not None:
+        released = QuestionScore(**{**released, "pair_ious": tuple(released["pair_ious"])})
+    return AnswerRecord(
+        index=values["row"],
+        turn=values["turn"],
+        num_turns=values["num_turns"],
+        question=answer.question,
+        answer=answer.answer,
+        size=answer.size,
+        targets=tuple(Target(**target) for target in beside["targets"]),
+        shown=answer.segments,
+        matches=tuple(MaskMatch(*match) for match in beside["slots"]),
+        union=tuple(MaskMatch(*match) for match in beside["union"]),
+        released=released,
+        num_filtered=answer.withheld,
+        **{name: beside[name] for name in _BESIDE},
+    )
 
 
 def read_run(folder: Path) -> RunAnswers:
@@ -250,7 +247,7 @@ def read_run(folder: Path) -> RunAnswers:
         for number, line in read_lines(path):
             try:
                 record = _from_line(parse_json(line))
-            except ValueError as error:
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise ValueError(
                     f"Line {number} of {path} is damaged; delete that line, and its question is "
                     "asked again."
@@ -271,13 +268,10 @@ def read_run(folder: Path) -> RunAnswers:
 def _from_line(values: Any) -> AnswerRecord | LeftOut:
     if not (isinstance(values, dict) and is_bad(values)):
         return record_from_json(values)
-    try:
-        numbers = values["row"], values["turn"], values["num_turns"]
-        sample = values["id"].rpartition("/")[0]
-        too_long = values.get("too_long") is True
-        return LeftOut(*numbers, str(values["error"]), sample, too_long)
-    except (KeyError, AttributeError) as error:
-        raise ValueError(f"This is no question that was left out ({error}).") from error
+    numbers = values["row"], values["turn"], values["num_turns"]
+    sample = values["id"].rpartition("/")[0]
+    too_long = values.get("too_long") is True
+    return LeftOut(*numbers, str(values["error"]), sample, too_long)
 
 
 def write_run(folder: Path, answers: RunAnswers, model: str) -> None:

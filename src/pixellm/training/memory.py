@@ -65,10 +65,7 @@ def estimate_memory(
     """
     activations = count_activations(model, config, stage)
     mixed = config.precision == "bf16"
-    compute_bytes, frozen_bytes = (
-        (2 if mixed else 4),
-        (2 if mixed and config.lora is not None else 4),
-    )
+    compute_bytes, frozen_bytes = 2 if mixed else 4, 2 if mixed and config.lora is not None else 4
     layers = _layers(model)
     in_layers = {id(p) for layer in layers for p in layer.parameters() if p.ndim == 2}
     weights, moving = 0.0, 0
@@ -137,14 +134,12 @@ def _language_model_bytes(model: Any, rows: int, length: int, dtype: torch.dtype
         output = language_model(inputs_embeds=inputs, attention_mask=mask, use_cache=False)
         return output.last_hidden_state
 
-    recomputes = bool(getattr(language_model, "is_gradient_checkpointing", False))
-    if not recomputes:
-        return mask.nbytes + kept_bytes(run, language_model, square=length)
-    inputs_alone = mask.nbytes + kept_bytes(run, language_model, square=length)
-    language_model.gradient_checkpointing_disable()
-    everything = kept_bytes(run, language_model, square=length)
-    language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    return inputs_alone + everything / layers
+    kept = mask.nbytes + kept_bytes(run, language_model, square=length)
+    if getattr(language_model, "is_gradient_checkpointing", False):  # `kept` are the inputs alone
+        language_model.gradient_checkpointing_disable()
+        kept += kept_bytes(run, language_model, square=length) / layers
+        language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    return kept
 
 
 def _decoder_bytes(model: Any, rows: int) -> float:
