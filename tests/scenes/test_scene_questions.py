@@ -15,13 +15,8 @@ import numpy as np
 import pytest
 
 from pixellm.scenes.knowledge import load_knowledge
-from pixellm.scenes.phrasing import load_templates
-from pixellm.scenes.questions import (
-    DEFAULT_WEIGHTS,
-    KINDS,
-    compose_dialogues,
-    concept_of_phrase,
-)
+from pixellm.scenes.phrasing import concept_of_phrase, load_templates
+from pixellm.scenes.questions import DEFAULT_WEIGHTS, KINDS, compose_dialogues
 from pixellm.scenes.scene import Scene, SceneObject
 from pixellm.scenes.scene_view import SceneView
 from pixellm.types import RLE, SEG_MARK, Turn

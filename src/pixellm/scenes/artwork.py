@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -77,7 +76,8 @@ class StickerStyle:
         """The file of a code; sets differ in whether a name carries the selector FE0F."""
         if code in self.unlike:
             return None
-        for stem in _spellings(code):
+        other = code.replace("-FE0F", "") if "-FE0F" in code else f"{code}-FE0F"
+        for stem in (code, other):
             for name in (f"{stem.upper()}.svg", f"{stem.lower()}.webp", f"{stem.lower()}.png"):
                 if (self.folder / name).is_file():
                     return self.folder / name
@@ -130,8 +130,3 @@ def trim_sticker(image: Image.Image) -> Image.Image:
     scale = STICKER_SIDE / max(rgba.size)
     size = (max(1, round(rgba.width * scale)), max(1, round(rgba.height * scale)))
     return rgba.resize(size, Image.Resampling.LANCZOS)
-
-
-def _spellings(code: str) -> Iterator[str]:
-    yield code
-    yield code.replace("-FE0F", "") if "-FE0F" in code else f"{code}-FE0F"

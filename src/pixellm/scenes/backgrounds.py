@@ -9,13 +9,16 @@ Frames: sizes are (height, width) in pixels, images (H, W, 3) uint8 RGB.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+
+from pixellm.masks import Size
 
 Pixels = NDArray[np.uint8]
 Colour = NDArray[np.float64]
@@ -40,16 +43,14 @@ _WEIGHTS = (0.16, 0.10, 0.08, 0.06, 0.06, 0.08, 0.14, 0.20, 0.12)
 _POOL_SIDE = 384
 
 
-def draw_background(rng: np.random.Generator, size: tuple[int, int]) -> Pixels:
+def draw_background(rng: Generator, size: Size) -> Pixels:
     """One background of a random kind.
 
     Its contrast is held below that of the stickers, so that every sticker stays visible.
     """
     kind = _KINDS[int(rng.choice(len(_KINDS), p=_WEIGHTS))]
-    if kind == "photo":
-        return _crop_photo(rng, size, _plain_pool())
-    if kind == "blurred":
-        return _crop_photo(rng, size, _blurred_pool())
+    if kind in ("photo", "blurred"):
+        return _crop_photo(rng, size, _pool(kind))
     if kind == "gradient":
         return _blend(_slope(rng, size), _colour(rng), _colour(rng))
     if kind == "clouds":
@@ -61,13 +62,13 @@ def draw_background(rng: np.random.Generator, size: tuple[int, int]) -> Pixels:
     return _blend(_pattern(rng, size, kind), *_close_pair(rng))
 
 
-def _colour(rng: np.random.Generator) -> Colour:
+def _colour(rng: Generator) -> Colour:
     """A colour that is neither black nor fully saturated, (3,) in 0..255."""
     value, grey = rng.uniform(80, 250), rng.uniform(0, 1)
     return value * (grey + (1 - grey) * rng.uniform(0.45, 1.0, 3))
 
 
-def _close_pair(rng: np.random.Generator) -> tuple[Colour, Colour]:
+def _close_pair(rng: Generator) -> tuple[Colour, Colour]:
     """Two colours of one pattern, 15 to 45 steps apart."""
     first = _colour(rng)
     away = rng.normal(size=3)
@@ -75,7 +76,7 @@ def _close_pair(rng: np.random.Generator) -> tuple[Colour, Colour]:
     return first, np.clip(first + away, 40, 255)
 
 
-def _grid(size: tuple[int, int]) -> tuple[Field, Field]:
+def _grid(size: Size) -> tuple[Field, Field]:
     """Rows (H, 1) and columns (1, W) in units of the short side."""
     rows, columns = (np.arange(side, dtype=np.float32) / np.float32(min(size)) for side in size)
     return rows[:, None], columns[None, :]
@@ -96,14 +97,14 @@ def _look_up(index: NDArray[np.uint8], table: NDArray[np.uint8]) -> Pixels:
     return image
 
 
-def _slanted(rng: np.random.Generator, size: tuple[int, int]) -> Field:
+def _slanted(rng: Generator, size: Size) -> Field:
     """Distance along a random direction, (H, W), in units of the short side."""
     rows, columns = _grid(size)
     angle = rng.uniform(0, 2 * np.pi)
     return np.float32(np.cos(angle)) * columns + np.float32(np.sin(angle)) * rows
 
 
-def _slope(rng: np.random.Generator, size: tuple[int, int]) -> Field:
+def _slope(rng: Generator, size: Size) -> Field:
     """A ramp in a random direction, or rings around a random point, in 0..1."""
     if rng.random() < 0.5:
         field = _slanted(rng, size)
@@ -116,7 +117,7 @@ def _slope(rng: np.random.Generator, size: tuple[int, int]) -> Field:
     return field
 
 
-def _pattern(rng: np.random.Generator, size: tuple[int, int], kind: str) -> Field:
+def _pattern(rng: Generator, size: Size, kind: str) -> Field:
     """Stripes, checks or dots as a field of 0 and 1."""
     period = np.float32(rng.uniform(0.06, 0.25))
     if kind == "stripes":
@@ -129,26 +130,20 @@ def _pattern(rng: np.random.Generator, size: tuple[int, int], kind: str) -> Fiel
     return inside.astype(np.float32)
 
 
-def _wood_field(rng: np.random.Generator, size: tuple[int, int]) -> Field:
+def _wood_field(rng: Generator, size: Size) -> Field:
     """Wavy lines, as planed wood shows them, in 0..1."""
     along, across = _grid(size)
     if rng.random() < 0.5:
         along, across = across, along
     bend, rate, shift = rng.uniform((0.02, 1, 0), (0.12, 4, 6)).astype(np.float32)
-    wobble = _smooth_noise(rng, size, cells=3) * np.float32(0.12)
-    phase = (along + bend * np.sin(across * rate + shift) + wobble) * np.float32(
-        rng.uniform(30, 90)
-    )
+    knots = Image.fromarray(rng.random((3, 3), dtype=np.float32))
+    noise: Field = np.asarray(knots.resize(size[::-1], Image.Resampling.BILINEAR))
+    bent = along + bend * np.sin(across * rate + shift) + noise * np.float32(0.12)
+    phase = bent * np.float32(rng.uniform(30, 90))
     return np.float32(0.5) + np.float32(0.5) * np.sin(phase)
 
 
-def _smooth_noise(rng: np.random.Generator, size: tuple[int, int], cells: int) -> Field:
-    """Noise in 0..1 with ``cells`` knots a side, (H, W)."""
-    knots = Image.fromarray(rng.random((cells, cells), dtype=np.float32))
-    return np.asarray(knots.resize(size[::-1], Image.Resampling.BILINEAR))
-
-
-def _clouds(rng: np.random.Generator, size: tuple[int, int]) -> Pixels:
+def _clouds(rng: Generator, size: Size) -> Pixels:
     """Low-frequency colour noise."""
     cells = int(rng.integers(3, 12))
     spread = rng.uniform(20, 60)
@@ -157,7 +152,7 @@ def _clouds(rng: np.random.Generator, size: tuple[int, int]) -> Pixels:
     return np.asarray(small.resize(size[::-1], Image.Resampling.BICUBIC))
 
 
-def _grainy(rng: np.random.Generator, size: tuple[int, int]) -> Pixels:
+def _grainy(rng: Generator, size: Size) -> Pixels:
     """One colour with grey noise, cut from a fixed sheet."""
     sheet = _grain_sheet()
     rows, columns = (
@@ -169,14 +164,12 @@ def _grainy(rng: np.random.Generator, size: tuple[int, int]) -> Pixels:
     return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _grain_sheet() -> Field:
     return np.random.default_rng(0).standard_normal((512, 512), dtype=np.float32)
 
 
-def _crop_photo(
-    rng: np.random.Generator, size: tuple[int, int], pool: tuple[Image.Image, ...]
-) -> Pixels:
+def _crop_photo(rng: Generator, size: Size, pool: tuple[Image.Image, ...]) -> Pixels:
     """A random part of a random photo, mirrored half the time, in lighter or darker tones."""
     photo = pool[int(rng.integers(len(pool)))]
     height, width = size
@@ -192,13 +185,10 @@ def _crop_photo(
     return _look_up(crop, np.clip(tones, 0, 255).astype(np.uint8))
 
 
-@lru_cache(maxsize=1)
-def _plain_pool() -> tuple[Image.Image, ...]:
-    return tuple(_load_photo(name, box) for name, box in PLAIN_PHOTOS.items())
-
-
-@lru_cache(maxsize=1)
-def _blurred_pool() -> tuple[Image.Image, ...]:
+@cache
+def _pool(kind: str) -> tuple[Image.Image, ...]:
+    if kind == "photo":
+        return tuple(_load_photo(name, box) for name, box in PLAIN_PHOTOS.items())
     blur = ImageFilter.GaussianBlur(_POOL_SIDE / 14)
     return tuple(_load_photo(name, None).filter(blur) for name in BLURRED_PHOTOS)
 
@@ -213,6 +203,5 @@ def _load_photo(name: str, box: tuple[int, int, int, int] | None) -> Image.Image
     with Image.open(Path(spec.origin).parent / "data" / name) as image:
         photo = image.convert("RGB").crop(box or (0, 0, *image.size))
     scale = _POOL_SIDE / min(photo.size)
-    return photo.resize(
-        (round(photo.width * scale), round(photo.height * scale)), Image.Resampling.LANCZOS
-    )
+    size = (round(photo.width * scale), round(photo.height * scale))
+    return photo.resize(size, Image.Resampling.LANCZOS)

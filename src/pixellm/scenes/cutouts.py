@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
@@ -92,9 +93,7 @@ def cut_out(concept: str, pixels: NDArray[np.uint8], mask: BoolMask) -> Cutout:
     return Cutout(concept, halved_levels(rgba.convert("RGBa"), _SMALLEST_LEVEL))
 
 
-def paste_scene(
-    rng: np.random.Generator, background: Background, cutouts: Sequence[Cutout]
-) -> Scene:
+def paste_scene(rng: Generator, background: Background, cutouts: Sequence[Cutout]) -> Scene:
     """Paste cut-outs one after the other; one that finds no room is left out.
 
     Args:
@@ -129,7 +128,7 @@ def paste_scene(
     return Scene(image, (*kept, *pasted), background.uncertain | hidden, crowds)
 
 
-def _prepare(rng: np.random.Generator, cutout: Cutout, long_side: float) -> Sticker:
+def _prepare(rng: Generator, cutout: Cutout, long_side: float) -> Sticker:
     """Scale, turn, mirror and recolour a cut-out."""
     angle = float(np.deg2rad(rng.normal() * _TURN_DEGREES / 2))
     values = turn_sticker(cutout.levels, long_side, angle, mirror=rng.random() < 0.5)

@@ -16,13 +16,14 @@ from functools import cache
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from pixellm.scenes.artwork import load_style
 from pixellm.scenes.draw import choose_concepts, choose_object_count, choose_size, draw_scene
 from pixellm.scenes.knowledge import Concept, Knowledge, load_knowledge
-from pixellm.scenes.questions import DEFAULT_WEIGHTS, check_weights, compose_dialogues
+from pixellm.scenes.questions import DEFAULT_WEIGHTS, Dialogues, check_weights, compose_dialogues
 from pixellm.scenes.scene import Scene
-from pixellm.types import Sample, Target, Turn
+from pixellm.types import Sample, Target
 
 SPLITS = ("train", "val", "test", "test_combination", "test_style")
 
@@ -34,15 +35,8 @@ HELD_OUT_SHARE = 0.05
 
 _NEVER_HELD_OUT = frozenset(
     {
-        "naming",
-        "follow_up",
-        "negative",
-        "negative_group",
-        "many",
-        "repeat",
-        "where",
-        "counting",
-        "plain",
+        *("naming", "follow_up", "negative", "negative_group", "many"),
+        *("repeat", "where", "counting", "plain"),
     }
 )
 """Of "many", whose turns are "several", pairs are held out under that name."""
@@ -62,10 +56,6 @@ def is_held_out(concept: str, kind: str) -> bool:
         return False
     digest = hashlib.blake2b(f"{concept}/{kind}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") < HELD_OUT_SHARE * 2**32
-
-
-def _is_trained(concept: str, kind: str) -> bool:
-    return not is_held_out(concept, kind)
 
 
 class EndlessScenes(ABC):
@@ -95,7 +85,7 @@ class EndlessScenes(ABC):
         """Image ``index``; a later attempt replaces one that allows no question."""
 
     @abstractmethod
-    def compose(self, scene: Scene, index: int, attempt: int) -> list[tuple[Turn, ...]]:
+    def compose(self, scene: Scene, index: int, attempt: int) -> Dialogues:
         """The dialogues about a scene; none where it allows no question."""
 
     @property
@@ -131,9 +121,7 @@ class EndlessScenes(ABC):
         key = f"{self.stream}{self.split}/{self.seed}/{index}/{attempt}"
         return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "big")
 
-    def _to_samples(
-        self, index: int, scene: Scene, dialogues: list[tuple[Turn, ...]]
-    ) -> tuple[Sample, ...]:
+    def _to_samples(self, index: int, scene: Scene, dialogues: Dialogues) -> tuple[Sample, ...]:
         concepts = self.knowledge.concepts
         # Crowds count among what is annotated, as in photos: their cells are no background.
         shown = (*scene.crowds, *((one.concept, one.mask) for one in scene.objects))
@@ -220,7 +208,7 @@ class ScenesDataset(EndlessScenes):
                 continue
         raise ValueError(f"An image of {self.long_side} pixels is too small for a scene.")
 
-    def compose(self, scene: Scene, index: int, attempt: int) -> list[tuple[Turn, ...]]:
+    def compose(self, scene: Scene, index: int, attempt: int) -> Dialogues:
         """The dialogues about a scene, with pairs of concept and kind that the split allows."""
         combination = self.split == "test_combination"
         dialogues = compose_dialogues(
@@ -229,7 +217,7 @@ class ScenesDataset(EndlessScenes):
             random.Random(self.entropy(index, attempt)),
             self.dialogues_per_image * (_SPARE if self.single_target else 1),
             kinds={self._kind_of_attempt(index, attempt): 1.0} if combination else self.kinds,
-            allowed=is_held_out if combination else _is_trained,
+            allowed=lambda concept, kind: is_held_out(concept, kind) is combination,
         )
         if self.single_target:
             dialogues = [d for d in dialogues if all(len(turn.targets) <= 1 for turn in d)]
@@ -275,7 +263,7 @@ def _held_out_kinds(kinds: Mapping[str, float] | None) -> dict[str, float]:
     return left
 
 
-def _choose_theme(rng: np.random.Generator, known: tuple[Concept, ...]) -> list[Concept]:
+def _choose_theme(rng: Generator, known: tuple[Concept, ...]) -> list[Concept]:
     """What a scene shows on purpose: nothing, two of one category, or two that serve two uses.
 
     Themes make questions about categories, uses and activities as common as they should be among
@@ -291,5 +279,5 @@ def _choose_theme(rng: np.random.Generator, known: tuple[Concept, ...]) -> list[
     return _shuffled(rng, [concept for concept in known if name in concept.categories])[:2]
 
 
-def _shuffled(rng: np.random.Generator, concepts: list[Concept]) -> list[Concept]:
+def _shuffled(rng: Generator, concepts: list[Concept]) -> list[Concept]:
     return [concepts[int(i)] for i in rng.permutation(len(concepts))]

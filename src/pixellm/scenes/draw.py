@@ -15,10 +15,11 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixellm.masks import encode_mask
+from pixellm.masks import Size, encode_mask
 from pixellm.scenes.artwork import STICKER_SIDE, StickerStyle
 from pixellm.scenes.backgrounds import draw_background
 from pixellm.scenes.scene import Scene, SceneObject
@@ -40,6 +41,7 @@ LONG_SIDE = (0.18, 0.42)
 """Range of a sticker's long side, in short sides of the image."""
 
 Plane = NDArray[np.float32]
+Window = tuple[slice, slice]
 
 _REPEATS_WHERE_POSSIBLE = REPEAT_SHARE / (1 - OBJECT_COUNTS[2])
 _SIZES = 6
@@ -69,16 +71,12 @@ class Canvas:
     def __init__(self, background: NDArray[np.uint8]) -> None:
         self.pixels: Plane = background.astype(np.float32)
         self.owner: NDArray[np.int8] = np.full(self.pixels.shape[:2], -1, dtype=np.int8)
-        self.windows: list[tuple[slice, slice]] = []
+        self.windows: list[Window] = []
         self.full: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self.visible: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
     def fits(
-        self,
-        sticker: Sticker,
-        window: tuple[slice, slice],
-        min_visible: float,
-        min_contrast: float,
+        self, sticker: Sticker, window: Window, min_visible: float, min_contrast: float
     ) -> bool:
         """Whether every object below stays visible, and the sticker differs from what is below.
 
@@ -96,7 +94,7 @@ class Canvas:
         change = np.abs(sticker.colours[step] - self.pixels[window][step])[sticker.solid[step]]
         return change.size > 0 and float(np.median(change.max(axis=-1))) >= min_contrast
 
-    def lay(self, sticker: Sticker, window: tuple[slice, slice]) -> None:
+    def lay(self, sticker: Sticker, window: Window) -> None:
         """Paint the sticker there and make its solid pixels its own."""
         self.visible -= self._hidden_by(sticker, window)
         self.pixels[window] *= 1 - sticker.alpha[..., None]
@@ -106,18 +104,18 @@ class Canvas:
         self.full = np.append(self.full, np.count_nonzero(sticker.solid))
         self.visible = np.append(self.visible, self.full[-1])
 
-    def _hidden_by(self, sticker: Sticker, window: tuple[slice, slice]) -> NDArray[np.int64]:
+    def _hidden_by(self, sticker: Sticker, window: Window) -> NDArray[np.int64]:
         """How many pixels of each object the sticker would hide."""
         below = self.owner[window][sticker.solid]
         return np.bincount(below[below >= 0], minlength=len(self.windows))
 
 
 def draw_scene(
-    rng: np.random.Generator,
+    rng: Generator,
     concepts: Sequence[Concept],
     style: StickerStyle,
     *,
-    size: tuple[int, int] = (256, 256),
+    size: Size = (256, 256),
 ) -> Scene:
     """Draw one scene with one sticker per entry of ``concepts``, back to front.
 
@@ -150,7 +148,7 @@ def draw_scene(
 
 
 def choose_concepts(
-    rng: np.random.Generator,
+    rng: Generator,
     concepts: Sequence[Concept],
     num_objects: int,
     include: Sequence[Concept] = (),
@@ -178,12 +176,12 @@ def choose_concepts(
     return [chosen[int(i)] for i in rng.permutation(num_objects)]
 
 
-def choose_object_count(rng: np.random.Generator) -> int:
+def choose_object_count(rng: Generator) -> int:
     """How many objects a scene has, as :data:`OBJECT_COUNTS` weighs it."""
     return int(rng.choice(list(OBJECT_COUNTS), p=list(OBJECT_COUNTS.values())))
 
 
-def choose_size(rng: np.random.Generator, long_side: int) -> tuple[int, int]:
+def choose_size(rng: Generator, long_side: int) -> Size:
     """(height, width): square in 70 % of cases, else a usual photo format; both multiples of 2."""
     if rng.random() < 0.7:
         return long_side, long_side
@@ -193,7 +191,7 @@ def choose_size(rng: np.random.Generator, long_side: int) -> tuple[int, int]:
 
 
 def place_sticker(
-    rng: np.random.Generator,
+    rng: Generator,
     canvas: Canvas,
     prepare: Callable[[float], Sticker],
     long_side: float,
@@ -222,21 +220,17 @@ def place_sticker(
         min_visible = MIN_VISIBLE if crowded or shrunk > 2 else _ALONE
         min_contrast = _MIN_CONTRAST * (1 - shrunk / (_SIZES - 1))
         for _ in range(_PLACES):
-            window = _choose_window(rng, (height, width), sticker.solid.shape)
+            high, wide = sticker.solid.shape
+            top = int(rng.integers(height - high + 1))
+            left = int(rng.integers(width - wide + 1))
+            window = (slice(top, top + high), slice(left, left + wide))
             if canvas.fits(sticker, window, min_visible, min_contrast):
                 canvas.lay(sticker, window)
                 return True
     return False
 
 
-def _choose_window(
-    rng: np.random.Generator, image: tuple[int, ...], sticker: tuple[int, ...]
-) -> tuple[slice, slice]:
-    top, left = (int(rng.integers(p - s + 1)) for p, s in zip(image, sticker, strict=True))
-    return slice(top, top + sticker[0]), slice(left, left + sticker[1])
-
-
-def _prepare(rng: np.random.Generator, style: StickerStyle, code: str, long_side: float) -> Sticker:
+def _prepare(rng: Generator, style: StickerStyle, code: str, long_side: float) -> Sticker:
     """Scale, turn, mirror and tint one sticker; cut to its solid part."""
     limit = 40 if rng.random() < 0.15 else 15
     angle = float(np.deg2rad(rng.uniform(-limit, limit)))

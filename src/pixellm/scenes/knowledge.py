@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any
 
 TABLE_DIR = Path(__file__).parent
 
@@ -144,21 +144,11 @@ def load_knowledge() -> Knowledge:
 
 def read_knowledge(directory: Path) -> Knowledge:
     """Read ``concepts.csv``, ``categories.csv`` and ``uses.csv`` from a directory."""
-    concepts = [
-        Concept(
-            key=row["key"],
-            name=row["name"],
-            grammar=row["grammar"],
-            plural=row["plural"],
-            synonyms=_split(row["synonyms"]),
-            categories=_split(row["categories"]),
-            color=row["color"],
-            uses=_split(row["uses"]),
-            ambiguous=frozenset(_split(row["ambiguous"])),
-            openmoji=row["openmoji"],
-        )
-        for row in _read_rows(directory / "concepts.csv")
-    ]
+    concepts = []
+    for row in _read_rows(directory / "concepts.csv"):
+        lists: Any = {name: _split(row[name]) for name in ("synonyms", "categories", "uses")}
+        ambiguous = frozenset(_split(row["ambiguous"]))
+        concepts.append(Concept(**{**row, **lists, "ambiguous": ambiguous}))
     categories = [
         Category(row["key"], row["one"], row["many"], row["counted"], row["number"] == "mass")
         for row in _read_rows(directory / "categories.csv")
@@ -168,9 +158,9 @@ def read_knowledge(directory: Path) -> Knowledge:
         for row in _read_rows(directory / "uses.csv")
     ]
     return Knowledge(
-        MappingProxyType({concept.key: concept for concept in concepts}),
-        MappingProxyType({category.key: category for category in categories}),
-        MappingProxyType({use.key: use for use in uses}),
+        {concept.key: concept for concept in concepts},
+        {category.key: category for category in categories},
+        {use.key: use for use in uses},
     )
 
 

@@ -7,10 +7,9 @@ which nothing but its name is known.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from types import MappingProxyType
 
 from pixellm.scenes.knowledge import TABLE_DIR, Concept, Knowledge, read_knowledge
 from pixellm.scenes.phrasing import plural_of, with_article
@@ -47,42 +46,27 @@ def knowledge_of_categories(names: tuple[str, ...]) -> tuple[Knowledge, Mapping[
     )
     for name, key in keys.items():
         if key not in known.concepts:
-            listed[key] = _bare_concept(name, everything)
-    return _restricted(known, listed), MappingProxyType(keys)
-
-
-def _bare_concept(name: str, ambiguous: frozenset[str]) -> Concept:
-    grammar = with_article(name.lower()).partition(" ")[0]
-    plural = plural_of(name)
-    return Concept(name, name, grammar, plural, (), (), "", (), ambiguous, "")
+            grammar = with_article(name.lower()).partition(" ")[0]
+            names = (name, name, grammar, plural_of(name))
+            listed[key] = Concept(*names, (), (), "", (), everything, "")
+    return _restricted(known, listed), keys
 
 
 def _restricted(known: Knowledge, listed: Mapping[str, Concept]) -> Knowledge:
     """The tables without concepts that are not listed, nor what then has no members."""
     members = [key for one in listed.values() for key in one.categories]
     categories = {key: one for key, one in known.categories.items() if members.count(key) > 1}
-    uses = {
-        key: use
-        for key, use in known.uses.items()
-        if any(key in one.uses for one in listed.values())
-    }
+    served = {key for one in listed.values() for key in one.uses}
+    uses = {key: use for key, use in known.uses.items() if key in served}
     kept = {f"name:{key}" for key in listed}
     kept |= {f"category:{key}" for key in categories} | {f"use:{key}" for key in uses}
     concepts = {
         key: replace(
             one,
-            categories=_among(one.categories, categories),
-            uses=_among(one.uses, uses),
+            categories=tuple(filter(categories.__contains__, one.categories)),
+            uses=tuple(filter(uses.__contains__, one.uses)),
             ambiguous=one.ambiguous & kept,
         )
         for key, one in listed.items()
     }
-    return Knowledge(
-        MappingProxyType(concepts),
-        MappingProxyType(categories),
-        MappingProxyType(uses),
-    )
-
-
-def _among(keys: Iterable[str], kept: Mapping[str, object]) -> tuple[str, ...]:
-    return tuple(key for key in keys if key in kept)
+    return Knowledge(concepts, categories, uses)

@@ -7,7 +7,7 @@ overlap, and far away ones can't be told apart. This module narrows what
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 
@@ -16,7 +16,13 @@ import numpy as np
 from pixellm.masks import decode_mask, encode_mask
 from pixellm.scenes.knowledge import Knowledge
 from pixellm.scenes.scene import Scene, SceneObject, measure_object
-from pixellm.scenes.scene_view import INSTANCE_MARGIN, SceneView, ViewedGroup, ViewedObject
+from pixellm.scenes.scene_view import (
+    INSTANCE_MARGIN,
+    Objects,
+    SceneView,
+    ViewedGroup,
+    ViewedObject,
+)
 
 PERSON = "person"
 """Key of the concept of people."""
@@ -98,7 +104,7 @@ class PhotoView(SceneView):
         """Objects that their name alone picks out, large enough to be seen."""
         return [item for item in super().unambiguous if self.is_clear(item)]
 
-    def told(self, objects: Sequence[ViewedObject]) -> list[ViewedObject]:
+    def told(self, objects: Objects) -> list[ViewedObject]:
         """What an answer that means all of its kinds names, in order; see ``together``."""
         if not self._together:
             return list(objects)
@@ -140,7 +146,7 @@ class PhotoView(SceneView):
         beside = super().is_beside(item, anchor, side)
         return None if beside and self._overlaps(item, anchor, side) else beside
 
-    def nearest_edge(self, side: str, among: Sequence[ViewedObject]) -> ViewedObject | None:
+    def nearest_edge(self, side: str, among: Objects) -> ViewedObject | None:
         """The object nearest an edge; None where it is unclear."""
         return self._sure(super().nearest_edge(side, among), among)
 
@@ -153,11 +159,11 @@ class PhotoView(SceneView):
         others = [one for one in self.objects if one is not anchor and one is not nearest]
         return nearest if all(gap < self._gap(anchor, one) for one in others) else None
 
-    def extreme_size(self, among: Sequence[ViewedObject], *, largest: bool) -> ViewedObject | None:
+    def extreme_size(self, among: Objects, *, largest: bool) -> ViewedObject | None:
         """The largest or smallest; None where it is unclear."""
         return self._sure(super().extreme_size(among, largest=largest), among)
 
-    def index_in_row(self, item: ViewedObject, group: Sequence[ViewedObject]) -> int | None:
+    def index_in_row(self, item: ViewedObject, group: Objects) -> int | None:
         """How many of a group lie left of one of them; None where a neighbour is too close."""
         if any(not self.is_clear(one) for one in group):
             return None
@@ -190,9 +196,7 @@ class PhotoView(SceneView):
         common = min(high, anchor.edges[axis + 2]) - max(low, anchor.edges[axis])
         return common > MOST_LEVEL * (high - low)
 
-    def _sure(
-        self, found: ViewedObject | None, among: Sequence[ViewedObject]
-    ) -> ViewedObject | None:
+    def _sure(self, found: ViewedObject | None, among: Objects) -> ViewedObject | None:
         """What was found, where it is clear and all that could be meant is known."""
         of_all = len(among) == len(self.objects)
         if found is None or not self.is_clear(found) or (of_all and not self.is_complete):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -17,24 +18,15 @@ from pixellm.scenes import questions_objects as objects
 from pixellm.scenes import questions_positions as positions
 from pixellm.scenes import questions_words as words
 from pixellm.scenes.knowledge import Knowledge
-from pixellm.scenes.phrasing import concept_of_phrase
 from pixellm.scenes.questions_objects import Draft
 from pixellm.scenes.scene import Scene
 from pixellm.scenes.scene_view import SceneView, members_of
 from pixellm.types import Turn
 
-__all__ = [
-    "DEFAULT_WEIGHTS",
-    "KINDS",
-    "ask_about",
-    "check_weights",
-    "compose_dialogues",
-    "concept_of_phrase",
-]
-
 View = TypeVar("View", bound=SceneView)
 Ask = Callable[[View, random.Random], Draft | tuple[Draft, ...] | None]
 Allowed = Callable[[str, str], bool]
+Dialogues = list[tuple[Turn, ...]]
 
 _PLAIN: tuple[Ask[SceneView], ...] = (
     words.ask_if_there,
@@ -50,59 +42,41 @@ def one_of(asks: Sequence[Ask[View]]) -> Ask[View]:
     return lambda view, rng: rng.choice(asks)(view, rng)
 
 
-ASKS: Mapping[str, Ask[SceneView]] = {
-    "naming": objects.ask_by_name,
-    "several": objects.ask_several,
-    "choice": objects.ask_choice,
-    "instances": objects.ask_instances,
-    "category": objects.ask_by_category,
-    "use": objects.ask_by_use,
-    "half": positions.ask_half,
-    "relative": positions.ask_relative,
-    "nearest": positions.ask_nearest,
-    "size": positions.ask_size,
-    "order": positions.ask_order,
-    "activity": objects.ask_activity,
-    "negative": objects.ask_for_absent,
-    "counting": words.ask_number,
-    "plain": one_of(_PLAIN),
+_TABLE: Mapping[str, tuple[Ask[SceneView], float]] = {
+    "naming": (objects.ask_by_name, 1.0),
+    "several": (objects.ask_several, 1.0),
+    "choice": (objects.ask_choice, 0.0),
+    "instances": (objects.ask_instances, 1.0),
+    "category": (objects.ask_by_category, 1.0),
+    "use": (objects.ask_by_use, 1.2),
+    "half": (positions.ask_half, 1.0),
+    "relative": (positions.ask_relative, 1.4),
+    "nearest": (positions.ask_nearest, 1.0),
+    "size": (positions.ask_size, 1.0),
+    "order": (positions.ask_order, 0.0),
+    "activity": (objects.ask_activity, 0.9),
+    "negative": (objects.ask_for_absent, 0.9),
+    "counting": (words.ask_number, 0.6),
+    "plain": (one_of(_PLAIN), 0.8),
 }
-"""What drafts a question of each kind."""
+"""What drafts a question of each kind, and how often it is tried when the caller gives no weights;
+0 is asked only where it is weighed, as are parts of kinds."""
 
-KINDS: tuple[str, ...] = (*ASKS, "follow_up")
+KINDS: tuple[str, ...] = (*_TABLE, "follow_up")
 """Every value of ``Turn.kind``. A "follow_up" is the second turn of a dialogue."""
 
-_ASKS_WEIGHED: Mapping[str, Ask[SceneView]] = {
-    **ASKS,
-    "negative_group": objects.ask_for_absent_group,
+DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(
+    {kind: weight for kind, (_, weight) in _TABLE.items() if weight} | {"follow_up": 0.8}
+)
+
+_ASKS: Mapping[str, Ask[SceneView]] = {
+    **{kind: ask for kind, (ask, _) in _TABLE.items()},
+    "negative_group": partial(objects.ask_for_absent, ways=("category", "use")),
     "many": objects.ask_many,
     "repeat": words.ask_to_repeat,
     "where": words.ask_where,
 }
 """What can be weighed: the kinds, and parts of kinds whose turns are of the whole kind."""
-
-DEFAULT_WEIGHTS: Mapping[str, float] = MappingProxyType(
-    {
-        "naming": 1.0,
-        "several": 1.0,
-        "instances": 1.0,
-        "category": 1.0,
-        "use": 1.2,
-        "half": 1.0,
-        "relative": 1.4,
-        "nearest": 1.0,
-        "size": 1.0,
-        "activity": 0.9,
-        "negative": 0.9,
-        "counting": 0.6,
-        "plain": 0.8,
-        "follow_up": 0.8,
-    }
-)
-"""How often each kind is tried when the caller gives no weights.
-
-"choice", "order" and parts of kinds are asked only where they are weighed.
-"""
 
 _FOLLOWED = ("naming", "several", "instances", "category", "use", "half", "nearest", "size")
 """Kinds that a second turn can refer to."""
@@ -119,7 +93,7 @@ def compose_dialogues(
     *,
     kinds: Mapping[str, float] | None = None,
     allowed: Allowed | None = None,
-) -> list[tuple[Turn, ...]]:
+) -> Dialogues:
     """Different true dialogues about a scene, of one turn or two.
 
     Answers name objects left to right by their centres, except that "several" and "activity"
@@ -144,7 +118,7 @@ def compose_dialogues(
     view = SceneView(scene, knowledge)
     if not view.objects:
         return []
-    return ask_about(view, rng, num_dialogues, _ASKS_WEIGHED, weights, allowed)
+    return ask_about(view, rng, num_dialogues, _ASKS, weights, allowed)
 
 
 def ask_about(
@@ -154,7 +128,7 @@ def ask_about(
     asks: Mapping[str, Ask[View]],
     weights: Mapping[str, float],
     allowed: Allowed | None = None,
-) -> list[tuple[Turn, ...]]:
+) -> Dialogues:
     """Different dialogues about a view, by kinds of questions of the caller's.
 
     Args:
@@ -166,14 +140,15 @@ def ask_about(
         allowed: tells whether a kind of question may have a concept among its targets.
     """
     left = {kind: _TRIES_PER_KIND for kind, weight in weights.items() if weight > 0}
-    dialogues: list[tuple[Turn, ...]] = []
+    dialogues: Dialogues = []
     asked: set[object] = set()
     while left and len(dialogues) < num_dialogues:
         kind = rng.choices(list(left), [weights[one] for one in left])[0]
         drafts = _draft_dialogue(view, rng, kind, asks)
-        if drafts and _is_new(drafts, asked) and _are_allowed(drafts, allowed):
-            asked.update(_identities(drafts))
-            dialogues.append(tuple(_to_turn(draft) for draft in drafts))
+        identities = _identities(drafts) if drafts else []
+        if drafts and asked.isdisjoint(identities) and _are_allowed(drafts, allowed):
+            asked.update(identities)
+            dialogues.append(tuple(draft.to_turn() for draft in drafts))
             left[kind] = _TRIES_PER_KIND
             continue
         left[kind] -= 1
@@ -206,23 +181,14 @@ def _identities(drafts: Sequence[Draft]) -> list[object]:
     return marks
 
 
-def _is_new(drafts: Sequence[Draft], asked: set[object]) -> bool:
-    return asked.isdisjoint(_identities(drafts))
-
-
 def _are_allowed(drafts: Sequence[Draft], allowed: Allowed | None) -> bool:
     return allowed is None or all(
         allowed(item.concept.key, draft.kind) for draft in drafts for item in draft.objects
     )
 
 
-def _to_turn(draft: Draft) -> Turn:
-    targets = tuple(item.target for item in draft.objects)
-    return Turn(draft.question, draft.answer, targets, draft.kind)
-
-
 def check_weights(
-    weights: Mapping[str, float], known: Sequence[str] = (*_ASKS_WEIGHED, "follow_up")
+    weights: Mapping[str, float], known: Iterable[str] = (*_ASKS, "follow_up")
 ) -> None:
     """Refuses weights of kinds that can't be asked by.
 

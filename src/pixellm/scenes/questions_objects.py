@@ -21,7 +21,8 @@ from pixellm.scenes.phrasing import (
     purpose_words,
     say,
 )
-from pixellm.scenes.scene_view import MAX_TARGETS, SceneView, ViewedObject
+from pixellm.scenes.scene_view import MAX_TARGETS, Objects, SceneView, ViewedObject
+from pixellm.types import Turn
 
 WITH_SHARE = 0.3
 """Share of the questions for an instrument that are asked as "What could I ... with?"."""
@@ -54,6 +55,11 @@ class Draft:
     question: str
     answer: str
     objects: tuple[ViewedObject, ...] = ()
+
+    def to_turn(self) -> Turn:
+        """The question with its answer and targets."""
+        targets = tuple(item.target for item in self.objects)
+        return Turn(self.question, self.answer, targets, self.kind)
 
 
 def ask_by_name(view: SceneView, rng: random.Random) -> Draft | None:
@@ -109,12 +115,7 @@ def ask_choice(view: SceneView, rng: random.Random) -> Draft | None:
 
 def ask_instances(view: SceneView, rng: random.Random) -> Draft | None:
     """All objects of a kind that the scene shows twice or more, or one of them by its position."""
-    keys = [
-        key
-        for key, count in view.counts.items()
-        if 2 <= count <= min(view.max_targets, len(NUMBERS) - 1)
-        and f"name:{key}" not in view.ambiguous
-    ]
+    keys = view.present_kinds(2, min(view.max_targets, len(NUMBERS) - 1))
     if not keys:
         return None
     group = view.group(rng.choice(keys))
@@ -215,11 +216,6 @@ def ask_for_absent(
     return Draft("negative", _ask_use(view, rng, key, words), say(rng, "negative_use", **words))
 
 
-def ask_for_absent_group(view: SceneView, rng: random.Random) -> Draft | None:
-    """A category or a use that nothing in the scene has: it can't be told from the words asked."""
-    return ask_for_absent(view, rng, ("category", "use"))
-
-
 def definite_name(concept: Concept, rng: random.Random) -> str:
     """The name with its definite article, now and then a synonym."""
     if concept.synonyms and rng.random() < SYNONYM_SHARE:
@@ -257,7 +253,7 @@ def category_words(view: SceneView, key: str) -> dict[str, str]:
 def answer_with(
     rng: random.Random,
     section: str,
-    objects: Sequence[ViewedObject],
+    objects: Objects,
     conjunction: str = "and",
     key: str = "answers",
     **words: str,

@@ -29,10 +29,9 @@ from pixellm.scenes.phrasing import (
     say,
     with_article,
 )
-from pixellm.scenes.questions import ASKS, Ask, ask_about, one_of
+from pixellm.scenes.questions import Ask, Dialogues, ask_about, one_of
 from pixellm.scenes.questions_objects import SYNONYM_SHARE, Draft, answer_with
-from pixellm.scenes.scene_view import ORDINALS, ViewedObject, is_plural
-from pixellm.types import Turn
+from pixellm.scenes.scene_view import ORDINALS, Objects, ViewedObject, is_plural
 
 MAX_DESCRIBED = 5
 """More objects than this are not listed where nothing in particular was asked for."""
@@ -64,9 +63,7 @@ def name_kind(concept: Concept, rng: random.Random) -> dict[str, str]:
     return _words_of(*names, is_plural=concept.is_plural)
 
 
-def _words_of(
-    name: str, indefinite: str, plural: str, *, is_plural: bool = False
-) -> dict[str, str]:
+def _words_of(name: str, indefinite: str, plural: str, is_plural: bool = False) -> dict[str, str]:
     """The words of a template for "dog", "a dog" and "dogs"."""
     words = agreeing_words(f"the {name}", is_plural=is_plural)
     return {**words, "name": name, "a_name": indefinite, "plural": plural}
@@ -74,11 +71,7 @@ def _words_of(
 
 def ask_every(view: PhotoView, rng: random.Random) -> Draft | None:
     """A kind of object, answered with every one of it, whether one or many were expected."""
-    keys = [
-        key
-        for key, count in view.counts.items()
-        if count <= view.max_targets and f"name:{key}" not in view.ambiguous
-    ]
+    keys = view.present_kinds(most=view.max_targets)
     if not keys:
         return None
     group = view.group(rng.choice(keys))
@@ -100,11 +93,7 @@ def ask_every(view: PhotoView, rng: random.Random) -> Draft | None:
 
 def ask_pick(view: PhotoView, rng: random.Random) -> Draft | None:
     """One of two or more of a kind, by its position, its size or its number in the row."""
-    keys = [
-        key
-        for key, count in view.counts.items()
-        if count > 1 and f"name:{key}" not in view.ambiguous
-    ]
+    keys = view.present_kinds(least=2)
     if not keys:
         return None
     group = view.group(rng.choice(keys))
@@ -170,11 +159,6 @@ def ask_unknown(view: PhotoView, rng: random.Random, nouns: Sequence[str]) -> Dr
     return Draft("unknown", ask(rng, "unknown", **filled), say(rng, "unknown", **filled))
 
 
-def ask_to_describe(view: PhotoView, rng: random.Random) -> Draft | None:
-    """Nothing in particular: what is seen, or the largest of it."""
-    return _say_what_is_seen(view, rng, "describe", "describe", least=3)
-
-
 def ask_open(view: PhotoView, rng: random.Random) -> Draft | None:
     """What can't be told from objects alone: a color, a reason, a place, a feeling."""
     named = [one for one in view.objects if view.is_clear(one) and _has_plain_name(view, one)]
@@ -187,12 +171,7 @@ def ask_open(view: PhotoView, rng: random.Random) -> Draft | None:
     return _say_what_is_seen(view, rng, "open_scene", "open")
 
 
-def ask_in_another_language(view: PhotoView, rng: random.Random) -> Draft | None:
-    """A question in another language than English."""
-    return _say_what_is_seen(view, rng, "foreign", "foreign")
-
-
-def _introduced(found: Sequence[ViewedObject]) -> list[str]:
+def _introduced(found: Objects) -> list[str]:
     """Objects that nobody named before: "a dog", "another dog", "some skis"."""
     seen: set[str] = set()
     phrases = []
@@ -224,9 +203,11 @@ def _has_plain_name(view: PhotoView, item: ViewedObject) -> bool:
     return not item.position or item.position in objects.OTHER_WORDS
 
 
-def _pick(
-    view: PhotoView, group: Sequence[ViewedObject], way: str
-) -> tuple[ViewedObject, str, int] | None:
+_Picked = tuple[ViewedObject, str, int]
+"""An object, the section of its wordings, and its index in the row."""
+
+
+def _pick(view: PhotoView, group: Objects, way: str) -> _Picked | None:
     """The one of a group that its position or size tells apart."""
     if way == "middle":
         middle = [one for one in group if one.position == "middle" and view.is_clear(one)]
@@ -239,9 +220,7 @@ def _pick(
     return None if item is None else (item, way, 0)
 
 
-def _pick_by_number(
-    view: PhotoView, rng: random.Random, group: Sequence[ViewedObject]
-) -> tuple[ViewedObject, str, int] | None:
+def _pick_by_number(view: PhotoView, rng: random.Random, group: Objects) -> _Picked | None:
     """One that is neither the first nor the last of a row of three or more."""
     if len(group) < 3:
         return None
@@ -253,7 +232,7 @@ def _pick_by_number(
     return (item, side, number) if number < MAX_ORDINAL else None
 
 
-def _is_or_are(found: Sequence[ViewedObject], *, plural: bool = False) -> dict[str, str]:
+def _is_or_are(found: Objects, *, plural: bool = False) -> dict[str, str]:
     return {"is": "are" if plural or is_plural(found) else "is"}
 
 
@@ -266,56 +245,42 @@ _PLAIN: tuple[Ask[PhotoView], ...] = (
 )
 
 
-_ASKS: Mapping[str, Ask[PhotoView]] = {
-    **ASKS,
-    "every": ask_every,
-    "pick": ask_pick,
-    "use": ask_use,
-    "negative": ask_for_absent,
-    "plain": one_of(_PLAIN),
-    "describe": ask_to_describe,
-    "open": ask_open,
-    "foreign": ask_in_another_language,
-    "another": talk.ask_another,
-    "either": talk.ask_either,
-    "pair": talk.ask_pair,
-    "part": talk.ask_part,
-    "checklist": talk.ask_checklist,
+_TABLE: Mapping[str, tuple[Ask[PhotoView] | None, float]] = {
+    "every": (ask_every, 3.0),
+    "pick": (ask_pick, 2.4),
+    "naming": (objects.ask_by_name, 0.7),
+    "several": (objects.ask_several, 0.9),
+    "choice": (objects.ask_choice, 0.4),
+    "instances": (objects.ask_instances, 0.6),
+    "category": (objects.ask_by_category, 0.9),
+    "use": (ask_use, 1.2),
+    "activity": (objects.ask_activity, 0.4),
+    "half": (positions.ask_half, 0.4),
+    "relative": (positions.ask_relative, 0.5),
+    "nearest": (positions.ask_nearest, 0.4),
+    "size": (positions.ask_size, 0.5),
+    "order": (positions.ask_order, 0.3),
+    "negative": (ask_for_absent, 1.3),
+    "unknown": (None, 0.4),
+    "counting": (words.ask_number, 0.5),
+    "plain": (one_of(_PLAIN), 0.6),
+    "describe": (partial(_say_what_is_seen, section="describe", kind="describe", least=3), 0.6),
+    "open": (ask_open, 0.6),
+    "foreign": (partial(_say_what_is_seen, section="foreign", kind="foreign"), 0.05),
+    "follow_up": (None, 0.9),
+    "another": (talk.ask_another, 0.6),
+    "either": (talk.ask_either, 0.3),
+    "pair": (talk.ask_pair, 0.4),
+    "part": (talk.ask_part, 0.2),
+    "checklist": (talk.ask_checklist, 0.4),
 }
-_WITHOUT_OBJECTS = ("negative", "unknown", "describe", "open", "foreign")
+"""What drafts a question of each kind, and how often it is tried when the caller gives no weights;
+"unknown" needs nouns, and what a "follow_up" is about the first turn says."""
 
 PHOTO_WEIGHTS: Mapping[str, float] = MappingProxyType(
-    {
-        "every": 3.0,
-        "pick": 2.4,
-        "naming": 0.7,
-        "several": 0.9,
-        "choice": 0.4,
-        "instances": 0.6,
-        "category": 0.9,
-        "use": 1.2,
-        "activity": 0.4,
-        "half": 0.4,
-        "relative": 0.5,
-        "nearest": 0.4,
-        "size": 0.5,
-        "order": 0.3,
-        "negative": 1.3,
-        "unknown": 0.4,
-        "counting": 0.5,
-        "plain": 0.6,
-        "describe": 0.6,
-        "open": 0.6,
-        "foreign": 0.05,
-        "follow_up": 0.9,
-        "another": 0.6,
-        "either": 0.3,
-        "pair": 0.4,
-        "part": 0.2,
-        "checklist": 0.4,
-    }
+    {kind: weight for kind, (_, weight) in _TABLE.items()}
 )
-"""How often each kind is tried when the caller gives no weights."""
+_WITHOUT_OBJECTS = ("negative", "unknown", "describe", "open", "foreign")
 
 
 def compose_photo_dialogues(
@@ -325,7 +290,7 @@ def compose_photo_dialogues(
     *,
     kinds: Mapping[str, float] | None = None,
     nouns: Sequence[str] | None = None,
-) -> list[tuple[Turn, ...]]:
+) -> Dialogues:
     """Different true dialogues about a photo, of one turn or two.
 
     Args:
@@ -339,7 +304,8 @@ def compose_photo_dialogues(
     if not view.objects:
         weights = {kind: weights[kind] for kind in _WITHOUT_OBJECTS if kind in weights}
     known = unknown_nouns(held_out=False) if nouns is None else nouns
-    asks: dict[str, Ask[PhotoView]] = {**_ASKS, "unknown": partial(ask_unknown, nouns=known)}
+    asks = {kind: ask for kind, (ask, _) in _TABLE.items() if ask}
+    asks["unknown"] = partial(ask_unknown, nouns=known)
     return ask_about(view, rng, num_dialogues, asks, weights)
 
 

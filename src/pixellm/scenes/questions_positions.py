@@ -7,16 +7,10 @@ enough: the margins of :mod:`pixellm.scenes.scene_view` keep close calls out.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 from pixellm.scenes.phrasing import ask, grammar_words, join_phrases, pick_words, say
-from pixellm.scenes.questions_objects import (
-    Draft,
-    answer_with,
-    category_words,
-    definite_name,
-)
-from pixellm.scenes.scene_view import MAX_TARGETS, SIDES, SceneView, ViewedObject
+from pixellm.scenes.questions_objects import Draft, answer_with, category_words, definite_name
+from pixellm.scenes.scene_view import MAX_TARGETS, SIDES, Objects, SceneView, ViewedObject
 
 EMPTY_SHARE = 0.2
 """Share of the empty halves and sides that are asked about, answered that nothing is there."""
@@ -80,7 +74,7 @@ def ask_size(view: SceneView, rng: random.Random) -> Draft | None:
 
 def ask_order(view: SceneView, rng: random.Random) -> Draft | None:
     """Everything, or two to five objects by their names, put in order by position or by size."""
-    objects: Sequence[ViewedObject] = view.objects
+    objects: Objects = view.objects
     if rng.random() < 0.5:
         most = min(len(view.unambiguous), MAX_TARGETS)
         if most < 2:
@@ -134,16 +128,12 @@ def follow_up(view: SceneView, rng: random.Random, first: Draft) -> Draft | None
     return rng.choice(ways)(view, rng, first.objects)
 
 
-def _follow_next(
-    view: SceneView, rng: random.Random, objects: Sequence[ViewedObject]
-) -> Draft | None:
+def _follow_next(view: SceneView, rng: random.Random, objects: Objects) -> Draft | None:
     words = _pronouns(objects[0])
     return _single(rng, "follow_up", "follow_next", view.nearest_object(objects[0]), **words)
 
 
-def _follow_side(
-    view: SceneView, rng: random.Random, objects: Sequence[ViewedObject]
-) -> Draft | None:
+def _follow_side(view: SceneView, rng: random.Random, objects: Objects) -> Draft | None:
     side = rng.choice(SIDES)
     beside = view.beside(objects[0], side)
     if not beside or len(beside) > view.max_targets:
@@ -153,9 +143,7 @@ def _follow_side(
     return Draft("follow_up", ask(rng, "follow_side", **words), answer, tuple(beside))
 
 
-def _follow_color(
-    view: SceneView, rng: random.Random, objects: Sequence[ViewedObject]
-) -> Draft | None:
+def _follow_color(view: SceneView, rng: random.Random, objects: Objects) -> Draft | None:
     concept = objects[0].concept
     if not concept.color:
         return None
@@ -164,9 +152,7 @@ def _follow_color(
     return Draft("follow_up", ask(rng, "follow_color", **words), answer)
 
 
-def _follow_others(
-    view: SceneView, rng: random.Random, objects: Sequence[ViewedObject]
-) -> Draft | None:
+def _follow_others(view: SceneView, rng: random.Random, objects: Objects) -> Draft | None:
     others = [item for item in view.objects if item not in objects]
     if not view.is_complete or not 1 <= len(others) <= view.max_targets - 1:
         return None
@@ -175,9 +161,7 @@ def _follow_others(
     return Draft("follow_up", ask(rng, "follow_others"), answer, tuple(others))
 
 
-def _follow_size(
-    view: SceneView, rng: random.Random, objects: Sequence[ViewedObject]
-) -> Draft | None:
+def _follow_size(view: SceneView, rng: random.Random, objects: Objects) -> Draft | None:
     largest = rng.random() < 0.6
     item = view.extreme_size(objects, largest=largest)
     if len(objects) == 2:
@@ -187,9 +171,7 @@ def _follow_size(
     return _single(rng, "follow_up", "follow_size", item, most=most)
 
 
-def _follow_edge(
-    view: SceneView, rng: random.Random, objects: Sequence[ViewedObject]
-) -> Draft | None:
+def _follow_edge(view: SceneView, rng: random.Random, objects: Objects) -> Draft | None:
     side = rng.choice(SIDES)
     item = view.nearest_edge(side, objects)
     edge = pick_words(rng, "nearest_edges", side)

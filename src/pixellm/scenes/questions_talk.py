@@ -8,14 +8,13 @@ mask is known of. They are for training; no benchmark asks them.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 from pixellm.scenes.knowledge import Concept
 from pixellm.scenes.photo_view import PERSON, PhotoView
 from pixellm.scenes.phrasing import agreeing_words, ask, grammar_words, load_templates, say
 from pixellm.scenes.questions_objects import Draft, absent_concept, answer_with, definite_name
 from pixellm.scenes.questions_words import tell_if_there
-from pixellm.scenes.scene_view import ViewedObject, is_plural, members_of
+from pixellm.scenes.scene_view import Objects, is_plural, members_of
 
 Talk = tuple[Draft, ...]
 """The drafts of one dialogue."""
@@ -36,7 +35,9 @@ def ask_another(view: PhotoView, rng: random.Random) -> Talk | None:
     """A kind of object, there or not, and then another one, there or not."""
     if rng.random() < SHOWN_SHARE:
         return _ask_to_be_shown(view, rng)
-    first, second = (_some_concept(view, rng) for _ in range(2))
+    first, second = (
+        (_some_present if rng.random() < 0.5 else absent_concept)(view, rng) for _ in range(2)
+    )
     if first is None or second is None or first.key == second.key:
         return None
     asked = _by_name(view, rng, first, "every_one")
@@ -77,14 +78,9 @@ def ask_pair(view: PhotoView, rng: random.Random) -> Draft | None:
     question = ask(rng, "pair", **words)
     if not is_missing:
         return Draft("several", question, answer_with(rng, "pair", found), tuple(found))
-    answer = _answer_without(rng, found, second)
+    words = {"is": "are" if is_plural(found) else "is", "missing": second.name}
+    answer = answer_with(rng, "pair", found, key="one", **words)
     return Draft("several", question, answer, tuple(found))
-
-
-def _answer_without(rng: random.Random, found: Sequence[ViewedObject], missing: Concept) -> str:
-    """What is there, and that the other kind is not."""
-    words = {"is": "are" if is_plural(found) else "is", "missing": missing.name}
-    return answer_with(rng, "pair", found, key="one", **words)
 
 
 def ask_checklist(view: PhotoView, rng: random.Random) -> Draft | None:
@@ -159,19 +155,12 @@ def _by_name(view: PhotoView, rng: random.Random, concept: Concept, section: str
     return Draft(kind, question, answer_with(rng, "every", group, **words), tuple(group))
 
 
-def _told(view: PhotoView, *concepts: Concept) -> Sequence[ViewedObject] | None:
+def _told(view: PhotoView, *concepts: Concept) -> Objects | None:
     """What an answer names of some kinds; None where these are more targets than it may have."""
     found = [one for concept in concepts for one in view.told(view.group(concept.key))]
     return found if len(members_of(found)) <= view.max_targets else None
 
 
-def _some_concept(view: PhotoView, rng: random.Random) -> Concept | None:
-    """A kind of object that is there, or one that is surely not."""
-    return _some_present(view, rng) if rng.random() < 0.5 else absent_concept(view, rng)
-
-
 def _some_present(view: PhotoView, rng: random.Random) -> Concept | None:
-    keys = [
-        key for key, count in view.counts.items() if count and f"name:{key}" not in view.ambiguous
-    ]
+    keys = view.present_kinds()
     return view.knowledge.concepts[rng.choice(keys)] if keys else None

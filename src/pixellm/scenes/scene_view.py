@@ -105,6 +105,9 @@ class ViewedGroup(ViewedObject):
         return f"the {self.concept.plural}"
 
 
+Objects = Sequence[ViewedObject]
+
+
 def members_of(told: Iterable[ViewedObject]) -> tuple[ViewedObject, ...]:
     """The objects of what an answer names, one by one."""
     return tuple(
@@ -114,7 +117,7 @@ def members_of(told: Iterable[ViewedObject]) -> tuple[ViewedObject, ...]:
     )
 
 
-def is_plural(told: Sequence[ViewedObject]) -> bool:
+def is_plural(told: Objects) -> bool:
     """Whether an answer says "are" of what it names."""
     return len(members_of(told)) > 1 or any(one.concept.is_plural for one in told)
 
@@ -157,6 +160,14 @@ class SceneView:
             and f"name:{item.concept.key}" not in self.ambiguous
         ]
 
+    def present_kinds(self, least: int = 1, most: float = math.inf) -> list[str]:
+        """Concepts of which so many are there, and that their name alone surely means."""
+        return [
+            key
+            for key, count in self.counts.items()
+            if least <= count <= most and f"name:{key}" not in self.ambiguous
+        ]
+
     def group(self, concept: str) -> list[ViewedObject]:
         """All objects of a concept, left to right."""
         return [item for item in self.objects if item.concept.key == concept]
@@ -169,7 +180,7 @@ class SceneView:
         """Uses that something serves and nothing is ambiguous for."""
         return self._clear("use", (item.concept.uses for item in self.objects))
 
-    def told(self, objects: Sequence[ViewedObject]) -> list[ViewedObject]:
+    def told(self, objects: Objects) -> list[ViewedObject]:
         """What an answer that means all of its kinds names, in order: each object by itself."""
         return list(objects)
 
@@ -208,7 +219,7 @@ class SceneView:
         found = self._beyond([item], side, anchor.center, RELATIVE_MARGIN)
         return None if found is None else bool(found)
 
-    def nearest_edge(self, side: str, among: Sequence[ViewedObject]) -> ViewedObject | None:
+    def nearest_edge(self, side: str, among: Objects) -> ViewedObject | None:
         """The object nearest an edge by centre and by outline alike; None where it is unclear."""
         if len(among) < 2:
             return None
@@ -232,7 +243,7 @@ class SceneView:
         gap = self._gap(anchor, first)
         return first if all(gap <= self._gap(anchor, one) for one in others) else None
 
-    def extreme_size(self, among: Sequence[ViewedObject], *, largest: bool) -> ViewedObject | None:
+    def extreme_size(self, among: Objects, *, largest: bool) -> ViewedObject | None:
         """The largest or smallest by visible area and by box alike; None where it is unclear."""
         if len(among) < 2:
             return None
@@ -245,7 +256,7 @@ class SceneView:
         own = first.object.box[2] * first.object.box[3]
         return first if own == (max(boxes) if largest else min(boxes)) else None
 
-    def ranked(self, among: Sequence[ViewedObject], order: str) -> list[ViewedObject] | None:
+    def ranked(self, among: Objects, order: str) -> list[ViewedObject] | None:
         """Objects from one side of the image to the other, or by size.
 
         Args:
@@ -297,9 +308,7 @@ class SceneView:
                 positions[index] = word
         return positions
 
-    def _ranked(
-        self, group: Sequence[SceneObject], indices: Sequence[int]
-    ) -> list[tuple[str, int]]:
+    def _ranked(self, group: Sequence[SceneObject], indices: list[int]) -> list[tuple[str, int]]:
         ways = ((0, self._width, "left", "right"), (1, self._height, "top", "bottom"))
         for axis, side, low, high in ways if len(group) <= 3 else ():
             order = sorted(range(len(group)), key=lambda i: group[i].center[axis])
