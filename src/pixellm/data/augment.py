@@ -9,11 +9,12 @@ Frames: boxes are ``(left, top, right, bottom)`` in pixels of the original image
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import ImageEnhance
 
 from pixellm.image_files import load_annotated
 from pixellm.masks import decode_mask, encode_mask
@@ -45,18 +46,19 @@ def augment_image(annotated: AnnotatedImage, rng: random.Random) -> AnnotatedIma
     """
     image = load_annotated(annotated.image, annotated.size, annotated.id)
     box, mirrored = _cut(rng, annotated.size), rng.random() < 0.5
-    pixels = np.asarray(_recolored(image.crop(box), rng))
+    image = image.crop(box)
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = enhance(image).enhance(rng.uniform(1 - COLOR_RANGE, 1 + COLOR_RANGE))
+    pixels = np.asarray(image)
     if mirrored:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
-    seen = [_cut_class(one, box, mirrored) for one in annotated.classes]
-    # What no mask can be had of may be in the cut all the same, and must not be denied.
-    shown = tuple(
-        cut
-        for one, cut in zip(annotated.classes, seen, strict=True)
-        if cut.masks or cut.crowds or not one.askable
-    )
-    size = (box[3] - box[1], box[2] - box[0])
-    return replace(annotated, image=pixels, size=size, classes=shown)
+    shown = []
+    for one in annotated.classes:
+        cut = _cut_class(one, box, mirrored)
+        # What no mask can be had of may be in the cut all the same, and must not be denied.
+        if cut.masks or cut.crowds or not one.askable:
+            shown.append(cut)
+    return replace(annotated, image=pixels, size=pixels.shape[:2], classes=tuple(shown))
 
 
 def _cut(rng: random.Random, size: tuple[int, int]) -> Box:
@@ -64,12 +66,6 @@ def _cut(rng: random.Random, size: tuple[int, int]) -> Box:
     height, width = (max(1, round(side * rng.uniform(SMALLEST_SIDE, 1))) for side in size)
     top, left = rng.randint(0, size[0] - height), rng.randint(0, size[1] - width)
     return left, top, left + width, top + height
-
-
-def _recolored(image: Image.Image, rng: random.Random) -> Image.Image:
-    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        image = enhance(image).enhance(rng.uniform(1 - COLOR_RANGE, 1 + COLOR_RANGE))
-    return image
 
 
 def _cut_class(one: AnnotatedClass, box: Box, mirrored: bool) -> AnnotatedClass:
@@ -81,7 +77,7 @@ def _cut_class(one: AnnotatedClass, box: Box, mirrored: bool) -> AnnotatedClass:
 
 
 def _cut_masks(
-    rles: tuple[RLE, ...], box: Box, mirrored: bool
+    rles: Sequence[RLE], box: Box, mirrored: bool
 ) -> tuple[tuple[RLE, ...], list[float]]:
     """The masks that a cut shows any of, and the share of its pixels that is left of each."""
     left, top, right, bottom = box

@@ -92,7 +92,9 @@ def find_sets(
     seen: set[tuple[tuple[Path, ...], str]] = set()
     for name in names or READERS:
         reader = reader_class(name)
-        for split in _wanted_splits(reader, splits, anywhere=bool(names and given)):
+        known = [split for split in reader.splits if not splits or split in splits]
+        # Where files may have any place, the first split alone is looked for.
+        for split in known[:1] if names and given and not splits else known:
             files = reader.files(root, split)
             missing = tuple(path for path in files if not path.exists())
             if names and given:
@@ -159,14 +161,6 @@ def bad_rows_to_csv(reports: Iterable[SplitReport]) -> bytes:
             for bad in report.bad_rows
         )
     return CSV_HEADER + text.getvalue().encode()
-
-
-def _wanted_splits(
-    reader: type[Dataset], splits: Sequence[str], *, anywhere: bool
-) -> Sequence[str]:
-    """The splits to look for; the first alone where files may have any place."""
-    known = [split for split in reader.splits if not splits or split in splits]
-    return known[:1] if anywhere and not splits else known
 
 
 def _found_muse(path: Path, options: dict[str, Any]) -> FoundSplit:

@@ -405,7 +405,7 @@ class _Scan:
         said = repr(texts) if self.by_texts else ""
         self.contents.append(hash((index,) if fault else (*shown, said)))
         number = _number_or_none(whole_number(entry.get("id")))
-        self.annotations.append(text.encode(), category, bool(crowd), fault, usable, number)
+        self.annotations.append(text.encode(), category, int(bool(crowd)), fault, usable, number)
 
     def _items_of_annotations(self) -> Integers:
         """(num annotations,) number of each annotation's image among the usable; -1 for none."""

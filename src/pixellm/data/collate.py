@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pixellm.image_files import size_mismatch
-from pixellm.masks import Letterbox, Size, decode_mask, mask_to_box
+from pixellm.masks import Letterbox, decode_mask, mask_to_box
 from pixellm.model.pixel_masks import pack_masks
 from pixellm.processing.image import resize_targets
 from pixellm.processing.processor import PixelLMProcessor, pad_sequences
@@ -117,7 +117,11 @@ class Collator:
         kept = [index for index, (_, samples) in enumerate(packed) if samples]
         used = kept or [0]
         turns = [[t for s, count in packed[i][1] for t in s.turns[:count]] for i in used]
-        batch: dict[str, Any] = self._stack([packed[index][0] for index in used])
+        fill = {"input_ids": self.processor.tokenizer.pad_token_id, "labels": IGNORED}
+        batch: dict[str, Any] = {
+            name: pad_sequences([packed[i][0][name] for i in used], fill.get(name, 0), "right")
+            for name in packed[0][0]
+        }
         batch |= self._targets([rows[index][0] for index in used], turns)
         batch["pixel_values"] = images["pixel_values"][used]
         batch["pixel_mask"] = images["pixel_mask"][used]
@@ -143,14 +147,6 @@ class Collator:
             batch["patch_classes"], batch["patch_boxes"] = torch.stack(classes), torch.stack(boxes)
         return batch
 
-    def _stack(self, packed: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
-        """The token fields of all rows, padded on the right."""
-        fill = {"input_ids": self.processor.tokenizer.pad_token_id, "labels": IGNORED}
-        return {
-            name: pad_sequences([row[name] for row in packed], fill.get(name, 0), "right")
-            for name in packed[0]
-        }
-
     def _targets(
         self, samples: Sequence[Sample], turns: Sequence[Sequence[Turn]]
     ) -> dict[str, Tensor]:
@@ -161,7 +157,10 @@ class Collator:
         num_answers = 0
         for index, (sample, asked) in enumerate(zip(samples, turns, strict=True)):
             rles = [target.mask for turn in asked for target in turn.targets]
-            masks += resize_targets(rles, sample.size, self._size_of_masks(sample))
+            size = sample.size
+            if self.mask_size != "original":
+                size = Letterbox.fit(size, self.mask_size).resized
+            masks += resize_targets(rles, sample.size, size)
             if self.with_objects:
                 shapes.append(self._shapes(rles, sample))
             for turn in asked:
@@ -252,12 +251,6 @@ class Collator:
             "labels": [IGNORED] * length,
         }
 
-    def _size_of_masks(self, sample: Sample) -> Size:
-        """(height, width) at which the masks of a sample are compared."""
-        if self.mask_size == "original":
-            return sample.size
-        return Letterbox.fit(sample.size, self.mask_size).resized
-
     def _unknown_maps(self) -> tuple[Tensor, Tensor]:
         """(g, g) class ids and (g, g, 4) boxes that teach nothing."""
         size = self.class_map_size
@@ -286,10 +279,9 @@ class Collator:
             left, top, wide, high = mask_to_box(mask)
             boxes[number] = np.array([left, top, left + wide, top + high]) / side
         steps = (np.arange(self.class_map_size) + 0.5) * side / self.class_map_size
-        rows, columns = steps.astype(int), steps.astype(int)
-        inside = (rows[:, None] < height) & (columns[None, :] < width)
-        picked = on_top[np.minimum(rows, height - 1)[:, None], np.minimum(columns, width - 1)[None]]
-        picked = np.where(inside, picked, 0)
+        rows, columns = np.ix_(steps.astype(int), steps.astype(int))
+        inside = (rows < height) & (columns < width)
+        picked = on_top[np.minimum(rows, height - 1), np.minimum(columns, width - 1)] * inside
         ids = np.where(inside, classes[picked], IGNORED)
         return torch.from_numpy(ids), torch.from_numpy(boxes[picked])
 

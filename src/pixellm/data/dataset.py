@@ -396,10 +396,10 @@ class Dataset(ABC, Generic[R]):
 
     def check_image(self, path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
         """What the header of an image shows to be wrong; a sound one joins ``sound_headers``."""
-        faults = list(check_header(path, size))
-        if not faults:
+        if bad := check_header(path, size):
+            yield bad
+        else:
             self.sound_headers.append(path)
-        yield from faults
 
     @staticmethod
     def find_folder(root: Path, names: Sequence[str]) -> Path:
@@ -438,17 +438,15 @@ def path_of_split(root: Path, pattern: str, split: str) -> Path:
     return root / pattern.replace("{split}", split)
 
 
-def check_header(path: Path, size: tuple[int, int]) -> Iterator[BadRow]:
+def check_header(path: Path, size: tuple[int, int]) -> BadRow | None:
     """What is wrong with an image of an annotated (height, width), seen from its header."""
     try:
-        found = image_size(path)
+        fault = size_mismatch(image_size(path), size)
     except FileNotFoundError:
-        yield BadRow(path, "", "The image is missing.")
+        fault = "The image is missing."
     except (OSError, ValueError) as error:
-        yield BadRow(path, "", str(error))
-    else:
-        if fault := size_mismatch(found, size):
-            yield BadRow(path, "", fault)
+        fault = str(error)
+    return BadRow(path, "", fault) if fault else None
 
 
 def decode_images(

@@ -212,18 +212,20 @@ class _NamedShape(NamedTuple):
     values: Mapping[str, Any]
 
 
-def _named_shapes(path: Path, content: Mapping[str, Any]) -> tuple[list[_NamedShape], list[BadRow]]:
+def _named_shapes(path: Path, file: Mapping[str, Any]) -> tuple[list[_NamedShape], list[BadRow]]:
     """The shapes of a file whose labels can be asked for, and why the others' can't.
 
     One that repeats an earlier one is no second instance.
     """
     named, bad_rows = [], []
     drawn: dict[str, str] = {}
-    for number, shape in enumerate(content["shapes"]):
+    for number, shape in enumerate(file["shapes"]):
         row = f"shape {number}"
         fault = _label_fault(shape)
-        if not fault and (first := drawn.setdefault(_content_of(shape), row)) != row:
-            fault = f"It repeats {first}: label, group and points are the same."
+        if not fault:
+            content = [shape.get(k) for k in ("label", "group_id", "shape_type", "points", "mask")]
+            if (first := drawn.setdefault(repr(content), row)) != row:
+                fault = f"It repeats {first}: label, group and points are the same."
         if fault:
             bad_rows.append(BadRow(path, row, fault))
             continue
@@ -232,11 +234,6 @@ def _named_shapes(path: Path, content: Mapping[str, Any]) -> tuple[list[_NamedSh
         instance = row if group is None else f"group {group}"
         named.append(_NamedShape(row, name, instance, shape.get("shape_type"), shape))
     return named, bad_rows
-
-
-def _content_of(shape: Mapping[str, Any]) -> str:
-    """What makes a shape the same as another one."""
-    return repr([shape.get(key) for key in ("label", "group_id", "shape_type", "points", "mask")])
 
 
 def _label_fault(shape: Any) -> str:

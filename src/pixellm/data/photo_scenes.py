@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,7 +24,7 @@ from pixellm.data.dataset import check_at_least_one
 from pixellm.data.photos import MAX_TARGETS, PhotoSet
 from pixellm.data.table import Integers
 from pixellm.image_files import load_annotated
-from pixellm.masks import decode_mask
+from pixellm.masks import Size, decode_mask
 from pixellm.scenes.backgrounds import draw_background
 from pixellm.scenes.cutouts import Background, Cutout, cut_out, paste_scene
 from pixellm.scenes.dataset import EndlessScenes
@@ -62,6 +63,8 @@ _CELLS = 12
 _LEAST_EMPTY = 0.12
 _TRIES = 6
 
+Box = tuple[int, int, int, int]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Photo:
@@ -81,7 +84,7 @@ class _Photo:
     objects: tuple[tuple[str, RLE], ...]
     crowds: tuple[tuple[str, RLE], ...]
     uncertain: frozenset[str]
-    empty: tuple[int, int, int, int] | None
+    empty: Box | None
 
 
 class PhotoScenes(EndlessScenes):
@@ -196,7 +199,7 @@ class PhotoScenes(EndlessScenes):
             self._block = (block, {key: sorted(set(items)) for key, items in chosen.items()})
         return self._block[1]
 
-    def _choose_concepts(self, rng: np.random.Generator, keys: list[str], number: int) -> list[str]:
+    def _choose_concepts(self, rng: Generator, keys: list[str], number: int) -> list[str]:
         """What is pasted, back to front; often several of one kind."""
         chosen = [keys[int(rng.integers(len(keys)))] for _ in range(number)]
         if number > 1 and rng.random() < 0.5:
@@ -204,7 +207,7 @@ class PhotoScenes(EndlessScenes):
             chosen[:again] = [chosen[0]] * again
         return [chosen[int(i)] for i in rng.permutation(number)]
 
-    def _cutout(self, rng: np.random.Generator, concept: str, items: list[int]) -> Cutout | None:
+    def _cutout(self, rng: Generator, concept: str, items: list[int]) -> Cutout | None:
         """One cut-out of a concept; None where its photos show none that is large enough."""
         for _ in range(_TRIES):
             photo = self._photo(items[int(rng.integers(len(items)))])
@@ -216,9 +219,7 @@ class PhotoScenes(EndlessScenes):
                 return found[int(rng.integers(len(found)))][0]
         return None
 
-    def _background(
-        self, rng: np.random.Generator, size: tuple[int, int], concepts: dict[str, list[int]]
-    ) -> Background:
+    def _background(self, rng: Generator, size: Size, concepts: dict[str, list[int]]) -> Background:
         ground = str(rng.choice(_GROUNDS, p=_GROUND_SHARES))
         keys = list(concepts)
         for _ in range(_TRIES if ground != "drawn" else 0):
@@ -281,7 +282,7 @@ def _is_worth_cutting(mask: BoolMask) -> bool:
     return bool(is_large and area >= LEAST_FILLED * sides[0] * sides[1])
 
 
-def _largest_empty_part(covered: BoolMask) -> tuple[int, int, int, int] | None:
+def _largest_empty_part(covered: BoolMask) -> Box | None:
     """The largest box of a coarse grid's cells in which nothing is covered.
 
     Returns:
@@ -306,10 +307,10 @@ def _largest_empty_part(covered: BoolMask) -> tuple[int, int, int, int] | None:
 
 
 def _shown(
-    rng: np.random.Generator,
+    rng: Generator,
     image: Image.Image,
-    box: tuple[int, int, int, int],
-    size: tuple[int, int],
+    box: Box,
+    size: Size,
 ) -> NDArray[np.uint8]:
     """A random part of a part of a photo, as an image of a size, mirrored half the time."""
     cut = _random_cut(rng, box, size)
@@ -317,9 +318,7 @@ def _shown(
     return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 
 
-def _random_cut(
-    rng: np.random.Generator, box: tuple[int, int, int, int], size: tuple[int, int]
-) -> tuple[float, float, float, float]:
+def _random_cut(rng: Generator, box: Box, size: Size) -> tuple[float, float, float, float]:
     """A part of a box with the format of a size, of at least 0.7 of the largest there is."""
     width, height = box[2] - box[0], box[3] - box[1]
     scale = min(width / size[1], height / size[0]) * rng.uniform(0.7, 1.0)
@@ -328,16 +327,14 @@ def _random_cut(
     return left, top, left + scale * size[1], top + scale * size[0]
 
 
-def _blurred(
-    rng: np.random.Generator, image: Image.Image, size: tuple[int, int]
-) -> NDArray[np.uint8]:
+def _blurred(rng: Generator, image: Image.Image, size: Size) -> NDArray[np.uint8]:
     """A photo of which nothing but soft colours is left."""
     cells = int(rng.integers(4, 9))
     small = image.resize((cells, cells), Image.Resampling.BOX)
     return np.asarray(small.resize(size[::-1], Image.Resampling.BICUBIC))
 
 
-def _photo_below(rng: np.random.Generator, photo: _Photo, size: tuple[int, int]) -> Background:
+def _photo_below(rng: Generator, photo: _Photo, size: Size) -> Background:
     """A whole photo, or most of it, with its own objects."""
     cut = _random_cut(rng, (0, 0, photo.image.width, photo.image.height), size)
     mirrored = rng.random() < 0.5

@@ -9,11 +9,11 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pixellm.data.annotated import AnnotatedImage
 from pixellm.data.augment import augment_image
@@ -162,7 +162,7 @@ class Photos(PhotoSet):
             image: the image.
             together: see :class:`Photos`.
         """
-        blank: NDArray[np.uint8] = np.broadcast_to(np.uint8(0), (*image.size, 3))
+        blank = np.broadcast_to(np.uint8(0), (*image.size, 3))
         objects = tuple(
             measure_object(self.keys[one.name], decode_mask(mask), mask)
             for one in image.classes
@@ -201,13 +201,11 @@ class Photos(PhotoSet):
                 asked += [(item, number) for number in range(len(self._evaluation(item)))]
             except (OSError, ValueError) as error:
                 bad.append(BadRow(*self.where(item), str(error)))
-        kept: list[tuple[int, tuple[Sample, ...]]] = []
+        samples_of = lru_cache(maxsize=1)(self._evaluation)
 
         def build(number: int) -> Sample:
             item, dialogue = asked[number]
-            if not kept or kept[0][0] != item:
-                kept[:] = [(item, self._evaluation(item))]
-            return kept[0][1][dialogue]
+            return samples_of(item)[dialogue]
 
         return Lazy(range(len(asked)), build, bad)
 

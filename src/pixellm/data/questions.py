@@ -85,9 +85,7 @@ def ask_for_regions(rng: random.Random, asked: Sequence[NamedMasks], kind: str =
     return Turn(question, _answer(rng, section, phrases), _targets(asked), kind)
 
 
-def ask_for_instances(
-    rng: random.Random, asked: Sequence[NamedMasks], kind: str = "instances"
-) -> Turn:
+def ask_for_instances(rng: random.Random, asked: Sequence[NamedMasks]) -> Turn:
     """A question for every instance of one or more classes, each with its own mask, in order."""
     if not asked or any(not one.targets for one in asked):
         raise ValueError("Each class of a question for instances needs at least one mask.")
@@ -97,7 +95,7 @@ def ask_for_instances(
     section = "instances" if len(phrases) > 1 else "one"
     # Without names nobody could tell which masks are of which class.
     answer = _answer(rng, section, phrases, always_named=len(asked) > 1)
-    return Turn(question, answer, _targets(asked), kind)
+    return Turn(question, answer, _targets(asked), "instances")
 
 
 def plain_question(name: str) -> str:

@@ -169,12 +169,7 @@ class ReasonSeg(Dataset[Region]):
         """Images, questions (texts), targets, items of an epoch, and known reasons."""
         stems = [self.row(item).stem for item in self._firsts()]
         known = sum(f"{stem}.jpg" in self.reasons for stem in stems)
-        return {
-            **super().counts(),
-            "images": len(stems),
-            "items": len(self),
-            "explained": known,
-        }
+        return {**super().counts(), "images": len(stems), "items": len(self), "explained": known}
 
     def _open(self, row: Region) -> tuple[Path, Size, Target]:
         """The image, its size, and the region."""
@@ -198,7 +193,8 @@ class ReasonSeg(Dataset[Region]):
         if not explained and not row.is_sentence:
             return ask_for_regions(rng, [NamedMasks(to_noun(text), (target,))], KIND)
         bank = load_phrases("reasoning")["explained" if explained else "sentence"]
-        question = rng.choice(bank["questions"]).format(sentence=_as_sentence(text))
+        sentence = text if text.endswith((".", "?", "!")) else f"{text}."
+        question = rng.choice(bank["questions"]).format(sentence=sentence)
         answer = rng.choice(bank["answers"]).format(seg=SEG_MARK, explanation=reason)
         return Turn(question, answer, (target,), "explained" if explained else KIND)
 
@@ -296,8 +292,3 @@ def _read_json(path: Path) -> Any:
             return parse_json(content.decode("cp1252"))
     except ValueError:
         raise ValueError(f"{path.name} is no readable JSON; copy it again.") from None
-
-
-def _as_sentence(text: str) -> str:
-    """A text that another sentence can follow."""
-    return text if text.endswith((".", "?", "!")) else f"{text}."

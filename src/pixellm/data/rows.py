@@ -13,6 +13,7 @@ from bisect import bisect_right
 from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,28 @@ def rows_of_samples(
         problems: why rows were left out of the samples; they become the last rows.
     """
     starts = range(len(samples) + 1) if single_turns else _first_rows(samples)
-    build = _SampleRows(samples, starts, root, problems)
+    sample_at = lru_cache(maxsize=1)(samples.__getitem__)  # turns of one dialogue follow each other
+
+    def build(number: int) -> JobRow:
+        if number >= starts[-1]:
+            return JobRow(number, "", "", None, problem=problems[number - starts[-1]])
+        index = bisect_right(starts, number) - 1
+        try:
+            sample = sample_at(index)
+        except (OSError, ValueError) as error:
+            return JobRow(number, "", "", None, problem=describe_error(error))
+        position = number - starts[index]
+        turn = sample.turns[position]
+        return JobRow(
+            number,
+            name_of_image(sample, root),
+            turn.question,
+            sample.image,
+            tuple((one.question, one.answer) for one in sample.turns[:position]),
+            id=f"{sample.id}/{position}",
+            takes_suffix=turn.takes_suffix,
+        )
+
     return Lazy(range(starts[-1] + len(problems)), build)
 
 
@@ -144,47 +166,6 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'The image'}: {error.strerror}."
     return " ".join(str(error).split())
-
-
-class _SampleRows:
-    """Builds the row of a number from the sample that it belongs to.
-
-    The last sample is kept: the turns of one dialogue follow each other.
-    """
-
-    def __init__(
-        self, samples: Sequence[Sample], starts: Sequence[int], root: Path, problems: Sequence[str]
-    ) -> None:
-        self._samples = samples
-        self._starts = starts
-        self._root = root
-        self._problems = problems
-        self._kept: tuple[int, Sample] | None = None
-
-    def __call__(self, number: int) -> JobRow:
-        if number >= self._starts[-1]:
-            return JobRow(number, "", "", None, problem=self._problems[number - self._starts[-1]])
-        index = bisect_right(self._starts, number) - 1
-        try:
-            sample = self._sample(index)
-        except (OSError, ValueError) as error:
-            return JobRow(number, "", "", None, problem=describe_error(error))
-        turn = number - self._starts[index]
-        earlier = tuple((one.question, one.answer) for one in sample.turns[:turn])
-        return JobRow(
-            number,
-            name_of_image(sample, self._root),
-            sample.turns[turn].question,
-            sample.image,
-            earlier,
-            id=f"{sample.id}/{turn}",
-            takes_suffix=sample.turns[turn].takes_suffix,
-        )
-
-    def _sample(self, index: int) -> Sample:
-        if self._kept is None or self._kept[0] != index:
-            self._kept = (index, self._samples[index])
-        return self._kept[1]
 
 
 def _first_rows(samples: Sequence[Sample]) -> Sequence[int]:

@@ -135,7 +135,8 @@ def _contact_sheet(dataset: ScenesDataset, num: int) -> bytes:
             break
         for sample in dataset[index]:
             for turn in sample.turns[: SHEET_TILES - len(tiles)]:
-                tiles.append(_tile(sample, turn))
+                masks = [decode_mask(target.mask) for target in turn.targets]
+                tiles.append(draw_overlay(_pixels(sample), masks))
                 captions.append(f"{index} · {turn.kind}\nQ: {turn.question}\nA: {turn.answer}")
     sheet = draw_contact_sheet(tiles, captions, columns=min(6, len(tiles)))
     return encode_image(sheet, ".png")
@@ -144,8 +145,3 @@ def _contact_sheet(dataset: ScenesDataset, num: int) -> bytes:
 def _pixels(sample: Sample) -> NDArray[np.uint8]:
     assert isinstance(sample.image, np.ndarray)  # scenes are drawn, never read from a file
     return sample.image
-
-
-def _tile(sample: Sample, turn: Turn) -> Image.Image:
-    """The image with the masks of one answer, numbered in order of mention."""
-    return draw_overlay(_pixels(sample), [decode_mask(target.mask) for target in turn.targets])

@@ -7,9 +7,10 @@ set knows its folders and the names of its numbers.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,12 @@ class LabelImages(ClassDataset):
 
     splits = ("train", "val")
     exhaustive = True
+    parts: ClassVar[Mapping[str, str]] = {"train": "training", "val": "validation"}
+    """What the folders call a split."""
+    photos_at: ClassVar[str]
+    """Below the root, with ``{}`` for the part: the folder of photos (jpg)."""
+    labels_at: ClassVar[str]
+    """The folder of label images (png) of the same names."""
 
     def __init__(
         self, root: Path | str, split: str = "train", seed: int = 0, **options: Any
@@ -45,7 +52,7 @@ class LabelImages(ClassDataset):
         if self.targets != "regions":
             raise ValueError(f"{self.name} does not tell instances apart; use targets: regions.")
         self.require(*self.files(self.root, split))
-        self.images, self.labels = self.folders(self.root, split)
+        *_, self.labels, self.images = self.files(self.root, split)
         stems = sorted(path.stem for path in self.labels.glob("*.png"))
         photos = {path.stem for path in self.images.glob("*.jpg")}
         self.bad_rows = tuple(
@@ -60,15 +67,10 @@ class LabelImages(ClassDataset):
         self._names, self._nothing = self.class_table()
 
     @classmethod
-    @abstractmethod
-    def folders(cls, root: Path, split: str) -> tuple[Path, Path]:
-        """The folders of photos (jpg) and of label images (png) of the same names."""
-
-    @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
         """The folders of label images and photos."""
-        images, labels = cls.folders(root, split)
-        return labels, images
+        part = cls.parts[split]
+        return root / cls.labels_at.format(part), root / cls.photos_at.format(part)
 
     @abstractmethod
     def class_table(self) -> tuple[dict[int, str], frozenset[int]]:
@@ -116,11 +118,7 @@ class Ade20k(LabelImages):
         "(sceneparsing.csail.mit.edu) and name its folder ade20k"
     )
 
-    @classmethod
-    def folders(cls, root: Path, split: str) -> tuple[Path, Path]:
-        """``ade20k/images/training`` and ``ade20k/annotations/training``, or ``validation``."""
-        part = {"train": "training", "val": "validation"}[split]
-        return root / "ade20k" / "images" / part, root / "ade20k" / "annotations" / part
+    photos_at, labels_at = "ade20k/images/{}", "ade20k/annotations/{}"
 
     def class_table(self) -> tuple[dict[int, str], frozenset[int]]:
         """Numbers 1 to 150; 0 is nothing."""
@@ -141,10 +139,8 @@ class CocoStuff(LabelImages):
         "cocostuff, and the photos from cocodataset.org into coco"
     )
 
-    @classmethod
-    def folders(cls, root: Path, split: str) -> tuple[Path, Path]:
-        """``coco/train2017`` and ``cocostuff/train2017``, or ``val2017``."""
-        return root / "coco" / f"{split}2017", root / "cocostuff" / f"{split}2017"
+    parts: ClassVar = {"train": "train2017", "val": "val2017"}
+    photos_at, labels_at = "coco/{}", "cocostuff/{}"
 
     def class_table(self) -> tuple[dict[int, str], frozenset[int]]:
         """Numbers 0 to 181, eleven of which occur in no image; 255 is nothing."""
@@ -166,11 +162,7 @@ class Mapillary(LabelImages):
     title = "Mapillary Vistas v2.0: 124 classes of streets"
     obtain = "download Mapillary Vistas v2.0 from mapillary.com/dataset/vistas into mapillary"
 
-    @classmethod
-    def folders(cls, root: Path, split: str) -> tuple[Path, Path]:
-        """``mapillary/training/images`` and ``.../v2.0/labels``, or below ``validation``."""
-        part = root / "mapillary" / {"train": "training", "val": "validation"}[split]
-        return part / "images", part / "v2.0" / "labels"
+    photos_at, labels_at = "mapillary/{}/images", "mapillary/{}/v2.0/labels"
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import secrets
 import shutil
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,26 +107,23 @@ class TableWriter:
         self._path = path
         self._sink = pyarrow.OSFile(str(path), "wb") if path else pyarrow.BufferOutputStream()
         self._writer = pyarrow.ipc.new_file(self._sink, self._schema)
-        self._records: list[bytes] = []
-        self._columns = [array("q") for _ in columns]
+        self._rows: list[tuple[bytes | int, ...]] = []
         self._num_bytes = self._num_rows = 0
 
     def __len__(self) -> int:
-        return self._num_rows + len(self._records)
+        return self._num_rows + len(self._rows)
 
     def append(self, record: Any, *numbers: int) -> None:
         """Add a row: what JSON can hold, or JSON as bytes, and a number for each column."""
         content = record if isinstance(record, bytes) else json.dumps(record).encode("ascii")
-        self._records.append(content)
-        for column, number in zip(self._columns, numbers, strict=True):
-            column.append(number)
+        self._rows.append((content, *numbers))
         self._num_bytes += len(content)
-        if self._num_bytes >= _BATCH_BYTES or len(self._records) >= _BATCH_ROWS:
+        if self._num_bytes >= _BATCH_BYTES or len(self._rows) >= _BATCH_ROWS:
             self._flush()
 
     def extend(self, *columns: Integers) -> None:
         """Add rows of numbers alone, at once."""
-        self._write([b""] * len(columns[0]), columns)
+        self._write([b""] * len(columns[0]), *columns)
 
     def close(self) -> Any:
         """Write what is left; returns the content where it went into memory."""
@@ -136,16 +132,13 @@ class TableWriter:
         return self._sink.close() if self._path else self._sink.getvalue()
 
     def _flush(self) -> None:
-        if self._records:
-            self._write(self._records, [np.array(one, dtype=np.int64) for one in self._columns])
-        self._records, self._num_bytes = [], 0
-        self._columns = [array("q") for _ in self._columns]
+        if self._rows:
+            self._write(*zip(*self._rows, strict=True))
+        self._rows, self._num_bytes = [], 0
 
-    def _write(self, records: list[bytes], columns: Sequence[Integers]) -> None:
-        arrays = [self._arrow.array(records, self._arrow.binary())]
-        arrays += map(self._arrow.array, columns)
-        self._writer.write_batch(self._arrow.record_batch(arrays, schema=self._schema))
-        self._num_rows += len(records)
+    def _write(self, *columns: Any) -> None:
+        self._writer.write_batch(self._arrow.record_batch(list(columns), schema=self._schema))
+        self._num_rows += len(columns[0])
 
 
 class TablesWriter:

@@ -39,7 +39,7 @@ def open_question(questions: Sequence[Sample], index: int) -> Sample | LeftOut:
         return LeftOut(index, 0, 1, describe_error(error))
     if not isinstance(sample.image, Path):
         return sample
-    for fault in check_header(sample.image, sample.size):
+    if fault := check_header(sample.image, sample.size):
         named = fault.reason if str(fault.file) in fault.reason else str(fault)
         return LeftOut(index, 0, len(sample.turns), named, sample.id)
     return sample
