@@ -11,12 +11,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+NEAR_EQUAL = 0.8
+"""Jaccard similarity of the word sets from which on two questions are near-equal."""
+
 _WORD = re.compile(r"[a-z0-9']+")
 
 
-def near_duplicates(
-    questions: Sequence[tuple[str, str]], threshold: float = 0.8, max_repeats: int = 3
-) -> set[int]:
+def near_duplicates(questions: Sequence[tuple[str, str]], max_repeats: int = 3) -> set[int]:
     """Which questions to leave out.
 
     A question goes when it is near-equal to an earlier one about the same photo, or to
@@ -25,7 +26,6 @@ def near_duplicates(
 
     Args:
         questions: (photo id, question) in order of preference.
-        threshold: Jaccard similarity of the word sets from which two questions are near-equal.
         max_repeats: how often a question may be asked over the set.
 
     Returns:
@@ -38,9 +38,13 @@ def near_duplicates(
     for position, question in enumerate(words):
         # Two sets this alike share one of the rarest words of each (Chaudhuri et al., 2006).
         rare_first = sorted(question, key=lambda word: (frequency[word], word))
-        prefix = rare_first[: len(question) - math.ceil(threshold * len(question)) + 1]
+        prefix = rare_first[: len(question) - math.ceil(NEAR_EQUAL * len(question)) + 1]
         candidates = {other for word in prefix for other in index[word]}
-        alike = [other for other in candidates if _jaccard(question, words[other]) >= threshold]
+        alike = [
+            other
+            for other in candidates
+            if len(question & words[other]) >= NEAR_EQUAL * len(question | words[other])
+        ]
         same_photo = any(questions[other][0] == questions[position][0] for other in alike)
         if same_photo or len(alike) >= max_repeats:
             dropped.add(position)
@@ -48,8 +52,3 @@ def near_duplicates(
         for word in prefix:
             index[word].append(position)
     return dropped
-
-
-def _jaccard(first: frozenset[str], second: frozenset[str]) -> float:
-    union = len(first | second)
-    return len(first & second) / union if union else 1.0

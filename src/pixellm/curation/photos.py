@@ -19,8 +19,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from pixellm.data.coco import CocoFile, category_name, file_of, read_captions, size_of
 from pixellm.data.json_values import identity
+from pixellm.data.muse import make_instance
 from pixellm.image_files import load_image, probe_image
 from pixellm.llm.client import ImageEncoder
 from pixellm.masks import segmentation_to_rle
@@ -55,6 +58,10 @@ class Instance:
     box: tuple[float, float, float, float]
     mask: RLE
 
+    def entry(self, phrase: str) -> dict[str, Any]:
+        """The object in a MUSE file, called by a phrase."""
+        return make_instance(self.category_id, self.category, phrase, self.box, self.mask)
+
 
 @dataclass(frozen=True, slots=True)
 class Photo:
@@ -86,15 +93,14 @@ class Photo:
     @classmethod
     def from_json(cls, text: str) -> Photo:
         """Read what :meth:`to_json` wrote."""
-        data = json.loads(text)
-        instances = tuple(Instance(**{**i, "box": tuple(i["box"])}) for i in data.pop("instances"))
-        for key in ("size", "left_out", "captions"):
-            data[key] = tuple(data[key])
-        return cls(**data, instances=instances)
+        return _PHOTO.validate_json(text)
 
     def by_id(self) -> dict[int, Instance]:
         """The instances by the number that a model calls them by."""
         return {instance.id: instance for instance in self.instances}
+
+
+_PHOTO = TypeAdapter(Photo)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,13 @@ Opened as a file it keeps marks in the browser and hands them out as ``marks.jso
 
 from __future__ import annotations
 
+import heapq
 import json
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +40,10 @@ def review_rows(folder: Path) -> Iterator[MuseRow]:
         return
     with closing(Ledger(folder, writing=False)) as ledger:
         for task, row in ledger.accepted():
-            known = task.photo.by_id()
-            targets = tuple(
-                {"rephrased_name": text, "category_name": known[n].category}
-                | {"segmentation": known[n].mask}
-                for n, text in row.targets
-            )
-            photo = task.photo
-            yield MuseRow(
-                photo=photo.file_name,
-                size=photo.size,
-                question=row.question,
-                text=row.answer,
-                targets=targets,
-            )
+            photo, known = task.photo, task.photo.by_id()
+            targets = tuple(known[number].entry(text) for number, text in row.targets)
+            said: dict[str, Any] = {"question": row.question, "text": row.answer}
+            yield MuseRow(photo=photo.file_name, size=photo.size, targets=targets, **said)
 
 
 def write_gallery(folder: Path, images: Path, path: Path, num: int, seed: int = 0) -> int:
@@ -155,14 +147,10 @@ class _ReviewHandler(BaseHTTPRequestHandler):
 
 
 def _choose(rows: Iterable[MuseRow], num: int, seed: int) -> list[MuseRow]:
-    """A seeded choice of at most ``num`` rows, in their own order; holds twice that many."""
-    kept: list[tuple[float, int, MuseRow]] = []
-    for position, row in enumerate(rows):
-        kept.append((seeded_fraction(seed, row.key), position, row))
-        if len(kept) >= 2 * num:
-            kept = sorted(kept, key=lambda item: item[:2])[:num]
-    chosen = sorted(kept, key=lambda item: item[:2])[:num]
-    return [row for _, _, row in sorted(chosen, key=lambda item: item[1])]
+    """A seeded choice of at most ``num`` rows, in their own order; holds no more."""
+    ranked = ((seeded_fraction(seed, row.key), position, row) for position, row in enumerate(rows))
+    chosen = heapq.nsmallest(num, ranked, key=itemgetter(0, 1))
+    return [row for _, _, row in sorted(chosen, key=itemgetter(1))]
 
 
 def _card(row: MuseRow, images: Path) -> dict[str, Any]:
@@ -179,7 +167,10 @@ def _card(row: MuseRow, images: Path) -> dict[str, Any]:
         "question": row.question,
         "parts": list(_parts(row)),
         "categories": [str(target.get("category_name", "")) for target in row.targets],
-        "layers": [_mask_layer(t, row.size, n) for n, t in enumerate(row.targets)],
+        "layers": [
+            mask_layer(decode_mask(segmentation_to_rle(t["segmentation"], row.size)), n, SIDE)
+            for n, t in enumerate(row.targets)
+        ],
     }
 
 
@@ -196,8 +187,3 @@ def _parts(row: MuseRow) -> Iterator[Part]:
         yield piece[cut:], number
         begun = end
     yield text[begun:], None
-
-
-def _mask_layer(target: Mapping[str, Any], size: tuple[int, int], number: int) -> str:
-    """One target's mask as a transparent layer of the size of the image in the page."""
-    return mask_layer(decode_mask(segmentation_to_rle(target["segmentation"], size)), number, SIDE)

@@ -15,6 +15,11 @@ from pixellm.curation.photos import Photo
 from pixellm.scenes.phrasing import plural_of
 from pixellm.types import SEG_MARK
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 MARK = re.compile(r"\{\s*seg\s*:\s*#?(\d{1,6})\s*\}", re.IGNORECASE)
 """How a draft marks an object, ``{seg:3}``; forgiving about spaces and case."""
 
@@ -36,20 +41,14 @@ _FOREIGN = re.compile(
     r"|[\x00-\x1f\ud800-\udfff]",
     re.IGNORECASE,
 )
-_FUNCTION_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "the a an of in on at to and is are be for with what which would could you if that this it "
-        "from by these there",
-    )
+_FUNCTION_WORDS = _words(
+    "the a an of in on at to and is are be for with what which would could you if that this it "
+    "from by these there"
 )
 # Class names that are also everyday verbs, colours or general words: only "the orange" names one.
-_EVERYDAY = frozenset(
-    re.findall(
-        r"\w+",
-        "orange bear tie train book remote person people mouse bow can clock kite fan iron bowl "
-        "present watch stop light",
-    )
+_EVERYDAY = _words(
+    "orange bear tie train book remote person people mouse bow can clock kite fan iron bowl "
+    "present watch stop light"
 )
 _DEFINITE = re.compile(
     r"\b(?:the|this|that|these|those|both|his|her|their)\s+(?:[\w-]+\s+)?$", re.I
@@ -116,18 +115,17 @@ class Vocabulary:
         found, position = [], 0
         while position < len(words):
             for length in range(min(self._longest, len(words) - position), 0, -1):
-                names = self._names.get(tuple(words[position : position + length]))
-                if names and self._names_object(text, words[position], spans[position][0], length):
-                    found.append((" ".join(words[position : position + length]), frozenset(names)))
+                named = words[position : position + length]
+                names = self._names.get(tuple(named))
+                if not names:
+                    continue
+                is_everyday = length == 1 and named[0] in _EVERYDAY
+                if not is_everyday or _DEFINITE.search(text[: spans[position][0]]):
+                    found.append((" ".join(named), frozenset(names)))
                     position += length - 1
                     break
             position += 1
         return found
-
-    @staticmethod
-    def _names_object(text: str, word: str, start: int, length: int) -> bool:
-        everyday = length == 1 and word in _EVERYDAY
-        return not everyday or _DEFINITE.search(text[:start]) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +172,8 @@ def _too_few_targets(draft: Draft, scene: Scene) -> str:
 
 
 def _repeated_mark(draft: Draft, scene: Scene) -> str:
-    numbers = _marked(draft)
-    twice = len(set(numbers)) < len(numbers) or len(dict(draft.descriptions)) < len(
-        draft.descriptions
-    )
+    listed = [number for number, _ in draft.descriptions]
+    twice = any(len(set(one)) < len(one) for one in (_marked(draft), listed))
     return "Mark and list each object once only." if twice else ""
 
 

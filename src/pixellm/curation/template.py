@@ -18,7 +18,7 @@ from typing import Any
 from pixellm.curation.photos import Instance, Photo, seeded_fraction
 from pixellm.curation.proposal import WriterRequest
 from pixellm.llm.client import Reply, Request, UnanswerableError
-from pixellm.masks import decode_mask
+from pixellm.masks import Size, decode_mask
 from pixellm.scenes.phrasing import join_phrases, plural_of
 
 MOST_TARGETS = 7
@@ -68,7 +68,7 @@ def styles_for(photo: Photo, styles: Sequence[str]) -> tuple[str, ...]:
     return tuple(style for style in styles if any(True for _ in _drafts(photo, style)))
 
 
-def describe(instances: Sequence[Instance], size: tuple[int, int]) -> dict[int, str] | None:
+def describe(instances: Sequence[Instance], size: Size) -> dict[int, str] | None:
     """Descriptions that tell the instances of one class apart, by place or by size.
 
     Args:
@@ -81,16 +81,15 @@ def describe(instances: Sequence[Instance], size: tuple[int, int]) -> dict[int, 
     name = _called(instances[0].category)
     if len(instances) == 1:
         return {instances[0].id: f"the {name} {_place(instances[0], size)}"}
-    return (
-        _in_order(instances, name, size)
-        or _in_cells(instances, name, size)
-        or (_by_size(instances, name) if len(instances) == 2 else None)
-    )
+    if in_order := _in_order(instances, name, size):
+        return in_order
+    in_cells = {one.id: f"the {name} {_place(one, size)}" for one in instances}
+    if len(set(in_cells.values())) == len(in_cells):
+        return in_cells
+    return _by_size(instances, name) if len(instances) == 2 else None
 
 
-def _in_order(
-    instances: Sequence[Instance], name: str, size: tuple[int, int]
-) -> dict[int, str] | None:
+def _in_order(instances: Sequence[Instance], name: str, size: Size) -> dict[int, str] | None:
     """Descriptions by the order from left to right, or else from top to bottom."""
     height, width = size
     for axis, span, low, high in ((0, width, "left", "right"), (1, height, "top", "bottom")):
@@ -109,14 +108,6 @@ def _in_order(
                 texts[0], texts[-1] = f"the leftmost {name}", f"the rightmost {name}"
         return {i.id: text for i, text in zip(ordered, texts, strict=True)}
     return None
-
-
-def _in_cells(
-    instances: Sequence[Instance], name: str, size: tuple[int, int]
-) -> dict[int, str] | None:
-    """Descriptions by where each lies in the photo, where no two lie alike."""
-    texts = {one.id: f"the {name} {_place(one, size)}" for one in instances}
-    return texts if len(set(texts.values())) == len(texts) else None
 
 
 def _by_size(instances: Sequence[Instance], name: str) -> dict[int, str] | None:
@@ -183,8 +174,7 @@ def _larger(
         f"{which} would catch the eye first by its size{names}?",
     ]
     verb = "take up" if large.category in _table()["pairs"] else "takes up"
-    answer = f"{verb} {extent}"
-    yield _comparison(ask, answer, texts, large, small)
+    yield _comparison(ask, f"{verb} {extent}", texts, large, small)
 
 
 def _higher(two: Sequence[Instance], texts: dict[int, str], names: str) -> Iterator[_Draft]:
@@ -197,8 +187,7 @@ def _higher(two: Sequence[Instance], texts: dict[int, str], names: str) -> Itera
         f"Which is closer to the top of this photo{names}?",
     ]
     verb = "are" if upper.category in _table()["pairs"] else "is"
-    answer = f"{verb} higher up than"
-    yield _comparison(ask, answer, texts, upper, lower)
+    yield _comparison(ask, f"{verb} higher up than", texts, upper, lower)
 
 
 def _comparison(
@@ -227,7 +216,7 @@ def _by_category(photo: Photo) -> dict[str, list[Instance]]:
     return groups
 
 
-def _place(instance: Instance, size: tuple[int, int]) -> str:
+def _place(instance: Instance, size: Size) -> str:
     """Where an object lies, in words, by the centre of its box in a 3 x 3 grid."""
     (x, y), (height, width) = _centre(instance), size
     row = ("top", "", "bottom")[min(2, int(3 * y / height))]

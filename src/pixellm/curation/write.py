@@ -17,10 +17,10 @@ from typing import Any
 from pixellm.curation.card import card_values
 from pixellm.curation.deduplicate import near_duplicates
 from pixellm.curation.ledger import FinishedRun
-from pixellm.curation.photos import Instance, Photo, seeded_fraction
+from pixellm.curation.photos import Photo, seeded_fraction
 from pixellm.curation.proposal import Task
 from pixellm.curation.rules import Row
-from pixellm.data.muse import SPLITS, MuseWriter, make_entry, make_instance, row_key
+from pixellm.data.muse import SPLITS, MuseWriter, make_entry, row_key
 from pixellm.files import (
     check_listed,
     json_bytes,
@@ -191,20 +191,14 @@ def _write_splits(
 
 def _entry(photo: Photo, rows: Iterable[Row]) -> dict[str, Any]:
     """The accepted questions about a photo as an entry of a MUSE file."""
-    everything = [_instance(one, one.category) for one in photo.instances]
+    everything = [one.entry(one.category) for one in photo.instances]
     entry = make_entry(photo.file_name, photo.size, everything)
     known = photo.by_id()
     for row in rows:
         entry["questions"].append(row.question)
-        entry["answers"].append([_instance(known[number], text) for number, text in row.targets])
+        entry["answers"].append([known[number].entry(text) for number, text in row.targets])
         entry["text_answers"].append(row.answer)
     return entry
-
-
-def _instance(instance: Instance, phrase: str) -> dict[str, Any]:
-    return make_instance(
-        instance.category_id, instance.category, phrase, instance.box, instance.mask
-    )
 
 
 def _flat_row(task: Task, row: Row) -> dict[str, Any]:
@@ -218,5 +212,5 @@ def _flat_row(task: Task, row: Row) -> dict[str, Any]:
         "style": task.style,
         "question": row.question,
         "answer": row.answer,
-        "targets": [_instance(known[number], text) for number, text in row.targets],
+        "targets": [known[number].entry(text) for number, text in row.targets],
     }
