@@ -80,15 +80,7 @@ def run(
     if check_model == "template":
         raise ValueError("--check-model takes a vision model; templates see no photo.")
     source = Source(
-        annotations,
-        images,
-        model,
-        captions,
-        check_model,
-        text_only,
-        questions,
-        seed,
-        _shard(shard),
+        annotations, images, model, captions, check_model, text_only, questions, seed, _shard(shard)
     )
     shares = _numbers(split, "--split")
     layout: dict[str, Any] = {"train": shares[0], "val": shares[1]}

@@ -290,9 +290,7 @@ def _stage_table(event: TrainEvent) -> PlainTable:
     title = f"Stage {event.stage}: {event.values['steps']} steps"
     if event.values["max_minutes"] is not None:
         title += f", {event.values['max_minutes']:g} minutes at most"
-    rows: list[tuple[str, ...]] = [
-        ("module", "optimizer", "learning rate", "decay", "parameters"),
-    ]
+    rows: list[tuple[str, ...]] = [("module", "optimizer", "learning rate", "decay", "parameters")]
     for row in event.values["groups"]:
         rates = ("-", "-")
         if row["optimizer"] != "frozen":

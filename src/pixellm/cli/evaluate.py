@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixellm.cli.console import check_json, import_quietly, open_console, say, write_json
-from pixellm.cli.options import (
-    FileOptions,
-    Json,
-    JudgeOptions,
-    ModelOptions,
-    SceneOptions,
-    spread,
-)
+from pixellm.cli.options import FileOptions, Json, JudgeOptions, ModelOptions, SceneOptions, spread
 
 if TYPE_CHECKING:
     from pixellm.engine.jobs import ProcessGroup

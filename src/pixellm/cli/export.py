@@ -62,8 +62,7 @@ def export(
         ),
     ] = "",
     min_score: Annotated[
-        float,
-        typer.Option(min=0, max=1, callback=finite, help="Leave out masks of a lower score."),
+        float, typer.Option(min=0, max=1, callback=finite, help="Leave out masks of a lower score.")
     ] = 0.0,
 ) -> None:
     """Write answers as annotations for other programs."""

@@ -202,11 +202,7 @@ class SceneOptions:
 
     def values(self) -> dict[str, int]:
         """By the names of a :class:`~pixellm.evaluation.evaluate.BenchmarkRun`."""
-        return {
-            "num_scenes": self.num,
-            "dialogues_per_image": self.dialogues,
-            "seed": self.seed,
-        }
+        return {"num_scenes": self.num, "dialogues_per_image": self.dialogues, "seed": self.seed}
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +210,7 @@ class FileOptions:
     """Where a data set's files lie."""
 
     data: Annotated[
-        Path,
-        typer.Option(help="Folder that holds the data sets; for muse and jsonl also a file."),
+        Path, typer.Option(help="Folder that holds the data sets; for muse and jsonl also a file.")
     ] = Path("data")
     images: Images = None
     options: With = None

@@ -68,12 +68,7 @@ def score(
     samples = run.open()
     with nullcontext() if judge is None else judge_bar(judge) as progress:
         scored = score_predictions(
-            answers,
-            samples,
-            run.rules,
-            judge=judge,
-            allow_missing=allow_missing,
-            progress=progress,
+            answers, samples, run.rules, judge=judge, allow_missing=allow_missing, progress=progress
         )
     records = scored.records
     scores = run.summarize(records)

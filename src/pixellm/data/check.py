@@ -122,10 +122,7 @@ def absent_sets(found: Iterable[FoundSplit]) -> list[type[Dataset]]:
 
 
 def check_found(
-    found: FoundSplit,
-    *,
-    decode: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    found: FoundSplit, *, decode: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> SplitReport:
     """Decode every annotation of a split once, and on demand its images.
 

@@ -39,14 +39,7 @@ ANNOTATIONS = "annotations/instances_{split}.json"
 ROBOFLOW_FILE = "_annotations.coco.json"
 """What Roboflow calls the annotations in each split's folder of images."""
 
-_TEXT_KEYS = (
-    "expressions",
-    "expression",
-    "captions",
-    "caption",
-    "descriptions",
-    "description",
-)
+_TEXT_KEYS = ("expressions", "expression", "captions", "caption", "descriptions", "description")
 _SOUND, _MALFORMED, _WITHOUT_MASK = 0, 1, 2
 _NO_NUMBER = -1 << 62
 """Stands for an id that is no whole number."""

@@ -37,12 +37,7 @@ from pixellm.data.dataset import (
 from pixellm.data.json_values import whole_number
 from pixellm.data.lazy import Lazy
 from pixellm.data.other_layouts import advice_on_coco
-from pixellm.data.questions import (
-    NamedMasks,
-    as_benchmark_asks,
-    benchmark_turn,
-    compose_dialogues,
-)
+from pixellm.data.questions import NamedMasks, as_benchmark_asks, benchmark_turn, compose_dialogues
 from pixellm.data.table import Integers
 from pixellm.masks import segmentation_to_rle, union_of
 from pixellm.scenes.phrasing import join_phrases

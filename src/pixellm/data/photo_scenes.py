@@ -306,12 +306,7 @@ def _largest_empty_part(covered: BoolMask) -> Box | None:
     return best
 
 
-def _shown(
-    rng: Generator,
-    image: Image.Image,
-    box: Box,
-    size: Size,
-) -> NDArray[np.uint8]:
+def _shown(rng: Generator, image: Image.Image, box: Box, size: Size) -> NDArray[np.uint8]:
     """A random part of a part of a photo, as an image of a size, mirrored half the time."""
     cut = _random_cut(rng, box, size)
     pixels = np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR, box=cut))

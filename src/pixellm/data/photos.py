@@ -28,11 +28,7 @@ from pixellm.scenes.knowledge import Knowledge
 from pixellm.scenes.photo_knowledge import knowledge_of_categories
 from pixellm.scenes.photo_view import PERSON, PhotoView
 from pixellm.scenes.questions import check_weights
-from pixellm.scenes.questions_photos import (
-    PHOTO_WEIGHTS,
-    compose_photo_dialogues,
-    unknown_nouns,
-)
+from pixellm.scenes.questions_photos import PHOTO_WEIGHTS, compose_photo_dialogues, unknown_nouns
 from pixellm.scenes.scene import Scene, measure_object
 from pixellm.types import Sample, Target, Turn
 

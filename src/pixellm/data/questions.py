@@ -42,8 +42,7 @@ _PLACES = ("in", "on", "at", "near", "behind", "under", "by", "with", "next", "a
 
 _ARTICLE = re.compile(r"^(?:the|an|a)\s+", re.IGNORECASE)
 _DETERMINED = re.compile(
-    r"(?:this|that|these|those|my|your|his|her|its|our|their|all|both|each|every)\b",
-    re.IGNORECASE,
+    r"(?:this|that|these|those|my|your|his|her|its|our|their|all|both|each|every)\b", re.IGNORECASE
 )
 
 

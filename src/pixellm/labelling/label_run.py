@@ -19,12 +19,7 @@ from pixellm.data.rows import read_rows
 from pixellm.engine.run_folder import open_run
 from pixellm.files import LineLog, check_file, locked, parse_json, read_lines, write_files
 from pixellm.image_files import load_image
-from pixellm.labelling.pseudo_labels import (
-    LabelRules,
-    Proposal,
-    PseudoLabeler,
-    read_proposals,
-)
+from pixellm.labelling.pseudo_labels import LabelRules, Proposal, PseudoLabeler, read_proposals
 from pixellm.masks import decode_mask
 from pixellm.scenes.photo_knowledge import load_photo_knowledge
 from pixellm.visualize import draw_contact_sheet, draw_overlay, encode_image

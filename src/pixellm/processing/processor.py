@@ -13,12 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import (
-    AutoProcessor,
-    BatchFeature,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-)
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from pixellm.model.config import PixelLMConfig
 from pixellm.processing.image import PixelLMImageProcessor
@@ -180,10 +175,7 @@ class PixelLMProcessor(ProcessorMixin):
         return values
 
     def __call__(
-        self,
-        images: Any = None,
-        text: str | Sequence[str] | None = None,
-        **options: Any,
+        self, images: Any = None, text: str | Sequence[str] | None = None, **options: Any
     ) -> BatchFeature:
         """Build a batch from rendered prompts, as transformers pipelines do.
 

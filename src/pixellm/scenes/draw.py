@@ -111,11 +111,7 @@ class Canvas:
 
 
 def draw_scene(
-    rng: Generator,
-    concepts: Sequence[Concept],
-    style: StickerStyle,
-    *,
-    size: Size = (256, 256),
+    rng: Generator, concepts: Sequence[Concept], style: StickerStyle, *, size: Size = (256, 256)
 ) -> Scene:
     """Draw one scene with one sticker per entry of ``concepts``, back to front.
 
@@ -148,10 +144,7 @@ def draw_scene(
 
 
 def choose_concepts(
-    rng: Generator,
-    concepts: Sequence[Concept],
-    num_objects: int,
-    include: Sequence[Concept] = (),
+    rng: Generator, concepts: Sequence[Concept], num_objects: int, include: Sequence[Concept] = ()
 ) -> list[Concept]:
     """Pick what a scene shows: distinct concepts, in some scenes one of them two or three times.
 

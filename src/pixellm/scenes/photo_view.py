@@ -16,13 +16,7 @@ import numpy as np
 from pixellm.masks import decode_mask, encode_mask
 from pixellm.scenes.knowledge import Knowledge
 from pixellm.scenes.scene import Scene, SceneObject, measure_object
-from pixellm.scenes.scene_view import (
-    INSTANCE_MARGIN,
-    Objects,
-    SceneView,
-    ViewedGroup,
-    ViewedObject,
-)
+from pixellm.scenes.scene_view import INSTANCE_MARGIN, Objects, SceneView, ViewedGroup, ViewedObject
 
 PERSON = "person"
 """Key of the concept of people."""

@@ -189,9 +189,7 @@ def ask_activity(view: SceneView, rng: random.Random) -> Draft | None:
 
 
 def ask_for_absent(
-    view: SceneView,
-    rng: random.Random,
-    ways: Sequence[str] = ("name", "name", "category", "use"),
+    view: SceneView, rng: random.Random, ways: Sequence[str] = ("name", "name", "category", "use")
 ) -> Draft | None:
     """Something that the scene lacks, by name, category or use; answered without masks."""
     way = rng.choice(ways)

@@ -9,14 +9,7 @@ from __future__ import annotations
 import random
 
 from pixellm.scenes.knowledge import Concept
-from pixellm.scenes.phrasing import (
-    NUMBERS,
-    ask,
-    grammar_words,
-    join_phrases,
-    say,
-    with_article,
-)
+from pixellm.scenes.phrasing import NUMBERS, ask, grammar_words, join_phrases, say, with_article
 from pixellm.scenes.questions_objects import Draft, absent_concept, definite_name
 from pixellm.scenes.scene_view import SceneView
 
