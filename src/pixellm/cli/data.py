@@ -14,8 +14,6 @@ from pixellm.cli.console import open_console, printable, resumable, say
 from pixellm.cli.options import Images, LoadOptions, With, finite, image_options, spread
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pixellm.data.check import SplitReport
     from pixellm.labelling.label_run import LabelState
 
@@ -64,13 +62,12 @@ def check(
     if not found:
         advice = advice_on(root) or f"see {GUIDE}"
         raise ValueError(f"{root} holds no data set in a known layout; {advice}.")
-    console = open_console(stderr=aside)
     reports = []
     for one in found:
         unit = printable(f"images of {one.label} checked")
         with counted_progress(open_console(stderr=True), unit, transient=True) as progress:
             reports.append(check_found(one, decode=not quick, progress=progress))
-        _show_report(console, reports[-1], limit, err=aside)
+        _show_report(reports[-1], limit, err=aside)
     if root.is_dir() and not sets:
         for reader in absent_sets(found):
             say(f"Not there: {reader.name} ({reader.title}): {reader.obtain}.", err=aside)
@@ -214,16 +211,11 @@ def scenes(
     say(f"To look at: {written.contact_sheet}")
 
 
-def _show_report(console: Console, report: SplitReport, limit: int, *, err: bool) -> None:
+def _show_report(report: SplitReport, limit: int, *, err: bool) -> None:
     counts = ", ".join(f"{number:,} {name}" for name, number in report.counts.items())
     state = f"{len(report.bad_rows):,} bad rows" if report.bad_rows else "no bad row"
-    console.print(
-        printable(f"{report.found.label}: {counts or 'not readable'}; {state}"),
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(f"{report.found.label}: {counts or 'not readable'}; {state}", err=err)
     for bad in report.bad_rows[:limit]:
-        console.print(printable(f"  {bad}"), highlight=False, markup=False, soft_wrap=True)
+        say(f"  {bad}", err=err)
     if len(report.bad_rows) > limit:
         say(f"  and {len(report.bad_rows) - limit:,} more; --report lists them all", err=err)

@@ -170,7 +170,9 @@ def scored_progress(console: Console, unit: str) -> Iterator[EvaluationProgress]
         unit: what is counted, such as "scenes".
     """
     with counted_progress(console, unit) as show:
-        yield lambda done, total, giou: show(done, total, f"gIoU {_number(giou)}")
+        yield lambda done, total, giou: show(
+            done, total, "gIoU -" if giou is None else f"gIoU {giou:.3f}"
+        )
 
 
 @contextmanager
@@ -227,10 +229,6 @@ class _RareLines:
         if now >= self._next and not self._console.is_terminal:
             self._console.print(Text(line), soft_wrap=True)
             self._next = now + SECONDS_A_LINE
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 class TrainDisplay:

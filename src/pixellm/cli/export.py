@@ -146,12 +146,9 @@ def export_answer(
     from pixellm.export import gather_labels
 
     if folders:
-        _write(
-            gather_labels([read_answer({**values, "image": image.name})], categories_of("")),
-            folders,
-            lambda name: image,
-            err=quiet,
-        )
+        answer = read_answer({**values, "image": image.name})
+        labels = gather_labels([answer], categories_of(""))
+        _write(labels, folders, lambda name: image, err=quiet)
 
 
 def _write(

@@ -94,7 +94,8 @@ def predict(
             )
         rows, name = _open_set(str(dataset), question, data or Path("data"), split, chosen)
     else:
-        rows, name = _read_rows(dataset, question, classes), _stem(dataset)
+        rows = _read_rows(dataset, question, classes)
+        name = "standard_input" if str(dataset) == STANDARD else dataset.resolve().stem
     target = out or Path(f"{name}_pixellm.jsonl")
     folders = plan_exports(export, target)
     _run_and_report(rows, target, model, min_score, batch_size, ray)
@@ -112,20 +113,14 @@ def _read_rows(dataset: Path, question: str, classes: str) -> list[JobRow]:
     return ask_classes(read_rows(dataset, classes), classes)
 
 
-def _stem(dataset: Path) -> str:
-    """What the file of answers is called after."""
-    return "standard_input" if str(dataset) == "-" else dataset.resolve().stem
-
-
 def _names_a_set(dataset: Path, question: str) -> bool:
     """Whether a data set is meant; a file goes first, and a folder that is asked a question."""
     from pixellm.evaluation.benchmarks import SET_NAMES
 
-    if (dataset.exists() and not dataset.is_dir()) or (
-        dataset.is_dir() and (question or str(dataset) not in SET_NAMES)
-    ):
-        return False
-    if str(dataset) in SET_NAMES:
+    is_named = str(dataset) in SET_NAMES
+    if dataset.exists():
+        return dataset.is_dir() and is_named and not question
+    if is_named:
         return True
     raise FileNotFoundError(
         f"There is no file or folder {dataset}, and no data set of that name; known: "

@@ -19,7 +19,7 @@ from pixellm.cli.options import Device, Dtype, finite
 if TYPE_CHECKING:
     from pixellm.report.page import Table
     from pixellm.training.config import RunConfig
-    from pixellm.training.plan import EvaluationPlan, RunPlan, StagePlan
+    from pixellm.training.plan import RunPlan, StagePlan
 
 
 app = typer.Typer()
@@ -191,12 +191,15 @@ def _show_plan(config: RunConfig, gpus: int) -> None:
     say(f"Run {plan.name}: {size}, {gpus} GPU{'s' if gpus > 1 else ''}.")
     print_table(console, _sources_table(plan))
     if plan.evaluation is not None:
-        console.print(_evaluation_line(plan.evaluation), soft_wrap=True, highlight=False)
+        count = plan.evaluation.num_images
+        images = "not here" if count is None else f"{count:,} images"
+        steps = f"every {plan.evaluation.every_steps:,} steps and behind each stage"
+        say(f"Evaluation on {plan.evaluation.name} ({images}), {steps}.")
     for stage in plan.stages:
         print_table(console, _stage_table(stage))
         print_table(console, _memory_table(stage))
     for problem in plan.problems:
-        console.print(f"Missing: {problem}", soft_wrap=True, highlight=False, markup=False)
+        say(f"Missing: {problem}")
 
 
 def _sources_table(plan: RunPlan) -> Table:
@@ -207,13 +210,6 @@ def _sources_table(plan: RunPlan) -> Table:
         length = "not here" if source.length is None else f"{source.length:,}"
         rows.append((source.name, f"{source.share:.1%}", length))
     return Table("Mixture", rows, "mixture")
-
-
-def _evaluation_line(evaluation: EvaluationPlan) -> str:
-    count = evaluation.num_images
-    images = "not here" if count is None else f"{count:,} images"
-    steps = f"every {evaluation.every_steps:,} steps and behind each stage"
-    return f"Evaluation on {evaluation.name} ({images}), {steps}."
 
 
 def _stage_table(stage: StagePlan) -> Table:
