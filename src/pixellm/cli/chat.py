@@ -39,16 +39,10 @@ def open_image(typed: str) -> Image.Image:
 
 
 class Chat:
-    """A dialogue of several turns; the image is encoded once.
+    """A dialogue of several turns about an image, which is encoded once.
 
-    Args:
-        engine: answers.
-        typed: what the user calls the image, see :mod:`pixellm.cli.images`.
-        image: the image, upright and in RGB.
-        console: where answers go.
-        errors: where complaints go.
-        options: of the answers, see :class:`~pixellm.engine.AnswerOptions`.
-
+    ``typed`` is what the user calls it, see :mod:`pixellm.cli.images`; complaints go to ``errors``,
+    and ``options`` are of the answers, see :class:`~pixellm.engine.AnswerOptions`.
     """
 
     def __init__(

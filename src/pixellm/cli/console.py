@@ -145,9 +145,7 @@ def end_at_once() -> None:
 def check_json(target: str, keys: Sequence[str]) -> None:
     """Refuse a place where :func:`write_json` can't write, or would replace a foreign file.
 
-    Args:
-        target: as :func:`write_json` takes it.
-        keys: of such a document; a file that has them may be replaced.
+    A file may be replaced that has the ``keys`` of such a document.
     """
     from pixellm.files import check_file
 

@@ -163,12 +163,7 @@ def _columns_that_fit(needed: Sequence[int], width: int) -> list[list[int]]:
 
 @contextmanager
 def scored_progress(console: Console, unit: str) -> Iterator[EvaluationProgress]:
-    """A bar over questions being answered with the gIoU so far, as a callback for an evaluation.
-
-    Args:
-        console: where to.
-        unit: what is counted, such as "scenes".
-    """
+    """A bar over answered units, such as "scenes", with the gIoU so far, for an evaluation."""
     with counted_progress(console, unit) as show:
         yield lambda done, total, giou: show(
             done, total, "gIoU -" if giou is None else f"gIoU {giou:.3f}"
@@ -188,12 +183,7 @@ def counted_progress(
 ) -> Iterator[CountProgress]:
     """A bar over so many units with a figure beside it, told of done, total and figure.
 
-    Where the console is no terminal, a line now and then.
-
-    Args:
-        console: where to.
-        unit: what is counted, such as "images checked".
-        transient: whether the bar goes at its end.
+    Where the console is no terminal, a line now and then. A transient bar goes at its end.
     """
     lines = _RareLines(console)
     texts = (
@@ -213,18 +203,13 @@ def counted_progress(
 
 
 class _RareLines:
-    """Says how far long work is, where no bar can be drawn: in a log, a pipe, a batch system.
-
-    Args:
-        console: where to; a terminal is told nothing, it has its bar.
-    """
+    """Says how far long work is where no bar can be drawn: in a log, a pipe, a batch system."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._next = time.monotonic() + SECONDS_A_LINE
 
     def say(self, line: str) -> None:
-        """Print the line, unless one was printed a moment ago."""
         now = time.monotonic()
         if now >= self._next and not self._console.is_terminal:
             self._console.print(Text(line), soft_wrap=True)
@@ -234,11 +219,8 @@ class _RareLines:
 class TrainDisplay:
     """Shows the events of a training run: what trains, a bar, losses, speed and time left.
 
-    A context manager and the callback for the trainer. Where the console is no terminal, each
-    log line of the run becomes a line of text.
-
-    Args:
-        console: where to.
+    A context manager and the callback for the trainer. Where the console is no terminal, each log
+    line of the run becomes a line of text.
     """
 
     def __init__(self, console: Console) -> None:

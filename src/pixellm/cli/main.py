@@ -70,7 +70,6 @@ class _OneSentence(TyperGroup):
         return super().parse_args(ctx, [STANDARD if one in streams else one for one in plain])
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command."""
         try:
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):  # RuntimeErrors, of all things
@@ -93,11 +92,9 @@ class _Lazy(TyperGroup):
     """A group of commands that are imported when one of them is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names of the commands."""
         return list(self._load())
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, or None."""
         return self._load().get(cmd_name)
 
     def _load(self) -> Any:

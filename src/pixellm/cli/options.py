@@ -247,11 +247,9 @@ def image_options(images: Path | None, options: Sequence[str] | None) -> dict[st
 
 
 def spread(command: Callable[..., None], **defaults: Any) -> Callable[..., None]:
-    """The command with the options of its groups in place of the groups.
+    """The command with the options of its groups, arguments that are dataclasses, in their place.
 
-    Args:
-        command: its arguments that are dataclasses are groups.
-        defaults: other values of options than those of the groups.
+    ``defaults`` are other values of options than those of the groups.
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {}

@@ -88,7 +88,6 @@ def serve(
 
 
 def _read_keys(file: Path | None) -> tuple[str, ...]:
-    """Keys of a file and of the environment."""
     from pixellm.files import read_input
 
     named = os.environ.get(KEYS_VARIABLE, "").split(",")

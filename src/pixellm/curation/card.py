@@ -27,11 +27,7 @@ _PROMPTS = ("system.txt", "propose.txt", "repair.txt", "fit.txt")
 
 
 def card_values(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the card's template.
-
-    Args:
-        summary: as :func:`pixellm.curation.write.write_set` gathers it.
-    """
+    """The values of the card's template, from the summary of a written set."""
     run = summary["run"]
     writer = run.get("model", "")
     seen = "captions and boxes, no image" if run.get("text_only") else "the photo and boxes"

@@ -18,18 +18,11 @@ _WORD = re.compile(r"[a-z0-9']+")
 
 
 def near_duplicates(questions: Sequence[tuple[str, str]], max_repeats: int = 3) -> set[int]:
-    """Which questions to leave out.
+    """Positions of the questions to leave out of (photo id, question) in order of preference.
 
     A question goes when it is near-equal to an earlier one about the same photo, or to
-    ``max_repeats`` earlier ones over the set: the same good question about three photos is
-    variety of images, about three hundred it is a habit of the writer.
-
-    Args:
-        questions: (photo id, question) in order of preference.
-        max_repeats: how often a question may be asked over the set.
-
-    Returns:
-        The positions to leave out.
+    ``max_repeats`` earlier ones over the set: the same good question about three photos is variety
+    of images, about three hundred it is a habit of the writer.
     """
     words = [frozenset(_WORD.findall(text.casefold())) for _, text in questions]
     frequency = Counter(word for question in words for word in question)

@@ -97,11 +97,9 @@ class Ledger(RequestStore):
         rows: Iterable[tuple[Photo, str]],
         order: Callable[[list[tuple[str, frozenset[str]]]], list[str]],
     ) -> None:
-        """Enter all photos of the source, usable or not, in one transaction.
+        """Enter all photos, each with the reason that it can't be used or "", in one transaction.
 
-        Args:
-            rows: (photo, reason it can't be used or "").
-            order: puts the usable ones, as (id, categories), best first.
+        ``order`` puts the usable ones, as (id, categories), best first.
         """
         usable: list[tuple[str, frozenset[str]]] = []
         with self._transaction():
@@ -209,11 +207,7 @@ class Ledger(RequestStore):
 
 
 class ShardLedgers:
-    """The ledgers of all shards of one run, read as one.
-
-    Args:
-        ledgers: in any order.
-    """
+    """The ledgers of all shards of one run, given in any order, read as one."""
 
     def __init__(self, ledgers: Sequence[Ledger]) -> None:
         runs = [dict(ledger.get("run") or {}) for ledger in ledgers]

@@ -156,16 +156,10 @@ class AnnotationFile:
         self.categories = tuple(self._names.values())
 
     def photos(self, images: Path, shard: Shard = WHOLE) -> Iterator[tuple[Photo, str]]:
-        """Every photo, with the reason why it can't be used ("" if it can).
+        """Every photo of a shard in the file's order, with the reason why it can't be used, or "".
 
-        Args:
-            images: the folder that ``file_name`` (or the tail of ``coco_url``) is below.
-            shard: the share of the entries to look at.
-
-        Yields:
-            One (photo, reason) per entry of ``images`` in the shard, in the order of the file.
-            Reasons: ``bad_entry``, ``missing_file``, ``unreadable``, ``size_differs``,
-            ``too_few_instances``.
+        Reasons are ``bad_entry``, ``missing_file``, ``unreadable``, ``size_differs`` and
+        ``too_few_instances``; ``images`` is the folder that names are below.
         """
         if not images.is_dir():
             raise FileNotFoundError(f"There is no folder of images at {images}; check --images.")
@@ -235,17 +229,11 @@ class AnnotationFile:
 
 
 def order_by_balance(photos: Iterable[tuple[str, frozenset[str]]], seed: int) -> list[str]:
-    """Order photos so that every prefix covers the categories as evenly as it can.
+    """Order photos, (id, categories) of each, so that every prefix covers the categories evenly.
 
-    Greedy: next comes the photo whose categories were seen least so far. Scores only fall, so a
-    heap of stale scores, refreshed when popped, finds the same photo as a full scan.
-
-    Args:
-        photos: (id, categories) of each.
-        seed: breaks ties.
-
-    Returns:
-        The ids, best first; the same for the same input and seed.
+    Greedy: next comes the photo whose categories were seen least so far; the seed breaks ties.
+    Scores only fall, so a heap of stale scores, refreshed when popped, finds the same photo as a
+    full scan.
     """
     categories = dict(photos)
     seen: Counter[str] = Counter()
@@ -274,16 +262,10 @@ def seeded_fraction(seed: int, *parts: object) -> float:
 
 
 def jpeg_data_url(path: Path, max_side: int, box: Sequence[float] | None = None) -> str:
-    """A photo, upright, or a part of it, as a JPEG ``data:`` URL.
+    """A photo, upright, as a JPEG ``data:`` URL; longer sides than ``max_side`` are scaled down.
 
-    Args:
-        path: the photo.
-        max_side: longer sides are scaled down to this many pixels.
-        box: (x, y, width, height) of the part, shown with a margin; None for the whole photo.
-
-    Raises:
-        ValueError: the photo is damaged.
-        OSError: it is missing.
+    Of a box, (x, y, width, height), only that part with a margin. ValueError for a damaged photo,
+    OSError for a missing one.
     """
     image = load_image(path)
     if box is not None:

@@ -86,14 +86,8 @@ def select(
 ) -> Writing:
     """Fill the ledger with photos, once, and with the tasks of the best ``max_images``.
 
-    A later run with a larger ``max_images`` adds tasks; nothing is taken away.
-
-    Args:
-        ledger: of the run, empty or begun before.
-        source: what the run is made from.
-        max_images: photos to write about; None for all.
-        styles_for: those of the styles in which the writer can ask about a photo; None for a
-            writer that can try all.
+    A later run with a larger ``max_images`` adds tasks; nothing is taken away. ``styles_for`` tells
+    in which of the styles the writer can ask about a photo; None for one that can try all.
     """
     ledger.bind(source.identity())
     if not ledger.get("selected"):
@@ -132,11 +126,7 @@ def work(number: int, ledger: Ledger, writing: Writing, runner: RequestRunner) -
 def work_all(
     ledger: Ledger, writing: Writing, runner: RequestRunner, progress: RequestProgress
 ) -> str:
-    """Bring all open tasks to their verdicts, many at a time.
-
-    Returns:
-        "" when nothing is left open, else one sentence on why the run stopped.
-    """
+    """Bring all open tasks to their verdicts, many at a time; why the run stopped early, or ""."""
     total = sum(ledger.counts()["tasks"].values())
     return runner.run_all(
         ledger.open_tasks(), lambda number: work(number, ledger, writing, runner), progress, total
@@ -148,8 +138,7 @@ def work_in_batches(
 ) -> str:
     """Bring all open tasks to their verdicts through the Batch API: first drafts, then repairs.
 
-    Returns:
-        "" when nothing is left open, else one sentence on why the run stopped.
+    Returns why the run stopped early, or "".
     """
     while waiting := _settle_ready(ledger, writing, progress):
         try:

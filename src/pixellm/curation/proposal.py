@@ -133,12 +133,7 @@ class Writing:
     styles: Mapping[str, str] = field(default_factory=lambda: json.loads(prompt("styles.json")))
 
     def next_step(self, task: Task, replies: Mapping[str, Reply]) -> WriterRequest | Verdict:
-        """What comes next for a task.
-
-        Args:
-            task: the task.
-            replies: the replies so far by kind of request.
-        """
+        """What comes next for a task, from the replies so far by kind of request."""
         if "propose" not in replies:
             return self._request(task, "propose", (("user", self._propose(task)),))
         row, violations = self._judge(task, replies["propose"])
@@ -215,9 +210,7 @@ class Writing:
 def parse_draft(reply: Reply) -> Draft | Violation:
     """Read a proposal, forgiving about the wrapping, strict about the content.
 
-    Returns:
-        The draft, or one of the violations ``refusal``, ``truncated``, ``bad_json``,
-        ``nothing_to_ask``.
+    A violation is ``refusal``, ``truncated``, ``bad_json`` or ``nothing_to_ask``.
     """
     if reply.finish == "refusal":
         return Violation("refusal", "The model refused.")

@@ -47,18 +47,7 @@ def review_rows(folder: Path) -> Iterator[MuseRow]:
 
 
 def write_gallery(folder: Path, images: Path, path: Path, num: int, seed: int = 0) -> int:
-    """Write the page as one file.
-
-    Args:
-        folder: the set.
-        images: folder of the photos.
-        path: the HTML file.
-        num: most rows to show, a seeded choice.
-        seed: for the choice.
-
-    Returns:
-        How many rows it shows.
-    """
+    """Write the page of a set with ``num`` rows at most, a seeded choice; returns how many."""
     check_file(path)
     cards = [_card(row, images) for row in _choose(review_rows(folder), num, seed)]
     write_files({path: review_page(cards, read_marks(folder))})
@@ -95,11 +84,7 @@ class ReviewServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}/{self.token}"
 
     def mark(self, key: str, mark: str) -> None:
-        """Save one mark; "" takes it back.
-
-        Raises:
-            ValueError: the row or the mark is unknown.
-        """
+        """Save one mark; "" takes it back; ValueError for an unknown row or mark."""
         if key not in self.keys or mark not in ("accept", "reject", ""):
             raise ValueError("Unknown row or mark.")
         change_marks(self.folder, {key: mark})
@@ -109,7 +94,6 @@ class _ReviewHandler(BaseHTTPRequestHandler):
     server: ReviewServer
 
     def do_GET(self) -> None:
-        """The page."""
         if not self._allowed():
             return
         marks = read_marks(self.server.folder)

@@ -94,11 +94,7 @@ class Violation:
 
 
 class Vocabulary:
-    """Finds the categories of a data set in running text, singular and plural.
-
-    Args:
-        categories: all category names of the annotation file.
-    """
+    """Finds the categories of a data set, all given, in running text, singular and plural."""
 
     def __init__(self, categories: Iterable[str]) -> None:
         self._names: dict[tuple[str, ...], set[str]] = {}
@@ -144,11 +140,7 @@ class Scene:
 
 
 def verify(draft: Draft, scene: Scene) -> list[Violation]:
-    """Hold a draft against every rule.
-
-    Returns:
-        The broken rules in the order of :data:`RULES`; empty when the draft is good.
-    """
+    """The rules that a draft breaks, in the order of :data:`RULES`; none for a good one."""
     return [Violation(name, says) for name, rule in RULES.items() if (says := rule(draft, scene))]
 
 

@@ -87,11 +87,7 @@ def check_plots(folder: Path) -> None:
 
 
 def plot(statistics: Statistics, folder: Path) -> list[Path]:
-    """Draw targets per question, categories, description and question length.
-
-    Returns:
-        The plots written (PNG).
-    """
+    """Draw targets per question, categories, description and question length; returns the PNGs."""
     check_plots(folder)
     title = f"The most frequent of {len(statistics.categories)} categories"
     drawn = (

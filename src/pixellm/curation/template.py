@@ -69,14 +69,9 @@ def styles_for(photo: Photo, styles: Sequence[str]) -> tuple[str, ...]:
 
 
 def describe(instances: Sequence[Instance], size: Size) -> dict[int, str] | None:
-    """Descriptions that tell the instances of one class apart, by place or by size.
+    """Descriptions, by id, that tell all instances of one class in a photo apart.
 
-    Args:
-        instances: all instances of one category in the photo.
-        size: (height, width) of the photo.
-
-    Returns:
-        Description by instance id, or None where neither tells them apart.
+    By place, or by size; None where neither tells them apart.
     """
     name = _called(instances[0].category)
     if len(instances) == 1:
@@ -90,7 +85,6 @@ def describe(instances: Sequence[Instance], size: Size) -> dict[int, str] | None
 
 
 def _in_order(instances: Sequence[Instance], name: str, size: Size) -> dict[int, str] | None:
-    """Descriptions by the order from left to right, or else from top to bottom."""
     height, width = size
     for axis, span, low, high in ((0, width, "left", "right"), (1, height, "top", "bottom")):
         ordered = sorted(instances, key=lambda instance: _centre(instance)[axis])
@@ -119,12 +113,10 @@ def _by_size(instances: Sequence[Instance], name: str) -> dict[int, str] | None:
 
 
 def _drafts(photo: Photo, style: str) -> Iterator[_Draft]:
-    """Every draft of a style that the photo supports, with all its wordings."""
     yield from _comparisons(photo) if style == "comparison" else _topics(photo, style)
 
 
 def _topics(photo: Photo, style: str) -> Iterator[_Draft]:
-    """Drafts of every topic of a style that the photo supports."""
     of_category = _by_category(photo)
     for topic in _table()["topics"]:
         also = topic.get("also", [])
@@ -200,7 +192,6 @@ def _comparison(
 
 
 def _draft(ask: list[str], answers: list[str], objects: Sequence[tuple[int, str]]) -> _Draft:
-    """A draft with every wording of its question and answer."""
     listed = join_phrases([f"{text} {{seg:{number}}}" for number, text in objects])
     return {
         "question": ask,
@@ -231,7 +222,6 @@ def _place(instance: Instance, size: Size) -> str:
 
 
 def _called(category: str) -> str:
-    """A category in everyday words."""
     return str(_table()["called"].get(category, category))
 
 

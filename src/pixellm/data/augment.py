@@ -36,13 +36,10 @@ Box = tuple[int, int, int, int]
 
 
 def augment_image(annotated: AnnotatedImage, rng: random.Random) -> AnnotatedImage:
-    """Mirror, cut and recolour an image at random.
+    """Mirror, cut and recolour an image at random; the result is as large as the cut.
 
-    Half of the time it is mirrored. A class that lies outside of the cut is gone; one of which too
-    little is left, or that could not be asked for before, stays known, but can't be asked for.
-
-    Returns:
-        An image in memory, its size that of the cut.
+    A class that lies outside of the cut is gone; one of which too little is left, or that could not
+    be asked for before, stays known, but can't be asked for.
     """
     image = load_annotated(annotated.image, annotated.size, annotated.id)
     box, mirrored = _cut(rng, annotated.size), rng.random() < 0.5

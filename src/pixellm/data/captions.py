@@ -59,11 +59,7 @@ class PeopleWords:
 
 
 def read_people_words(path: Path) -> dict[int | str | None, PeopleWords]:
-    """Id of an image -> words for its people; images whose captions don't agree are left out.
-
-    Args:
-        path: captions in COCO's format.
-    """
+    """Id of an image -> words for its people, of a file in COCO's format; none where in doubt."""
     found = {image: people_words(texts) for image, texts in read_captions(path).items()}
     return {image: words for image, words in found.items() if words is not None}
 

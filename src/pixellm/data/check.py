@@ -124,12 +124,9 @@ def absent_sets(found: Iterable[FoundSplit]) -> list[type[Dataset]]:
 def check_found(
     found: FoundSplit, *, decode: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> SplitReport:
-    """Decode every annotation of a split once, and on demand its images.
+    """Decode every annotation of a split once, and on demand its images to their last byte.
 
-    Args:
-        found: the split.
-        decode: read images to their last byte; else only their headers.
-        progress: told how many images are checked, and of how many.
+    ``progress`` is told how many images are checked, and of how many.
     """
     if found.missing:
         obtain = reader_class(found.name).obtain

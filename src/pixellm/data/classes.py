@@ -208,7 +208,6 @@ class ClassDataset(Dataset[AnnotatedImage]):
     def _groups(
         self, rng: random.Random, classes: Sequence[AnnotatedClass]
     ) -> list[list[AnnotatedClass]]:
-        """Classes that are asked for together."""
         groups: list[list[AnnotatedClass]] = []
         room = wanted = 0
         for one in classes:

@@ -117,11 +117,7 @@ class CocoFile:
         return entry
 
     def mask(self, row: int, size: tuple[int, int]) -> RLE:
-        """The mask of an annotation.
-
-        Raises:
-            ValueError: it is malformed, of another size than the image, or empty.
-        """
+        """The mask of an annotation; ValueError where it is malformed, does not fit or is empty."""
         mask = segmentation_to_rle(self.annotation(row)["segmentation"], size)
         if not areas_of([mask])[0]:
             raise ValueError("The mask covers no pixel.")
@@ -301,7 +297,6 @@ class _Scan:
         self.contents = array("q")
 
     def run(self) -> None:
-        """Read the file and write its tables."""
         filled, keys = set(), set[str]()
         for key, value, text in scan_json(self.path, keys):
             filled.add(key)

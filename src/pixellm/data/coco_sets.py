@@ -163,16 +163,14 @@ class CocoClasses(ClassDataset):
         return {self._called[number][0] for number in numbers if number in self._called}
 
     def _classes_of(self, category_ids: Integers) -> set[str]:
-        """The classes of some annotations' categories."""
         numbers = np.unique(category_ids).tolist()
         return {self._called[number][0] for number in numbers if number in self._called}
 
     def _look_at_images(self) -> tuple[Integers, list[BadRow]]:
-        """What can be asked, as far as seen without masks.
+        """Numbers of the images that some question fits, as far as seen without masks.
 
-        Returns:
-            Numbers of the images that some question fits, and the classes that are asked for
-            nowhere because they have crowds alone, or too many targets wherever they are.
+        And the classes that are asked for nowhere because they have crowds alone, or too many
+        targets.
         """
         names = list(dict.fromkeys(names[0] for names in self._called.values()))
         rows, count = self.coco.sorted_rows, max(len(names), 1)
@@ -228,11 +226,9 @@ class _OwnFiles:
 
     @classmethod
     def files(cls, root: Path, split: str) -> tuple[Path, ...]:
-        """The annotation file and the folder of images under their default names."""
         return own_files(root, split)
 
     def how_to_go_on(self, missing: Path) -> str:
-        """What else is there, or how to get it."""
         return advice_on_coco(self.root, missing) or self.obtain
 
 

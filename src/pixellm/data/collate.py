@@ -150,7 +150,6 @@ class Collator:
     def _targets(
         self, samples: Sequence[Sample], turns: Sequence[Sequence[Turn]]
     ) -> dict[str, Tensor]:
-        """Masks, rows, answers and classes of the targets of all rows."""
         masks = list[BoolMask]()
         rows, answers, classes = list[int](), list[int](), list[int]()
         shapes = list[Tensor]()
@@ -257,13 +256,10 @@ class Collator:
         return torch.full((size, size), IGNORED), torch.full((size, size, 4), -1.0)
 
     def _object_maps(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """What each of (g, g) points of the canvas shows, later objects on top.
+        """What each of (g, g) points of the canvas shows, later objects on top; unknown for none.
 
-        All is unknown where a sample does not tell what its image shows.
-
-        Returns:
-            (g, g) class ids: 0 background, padding ignored. And (g, g, 4) left, top, right and
-            bottom of the object's visible box as shares of the canvas, -1 where there is none.
+        (g, g) class ids, 0 background, padding ignored; (g, g, 4) left, top, right and bottom of
+        the object's visible box as shares of the canvas, -1 where there is none.
         """
         if not sample.objects:
             return self._unknown_maps()

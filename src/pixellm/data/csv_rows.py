@@ -12,15 +12,8 @@ from pixellm.data.dataset import BadRow, Entry
 def csv_rows(path: Path) -> Iterator[Entry | BadRow]:
     """The lines below the header of a table in UTF-8, with or without the mark of spreadsheets.
 
-    Args:
-        path: the table.
-
-    Returns:
-        Lines by the number of their last line in the file, values by the names of the columns; an
-        empty cell is None. A line with more cells than the header is bad.
-
-    Raises:
-        ValueError: it is no such table.
+    Rows go by the number of their last line in the file, values by the names of the columns; an
+    empty cell is None. A line with more cells than the header is bad; ValueError for no such table.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

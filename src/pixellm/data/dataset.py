@@ -39,12 +39,7 @@ GUIDE = "https://pixellm.github.io/pixellm/data/"
 
 
 class UnusableDataError(ValueError):
-    """Nothing of a data set can be used.
-
-    Args:
-        message: one sentence.
-        bad_rows: every row, with its reason.
-    """
+    """Nothing of a data set can be used; has every row, with its reason."""
 
     def __init__(self, message: str, bad_rows: Sequence[BadRow] = ()) -> None:
         self.bad_rows = tuple(bad_rows)
@@ -83,11 +78,7 @@ class Row(BaseModel):
 
     @classmethod
     def read(cls, values: Any) -> Self:
-        """A row from the values of a file.
-
-        Raises:
-            ValueError: something is wrong; one sentence that names the field.
-        """
+        """A row from the values of a file; ValueError, in one sentence, names what is wrong."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -248,12 +239,7 @@ class Dataset(ABC, Generic[R]):
     def compose(self, row: R, rng: random.Random) -> tuple[Sample, ...]:
         """The dialogues about a row, in the order of the files; they share one image.
 
-        Args:
-            row: as :meth:`row` gives it.
-            rng: every choice of wording comes from it.
-
-        Raises:
-            OSError, ValueError: the row is bad.
+        Every choice of wording comes from ``rng``. OSError or ValueError where the row is bad.
         """
 
     def rows(self) -> Iterator[Entry | BadRow]:
@@ -261,11 +247,10 @@ class Dataset(ABC, Generic[R]):
         raise NotImplementedError
 
     def open_rows(self, *sources: Path, nothing: str) -> None:
-        """Read the rows once; from the cache where these files were read before.
+        """Read the rows once, or take them from the cache, where these files were read before.
 
-        Args:
-            sources: the files that rows are read from; none where they are too many to be stamped.
-            nothing: the sentence where no row can be used.
+        ``sources`` are the files that rows are read from, none where they are too many to be
+        stamped; ``nothing`` is the sentence where no row can be used.
         """
         self._tables = self.open_tables(sources, self._fill)
         self.bad_rows = self._tables.bad_rows
@@ -353,12 +338,7 @@ class Dataset(ABC, Generic[R]):
         return self.item(item, self.random_of(item, epoch))
 
     def item(self, item: int, rng: random.Random | None = None) -> tuple[Sample, ...]:
-        """The dialogues of an item, by its index in the files.
-
-        Args:
-            item: which one.
-            rng: the source of its choices; that of the first epoch where None.
-        """
+        """The dialogues of an item, by its index in the files; of the first epoch without rng."""
         with self.naming(item):
             return self.compose(self.row(item), rng or self.random_of(item))
 

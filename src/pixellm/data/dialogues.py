@@ -155,7 +155,6 @@ class _Dialogues(Dataset[LineRow]):
             yield Entry(self.file, place, row.model_copy(update={"id": name}))
 
     def compose(self, row: LineRow, rng: random.Random) -> tuple[Sample, ...]:
-        """The dialogue."""
         path = inner_file(self.images, row.image)
         size = row.size or image_size(path)
         turns = tuple(

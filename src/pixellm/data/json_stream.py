@@ -33,12 +33,7 @@ def scan_json(path: Path, keys: set[str] | None = None) -> Iterator[tuple[str, A
 
 
 def scan_list(path: Path) -> Iterator[Any]:
-    """The entries of a JSON file whose root is a list.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no such JSON, is damaged or ends early.
-    """
+    """The entries of a JSON file whose root is a list; raises as :func:`scan_json`."""
     with path.open("rb") as file:
         scanner = _Scanner(file, path, set())
         if scanner.opening() != "[":

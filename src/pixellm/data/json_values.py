@@ -24,11 +24,7 @@ _FLAGS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes
 
 
 def parse_line(line: bytes) -> Any:
-    """The values of a line of JSON.
-
-    Raises:
-        ValueError: it is none; one sentence.
-    """
+    """The values of a line of JSON; ValueError, one sentence, where it is none."""
     try:
         return parse_json(line)
     except ValueError as error:
@@ -72,10 +68,8 @@ def size_fault(height: Any, width: Any) -> str:
 def text_fault(value: Any, what: str = "text", *, marks: bool = False) -> str:
     """Why a value can't be said in a dialogue; "" where it can.
 
-    Args:
-        value: anything.
-        what: how a sentence calls it: "question", "name".
-        marks: segmentation marks may be in it.
+    ``what`` is how a sentence calls it, such as "question"; segmentation marks may be in it where
+    ``marks`` says so.
     """
     if not isinstance(value, str):
         return f"The {what} is no text but {value!r:.40}."
@@ -95,15 +89,8 @@ def is_nothing(name: str) -> bool:
 def inner_file(folder: Path, name: str, start: Path | None = None) -> Path:
     """The file below a folder that an annotation names, backslashes turned.
 
-    The name may be absolute, or take a way through "..", as long as it ends below the folder.
-
-    Args:
-        folder: that the user has named for images.
-        name: as the annotation has it.
-        start: folder that a relative name begins at; ``folder`` where None.
-
-    Raises:
-        ValueError: it is empty or leads out of the folder.
+    The name begins at ``start``, the folder itself where None. It may be absolute, or take a way
+    through "..", as long as it ends below the folder; ValueError where it is empty or leads out.
     """
     base = Path(os.path.normpath(folder.absolute()))
     relative = name.replace("\\", "/")
@@ -119,11 +106,7 @@ def inner_file(folder: Path, name: str, start: Path | None = None) -> Path:
 
 
 def inner_path(name: str) -> PurePosixPath:
-    """A path below the folder that it is joined to, backslashes turned; see :func:`inner_file`.
-
-    Raises:
-        ValueError: it is empty or leads out of that folder.
-    """
+    """A path below the folder that it is joined to, backslashes turned; see :func:`inner_file`."""
     path = PurePosixPath(posixpath.normpath(name.replace("\\", "/")) if name else "")
     outside = path.is_absolute() or ".." in path.parts or bool(PureWindowsPath(name).drive)
     if outside or not path.parts or "\0" in name:

@@ -137,14 +137,9 @@ class LabelMe(ClassDataset):
 
 
 def shape_to_rle(shape: Mapping[str, Any], size: tuple[int, int]) -> RLE:
-    """The mask of a LabelMe shape.
+    """The mask of an entry of LabelMe's ``shapes``, in an image of (height, width).
 
-    Args:
-        shape: an entry of ``shapes``: ``points`` [[x, y], ...] in pixels, ``shape_type``.
-        size: (height, width) of the image.
-
-    Raises:
-        ValueError: the shape has no area, lies outside the image or is malformed.
+    ValueError where it has no area, lies outside the image or is malformed.
     """
     kind = shape.get("shape_type") or "polygon"
     try:
@@ -170,7 +165,6 @@ def shape_to_rle(shape: Mapping[str, Any], size: tuple[int, int]) -> RLE:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A LabelMe file."""
     try:
         content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:

@@ -170,7 +170,6 @@ def rows_of(entry: Any) -> Iterator[MuseRow]:
 
 
 def _row_values(entry: Mapping[str, Any], index: int, number: int) -> dict[str, Any]:
-    """A sound question as a row."""
     kinds = entry.get("kinds")
     return {
         "photo": photo_name(entry),
@@ -250,7 +249,6 @@ def _phrase(instance: Mapping[str, Any]) -> str:
 
 
 def _forms() -> Sequence[str]:
-    """Templates of answers for rows that have none."""
     forms: Sequence[str] = load_phrases("reasoning")["composed"]["answers"]
     return forms
 

@@ -283,10 +283,9 @@ def _is_worth_cutting(mask: BoolMask) -> bool:
 
 
 def _largest_empty_part(covered: BoolMask) -> Box | None:
-    """The largest box of a coarse grid's cells in which nothing is covered.
+    """The largest box, (left, top, right, bottom), of a coarse grid's cells where nothing is.
 
-    Returns:
-        (left, top, right, bottom); None where it is less than :data:`_LEAST_EMPTY` of the photo.
+    None where it is less than :data:`_LEAST_EMPTY` of the photo.
     """
     height, width = covered.shape
     rows, columns = (np.linspace(0, side, _CELLS + 1).astype(int) for side in covered.shape)

@@ -152,12 +152,7 @@ class Photos(PhotoSet):
         return replace(image, people=said.words) if fits else image
 
     def view(self, image: AnnotatedImage, *, together: bool = False) -> PhotoView:
-        """An image as the question writer sees it.
-
-        Args:
-            image: the image.
-            together: see :class:`Photos`.
-        """
+        """An image as the question writer sees it; ``together`` as of :class:`Photos`."""
         blank = np.broadcast_to(np.uint8(0), (*image.size, 3))
         objects = tuple(
             measure_object(self.keys[one.name], decode_mask(mask), mask)
@@ -212,7 +207,6 @@ class Photos(PhotoSet):
         return {"images": len(self), "targets": objects, "classes": len(self.class_names)}
 
     def _evaluation(self, item: int) -> tuple[Sample, ...]:
-        """The questions that a benchmark asks about an image."""
         image = replace(self.row(item), people=())
         rng = random.Random(f"evaluation/{image.id}")
         view = self.view(image)

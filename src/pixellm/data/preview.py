@@ -20,11 +20,7 @@ _LONG_SIDE = 1024
 
 
 def gather_preview(reader: Dataset, num: int) -> tuple[list[PreviewEntry], list[str]]:
-    """The first dialogues of a reader's first epoch, one of each item.
-
-    Returns:
-        Them, and why others can't be shown.
-    """
+    """The first dialogues of a reader's first epoch, one an item; and why others can't be shown."""
     if num < 1:
         raise ValueError(f"A preview of {num} dialogues shows nothing; ask for at least 1.")
     entries, problems = [], []

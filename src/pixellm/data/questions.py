@@ -117,15 +117,9 @@ def ask_for_absent(rng: random.Random, name: str, kind: str = "absent") -> Turn:
 def compose_dialogues(
     rng: random.Random, asked: Sequence[NamedMasks], manner: str | None = None
 ) -> tuple[tuple[Turn, ...], ...]:
-    """Ask for every expression once.
+    """Ask for every expression, at least one, once: dialogues of one or more turns.
 
-    Args:
-        rng: decides manner and wording.
-        asked: expressions with the objects that fit; at least one expression.
-        manner: a key of :data:`MANNERS`; drawn by their shares where None.
-
-    Returns:
-        Dialogues, each of one or more turns.
+    ``manner`` is a key of :data:`MANNERS`, drawn by their shares where None.
     """
     named = [NamedMasks(to_noun(one.name), one.targets) for one in asked]
     single = [one for one in named if len(one.targets) == 1]
@@ -168,9 +162,7 @@ def to_noun(expression: str) -> str:
 def definite(name: str) -> str:
     """A name as a sentence calls it: "dog" and "a dog" are "the dog"; "his left hand" stays.
 
-    Args:
-        name: a class or an expression; its last full stop and its first capital go, unless the
-            first word is written in capitals throughout.
+    Its last full stop and its first capital go, unless the first word is in capitals throughout.
     """
     bare = _bare(name)
     return bare if _DETERMINED.match(bare) else f"the {bare}"

@@ -172,7 +172,6 @@ class ReasonSeg(Dataset[Region]):
         return {**super().counts(), "images": len(stems), "items": len(self), "explained": known}
 
     def _open(self, row: Region) -> tuple[Path, Size, Target]:
-        """The image, its size, and the region."""
         image = self.folder / f"{row.stem}.jpg"
         size = image_size(image)
         painted = paint_shapes(row.shapes, size)
@@ -232,14 +231,8 @@ def read_annotation(path: Path) -> dict[str, Any]:
 def paint_shapes(shapes: Sequence[Shape], size: Size) -> NDArray[np.uint8]:
     """Paint polygons with their borders, larger ones first, so that smaller ones stay on top.
 
-    Source: how LISA (Lai et al., CVPR 2024) reads its data.
-
-    Args:
-        shapes: polygons.
-        size: (height, width) of the image.
-
-    Returns:
-        (H, W): 0 nothing, 1 target, 255 ignored.
+    (H, W): 0 nothing, 1 target, 255 ignored. Source: how LISA (Lai et al., CVPR 2024) reads its
+    data.
     """
     masks = [fill_polygons([np.array(shape.points)], size) for shape in shapes]
     painted = np.zeros(size, dtype=np.uint8)

@@ -366,13 +366,11 @@ class ReferDataset(Dataset[Group]):
         return str(known.get("name", "")), mask
 
     def _sample(self, first: int, turns: tuple[Turn, ...], name: str) -> Sample:
-        """A dialogue about the image of an expression."""
         entry = self._image(first)
         return Sample(self.images / file_of(entry), size_of(entry), turns, name)
 
 
 def _id_of(value: Any) -> int:
-    """An id; ValueError where it is no whole number."""
     number = whole_number(value)
     if number is None:
         raise ValueError("no id")
@@ -380,7 +378,6 @@ def _id_of(value: Any) -> int:
 
 
 def _row_name(ref: int, number: int) -> str:
-    """The row of an expression in a file of the refer family."""
     return f"ref {ref}, sentence {number}"
 
 

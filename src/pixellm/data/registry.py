@@ -53,29 +53,16 @@ def reader_class(name: str) -> type[Dataset]:
 
 
 def open_reader(name: str, root: Path | str, split: str, **options: Any) -> Dataset:
-    """Open a split of a data set.
-
-    Args:
-        name: a key of :data:`READERS`.
-        root: folder that holds the data sets.
-        split: one of the reader's splits.
-        options: further arguments of the reader, by name.
-    """
+    """Open a split of a data set by its name in :data:`READERS`, with options of its reader."""
     reader: Dataset = construct(reader_class(name), name, (root, split), options)
     return reader
 
 
 def construct(kind: type, name: str, places: Sequence[Any], options: Mapping[str, Any]) -> Any:
-    """An object of a class from values that a user wrote.
+    """An object of a class, by the name that the user calls it, from values that a user wrote.
 
-    Args:
-        kind: the class.
-        name: what the user calls it.
-        places: arguments by position.
-        options: arguments by name; values of plain types are checked against the signature.
-
-    Raises:
-        ValueError: an unknown or missing argument, or one of another type.
+    Of options, values of plain types are checked against the signature; ValueError for an unknown
+    or missing argument, or one of another type.
     """
     hints: dict[str, Any] = {}
     for base in reversed(kind.__mro__):  # a class hands on what it does not know

@@ -31,19 +31,10 @@ class _PlainUnpickler(pickle._Unpickler):
 
 
 def load_plain_pickle(path: Path) -> Any:
-    """Read a pickle of plain containers.
+    """Read a pickle of numbers, texts, None, lists, tuples, sets and dicts.
 
     Texts that Python 2 wrote as bytes are read as UTF-8; what is no UTF-8 becomes U+FFFD.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Numbers, texts, None, lists, tuples, sets and dicts.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds anything else, or is damaged; nothing in it was run.
+    ValueError where it holds anything else, or is damaged; nothing in it was run.
     """
     stream = io.BytesIO(path.read_bytes())
     try:

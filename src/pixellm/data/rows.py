@@ -55,8 +55,6 @@ class JobRow:
 
 
 class _Line(Row):
-    """A line of a file of questions."""
-
     noun = "line"
     image: str
     question: str
@@ -201,7 +199,6 @@ def _rows_of_folder(folder: Path, question: str) -> list[JobRow]:
 
 
 def _is_image(path: Path) -> bool:
-    """Whether a file is an image."""
     try:
         image_size(path)
     except ValueError:

@@ -83,11 +83,7 @@ def export_scenes(
 def muse_entry(
     dialogues: Sequence[Sample], file_name: str, category_ids: Mapping[str, int]
 ) -> dict[str, Any]:
-    """The dialogues about one image as an entry of a MUSE file.
-
-    Returns:
-        The entry, ready for JSON. Each text answer has one ``{seg}`` per instance.
-    """
+    """The dialogues about one image as an entry of a MUSE file, a ``{seg}`` for each instance."""
     first = dialogues[0]
     turns = [sample.turns[0] for sample in dialogues]
     later = [sample.turns[1] if len(sample.turns) > 1 else None for sample in dialogues]

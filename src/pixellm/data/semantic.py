@@ -185,13 +185,9 @@ class Mapillary(LabelImages):
 
 
 def read_label_map(path: Path) -> NDArray[Any]:
-    """The class number of every pixel of a label image.
+    """The class number, (H, W) of an integer type, of every pixel of a grey or palette PNG.
 
-    Args:
-        path: a grey or palette PNG; of a palette image the indices count, not the colours.
-
-    Returns:
-        (H, W) of an integer type.
+    Of a palette image the indices count, not the colours.
     """
     image = load_stored(path)
     if image.mode not in _LABEL_MODES:
@@ -203,15 +199,10 @@ def read_label_map(path: Path) -> NDArray[Any]:
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> RLE:
-    """The mask of one object, of an image whose pixels that are not 0 are the object.
+    """The mask of one object, of an image of (height, width) whose pixels that are not 0 are it.
 
-    Args:
-        path: a grey, palette, black and white or RGB image without transparency.
-        size: (height, width) that it must have.
-
-    Raises:
-        OSError, ValueError: there is no such image, it is damaged, of another size or transparent,
-            or no pixel of it is the object.
+    A grey, palette, black and white or RGB image. OSError or ValueError where there is none, it is
+    damaged, of another size or transparent, or no pixel of it is the object.
     """
     image = load_stored(path)
     if image.mode not in _MASK_MODES:

@@ -55,11 +55,7 @@ class BadRow:
 
 
 class Table(Sequence[Any]):
-    """Records by number, with columns of whole numbers beside them.
-
-    Args:
-        source: an Arrow file, or a buffer with its content.
-    """
+    """Records by number, with columns of whole numbers beside them: an Arrow file, or a buffer."""
 
     def __init__(self, source: Any) -> None:
         import pyarrow
@@ -91,12 +87,7 @@ class Table(Sequence[Any]):
 
 
 class TableWriter:
-    """Writes a table batch by batch; holds one batch.
-
-    Args:
-        path: the file; None writes into memory.
-        columns: names of the columns of numbers.
-    """
+    """Writes a table, with such columns of numbers, batch by batch into a file, or into memory."""
 
     def __init__(self, path: Path | None, columns: Sequence[str]) -> None:
         import pyarrow
@@ -142,12 +133,7 @@ class TableWriter:
 
 
 class TablesWriter:
-    """Writes the tables of some files, and their bad rows.
-
-    Args:
-        sources: the files.
-        folder: where to; into memory where None.
-    """
+    """Writes the tables of some files, and their bad rows, into a folder, or into memory."""
 
     def __init__(self, sources: Sequence[Path], folder: Path | None) -> None:
         self._sources = sources
@@ -227,8 +213,7 @@ def _fill_folder(
 ) -> Tables | None:
     """Make tables in the cache, in place of those of an earlier version of the same files.
 
-    Returns:
-        The tables; None where the cache can't be written.
+    None where the cache can't be written.
     """
     staging = folder.with_name(f".writing-{secrets.token_hex(8)}")
     try:

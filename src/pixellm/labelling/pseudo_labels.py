@@ -108,13 +108,7 @@ class _Found:
 
 
 class PseudoLabeler:
-    """Labels photos with a model.
-
-    Args:
-        predictor: answers questions about photos.
-        rules: which masks are kept.
-        batch_size: questions answered together.
-    """
+    """Labels photos with a model's answers, so many questions at a time."""
 
     def __init__(self, predictor: Predictor, rules: LabelRules, batch_size: int = 16) -> None:
         self._predictor = predictor
@@ -130,12 +124,7 @@ class PseudoLabeler:
     def label_boxes(
         self, image: NDArray[np.uint8], proposals: Sequence[Proposal]
     ) -> list[PseudoLabel]:
-        """Labels of a photo for its proposed boxes.
-
-        Args:
-            image: (H, W, 3) RGB.
-            proposals: boxes that score less than the doubt are passed over.
-        """
+        """Labels of a photo, (H, W, 3) RGB, for its proposed boxes that reach the doubt."""
         wanted = [one for one in proposals if one.score >= self._rules.doubt]
         names = list(dict.fromkeys(one.name for one in wanted))
         answers = dict(zip(names, self._ask([(image, name) for name in names]), strict=True))
@@ -232,11 +221,7 @@ def box_iou(first: Box, second: Box) -> float:
 
 
 def read_proposals(path: Path) -> Proposals:
-    """Read the boxes of a COCO file; annotations without a ``score`` are certain.
-
-    Raises:
-        ValueError: it is no COCO file with boxes.
-    """
+    """Read the boxes of a COCO file; annotations without a ``score`` are certain."""
     values = read_json(path)
     try:
         names = {one["id"]: category_name(one) for one in values["categories"]}

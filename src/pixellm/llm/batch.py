@@ -65,16 +65,8 @@ class BatchRunner:
         """Send one batch of the requests, or find the one under way, and wait for its replies.
 
         Replies are in the store afterwards; requests that did not fit are left for another call.
-
-        Args:
-            requests: by their keys, at least one.
-
-        Returns:
-            The requests that can't be answered.
-
-        Raises:
-            StoppedError: the cost cap, or a server that brings no replies.
-            ClientError: the server refuses every request.
+        Returns those that can't be answered. StoppedError for the cost cap or a server that brings
+        no replies, ClientError where the server refuses every request.
         """
         import openai
 

@@ -212,10 +212,9 @@ class OpenAIClient:
             raise self.translate(error) from None
 
     def body(self, request: Request) -> dict[str, Any]:
-        """The request as the protocol's JSON object, images included.
+        """The request as the protocol's JSON object.
 
-        Raises:
-            UnanswerableError: an image is missing or damaged.
+        UnanswerableError where an image is missing or damaged.
         """
         (_, first), *rest = request.turns
         messages = []
@@ -236,11 +235,7 @@ class OpenAIClient:
         return body
 
     def read(self, completion: Mapping[str, Any], request: Request) -> Reply:
-        """The reply in a chat-completion object.
-
-        Raises:
-            NoReplyError: it holds no message.
-        """
+        """The reply in a chat-completion object; NoReplyError where it holds no message."""
         try:
             choice = completion["choices"][0]
             message = dict(choice["message"])
@@ -260,13 +255,7 @@ class OpenAIClient:
         )
 
     def adapt(self, status: int, complaint: str, body: Mapping[str, Any]) -> bool:
-        """Whether a server's refusal is about a part that can be left out, and is from now on.
-
-        Args:
-            status: the HTTP status.
-            complaint: all that the server says.
-            body: what was sent, as :meth:`body` gave it.
-        """
+        """Whether a refusal of a body is about a part that can be left out, and is from now on."""
         if status not in _ADAPTABLE:
             return False
         sent = set(body)

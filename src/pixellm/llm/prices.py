@@ -24,11 +24,7 @@ class Price:
 
 
 def read_price(text: str) -> Price | None:
-    """``INPUT,OUTPUT`` in USD per million tokens, as typed; None for "".
-
-    Raises:
-        ValueError: something else.
-    """
+    """``INPUT,OUTPUT`` in USD per million tokens, as typed; None for "", ValueError for others."""
     if not text:
         return None
     try:
@@ -43,11 +39,7 @@ def read_price(text: str) -> Price | None:
 
 
 def price_of(model: str, base_url: str | None) -> Price:
-    """The price of a model from the table ``prices.json``; servers on a local network are free.
-
-    Raises:
-        ValueError: the model is not in the table.
-    """
+    """The price of a model in ``prices.json``, ValueError without; local servers are free."""
     if base_url and is_local(base_url):
         return Price(0.0, 0.0)
     table = json.loads(resources.files("pixellm.llm").joinpath("prices.json").read_text("utf-8"))

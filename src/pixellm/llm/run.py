@@ -134,20 +134,11 @@ class RequestRunner:
         progress: RequestProgress,
         total: int = 0,
     ) -> str:
-        """Work on all items, many at a time.
+        """Work on all items, many at a time, in their order; why the run stopped early, or "".
 
-        Args:
-            items: in the order in which they are begun.
-            work: brings one item to its end, with :meth:`ask`.
-            progress: called after every item.
-            total: items in all, those counted that were done before; at least ``len(items)``.
-
-        Returns:
-            "" when nothing is left, else one sentence on why the run stopped.
-
-        Raises:
-            ClientError: no request can be answered.
-            OSError: the store can't be written.
+        ``work`` brings one item to its end, with :meth:`ask`; ``total`` counts those that were done
+        before. ClientError where no request can be answered, OSError where the store can't be
+        written.
         """
         todo, mutex = iter(items), threading.Lock()
         total = max(total, len(items))

@@ -60,17 +60,10 @@ class TemplateBoundsError(TemplateError):
 def render_template(
     tokenizer: Any, messages: Sequence[Any], template: str, add_generation_prompt: bool
 ) -> str:
-    """The text of a dialogue.
+    """The text of a dialogue; ``tokenizer`` has the control tokens that the template may name.
 
-    Args:
-        tokenizer: of transformers, whose control tokens the template may name.
-        messages: of the dialogue.
-        template: Jinja.
-        add_generation_prompt: end where the answer begins.
-
-    Raises:
-        TemplateBoundsError: the template runs too long, or writes too much.
-        jinja2.TemplateError: it is no template, or refuses the dialogue.
+    TemplateBoundsError where the template runs too long or writes too much, jinja2.TemplateError
+    where it is none, or refuses the dialogue.
     """
 
     def render() -> str:

@@ -40,13 +40,8 @@ _ANSWER = "\ue000"
 def adopt_chat_template(tokenizer: Any) -> str:
     """Make a tokenizer's own chat template the template of dialogues about an image.
 
-    The tokenizer's end token becomes the one that ends an answer there.
-
-    Args:
-        tokenizer: of transformers; its ``eos_token`` may change.
-
-    Returns:
-        The template, which takes messages with image parts.
+    It takes messages with image parts. The tokenizer's end token becomes the one that ends an
+    answer there.
     """
     own = tokenizer.chat_template
     own = own.get("default") if isinstance(own, dict) else own

@@ -148,14 +148,10 @@ class PixelLMProcessor(ProcessorMixin):
         chat_template: str,
         **options: Any,
     ) -> Self:
-        """The processor of a model.
+        """The processor of a model; ``options`` are other arguments of the class.
 
-        Args:
-            config: the model's.
-            images: how its images are resized and normalised; takes on the canvas's side.
-            tokenizer: knows the ids that the configuration names.
-            chat_template: Jinja template of a dialogue.
-            **options: other arguments of the class.
+        ``images`` says how its images are resized and normalised, and takes on the canvas's side;
+        ``tokenizer`` knows the ids that the configuration names.
         """
         images.image_size = config.image_size
         return cls(

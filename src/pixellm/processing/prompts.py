@@ -63,12 +63,10 @@ class DecodedAnswer:
 def dialogue_messages(
     history: Sequence[tuple[str, str]], question: str | None = None, *, image: bool = True
 ) -> list[Message]:
-    """Build the usual messages of a dialogue about one image.
+    """Build the usual messages of a dialogue about one image, in front of the first question.
 
-    Args:
-        history: (question, answer) pairs; answers may hold ``{seg}`` marks.
-        question: a last question still to be answered.
-        image: place the image in front of the first question.
+    ``history`` has (question, answer) pairs, whose answers may hold ``{seg}`` marks; ``question``
+    is a last one, still to be answered.
     """
     turns: list[tuple[str, str]] = []
     for asked, answered in history:
@@ -84,7 +82,11 @@ def dialogue_messages(
 
 
 class PromptCodec:
-    """Encodes dialogues and decodes answers for one tokenizer and one codebook."""
+    """Encodes dialogues and decodes answers for one tokenizer and one codebook.
+
+    The tokenizer, a fast one, knows the control tokens: the placeholder of an image, which becomes
+    ``num_image_tokens`` ids, and the codebook's, in order. The template is Jinja.
+    """
 
     def __init__(
         self,
@@ -94,15 +96,6 @@ class PromptCodec:
         codebook_tokens: Sequence[str],
         num_image_tokens: int,
     ) -> None:
-        """Prepare a codec.
-
-        Args:
-            tokenizer: a fast tokenizer that knows the control tokens.
-            chat_template: Jinja template of a dialogue.
-            image_token: text of the image placeholder.
-            codebook_tokens: texts of the codebook's tokens, in order.
-            num_image_tokens: ids that one placeholder becomes.
-        """
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.num_image_tokens = num_image_tokens
@@ -158,11 +151,6 @@ class PromptCodec:
 
         Control words in the messages are marked, see :mod:`pixellm.processing.protection`;
         ``{seg}`` marks of answers become codebook tokens.
-
-        Args:
-            messages: of one dialogue.
-            chat_template: another template than the codec's.
-            add_generation_prompt: end where the answer begins.
         """
         template = chat_template or self.chat_template
         protected = [protect_message(m, self._control_pattern, self._group) for m in messages]

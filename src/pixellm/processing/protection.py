@@ -32,12 +32,7 @@ def unmarked(words: Iterable[str]) -> re.Pattern[str]:
 
 
 def protect(text: str, words: re.Pattern[str]) -> str:
-    """Mark every control word in a text that somebody typed.
-
-    Args:
-        text: as typed.
-        words: finds control words.
-    """
+    """Mark every control word, as ``words`` finds them, in a text that somebody typed."""
     pieces, begun, position = list[str](), 0, 0
     while found := words.search(text, position):
         position = found.start() + 1  # words may overlap
@@ -63,12 +58,9 @@ def answer_pieces(answer: str) -> list[str]:
 def protect_message(
     message: Mapping[str, Any], words: re.Pattern[str], group: str
 ) -> dict[str, Any]:
-    """A message in the usual form, its texts protected.
+    """A message of a text, or of a list of parts, in the usual form, its texts protected.
 
-    Args:
-        message: its content is a text, or a list of parts.
-        words: finds control words.
-        group: what each ``{seg}`` mark of an answer becomes; whitespace around it goes.
+    ``group`` is what each ``{seg}`` mark of an answer becomes; whitespace around it goes.
     """
     is_answer = message["role"] == "assistant"
 

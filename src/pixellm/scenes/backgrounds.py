@@ -144,7 +144,6 @@ def _wood_field(rng: Generator, size: Size) -> Field:
 
 
 def _clouds(rng: Generator, size: Size) -> Pixels:
-    """Low-frequency colour noise."""
     cells = int(rng.integers(3, 12))
     spread = rng.uniform(20, 60)
     knots = _colour(rng) + rng.uniform(-spread, spread, (cells, cells, 3))

@@ -94,17 +94,10 @@ def cut_out(concept: str, pixels: NDArray[np.uint8], mask: BoolMask) -> Cutout:
 
 
 def paste_scene(rng: Generator, background: Background, cutouts: Sequence[Cutout]) -> Scene:
-    """Paste cut-outs one after the other; one that finds no room is left out.
+    """Paste cut-outs, back to front, one after the other; one that finds no room is left out.
 
-    Args:
-        rng: the only source of chance.
-        background: what lies below.
-        cutouts: back to front; one may come several times.
-
-    Returns:
-        The image, and every object in it with its visible mask: those of the background first.
-        One of the background that is hidden in part, but not clear any more, makes its concept
-        uncertain.
+    The scene has every object with its visible mask, those of the background first. One of the
+    background that is hidden in part, but not clear any more, makes its concept uncertain.
     """
     canvas = Canvas(background.pixels)
     crowded = rng.random() < 0.7
@@ -129,7 +122,6 @@ def paste_scene(rng: Generator, background: Background, cutouts: Sequence[Cutout
 
 
 def _prepare(rng: Generator, cutout: Cutout, long_side: float) -> Sticker:
-    """Scale, turn, mirror and recolour a cut-out."""
     angle = float(np.deg2rad(rng.normal() * _TURN_DEGREES / 2))
     values = turn_sticker(cutout.levels, long_side, angle, mirror=rng.random() < 0.5)
     saturation, gain = rng.uniform(0.6, 1.3), rng.uniform(0.75, 1.2) * rng.uniform(0.94, 1.06, 3)

@@ -78,14 +78,10 @@ class Canvas:
     def fits(
         self, sticker: Sticker, window: Window, min_visible: float, min_contrast: float
     ) -> bool:
-        """Whether every object below stays visible, and the sticker differs from what is below.
+        """Whether a sticker may be laid there: what is below stays visible, and looks different.
 
-        Args:
-            sticker: what would be laid.
-            window: where.
-            min_visible: share of each object's pixels that must stay uncovered.
-            min_contrast: median change of the sticker's pixels, the largest of the three
-                channels in 0..255.
+        Of each object below the share ``min_visible`` stays uncovered; the sticker's pixels change
+        by ``min_contrast`` in the median, the largest of the three channels in 0..255.
         """
         kept = self.visible - self._hidden_by(sticker, window)
         if (kept < min_visible * self.full).any():
@@ -113,21 +109,10 @@ class Canvas:
 def draw_scene(
     rng: Generator, concepts: Sequence[Concept], style: StickerStyle, *, size: Size = (256, 256)
 ) -> Scene:
-    """Draw one scene with one sticker per entry of ``concepts``, back to front.
+    """Draw one scene with one sticker per entry of ``concepts``, back to front, repeats allowed.
 
-    Args:
-        rng: the only source of chance.
-        concepts: what to draw, repeats allowed; the style must cover each.
-        style: the artwork.
-        size: (height, width) of the image in pixels.
-
-    Returns:
-        The image and its objects. Every object lies wholly inside and stays visible to at
-        least :data:`MIN_VISIBLE` of its pixels.
-
-    Raises:
-        FileNotFoundError: the style lacks one of the concepts.
-        ValueError: an image too small, or too many objects, for every sticker to find a place.
+    Every object lies wholly inside and stays visible to at least :data:`MIN_VISIBLE` of its pixels.
+    FileNotFoundError where the style lacks a concept, ValueError where stickers find no place.
     """
     canvas = Canvas(draw_background(rng, size))
     crowded = rng.random() < 0.4
@@ -148,14 +133,8 @@ def choose_concepts(
 ) -> list[Concept]:
     """Pick what a scene shows: distinct concepts, in some scenes one of them two or three times.
 
-    Args:
-        rng: the only source of chance.
-        concepts: what may be drawn.
-        num_objects: how many objects the scene has.
-        include: distinct concepts that it shows in any case, as far as there is room for them.
-
-    Returns:
-        ``num_objects`` concepts in random order; the one repeated is of ``include``, if any.
+    As many of ``include``, distinct ones too, as there is room for are shown in any case; the one
+    repeated is of them, if any. In random order.
     """
     repeats = 0
     if num_objects > 2 and rng.random() < _REPEATS_WHERE_POSSIBLE:
@@ -192,20 +171,13 @@ def place_sticker(
     smallest: float = LONG_SIDE[0],
     crowded: bool,
 ) -> bool:
-    """Lay one sticker; tries many places, then smaller sizes.
+    """Lay one sticker; tries many places, then smaller sizes. Whether a place was found.
 
     The smaller, the less contrast is asked for: a grey object on a grey wall has no better place.
 
-    Args:
-        rng: chooses places.
-        canvas: what it is laid on.
-        prepare: makes the sticker from its long side in pixels.
-        long_side: in short sides of the image, at first.
-        smallest: in the same unit; it is never laid smaller.
-        crowded: whether it may hide much of what lies below from the start.
-
-    Returns:
-        Whether a place was found.
+    ``prepare`` makes the sticker from its long side in pixels; ``long_side``, at first, and
+    ``smallest`` are in short sides of the image. Where it is crowded, a sticker may hide much of
+    what lies below from the start.
     """
     height, width = canvas.owner.shape
     for shrunk in range(_SIZES):
@@ -236,16 +208,10 @@ def _prepare(rng: Generator, style: StickerStyle, code: str, long_side: float) -
 def turn_sticker(
     levels: Sequence[Image.Image], long_side: float, angle: float, *, mirror: bool
 ) -> NDArray[np.uint8]:
-    """Scale, turn and mirror a sticker, and cut it to its solid part.
+    """Scale, turn and mirror a sticker, and cut it to its solid part: (h, w, 4) premultiplied RGBA.
 
-    Args:
-        levels: it with premultiplied alpha, from full size down by halves.
-        long_side: before turning, in pixels.
-        angle: in radians.
-        mirror: whether left and right change places.
-
-    Returns:
-        (h, w, 4) premultiplied RGBA.
+    ``levels`` have it with premultiplied alpha, from full size down by halves; ``long_side`` is in
+    pixels, before turning, ``angle`` in radians.
     """
     level = next((one for one in levels if max(one.size) < 2 * long_side), levels[-1])
     values = np.asarray(_turn(level, long_side / max(level.size), angle, mirror=mirror))

@@ -28,15 +28,10 @@ def coco_categories() -> tuple[str, ...]:
 
 @cache
 def knowledge_of_categories(names: tuple[str, ...]) -> tuple[Knowledge, Mapping[str, str]]:
-    """The tables cut down to what a file annotates.
+    """The tables cut down to the categories of a file, and the concept's key of each name.
 
-    Args:
-        names: of the file's categories, underscores as spaces.
-
-    Returns:
-        The tables with these concepts only, and the concept's key of each name. Whatever is true
-        of an unknown object beside its name is open: it never stands in the way of the truth of a
-        question about a category or a use, since none is asked beside it.
+    Whatever is true of an unknown object beside its name is open: it never stands in the way of the
+    truth of a question about a category or a use, since none is asked beside it.
     """
     known = load_photo_knowledge()
     keys = {name: known.concept_by_phrase.get(name.lower(), name) for name in names}

@@ -130,13 +130,10 @@ def plural_of(name: str) -> str:
 
 
 def concept_of_phrase(label: str, knowledge: Knowledge) -> str | None:
-    """The key of the concept that a phrase such as "the left banana" names.
+    """The key of the concept that a phrase such as "the left banana" names; None for nothing.
 
     Names, synonyms and plurals are compared word by word and without case. Where a phrase holds
     several, the last one counts, and of those that end there the longest: "the hot dog" is no dog.
-
-    Returns:
-        The concept's key, or None where the phrase names nothing in the table.
     """
     words = _WORD.findall(label.lower())
     for end in range(len(words), 0, -1):

@@ -131,13 +131,9 @@ def ask_about(
 ) -> Dialogues:
     """Different dialogues about a view, by kinds of questions of the caller's.
 
-    Args:
-        view: what is asked about.
-        rng: the only source of chance.
-        num_dialogues: how many to make at most.
-        asks: what drafts a question of each kind, or returns None; beside "follow_up".
-        weights: how often each kind is tried; every one is in ``asks`` or "follow_up".
-        allowed: tells whether a kind of question may have a concept among its targets.
+    ``asks`` drafts a question of each kind, or returns None; ``weights`` says how often each kind
+    of them, or "follow_up", is tried; ``allowed`` tells whether a kind of question may have a
+    concept among its targets.
     """
     left = {kind: _TRIES_PER_KIND for kind, weight in weights.items() if weight > 0}
     dialogues: Dialogues = []
@@ -190,11 +186,7 @@ def _are_allowed(drafts: Sequence[Draft], allowed: Allowed | None) -> bool:
 def check_weights(
     weights: Mapping[str, float], known: Iterable[str] = (*_ASKS, "follow_up")
 ) -> None:
-    """Refuses weights of kinds that can't be asked by.
-
-    Raises:
-        ValueError: no table of weights, an unknown kind, a negative weight, or nothing to ask.
-    """
+    """Refuse what is no table of weights, an unknown kind, a negative weight, or nothing to ask."""
     if not isinstance(weights, Mapping):
         raise ValueError(f"Weights of kinds of questions are a table of numbers, not {weights!r}.")
     for kind, weight in weights.items():

@@ -291,14 +291,10 @@ def compose_photo_dialogues(
     kinds: Mapping[str, float] | None = None,
     nouns: Sequence[str] | None = None,
 ) -> Dialogues:
-    """Different true dialogues about a photo, of one turn or two.
+    """Different true dialogues about a photo, of one turn or two; fewer where it shows little.
 
-    Args:
-        view: the photo.
-        rng: the only source of chance.
-        num_dialogues: how many at most; a photo with little in it allows fewer.
-        kinds: weight of each kind; :data:`PHOTO_WEIGHTS` if None.
-        nouns: objects that no table knows; those for training if None.
+    By the weights of :data:`PHOTO_WEIGHTS`, and with nouns for training, where none are given;
+    ``nouns`` are objects that no table knows.
     """
     weights = dict(PHOTO_WEIGHTS if kinds is None else kinds)
     if not view.objects:

@@ -257,14 +257,9 @@ class SceneView:
         return first if own == (max(boxes) if largest else min(boxes)) else None
 
     def ranked(self, among: Objects, order: str) -> list[ViewedObject] | None:
-        """Objects from one side of the image to the other, or by size.
+        """Objects in order: from a side, or from "large" or "small" on by visible area.
 
-        Args:
-            among: which objects.
-            order: the side to begin at, or "large" or "small" for what comes first by visible area.
-
-        Returns:
-            All of them in order; None where two neighbours are too close to call.
+        None where two neighbours are too close to call.
         """
         rest, ranked = list(among), []
         while len(rest) > 1:
