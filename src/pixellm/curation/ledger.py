@@ -36,16 +36,11 @@ CREATE INDEX IF NOT EXISTS open_tasks ON tasks (status, id);
 
 
 class Ledger(RequestStore):
-    """A run's memory. Safe to use from many threads; one process at a time may write.
+    """A run's memory in a folder. Safe to use from many threads; one process at a time may write.
 
-    Args:
-        folder: the run's folder; created with the ledger where ``create`` says so.
-        create: begin a ledger where there is none.
-        writing: take the right to write, and keep it until :meth:`close`.
-
-    Raises:
-        FileNotFoundError: there is no ledger and ``create`` is False.
-        OSError: another process is writing, the file is no ledger, or the disk is full.
+    ``create`` begins one where there is none, FileNotFoundError otherwise; ``writing`` takes the
+    right to write, and keeps it until :meth:`close`. OSError where another process is writing, the
+    file is no ledger, or the disk is full.
     """
 
     def __init__(self, folder: Path, create: bool = False, writing: bool = True) -> None:

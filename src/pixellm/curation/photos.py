@@ -134,18 +134,10 @@ WHOLE = Shard()
 
 
 class AnnotationFile:
-    """A COCO or LVIS instances file.
+    """A COCO or LVIS instances file, and a COCO captions file where there is one.
 
-    Args:
-        annotations: the instances JSON.
-        captions: a COCO captions JSON, or None.
-
-    Attributes:
-        categories: names of all categories, underscores as spaces.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is no COCO JSON.
+    ``categories`` are the names of all categories, underscores as spaces. FileNotFoundError where a
+    file is missing, ValueError where it is no COCO JSON.
     """
 
     def __init__(self, annotations: Path, captions: Path | None = None) -> None:

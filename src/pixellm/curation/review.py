@@ -61,16 +61,10 @@ def review_page(cards: list[dict[str, Any]], marks: Mapping[str, str], save_at: 
 
 
 class ReviewServer(ThreadingHTTPServer):
-    """Serves a gallery on this machine only, and saves marks as they are set.
+    """Serves a gallery of a set on this machine only, and saves marks as they are set.
 
-    Args:
-        folder: the set; marks go to its ``marks.json``.
-        images: folder of the photos.
-        num: most rows to show.
-        seed: for the choice of rows.
-
-    Attributes:
-        url: address to open; its token keeps other pages in the browser from posting marks.
+    Marks go to the set's ``marks.json``. ``url`` is the address to open; its token keeps other
+    pages in the browser from posting marks.
     """
 
     daemon_threads = True

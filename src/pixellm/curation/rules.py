@@ -57,12 +57,9 @@ _DEFINITE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A proposal as its writer gave it.
+    """A proposal as its writer gave it; the answer marks objects ``{seg:ID}`` behind their phrase.
 
-    Attributes:
-        question: the question.
-        answer: the answer, objects marked ``{seg:ID}`` behind their phrase.
-        descriptions: (id, description) of each object, in the writer's order.
+    ``descriptions`` are (id, description) of each object, in the writer's order.
     """
 
     question: str
@@ -72,12 +69,9 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A question that kept all rules.
+    """A question that kept all rules, its answer with one ``{seg}`` behind each target's phrase.
 
-    Attributes:
-        question: the question.
-        answer: the answer with one ``{seg}`` behind the phrase of each target.
-        targets: (instance id, description) in the order of their marks.
+    ``targets`` are (instance id, description) in the order of their marks.
     """
 
     question: str

@@ -30,11 +30,7 @@ _EMPTY: _Draft = {"question": "", "answer": "", "objects": []}
 
 
 class TemplateWriter:
-    """A :class:`~pixellm.llm.client.Client` without a model.
-
-    Args:
-        seed: chooses among topics and wordings.
-    """
+    """A :class:`~pixellm.llm.client.Client` without a model; a seed chooses topics and wordings."""
 
     name = "template"
 

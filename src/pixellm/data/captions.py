@@ -47,12 +47,7 @@ _ROLES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class PeopleWords:
-    """What the people of an image may be called.
-
-    Attributes:
-        words: each for one of them, in the singular.
-        are_several: whether the captions speak of several.
-    """
+    """Words for one of the people of an image, in the singular; and whether there are several."""
 
     words: tuple[str, ...]
     are_several: bool

@@ -60,22 +60,16 @@ def find_sets(
     splits: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
 ) -> list[FoundSplit]:
-    """The splits that a folder, or a file, holds.
+    """The splits that a folder, or a file, holds: of these names and splits, all where empty.
 
-    A split is there when the first of its files is. Two readers of the same files, such as
-    refCOCO one by one and several at a time, count once, unless asked for by name.
+    A split is there when the first of its files is. Two readers of the same files, such as refCOCO
+    one by one and several at a time, count once, unless asked for by name. A set that is asked for
+    by name and with options, arguments of its reader, counts as there: its files may have any
+    place.
 
-    Args:
-        root: the folder of all data sets; a folder with ``muse_*.json`` files; or one file: JSONL
-            dialogues, a COCO instances file, a MUSE or a LLaVA file.
-        names: the data sets to look for; all where empty.
-        splits: the splits to look for; all where empty.
-        options: further arguments for the readers, such as ``images``. A set that is asked for by
-            name and with options counts as there: its files may have any place.
-
-    Raises:
-        FileNotFoundError: there is no such folder or file.
-        ValueError: an unknown name, or a file of no known form.
+    ``root`` is the folder of all data sets; a folder with ``muse_*.json`` files; or one file: JSONL
+    dialogues, a COCO instances file, a MUSE or a LLaVA file. FileNotFoundError where it is not
+    there, ValueError for an unknown name, or a file of no known form.
     """
     given = dict(options or {})
     if str(root) == STANDARD:

@@ -96,8 +96,7 @@ class CocoFile:
 
     def image(self, item: int) -> dict[str, Any]:
         """The entry of a usable image, by its number."""
-        entry: dict[str, Any] = self._images[item]
-        return entry
+        return self._images[item]
 
     def rows_of(self, item: int) -> Integers:
         """The indices of the annotations that belong to a usable image, in the file's order.
@@ -113,8 +112,7 @@ class CocoFile:
 
     def annotation(self, row: int) -> dict[str, Any]:
         """One annotation, by its index in the file."""
-        entry: dict[str, Any] = self._annotations[row]
-        return entry
+        return self._annotations[row]
 
     def mask(self, row: int, size: tuple[int, int]) -> RLE:
         """The mask of an annotation; ValueError where it is malformed, does not fit or is empty."""
@@ -220,19 +218,13 @@ def read_captions(path: Path) -> dict[int | str | None, list[str]]:
 def own_files(
     root: Path, split: str, annotations: str = ANNOTATIONS, images: str = ""
 ) -> tuple[Path, Path]:
-    """The annotation file and the folder of images, there or not.
+    """The annotation file and the folder of images, there or not, below ``root`` or its "coco".
 
-    Where the usual file is not there, it is the first of these that is: COCO's own
-    "instances_train2017.json" with the folder "train2017"; Roboflow's
-    "train/_annotations.coco.json", whose val is "valid"; and for the split to train on CVAT's
-    "annotations/instances_default.json".
-
-    Args:
-        root: folder that both are below, or the folder of all data sets, with both below "coco".
-        split: put in place of ``{split}`` in both.
-        annotations: path of the file.
-        images: path of the folder; "" for the first of ``{split}/images``, ``{split}``,
-            ``images/{split}`` and ``images`` that is there.
+    Both are paths with ``{split}`` for the split. Where the usual file is not there, it is the
+    first of these that is: COCO's own "instances_train2017.json" with the folder "train2017";
+    Roboflow's "train/_annotations.coco.json", whose val is "valid"; and for the split to train on
+    CVAT's "annotations/instances_default.json". No path of images stands for the first of
+    ``{split}/images``, ``{split}``, ``images/{split}`` and ``images`` that is there.
     """
     found = [_files_below(one, split, annotations, images) for one in (root, root / "coco")]
     complete = (one for one in found if one[0].is_file() and one[1].is_dir())

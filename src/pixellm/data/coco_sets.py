@@ -417,8 +417,7 @@ def _expressions_by_image(coco: CocoFile) -> Integers:
     text_round = np.arange(len(position)) - np.repeat(np.cumsum(texts) - texts, texts)
     image = coco.items_of_sorted_rows[position]
     order = np.lexsort((position, text_round, image))
-    found: Integers = np.stack((image, text_round, rows[position]), axis=1)[order]
-    return found
+    return np.stack((image, text_round, rows[position]), axis=1)[order]
 
 
 def _group(expressions: Integers, most: int) -> Groups:
@@ -437,18 +436,10 @@ def coco_questions(
     """The ``coco`` benchmark: "segment the {category}", for every category that an image shows.
 
     Images come in the order of the file. All instances of the category are the targets, each its
-    own mask. Regions marked as crowds hold objects of their category that are not told apart;
-    their pixels are left out of the category's scores. A category of which an image shows only a
-    crowd is not asked for.
-
-    Args:
-        root: a layout of :func:`~pixellm.data.coco.own_files`.
-        split: such as "val".
-        annotations: path of the file below the root, ``{split}`` for the split.
-        images: path of the folder of images below the root; "" for the usual one.
-
-    Returns:
-        The questions. Their ``bad_rows`` are what of the file can't be used.
+    own mask. Regions marked as crowds hold objects of their category that are not told apart; their
+    pixels are left out of the category's scores. A category of which an image shows only a crowd is
+    not asked for. Where files are, :func:`~pixellm.data.coco.own_files` says; the questions'
+    ``bad_rows`` are what of the file can't be used.
     """
     path, folder = _find_files(root, split, annotations, str(images))
     coco = CocoFile(path)

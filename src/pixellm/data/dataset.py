@@ -282,8 +282,7 @@ class Dataset(ABC, Generic[R]):
 
     def row(self, item: int) -> R:
         """What an item, from 0 to ``len(self) - 1``, is about."""
-        row: R = self.stored_row(item)
-        return row
+        return self.stored_row(item)
 
     def stored_row(self, number: int) -> Any:
         """A row of the table, of the type ``row_type``."""

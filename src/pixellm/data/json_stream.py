@@ -16,17 +16,10 @@ _SPACES = re.compile(r"[ \t\n\r]*")
 def scan_json(path: Path, keys: set[str] | None = None) -> Iterator[tuple[str, Any, str]]:
     """Walk through a JSON file whose root is a list, or an object that holds lists.
 
-    Args:
-        path: the file.
-        keys: gets the keys of the root as they are met, also those of empty lists.
-
-    Yields:
-        (key, value, text): per entry of a list, with the key that the list has in the root object
-        or "" where the list is the root; per value that is no list. The text is the value's own.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no such JSON, is damaged or ends early.
+    Yields (key, value, text): per entry of a list, with the key that the list has in the root
+    object or "" where the list is the root; per value that is no list. The text is the value's own.
+    ``keys`` gets the keys of the root as they are met, also those of empty lists. FileNotFoundError
+    where there is no file, ValueError where it is no such JSON, is damaged or ends early.
     """
     with path.open("rb") as file:
         yield from _Scanner(file, path, set() if keys is None else keys).walk()

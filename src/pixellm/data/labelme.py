@@ -269,8 +269,7 @@ def _fill_circle(points: NDArray[np.float64], size: tuple[int, int]) -> BoolMask
     (x, y), edge = points
     rows, columns = (np.arange(side) + 0.5 for side in size)
     radius = np.hypot(*(edge - points[0]))
-    inside: BoolMask = np.hypot(columns[None] - x, rows[:, None] - y) <= radius
-    return inside
+    return np.hypot(columns[None] - x, rows[:, None] - y) <= radius
 
 
 def _paste_mask(points: NDArray[np.float64], data: str, size: tuple[int, int]) -> BoolMask:

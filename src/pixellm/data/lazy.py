@@ -11,12 +11,9 @@ T = TypeVar("T")
 
 
 class Lazy(Sequence[T]):
-    """Entries that are built when asked for, and not kept; a slice is a view of them.
+    """Entries that ``build`` makes of numbers when asked for, not kept; a slice is a view of them.
 
-    Args:
-        numbers: of the entries, as ``build`` takes them.
-        build: the entry of a number; may read files.
-        bad_rows: what is not among them because it can't be used.
+    ``bad_rows`` are what is not among them because it can't be used.
     """
 
     def __init__(

@@ -249,8 +249,7 @@ def _phrase(instance: Mapping[str, Any]) -> str:
 
 
 def _forms() -> Sequence[str]:
-    forms: Sequence[str] = load_phrases("reasoning")["composed"]["answers"]
-    return forms
+    return load_phrases("reasoning")["composed"]["answers"]
 
 
 # Checking.
@@ -272,9 +271,7 @@ def validate(path: Path, images: Path | None = None) -> Iterator[Problem]:
     """Every problem of the MUSE files at a path: what can't be used, and what MUSE asks for beside.
 
     Given a folder of ``images``, those that it lacks are among them; in the order of the files.
-
-    Raises:
-        ValueError: there is no entry at all.
+    ValueError where there is no entry at all.
     """
     files = muse_files(path)
     damaged = ""
@@ -382,11 +379,8 @@ def _mask_fault(target: Mapping[str, Any], size: Size) -> Fault | None:
 class MuseWriter:
     """Writes one split as shards of JSON, and of Parquet with a row a question; holds one shard.
 
-    Args:
-        folder: gets ``muse_SPLIT.json`` and ``parquet/muse_SPLIT.parquet``; several shards have
-            numbers.
-        split: name of the split.
-        shard_images: entries in a file.
+    The folder gets ``muse_SPLIT.json`` and ``parquet/muse_SPLIT.parquet``; several shards, of
+    ``shard_images`` entries each, have numbers.
     """
 
     def __init__(self, folder: Path, split: str, shard_images: int) -> None:

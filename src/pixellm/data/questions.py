@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from pixellm.scenes.phrasing import join_phrases
@@ -61,17 +60,13 @@ class NamedMasks:
 
 @cache
 def load_phrases(bank: str) -> Mapping[str, Mapping[str, Any]]:
-    """The sections of ``phrases/BANK.toml``: read only, from a list's name to its templates."""
+    """The sections of ``phrases/BANK.toml``, each from a list's name to its templates."""
     path = Path(__file__).parent / "phrases" / f"{bank}.toml"
     sections = tomllib.loads(path.read_text(encoding="utf-8"))
-    return MappingProxyType(
-        {
-            name: MappingProxyType(
-                {k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}
-            )
-            for name, one in sections.items()
-        }
-    )
+    return {
+        name: {key: tuple(one) if isinstance(one, list) else one for key, one in section.items()}
+        for name, section in sections.items()
+    }
 
 
 def ask_for_regions(rng: random.Random, asked: Sequence[NamedMasks], kind: str = "class") -> Turn:

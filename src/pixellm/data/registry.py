@@ -48,14 +48,12 @@ def reader_class(name: str) -> type[Dataset]:
     if name not in READERS:
         raise ValueError(f"There is no data set {name!r}; known: {', '.join(READERS)}.")
     module, _, attribute = READERS[name].partition(":")
-    reader: type[Dataset] = getattr(import_module(module), attribute)
-    return reader
+    return getattr(import_module(module), attribute)
 
 
 def open_reader(name: str, root: Path | str, split: str, **options: Any) -> Dataset:
     """Open a split of a data set by its name in :data:`READERS`, with options of its reader."""
-    reader: Dataset = construct(reader_class(name), name, (root, split), options)
-    return reader
+    return construct(reader_class(name), name, (root, split), options)
 
 
 def construct(kind: type, name: str, places: Sequence[Any], options: Mapping[str, Any]) -> Any:

@@ -80,20 +80,15 @@ class _Line(Row):
 
 
 def read_rows(path: Path, question: str = "") -> list[JobRow]:
-    """The rows of a JSONL file, or of a folder of images.
+    """The rows of a JSONL file, "-" for standard input, or of a folder of images.
 
     A line of the file is an object with ``image`` (a path, relative to the file's folder),
     ``question`` and optionally ``history``, a list of [question, answer] pairs, and ``id``, which
     comes back with the answer; null is as if it were not there, other keys are passed over. In a
-    folder, and those below it, every file with an image's suffix counts, in the order of names.
+    folder, and those below it, every file with an image's suffix counts, in the order of names. The
+    question given is asked about every image of a folder, and in lines without one.
 
-    Args:
-        path: a file or a folder; "-" for lines from standard input.
-        question: asked about every image of a folder, and in lines without a question.
-
-    Raises:
-        FileNotFoundError: there is neither.
-        ValueError: nothing to ask, or images without a question.
+    FileNotFoundError where there is neither, ValueError for nothing to ask, or no question.
     """
     if str(path) == STANDARD:
         rows = _rows_of_lines(path, question)
@@ -121,17 +116,12 @@ def rows_of_samples(
     single_turns: bool = False,
     problems: Sequence[str] = (),
 ) -> Lazy[JobRow]:
-    """Every question of a data set, without its answer.
+    """Every question of a data set, without its answer; images go by their path below ``root``.
 
     A later turn of a dialogue is asked with the data's own earlier turns as its history. A sample
-    that can't be built is one row with the reason.
-
-    Args:
-        samples: built when asked for, the same at each call.
-        root: images below it are called by their path from there.
-        single_turns: each sample is known to have one turn; otherwise all of them are built once,
-            to count.
-        problems: why rows were left out of the samples; they become the last rows.
+    that can't be built is one row with the reason; ``problems``, why rows were left out of the
+    samples, become the last rows. Unless each sample is known to have one turn, all are built once,
+    to count.
     """
     starts = range(len(samples) + 1) if single_turns else _first_rows(samples)
     sample_at = lru_cache(maxsize=1)(samples.__getitem__)  # turns of one dialogue follow each other

@@ -41,19 +41,10 @@ def export_scenes(
 ) -> ExportedScenes:
     """Write the first ``num`` scenes of a data set; all of them, or nothing.
 
-    Args:
-        dataset: what to draw.
-        out_dir: gets ``images/*.png``, ``muse_{split}.json`` and ``contact_sheet.png``; made
-            where missing.
-        num: how many images.
-        overwrite: whether ``out_dir`` may hold files already; those of an earlier export are
-            replaced, others stay.
-
-    Raises:
-        ValueError: ``num`` is below 1 or beyond the data set's length.
-        FileExistsError: the folder is not empty, and ``overwrite`` is off, or a file that was not
-            written here would be replaced.
-        OSError: the folder cannot be made or written.
+    The folder gets ``images/*.png``, ``muse_{split}.json`` and ``contact_sheet.png``. Where
+    ``overwrite`` allows it to hold files already, those of an earlier export are replaced, others
+    stay. ValueError for a number below 1 or beyond the set's length, FileExistsError where the
+    folder is not empty or a foreign file would be replaced, OSError where it can't be written.
     """
     if not 1 <= num <= len(dataset):
         raise ValueError(f"Asked for {num} scenes of {len(dataset)}; give 1 to {len(dataset)}.")

@@ -130,16 +130,9 @@ def run_labels(
 ) -> LabelState:
     """Label the photos that the run's folder lacks, then write the COCO file and the sheet.
 
-    Args:
-        run: what is to be labelled.
-        load: makes the model; called only where a photo is left.
-        batch_size: questions answered together.
-        progress: told before the first photo and after every one.
-        num_shown: photos on the sheet; none for 0.
-
-    Raises:
-        ValueError: the folder holds another run, or a damaged log.
-        OSError: the folder can't be written, or another process writes there.
+    ``load`` makes the model, where a photo is left; ``progress`` is told before the first photo and
+    after every one; the sheet shows ``num_shown`` photos. ValueError where the folder holds another
+    run, or a damaged log, OSError where it can't be written, or another process writes there.
     """
     names = run.photos()
     check_file(run.out / COCO_FILE, keys=_MADE)

@@ -33,13 +33,8 @@ CREATE INDEX IF NOT EXISTS requests_by_key ON requests (key, status);
 class RequestStore:
     """Requests, replies and money in one file; safe to use from many threads.
 
-    Args:
-        path: created where missing, in a folder that exists.
-        writing: make the tables where they are missing.
-        schema: further tables of whoever shares the file.
-
-    Raises:
-        OSError: the file can't be opened, or is no such store.
+    The file is created where missing, in a folder that exists, with further tables of whoever
+    shares it, where it is for writing. OSError where it can't be opened, or is no such store.
     """
 
     def __init__(self, path: Path, writing: bool = True, schema: str = "") -> None:

@@ -126,19 +126,11 @@ class PixelLMImageProcessor(BaseImageProcessor):
 
 
 def resize_targets(rles: Sequence[RLE], original_size: Size, size: Size) -> list[BoolMask]:
-    """Bring the true masks of an image to the size at which they are compared.
+    """Bring the true masks of an image to the (height, width) at which they are compared.
 
     A pixel of the new size belongs to a mask that covers at least half of its area. A mask that
     covers half of no pixel keeps those with at least half of its highest coverage, so that thin and
-    tiny objects never vanish.
-
-    Args:
-        rles: M masks over the original image.
-        original_size: (height, width) of the image.
-        size: the new (height, width); that of the image leaves masks as they are.
-
-    Returns:
-        M masks of the new size.
+    tiny objects never vanish. The image's own size leaves masks as they are.
     """
     rows, columns = (
         np.linspace(0, old, new + 1) for old, new in zip(original_size, size, strict=True)
@@ -188,8 +180,7 @@ def _mean_between(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[n
     whole = np.minimum(edges.astype(np.intp), len(values) - 1)
     part = (edges - whole)[:, None]
     reached = sums[whole] + part * values[whole]
-    means: NDArray[np.float64] = np.diff(reached, axis=0) / np.diff(edges)[:, None]
-    return means
+    return np.diff(reached, axis=0) / np.diff(edges)[:, None]
 
 
 AutoImageProcessor.register(

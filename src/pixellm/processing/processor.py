@@ -26,13 +26,8 @@ def visible_image_tokens(
 ) -> NDArray[np.bool_]:
     """Which image tokens lie on the image rather than on the canvas's padding.
 
-    Args:
-        resized: (height, width) of the image on the canvas, in pixels.
-        canvas: side of the canvas in pixels.
-        grid: (height, width) of the language model's image grid.
-
-    Returns:
-        (grid height * grid width,) bool, row by row: nearest resize of the pixel mask.
+    (grid height * grid width,) bool, row by row, for an image of ``resized`` (height, width) on a
+    square canvas, in pixels: nearest resize of the pixel mask.
     """
     rows = np.arange(grid[0]) * canvas // grid[0] < resized[0]
     columns = np.arange(grid[1]) * canvas // grid[1] < resized[1]

@@ -50,12 +50,7 @@ _MARGIN = 3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cutout:
-    """One object of a photo.
-
-    Attributes:
-        concept: what it is.
-        levels: it with premultiplied soft alpha, from full size down by halves.
-    """
+    """One object of a photo; its levels have premultiplied soft alpha, from full size by halves."""
 
     concept: str
     levels: tuple[Image.Image, ...]

@@ -94,24 +94,17 @@ def compose_dialogues(
     kinds: Mapping[str, float] | None = None,
     allowed: Allowed | None = None,
 ) -> Dialogues:
-    """Different true dialogues about a scene, of one turn or two.
+    """Different true dialogues about a scene, of one turn or two; fewer where it allows no more.
 
-    Answers name objects left to right by their centres, except that "several" and "activity"
-    follow the order of the question. The same arguments give the same dialogues.
+    Answers name objects left to right by their centres, except that "several" and "activity" follow
+    the order of the question. The same arguments give the same dialogues. The scene's concepts are
+    in ``knowledge``.
 
-    Args:
-        scene: what is drawn; its objects' concepts must be in ``knowledge``.
-        knowledge: the tables.
-        rng: the only source of chance.
-        num_dialogues: how many to make at most; a poor scene may allow fewer.
-        kinds: weight of each kind; :data:`DEFAULT_WEIGHTS` if None. A kind left out is not asked.
-            "negative_group" asks for absent categories and uses alone, beside "negative";
-            "many" asks for three objects and more, a "several" question; "repeat" has words said
-            again and "where" has positions told in words, "plain" ones.
-        allowed: tells whether a kind of question may have a concept among its targets.
-
-    Returns:
-        At most ``num_dialogues`` dialogues; empty where the scene allows none.
+    By weight of each kind, :data:`DEFAULT_WEIGHTS` if None; a kind left out is not asked.
+    "negative_group" asks for absent categories and uses alone, beside "negative"; "many" asks for
+    three objects and more, a "several" question; "repeat" has words said again and "where" has
+    positions told in words, "plain" ones. ``allowed`` tells whether a kind of question may have a
+    concept among its targets.
     """
     weights = dict(DEFAULT_WEIGHTS if kinds is None else kinds)
     check_weights(weights)
