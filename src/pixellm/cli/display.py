@@ -185,7 +185,7 @@ def counted_progress(
 
     Where the console is no terminal, a line now and then. A transient bar goes at its end.
     """
-    lines = _RareLines(console)
+    told = time.monotonic()
     texts = (
         TextColumn("{task.description}", markup=False),
         TextColumn("{task.fields[figure]}", markup=False),
@@ -196,24 +196,14 @@ def counted_progress(
         task = bar.add_task(unit, total=None, figure="")
 
         def show(done: int, total: int, figure: str = "") -> None:
+            nonlocal told
             bar.update(task, completed=done, total=total, figure=figure)
-            lines.say(f"{done}/{total} {unit}" + (f", {figure}" if figure else ""))
+            if hidden and time.monotonic() >= told + SECONDS_A_LINE:
+                line = f"{done}/{total} {unit}" + (f", {figure}" if figure else "")
+                console.print(Text(line), soft_wrap=True)
+                told = time.monotonic()
 
         yield show
-
-
-class _RareLines:
-    """Says how far long work is where no bar can be drawn: in a log, a pipe, a batch system."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._next = time.monotonic() + SECONDS_A_LINE
-
-    def say(self, line: str) -> None:
-        now = time.monotonic()
-        if now >= self._next and not self._console.is_terminal:
-            self._console.print(Text(line), soft_wrap=True)
-            self._next = now + SECONDS_A_LINE
 
 
 class TrainDisplay:

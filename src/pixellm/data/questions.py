@@ -45,6 +45,9 @@ _DETERMINED = re.compile(
 )
 
 
+Dialogues = tuple[tuple[Turn, ...], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class NamedMasks:
     """A name that a question asks for, with its masks.
@@ -111,7 +114,7 @@ def ask_for_absent(rng: random.Random, name: str, kind: str = "absent") -> Turn:
 
 def compose_dialogues(
     rng: random.Random, asked: Sequence[NamedMasks], manner: str | None = None
-) -> tuple[tuple[Turn, ...], ...]:
+) -> Dialogues:
     """Ask for every expression, at least one, once: dialogues of one or more turns.
 
     ``manner`` is a key of :data:`MANNERS`, drawn by their shares where None.
@@ -129,7 +132,7 @@ def compose_dialogues(
 def benchmark_turn(asked: Sequence[NamedMasks]) -> Turn:
     """The fixed question of the published evaluations; its answer is masks alone."""
     phrases = load_phrases("referring")["benchmark"]
-    targets = tuple(target for one in asked for target in one.targets)
+    targets = _targets(asked)
     expressions = join_phrases([one.name for one in asked])
     answer = f"{_marks(targets)}." if targets else phrases["nothing"]
     return Turn(

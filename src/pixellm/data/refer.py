@@ -30,6 +30,7 @@ from pixellm.data.json_values import text_fault, whole_number
 from pixellm.data.lazy import Lazy
 from pixellm.data.questions import (
     REFERRING_KIND,
+    Dialogues,
     NamedMasks,
     as_benchmark_asks,
     ask_for_regions,
@@ -255,9 +256,7 @@ class ReferDataset(Dataset[Group]):
         first = int(members[0])
         return tuple(self._sample(first, *one) for one in zip(dialogues, ids, strict=True))
 
-    def to_dialogues(
-        self, rng: random.Random, asked: Sequence[NamedMasks]
-    ) -> tuple[tuple[Turn, ...], ...]:
+    def to_dialogues(self, rng: random.Random, asked: Sequence[NamedMasks]) -> Dialogues:
         """How an item's expressions are asked."""
         return compose_dialogues(rng, asked)
 
@@ -487,9 +486,7 @@ class _Grouped(ReferDataset):
                 own = own[size:]
         return Groups.of(groups)
 
-    def to_dialogues(
-        self, rng: random.Random, asked: Sequence[NamedMasks]
-    ) -> tuple[tuple[Turn, ...], ...]:
+    def to_dialogues(self, rng: random.Random, asked: Sequence[NamedMasks]) -> Dialogues:
         """One question for all."""
         named = [NamedMasks(to_noun(one.name), one.targets) for one in asked]
         return ((ask_for_regions(rng, named, REFERRING_KIND),),)
