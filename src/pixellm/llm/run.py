@@ -100,12 +100,7 @@ class RequestRunner:
     def ask(self, request: Request) -> Reply:
         """The reply to a request, after as many attempts as it takes.
 
-        Raises:
-            StoppedError: the run is to end; this request was not answered.
-            UnanswerableError: this request can't be sent.
-            RefusedError: the server does not take this request.
-            NoReplyError: all attempts failed.
-            ClientError: no request can be answered.
+        Raises as :meth:`Client.complete` does, and StoppedError where the run is to end.
         """
         client = self._clients.get(request.kind, self._clients[""])
         for attempt in range(self._limits.attempts):

@@ -99,11 +99,9 @@ class EndlessScenes(ABC):
     def __getitem__(self, index: int) -> tuple[Sample, ...]:
         """The dialogues about image ``index``; they share one image array.
 
-        Raises:
-            IndexError: past the length, so that plain iteration ends.
-            ValueError: no question of the kinds asked for fits any of many scenes.
-            ImportError: the packages of the extra ``scenes`` are missing.
-            FileNotFoundError: the artwork of the style has to be fetched first.
+        IndexError past the length, so that plain iteration ends; ValueError where no question of
+        the kinds asked for fits any of many scenes; ImportError or FileNotFoundError where the
+        packages of the extra ``scenes`` or the style's artwork are missing.
         """
         if not 0 <= index < self.length:
             raise IndexError(f"Scene {index} of {self.length}.")
