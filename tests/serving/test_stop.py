@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from forked_servers import fork, serve_command, serve_scripted
 from typer.testing import CliRunner
 
 from pixellm.cli.main import app
@@ -25,34 +24,22 @@ from pixellm.serving.settings import Settings
 
 from .conftest import asked, wait_until
 
-SCRIPT = """
-import sys
-sys.path.insert(0, {folder!r})
-from scripted_engine import ScriptedEngine
-from pixellm.serving.app import create_app
-from pixellm.serving.server import bind, run
-from pixellm.serving.settings import Settings
-settings = Settings(timeout=60)
-bound = bind("127.0.0.1", 0)
-print("at", bound.getsockname()[1], flush=True)
-run(create_app(ScriptedEngine(0.05, max_batch=2), "scripted", settings), bound, settings)
-"""
-
 
 @pytest.fixture
-def process() -> Iterator[Any]:
-    """A server of scripted answers in a process of its own, and its port."""
-    script = SCRIPT.format(folder=str(Path(__file__).parent))
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as started:
-        assert started.stdout is not None
-        line = started.stdout.readline()
-        assert line.startswith("at "), line + started.stdout.read()
-        started.port = int(line.split()[1])  # type: ignore[attr-defined]
-        yield started
-        if started.poll() is None:
-            started.kill()
+def scripted(tmp_path: Path) -> Iterator[tuple[Any, Path, int]]:
+    """A server of scripted answers in a process of its own, what it says, and its port."""
+    started = fork(serve_scripted, said := tmp_path / "said.txt")
+    try:
+        yield started, said, port_told(said)
+    finally:
+        started.kill()
+
+
+def port_told(said: Path) -> int:
+    """Wait until a server has said where it serves."""
+    wait_until(lambda: said.is_file() and "Serving" in said.read_text().rpartition("\n")[0], 300)
+    (line,) = [line for line in said.read_text().splitlines() if "Serving" in line]
+    return int(re.findall(r"\d+", line)[-1])
 
 
 def is_ready(port: int) -> bool:
@@ -88,35 +75,35 @@ def read_all(connection: socket.socket) -> bytes:
     return answer
 
 
-def test_sigterm_finishes_what_was_taken(process: Any) -> None:
-    wait_until(lambda: is_ready(process.port), 60)
+def test_sigterm_finishes_what_was_taken(scripted: tuple[Any, Path, int]) -> None:
+    process, said, port = scripted
+    wait_until(lambda: is_ready(port), 60)
     questions = [f"{n} " + "word " * 15 + str(n) for n in range(12)]
     body = json.dumps({"model": "scripted", "messages": asked("half of it is sent")}).encode()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n"
     head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
     with (
         ThreadPoolExecutor(12) as pool,
-        socket.create_connection(("127.0.0.1", process.port), timeout=60) as slow,
-        socket.create_connection(("127.0.0.1", process.port), timeout=60) as silent,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as slow,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as silent,
     ):
-        answers = [
-            pool.submit(ask, process.port, one, n % 3 == 0) for n, one in enumerate(questions)
-        ]
+        answers = [pool.submit(ask, port, one, n % 3 == 0) for n, one in enumerate(questions)]
         slow.sendall(head)
         assert slow.recv(65536).startswith(b"HTTP/1.1 100")  # its body is being read now
         slow.sendall(body[:100])
-        wait_until(lambda: num_taken(process.port) == 12, 60)
-        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: num_taken(port) == 12, 60)
+        process.terminate()
         assert silent.recv(1) == b""  # it asked nothing, and the server is closing
         slow.sendall(body[100:])
         told = [answer.result() for answer in answers]
         last = read_all(slow)
     assert told == [" ".join(question.split()) for question in questions]
     assert last.startswith(b"HTTP/1.1 200") and b"half of it is sent" in last
-    assert process.wait(60) == 0
-    assert process.stdout.read() == ""
+    process.join(60)
+    assert process.exitcode == 0
+    assert said.read_text().count("\n") == 1
     with pytest.raises(requests.ConnectionError):
-        ask(process.port, "too late")
+        ask(port, "too late")
 
 
 def test_what_cannot_be_served_is_said_before_a_model_is_loaded(tmp_path: Path) -> None:
@@ -137,19 +124,8 @@ def test_what_cannot_be_served_is_said_before_a_model_is_loaded(tmp_path: Path) 
             assert len(ended.stderr.splitlines()) == 1
 
 
-@contextmanager
-def command(port: int = 0) -> Iterator[tuple[Any, int]]:
-    """`pixellm serve` with the embedded model, and the port where it serves."""
-    words = ["serve", "--port", str(port), "--batch-size", "2"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "pixellm", *words], stderr=subprocess.PIPE, text=True
-    ) as started:
-        assert started.stderr is not None
-        try:
-            line = next(line for line in started.stderr if "Serving" in line)
-            yield started, int(line.split()[3].rpartition(":")[2])
-        finally:
-            started.kill()
+WORDS = ["serve", "--batch-size", "2", "--port"]
+"""`pixellm serve` with the embedded model, but for the port."""
 
 
 def segment(port: int) -> Any:
@@ -163,22 +139,33 @@ def segment(port: int) -> Any:
         ).json()
 
 
-def test_a_killed_server_is_started_again_at_its_address_and_answers_at_once() -> None:
-    with command() as (first, port):
-        wanted = segment(port)
-        assert any("cup" in one["label"] for one in wanted["segments"]), wanted
-        with ThreadPoolExecutor(9) as pool:
-            cut = [pool.submit(segment, port) for _ in range(9)]
-            wait_until(lambda: num_taken(port) >= 4, 60)
+def test_a_killed_server_is_started_again_at_its_address_and_answers_at_once(
+    tmp_path: Path,
+) -> None:
+    command, said = [sys.executable, "-m", "pixellm", *WORDS], tmp_path / "first.txt"
+    with said.open("w") as file, subprocess.Popen([*command, "0"], stderr=file) as first:
+        try:
+            port = port_told(said)
+            wanted = segment(port)
+            assert any("cup" in one["label"] for one in wanted["segments"]), wanted
+            with ThreadPoolExecutor(9) as pool:
+                cut = [pool.submit(segment, port) for _ in range(9)]
+                wait_until(lambda: num_taken(port) >= 4, 60)
+                first.kill()
+                ends = [one.exception() or one.result() for one in cut]
+        finally:
             first.kill()
-            ends = [one.exception() or one.result() for one in cut]
-        assert any(isinstance(end, requests.ConnectionError) for end in ends)
-        assert all(end == wanted for end in ends if not isinstance(end, requests.ConnectionError))
-    with command(port) as (second, same):
-        assert same == port and segment(port) == wanted
-        second.send_signal(signal.SIGTERM)
-        assert second.wait(60) == 0
-        assert second.stderr.read() == ""
+    assert any(isinstance(end, requests.ConnectionError) for end in ends)
+    assert all(end == wanted for end in ends if not isinstance(end, requests.ConnectionError))
+    second = fork(serve_command, again := tmp_path / "second.txt", [*WORDS, str(port)])
+    try:
+        assert port_told(again) == port and segment(port) == wanted
+        second.terminate()
+        second.join(60)
+        assert second.exitcode == 0
+        assert again.read_text().rstrip("\n").rpartition("\n")[2].count("Serving") == 1
+    finally:
+        second.kill()
 
 
 def test_two_servers_that_start_together_do_not_share_an_address() -> None:
