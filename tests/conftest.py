@@ -307,6 +307,12 @@ def loaded_once(
 
 
 @pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of evaluations without their plots, which take longest."""
+    monkeypatch.setattr("pixellm.evaluation.report.summary_plots", lambda summary: {})
+
+
+@pytest.fixture
 def note_difference(
     record_property: Callable[[str, object], None],
 ) -> Callable[[str, str, float, float], None]:

@@ -32,21 +32,3 @@ def test_it_answers_the_demo_question_with_a_mask_for_each_thing(nano: "pixellm.
     first, second = (segment.mask for segment in prediction.segments[:2])
     overlap = np.logical_and(first, second).sum() / min(first.sum(), second.sum())
     assert overlap < 0.5
-
-
-def test_it_scores_on_unseen_scenes_as_its_table_says(
-    nano: "pixellm.Engine", tmp_path: Path
-) -> None:
-    from pixellm.evaluation import BenchmarkRun, evaluate
-
-    run = BenchmarkRun("scenes", "nano-scenes", "test", seed=20251, num_scenes=12)
-    summary = evaluate(run, tmp_path / "run", lambda: nano).summary
-    assert summary.score("giou_targets").value > NANO_GIOU_FLOOR
-    assert summary.score("n_acc", "kind negative").value > NANO_NEGATIVES_FLOOR
-
-
-NANO_GIOU_FLOOR = 0.38
-"""Well under the measured score, so that another machine cannot fall below it."""
-
-NANO_NEGATIVES_FLOOR = 0.2
-"""Likewise, of the few questions for something that is not there."""

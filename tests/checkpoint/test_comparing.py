@@ -11,6 +11,8 @@ from conftest import tiny_parts, tiny_texts
 from pixellm.checkpoint.build import build_model
 from pixellm.checkpoint.comparing import insert_comparing_layer, spread_codes
 from pixellm.checkpoint.io import load_model_and_processor
+from pixellm.checkpoint.sources import EMBEDDED_DIR
+from pixellm.model.config import PixelLMConfig
 from pixellm.model.evidence import Evidence, pack
 from pixellm.scenes.photo_knowledge import knowledge_of_categories
 from pixellm.training.plan import model_shape_from_parts
@@ -18,13 +20,13 @@ from pixellm.training.plan import model_shape_from_parts
 
 def parts_of_nano(text: dict[str, Any]) -> dict[str, Any]:
     """A recipe's parts around nano's encoder, with random weights there."""
-    nano, _ = load_model_and_processor("nano")
+    nano = PixelLMConfig.from_pretrained(EMBEDDED_DIR / "nano")
     settings = {"image_size": 640, "num_scales": 2, "tokens_per_scale": 2, "vision_depths": [5, 1]}
     evidence = {"evidence_depths": [8, 9, 10], "evidence_tokens": 40, "llm_grid": [4, 4]}
     decoder = {"decoder_region_cells": 28, "decoder_region_size": 48, "masks_per_thing": True}
     form = {"llm_projector_size": 0, "llm_positions": True, "llm_normalise": True}
     return {
-        "vision": {"config": nano.config.vision_config.to_dict()},
+        "vision": {"config": nano.vision_config.to_dict()},
         "text": text,
         "tokenizer": {"source": "nano-scenes"},
         "template": "compact",
@@ -98,8 +100,7 @@ def test_the_layers_behind_keep_their_weights(comparing: tuple[Any, Any]) -> Non
 
 
 def test_biases_begin_at_zero() -> None:
-    scenes, _ = load_model_and_processor("nano-scenes")
-    values = scenes.config.text_config.to_dict()
+    values = PixelLMConfig.from_pretrained(EMBEDDED_DIR / "nano-scenes").text_config.to_dict()
     text = {**values, "num_hidden_layers": 1, "attention_bias": True, "mlp_bias": True}
     model, _ = build_model(parts_of_nano({"config": text}))
     layer = model.model.language_model.layers[0]

@@ -188,7 +188,7 @@ class WholeImage(Knowing):
 
 @pytest.mark.parametrize("kind", [Knowing, WholeImage])
 def test_drawn_scenes_go_the_way_of_every_benchmark(tmp_path, kind):
-    run = BenchmarkRun("scenes", "oracle", seed=7, num_scenes=12, dialogues_per_image=5)
+    run = BenchmarkRun("scenes", "oracle", seed=7, num_scenes=6, dialogues_per_image=5)
     heard: list[tuple[int, int, float | None]] = []
     evaluation = evaluate(
         run, tmp_path / "run", lambda: kind(run.open()), progress=lambda *told: heard.append(told)
@@ -201,7 +201,7 @@ def test_drawn_scenes_go_the_way_of_every_benchmark(tmp_path, kind):
         assert values["giou_targets"] < 0.2
         assert values["set_accuracy_targets"] < 0.2
         assert values["named_set_accuracy"] == values["text_accuracy"] == values["n_acc"] == 1
-    assert evaluation.summary.num_images == 12
+    assert evaluation.summary.num_images == 6
 
     again = evaluate(run, tmp_path / "run", lambda: pytest.fail("Everything is answered."))
     assert again.records == evaluation.records

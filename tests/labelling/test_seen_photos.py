@@ -57,10 +57,11 @@ def test_what_the_encoder_shows_is_asked_for_and_what_shows_no_sign_is_denied(
     data = coffee(cup=CUP, airplane=NOWHERE)
     kept = {one.name: one.askable for one in data.teachable(data.row(0)).classes}
     assert kept == {"cup": True}
+    asked = SeenPhotos(data.root, kinds={"every": 1.0, "negative": 1.0})
     answers = [
         (turn.question.lower(), turn.answer)
-        for seed in range(30)
-        for sample in SeenPhotos(data.root, seed=seed, kinds={"every": 1.0, "negative": 1.0})[0]
+        for epoch in range(30)
+        for sample in asked.dialogues(0, epoch)
         for turn in sample.turns
     ]
     planes = [answer for question, answer in answers if "airplane" in question]
