@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import run_command
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_7b.py"
 GPU = torch.device("cuda")
@@ -66,6 +68,7 @@ def test_it_runs_to_its_end_without_a_gpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     # Only the peak of memory needs a process for each loop of training.
     monkeypatch.setattr(script, "MANY_TARGETS", 3)
+    monkeypatch.setattr(script, "LENGTH", 24)
     threads = SimpleNamespace(get_context=lambda kind: multiprocessing.dummy)
     monkeypatch.setattr(script, "multiprocessing", threads)
     script.main()
@@ -107,11 +110,18 @@ def test_what_fails_says_why_and_the_rest_goes_on() -> None:
     not {"PIXELLM_TEST_PHOTOS", "PIXELLM_DETECTOR_DIR"} <= os.environ.keys(),
     reason="PIXELLM_TEST_PHOTOS and PIXELLM_DETECTOR_DIR name photos and detector",
 )
-def test_the_recipe_on_photos_runs_for_a_moment() -> None:
+def test_the_recipe_on_photos_runs_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_here(command: list[str], **options: Any) -> Any:
+        """A process of its own would take seconds to import everything again."""
+        ended = run_command(*command[command.index("pixellm") + 1 :])
+        return SimpleNamespace(returncode=ended.exit_code, stderr=ended.stderr)
+
+    script = load_script()
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=run_here))
     names = {"annotations": "annotations/instances_{split}.json", "images": "{split}/images"}
     changes = [f"data.{n}.args.{key}='{name}'" for n in (0, 1) for key, name in names.items()]
     changes += [f"stages.{n}.{what}" for n in (0, 1) for what in ("steps=2", "batch_size=1")]
-    figures = load_script().measure_photos(
+    figures = script.measure_photos(
         Path(os.environ["PIXELLM_TEST_PHOTOS"]).resolve(),
         Path(os.environ["PIXELLM_DETECTOR_DIR"]).resolve() / "yolox_nano.onnx",
         minutes=1,

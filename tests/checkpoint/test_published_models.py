@@ -156,10 +156,11 @@ def test_a_model_is_downloaded_by_name_and_goes_on_after_a_cut(hub: Hub, tmp_pat
 
     asked = len(hub.asked)
     Image.new("RGB", (24, 16), "red").save(home / "a.png")
-    question = ("segment", "a.png", "the a", "--json", "-", "--model", "pixellm-7b")
-    answered = pixellm(home, *question, hub=None)
+    question = ("segment", "a.png", "the a", "--json", "-", "--out", "seen.png")
+    answered = pixellm(home, *question, "--model", "pixellm-7b", hub=None)
     assert answered.returncode == 0, answered.stderr
-    assert json.loads(answered.stdout)["model"] == "pixellm-7b"
+    assert json.loads(answered.stdout)["model"] == "pixellm-7b", "JSON is all there is"
+    assert answered.stderr == "Wrote seen.png\n" and (home / "seen.png").is_file()
     assert len(hub.asked) == asked
     listed = pixellm(home, "models", hub=None)
     assert re.search(r"pixellm-7b .* yes", listed.stdout)

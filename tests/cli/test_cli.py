@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,16 +94,6 @@ def test_json_masks_and_overlay_hold_the_same_answer(image: Path, tiny_model_dir
     with Image.open("seen.jpg") as seen:
         assert (seen.format, seen.size) == ("JPEG", (24, 32))
     assert not Path("squares_pixellm.png").exists()
-
-
-def test_json_to_standard_output_is_all_there_is(image: Path, tiny_model_dir: Path) -> None:
-    command = [sys.executable, "-m", "pixellm", "segment", str(image), TINY_QUESTION]
-    command += ["--model", str(tiny_model_dir), "--json", "-", "--out", "seen.png"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert list(json.loads(done.stdout)) == KEYS
-    assert done.stderr == "Wrote seen.png\n"
-    assert Path("seen.png").is_file()
 
 
 def test_the_question_stays_as_typed(image: Path, tiny_model_dir: Path) -> None:

@@ -38,7 +38,7 @@ def test_garbage_is_looked_for_again_once_a_module_is_there_or_is_missing() -> N
     assert gc.isenabled()
     program = (
         "import gc; from pixellm.cli.console import import_quietly; "
-        "import_quietly('pixellm.processing.processor'); "
+        "import_quietly('pixellm.masks'); "
         "print(gc.isenabled(), gc.get_freeze_count() > 10_000)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -10,7 +10,6 @@ from test_training_real_model import real_config
 from torch import nn
 from typer.testing import CliRunner
 
-import pixellm
 from pixellm.checkpoint.build import build_model
 from pixellm.cli.main import app
 from pixellm.training import stream
@@ -18,8 +17,6 @@ from pixellm.training.config import load_config, parse_config
 from pixellm.training.memory import kept_bytes
 from pixellm.training.plan import plan_run
 from pixellm.training.trainer import train
-
-RECIPES = Path(pixellm.__file__).parent / "recipes"
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +35,7 @@ def test_the_7b_recipe_is_planned_without_weights_data_or_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = dry_run(str(RECIPES / "pixellm_7b.yaml"), "--gpus", "8")
+    text = dry_run("pixellm_7b", "--gpus", "8")
     found = re.search(r"([\d,]+) parameters, 8 GPUs", text)
     assert found is not None, text
     assert 6.9e9 < int(found[1].replace(",", "")) < 7.3e9
