@@ -189,11 +189,10 @@ def overlay_bytes(image: Image.Image, prediction: Prediction, suffix: str) -> by
 
 
 def mask_files(prediction: Prediction, folder: Path) -> dict[Path, bytes]:
-    """A PNG per segment, 255 inside the mask and 0 outside.
+    """A PNG per segment, 255 inside the mask and 0 outside, as ``folder/01_the-left-banana.png``.
 
-    Returns:
-        ``folder/01_the-left-banana.png`` and so on -> the file's content. Names hold the number,
-        counted from 1 as everywhere, and the label without what file systems dislike.
+    Names hold the number, counted from 1 as everywhere, and the label without what file systems
+    dislike.
     """
     files = {}
     for number, segment in enumerate(prediction.segments, start=1):

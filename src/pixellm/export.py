@@ -94,9 +94,7 @@ class Categories:
 class Labels:
     """What answers say, image by image.
 
-    Attributes:
-        failed: rows that have no answer.
-        unclassed: masks of none of the classes given.
+    Counted are the rows that have no answer, and the masks of none of the classes given.
     """
 
     images: tuple[LabelledImage, ...]

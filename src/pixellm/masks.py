@@ -32,13 +32,7 @@ _PIXELS_AT_ONCE = 1 << 20
 
 
 def encode_mask(mask: BoolMask) -> RLE:
-    """Compress a mask to COCO run lengths.
-
-    Args:
-        mask: (H, W) bool, both sides at least 1.
-
-    Returns:
-        ``size`` [H, W] and ``counts`` as ASCII text.
+    """Compress an (H, W) bool mask, both sides at least 1, to COCO run lengths.
 
     Raises:
         ValueError: the array is not a two-dimensional bool mask, or is empty.
@@ -53,10 +47,7 @@ def encode_mask(mask: BoolMask) -> RLE:
 
 
 def decode_mask(rle: RLE | Mapping[str, Any]) -> BoolMask:
-    """Expand COCO run lengths, compressed (text or bytes) or not (a list of numbers).
-
-    Returns:
-        (H, W) bool, C-contiguous.
+    """Expand COCO run lengths, compressed (text or bytes) or a list of numbers, to (H, W) bool.
 
     Raises:
         ValueError: a key is missing, or the run lengths are malformed or don't fill the image.
@@ -150,23 +141,12 @@ def mask_to_box(mask: BoolMask) -> tuple[int, int, int, int]:
 
 
 def mask_iou(first: BoolMask, second: BoolMask) -> float:
-    """Intersection over union of two (H, W) masks; two empty masks agree, which is 1.
-
-    Raises:
-        ValueError: the masks differ in size.
-    """
+    """Intersection over union of two (H, W) masks; two empty masks agree, which is 1."""
     return float(pairwise_iou(first[None], second[None])[0, 0])
 
 
 def pairwise_iou(predictions: BoolMask, truths: BoolMask) -> NDArray[np.float64]:
-    """Intersection over union of every prediction with every truth.
-
-    Args:
-        predictions: (P, H, W) bool.
-        truths: (G, H, W) bool.
-
-    Returns:
-        (P, G) float64 in 0..1; 1 where both masks are empty.
+    """(P, G) intersection over union of (P, H, W) with (G, H, W) masks; 1 of two empty ones.
 
     Raises:
         ValueError: the masks differ in size.

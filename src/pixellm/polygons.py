@@ -61,14 +61,10 @@ class _Loop(NamedTuple):
 
 
 def border_polygons(mask: BoolMask, least_iou: float = LEAST_IOU) -> list[Polygon]:
-    """The parts of a mask, with corners on the borders between pixels, as COCO's tools read them.
+    """The parts of an (H, W) mask, the largest first, with corners on the borders between pixels.
 
-    Args:
-        mask: (H, W) bool.
-        least_iou: with the mask, as pycocotools fills polygons; 1 keeps every corner.
-
-    Returns:
-        A polygon for each part, the largest first.
+    That is how COCO's tools read them. ``least_iou`` is that with the mask, as pycocotools fills
+    polygons; 1 keeps every corner.
     """
 
     def draw(polygons: Sequence[Polygon], size: Size) -> BoolMask:

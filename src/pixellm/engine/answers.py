@@ -146,9 +146,8 @@ def visible_ids(encoded: EncodedDialogue, image: PreparedImage) -> tuple[bool, .
 class AnswerDecoder:
     """Turns answers into Predictions.
 
-    Attributes:
-        eos_ids: ids that end an answer and are no part of its text.
-        min_score: masks of a lower score are no segments.
+    The ``eos_ids`` end an answer and are no part of its text; masks of a score below ``min_score``
+    are no segments.
     """
 
     model: PixelLMForConditionalGeneration

@@ -30,8 +30,7 @@ Chooser = Callable[[Tensor, Sequence[Row]], Sequence[int]]
 class Step:
     """What the row of that number gained in one step: one id, or those of a codebook group.
 
-    Attributes:
-        group_states: (G, D) hidden states that the group's mask is read from; None otherwise.
+    A group's mask is read from its (G, D) hidden states.
     """
 
     row: int

@@ -15,11 +15,7 @@ from pixellm.types import Prediction, Segment
 
 @dataclass
 class ChatSession:
-    """Several turns about one image.
-
-    Attributes:
-        history: (question, answer with ``{seg}`` marks) pairs so far.
-    """
+    """Several turns about one image; answers in the history have ``{seg}`` marks."""
 
     engine: Any
     image: Any

@@ -70,11 +70,8 @@ class ImageCache:
     def prepare(self, images: Sequence[Any]) -> list[PreparedImage | ValueError | OSError]:
         """Encode what is not cached, in as few batches as possible; each content once.
 
-        Args:
-            images: paths, Pillow images, (H, W, 3) uint8 arrays, or images prepared before.
-
-        Returns:
-            The images, or the error of one that can't be read.
+        Images are paths, Pillow images, (H, W, 3) uint8 arrays, or ones prepared before. In the
+        place of one that can't be read comes the error.
         """
         # Requests about one image may share the object: it is read and hashed once. A large image
         # is dropped as soon as it lies on its canvas, before the next one is read.

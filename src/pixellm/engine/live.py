@@ -40,8 +40,7 @@ class LiveBatch:
     def add(self, requests: Sequence[Asked]) -> list[int | ValueError | OSError]:
         """Let requests enter; images among them are encoded together.
 
-        Returns:
-            For each the number that its pieces will carry, or why it can't be answered.
+        Each gets the number that its pieces will carry, or why it can't be answered.
         """
         with self._turn:
             return [

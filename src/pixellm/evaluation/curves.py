@@ -47,11 +47,7 @@ class PrecisionCurve:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationBin:
-    """Masks whose own scores lie in [low, high); 1 in the last bin.
-
-    Attributes:
-        mean_iou: with what they were matched to; 0 for spurious masks.
-    """
+    """Masks whose own scores lie in [low, high), 1 in the last bin; spurious ones have IoU 0."""
 
     low: float
     high: float
@@ -66,11 +62,9 @@ def compute_precision(
     """COCO's average precision over the scores of masks.
 
     Every question asks for its own class alone: a class is only asked for where the data say so,
-    and masks of other classes that an image shows are never among the detections.
-
-    Args:
-        records: answered questions; what their targets mark as ignored is a crowd region.
-        class_of: class of a question; precision is the mean over classes. One class where None.
+    and masks of other classes that an image shows are never among the detections. What targets mark
+    as ignored is a crowd region. Precision is the mean over the classes that ``class_of`` tells;
+    all questions are of one where None.
     """
     classes: dict[str, int] = {}
     truths, detections = list[dict[str, Any]](), list[dict[str, Any]]()

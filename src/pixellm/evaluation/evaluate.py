@@ -186,11 +186,10 @@ _RARE = ("quantize", "temperature")
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A benchmark answered and scored.
+    """A benchmark answered and scored; left out is what can't be asked.
 
     Attributes:
         settings: of the run, and what is known since it was answered.
-        left_out: questions that were not answered: their data can't be used, or they are too long.
     """
 
     run: BenchmarkRun
@@ -319,12 +318,7 @@ def answer_questions(
 
 
 def run_of_folder(folder: Path) -> BenchmarkRun:
-    """The run that a folder holds, to open its questions again.
-
-    Raises:
-        FileNotFoundError: the folder holds no run.
-        ValueError: its settings are damaged.
-    """
+    """The run that a folder holds, to open its questions again; see :func:`read_settings`."""
     values = read_settings(folder)
     names = BenchmarkRun.__dataclass_fields__.keys() & values.keys()
     chosen = {name: values[name] for name in names}

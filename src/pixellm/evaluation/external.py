@@ -194,9 +194,7 @@ def question_id(sample: Sample, number: int) -> str:
 def question_to_json(sample: Sample, number: int, image: str) -> dict[str, Any]:
     """What another system is told about a question; nothing of its answer.
 
-    Returns:
-        ``id``, ``image``, ``width``, ``height``, ``question`` and ``history``, the true earlier
-        turns as [question, answer] pairs.
+    The history holds the true earlier turns as [question, answer] pairs.
     """
     earlier = sample.turns[:number]
     return {
@@ -212,8 +210,7 @@ def question_to_json(sample: Sample, number: int, image: str) -> dict[str, Any]:
 class ExternalPredictions:
     """A file of predictions: checked as a whole, its masks decoded when asked for.
 
-    Args:
-        path: JSON, one object a line, or the answers of `pixellm predict`; "-" is standard input.
+    It holds JSON, one object a line, or the answers of `pixellm predict`; "-" is standard input.
 
     Raises:
         ValueError: a line that is no prediction, or two for one question; names the line.
@@ -261,9 +258,8 @@ class ExternalPredictions:
     def predict(self, key: str, question: str, size: tuple[int, int]) -> Prediction:
         """The answer to a question by its id, about an image of (height, width); empty without one.
 
-        Returns:
-            The prediction, mask logits in its ``info``. Where the text has no marks, segments
-            have no label and the span (0, 0).
+        Mask logits are in its ``info``. Where the text has no marks, segments have no label and the
+        span (0, 0).
 
         Raises:
             ValueError: masks, scores or logits that don't fit the image; names the line.
@@ -335,10 +331,8 @@ def _read_logits(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
 def write_questions(samples: Sequence[Sample], out: Path) -> tuple[int, list[LeftOut]]:
     """Write ``questions.jsonl``, and ``images/*.png`` of images that were drawn, into a new folder.
 
-    Images with files stay where they are.
-
-    Returns:
-        How many questions were written, and those that are left out, as their data can't be used.
+    Images with files stay where they are. Gives how many questions were written, and those that are
+    left out, as their data can't be used.
 
     Raises:
         NothingAnsweredError: there is no question whose data can be used.

@@ -25,7 +25,6 @@ class Estimate:
     """A score with the ends of its interval, None where it has no value.
 
     Attributes:
-        value: the score; None where nothing counts towards it.
         count: the sum that the score was divided by: questions, matches or pixels.
     """
 

@@ -343,10 +343,8 @@ class LLMJudge(Judge):
 def read_ratings(text: str, numbers: Sequence[int]) -> Verdict:
     """Rating by number of object, from a model's reply, each object of ``numbers`` once.
 
-    Words and a code fence around the JSON object are passed over.
-
-    Raises:
-        ValueError: says to the model what is wrong.
+    Words and a code fence around the JSON object are passed over. A ValueError says to the model
+    what is wrong.
     """
     match = re.search(r"\{.*\}", text, flags=re.DOTALL)
     try:

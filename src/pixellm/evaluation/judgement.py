@@ -17,11 +17,7 @@ from pixellm.types import Sample
 
 @dataclass(frozen=True, slots=True)
 class RatedMask:
-    """A mask that matched an object, as a judge saw it.
-
-    Attributes:
-        rating: 1 to 10; None where no verdict came.
-    """
+    """A mask that matched an object, rated 1 to 10 by a judge, or None where no verdict came."""
 
     index: int
     phrase: str
@@ -32,11 +28,9 @@ class RatedMask:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a judge did to an evaluation.
+    """What a judge did: the records, and of each answer the masks that matched an object.
 
-    Attributes:
-        records: all answers; matches of rejected masks have intersection 0.
-        masks: of every answer, in order, those that matched an object.
+    Matches of rejected masks have intersection 0.
     """
 
     judge: str
@@ -69,11 +63,7 @@ class JudgedScores:
 
 
 def check_judging(run: BenchmarkRun) -> None:
-    """Make sure that a judge has something to say about a run.
-
-    Raises:
-        ValueError: texts are given, or masks are not counted one by one.
-    """
+    """Refuse a run of given texts, and one whose masks are not counted one by one."""
     if run.rules.mode != "free":
         raise ValueError(
             f"With --mode {run.rules.mode} the texts are given, so there is nothing to judge; "

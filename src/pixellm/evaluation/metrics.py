@@ -162,13 +162,10 @@ def match_masks(
 def match_union(
     predictions: BoolMask, truths: BoolMask, scores: Sequence[float]
 ) -> tuple[MaskMatch, ...]:
-    """Match one mask: all predictions together against all truths together.
+    """Match one mask, if there is any: all predictions together against all truths together.
 
-    That is how referring segmentation is scored (gRefCOCO; Liu et al., CVPR 2023). The score of
-    the joined mask is the mean of its parts, weighted by area.
-
-    Returns:
-        One match, or none where neither side shows a pixel.
+    That is how referring segmentation is scored (gRefCOCO; Liu et al., CVPR 2023). The score of the
+    joined mask is the mean of its parts, weighted by area.
     """
     areas = [_area(mask) for mask in predictions]
     weights = [a * s for a, s in zip(areas, scores, strict=True)]

@@ -21,11 +21,7 @@ class ClientLeftError(Exception):
 
 
 async def while_present(receive: Receive, work: Awaitable[Result]) -> Result:
-    """Do something for a client whose whole request has been read; stop when it leaves.
-
-    Raises:
-        ClientLeftError: it left first.
-    """
+    """Do something for a client whose whole request has been read, or raise ClientLeftError."""
     task = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_left(receive))
     try:

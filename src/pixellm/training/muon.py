@@ -64,11 +64,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(matrix: Tensor) -> Tensor:
     """A matrix with the same singular vectors and singular values near 1, by Newton-Schulz rounds.
 
-    Args:
-        matrix: (rows, columns), any scale.
-
-    Returns:
-        (rows, columns), in bfloat16 on a GPU and float32 elsewhere; zeros stay zeros.
+    It may have any scale; zeros stay zeros. The result is bfloat16 on a GPU and float32 elsewhere.
     """
     x = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
     is_tall = x.shape[0] > x.shape[1]

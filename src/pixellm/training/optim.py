@@ -84,11 +84,7 @@ def _part_of(name: str) -> str:
 
 
 def learning_rate_factor(step: int, steps: int, warmup_steps: int, decay_fraction: float) -> float:
-    """Trapezoid: linear rise, constant, linear fall to 0 at the end of the stage.
-
-    Returns:
-        Factor in (0, 1] for the step about to be made.
-    """
+    """Factor of the next step, above 0: linear rise, constant, linear fall to the stage's end."""
     rise = (step + 1) / warmup_steps if step < warmup_steps else 1.0
     decay_steps = decay_fraction * steps
     fall = (steps - step) / decay_steps if decay_steps > 0 else 1.0

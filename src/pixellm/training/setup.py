@@ -35,11 +35,7 @@ BASE_FOLDER = "base"
 
 @dataclass(frozen=True, slots=True)
 class RunModel:
-    """The model of a run, its adapters attached.
-
-    Attributes:
-        base: source of the model under the adapters; a path inside the run is absolute.
-    """
+    """The model of a run, adapters attached; a base inside the run is told by an absolute path."""
 
     model: Any
     processor: Any

@@ -42,14 +42,10 @@ def evaluate_run(
     processor: PixelLMProcessor,
     settings: EvaluationConfig,
 ) -> dict[str, float]:
-    """Scores of free generation, by the strict protocol.
+    """Scores of free generation, by the strict protocol, where any image counts towards them.
 
     Asked is every dialogue about the first images of the data set; of drawn scenes the benchmark's
     questions. The model is left in evaluation mode.
-
-    Returns:
-        The scores of :data:`~pixellm.training.config.ValidationScore` by name; those that no
-        image counts towards are left out.
     """
     from pixellm.engine import Engine
     from pixellm.evaluation.benchmarks import SCENES, find_benchmark, open_questions
