@@ -50,6 +50,16 @@ def test_of_two_cells_that_show_one_thing_the_surer_is_kept() -> None:
     torch.testing.assert_close(found.strength[0, 0], torch.tensor(2.0).sigmoid())
 
 
+def test_a_large_object_read_many_times_takes_no_small_ones_place() -> None:
+    large = torch.zeros(1, CLASSES + 7, 16, 16)
+    large[:, :CLASSES] = -20
+    large[:, 0], large[:, CLASSES] = 3.0, 20.0  # 256 cells, all of them sure of one object
+    large[:, CLASSES + 1 : CLASSES + 5] = torch.tensor([0.5, 0.5, 0.9, 0.9])[:, None, None]
+    others = [cell_map((0, 0, 1, 0.0, (0.1, 0.1, 0.05, 0.05)))] * 2
+    assert find_evidence([large[:, :, :8, :8], *others], CLASSES, 4).found.sum() == 2
+    assert find_evidence([large[:, :, :8, :16], *others[:1]], CLASSES, 4).found.sum() == 1
+
+
 def test_things_of_two_classes_in_one_place_both_stay() -> None:
     person = (0, 0, 0, 2.0, (0.5, 0.5, 0.4, 0.6))
     coat = (0, 1, 1, 1.0, (0.5, 0.55, 0.4, 0.5))

@@ -35,7 +35,10 @@ def test_a_configuration_survives_its_own_dictionary() -> None:
         ({"decoder_upsampling": [1, 3]}, "must be 1 or 2"),
         ({"decoder_projector_sizes": [8]}, "decoder_projector_sizes"),
         ({"decoder_size": 60, "decoder_heads": 8}, "multiple of 2 x decoder_heads"),
-        ({"evidence_depths": [8], "evidence_tokens": 193}, "evidence_tokens is 193; .*most 192"),
+        (
+            {"evidence_depths": [8], "evidence_tokens": 65},
+            "evidence_tokens is 65; .*most 64, 64 for",
+        ),
         ({"target_refinement_alpha": 0.5}, "at least 1"),
         ({"vision_config": {"hidden_size": 8}}, "model_type"),
     ],

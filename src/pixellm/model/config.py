@@ -217,6 +217,7 @@ class PixelLMConfig(PreTrainedConfig):
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        candidates = CANDIDATES * len(self.evidence_depths)
         rules = {
             f"codebook_token_ids holds {len(self.codebook_token_ids)} ids, but num_scales x "
             f"tokens_per_scale is {self.group_size}.": len(self.codebook_token_ids)
@@ -246,8 +247,9 @@ class PixelLMConfig(PreTrainedConfig):
             f"decoder_region_size, {self.decoder_region_size}.": (
                 self.decoder_region_size % max(1, self.decoder_region_attention) == 0
             ),
-            f"evidence_tokens is {self.evidence_tokens}; it must be at most {CANDIDATES}.": (
-                self.evidence_tokens <= CANDIDATES
+            f"evidence_tokens is {self.evidence_tokens}; it must be at most {candidates}, "
+            f"{CANDIDATES} for each entry of evidence_depths.": (
+                self.evidence_tokens <= candidates or not self.evidence_depths
             ),
             f"target_refinement_alpha is {self.target_refinement_alpha}; it must be at least 1.": (
                 self.target_refinement_alpha >= 1

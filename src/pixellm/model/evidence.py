@@ -13,8 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CANDIDATES = 192
-"""Strongest cells of an image among which repeated findings are looked for."""
+CANDIDATES = 64
+"""Strongest cells, for each evidence map, among which repeated findings are looked for.
+
+A further reading shows large instances once more, and must not take the place of small ones.
+"""
 
 LEAST_STRENGTH = 0.03
 """Cells that are less sure than this are no evidence."""
@@ -67,7 +70,7 @@ def find_evidence(maps: list[Tensor], num_classes: int, count: int) -> Evidence:
     logits, others = cells[..., :num_classes], cells[..., num_classes:]
     scores = logits.sigmoid() * others[..., :1].sigmoid()
     strength = scores.amax(-1)
-    candidates = min(CANDIDATES, strength.shape[1])
+    candidates = min(CANDIDATES * len(maps), strength.shape[1])
     if count > candidates:
         raise ValueError(
             f"evidence_tokens is {count}, but the {strength.shape[1]} cells of an image give at "
