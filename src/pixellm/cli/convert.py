@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from pixellm.cli.console import import_quietly, open_console, say
 
-_Out = Annotated[Path, typer.Option(help="Folder to write; new or empty.")]
+_Out = Annotated[Path, Option(help="Folder to write; new or empty.")]
 _Tower = Annotated[
-    str | None, typer.Option(help="Folder or hub id of the model's CLIP; by default as it names.")
+    str | None, Option(help="Folder or hub id of the model's CLIP; by default as it names.")
 ]
-_Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch on the hub.")]
+_Revision = Annotated[str | None, Option(help="Commit, tag or branch on the hub.")]
 
 
 app = typer.Typer()
@@ -28,10 +29,10 @@ app = typer.Typer()
     "\n\n    pixellm convert pixellm-7b --to released --out PixelLM-7B-again"
 )
 def convert(
-    source: Annotated[str, typer.Argument(help="Folder or hub id of a released PixelLM.")],
+    source: Annotated[str, Argument(help="Folder or hub id of a released PixelLM.")],
     out: _Out,
     vision_tower: _Tower = None,
-    to: Annotated[str, typer.Option(help="pixellm, or released for the way back.")] = "pixellm",
+    to: Annotated[str, Option(help="pixellm, or released for the way back.")] = "pixellm",
     revision: _Revision = None,
 ) -> None:
     """Turn released PixelLM weights into a checkpoint, or such a checkpoint back."""
@@ -68,25 +69,23 @@ def convert(
 )
 def init(
     out: _Out,
-    llava: Annotated[str | None, typer.Option(help="Folder or hub id of a LLaVA.")] = None,
-    llm: Annotated[str | None, typer.Option(help="Folder or hub id of a language model.")] = None,
-    vision: Annotated[
-        str | None, typer.Option(help="Folder or hub id of a vision encoder.")
-    ] = None,
+    llava: Annotated[str | None, Option(help="Folder or hub id of a LLaVA.")] = None,
+    llm: Annotated[str | None, Option(help="Folder or hub id of a language model.")] = None,
+    vision: Annotated[str | None, Option(help="Folder or hub id of a vision encoder.")] = None,
     vision_tower: _Tower = None,
     revision: _Revision = None,
     template: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Of dialogues, with --llm: own, vicuna or compact; by default the language "
             "model's own chat template, or vicuna where it has none."
         ),
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option(min=32, help="Side of the canvas in pixels, with --llm; 448 if not given."),
+        Option(min=32, help="Side of the canvas in pixels, with --llm; 448 if not given."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the fresh parts.")] = 0,
+    seed: Annotated[int, Option(help="Of the fresh parts.")] = 0,
 ) -> None:
     """Make an untrained PixelLM from a LLaVA, or from a language model and a vision encoder."""
     if (llava is None) == (llm is None) or (llm is None) != (vision is None):
@@ -120,11 +119,10 @@ def init(
 @app.command("export-lm", epilog="Example:\n\n    pixellm export-lm runs/mine --out mine-lm")
 def export_lm(
     checkpoint: Annotated[
-        str,
-        typer.Argument(help="A name of `pixellm models`, a folder, a run's folder, or a hub id."),
+        str, Argument(help="A name of `pixellm models`, a folder, a run's folder, or a hub id.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    out: Annotated[Path, Option(help="Folder to write; new or empty.")],
+    dtype: Annotated[str, Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Write a model's language model alone, for lm-evaluation-harness, VLMEvalKit and others."""
     from pixellm.files import check_new_folder

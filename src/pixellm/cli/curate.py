@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from pixellm.cli.console import open_console, resumable, say
-from pixellm.cli.options import finite
+from pixellm.cli.options import number
 
 if TYPE_CHECKING:
     from pixellm.curation.ledger import FinishedRun, Ledger
@@ -30,8 +31,8 @@ app = typer.Typer(
     help="Make multi-target reasoning data (MUSE format) from annotated photos.",
 )
 
-_Dir = Annotated[Path, typer.Argument(help="A run's folder, or one with MUSE files.")]
-_Images = Annotated[Path | None, typer.Option(help="Folder of the photos.")]
+_Dir = Annotated[Path, Argument(help="A run's folder, or one with MUSE files.")]
+_Images = Annotated[Path | None, Option(help="Folder of the photos.")]
 _RUN_EXAMPLES = """Example without a model:\n
     pixellm curate run --annotations instances_train.json --images train/images --out muse
       --model template\n
@@ -43,30 +44,26 @@ Stop it any way you like; the same command goes on where it stood."""
 
 @app.command(epilog=_RUN_EXAMPLES)
 def run(
-    annotations: Annotated[Path, typer.Option(help="COCO or LVIS instances JSON.")],
-    images: Annotated[Path, typer.Option(help="Folder of the photos.")],
-    out: Annotated[Path, typer.Option(help="Folder for the ledger and the set.")],
-    model: Annotated[str, typer.Option(help="Name at the server; 'template' needs no model.")],
-    captions: Annotated[Path | None, typer.Option(help="COCO captions JSON.")] = None,
-    base_url: Annotated[str | None, typer.Option(envvar="OPENAI_BASE_URL")] = None,
-    key_env: Annotated[str, typer.Option(help="Variable with the API key.")] = "OPENAI_API_KEY",
-    text_only: Annotated[bool, typer.Option(help="Send captions, no photo.")] = False,
-    check_model: Annotated[str, typer.Option(help="Model that checks descriptions.")] = "",
-    questions: Annotated[int, typer.Option(min=1, max=6, help="Asked for per photo.")] = 2,
-    max_images: Annotated[int | None, typer.Option(min=1, help="Best so many photos.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 16,
-    max_cost: Annotated[
-        float, typer.Option(min=0, callback=finite, help="Hard stop, in USD.")
-    ] = 25.0,
-    price: Annotated[str, typer.Option(help="INPUT,OUTPUT in USD per million tokens.")] = "",
-    timeout: Annotated[
-        float, typer.Option(min=0.1, callback=finite, help="Seconds per attempt.")
-    ] = 120.0,
-    batch: Annotated[bool, typer.Option(help="Use the Batch API, at half the price.")] = False,
-    shard: Annotated[str, typer.Option(help="K/N: only the K-th of N shares of the photos.")] = "",
-    split: Annotated[str, typer.Option(help="Shares TRAIN,VAL; the rest is test.")] = "0.97,0.012",
-    max_repeats: Annotated[int, typer.Option(min=1, help="Of one question in the set.")] = 3,
-    seed: Annotated[int, typer.Option(help="For choice, styles and splits.")] = 0,
+    annotations: Annotated[Path, Option(help="COCO or LVIS instances JSON.")],
+    images: Annotated[Path, Option(help="Folder of the photos.")],
+    out: Annotated[Path, Option(help="Folder for the ledger and the set.")],
+    model: Annotated[str, Option(help="Name at the server; 'template' needs no model.")],
+    captions: Annotated[Path | None, Option(help="COCO captions JSON.")] = None,
+    base_url: Annotated[str | None, Option(envvar="OPENAI_BASE_URL")] = None,
+    key_env: Annotated[str, Option(help="Variable with the API key.")] = "OPENAI_API_KEY",
+    text_only: Annotated[bool, Option(help="Send captions, no photo.")] = False,
+    check_model: Annotated[str, Option(help="Model that checks descriptions.")] = "",
+    questions: Annotated[int, Option(min=1, max=6, help="Asked for per photo.")] = 2,
+    max_images: Annotated[int | None, Option(min=1, help="Best so many photos.")] = None,
+    workers: Annotated[int, Option(min=1, help="Requests in flight.")] = 16,
+    max_cost: Annotated[float, number("Hard stop, in USD.", min=0)] = 25.0,
+    price: Annotated[str, Option(help="INPUT,OUTPUT in USD per million tokens.")] = "",
+    timeout: Annotated[float, number("Seconds per attempt.", min=0.1)] = 120.0,
+    batch: Annotated[bool, Option(help="Use the Batch API, at half the price.")] = False,
+    shard: Annotated[str, Option(help="K/N: only the K-th of N shares of the photos.")] = "",
+    split: Annotated[str, Option(help="Shares TRAIN,VAL; the rest is test.")] = "0.97,0.012",
+    max_repeats: Annotated[int, Option(min=1, help="Of one question in the set.")] = 3,
+    seed: Annotated[int, Option(help="For choice, styles and splits.")] = 0,
 ) -> None:
     """Generate a set: select, propose, verify, repair, deduplicate, split, write."""
     from pixellm.curation.ledger import Ledger
@@ -115,10 +112,10 @@ def run(
     "\n\n    pixellm curate write shard1 shard2 --out muse"
 )
 def write(
-    folders: Annotated[list[Path], typer.Argument(help="A run's folder, or those of its shards.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the set of several shards.")] = None,
-    split: Annotated[str, typer.Option(help="Shares TRAIN,VAL; as before where not given.")] = "",
-    marks: Annotated[Path | None, typer.Option(help="marks.json saved from a gallery.")] = None,
+    folders: Annotated[list[Path], Argument(help="A run's folder, or those of its shards.")],
+    out: Annotated[Path | None, Option(help="Folder of the set of several shards.")] = None,
+    split: Annotated[str, Option(help="Shares TRAIN,VAL; as before where not given.")] = "",
+    marks: Annotated[Path | None, Option(help="marks.json saved from a gallery.")] = None,
 ) -> None:
     """Write the set of a run again, without the rows that reviewers rejected."""
     from pixellm.curation.ledger import Ledger, ShardLedgers
@@ -142,8 +139,7 @@ def write(
 
 @app.command(epilog="Example:\n\n    pixellm curate stats muse --out plots")
 def stats(
-    folder: _Dir,
-    out: Annotated[Path | None, typer.Option(help="Folder of the plots; DIR/plots.")] = None,
+    folder: _Dir, out: Annotated[Path | None, Option(help="Folder of the plots; DIR/plots.")] = None
 ) -> None:
     """Print the figures of a set and draw them."""
     from pixellm.curation.statistics import check_plots, gather, plot
@@ -161,10 +157,10 @@ def stats(
 def view(
     folder: _Dir,
     images: _Images = None,
-    out: Annotated[Path | None, typer.Option(help="The page; DIR/gallery.html.")] = None,
-    num: Annotated[int, typer.Option(min=1, help="Rows to show, a seeded choice.")] = 300,
-    seed: Annotated[int, typer.Option(help="For the choice.")] = 0,
-    serve: Annotated[bool, typer.Option(help="Open a review that saves every mark.")] = False,
+    out: Annotated[Path | None, Option(help="The page; DIR/gallery.html.")] = None,
+    num: Annotated[int, Option(min=1, help="Rows to show, a seeded choice.")] = 300,
+    seed: Annotated[int, Option(help="For the choice.")] = 0,
+    serve: Annotated[bool, Option(help="Open a review that saves every mark.")] = False,
 ) -> None:
     """Make a gallery with masks, search, and marks to accept or reject rows."""
     from pixellm.curation.review import ReviewServer, write_gallery
@@ -185,9 +181,9 @@ def view(
 
 @app.command(epilog="Example:\n\n    pixellm curate validate muse_train.json --images coco")
 def validate(
-    folder: Annotated[Path, typer.Argument(help="A MUSE file, or a folder of them.")],
+    folder: Annotated[Path, Argument(help="A MUSE file, or a folder of them.")],
     images: _Images = None,
-    limit: Annotated[int, typer.Option(min=1, help="Problems to print.")] = 100,
+    limit: Annotated[int, Option(min=1, help="Problems to print.")] = 100,
 ) -> None:
     """Check any MUSE file; exit code 1 if anything is wrong."""
     from collections import Counter

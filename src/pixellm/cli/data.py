@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from pixellm.cli.console import open_console, printable, resumable, say
-from pixellm.cli.options import Images, LoadOptions, With, finite, image_options, spread
+from pixellm.cli.options import Images, LoadOptions, With, image_options, number, spread
 
 if TYPE_CHECKING:
     from pixellm.data.check import SplitReport
@@ -28,22 +29,20 @@ app = typer.Typer(no_args_is_help=True, help="Make, check and look at data.")
     "\n\n    pixellm data check mine.json --images photos"
 )
 def check(
-    root: Annotated[Path, typer.Argument(help="Folder of data sets, or one file.")],
+    root: Annotated[Path, Argument(help="Folder of data sets, or one file.")],
     sets: Annotated[
-        list[str] | None, typer.Option("--set", help="Only this data set; may be repeated.")
+        list[str] | None, Option("--set", help="Only this data set; may be repeated.")
     ] = None,
     splits: Annotated[
-        list[str] | None, typer.Option("--split", help="Only this split; may be repeated.")
+        list[str] | None, Option("--split", help="Only this split; may be repeated.")
     ] = None,
     images: Images = None,
     options: With = None,
-    limit: Annotated[int, typer.Option(min=0, help="Bad rows shown of each split.")] = 50,
+    limit: Annotated[int, Option(min=0, help="Bad rows shown of each split.")] = 50,
     report: Annotated[
-        Path | None, typer.Option(help="CSV file for all bad rows; - for standard output.")
+        Path | None, Option(help="CSV file for all bad rows; - for standard output.")
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Open images without decoding them.")
-    ] = False,
+    quick: Annotated[bool, Option("--quick", help="Open images without decoding them.")] = False,
 ) -> None:
     """Say which data sets are there, what they hold, and every row that can't be used.
 
@@ -88,14 +87,14 @@ def check(
     "\n\n    pixellm data preview mine.jsonl --out look"
 )
 def preview(
-    data: Annotated[str, typer.Argument(metavar="SET", help="A data set's name, or one file.")],
-    out: Annotated[Path, typer.Option(help="Folder for the page and the sheet.")],
+    data: Annotated[str, Argument(metavar="SET", help="A data set's name, or one file.")],
+    out: Annotated[Path, Option(help="Folder for the page and the sheet.")],
     root: Annotated[
-        Path | None, typer.Option("--data", "--root", help="Folder of data sets; this one.")
+        Path | None, Option("--data", "--root", help="Folder of data sets; this one.")
     ] = None,
-    split: Annotated[str, typer.Option(help="The set's training split where not given.")] = "",
-    num: Annotated[int, typer.Option(min=1, help="Dialogues to show.")] = 12,
-    seed: Annotated[int, typer.Option(help="Another seed shows others.")] = 0,
+    split: Annotated[str, Option(help="The set's training split where not given.")] = "",
+    num: Annotated[int, Option(min=1, help="Dialogues to show.")] = 12,
+    seed: Annotated[int, Option(help="Another seed shows others.")] = 0,
     images: Images = None,
     options: With = None,
 ) -> None:
@@ -129,42 +128,29 @@ def preview(
 )
 @spread
 def pseudo_label(
-    images: Annotated[Path, typer.Argument(help="Folder of photos.")],
+    images: Annotated[Path, Argument(help="Folder of photos.")],
     options: LoadOptions,
     out: Annotated[
-        Path,
-        typer.Option(help="Folder for instances.json; the same command goes on where it stopped."),
+        Path, Option(help="Folder for instances.json; the same command goes on where it stopped.")
     ],
     boxes: Annotated[
         Path | None,
-        typer.Option(help="COCO file with proposed boxes and their scores, as detectors write."),
+        Option(help="COCO file with proposed boxes and their scores, as detectors write."),
     ] = None,
     classes: Annotated[
         list[str] | None,
-        typer.Option("--class", help="Look for this; may be repeated. COCO's 80 if not given."),
+        Option("--class", help="Look for this; may be repeated. COCO's 80 if not given."),
     ] = None,
-    min_score: Annotated[
-        float,
-        typer.Option(min=0, max=1, callback=finite, help="Keep masks that are as sure as this."),
-    ] = 0.6,
+    min_score: Annotated[float, number("Keep masks that are as sure as this.", min=0, max=1)] = 0.6,
     doubt: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            callback=finite,
-            help="Mark what is as sure as this as a crowd, not as absent.",
-        ),
+        float, number("Mark what is as sure as this as a crowd, not as absent.", min=0, max=1)
     ] = 0.3,
     overlap: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, callback=finite, help="Least IoU of a mask's box with a proposed one."
-        ),
+        float, number("Least IoU of a mask's box with a proposed one.", min=0, max=1)
     ] = 0.5,
-    limit: Annotated[int, typer.Option(min=0, help="The first photos only; 0 for all.")] = 0,
-    shown: Annotated[int, typer.Option(min=0, help="Photos on the sheet to look at.")] = 24,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
+    limit: Annotated[int, Option(min=0, help="The first photos only; 0 for all.")] = 0,
+    shown: Annotated[int, Option(min=0, help="Photos on the sheet to look at.")] = 24,
+    batch_size: Annotated[int, Option(min=1, help="Questions answered together.")] = 16,
 ) -> None:
     """Let a model draw the masks of photos that nobody annotated: a COCO file to train on."""
     from pixellm.cli.display import counted_progress
@@ -193,13 +179,11 @@ def pseudo_label(
 
 @app.command(epilog="Example:\n\n    pixellm data scenes --split test --num 20 --out scenes")
 def scenes(
-    out: Annotated[Path, typer.Option(help="Folder for images, JSON and contact sheet.")],
-    split: Annotated[
-        str, typer.Option(help="train, val, test, test_combination, test_style.")
-    ] = "test",
-    num: Annotated[int, typer.Option(min=1, help="Images.")] = 20,
-    seed: Annotated[int, typer.Option(help="Another seed gives other scenes.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files in OUT.")] = False,
+    out: Annotated[Path, Option(help="Folder for images, JSON and contact sheet.")],
+    split: Annotated[str, Option(help="train, val, test, test_combination, test_style.")] = "test",
+    num: Annotated[int, Option(min=1, help="Images.")] = 20,
+    seed: Annotated[int, Option(help="Another seed gives other scenes.")] = 0,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace files in OUT.")] = False,
 ) -> None:
     """Draw scenes with questions and answers (MUSE format), and a sheet to look at."""
     from pixellm.data.scene_export import export_scenes

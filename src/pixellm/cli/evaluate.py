@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from pixellm.cli.console import check_json, import_quietly, open_console, say, write_json
 from pixellm.cli.options import FileOptions, Json, JudgeOptions, ModelOptions, SceneOptions, spread
@@ -50,11 +51,11 @@ _EXAMPLES = {
 }
 _USUAL_EXAMPLES = ("--model nano --data data", "--model runs/mine --limit 100 --out report")
 
-Split = Annotated[str, typer.Option(help="Part of the data set; the benchmark's if not given.")]
+Split = Annotated[str, Option(help="Part of the data set; the benchmark's if not given.")]
 Protocol = Annotated[
-    str, typer.Option(help="strict, or released: as the authors' code scores, defects included.")
+    str, Option(help="strict, or released: as the authors' code scores, defects included.")
 ]
-Limit = Annotated[int, typer.Option(min=0, help="The first dialogues only; 0 for all.")]
+Limit = Annotated[int, Option(min=0, help="The first dialogues only; 0 for all.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +64,21 @@ class RunOptions:
 
     split: Split = ""
     mode: Annotated[
-        str,
-        typer.Option(help="free: the model writes its answers; forced: the true texts are given."),
+        str, Option(help="free: the model writes its answers; forced: the true texts are given.")
     ] = ""
     protocol: Protocol = "strict"
     limit: Limit = 0
     out: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="Folder for answers and report; the same command goes on where it stopped. A "
             "name made of the settings if not given."
         ),
     ] = None
     json: Json = ""
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Dialogues answered, and written, together.")
-    ] = 16
+    batch_size: Annotated[int, Option(min=1, help="Dialogues answered, and written, together.")] = (
+        16
+    )
 
 
 def benchmark_commands() -> typer.Typer:
@@ -122,11 +122,9 @@ def _command_of(benchmark: Benchmark) -> Callable[..., None]:
     "\n\n    pixellm compare report-nano report-mine --out difference"
 )
 def compare(
-    run_a: Annotated[Path, typer.Argument(help="Folder of the first run.")],
-    run_b: Annotated[Path, typer.Argument(help="Folder of the second run.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for compare.json, .md and .html.")
-    ] = None,
+    run_a: Annotated[Path, Argument(help="Folder of the first run.")],
+    run_b: Annotated[Path, Argument(help="Folder of the second run.")],
+    out: Annotated[Path | None, Option(help="Folder for compare.json, .md and .html.")] = None,
 ) -> None:
     """Compare two runs: paired differences with intervals, and the answers that moved most."""
     from pixellm.evaluation.compare import KEYS, compare_runs, comparison_report

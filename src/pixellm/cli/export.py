@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from pixellm.cli.console import say
-from pixellm.cli.options import finite
+from pixellm.cli.options import number
 
 if TYPE_CHECKING:
     from pixellm.data.rows import JobRow
@@ -21,12 +22,11 @@ if TYPE_CHECKING:
 _FORMATS = "coco, coco-polygons, yolo, labelme, label-studio, png or overlay"
 
 Classes = Annotated[
-    str,
-    typer.Option(metavar="A,B,...", help="Ask each image for each of these classes, one by one."),
+    str, Option(metavar="A,B,...", help="Ask each image for each of these classes, one by one.")
 ]
 ExportTo = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--export",
         metavar="FORMAT",
         help=f"Also write the answers as {_FORMATS}, into a folder called after the answers; "
@@ -45,25 +45,21 @@ app = typer.Typer()
 )
 def export(
     answers: Annotated[
-        Path, typer.Argument(help="JSONL of `pixellm predict`, or JSON of `pixellm segment`.")
+        Path, Argument(help="JSONL of `pixellm predict`, or JSON of `pixellm segment`.")
     ],
-    to: Annotated[str, typer.Option(metavar="FORMAT", help=f"{_FORMATS}.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; new, empty or an earlier export.")],
+    to: Annotated[str, Option(metavar="FORMAT", help=f"{_FORMATS}.")],
+    out: Annotated[Path, Option(help="Folder to write; new, empty or an earlier export.")],
     images: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder that the images' names start from; that of ANSWERS if not given."
-        ),
+        Option(help="Folder that the images' names start from; that of ANSWERS if not given."),
     ] = None,
     classes: Annotated[
         str,
-        typer.Option(
+        Option(
             metavar="A,B,...", help="Keep masks of these classes alone; else phrases are classes."
         ),
     ] = "",
-    min_score: Annotated[
-        float, typer.Option(min=0, max=1, callback=finite, help="Leave out masks of a lower score.")
-    ] = 0.0,
+    min_score: Annotated[float, number("Leave out masks of a lower score.", min=0, max=1)] = 0.0,
 ) -> None:
     """Write answers as annotations for other programs."""
     from pixellm.answer_files import read_answers

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from typer import Argument
 
 from pixellm.cli.console import open_console, say
 
@@ -37,9 +38,7 @@ def models() -> None:
 
 
 @app.command(epilog="Example:\n\n    pixellm download pixellm-7b")
-def download(
-    name: Annotated[str, typer.Argument(help="Of `pixellm models`, or a hub id.")],
-) -> None:
+def download(name: Annotated[str, Argument(help="Of `pixellm models`, or a hub id.")]) -> None:
     """Download a model into the hub's cache; goes on where a stopped download was."""
     from pixellm.checkpoint.sources import resolve_source
     from pixellm.models import find_published

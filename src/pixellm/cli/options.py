@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+from typer import Option
 
 from pixellm.cli.console import import_quietly, open_console, printable
 
@@ -23,22 +24,26 @@ if TYPE_CHECKING:
     from pixellm.evaluation.judge import Judge
 
 
-def finite(value: float | None) -> float | None:
-    """Refuse what is no size at all: as a limit, nan and inf would limit nothing."""
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is no finite number.")
-    return value
+def number(help: str, **bounds: Any) -> Any:
+    """An option that takes a number, but neither nan nor inf: as limits, they limit nothing."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None and not math.isfinite(value):
+            raise typer.BadParameter(f"{value} is no finite number.")
+        return value
+
+    return Option(help=help, callback=check, **bounds)
 
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
-Json = Annotated[str, typer.Option(help="JSON file; - for standard output.")]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, Option(help="auto, float32, bfloat16, float16.")]
+Json = Annotated[str, Option(help="JSON file; - for standard output.")]
 Images = Annotated[
-    Path | None, typer.Option(help="Folder of the photos, where they do not lie as usual.")
+    Path | None, Option(help="Folder of the photos, where they do not lie as usual.")
 ]
 With = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--with",
         metavar="NAME=VALUE",
         help="An option of the data set's reader; of scenes num, dialogues or seed; repeatable.",
@@ -46,12 +51,7 @@ With = Annotated[
 ]
 MinScore = Annotated[
     float | None,
-    typer.Option(
-        min=0,
-        max=1,
-        callback=finite,
-        help="Withhold masks of a lower score; the model's own limit if not given.",
-    ),
+    number("Withhold masks of a lower score; the model's own limit if not given.", min=0, max=1),
 ]
 
 
@@ -60,21 +60,17 @@ class LoadOptions:
     """Which model answers and where it runs; small enough to be sent elsewhere."""
 
     model: Annotated[
-        str, typer.Option(help="A name of `pixellm models`, a folder, a run's folder, or a hub id.")
+        str, Option(help="A name of `pixellm models`, a folder, a run's folder, or a hub id.")
     ] = "nano"
     device: Device = "auto"
     dtype: Dtype = "auto"
     quantize: Annotated[
         str | None,
-        typer.Option(
-            help="int8, int4 or nf4 (NVIDIA): the language model's weights in so few bits."
-        ),
+        Option(help="int8, int4 or nf4 (NVIDIA): the language model's weights in so few bits."),
     ] = None
     offload: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for weights that fit neither the GPU nor memory; spreads the model."
-        ),
+        Option(help="Folder for weights that fit neither the GPU nor memory; spreads the model."),
     ] = None
 
     def load(self, **options: Any) -> Engine:
@@ -103,16 +99,10 @@ class ModelOptions(LoadOptions):
     """Which model answers, where it runs, and how it writes."""
 
     max_new_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Longest answer in tokens; the engine's limit if not given."),
+        int | None, Option(min=1, help="Longest answer in tokens; the engine's limit if not given.")
     ] = None
     temperature: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            callback=finite,
-            help="0 takes the likeliest word each time; above, words are drawn.",
-        ),
+        float, number("0 takes the likeliest word each time; above, words are drawn.", min=0)
     ] = 0.0
 
     def of_answer(self) -> dict[str, Any]:
@@ -131,38 +121,34 @@ class JudgeOptions:
 
     judge: Annotated[
         str,
-        typer.Option(
+        Option(
             help="Rates whether each mask shows what the words in front of it say: none, "
             "similarity (compares words, offline and free), llm (asks a language model)."
         ),
     ] = "none"
-    judge_model: Annotated[str, typer.Option(help="Name of the llm judge at its server.")] = ""
+    judge_model: Annotated[str, Option(help="Name of the llm judge at its server.")] = ""
     base_url: Annotated[
         str,
-        typer.Option(
+        Option(
             help="Address of the llm judge's server, any OpenAI-compatible one. Its key comes from "
             "the environment variable OPENAI_API_KEY; a server on the local network needs none."
         ),
     ] = ""
     judge_threshold: Annotated[
-        float,
-        typer.Option(
-            callback=finite, help="Masks rated below it, 1 to 10, count with intersection 0."
-        ),
+        float, number("Masks rated below it, 1 to 10, count with intersection 0.")
     ] = 3.0
     judge_cache: Annotated[
-        Path, typer.Option(help="SQLite file of the llm judge's ratings; none is paid for twice.")
+        Path, Option(help="SQLite file of the llm judge's ratings; none is paid for twice.")
     ] = Path("judge_cache.sqlite")
     max_cost: Annotated[
         float | None,
-        typer.Option(
-            callback=finite,
-            help="USD that all ratings in the cache may cost; 0 takes what the cache holds. No "
-            "cap where not given.",
+        number(
+            "USD that all ratings in the cache may cost; 0 takes what the cache holds. No "
+            "cap where not given."
         ),
     ] = None
     price: Annotated[
-        str, typer.Option(help="INPUT,OUTPUT in USD per million tokens, of a model not listed.")
+        str, Option(help="INPUT,OUTPUT in USD per million tokens, of a model not listed.")
     ] = ""
 
     def open(self) -> Judge | None:
@@ -196,9 +182,9 @@ class JudgeOptions:
 class SceneOptions:
     """Which scenes are drawn."""
 
-    num: Annotated[int, typer.Option(min=1, help="Images, where scenes are drawn.")] = 500
-    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues about each drawn image.")] = 4
-    seed: Annotated[int, typer.Option(help="Another seed gives other scenes.")] = 0
+    num: Annotated[int, Option(min=1, help="Images, where scenes are drawn.")] = 500
+    dialogues: Annotated[int, Option(min=1, help="Dialogues about each drawn image.")] = 4
+    seed: Annotated[int, Option(help="Another seed gives other scenes.")] = 0
 
     def values(self) -> dict[str, int]:
         """By the names of a :class:`~pixellm.evaluation.evaluate.BenchmarkRun`."""
@@ -210,7 +196,7 @@ class FileOptions:
     """Where a data set's files lie."""
 
     data: Annotated[
-        Path, typer.Option(help="Folder that holds the data sets; for muse and jsonl also a file.")
+        Path, Option(help="Folder that holds the data sets; for muse and jsonl also a file.")
     ] = Path("data")
     images: Images = None
     options: With = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from pixellm.cli.console import open_console, resumable, say
 from pixellm.cli.export import Classes, ExportTo, ask_classes, export_rows, plan_exports
@@ -24,28 +25,27 @@ if TYPE_CHECKING:
     from pixellm.engine.jobs import JobState
 
 _Question = Annotated[
-    str, typer.Argument(help="Asked about each image of a folder, and where a line has none.")
+    str, Argument(help="Asked about each image of a folder, and where a line has none.")
 ]
 _Out = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         help="JSONL file of answers; DATASET_pixellm.jsonl where not given, of a data set "
         "DATASET_SPLIT_pixellm.jsonl."
     ),
 ]
 _Data = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         metavar="ROOT", help="DATASET is a data set in this folder of them; data where not given."
     ),
 ]
 _Split = Annotated[
-    str,
-    typer.Option(help="Part of the data set; its benchmark's, val or the first where not given."),
+    str, Option(help="Part of the data set; its benchmark's, val or the first where not given.")
 ]
 _Ray = Annotated[
     int,
-    typer.Option(
+    Option(
         min=0,
         metavar="WORKERS",
         help="Answer on a Ray cluster with so many engines, on a GPU each where there are any.",
@@ -59,7 +59,7 @@ app = typer.Typer()
 def predict(
     dataset: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             help="JSONL of image and question, a folder of images, or a data set's name, such "
             "as refcoco, muse or scenes; a wrong name lists all."
         ),
@@ -72,7 +72,7 @@ def predict(
     images: Images = None,
     options: With = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Questions answered, and written to OUT, together.")
+        int, Option(min=1, help="Questions answered, and written to OUT, together.")
     ] = 32,
     min_score: MinScore = None,
     ray: _Ray = 0,

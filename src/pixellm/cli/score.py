@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from pixellm.cli import data
 from pixellm.cli.console import check_json, say, write_json
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 _Benchmark = Annotated[
-    str, typer.Option(help="scenes, muse, refcoco, reasonseg, coco ...; see `pixellm eval`.")
+    str, Option(help="scenes, muse, refcoco, reasonseg, coco ...; see `pixellm eval`.")
 ]
 
 
@@ -33,9 +34,7 @@ _Benchmark = Annotated[
 def score(
     predictions: Annotated[
         Path,
-        typer.Argument(
-            help="JSONL; its form: https://pixellm.github.io/pixellm/external-predictions/"
-        ),
+        Argument(help="JSONL; its form: https://pixellm.github.io/pixellm/external-predictions/"),
     ],
     drawn: SceneOptions,
     place: FileOptions,
@@ -45,10 +44,10 @@ def score(
     limit: Limit = 0,
     protocol: Protocol = "strict",
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Questions without a line count as no mask.")
+        bool, Option("--allow-missing", help="Questions without a line count as no mask.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for a report that `pixellm compare` reads; new.")
+        Path | None, Option(help="Folder for a report that `pixellm compare` reads; new.")
     ] = None,
     json: Json = "",
 ) -> None:
@@ -88,7 +87,7 @@ def score(
 )
 @spread
 def questions(
-    out: Annotated[Path, typer.Option(help="Folder for questions.jsonl; new or empty.")],
+    out: Annotated[Path, Option(help="Folder for questions.jsonl; new or empty.")],
     drawn: SceneOptions,
     place: FileOptions,
     benchmark: _Benchmark = "scenes",

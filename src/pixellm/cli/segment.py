@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from pixellm.cli.console import open_console, say, tell_over
 from pixellm.cli.export import Classes, ExportTo, export_answer, plan_exports
@@ -34,18 +35,18 @@ app = typer.Typer()
 @spread
 def segment(
     options: ModelOptions,
-    image: Annotated[str, typer.Argument(help=f"{_IMAGE_HELP}; - for standard input.")] = "",
-    question: Annotated[str, typer.Argument(help="As you would ask a person.")] = "",
+    image: Annotated[str, Argument(help=f"{_IMAGE_HELP}; - for standard input.")] = "",
+    question: Annotated[str, Argument(help="As you would ask a person.")] = "",
     batch: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="Instead of IMAGE: a folder of images, or JSONL of image and question; "
             "the answers go to --json as JSONL."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help=_OUT_HELP, metavar="FILE")] = None,
+    out: Annotated[Path | None, Option(help=_OUT_HELP, metavar="FILE")] = None,
     json: Json = "",
-    masks: Annotated[Path | None, typer.Option(help="Folder for one PNG per mask.")] = None,
+    masks: Annotated[Path | None, Option(help="Folder for one PNG per mask.")] = None,
     classes: Classes = "",
     export: ExportTo = None,
     min_score: MinScore = None,
@@ -84,9 +85,7 @@ def segment(
 
 @app.command(epilog="Example:\n\n    pixellm chat photo.jpg")
 @spread
-def chat(
-    image: Annotated[str, typer.Argument(help=f"{_IMAGE_HELP}.")], options: ModelOptions
-) -> None:
+def chat(image: Annotated[str, Argument(help=f"{_IMAGE_HELP}.")], options: ModelOptions) -> None:
     """Talk about an image in several turns; /help lists the commands."""
     from pixellm.cli.chat import Chat, open_image
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from pixellm.cli.console import say
-from pixellm.cli.options import LoadOptions, MinScore, finite, spread
+from pixellm.cli.options import LoadOptions, MinScore, number, spread
 
 KEYS_VARIABLE = "PIXELLM_API_KEYS"
 
@@ -26,33 +27,27 @@ app = typer.Typer()
 def serve(
     options: LoadOptions,
     host: Annotated[
-        str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine.")
+        str, Option(help="Address to listen at; 0.0.0.0 for all of this machine.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     api_keys: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="File of keys, one a line (- for standard input); or "
             f"{KEYS_VARIABLE}, with commas between."
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered side by side.")] = 16,
-    queue: Annotated[int, typer.Option(min=0, help="More that may wait; others get 429.")] = 64,
-    timeout: Annotated[
-        float, typer.Option(callback=finite, help="Seconds for an answer, waiting included.")
-    ] = 120,
-    max_megabytes: Annotated[
-        float, typer.Option(max=1e6, callback=finite, help="Largest request.")
-    ] = 16,
-    max_megapixels: Annotated[
-        float, typer.Option(max=1e6, callback=finite, help="Largest image.")
-    ] = 25,
-    max_question: Annotated[int, typer.Option(help="Characters of all texts of a request.")] = 8000,
-    max_answer: Annotated[int, typer.Option(help="Tokens of an answer.")] = 512,
+    batch_size: Annotated[int, Option(min=1, help="Questions answered side by side.")] = 16,
+    queue: Annotated[int, Option(min=0, help="More that may wait; others get 429.")] = 64,
+    timeout: Annotated[float, number("Seconds for an answer, waiting included.")] = 120,
+    max_megabytes: Annotated[float, number("Largest request.", max=1e6)] = 16,
+    max_megapixels: Annotated[float, number("Largest image.", max=1e6)] = 25,
+    max_question: Annotated[int, Option(help="Characters of all texts of a request.")] = 8000,
+    max_answer: Annotated[int, Option(help="Tokens of an answer.")] = 512,
     remote_images: Annotated[
-        bool, typer.Option("--remote-images", help="Fetch images from public addresses.")
+        bool, Option("--remote-images", help="Fetch images from public addresses.")
     ] = False,
-    page: Annotated[bool, typer.Option("--page/--no-page", help="The page at /.")] = True,
+    page: Annotated[bool, Option("--page/--no-page", help="The page at /.")] = True,
     min_score: MinScore = None,
 ) -> None:
     """Answer over HTTP as OpenAI's API does, with a page to try it on; Ctrl-C ends it."""

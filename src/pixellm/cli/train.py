@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from pixellm.cli.console import import_quietly, open_console, printable, resumable, say
-from pixellm.cli.options import Device, Dtype, finite
+from pixellm.cli.options import Device, Dtype, number
 
 if TYPE_CHECKING:
     from pixellm.report.page import Table
@@ -35,27 +36,25 @@ app = typer.Typer()
 def train(
     recipe: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             help="YAML file that describes the run, or a bundled recipe: nano, pixellm_7b, ..."
         ),
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="A.B=VALUE", help="Change a setting; may be repeated."),
+        Option("--set", metavar="A.B=VALUE", help="Change a setting; may be repeated."),
     ] = None,
     step: Annotated[
-        int | None,
-        typer.Argument(min=1, help="With --resume: go back to the checkpoint of this step."),
+        int | None, Argument(min=1, help="With --resume: go back to the checkpoint of this step.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint, or that of STEP.")
+        bool, Option("--resume", help="Go on from the newest checkpoint, or that of STEP.")
     ] = False,
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Show what would train, memory and steps; no training."),
+        bool, Option("--dry-run", help="Show what would train, memory and steps; no training.")
     ] = False,
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="GPUs that a dry run plans for; 1 if not given.")
+        int | None, Option(min=1, help="GPUs that a dry run plans for; 1 if not given.")
     ] = None,
 ) -> None:
     """Train a model as a recipe says."""
@@ -109,10 +108,10 @@ def _how_to_go_on(stopped: str, recipe: Path, overrides: Sequence[str], config: 
     "\n\n    pixellm merge runs/pixellm-7b/checkpoints/step_00001500 --out early"
 )
 def merge(
-    source: Annotated[str, typer.Argument(help="A run's folder, or one of its checkpoints.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
+    source: Annotated[str, Argument(help="A run's folder, or one of its checkpoints.")],
+    out: Annotated[Path, Option(help="Folder to write; new or empty.")],
     dtype: Annotated[
-        str, typer.Option(help="auto (as the model was before), float32, bfloat16 or float16.")
+        str, Option(help="auto (as the model was before), float32, bfloat16 or float16.")
     ] = "auto",
 ) -> None:
     """Write adapters and the model that they belong to as one whole model."""
@@ -134,30 +133,24 @@ def merge(
 )
 def ablate(
     recipes: Annotated[
-        list[Path],
-        typer.Argument(help="YAML files, or bundled recipes: ablation, ablation_losses."),
+        list[Path], Argument(help="YAML files, or bundled recipes: ablation, ablation_losses.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for runs, results and table.")] = Path(
+    out: Annotated[Path, Option(help="Folder for runs, results and table.")] = Path(
         "runs/ablation"
     ),
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe.")] = 3,
+    seeds: Annotated[int, Option(min=1, help="Runs of each recipe.")] = 3,
     minutes: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            callback=finite,
-            help="What all runs may take together; 0 leaves the recipes' steps.",
-        ),
+        float, number("What all runs may take together; 0 leaves the recipes' steps.", min=0)
     ] = 0.0,
-    split: Annotated[str, typer.Option(help="Of the scenes that are scored.")] = "test",
-    num: Annotated[int, typer.Option(min=1, help="Images that are scored.")] = 200,
-    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues about each image.")] = 4,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
+    split: Annotated[str, Option(help="Of the scenes that are scored.")] = "test",
+    num: Annotated[int, Option(min=1, help="Images that are scored.")] = 200,
+    dialogues: Annotated[int, Option(min=1, help="Dialogues about each image.")] = 4,
+    batch_size: Annotated[int, Option(min=1, help="Questions answered together.")] = 16,
     device: Device = "auto",
     dtype: Dtype = "float32",
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="A.B=VALUE", help="Change a setting of all recipes."),
+        Option("--set", metavar="A.B=VALUE", help="Change a setting of all recipes."),
     ] = None,
 ) -> None:
     """Train variants of a recipe, score them alike, write one table; goes on where it stopped."""
