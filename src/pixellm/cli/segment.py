@@ -53,10 +53,13 @@ def segment(
 ) -> None:
     """Answer a question about an image, with a mask for every object that the answer names."""
     if batch is not None:
-        asked = _batch_question(image, question, out or masks)
-        answers = Path(json) if json else None
+        if question or out or masks:
+            raise ValueError(
+                "With --batch there is one question at most, and the answers go to a --json FILE; "
+                "leave out IMAGE, --out and --masks."
+            )
         chosen: Any = {"min_score": min_score, "classes": classes, "export": export}
-        return predict(batch, options, asked, answers, **chosen)
+        return predict(batch, options, image, Path(json) if json else None, **chosen)
     from pixellm.answer_files import overlay_bytes, prediction_to_json, write_answer
     from pixellm.cli.images import file_of, name_of, read_image
     from pixellm.types import Request
@@ -92,16 +95,6 @@ def chat(image: Annotated[str, Argument(help=f"{_IMAGE_HELP}.")], options: Model
     loaded = open_image(image)
     consoles = open_console(), open_console(stderr=True)
     Chat(options.load(), image, loaded, *consoles, **options.of_answer()).run()
-
-
-def _batch_question(first: str, second: str, elsewhere: object) -> str:
-    """The one question that may stand beside ``--batch``."""
-    if second or elsewhere:
-        raise ValueError(
-            "With --batch there is one question at most, and the answers go to a --json FILE; "
-            "leave out IMAGE, --out and --masks."
-        )
-    return first
 
 
 def _destinations(

@@ -112,9 +112,9 @@ class LabelRun:
 
     def settings(self) -> dict[str, Any]:
         """What decides the labels, as values that JSON knows."""
-        kept = {"model": self.model, "images": str(self.images.resolve())}
         return {
-            **kept,
+            "model": self.model,
+            "images": str(self.images.resolve()),
             "boxes": self.boxes_name,
             "categories": self.categories,
             **asdict(self.rules),
