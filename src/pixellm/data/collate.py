@@ -126,8 +126,7 @@ class Collator:
         batch["pixel_values"] = images["pixel_values"][used]
         batch["pixel_mask"] = images["pixel_mask"][used]
         batch["sample_ids"] = [sample.id for row in rows for sample in row]
-        num_asked = sum(len(sample.turns) for row in rows for sample in row)
-        num_dropped = num_asked - sum(map(len, turns))
+        num_dropped = sum(len(s.turns) for row in rows for s in row) - sum(map(len, turns))
         if num_dropped:
             batch["num_dropped_turns"] = num_dropped
             batch["num_dropped_rows"] = len(rows) - len(kept)
@@ -138,9 +137,7 @@ class Collator:
             batch["target_kinds"] = torch.tensor(
                 [self.encoder_index.get(name, IGNORED) for name in names], dtype=torch.long
             )
-            batch["class_order"] = torch.stack(
-                [self._class_order(rows[index][0]) for index in used]
-            )
+            batch["class_order"] = torch.stack([self._class_order(rows[i][0]) for i in used])
         if self.class_index:
             maps = [self._object_maps(rows[index][0]) for index in kept]
             classes, boxes = zip(*(maps or [self._unknown_maps()]), strict=True)
