@@ -40,8 +40,8 @@ from pixellm.data.other_layouts import advice_on_coco
 from pixellm.data.questions import NamedMasks, as_benchmark_asks, benchmark_turn, compose_dialogues
 from pixellm.data.table import Integers
 from pixellm.masks import segmentation_to_rle, union_of
-from pixellm.scenes.phrasing import join_phrases
-from pixellm.types import RLE, SEG_MARK, Sample, Target, Turn
+from pixellm.scenes.phrasing import mark_phrases
+from pixellm.types import RLE, Sample, Target, Turn
 
 _CROWDS_ALONE = (
     "all its annotations are crowds (iscrowd 1). CVAT marks brush masks so: set iscrowd to 0, or "
@@ -470,7 +470,7 @@ def _ask_for_category(coco: CocoFile, folder: Path, item: int, category: int) ->
             mask = segmentation_to_rle(coco.annotation(row)["segmentation"], size)
             (ignored if coco.is_crowd[row] else masks).append(mask)
     ignore = union_of(ignored) if ignored else None
-    listed = join_phrases([f"the {name} {SEG_MARK}"] * len(masks))
+    listed = mark_phrases([f"the {name}"] * len(masks))
     answer = listed[0].upper() + listed[1:] + "."
     targets = tuple(Target(name, mask, ignore) for mask in masks)
     turn = Turn(f"segment the {name}", answer, targets, name)

@@ -36,7 +36,7 @@ from pixellm.data.json_values import size_fault, text_fault
 from pixellm.data.lazy import Lazy
 from pixellm.data.questions import load_phrases
 from pixellm.masks import Size, areas_of, decode_mask, mask_to_box, segmentation_to_rle
-from pixellm.scenes.phrasing import join_phrases
+from pixellm.scenes.phrasing import mark_phrases
 from pixellm.types import RLE, SEG_MARK, Sample, Target, Turn, split_marks
 
 KIND = "muse"
@@ -111,7 +111,7 @@ class MuseRow(Row):
         """The text; composed where there is none: what it refers to, each with its mark."""
         if self.text is not None:
             return self.text
-        marked = join_phrases([f"{_phrase(one)} {SEG_MARK}" for one in self.targets])
+        marked = mark_phrases(list(map(_phrase, self.targets)))
         return form.format(marked=marked, Marked=marked[0].upper() + marked[1:])
 
 

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pixellm.scenes.phrasing import join_phrases
+from pixellm.scenes.phrasing import join_phrases, mark_phrases, type_carelessly
 from pixellm.types import SEG_MARK, Target, Turn
 
 UNNAMED_SHARE = 0.2
@@ -24,9 +24,6 @@ UNNAMED_SHARE = 0.2
 
 LOWER_CASE_SHARE = 0.2
 """Share of the questions that start in lower case, as people type them."""
-
-BARE_END_SHARE = 0.15
-"""Share of the questions that lose their last full stop or question mark."""
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 _ENDINGS = {1: "st", 2: "nd", 3: "rd"}
@@ -191,11 +188,7 @@ def _ask(rng: random.Random, section: str, names: Sequence[str]) -> str:
         each=join_phrases([f"every {name}" for name in bare]),
         **{"is": "are" if several else "is", "them": "them" if several else "it"},
     )
-    if rng.random() < LOWER_CASE_SHARE and not question.startswith("I "):
-        question = question[0].lower() + question[1:]
-    if rng.random() < BARE_END_SHARE:
-        question = question.rstrip(".?")
-    return question
+    return type_carelessly(rng, question, LOWER_CASE_SHARE)
 
 
 def _answer(
@@ -205,7 +198,7 @@ def _answer(
     bank = load_phrases("classes")
     key = "unnamed" if rng.random() < UNNAMED_SHARE and not always_named else "named"
     form = rng.choice(bank["sentence"]["forms"])
-    marked = join_phrases([f"{phrase} {SEG_MARK}" for phrase in phrases])
+    marked = mark_phrases(phrases)
     words = {
         "marked": marked,
         "Marked": _capital(marked),

@@ -59,13 +59,15 @@ def pick_words(rng: random.Random, section: str, key: str) -> str:
 def ask(rng: random.Random, section: str, key: str = "questions", **words: str) -> str:
     """A question of a section, filled in, sometimes typed carelessly."""
     question = pick_words(rng, section, key).format(**words)
-    question = question[0].upper() + question[1:]
+    return type_carelessly(rng, question[0].upper() + question[1:], LOWER_CASE_SHARE)
+
+
+def type_carelessly(rng: random.Random, question: str, lower_case_share: float) -> str:
+    """A question as people type it: now and then in lower case, or without its end."""
     keeps_case = question.startswith("I ") or question[1:2].isupper()  # "I need", "TVs"
-    if rng.random() < LOWER_CASE_SHARE and not keeps_case:
+    if rng.random() < lower_case_share and not keeps_case:
         question = question[0].lower() + question[1:]
-    if rng.random() < BARE_END_SHARE:
-        question = question.rstrip(".?")
-    return question
+    return question.rstrip(".?") if rng.random() < BARE_END_SHARE else question
 
 
 def say(rng: random.Random, section: str, key: str = "answers", **words: str) -> str:
