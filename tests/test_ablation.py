@@ -266,10 +266,7 @@ def test_a_claim_holds_only_where_the_whole_interval_is_above_zero(base, one, sa
 
 
 def test_tables_are_markdown_with_a_row_for_each_variant_and_no_gaps():
-    tables = {
-        "base": [constant_table(0.5), constant_table(0.6)],
-        "tokens_1": [constant_table(0.4)],
-    }
+    tables = {"base": [constant_table(0.5), constant_table(0.6)], "tokens_1": [constant_table(0.4)]}
     comparison = VariantComparison(tables, [BEATS_ONE])
     scores, groups, claims = (table.rows for table in comparison.report_tables())
     assert scores[0][:6] == (

@@ -299,11 +299,7 @@ def test_what_is_no_answer_is_one_sentence(content, message, answers):
     good = answer_of("one.png", {"it": np.ones(SIZE, dtype=np.bool_)})
     broken = json.loads(json.dumps(good))
     broken["segments"][0]["segmentation"]["counts"] = "~"
-    for word, values in (
-        ("GOOD", good),
-        ("HEIGHT", good | {"height": "9"}),
-        ("MASK", broken),
-    ):
+    for word, values in (("GOOD", good), ("HEIGHT", good | {"height": "9"}), ("MASK", broken)):
         content = content.replace(word, json.dumps(values))
     Path("bad.jsonl").write_text(content)
     result = run("export", "bad.jsonl", "--to", "coco", "--out", "out")

@@ -24,8 +24,7 @@ from pixellm.processing.image import PixelLMImageProcessor
 
 CASES = Path(os.environ.get("PIXELLM_CASES_DIR", ""))
 needs_cases = pytest.mark.skipif(
-    not (CASES / "01-exif").is_dir(),
-    reason="Collected files (PIXELLM_CASES_DIR) are not here.",
+    not (CASES / "01-exif").is_dir(), reason="Collected files (PIXELLM_CASES_DIR) are not here."
 )
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)

@@ -116,8 +116,7 @@ def test_polygons_without_area_are_skipped_not_taken_for_boxes():
 
 
 @pytest.mark.parametrize(
-    "polygon",
-    [[0, 0, 3, 0, 3], [0, 0, 3, 0, float("nan"), 3], [0] * 5 + [1e9]],
+    "polygon", [[0, 0, 3, 0, 3], [0, 0, 3, 0, float("nan"), 3], [0] * 5 + [1e9]]
 )
 def test_malformed_polygons_are_refused(polygon):
     with pytest.raises(ValueError, match="polygon"):
@@ -222,10 +221,7 @@ def test_letterbox_needs_pixels(original, side):
         Letterbox.fit(original, side)
 
 
-@given(
-    original=st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
-    side=st.integers(1, 1024),
-)
+@given(original=st.tuples(st.integers(1, 5000), st.integers(1, 5000)), side=st.integers(1, 1024))
 def test_the_long_side_fills_the_canvas(original, side):
     box = Letterbox.fit(original, side)
     assert max(box.resized) == side and min(box.resized) >= 1

@@ -15,12 +15,7 @@ from measuring.phases import PHASES
 from measuring.released import answer_as_released
 from measuring.report import make_report, make_tables
 from measuring.speed import Bench
-from measuring.workload import (
-    SIZES,
-    random_config,
-    random_images,
-    requests_about,
-)
+from measuring.workload import SIZES, random_config, random_images, requests_about
 from pixellm.checkpoint.build import build_model
 
 

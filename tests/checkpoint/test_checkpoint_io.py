@@ -111,11 +111,7 @@ def change_config(**values: object) -> Callable[[Path], None]:
 OUTSIDE = b'{"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}'
 DAMAGES = [
     (written("model.safetensors.index.json", OUTSIDE), ValueError, "no file beside it"),
-    (
-        change_config(text_config={"hidden_size": 20_000_000}),
-        ValueError,
-        "hidden_size = 20000000",
-    ),
+    (change_config(text_config={"hidden_size": 20_000_000}), ValueError, "hidden_size = 20000000"),
     (change_config(text_config={"vocab_size": 3_000}), ValueError, "asks for .3000"),
     (
         change_config(text_config={"num_hidden_layers": 10**7}),

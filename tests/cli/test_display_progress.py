@@ -34,11 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.mark.parametrize(
     ("progress", "step", "line"),
     [
-        (
-            partial(display.scored_progress, unit="scenes"),
-            (3, 9, 0.5),
-            "3/9 scenes, gIoU 0.500",
-        ),
+        (partial(display.scored_progress, unit="scenes"), (3, 9, 0.5), "3/9 scenes, gIoU 0.500"),
         (display.judge_progress, (3, 9, 0.25), "3/9 answers judged, 0.2500 USD"),
         (partial(display.counted_progress, unit="[b]images[/b]"), (3, 9), "3/9 [b]images[/b]"),
     ],

@@ -55,7 +55,7 @@ def test_every_row_fits_the_format_and_the_sample_contract(muse: Path) -> None:
     assert sum(len(entry["questions"]) for entry in entries) == 2 * PHOTOS
     for entry in entries:
         assert set(entry) == {
-            *("file_name", "height", "width", "ann_list", "questions", "answers", "text_answers"),
+            *("file_name", "height", "width", "ann_list", "questions", "answers", "text_answers")
         }
         turns = []
         for question, targets, text in zip(
@@ -64,7 +64,7 @@ def test_every_row_fits_the_format_and_the_sample_contract(muse: Path) -> None:
             assert text.count(SEG_MARK) == len(targets) >= 2
             for target in targets:
                 assert set(target) == {
-                    *("category_id", "category_name", "rephrased_name", "bbox", "segmentation"),
+                    *("category_id", "category_name", "rephrased_name", "bbox", "segmentation")
                 }
                 assert mask_to_box(decode_mask(target["segmentation"])) == tuple(target["bbox"])
             named = tuple(Target(t["rephrased_name"], t["segmentation"]) for t in targets)

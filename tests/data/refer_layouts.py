@@ -109,11 +109,7 @@ def refs_of(instances: dict[str, Any], things: int = 4, versions: int = 2) -> li
 
 
 def write_refer(
-    root: Path,
-    name: str,
-    refs_file: str,
-    instances: dict[str, Any],
-    refs: Any,
+    root: Path, name: str, refs_file: str, instances: dict[str, Any], refs: Any
 ) -> Path:
     """The two files of a data set; the instances file is returned."""
     folder = root / "refer_seg" / name

@@ -23,13 +23,7 @@ from drawn_photos import (
 from PIL import Image
 
 from pixellm.data.check import check_found, find_sets
-from pixellm.data.coco_sets import (
-    OwnCoco,
-    OwnExpressions,
-    PacoLvis,
-    PascalPart,
-    coco_questions,
-)
+from pixellm.data.coco_sets import OwnCoco, OwnExpressions, PacoLvis, PascalPart, coco_questions
 from pixellm.data.dataset import Dataset
 from pixellm.masks import decode_mask
 from pixellm.types import SEG_MARK, Target, Turn

@@ -92,9 +92,7 @@ DOGS = [
 ]
 
 
-def test_every_one_of_a_kind_is_answered_however_many_were_expected(
-    photos_root: WriteFile,
-) -> None:
+def test_every_one_of_a_kind_is_answered_however_many_were_expected(photos_root: WriteFile) -> None:
     root = photos_root(DOGS)
     dogs = ask_kind(root, "every", "dog|pup")
     assert len({turn.question.lower() for turn in dogs}) > 20
@@ -280,9 +278,7 @@ def test_the_same_seed_and_epoch_ask_the_same(photos_root: WriteFile) -> None:
     assert first.dialogues(0, 0)[0].turns != Photos(root, seed=4, augment=True)[0][0].turns
 
 
-def test_exchanged_names_are_used_for_all_and_told_with_the_sample(
-    photos_root: WriteFile,
-) -> None:
+def test_exchanged_names_are_used_for_all_and_told_with_the_sample(photos_root: WriteFile) -> None:
     root = photos_root(DOGS)
     (plain, *_) = Photos(root, kinds={"naming": 1.0, "every": 1.0})[0]
     assert plain.renamed is None

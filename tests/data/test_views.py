@@ -57,9 +57,7 @@ def test_masks_lie_on_the_pixels_of_their_objects_in_every_view(image: Annotated
             assert np.array_equal(decode_mask(one.masks[0]), shown[one.name])
 
 
-def test_views_are_mirrored_and_cut_and_the_same_for_the_same_chance(
-    image: AnnotatedImage,
-) -> None:
+def test_views_are_mirrored_and_cut_and_the_same_for_the_same_chance(image: AnnotatedImage) -> None:
     views = [view_of(image, seed) for seed in range(20)]
     assert len({view.size for view in views}) > 10
     both = [view.classes for view in views if len(view.classes) == 2]
@@ -95,9 +93,7 @@ def test_an_image_of_another_size_is_refused_by_name(image: AnnotatedImage) -> N
         view_of(image, 0)
 
 
-def test_a_reader_that_augments_asks_about_views_and_evaluates_whole_images(
-    tmp_path: Path,
-) -> None:
+def test_a_reader_that_augments_asks_about_views_and_evaluates_whole_images(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     Image.new("RGB", SIZE[::-1]).save(tmp_path / "train/1.png")
     boxes = [rectangle(4, 6, 20, 40), rectangle(40, 10, 60, 30)]

@@ -12,11 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixellm.evaluation.benchmarks import BENCHMARKS, find_benchmark
-from pixellm.evaluation.curves import (
-    calibration_error,
-    compute_calibration,
-    compute_precision,
-)
+from pixellm.evaluation.curves import calibration_error, compute_calibration, compute_precision
 from pixellm.evaluation.metrics import MaskMatch, MuseScorer
 from pixellm.evaluation.records import AnswerRecord, build_record
 from pixellm.evaluation.scores import SCORES, Rules, image_ratios, size_bin

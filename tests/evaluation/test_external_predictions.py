@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 from hand_made_scenes import APPLE, CUP, PEAR, SIZE, cell_mask, make_scene, true_prediction
 
-from pixellm.evaluation.external import (
-    ExternalPredictions,
-    question_to_json,
-    score_predictions,
-)
+from pixellm.evaluation.external import ExternalPredictions, question_to_json, score_predictions
 from pixellm.evaluation.judge import SimilarityJudge
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.scores import Rules

@@ -165,10 +165,7 @@ def test_released_matches_are_counted_per_image():
     first, second = full.copy(), full.copy()
     first[0, 0], second[0, 1] = 5.0, 0.7
     truth = masks_of(0b1111)
-    questions = [
-        (np.concatenate([first, second]), truth),
-        (np.zeros((0, HEIGHT, WIDTH)), truth),
-    ]
+    questions = [(np.concatenate([first, second]), truth), (np.zeros((0, HEIGHT, WIDTH)), truth)]
     assert scores_of(questions)["giou"] == pytest.approx(1 / 3)
     assert scores_of(questions, protocol="released")["giou"] == pytest.approx(1 / 2, abs=1e-5)
 

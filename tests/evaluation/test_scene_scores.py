@@ -17,12 +17,7 @@ from hand_made_scenes import (
 from known_answers import Knowing
 
 from pixellm.evaluation.benchmarks import find_benchmark
-from pixellm.evaluation.evaluate import (
-    BenchmarkRun,
-    answer_freely,
-    answer_questions,
-    evaluate,
-)
+from pixellm.evaluation.evaluate import BenchmarkRun, answer_freely, answer_questions, evaluate
 from pixellm.evaluation.records import AnswerRecord
 from pixellm.evaluation.scores import TEXT_KINDS, TOPICS, is_text_right, overlap_bin
 from pixellm.evaluation.summary import Summary, summarize

@@ -320,10 +320,7 @@ def jsonl(folder: Path, rng: random.Random) -> str:
     line = {
         "id": "one",
         "image": "a.jpg",
-        "turns": [
-            CUP_TURN,
-            {"question": "Is it red?", "answer": "No."},
-        ],
+        "turns": [CUP_TURN, {"question": "Is it red?", "answer": "No."}],
     }
     lines = [to_json(mutate_values(line, rng), rng), to_json({**line, "id": "two"}, rng)]
     rng.shuffle(lines)
@@ -431,16 +428,6 @@ def refcoco(folder: Path, rng: random.Random) -> str:
 
 
 KINDS: dict[str, Callable[..., str]] = {
-    one.__name__: one
-    for one in (
-        image,
-        coco,
-        labelme,
-        jsonl,
-        llava,
-        muse,
-        reasonseg,
-        refcoco,
-    )
+    one.__name__: one for one in (image, coco, labelme, jsonl, llava, muse, reasonseg, refcoco)
 }
 """Images, and data sets that are written here."""

@@ -122,10 +122,7 @@ def _png_masks(root: Path) -> None:
     (root / "train/sentences.csv").write_text(table, encoding="utf-8")
 
 
-_LABEL_NAMES = {
-    "ade20k": {1: "wall", 3: "sky"},
-    "cocostuff": {0: "person", 181: "wood"},
-}
+_LABEL_NAMES = {"ade20k": {1: "wall", 3: "sky"}, "cocostuff": {0: "person", 181: "wood"}}
 """What some numbers of label images stand for."""
 
 WRITERS: dict[str, Callable[[Path], None]] = {

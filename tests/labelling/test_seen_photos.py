@@ -51,9 +51,7 @@ def coffee(tmp_path: Path) -> Any:
     return open_with
 
 
-def test_what_the_encoder_shows_is_asked_for_and_what_shows_no_sign_is_denied(
-    coffee: Any,
-) -> None:
+def test_what_the_encoder_shows_is_asked_for_and_what_shows_no_sign_is_denied(coffee: Any) -> None:
     data = coffee(cup=CUP, airplane=NOWHERE)
     kept = {one.name: one.askable for one in data.teachable(data.row(0)).classes}
     assert kept == {"cup": True}

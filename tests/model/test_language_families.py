@@ -9,12 +9,7 @@ import torch
 
 from conftest import square_sample, tiny_parts, tiny_texts
 from measuring.family_configs import TEXT_FAMILIES
-from pixellm.checkpoint.adapters import (
-    Adapters,
-    attach_adapters,
-    fold_adapters,
-    merged_state,
-)
+from pixellm.checkpoint.adapters import Adapters, attach_adapters, fold_adapters, merged_state
 from pixellm.checkpoint.build import build_model
 from pixellm.checkpoint.export import build_language_model
 from pixellm.checkpoint.parts import LoraShape

@@ -6,12 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pixellm.model.losses import (
-    count_claims,
-    dice_loss,
-    target_refinement_loss,
-    text_loss_sum,
-)
+from pixellm.model.losses import count_claims, dice_loss, target_refinement_loss, text_loss_sum
 
 LOG2 = math.log(2)
 # Three overlapping masks of one answer and one mask of another answer, four pixels each.

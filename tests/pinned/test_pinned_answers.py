@@ -48,8 +48,7 @@ def test_nano_answers_fifty_scenes_as_before(
     entries = json.loads(scenes.read_text("utf-8"))
     requests = [
         pixellm.Request(
-            scenes.parent / entry["file_name"],
-            entry["questions"][index % len(entry["questions"])],
+            scenes.parent / entry["file_name"], entry["questions"][index % len(entry["questions"])]
         )
         for index, entry in enumerate(entries)
     ]

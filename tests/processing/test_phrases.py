@@ -106,10 +106,7 @@ WORDS += ["that", "who", "of", "left", "you", "é", "'", ",", "."]
 
 
 @given(
-    words=st.lists(
-        st.sampled_from(WORDS) | st.text(max_size=4),
-        max_size=12,
-    ),
+    words=st.lists(st.sampled_from(WORDS) | st.text(max_size=4), max_size=12),
     cut=st.tuples(st.floats(0, 1), st.floats(0, 1)),
 )
 def test_the_span_lies_inside_and_is_never_empty_where_there_is_a_word(words, cut):

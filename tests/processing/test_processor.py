@@ -82,11 +82,7 @@ def test_conversations_are_batched_with_padding_on_the_left(processor: PixelLMPr
         asking("Hi?", image=images[0]),
         asking("And what is that on the left?", image=images[1]),
     ]
-    options: dict[str, Any] = {
-        "add_generation_prompt": True,
-        "tokenize": True,
-        "return_dict": True,
-    }
+    options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
     batch = processor.apply_chat_template(conversations, **options)
     assert batch["pixel_values"].shape[0] == 2
     for row, conversation in enumerate(conversations):

@@ -424,9 +424,7 @@ def test_uses_and_categories_are_answered_completely(
     assert checked > 200
 
 
-def test_what_is_denied_is_not_in_the_scene(
-    corpus: list[tuple[Scene, tuple[Turn, ...]]],
-) -> None:
+def test_what_is_denied_is_not_in_the_scene(corpus: list[tuple[Scene, tuple[Turn, ...]]]) -> None:
     checked = 0
     for scene, (turn, *_) in corpus:
         if turn.kind != "negative":

@@ -136,9 +136,7 @@ def shard_on_cpu(precision: str = "no") -> None:
     state = Accelerator(cpu=True, mixed_precision=precision).state
     PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
     state.fsdp_plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        cpu_ram_efficient_loading=False,
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
     )
 
 

@@ -67,12 +67,7 @@ def steps_of(run: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize(
     ("name", "like"),
-    [
-        ("two", "one"),
-        ("two_long", "one_long"),
-        ("sharded", "one"),
-        ("sharded_lora", "one_lora"),
-    ],
+    [("two", "one"), ("two_long", "one_long"), ("sharded", "one"), ("sharded_lora", "one_lora")],
 )
 def test_two_processes_give_the_losses_and_gradients_of_one(
     runs: Path, name: str, like: str
