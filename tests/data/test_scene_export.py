@@ -103,7 +103,8 @@ def test_a_failure_half_way_leaves_no_file(data, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "draw_contact_sheet", fail)
     with pytest.raises(RuntimeError, match="out of paint"):
         export_scenes(data, tmp_path / "out", 2)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    # Some versions of filelock take the file of a lock away with it.
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {".lock"}
 
 
 def test_impossible_wishes_are_one_sentence(data, tmp_path):
