@@ -58,7 +58,7 @@ def test_what_the_encoder_shows_is_asked_for_and_what_shows_no_sign_is_denied(co
     asked = SeenPhotos(data.root, kinds={"every": 1.0, "negative": 1.0})
     answers = [
         (turn.question.lower(), turn.answer)
-        for epoch in range(30)
+        for epoch in range(12)
         for sample in asked.dialogues(0, epoch)
         for turn in sample.turns
     ]
