@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from prediction_jobs import BATCH_SIZE, Stub, answer_job, make_job
 from typer.testing import CliRunner, Result
 
@@ -109,3 +112,25 @@ def test_a_cluster_gives_the_same_file(cluster: None, kind: str, tmp_path: Path)
     spread = answer_on_ray(Stub, "stub", workers=1)
     answer_rows(rows, tmp_path / "there.jsonl", "stub", spread, BATCH_SIZE)
     assert (tmp_path / "there.jsonl").read_bytes() == whole
+
+
+def test_workers_get_what_builds_the_questions_about_photos(tmp_path: Path) -> None:
+    from ray import cloudpickle
+
+    annotations = [
+        {"id": n, "image_id": 1, "category_id": n, "segmentation": [[x, 5, x + 40, 5, x, 60 + n]]}
+        for n, x in ((1, 5), (2, 60), (3, 110))
+    ]
+    values = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 120, "width": 200}],
+        "annotations": annotations,
+        "categories": [{"id": n, "name": name} for n, name in ((1, "dog"), (2, "cat"), (3, "car"))],
+    }
+    for folder in ("train", "annotations"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (200, 120)).save(tmp_path / "train" / "a.png")
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(values))
+    rows = open_rows("photos", tmp_path, "train")
+    build = pickle.loads(cloudpickle.dumps(rows.build))
+    assert [build(n).question for n in rows.numbers] == [row.question for row in rows]
+    assert len(rows) > 1

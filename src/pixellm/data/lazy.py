@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar, overload
+from typing import Generic, TypeVar, overload
 
 from pixellm.data.table import BadRow
 
@@ -35,3 +35,20 @@ class Lazy(Sequence[T]):
         if isinstance(index, slice):
             return Lazy(self.numbers[index], self.build, self.bad_rows)
         return self.build(self.numbers[index])
+
+
+class LastKept(Generic[T]):
+    """What ``build`` makes of a number; what it made last is kept.
+
+    Beside functools' caches because workers on other machines get it, pickled.
+    """
+
+    def __init__(self, build: Callable[[int], T]) -> None:
+        self._build = build
+        self._last: tuple[int, T] | None = None
+
+    def __call__(self, number: int) -> T:
+        """The entry of a number."""
+        if self._last is None or self._last[0] != number:
+            self._last = (number, self._build(number))
+        return self._last[1]

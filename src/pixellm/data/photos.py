@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from pixellm.data.coco import ANNOTATIONS, published_or
 from pixellm.data.coco_sets import OwnCoco
 from pixellm.data.dataset import BadRow, check_at_least_one, path_of_split
 from pixellm.data.json_values import identity
-from pixellm.data.lazy import Lazy
+from pixellm.data.lazy import LastKept, Lazy
 from pixellm.masks import decode_mask
 from pixellm.scenes.knowledge import Knowledge
 from pixellm.scenes.photo_knowledge import knowledge_of_categories
@@ -192,7 +191,7 @@ class Photos(PhotoSet):
                 asked += [(item, number) for number in range(len(self._evaluation(item)))]
             except (OSError, ValueError) as error:
                 bad.append(BadRow(*self.where(item), str(error)))
-        samples_of = lru_cache(maxsize=1)(self._evaluation)
+        samples_of = LastKept(self._evaluation)
 
         def build(number: int) -> Sample:
             item, dialogue = asked[number]

@@ -13,7 +13,6 @@ from bisect import bisect_right
 from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from pydantic import ValidationInfo, field_validator
 
 from pixellm.data.dataset import Row
 from pixellm.data.json_values import parse_line, text_fault, whole_number
-from pixellm.data.lazy import Lazy
+from pixellm.data.lazy import LastKept, Lazy
 from pixellm.files import STANDARD, read_input
 from pixellm.image_files import DRAWINGS, has_image_name, image_size, is_url
 from pixellm.types import Sample
@@ -124,7 +123,7 @@ def rows_of_samples(
     to count.
     """
     starts = range(len(samples) + 1) if single_turns else _first_rows(samples)
-    sample_at = lru_cache(maxsize=1)(samples.__getitem__)  # turns of one dialogue follow each other
+    sample_at = LastKept(samples.__getitem__)  # turns of one dialogue follow each other
 
     def build(number: int) -> JobRow:
         if number >= starts[-1]:
