@@ -134,7 +134,7 @@ def load_variants(recipes: Sequence[Path], overrides: Iterable[str] = ()) -> dic
 
 
 def load_claims(recipes: Iterable[Path]) -> list[Claim]:
-    """What the files :data:`CLAIMS_FILE` beside recipes claim."""
+    """What the files :data:`CLAIMS_FILE` beside recipes claim; ValueError for other content."""
     claims: list[Claim] = []
     found = [path.parent for recipe in recipes for path in find_recipes(recipe)]
     for path in dict.fromkeys(folder / CLAIMS_FILE for folder in found):
@@ -350,8 +350,8 @@ class VariantComparison:
 
     Intervals are percentile bootstraps on two levels: seeds and images are both drawn with
     replacement, and all variants share the draws of images, so that differences are paired. The
-    tables are those of :func:`tabulate_images`, one for each seed. Claims are looked at wherever
-    both variants are there.
+    tables are those of :func:`tabulate_images`, one for each seed; ValueError where they are over
+    different images. Claims are looked at wherever both variants are there.
     """
 
     def __init__(

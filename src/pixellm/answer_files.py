@@ -132,7 +132,8 @@ def write_answer(
 ) -> list[Path]:
     """Write the wanted parts of an answer, all or none; gives the files as overlay, JSON, masks.
 
-    The image is upright, in RGB; the values are those of :func:`prediction_to_json`.
+    The image is upright, in RGB; the values are those of :func:`prediction_to_json`. OSError as of
+    :func:`~pixellm.files.write_files`.
     """
     files: dict[Path, bytes] = {}
     if destinations.overlay is not None:
@@ -147,7 +148,7 @@ def write_answer(
 
 
 def prediction_to_json(prediction: Prediction, image: str, model: str) -> dict[str, Any]:
-    """An answer, masks in pixels of the original image, as values that JSON knows.
+    """An answer, masks (H, W) bool in pixels of the original image, as values that JSON knows.
 
     Returns:
         ``image``, ``width``, ``height``, ``question``, ``answer``, ``model``, and ``segments``,
@@ -182,7 +183,7 @@ def segment_to_json(segment: Segment) -> dict[str, Any]:
 
 
 def overlay_bytes(image: Image.Image, prediction: Prediction, suffix: str) -> bytes:
-    """The image with the masks drawn over it, encoded as the suffix says (".png", ".jpg")."""
+    """The image with the masks drawn over it, encoded by a suffix as of :func:`encode_image`."""
     masks = [segment.mask for segment in prediction.segments]
     labels = [segment.label for segment in prediction.segments]
     return encode_image(draw_overlay(image, masks, labels), suffix)
@@ -204,7 +205,7 @@ def mask_files(prediction: Prediction, folder: Path) -> dict[Path, bytes]:
 
 
 def check_image_name(path: Path, original: Path | None = None) -> None:
-    """Refuse a name of no format that Pillow writes, and the original, which must stay."""
+    """Refuse, by a ValueError, a name of no format that Pillow writes, and the original file."""
     format_name = Image.registered_extensions().get(path.suffix.lower())
     if format_name not in Image.SAVE:
         raise ValueError(f"{path} has no suffix of an image; name it {path.stem or 'answer'}.png.")
@@ -215,7 +216,8 @@ def check_image_name(path: Path, original: Path | None = None) -> None:
 def check_destinations(destinations: Destinations, original: Path | None) -> None:
     """Refuse places where a part of an answer would replace another, the image, or foreign files.
 
-    ``original`` is the file of the image that is asked about; None where it has none.
+    ``original`` is the file of the image that is asked about; None where it has none. ValueError
+    where a part would be lost, or for a name of no image format; OSError for what can't be written.
     """
     overlay, json_file, folder = destinations.overlay, destinations.json, destinations.masks
     if overlay is not None:

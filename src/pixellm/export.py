@@ -153,7 +153,7 @@ def gather_labels(
 
 
 def check_export(folder: Path, format_name: str) -> None:
-    """Refuse a folder that an export can't go to, or a format that is not known."""
+    """Refuse, by OSError, a folder that no export can go to; by ValueError, an unknown format."""
     if format_name not in FORMATS:
         raise ValueError(f"There is no format {format_name!r}; known: {', '.join(FORMATS)}.")
     check_merged(folder)

@@ -435,8 +435,8 @@ class LineLog:
     """A file of JSON lines that only grows; a context manager. See :func:`locked`.
 
     After a kill at any moment the file holds whole lines and perhaps a torn end, which is cut off
-    when it is opened again; what can't be the beginning of our own line is refused instead. The
-    file is made where missing, with its folder; every line begins with ``start``.
+    when it is opened again; what can't be the beginning of our own line is refused instead, by a
+    ValueError. The file is made where missing, with its folder; every line begins with ``start``.
     """
 
     def __init__(self, path: Path, start: str = "{") -> None:

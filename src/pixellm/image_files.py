@@ -68,7 +68,7 @@ EXAMPLES = Path(__file__).parent / "examples"
 
 
 def example_image(name: str) -> Path:
-    """Path of a bundled photo: "astronaut", "chelsea" or "coffee"."""
+    """Path of a bundled photo, "astronaut", "chelsea" or "coffee"; FileNotFoundError for others."""
     path = EXAMPLES / f"{name}.jpg"
     known = sorted(photo.stem for photo in EXAMPLES.glob("*.jpg"))
     if name not in known:
@@ -137,7 +137,10 @@ def has_image_name(path: Path) -> bool:
 
 
 def load_annotated(source: ImageSource, size: Size, name: str) -> Image.Image:
-    """Read an image whose annotation says its (height, width); errors begin with ``name``."""
+    """Read an image whose annotation says its (height, width).
+
+    Raises as :func:`load_image`, and a ValueError that begins with ``name`` for another size.
+    """
     image = load_image(source)
     if fault := size_mismatch((image.height, image.width), size):
         raise ValueError(f"{name}: {fault}")
@@ -147,7 +150,7 @@ def load_annotated(source: ImageSource, size: Size, name: str) -> Image.Image:
 def load_embedded(data: bytes, name: str, max_pixels: int | None = None) -> Image.Image:
     """An image that lies inside another file, read as :func:`load_image` reads one.
 
-    Errors call it ``name``. One with more than ``max_pixels`` is refused before it is decoded.
+    Errors call it ``name``. More than ``max_pixels`` are a ValueError, before it is decoded.
     """
     with _opened(io.BytesIO(data), name) as image:
         if max_pixels is not None and image.width * image.height > max_pixels:

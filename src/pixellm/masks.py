@@ -90,7 +90,8 @@ def segmentation_to_rle(segmentation: Sequence[Any] | Mapping[str, Any], size: S
 def list_polygons(shape: Sequence[Any], depth: int = _DEEPEST_POLYGON) -> list[list[Any]]:
     """The polygons of a COCO ``segmentation``, each flat: [x0, y0, x1, y1, ...].
 
-    They may lie at any depth, and their points may be lists of their own.
+    They may lie at any depth, and their points may be lists of their own. ValueError for what is no
+    such list, or nested too deep.
     """
     if not depth:
         raise ValueError("A mask's polygons are nested too deep.")
@@ -141,7 +142,7 @@ def mask_to_box(mask: BoolMask) -> tuple[int, int, int, int]:
 
 
 def mask_iou(first: BoolMask, second: BoolMask) -> float:
-    """Intersection over union of two (H, W) masks; two empty masks agree, which is 1."""
+    """Intersection over union of two (H, W) masks of one size; 1 of two empty ones."""
     return float(pairwise_iou(first[None], second[None])[0, 0])
 
 
@@ -226,7 +227,7 @@ class Letterbox:
 
     @classmethod
     def fit(cls, original: Size, canvas_side: int) -> Letterbox:
-        """Scale the long side of an image to the side of the canvas."""
+        """Scale an image's long side to the side of the canvas; ValueError for sides below 1."""
         if min(*original, canvas_side) < 1:
             raise ValueError(f"An image of {original} can't lie in a canvas of {canvas_side}.")
         scale = canvas_side / max(original)

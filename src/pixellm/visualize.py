@@ -56,7 +56,7 @@ def segment_color(index: int) -> Color:
 
 
 def css_color(index: int) -> str:
-    """The same as ``#rrggbb``."""
+    """The colour of a segment as ``#rrggbb``."""
     return "#{:02x}{:02x}{:02x}".format(*segment_color(index))
 
 
@@ -114,7 +114,8 @@ def draw_contact_sheet(
     """Lay images of any size out in rows, a caption under each, as an RGB image on white.
 
     Each is scaled to lie in a square of ``tile_width`` pixels, a row is as high as its highest
-    tile. Captions are wrapped to that width; their line breaks are kept.
+    tile. Captions are wrapped to that width; their line breaks are kept. ValueError for no tiles,
+    captions that differ in number, and sizes below 1.
     """
     captions = [""] * len(tiles) if captions is None else captions
     if not tiles or len(captions) != len(tiles) or min(columns, tile_width) < 1:
@@ -143,7 +144,8 @@ def draw_contact_sheet(
 def encode_image(image: Image.Image, suffix: str, **options: Any) -> bytes:
     """An image as a file that names its maker, where its format has room for that.
 
-    The suffix chooses the format (".png", ".jpg"); options are those of Pillow's writer.
+    The suffix chooses the format (".png", ".jpg"), ValueError for one that Pillow does not write;
+    options are those of Pillow's writer.
     """
     name = Image.registered_extensions().get(suffix.lower(), "")
     note = f"generator: {MAKER}"

@@ -254,10 +254,10 @@ def seeded_fraction(seed: int, *parts: object) -> float:
 
 
 def jpeg_data_url(path: Path, max_side: int, box: Sequence[float] | None = None) -> str:
-    """A photo, upright, as a JPEG ``data:`` URL; longer sides than ``max_side`` are scaled down.
+    """A photo, upright, as a JPEG ``data:`` URL; sides over ``max_side`` pixels are scaled down.
 
-    Of a box, (x, y, width, height), only that part with a margin. ValueError for a damaged photo,
-    OSError for a missing one.
+    Of a box, (x, y, width, height) in pixels, only that part with a margin. ValueError for a
+    damaged photo, OSError for a missing one.
     """
     image = load_image(path)
     if box is not None:

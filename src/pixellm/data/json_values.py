@@ -106,7 +106,7 @@ def inner_file(folder: Path, name: str, start: Path | None = None) -> Path:
 
 
 def inner_path(name: str) -> PurePosixPath:
-    """A path below the folder that it is joined to, backslashes turned; see :func:`inner_file`."""
+    """A path below the folder that it is joined to, or ValueError; as of :func:`inner_file`."""
     path = PurePosixPath(posixpath.normpath(name.replace("\\", "/")) if name else "")
     outside = path.is_absolute() or ".." in path.parts or bool(PureWindowsPath(name).drive)
     if outside or not path.parts or "\0" in name:

@@ -139,7 +139,8 @@ class LabelMe(ClassDataset):
 def shape_to_rle(shape: Mapping[str, Any], size: tuple[int, int]) -> RLE:
     """The mask of an entry of LabelMe's ``shapes``, in an image of (height, width).
 
-    ValueError where it has no area, lies outside the image or is malformed.
+    Its ``points`` are [[x, y], ...] in pixels. ValueError where it has no area, lies outside the
+    image or is malformed.
     """
     kind = shape.get("shape_type") or "polygon"
     try:

@@ -25,7 +25,8 @@ def run_in_portions(
 ) -> list[Result]:
     """Work on ``items`` by portions of at most ``largest``; results in order.
 
-    A portion that does not fit into memory is halved, and so are those behind it.
+    A portion that does not fit into memory is halved, and so are those behind it. What ``work``
+    raises of a single item, or for another reason, passes.
     """
     done: list[Result] = []
     while len(done) < len(items):

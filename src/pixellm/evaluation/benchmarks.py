@@ -69,7 +69,7 @@ class Benchmark:
         return reader_class(self.name).splits
 
     def rules(self, mode: Mode | None = None, protocol: Protocol = "strict") -> Rules:
-        """The rules of a run."""
+        """The rules of a run; ValueError for a mode or protocol that the benchmark lacks."""
         chosen = self.modes[0] if mode is None else mode
         if chosen not in self.modes:
             raise ValueError(f"{self.name} is answered {' or '.join(self.modes)}, not {chosen!r}.")
@@ -220,7 +220,10 @@ def open_questions(
 
 
 def usual_split(name: str) -> str:
-    """The split that is asked where none is named: the benchmark's, ``val``, or the first."""
+    """The split that is asked where none is named: the benchmark's, ``val``, or the first.
+
+    ValueError where no data set is called so.
+    """
     _check_name(name)
     if name in BENCHMARKS:
         return BENCHMARKS[name].split

@@ -194,7 +194,8 @@ def question_id(sample: Sample, number: int) -> str:
 def question_to_json(sample: Sample, number: int, image: str) -> dict[str, Any]:
     """What another system is told about a question; nothing of its answer.
 
-    The history holds the true earlier turns as [question, answer] pairs.
+    It has ``id``, ``image``, ``width`` and ``height`` in pixels, ``question`` and ``history``, the
+    true earlier turns as [question, answer] pairs.
     """
     earlier = sample.turns[:number]
     return {

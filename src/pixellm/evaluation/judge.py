@@ -126,7 +126,10 @@ def describe_targets(turn: Turn) -> tuple[str, ...]:
 
 
 class Judge(ABC):
-    """Anything that rates answers; ratings below ``threshold``, 1 to 10, reject a mask."""
+    """Anything that rates answers; ratings below ``threshold`` reject a mask.
+
+    ValueError for a threshold off the scale, 1 to 10.
+    """
 
     kind: str
     name: str

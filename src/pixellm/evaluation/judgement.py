@@ -63,7 +63,7 @@ class JudgedScores:
 
 
 def check_judging(run: BenchmarkRun) -> None:
-    """Refuse a run of given texts, and one whose masks are not counted one by one."""
+    """ValueError for a run of given texts, and one whose masks are not counted one by one."""
     if run.rules.mode != "free":
         raise ValueError(
             f"With --mode {run.rules.mode} the texts are given, so there is nothing to judge; "

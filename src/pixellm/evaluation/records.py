@@ -209,7 +209,7 @@ def record_to_json(record: AnswerRecord, model: str = "", image: str = "") -> di
 
 
 def record_from_json(values: Mapping[str, Any]) -> AnswerRecord:
-    """The way back from :func:`record_to_json`."""
+    """The way back; other values raise ValueError, LookupError, TypeError or AttributeError."""
     answer, beside = read_answer(values), values["evaluation"]
     if answer is None:
         raise ValueError("it tells a problem instead of an answer")

@@ -102,7 +102,7 @@ class LabelRun:
         }
 
     def photos(self) -> list[str]:
-        """Names of the photos below the folder, with boxes where these are known; at least one."""
+        """Names of the photos below the folder, with boxes where known; or FileNotFoundError."""
         names = [row.image for row in read_rows(self.images, "label")]
         names = [name for name in names if self.boxes is None or name in self.boxes]
         if not names:

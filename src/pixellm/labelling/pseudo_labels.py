@@ -221,7 +221,7 @@ def box_iou(first: Box, second: Box) -> float:
 
 
 def read_proposals(path: Path) -> Proposals:
-    """Read the boxes of a COCO file; annotations without a ``score`` are certain."""
+    """Read the boxes of a COCO file, or ValueError; annotations without a ``score`` are certain."""
     values = read_json(path)
     try:
         names = {one["id"]: category_name(one) for one in values["categories"]}

@@ -53,7 +53,7 @@ _LONGEST_LABEL = 40
 
 
 def check_plots() -> None:
-    """Make sure that plots can be drawn, before the work that they are to show."""
+    """ImportError where plots can't be drawn, before the work that they are to show."""
     if find_spec("matplotlib") is None:
         raise ImportError("Plots need matplotlib; install it with `pip install 'pixellm[eval]'`.")
 

@@ -66,7 +66,7 @@ def mask_layer(mask: BoolMask, index: int, side: int) -> str:
 
 
 def check_preview(out: Path) -> None:
-    """Refuse a folder where a preview would replace files that are not of a preview."""
+    """OSError for a folder where a preview would replace files that are not of a preview."""
     check_folder(out)
     for path in _preview_files(out):
         check_file(path)

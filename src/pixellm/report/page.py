@@ -100,6 +100,7 @@ def check_report(folder: Path, name: str, keys: Iterable[str]) -> None:
     """Refuse a folder whose files a report would replace though they are not of a report.
 
     The files are called ``name`` with an ending each; the JSON of such a report has ``keys``.
+    OSError for such files, and for a folder that can't be written.
     """
     check_folder(folder)
     for suffix, wanted in ((".json", keys), (".md", ()), (".html", ())):
@@ -110,7 +111,8 @@ def write_report(folder: Path, name: str, report: Report) -> list[Path]:
     """Write a report as JSON, Markdown and one HTML page that loads nothing: all or none.
 
     The folder is made where missing, but not those above it. The files are called ``name`` with an
-    ending each; their paths come back.
+    ending each; their paths come back. OSError where they can't be written, or another process
+    writes there.
     """
     shown = {
         "title": report.title,

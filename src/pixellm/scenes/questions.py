@@ -179,7 +179,7 @@ def _are_allowed(drafts: Sequence[Draft], allowed: Allowed | None) -> bool:
 def check_weights(
     weights: Mapping[str, float], known: Iterable[str] = (*_ASKS, "follow_up")
 ) -> None:
-    """Refuse what is no table of weights, an unknown kind, a negative weight, or nothing to ask."""
+    """ValueError for no table of weights, an unknown kind, a negative weight, or nothing to ask."""
     if not isinstance(weights, Mapping):
         raise ValueError(f"Weights of kinds of questions are a table of numbers, not {weights!r}.")
     for kind, weight in weights.items():

@@ -24,7 +24,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose updates are near-orthogonal matrices (Jordan et al., "Muon", 2024).
 
     The learning rate is on AdamW's scale, the weight decay decoupled, and the momentum that of the
-    gradient's running mean, in the manner of Nesterov.
+    gradient's running mean, in the manner of Nesterov. Groups may set `lr` and `weight_decay`;
+    ValueError for a tensor that is no matrix.
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(matrix: Tensor) -> Tensor:
     """A matrix with the same singular vectors and singular values near 1, by Newton-Schulz rounds.
 
-    It may have any scale; zeros stay zeros. The result is bfloat16 on a GPU and float32 elsewhere.
+    (rows, columns) of any scale; zeros stay zeros. The result is bfloat16 on a GPU and float32
+    elsewhere.
     """
     x = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
     is_tall = x.shape[0] > x.shape[1]

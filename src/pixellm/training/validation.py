@@ -45,7 +45,9 @@ def evaluate_run(
     """Scores of free generation, by the strict protocol, where any image counts towards them.
 
     Asked is every dialogue about the first images of the data set; of drawn scenes the benchmark's
-    questions. The model is left in evaluation mode.
+    questions. The model is left in evaluation mode. Scores go by the names of
+    :data:`~pixellm.training.config.ValidationScore`. ImportError for scenes without the extra
+    `scenes`, ValueError for a data set that is unknown or cannot be read.
     """
     from pixellm.engine import Engine
     from pixellm.evaluation.benchmarks import SCENES, find_benchmark, open_questions
