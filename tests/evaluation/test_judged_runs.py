@@ -11,12 +11,15 @@ from typer.testing import CliRunner
 
 from chat_server import Answer, ChatServer, user_text
 from pixellm.cli.main import app
+from pixellm.cli.options import JudgeOptions
 from pixellm.evaluation.evaluate import BenchmarkRun
 from pixellm.evaluation.evaluate import evaluate as answer
-from pixellm.evaluation.judge import SimilarityJudge
+from pixellm.evaluation.judge import DEFAULT_THRESHOLD, LLMJudge, SimilarityJudge
 from pixellm.evaluation.judgement import check_judging, judge_evaluation
+from pixellm.evaluation.metrics import MuseScorer
 from pixellm.evaluation.report import report_of
 from pixellm.files import locked
+from pixellm.llm.prices import Price
 from pixellm.llm.store import RequestStore
 from pixellm.report.page import write_report
 
@@ -219,3 +222,15 @@ def test_bad_options_are_one_sentence(tmp_path, monkeypatch, options, says):
     assert code == 2 and says in output
     assert len(output.strip().splitlines()) == 1
     assert not list(tmp_path.glob("*/"))
+
+
+def test_the_usual_threshold_is_that_of_the_paper_s_scorer():
+    assert JudgeOptions().judge_threshold == DEFAULT_THRESHOLD == MuseScorer().judge_threshold
+
+
+def test_reports_name_a_server_without_its_password(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-nobody")
+    url, price = "https://me:secret@judge.example/v1?key=1", Price(1, 1)
+    judge = LLMJudge("m", url, tmp_path / "cache", price=price)
+    named = {"kind": "llm", "threshold": DEFAULT_THRESHOLD, "model": "m"}
+    assert judge.describe() == {**named, "server": "https://judge.example/v1"}
