@@ -41,6 +41,10 @@ def test_a_configuration_survives_its_own_dictionary() -> None:
         ),
         ({"target_refinement_alpha": 0.5}, "at least 1"),
         ({"vision_config": {"hidden_size": 8}}, "model_type"),
+        *(
+            ({"vision_config": {"model_type": "yolox", "extra_sizes": [share]}}, "of the canvas")
+            for share in (0, -1.0, 1e9, float("nan"), "half")
+        ),
     ],
 )
 def test_shapes_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:

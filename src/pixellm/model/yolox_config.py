@@ -6,8 +6,11 @@ Apart from the encoder, so that a PixelLM's configuration can be read without an
 from __future__ import annotations
 
 from dataclasses import field
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
+
+_LARGEST_SHARE = 2
 
 
 class YoloxConfig(PreTrainedConfig):
@@ -21,9 +24,9 @@ class YoloxConfig(PreTrainedConfig):
         pixel_offset: added to what comes in, so that the padding, 0, becomes the grey that the
             detector was trained with.
         image_size: side of the usual canvas in pixels.
-        extra_sizes: sizes, as shares of the canvas, at which the detector reads it
-            once more: instances that fill a large canvas are found better on a
-            smaller one, of the size that the detector was trained at.
+        extra_sizes: sizes, as shares of the canvas above 0 and up to 2, at which the detector
+            reads it once more: instances that fill a large canvas are found better on a smaller
+            one, of the size that the detector was trained at.
         class_names: what the classes are called, where that is known.
     """
 
@@ -37,6 +40,17 @@ class YoloxConfig(PreTrainedConfig):
     image_size: int = 416
     extra_sizes: list[float] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Refuse sizes that no canvas can have."""
+        self.extra_sizes = list(self.extra_sizes or ())
+        super().__post_init__(**kwargs)
+        for share in self.extra_sizes:
+            if not (isinstance(share, int | float) and 0 < share <= _LARGEST_SHARE):
+                raise ValueError(
+                    f"extra_sizes holds {share!r}; its entries are shares of the canvas, above 0 "
+                    f"and at most {_LARGEST_SHARE}."
+                )
 
     @property
     def state_size(self) -> int:
