@@ -1,6 +1,6 @@
-"""How long the embedded model takes: loading, and answering about one image.
+"""How long an embedded model takes: loading, and answering the example question about one image.
 
-    python benchmarks/nano_latency.py [--repeats 9] [--json FILE]
+    python benchmarks/nano_latency.py [--model nano] [--repeats 9] [--json FILE]
 
 Prints medians with their range, the machine's cores and the versions they were measured with.
 """
@@ -19,29 +19,34 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LOAD = (
-    "import time; start = time.perf_counter(); import pixellm;"
-    " pixellm.load('nano-scenes', device='cpu');"
+    "import sys, time; start = time.perf_counter(); import pixellm;"
+    " pixellm.load(sys.argv[1], device='cpu');"
     " print(time.perf_counter() - start)"
 )
+ASKED = {
+    "nano": ("src/pixellm/examples/coffee.jpg", "src/pixellm/examples/question.txt"),
+    "nano-scenes": ("examples/scene.png", "examples/scene_question.txt"),
+}
+"""Image and question of each model."""
 
 
-def time_loading(repeats: int) -> list[float]:
+def time_loading(model: str, repeats: int) -> list[float]:
     """Seconds from a fresh interpreter's first import to a model that can answer."""
     runs = []
     for _ in range(repeats):
-        done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, check=True)
+        done = subprocess.run([sys.executable, "-c", LOAD, model], capture_output=True, check=True)
         runs.append(float(done.stdout.split()[-1]))
     return runs
 
 
-def time_answers(repeats: int) -> dict[str, list[float]]:
+def time_answers(model: str, repeats: int) -> dict[str, list[float]]:
     """Seconds of an answer with the image encoded anew, and with it cached."""
     import pixellm
 
-    keeping = pixellm.load("nano-scenes", device="cpu")
+    keeping = pixellm.load(model, device="cpu")
     forgetting = pixellm.Engine(keeping.model, keeping.processor, cached_images=0)
-    image = ROOT / "examples" / "scene.png"
-    question = (ROOT / "examples" / "scene_question.txt").read_text(encoding="utf-8").strip()
+    image, text = (ROOT / path for path in ASKED[model])
+    question = text.read_text(encoding="utf-8").strip()
     fresh, cached = [], []
     keeping.predict(image, question)
     for _ in range(repeats):
@@ -55,13 +60,15 @@ def time_answers(repeats: int) -> dict[str, list[float]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=list(ASKED), default="nano")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     import torch
     import transformers
 
-    figures = {"load": time_loading(options.repeats), **time_answers(options.repeats)}
+    loading = time_loading(options.model, options.repeats)
+    figures = {"load": loading, **time_answers(options.model, options.repeats)}
     report = {
         "command": "python " + " ".join(["benchmarks/nano_latency.py", *sys.argv[1:]]),
         "cores": os.cpu_count(),
