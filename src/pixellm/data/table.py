@@ -87,7 +87,10 @@ class Table(Sequence[Any]):
 
 
 class TableWriter:
-    """Writes a table, with such columns of numbers, batch by batch into a file, or into memory."""
+    """Writes a table batch by batch, into a file, or into memory where ``path`` is None.
+
+    ``columns`` names the columns of numbers.
+    """
 
     def __init__(self, path: Path | None, columns: Sequence[str]) -> None:
         import pyarrow
