@@ -10,7 +10,7 @@ import pytest
 
 from pixellm.data import table
 from pixellm.data.dialogues import JsonlSamples
-from pixellm.data.table import BadRow, TablesWriter, open_tables
+from pixellm.data.table import BadRow, TablesWriter, TableWriter, open_tables
 
 
 @pytest.fixture
@@ -112,3 +112,10 @@ def test_a_data_set_from_the_cache_is_the_same(
     near = JsonlSamples("")
     assert near.where(0) == (Path("train.jsonl"), "line 1"), "not the path it was first read by"
     assert near[0][0].image == Path("a.jpg")
+
+
+def test_a_number_that_is_not_whole_is_refused_and_not_cut() -> None:
+    rows = TableWriter(None, ["number"])
+    rows.append({}, 1.5)
+    with pytest.raises(TypeError):
+        rows.close()
