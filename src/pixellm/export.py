@@ -55,7 +55,7 @@ class LabelledObject:
 
 @dataclass(slots=True)
 class LabelledImage:
-    """An image of (height, width), called as its answers call it, and what these show in order."""
+    """An image of (height, width) pixels, named as its answers name it, and what these show."""
 
     name: str
     size: tuple[int, int]
